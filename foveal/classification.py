@@ -1,0 +1,193 @@
+"""What a classification is: the logits, and the looks they came from.
+
+`Classification` is what every classifier of this package returns, for one image or a batch; explanation, evaluation
+and prediction read nothing else. Coordinates are (y0, x0, y1, x1) in full-resolution pixels of the image as a person
+sees it, half-open, floats, and may reach outside the image.
+
+Example:
+    >>> import numpy as np, torch
+    >>> looks = Glimpses(image=np.array([0, 0]), box=np.array([[0, 0, 64, 64], [32, 0, 64, 32.]]), size=(16, 16),
+    ...                  level=np.array([1, 2]), parent=np.array([-1, 0]), probability=torch.tensor([1, 0.5]),
+    ...                  contribution=torch.tensor([[0.5, 0.0], [1.5, 0.5]]))
+    >>> batch = Classification(logits=torch.tensor([[2.0, 0.5]]), glimpses=looks, class_names=("cat", "dog"))
+    >>> batch[0].label, round(float(batch[0].probability), 3), len(batch[0].glimpses)
+    ('cat', 0.818, 2)
+    >>> batch[0].glimpses[1].box
+    (32.0, 0.0, 64.0, 32.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+class Glimpse(NamedTuple):
+    """One look at one image.
+
+    Attributes:
+        image: which image of the batch.
+        box: (y0, x0, y1, x1) in full-resolution pixels.
+        size: (height, width) the box was resampled to.
+        level: processing level, 1 for the thumbnail.
+        parent: position, among this image's glimpses, of the glimpse it was chosen from; None for the first.
+        probability: with which it was chosen, given the looks before it; 1 for a look that is always taken.
+        contribution: (classes,) what it added to the logits, or None where the model is not additive.
+    """
+
+    image: int
+    box: Box
+    size: tuple[int, int]
+    level: int
+    parent: int | None
+    probability: float
+    contribution: Tensor | None
+
+
+@dataclass(frozen=True)
+class Glimpses(Sequence[Glimpse]):
+    """The looks of a batch, image by image, in the order they were chosen.
+
+    Attributes:
+        image: (M,) int, which image of the batch; ascending.
+        box: (M, 4) float64.
+        size: (height, width) every box was resampled to.
+        level: (M,) int, processing level.
+        parent: (M,) int, row of the glimpse it was chosen from, counted within its own image; -1 for none.
+        probability: (M,) tensor.
+        contribution: (M, classes) tensor, or None.
+    """
+
+    image: np.ndarray
+    box: np.ndarray
+    size: tuple[int, int]
+    level: np.ndarray
+    parent: np.ndarray
+    probability: Tensor
+    contribution: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        """Glimpse ``index``, or the `Glimpses` of a slice or mask."""
+        if isinstance(index, slice | np.ndarray):
+            rows = torch.as_tensor(np.arange(len(self))[index], device=self.probability.device)
+            return Glimpses(
+                self.image[index], self.box[index], self.size, self.level[index], self.parent[index],
+                self.probability[rows], None if self.contribution is None else self.contribution[rows],
+            )  # fmt: skip
+        parent = int(self.parent[index])
+        return Glimpse(
+            image=int(self.image[index]),
+            box=tuple(map(float, self.box[index])),
+            size=self.size,
+            level=int(self.level[index]),
+            parent=None if parent < 0 else parent,
+            probability=float(self.probability[index]),
+            contribution=None if self.contribution is None else self.contribution[index],
+        )
+
+    def __iter__(self) -> Iterator[Glimpse]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Logits of one image, (classes,), or of a batch, (B, classes), with the looks behind them.
+
+    Index or iterate a batch to get the classification of each image.
+
+    Attributes:
+        logits: (classes,) or (B, classes).
+        glimpses: the looks, see `Glimpses`.
+        class_names: names in the order of the logits; numbers stand in where there are none.
+        maps: attention maps by name, each (heads, h, w) or (B, heads, h, w); empty for models without.
+        bytes_read: bytes read from files for each image, int or (B,) array; None for images in memory.
+    """
+
+    logits: Tensor
+    glimpses: Glimpses
+    class_names: tuple[str, ...] = ()
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    bytes_read: np.ndarray | int | None = None
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, same shape, float32 at least."""
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).softmax(-1)
+
+    @property
+    def probability(self) -> Tensor:
+        """Probability of the predicted class: a scalar, or (B,)."""
+        return self.probabilities.amax(-1)
+
+    @property
+    def label(self) -> str | list[str]:
+        """Name of the predicted class, or a list of B names."""
+        best = self.logits.argmax(-1).tolist()
+        return [self._name(i) for i in best] if isinstance(best, list) else self._name(best)
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` most probable classes of one image with their probabilities, best first."""
+        p, order = self.probabilities.topk(min(k, self.logits.shape[-1]), dim=-1)
+        return [(self._name(i), v) for i, v in zip(order.tolist(), p.tolist(), strict=True)]
+
+    @property
+    def locations(self) -> np.ndarray | int:
+        """Looks beyond the first, which is always taken: a number, or (B,)."""
+        chosen = self.glimpses.level > 1
+        return int(chosen.sum()) if self.logits.ndim == 1 else np.bincount(self.glimpses.image[chosen], minlength=len(self))
+
+    def _name(self, i: int) -> str:
+        return self.class_names[i] if self.class_names else str(i)
+
+    def __len__(self) -> int:
+        if self.logits.ndim == 1:
+            raise TypeError("this is the classification of one image; it has no length")
+        return len(self.logits)
+
+    def __getitem__(self, i: int) -> Classification:
+        """The classification of image ``i`` of the batch."""
+        i = range(len(self))[i]
+        looks = self.glimpses[self.glimpses.image == i]
+        return replace(
+            self,
+            logits=self.logits[i],
+            glimpses=replace(looks, image=np.zeros_like(looks.image)),
+            maps={k: v[i] for k, v in self.maps.items()},
+            bytes_read=int(self.bytes_read[i]) if isinstance(self.bytes_read, np.ndarray) else self.bytes_read,
+        )
+
+    def __iter__(self) -> Iterator[Classification]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Classification]) -> Classification:
+        """Join batches into one, moving everything to the CPU."""
+        offsets = np.cumsum([0, *(len(p) for p in parts)])
+        looks = [p.glimpses for p in parts]
+        additive = all(g.contribution is not None for g in looks)
+        read = [p.bytes_read for p in parts]
+        return cls(
+            logits=torch.cat([p.logits.cpu() for p in parts]),
+            glimpses=Glimpses(
+                image=np.concatenate([g.image + o for g, o in zip(looks, offsets, strict=False)]),
+                box=np.concatenate([g.box for g in looks]),
+                size=looks[0].size,
+                level=np.concatenate([g.level for g in looks]),
+                parent=np.concatenate([g.parent for g in looks]),
+                probability=torch.cat([g.probability.cpu() for g in looks]),
+                contribution=torch.cat([g.contribution.cpu() for g in looks]) if additive else None,  # type: ignore[union-attr]
+            ),
+            class_names=parts[0].class_names,
+            maps={k: torch.cat([p.maps[k].cpu() for p in parts]) for k in parts[0].maps},
+            bytes_read=None if any(r is None for r in read) else np.concatenate([np.atleast_1d(r) for r in read]),  # type: ignore[arg-type]
+        )
