@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +23,34 @@ from torch import Tensor
 from foveal.images.resample import resample
 
 
+class Look(NamedTuple):
+    """A look that is known beforehand, so that it can be read ahead.
+
+    Attributes:
+        box: (y0, x0, y1, x1) in full-resolution pixels of the view.
+        size: (height, width) to resample to.
+        fill: value of each channel outside the image, or None for 0.
+        antialias: see `foveal.images.resample`.
+    """
+
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    fill: tuple[float, ...] | None = None
+    antialias: bool = True
+
+
 class Views(ABC):
     """A batch of images that can be looked at.
 
     Attributes:
         sizes: (B, 2) int, (height, width) of each view in full-resolution pixels.
         channels: bands that a look returns.
+        errors: image -> one sentence, for images of which a look failed; such looks are filled with the fill value.
     """
 
     sizes: np.ndarray
     channels: int
+    errors: dict[int, str]
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -68,6 +87,7 @@ class TensorViews(Views):
         if images.ndim != 4:
             raise ValueError(f"expected images as (B, C, H, W), got shape {tuple(images.shape)}; add the missing dimensions")
         self.images = images
+        self.errors = {}
         self.channels = images.shape[1]
         self.sizes = np.tile(np.array(images.shape[-2:]), (len(images), 1))
 
@@ -86,6 +106,7 @@ class BlankViews(Views):
     def __init__(self, count: int, size: tuple[int, int], channels: int = 3, device: str | torch.device = "cpu") -> None:
         self.sizes = np.tile(np.array(size), (count, 1))
         self.channels = channels
+        self.errors = {}
         self.device = device
 
     def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:

@@ -1,0 +1,181 @@
+"""What every classifier that looks has in common.
+
+A classifier is handed `Views` and asks for boxes; it normalises what it sees; it returns a `Classification` when it
+predicts and `Rollout`s when it is trained. A dense network fits the same contract: it looks once, at the whole image
+(`WholeImage`).
+
+Example:
+    >>> import timm, torch
+    >>> dense = WholeImage(timm.create_model("test_resnet", num_classes=5), image_size=64).eval()
+    >>> dense(torch.rand(2, 3, 100, 80)).logits.shape
+    torch.Size([2, 5])
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveal.classification import Classification, Glimpses
+from foveal.draws import Draws
+from foveal.images.views import Look, Views, as_views
+from foveal.objectives.objective import CrossEntropy, Objective
+from foveal.objectives.rollout import Rollout
+
+
+def enclosing_square(sizes: np.ndarray) -> np.ndarray:
+    """(B, 4) the centred square around each image of ``sizes`` (B, 2)."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    centre, half = sizes / 2, sizes.max(1, keepdims=True) / 2
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def whole_image(sizes: np.ndarray) -> np.ndarray:
+    """(B, 4) the box of each whole image; resampling it to a square squashes what is not square."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+class GlimpseClassifier(nn.Module, ABC):
+    """A classifier that looks at boxes of images.
+
+    Args:
+        num_classes: classes.
+        size: (height, width) that every look is resampled to.
+        mean, std: normalisation, per channel, of values in [0, 1].
+        squash: the first look is the whole image, squashed to ``size``, instead of the centred square around it.
+        antialias: resample with antialiasing.
+
+    Attributes:
+        locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
+        class_names: set when trained or loaded.
+    """
+
+    locations: tuple[int, ...] = ()
+
+    def __init__(self, num_classes: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, squash: bool = False, antialias: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.size = size
+        self.squash = squash
+        self.antialias = antialias
+        self.class_names: tuple[str, ...] = ()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        # Looks run in data-loader workers and threads; a tuple saves them a transfer from the device.
+        self._fill = tuple(map(float, mean))
+
+    @property
+    def channels(self) -> int:
+        return len(self._fill)
+
+    def root(self, sizes: np.ndarray) -> np.ndarray:
+        """(B, 4) box of the first look at images of ``sizes`` (B, 2)."""
+        return whole_image(sizes) if self.squash else enclosing_square(sizes)
+
+    def first_looks(self, size: tuple[int, int]) -> list[Look]:
+        """The looks at an image of this size that are known before any forward pass: a loader can read them ahead."""
+        return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
+
+    def see(self, views: Views, which: np.ndarray, boxes: np.ndarray) -> Tensor:
+        """Look at boxes and normalise: (N, C, height, width), 0 outside the image."""
+        fill = torch.tensor(self._fill)
+        seen = views.look(which, boxes, self.size, fill=fill, antialias=self.antialias)
+        seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
+        return seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    @abstractmethod
+    def forward(
+        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+    ) -> Classification:
+        """Classify.
+
+        Args:
+            images: views, or a (B, C, H, W) tensor in [0, 1].
+            locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
+            policy: how cells are selected: ``"greedy"`` (most probable), ``"sampled"``, ``"random"``, ...
+            draws: randomness for policies that need it; a fixed seed if None.
+        """
+
+    @abstractmethod
+    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+        """Try the batch once for each policy, with gradients."""
+
+    @abstractmethod
+    def default_objective(self) -> Objective:
+        """What this model is trained with unless told otherwise."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by group name, for learning rates and weight decay of their own."""
+        return {"head": [p for p in self.parameters() if p.requires_grad]}
+
+    @abstractmethod
+    def dense(self) -> nn.Module:
+        """The bare backbone with a classifier of the same width: what a user would run without looking."""
+
+
+class WholeImage(GlimpseClassifier):
+    """A dense network as a classifier that looks once, at the whole image.
+
+    Args:
+        network: (B, C, h, w) normalised images to (B, classes) logits, as timm's models do.
+        image_size: side, or (height, width), that the whole image is resampled to.
+        mean, std: normalisation; those of ``network.pretrained_cfg`` (or 0.5, 0.5) if None.
+        squash: see `GlimpseClassifier`.
+    """
+
+    def __init__(
+        self, network: nn.Module, image_size: int | tuple[int, int] | None = None, *, mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True,
+    ) -> None:  # fmt: skip
+        card = getattr(network, "pretrained_cfg", None) or {}
+        channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
+        size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
+        classes = getattr(network, "num_classes", None) or 1000
+        super().__init__(
+            classes, (size, size) if isinstance(size, int) else tuple(size),
+            _channels(mean or card.get("mean", (0.5,)), channels), _channels(std or card.get("std", (0.5,)), channels),
+            squash=squash, antialias=antialias,
+        )  # fmt: skip
+        self.network = network
+
+    def forward(
+        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+    ) -> Classification:
+        views = as_views(images)
+        which, box = np.arange(len(views)), self.root(views.sizes)
+        logits = self.network(self.see(views, which, box))
+        looks = Glimpses(
+            image=which, box=box, size=self.size, level=np.ones_like(which), parent=np.full_like(which, -1),
+            probability=torch.ones(len(which)), contribution=logits,
+        )  # fmt: skip
+        return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
+
+    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+        views = as_views(images)
+        logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
+        return [Rollout(logits, logits[:, None], level=np.array([1]))]
+
+    def default_objective(self) -> Objective:
+        return CrossEntropy()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        head = getattr(self.network, "get_classifier", lambda: None)()
+        head_ids = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": []}
+        for p in self.parameters():
+            if p.requires_grad:
+                groups["head" if id(p) in head_ids else "backbone"].append(p)
+        return groups
+
+    def dense(self) -> nn.Module:
+        return self.network
+
+
+def _channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value a channel; a statistic for another number of channels is replaced by its mean."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
