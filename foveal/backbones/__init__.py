@@ -1,0 +1,12 @@
+"""Dense networks that timm lacks; importing this registers them with timm.
+
+Example:
+    >>> import timm, foveal.backbones
+    >>> timm.is_model("bagnet77_tnet")
+    True
+"""
+
+from foveal.backbones.bagnet import BagNetTNet
+from foveal.backbones.small import PlainConvNet
+
+__all__ = ["BagNetTNet", "PlainConvNet"]

@@ -1,0 +1,68 @@
+"""A small plain convolutional network, for small looks on machines without an accelerator.
+
+Example:
+    >>> import timm, torch
+    >>> import foveal.backbones
+    >>> timm.create_model("plain_convnet_32", num_classes=10)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+default_cfgs = {
+    "plain_convnet_32": {
+        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": "stages.0.0", "classifier": "fc",
+    }
+}  # fmt: skip
+
+
+class PlainConvNet(nn.Module):
+    """Stages of 3x3 convolution, batch norm and ReLU, with max pooling between them and average pooling at the end.
+
+    Args:
+        num_classes: 0 leaves the classifier out.
+        in_chans: bands of the input.
+        widths: channels of each stage.
+    """
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+        super().__init__()
+        self.in_chans, self.num_features = in_chans, widths[-1]
+        self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"stages.{i}"} for i, c in enumerate(widths)]
+        stages = []
+        for i, (c_in, c_out) in enumerate(zip((in_chans, *widths), widths, strict=False)):
+            pool = nn.MaxPool2d(2) if i else nn.Identity()
+            stages.append(nn.Sequential(pool, nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)))
+        self.stages = nn.Sequential(*stages)
+        self.fc: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+@register_model
+def plain_convnet_32(pretrained: bool = False, **kwargs: Any) -> PlainConvNet:
+    """Four convolutions for looks of 32 px and up."""
+    return build_model_with_cfg(PlainConvNet, "plain_convnet_32", pretrained, **kwargs)
