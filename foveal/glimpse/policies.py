@@ -8,8 +8,8 @@ Example:
     >>> import torch
     >>> log_p = torch.tensor([[0.1, 0.7, 0.2]]).log()
     >>> cells = choose("greedy", log_p, 2)
-    >>> cells.tolist(), plackett_luce(log_p, cells).exp().round(decimals=3).tolist()
-    ([[1, 2]], [[0.7, 0.667]])
+    >>> cells.tolist(), [round(p, 3) for p in plackett_luce(log_p, cells).exp()[0].tolist()]
+    ([[1, 2]], [0.7, 0.667])
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from torch import Tensor
 
 POLICIES = ("greedy", "sampled", "random", "centre")
 
+NEVER = -1e9
+"""Score of a masked cell: finite, so that a grid with every cell masked still has gradients that are numbers."""
+
 
 def choose(policy: str, log_p: Tensor, k: int, noise: Tensor | None = None) -> Tensor:
     """Choose k cells of each grid.
 
     Args:
         policy: one of `POLICIES`.
-        log_p: (..., K) log-probabilities; -inf for cells that may not be chosen (they come last all the same, should
-            there be fewer than k others).
+        log_p: (..., K) log-probabilities, from scores that are `NEVER` for cells that may not be chosen (they come last all
+            the same, should there be fewer than k others).
         k: cells to choose, at most K.
         noise: (..., K) standard Gumbel noise, for ``sampled`` and ``random``.
 
@@ -43,11 +46,11 @@ def choose(policy: str, log_p: Tensor, k: int, noise: Tensor | None = None) -> T
     elif policy == "sampled":
         order = log_p + noise
     elif policy == "random":
-        order = noise.masked_fill(log_p.isinf(), -math.inf)  # type: ignore[union-attr]
+        order = log_p.where(log_p < NEVER / 2, 0) + noise  # type: ignore[operator]
     elif policy == "centre":
         side = math.isqrt(log_p.shape[-1])
         axis = torch.arange(side, device=log_p.device) - (side - 1) / 2
-        order = (-(axis[:, None] ** 2 + axis**2)).flatten().to(log_p.dtype).expand_as(log_p).masked_fill(log_p.isinf(), -math.inf)
+        order = log_p.where(log_p < NEVER / 2, 0) - (axis[:, None] ** 2 + axis**2).flatten()
     else:
         raise ValueError(f"no policy is called {policy!r}; there are {', '.join(POLICIES)}")
     return order.sort(dim=-1, descending=True, stable=True).indices[..., :k]
@@ -61,16 +64,15 @@ def plackett_luce(log_p: Tensor, cells: Tensor) -> Tensor:
         cells: (..., k) int64, in the order chosen.
 
     Returns:
-        (..., k); their sum is the log-probability of the ordered choice. 0 for cells that had probability 0.
+        (..., k); their sum is the log-probability of the ordered choice. 0 for masked cells.
     """
     chosen = log_p.gather(-1, cells)
-    left = torch.ones_like(log_p, dtype=torch.bool)
+    left = log_p
     steps = []
     for j in range(cells.shape[-1]):
-        rest = log_p.masked_fill(~left, -math.inf).logsumexp(-1)
-        possible = ~chosen[..., j].isinf()
-        steps.append(torch.where(possible, chosen[..., j].masked_fill(~possible, 0) - rest.masked_fill(~possible, 0), 0))
-        left = left.scatter(-1, cells[..., j : j + 1], False)
+        masked = chosen[..., j] < NEVER / 2
+        steps.append(torch.where(masked, 0, chosen[..., j] - left.logsumexp(-1)))
+        left = left.scatter(-1, cells[..., j : j + 1], 2 * NEVER)
     return torch.stack(steps, -1) if steps else chosen
 
 

@@ -27,11 +27,12 @@ class Rollout:
         level: (N,) int, processing level of each glimpse; 1 is the thumbnail.
         log_probability: (B, N - 1) log probability with which each chosen glimpse was chosen, given the choices before
             it in the same grid; carries the policy's gradient. The thumbnail is not chosen.
-        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids; -inf where a cell is masked.
+        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids; about -1e9 where a cell is masked.
         parent: (N,) int, glimpse each was chosen from; -1 for the thumbnail.
         cells: (B, N - 1) int, cell chosen in the parent's grid.
         fused: (B, D) the vector that was classified, or None.
         additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, up to what dropout adds.
+        policy: how the cells were chosen; ``log_probability`` is the learned policy's all the same.
     """
 
     logits: Tensor
@@ -43,6 +44,7 @@ class Rollout:
     cells: Tensor | None = None
     fused: Tensor | None = None
     additive: bool = True
+    policy: str = "greedy"
 
     def __post_init__(self) -> None:
         if self.log_probability is None:
@@ -57,5 +59,5 @@ class Rollout:
         """(B,) entropy of the policy in nats, averaged over grids; None without a grid. Detached."""
         if not self.scores:
             return None
-        rows = [-(s.exp() * s.masked_fill(s.isinf(), 0)).sum(-1) for s in self.scores]
+        rows = [-(s.exp() * s).sum(-1) for s in self.scores]
         return torch.cat(rows, dim=1).mean(1).detach()

@@ -1,0 +1,565 @@
+"""TNet, the Traversal Network: a thumbnail first, then the few regions worth a closer look, coarse to fine.
+
+"Hard-Attention for Scalable Image Classification", Papadopoulos, Korus and Memon, NeurIPS 2021, arXiv 2102.10212; the
+mechanics follow the released TensorFlow code (Tpap/TNet). One backbone sees every look, at one size. From each look it
+gives a feature vector, tagged with where and at which scale it was taken, and a distribution over a grid of overlapping
+regions of what it saw; the most probable are cut from the full-resolution image and looked at in turn. All vectors are
+averaged and classified by one linear layer. Cost follows the number of looks and not the size of the image.
+
+`tnet` is our default; names with ``.reference`` follow the paper to the letter.
+
+Example:
+    >>> import torch
+    >>> model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1)).eval()
+    >>> looked = model(torch.rand(1, 3, 128, 128))
+    >>> len(looked.glimpses), looked.glimpses[1].level, model(torch.rand(1, 3, 128, 128), locations=()).locations.tolist()
+    (5, 2, [0])
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import foveal.backbones  # noqa: F401  (registers our backbones with timm)
+from foveal.classification import Classification, Glimpses
+from foveal.draws import Draws
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.grid import Grid, outside
+from foveal.glimpse.policies import NEVER, choose, independent, plackett_luce
+from foveal.glimpse.registry import register
+from foveal.images.views import Views, as_views
+from foveal.objectives.objective import Objective
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+
+# --------------------------------------------------------------------------------------------------------- modules
+
+
+def position_code(position: Tensor, dim: int) -> Tensor:
+    """Sinusoidal code of (y, x, scale) coordinates, released code's base of 100 (spec 3.3).
+
+    Args:
+        position: (..., 3).
+        dim: length of the code, at least 12.
+
+    Returns:
+        (..., dim): for each coordinate the sines, then the cosines of ``dim // 6`` frequencies from 1 to 1/100; zeros fill up.
+    """
+    m = dim // 6
+    frequency = 100 ** (-torch.arange(m, device=position.device, dtype=torch.float32) / (m - 1))
+    angle = position.float()[..., None] * frequency
+    code = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+    return F.pad(code, (0, dim - code.shape[-1]))
+
+
+class PositionModule(nn.Module):
+    """Tags a feature vector with where and at which scale it was taken (spec 4.4).
+
+    Args:
+        features: length D of the vector.
+        concat: ``W [f; code] + c`` with a code of length D (ImageNet); else ``swish(f + W code + c)`` with D / 4.
+    """
+
+    def __init__(self, features: int, concat: bool = False) -> None:
+        super().__init__()
+        self.concat = concat
+        self.code_dim = features if concat else max(features // 4, 12)
+        self.linear = nn.Linear(features + self.code_dim if concat else self.code_dim, features)
+
+    def forward(self, feature: Tensor, position: Tensor) -> Tensor:
+        code = position_code(position, self.code_dim).to(feature.dtype)
+        if self.concat:
+            return self.linear(torch.cat([feature, code], dim=-1))
+        return F.silu(feature + self.linear(code))
+
+
+class LocationModule(nn.Module):
+    """Scores the cells of a grid from one descriptor each (spec 4.3). Reads detached input: no policy gradient leaves it.
+
+    Args:
+        channels: length of a descriptor.
+        side: cells per axis.
+        context: length of the look's feature vector, tiled over the grid, with LeakyReLU (ImageNet); 0 for a
+            squeeze-and-excitation over the grid instead, with swish.
+        scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
+            probability near uniform (the released code).
+    """
+
+    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None) -> None:
+        super().__init__()
+        self.context = context
+        self.coordinate_gain = nn.Parameter(torch.ones(2))
+        self.coordinate_bias = nn.Parameter(torch.zeros(2))
+        line = torch.linspace(-1, 1, side)
+        self.register_buffer("coordinates", torch.stack(torch.meshgrid(line, line, indexing="ij")), persistent=False)
+        self.log_scale = None if scale is None else nn.Parameter(torch.tensor(math.log(scale)))
+        if context:
+            hidden, self.act = 512, nn.LeakyReLU(0.2)
+        else:
+            hidden, self.act = channels, nn.SiLU()
+            self.embed = nn.Conv2d(channels, channels, 1)
+            self.squeeze = nn.Conv2d(channels, channels // 2, 1)
+            self.excite = nn.Conv2d(channels // 2, channels, 1)
+        self.hidden = nn.Conv2d(channels + context + 2, hidden, 1)
+        self.score = nn.Conv2d(hidden, 1, 1)
+
+    def forward(self, descriptors: Tensor, feature: Tensor) -> Tensor:
+        """(N, channels, side, side) and (N, D) to (N, side**2) scores, row by row."""
+        x, feature = descriptors.detach(), feature.detach()
+        where = self.coordinates * self.coordinate_gain[:, None, None] + self.coordinate_bias[:, None, None]
+        where = where.to(x.dtype).expand(len(x), -1, -1, -1)
+        if self.context:
+            x = torch.cat([x, feature[:, :, None, None].expand(-1, -1, *x.shape[2:]), where], dim=1)
+        else:
+            x = self.act(self.embed(x))
+            x = x * self.excite(self.act(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
+            x = torch.cat([x, where], dim=1)
+        scores = self.score(self.act(self.hidden(x))).flatten(1).float()
+        # The floor is not in the paper: it keeps all-equal zero scores from dividing by zero.
+        scores = scores / scores.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return scores if self.log_scale is None else scores * self.log_scale.exp()
+
+
+class FeatureWeighting(nn.Module):
+    """Weights of the feature vectors of one image, instead of a plain mean (spec 4.6; bird data sets)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(features, features // 4)
+        self.excite = nn.Linear(features // 4, features)
+        self.score = nn.Linear(features, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) to (B, N) weights that sum to 1."""
+        gate = self.excite(F.silu(self.squeeze(features.mean(1)))).sigmoid()
+        return self.score(features * gate[:, None]).squeeze(-1).softmax(1)
+
+
+# ----------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class _Traversal:
+    """What one traversal of a batch saw: rows are images (of every rollout in turn), columns glimpses."""
+
+    features: Tensor  # (R, N, D)
+    boxes: np.ndarray  # (R, N, 4)
+    level: np.ndarray  # (N,)
+    parent: np.ndarray  # (N,)
+    log_p: list[Tensor]  # for each level with grids: (R, n, K)
+    cells: list[Tensor]  # for each level with grids: (R, n, k)
+
+    def log_probability(self, likelihood: Any) -> Tensor:
+        """(R, N - 1) of each choice given those before it in the same grid."""
+        steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
+        return torch.cat(steps, dim=1) if steps else self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
+
+
+class TNet(GlimpseClassifier):
+    """The Traversal Network on any timm backbone.
+
+    Args:
+        num_classes: classes.
+        backbone: timm name of the network that sees every look.
+        backbone_options: further keywords for `timm.create_model`.
+        pretrained: load timm's pretrained weights into the backbone, or those of this file.
+        in_chans: bands of the images.
+        base_size: side that every look is resampled to; the backbone's own input size if None.
+        grid: cells per axis of the grid laid over each look.
+        region: side of a cell as a share of the side of the look.
+        locations: default budget: cells chosen from each grid of level 1, level 2, ...
+        location_features: module of the backbone whose output describes the cells; if None the deepest one that has at
+            least two rows per cell.
+        location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
+        location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
+        score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
+        position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
+        weighting: weigh feature vectors by a learned gate rather than equally.
+        head_dropout: dropout before the classifier.
+        padded_grid: cells placed as the released code places them.
+        mean, std: normalisation; the backbone's if None.
+        squash: squash the whole image into the first look, rather than look at the square around it.
+        antialias: resample with antialiasing.
+
+    Raises:
+        ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        backbone: str = "efficientnet_b0",
+        backbone_options: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        in_chans: int = 3,
+        base_size: int | None = None,
+        grid: int = 3,
+        region: float = 0.5,
+        locations: Sequence[int] = (2, 1),
+        location_features: str | None = None,
+        location_index: Sequence[int] | None = None,
+        location_context: bool = False,
+        score_scale: float | None = 4.0,
+        position_concat: bool = False,
+        weighting: bool = False,
+        head_dropout: float = 0.0,
+        padded_grid: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        squash: bool = False,
+        antialias: bool = True,
+    ) -> None:
+        network = _create_backbone(backbone, in_chans, pretrained, backbone_options or {})
+        card = getattr(network, "pretrained_cfg", None) or {}
+        side = base_size or card.get("input_size", (3, 224, 224))[-1]
+        mean = mean or card.get("mean", (0.5,))
+        std = std or card.get("std", (0.5,))
+        super().__init__(num_classes, (side, side), _per_band(mean, in_chans), _per_band(std, in_chans), squash=squash, antialias=antialias)
+        self.backbone = network
+        self.grid = Grid(grid, region, padded_grid)
+        self.locations = self._budget(locations)
+        self.location_features = location_features or _descriptive_module(network, side, grid)
+        channels, map_side, features = self._probe(in_chans, side)
+        self.register_buffer("cell_weights", _cell_weights(self.grid, map_side, location_index), persistent=False)
+        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale)
+        self.position = PositionModule(features, position_concat)
+        self.weighting = FeatureWeighting(features) if weighting else None
+        self.dropout = nn.Dropout(head_dropout)
+        self.classifier = nn.Linear(features, num_classes)
+        self.likelihood = independent if score_scale is None else plackett_luce
+
+    # ---- one look (spec 3.1)
+
+    def perceive(self, seen: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pass looks through the backbone.
+
+        Args:
+            seen: (N, C, h, w) normalised looks.
+            position: (N, 3) grid coordinates y, x and scale of each look.
+
+        Returns:
+            (N, channels, side, side) cell descriptors, (N, D) feature vectors before and after the position module.
+        """
+        tapped: list[Tensor] = []
+        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
+        try:
+            feature = self.backbone.forward_head(self.backbone.forward_features(seen), pre_logits=True)
+        finally:
+            tap.remove()
+        rows = self.cell_weights.to(feature.dtype)
+        descriptors = torch.einsum("gh,bchw,kw->bcgk", rows, _as_map(tapped[0], self.backbone), rows)
+        return descriptors, feature, self.position(feature, position)
+
+    # ---- the traversal (spec 3.1, 5)
+
+    def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[str], draws: Draws) -> _Traversal:
+        """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
+        images, tries = len(views), len(policies)
+        which, boxes = np.arange(images), self.root(views.sizes)
+        position = torch.zeros(images, 3, device=self.mean.device)
+        descriptors, feature, tagged = self.perceive(self.see(views, which, boxes), position)
+        features, all_boxes = [tagged[:, None].repeat(tries, 1, 1)], [np.tile(boxes[:, None], (tries, 1, 1))]
+        level, parent, first = [np.array([1])], [np.array([-1])], 0
+        which, position = np.tile(which, tries), position.repeat(tries, 1)
+        log_p, cells = [], []
+        for depth, k in enumerate(locations, start=1):
+            n = all_boxes[-1].shape[1]
+            candidates = self.grid.boxes(all_boxes[-1])
+            scores = self.location(descriptors, feature).unflatten(0, (-1, n))
+            if depth == 1:
+                scores = scores.repeat(tries, 1, 1)
+            masked = torch.from_numpy(outside(candidates, np.tile(views.sizes, (tries, 1)))).to(scores.device, non_blocking=True)
+            p = scores.masked_fill(masked, NEVER).log_softmax(-1)
+            chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(zip(policies, p.chunk(tries), strict=True))])
+            log_p.append(p)
+            cells.append(chosen)
+            taken = np.take_along_axis(candidates, _on_host(chosen)[..., None], axis=2)
+            position = self._descend(position, chosen, depth)
+            looked = np.repeat(which, n * k)
+            descriptors, feature, tagged = self.perceive(self.see(views, looked, taken.reshape(-1, 4)), position)
+            features.append(tagged.unflatten(0, (-1, n * k)))
+            all_boxes.append(taken.reshape(len(which), n * k, 4))
+            level.append(np.full(n * k, depth + 1))
+            parent.append(first + np.arange(n * k) // k)
+            first += n
+        return _Traversal(torch.cat(features, 1), np.concatenate(all_boxes, 1), np.concatenate(level), np.concatenate(parent), log_p, cells)
+
+    def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
+        noise = None
+        if policy in ("sampled", "random"):
+            noise = torch.from_numpy(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:])).to(log_p)
+        return choose(policy, log_p, k, noise)
+
+    def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
+        """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row (spec 3.1)."""
+        y, x, _ = position.unflatten(0, (-1, cells.shape[1]))[..., None, :].expand(*cells.shape, 3).unbind(-1)
+        side = self.grid.side
+        child = torch.stack([side * y + cells // side, side * x + cells % side, torch.full_like(y, depth)], dim=-1)
+        return child.flatten(0, 2)
+
+    # ---- what comes of it (spec 4.5, 4.6)
+
+    def _fuse(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, D) to the fused (B, D) and the (B, N) weight of each feature in it."""
+        count = features.shape[1]
+        weight = features.new_full(features.shape[:2], 1 / count) if self.weighting is None else self.weighting(features)
+        return (weight[..., None] * features).sum(1), weight
+
+    def forward(
+        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+    ) -> Classification:
+        views = as_views(images)
+        draws = draws or Draws(0, 0, np.arange(len(views)))
+        seen = self._traverse(views, self._budget(locations), [policy], draws)
+        fused, weight = self._fuse(seen.features)
+        # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
+        contribution = weight[..., None] * self.classifier(seen.features)
+        count = len(seen.level)
+        p = seen.log_probability(self.likelihood).exp()
+        glimpses = Glimpses(
+            image=np.repeat(np.arange(len(views)), count),
+            box=seen.boxes.reshape(-1, 4),
+            size=self.size,
+            level=np.tile(seen.level, len(views)),
+            parent=np.tile(seen.parent, len(views)),
+            probability=F.pad(p, (1, 0), value=1.0).flatten(),
+            contribution=contribution.flatten(0, 1),
+        )
+        return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=views.bytes_read)
+
+    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+        views, tries = as_views(images), len(policies)
+        seen = self._traverse(views, self._budget(locations), policies, draws)
+        fused, _ = self._fuse(seen.features)
+        parts = zip(
+            policies,
+            self.classifier(self.dropout(fused)).chunk(tries),
+            self.classifier(self.dropout(seen.features)).chunk(tries),
+            seen.log_probability(self.likelihood).chunk(tries),
+            fused.chunk(tries),
+            zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
+            zip(*(c.flatten(1).chunk(tries) for c in seen.cells), strict=True) if seen.cells else [()] * tries,
+            strict=True,
+        )
+        return [
+            Rollout(
+                logits=logits, glimpse_logits=alone, level=seen.level, log_probability=log_probability, scores=list(scores),
+                parent=seen.parent, cells=torch.cat(cells, 1) if cells else None, fused=together, additive=self.weighting is None, policy=name,
+            )
+            for name, logits, alone, log_probability, together, scores, cells in parts
+        ]  # fmt: skip
+
+    # ---- the rest of the contract
+
+    def default_objective(self) -> Objective:
+        return TNetObjective()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        backbone = {id(p) for p in self.backbone.parameters()}
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return {"backbone": [p for p in trainable if id(p) in backbone], "head": [p for p in trainable if id(p) not in backbone]}
+
+    def dense(self) -> nn.Module:
+        return _Dense(copy.deepcopy(self.backbone), nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device))
+
+    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
+        if locations is None:
+            return self.locations
+        budget = tuple(int(k) for k in locations)
+        if 0 in budget:
+            budget = budget[: budget.index(0)]
+        if any(not 1 <= k <= self.grid.cells for k in budget):
+            raise ConfigError(f"locations {','.join(map(str, budget))}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
+        return budget
+
+    def _probe(self, in_chans: int, side: int) -> tuple[int, int, int]:
+        """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""
+        probe = copy.deepcopy(self.backbone).to("meta").eval()
+        tapped: list[Tensor] = []
+        try:
+            module = probe.get_submodule(self.location_features)
+        except AttributeError as error:
+            raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try one of {_feature_modules(probe)}") from error
+        module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
+        feature = probe.forward_head(probe.forward_features(torch.zeros(1, in_chans, side, side, device="meta")), pre_logits=True)
+        described = _as_map(tapped[0], probe)
+        return described.shape[1], described.shape[2], feature.shape[1]
+
+
+class _Dense(nn.Module):
+    """The bare backbone with a linear classifier."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True))
+
+
+def _create_backbone(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        raise ConfigError(f"backbone {name}: timm knows no such model; close names are {', '.join(timm.list_models(f'*{name[:6]}*')[:4]) or 'none'}")
+    if isinstance(pretrained, str):
+        options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
+    return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, num_classes=0, **options)
+
+
+def _feature_modules(network: nn.Module) -> list[str]:
+    info = getattr(network, "feature_info", None) or []
+    return [f["module"] for f in info]
+
+
+def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
+    """The deepest module whose map still has two rows per cell of the grid."""
+    info = getattr(network, "feature_info", None)
+    if not info:
+        raise ConfigError(f"{type(network).__name__} does not list its feature maps; name the module that describes the cells as location_features")
+    fine = [f for f in info if side / f["reduction"] >= 2 * grid]
+    return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
+
+
+def _as_map(x: Tensor, network: nn.Module) -> Tensor:
+    """(B, C, h, w) from a convolutional map, a channels-last one, or tokens."""
+    if x.ndim == 3:
+        x = x[:, getattr(network, "num_prefix_tokens", 0) :]
+        side = math.isqrt(x.shape[1])
+        return x.transpose(1, 2).unflatten(2, (side, side))
+    return x.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else x
+
+
+def _cell_weights(grid: Grid, map_side: int, index: Sequence[int] | None) -> Tensor:
+    """(side, map_side) weights that turn a row of a map into one value for each cell: its entries, or averages over cells."""
+    if index is not None:
+        return F.one_hot(torch.as_tensor(index), map_side).float()
+    start = np.arange(grid.side) * (1 - grid.region) / (grid.side - 1) * map_side
+    edge = np.arange(map_side)
+    overlap = np.minimum(start[:, None] + grid.region * map_side, edge + 1) - np.maximum(start[:, None], edge)
+    overlap = torch.from_numpy(overlap).clamp(min=0).float()
+    return overlap / overlap.sum(1, keepdim=True)
+
+
+def _per_band(values: Sequence[float], bands: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == bands else (sum(values) / len(values),) * bands
+
+
+def _on_host(cells: Tensor) -> np.ndarray:
+    """The chosen cells, for the geometry; shapes alone are counted on the meta device, where any cell will do."""
+    return np.zeros(cells.shape, dtype=np.int64) if cells.is_meta else cells.cpu().numpy()
+
+
+# --------------------------------------------------------------------------------------------------------- presets
+
+register("tnet")(TNet)
+
+
+class ReferenceTNet(TNet):
+    """TNet as published; see the presets for what differs between data sets."""
+
+    def __init__(self, num_classes: int, *, objective: dict[str, float], **options: Any) -> None:
+        options = {"score_scale": None, "padded_grid": True, "mean": (0.5,), "std": (0.5,), "squash": True, "antialias": False, **options}
+        super().__init__(num_classes, **options)
+        self._objective = objective
+
+    def default_objective(self) -> Objective:
+        return ReferenceTNetObjective(**self._objective)
+
+
+@register("tnet_bagnet77.reference")
+def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), **options: Any) -> ReferenceTNet:
+    """ImageNet: BagNet-77 variant, 224 px in, 77 px looks, 5 x 5 grid. 21,859,949 parameters."""
+    preset = {
+        "backbone": "bagnet77_tnet", "base_size": 77, "grid": 5, "region": 77 / 224, "location_features": "stages.2",
+        "location_index": (0, 2, 4, 6, 8), "location_context": True, "position_concat": True,
+    }  # fmt: skip
+    model = ReferenceTNet(num_classes, objective={"image_share": 0.3}, locations=locations, **{**preset, **options})
+    for module in (model.location, model.position, model.classifier):
+        module.apply(_glorot)
+    return model
+
+
+@register("tnet_efficientnet_b0.reference_fmow")
+def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
+    """fMoW: EfficientNet-B0, 224 px looks at 448 or 896 px images, 3 x 3 grid. 4,517,575 parameters with 62 classes.
+
+    Args:
+        depth_drop: largest rate of stochastic depth; 0.3 in the first step of training (448 px), 0.5 in the second.
+    """
+    preset = {"grid": 3, "region": 0.5, "location_features": "blocks.3", "location_index": (2, 6, 10), "head_dropout": 0.5}
+    three_levels = len(tuple(locations)) > 1
+    objective = {"image_share": 0.05, "feature_levels": 2} if three_levels else {"image_share": 0.2}
+    return _efficientnet(num_classes, 0, depth_drop, objective, locations=locations, **{**preset, **options})
+
+
+def _birds(num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
+    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting."""
+    index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
+    preset = {
+        "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,
+        "head_dropout": 0.75, "weighting": True,
+    }  # fmt: skip
+    objective = {"image_share": 0.3, "contrastive": contrastive}
+    return _efficientnet(num_classes, variant, depth_drop, objective, locations=locations, **{**preset, **options})
+
+
+for _variant in range(5):
+    register(f"tnet_efficientnet_b{_variant}.reference_cub")(partial(_birds, 200, variant=_variant, contrastive=100.0, locations=(5,)))
+    register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
+        partial(_birds, 555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
+    )
+
+
+def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: dict[str, float], **options: Any) -> ReferenceTNet:
+    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm (spec 4.2)."""
+    options.setdefault("backbone", f"tf_efficientnet_b{variant}")
+    backbone_options = {"bn_momentum": 0.01, "bn_eps": 1e-3, **(options.pop("backbone_options", None) or {})}
+    options = {"base_size": 224, **options}
+    model = ReferenceTNet(num_classes, objective=objective, backbone_options=backbone_options, **options)
+    _stochastic_depth(model.backbone, depth_drop)
+    if not options.get("pretrained"):
+        model.backbone.apply(_keras_efficientnet)
+    for module in (model.location, model.position, model.classifier, model.weighting):
+        if module is not None:
+            module.apply(_keras_efficientnet)
+    return model
+
+
+def _stochastic_depth(network: nn.Module, largest: float) -> None:
+    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    from timm.layers import DropPath
+
+    blocks = [block for stage in network.blocks for block in stage]
+    for i, block in enumerate(blocks, start=1):
+        if getattr(block, "has_skip", False):
+            block.drop_path = DropPath(largest * i / len(blocks))
+
+
+def _glorot(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _keras_efficientnet(module: nn.Module) -> None:
+    """Convolutions: truncated normal of variance 2 / fan_out; linear layers: uniform of variance (1/3) / fan_out (spec 4.2)."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
+        std = math.sqrt(2 / fan_out) / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    elif isinstance(module, nn.Linear):
+        nn.init.uniform_(module.weight, -math.sqrt(1 / module.out_features), math.sqrt(1 / module.out_features))
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,192 @@
+"""What TNet minimises: as published, and our default.
+
+Both train the perception by cross-entropy, of the whole rollout and of every look alone (so that each attended region
+is informative by itself), and the policy by REINFORCE; the policy's gradient reaches the location module and nothing
+else, because that module reads detached features.
+
+Example:
+    >>> import numpy as np, torch
+    >>> from foveal.objectives.rollout import Rollout
+    >>> looks = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [4.0, 1.0]]])
+    >>> tried = Rollout(logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
+    ...                 log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
+    >>> [round(g, 3) for g in gain_to_come(tried, torch.tensor([0]))[0].tolist()]
+    [0.52, 0.14]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.objectives.rollout import Rollout
+
+
+def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
+    if logits.ndim == 3:
+        target = target[:, None].expand(logits.shape[:2]).flatten()
+        logits = logits.flatten(0, 1)
+    return F.cross_entropy(logits, target, weight=None if class_weights is None else class_weights.to(logits))
+
+
+def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
+    """Cosine contrast of all ordered pairs (spec section 6, "Extra terms"; bird data sets).
+
+    1 - cos for pairs of one class, max(cos - margin, 0) for others, averaged over the B^2 pairs of each group of
+    ``group`` images: the published runs had 16 images per device.
+
+    Args:
+        fused: (B, D).
+        target: (B,).
+    """
+    total = fused.new_zeros(())
+    for vectors, labels in zip(fused.split(group), target.split(group), strict=True):
+        v = F.normalize(vectors, dim=1)
+        cos = v @ v.T
+        same = labels[:, None] == labels
+        total = total + torch.where(same, 1 - cos, (cos - margin).clamp(min=0)).mean() * len(labels)
+    return total / len(fused)
+
+
+@dataclass(frozen=True)
+class ReferenceTNetObjective:
+    """The published objective (spec section 6).
+
+    loss = s CE_img + (1 - s) CE_feat + w [s RL_img + (1 - s) RL_feat] + c contrastive, with the reward 1 for a right
+    answer, one moving-average baseline for both policy terms, and deterministic top-k as the "sample".
+
+    Args:
+        image_share: s; the published runs use the same share for both halves (lambda_c = lambda_b).
+        policy_weight: w (lambda_r).
+        feature_levels: highest level whose looks are judged alone (H); all if None.
+        contrastive: c (lambda_k).
+        class_weights: weight of each class in the cross-entropies.
+    """
+
+    image_share: float
+    policy_weight: float = 0.1
+    feature_levels: int | None = None
+    contrastive: float = 0.0
+    class_weights: Sequence[float] | None = None
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        return ("greedy",)
+
+    def initial_state(self) -> Tensor:
+        return torch.tensor(0.5)
+
+    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        (tried,) = rollouts
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        share = self.image_share
+        right = (tried.logits.argmax(-1) == target).float()
+        loss_image = cross_entropy(tried.logits, target, weights)
+        log = {"loss_image": loss_image.detach()}
+        extra = self.contrastive * contrastive(tried.fused, target) if self.contrastive else 0.0
+        if tried.glimpses_per_image == 1:
+            # The released code skips every other term where there is only the thumbnail.
+            loss = share * loss_image + extra
+            return loss, state, {"loss": loss.detach(), **log}
+
+        judged = torch.from_numpy(tried.level <= (self.feature_levels or tried.level.max()))
+        alone = tried.glimpse_logits[:, judged.to(target.device)]
+        loss_feature = cross_entropy(alone, target, weights)
+        right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
+        log_p = tried.log_probability
+        policy_image = ((right - state) * -log_p.sum(1)).mean()
+        policy_feature = ((right_alone - state) * -log_p[:, judged[1:].to(target.device)]).mean()
+        reward = share * right.mean() + (1 - share) * right_alone.mean()
+        loss = share * loss_image + (1 - share) * loss_feature + extra
+        loss = loss + self.policy_weight * (share * policy_image + (1 - share) * policy_feature)
+        log |= {"loss_feature": loss_feature.detach(), "reward": reward, "baseline": state}
+        return loss, 0.9 * state + 0.1 * reward.to(state), {"loss": loss.detach(), **log}
+
+
+def gain_to_come(tried: Rollout, target: Tensor) -> Tensor:
+    """What each choice and the ones after it gained: the drop in cross-entropy from the looks before it to all looks.
+
+    Averaging is additive, so the loss after any number of looks costs no forward pass. The looks before a choice do not
+    depend on it, so that leaving their part out of its reward keeps the policy gradient unbiased.
+
+    Args:
+        tried: N looks, with an additive head.
+        target: (B,).
+
+    Returns:
+        (B, N - 1), detached; positive where looking on helped.
+    """
+    logits = tried.glimpse_logits.detach().float()
+    count = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    so_far = logits.cumsum(1) / count[:, None]
+    loss = F.cross_entropy(so_far.flatten(0, 1), target.repeat_interleave(len(count)), reduction="none").unflatten(0, (-1, len(count)))
+    return loss[:, :-1] - loss[:, -1:]
+
+
+@dataclass(frozen=True)
+class TNetObjective:
+    """Our default.
+
+    Args:
+        image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
+        policy_weight: weight of the policy gradient.
+        rollouts: sampled rollouts per image; with two or more each is the others' baseline.
+        warm_up: share of training that looks at random, so that perception comes before policy.
+        class_weights: weight of each class in the cross-entropies.
+    """
+
+    image_share: float = 0.3
+    policy_weight: float = 1.0
+    rollouts: int = 1
+    warm_up: float = 0.1
+    reward: str = "gain"
+    entropy: float = 0.0
+    greedy_baseline: bool = False
+    class_weights: Sequence[float] | None = None
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        if self.greedy_baseline and progress >= self.warm_up:
+            return ("sampled", "greedy")
+        return ("random" if progress < self.warm_up else "sampled",) * self.rollouts
+
+    def initial_state(self) -> Tensor:
+        return torch.tensor(0.0)
+
+    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        perception = sum(self._perception(tried, target, weights) for tried in rollouts) / len(rollouts)
+        log = {"loss_image": sum(cross_entropy(r.logits.detach(), target) for r in rollouts) / len(rollouts)}
+        if rollouts[0].policy != "sampled" or rollouts[0].glimpses_per_image == 1:
+            return perception, state, {"loss": perception.detach(), **log}
+        gain = torch.stack([self._reward(tried, target) for tried in rollouts])
+        mean = gain.mean()
+        if self.greedy_baseline:
+            advantage = gain[:1] - gain[1:]
+            rollouts = rollouts[:1]
+        elif len(rollouts) > 1:
+            advantage = (gain - gain.mean(0)) * len(rollouts) / (len(rollouts) - 1)
+        else:
+            advantage = gain - state
+        log_p = torch.stack([tried.log_probability for tried in rollouts])
+        policy = -(advantage * log_p).sum(2).mean()
+        if self.entropy:
+            ent = sum((-(p.exp() * p).sum(-1)).mean() for t in rollouts for p in t.scores)
+            policy = policy - self.entropy * ent
+        loss = perception + self.policy_weight * policy
+        log |= {"gain": mean, "baseline": state}
+        return loss, 0.95 * state + 0.05 * mean.to(state), {"loss": loss.detach(), **log}
+
+    def _reward(self, tried, target):
+        if self.reward == "gain":
+            return gain_to_come(tried, target)
+        right = (tried.logits.argmax(-1) == target).float()
+        alone = (tried.glimpse_logits[:, 1:].argmax(-1) == target[:, None]).float()
+        return self.image_share * right[:, None] + (1 - self.image_share) * alone
+
+    def _perception(self, tried: Rollout, target: Tensor, weights: Tensor | None) -> Tensor:
+        whole = cross_entropy(tried.logits, target, weights)
+        return self.image_share * whole + (1 - self.image_share) * cross_entropy(tried.glimpse_logits, target, weights)
