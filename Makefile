@@ -1,0 +1,40 @@
+# make setup | demo | test | slow | lint | format.  PYTHON chooses the interpreter (3.11 or newer) the first time.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+EXTRAS := demo,log,vips,openslide,geo,dev
+RUN    := runs/demo
+
+.PHONY: setup demo test slow lint format
+.DELETE_ON_ERROR:
+
+setup: .venv/installed
+
+# Installing again costs minutes, so a stamp remembers which pyproject.toml was installed.
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: setup
+	$(BIN)/foveal fit demo --out $(RUN) --overwrite
+	$(BIN)/foveal evaluate $(RUN) --locations 0..4
+	$(BIN)/foveal data digits --export $(RUN)/images --count 4
+	$(BIN)/foveal predict $(RUN) $(RUN)/images --out $(RUN)/predictions.csv --overwrite
+	$(BIN)/foveal explain $(RUN) $(RUN)/images/0.png --out $(RUN)/report.html
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
