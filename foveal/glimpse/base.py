@@ -90,7 +90,12 @@ class GlimpseClassifier(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        policy: str = "greedy",
+        draws: Draws | None = None,
+        contributions: bool = True,
     ) -> Classification:
         """Classify.
 
@@ -99,6 +104,7 @@ class GlimpseClassifier(nn.Module, ABC):
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
             policy: how cells are selected: ``"greedy"`` (most probable), ``"sampled"``, ``"random"``, ...
             draws: randomness for policies that need it; a fixed seed if None.
+            contributions: say what each glimpse added to the logits; False spares a matrix product a glimpse.
         """
 
     @abstractmethod
@@ -138,13 +144,18 @@ class WholeImage(GlimpseClassifier):
         classes = getattr(network, "num_classes", None) or 1000
         super().__init__(
             classes, (size, size) if isinstance(size, int) else tuple(size),
-            _channels(mean or card.get("mean", (0.5,)), channels), _channels(std or card.get("std", (0.5,)), channels),
+            per_band(mean or card.get("mean", (0.5,)), channels), per_band(std or card.get("std", (0.5,)), channels),
             squash=squash, antialias=antialias,
         )  # fmt: skip
         self.network = network
 
     def forward(
-        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        policy: str = "greedy",
+        draws: Draws | None = None,
+        contributions: bool = True,
     ) -> Classification:
         views = as_views(images)
         which, box = np.arange(len(views)), self.root(views.sizes)
@@ -176,6 +187,6 @@ class WholeImage(GlimpseClassifier):
         return self.network
 
 
-def _channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def per_band(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """One value a channel; a statistic for another number of channels is replaced by its mean."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

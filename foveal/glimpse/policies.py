@@ -79,3 +79,17 @@ def plackett_luce(log_p: Tensor, cells: Tensor) -> Tensor:
 def independent(log_p: Tensor, cells: Tensor) -> Tensor:
     """Log-probability of each choice as if it were drawn alone: log(p + 1e-10), as TNet's released code has it."""
     return (log_p.gather(-1, cells).exp() + 1e-10).log()
+
+
+def uniform(log_p: Tensor, cells: Tensor) -> Tensor:
+    """Log-probability of each choice when unmasked cells are drawn uniformly, without replacement."""
+    return plackett_luce(log_p.where(log_p < NEVER / 2, 0), cells)
+
+
+def certain(log_p: Tensor, cells: Tensor) -> Tensor:
+    """Log-probability of a choice that is always the same: 0."""
+    return log_p.new_zeros(cells.shape)
+
+
+CHOICE_LIKELIHOOD = {"random": uniform, "centre": certain}
+"""Likelihood of the choices of policies that do not follow the learned distribution."""

@@ -35,9 +35,9 @@ import foveal.backbones  # noqa: F401  (registers our backbones with timm)
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.base import GlimpseClassifier, per_band
 from foveal.glimpse.grid import Grid, outside
-from foveal.glimpse.policies import NEVER, choose, independent, plackett_luce
+from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
 from foveal.images.views import Views, as_views
 from foveal.objectives.objective import Objective
@@ -161,8 +161,10 @@ class _Traversal:
     log_p: list[Tensor]  # for each level with grids: (R, n, K)
     cells: list[Tensor]  # for each level with grids: (R, n, k)
 
-    def log_probability(self, likelihood: Any) -> Tensor:
-        """(R, N - 1) of each choice given those before it in the same grid."""
+    def log_probability(self, policy: str, likelihood: Any) -> Tensor:
+        """(R, N - 1) of each choice given those before it in the same grid; of the learned policy, unless another chose."""
+        if policy in ("random", "centre"):
+            likelihood = CHOICE_LIKELIHOOD[policy]
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
         return torch.cat(steps, dim=1) if steps else self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
 
@@ -227,13 +229,14 @@ class TNet(GlimpseClassifier):
         side = base_size or card.get("input_size", (3, 224, 224))[-1]
         mean = mean or card.get("mean", (0.5,))
         std = std or card.get("std", (0.5,))
-        super().__init__(num_classes, (side, side), _per_band(mean, in_chans), _per_band(std, in_chans), squash=squash, antialias=antialias)
+        super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
         self.backbone = network
         self.grid = Grid(grid, region, padded_grid)
         self.locations = self._budget(locations)
         self.location_features = location_features or _descriptive_module(network, side, grid)
         channels, map_side, features = self._probe(in_chans, side)
-        self.register_buffer("cell_weights", _cell_weights(self.grid, map_side, location_index), persistent=False)
+        self.location_index = None if location_index is None else list(location_index)
+        self.register_buffer("cell_weights", _cell_weights(self.grid, map_side), persistent=False)
         self.location = LocationModule(channels, grid, features if location_context else 0, score_scale)
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
@@ -243,15 +246,16 @@ class TNet(GlimpseClassifier):
 
     # ---- one look (spec 3.1)
 
-    def perceive(self, seen: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def perceive(self, seen: Tensor, position: Tensor, describe: bool = True) -> tuple[Tensor, Tensor | None]:
         """Pass looks through the backbone.
 
         Args:
             seen: (N, C, h, w) normalised looks.
             position: (N, 3) grid coordinates y, x and scale of each look.
+            describe: score the cells of the looks' grids; the last level needs none.
 
         Returns:
-            (N, channels, side, side) cell descriptors, (N, D) feature vectors before and after the position module.
+            (N, D) tagged feature vectors, and (N, side**2) scores (None unless ``describe``).
         """
         tapped: list[Tensor] = []
         tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
@@ -259,9 +263,17 @@ class TNet(GlimpseClassifier):
             feature = self.backbone.forward_head(self.backbone.forward_features(seen), pre_logits=True)
         finally:
             tap.remove()
-        rows = self.cell_weights.to(feature.dtype)
-        descriptors = torch.einsum("gh,bchw,kw->bcgk", rows, _as_map(tapped[0], self.backbone), rows)
-        return descriptors, feature, self.position(feature, position)
+        tagged = self.position(feature, position)
+        if not describe:
+            return tagged, None
+        return tagged, self.location(self.describe(_as_map(tapped[0], self.backbone)), feature)
+
+    def describe(self, features: Tensor) -> Tensor:
+        """(N, channels, h, w) to one descriptor for each cell, (N, channels, side, side)."""
+        if self.location_index is not None:
+            return features[..., self.location_index, :][..., self.location_index]
+        rows = self.cell_weights.to(features.dtype)
+        return torch.einsum("gh,bchw,kw->bcgk", rows, features, rows)
 
     # ---- the traversal (spec 3.1, 5)
 
@@ -270,7 +282,7 @@ class TNet(GlimpseClassifier):
         images, tries = len(views), len(policies)
         which, boxes = np.arange(images), self.root(views.sizes)
         position = torch.zeros(images, 3, device=self.mean.device)
-        descriptors, feature, tagged = self.perceive(self.see(views, which, boxes), position)
+        tagged, scores = self.perceive(self.see(views, which, boxes), position, describe=bool(locations))
         features, all_boxes = [tagged[:, None].repeat(tries, 1, 1)], [np.tile(boxes[:, None], (tries, 1, 1))]
         level, parent, first = [np.array([1])], [np.array([-1])], 0
         which, position = np.tile(which, tries), position.repeat(tries, 1)
@@ -278,9 +290,7 @@ class TNet(GlimpseClassifier):
         for depth, k in enumerate(locations, start=1):
             n = all_boxes[-1].shape[1]
             candidates = self.grid.boxes(all_boxes[-1])
-            scores = self.location(descriptors, feature).unflatten(0, (-1, n))
-            if depth == 1:
-                scores = scores.repeat(tries, 1, 1)
+            scores = scores.repeat(tries, 1)[:, None] if depth == 1 else scores.unflatten(0, (-1, n))  # type: ignore[union-attr]
             masked = torch.from_numpy(outside(candidates, np.tile(views.sizes, (tries, 1)))).to(scores.device, non_blocking=True)
             p = scores.masked_fill(masked, NEVER).log_softmax(-1)
             chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(zip(policies, p.chunk(tries), strict=True))])
@@ -289,7 +299,8 @@ class TNet(GlimpseClassifier):
             taken = np.take_along_axis(candidates, _on_host(chosen)[..., None], axis=2)
             position = self._descend(position, chosen, depth)
             looked = np.repeat(which, n * k)
-            descriptors, feature, tagged = self.perceive(self.see(views, looked, taken.reshape(-1, 4)), position)
+            seen = self.see(views, looked, taken.reshape(-1, 4))
+            tagged, scores = self.perceive(seen, position, describe=depth < len(locations))
             features.append(tagged.unflatten(0, (-1, n * k)))
             all_boxes.append(taken.reshape(len(which), n * k, 4))
             level.append(np.full(n * k, depth + 1))
@@ -319,16 +330,21 @@ class TNet(GlimpseClassifier):
         return (weight[..., None] * features).sum(1), weight
 
     def forward(
-        self, images: Views | Tensor, locations: Sequence[int] | None = None, policy: str = "greedy", draws: Draws | None = None
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        policy: str = "greedy",
+        draws: Draws | None = None,
+        contributions: bool = True,
     ) -> Classification:
         views = as_views(images)
         draws = draws or Draws(0, 0, np.arange(len(views)))
         seen = self._traverse(views, self._budget(locations), [policy], draws)
         fused, weight = self._fuse(seen.features)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
-        contribution = weight[..., None] * self.classifier(seen.features)
+        contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
         count = len(seen.level)
-        p = seen.log_probability(self.likelihood).exp()
+        p = seen.log_probability(policy, self.likelihood).exp()
         glimpses = Glimpses(
             image=np.repeat(np.arange(len(views)), count),
             box=seen.boxes.reshape(-1, 4),
@@ -336,7 +352,7 @@ class TNet(GlimpseClassifier):
             level=np.tile(seen.level, len(views)),
             parent=np.tile(seen.parent, len(views)),
             probability=F.pad(p, (1, 0), value=1.0).flatten(),
-            contribution=contribution.flatten(0, 1),
+            contribution=contribution,
         )
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=views.bytes_read)
 
@@ -348,7 +364,7 @@ class TNet(GlimpseClassifier):
             policies,
             self.classifier(self.dropout(fused)).chunk(tries),
             self.classifier(self.dropout(seen.features)).chunk(tries),
-            seen.log_probability(self.likelihood).chunk(tries),
+            seen.log_probability("sampled", self.likelihood).chunk(tries),
             fused.chunk(tries),
             zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
             zip(*(c.flatten(1).chunk(tries) for c in seen.cells), strict=True) if seen.cells else [()] * tries,
@@ -441,19 +457,13 @@ def _as_map(x: Tensor, network: nn.Module) -> Tensor:
     return x.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else x
 
 
-def _cell_weights(grid: Grid, map_side: int, index: Sequence[int] | None) -> Tensor:
-    """(side, map_side) weights that turn a row of a map into one value for each cell: its entries, or averages over cells."""
-    if index is not None:
-        return F.one_hot(torch.as_tensor(index), map_side).float()
+def _cell_weights(grid: Grid, map_side: int) -> Tensor:
+    """(side, map_side) weights that average a row of a map over each cell."""
     start = np.arange(grid.side) * (1 - grid.region) / (grid.side - 1) * map_side
     edge = np.arange(map_side)
     overlap = np.minimum(start[:, None] + grid.region * map_side, edge + 1) - np.maximum(start[:, None], edge)
     overlap = torch.from_numpy(overlap).clamp(min=0).float()
     return overlap / overlap.sum(1, keepdim=True)
-
-
-def _per_band(values: Sequence[float], bands: int) -> tuple[float, ...]:
-    return tuple(values) if len(values) == bands else (sum(values) / len(values),) * bands
 
 
 def _on_host(cells: Tensor) -> np.ndarray:
