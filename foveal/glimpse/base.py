@@ -162,7 +162,7 @@ class WholeImage(GlimpseClassifier):
         logits = self.network(self.see(views, which, box))
         looks = Glimpses(
             image=which, box=box, size=self.size, level=np.ones_like(which), parent=np.full_like(which, -1),
-            probability=torch.ones(len(which)), contribution=logits,
+            probability=torch.ones(len(which)), contribution=logits if contributions else None,
         )  # fmt: skip
         return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
 

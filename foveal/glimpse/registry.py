@@ -18,7 +18,7 @@ REGISTRY: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str) -> Callable[[Constructor], Constructor]:
-    """Register a constructor under ``name``; its keywords become the model's options everywhere."""
+    """Register a constructor under ``name``; it is called with keywords, which are the model's options everywhere."""
 
     def add(build: Constructor) -> Constructor:
         if name in REGISTRY:

@@ -526,9 +526,9 @@ def _birds(num_classes: int, *, variant: int, contrastive: float, locations: Seq
 
 
 for _variant in range(5):
-    register(f"tnet_efficientnet_b{_variant}.reference_cub")(partial(_birds, 200, variant=_variant, contrastive=100.0, locations=(5,)))
+    register(f"tnet_efficientnet_b{_variant}.reference_cub")(partial(_birds, num_classes=200, variant=_variant, contrastive=100.0, locations=(5,)))
     register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
-        partial(_birds, 555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
+        partial(_birds, num_classes=555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
     )
 
 

@@ -1,0 +1,165 @@
+"""The checks that every classifier that looks must pass: subclass, give `make`, and pytest runs them all."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from foveal.classification import Classification
+from foveal.draws import Draws
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.images.views import BlankViews, TensorViews, Views
+
+
+class CountingViews(TensorViews):
+    """Remembers every look, so that a test can say what was touched."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__(images)
+        self.looks: list[tuple[int, tuple[float, ...]]] = []
+
+    def look(self, which, boxes, size, **options):
+        self.looks += [(int(i), tuple(b)) for i, b in zip(which, boxes.tolist(), strict=True)]
+        return super().look(which, boxes, size, **options)
+
+
+class GlimpseClassifierTester:
+    """Inherit and define ``make``; override the attributes where the model is special."""
+
+    image = (3, 96, 96)
+    budgets: tuple[tuple[int, ...], ...] = ((),)
+    additive = True
+
+    def make(self) -> GlimpseClassifier:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self) -> GlimpseClassifier:
+        torch.manual_seed(0)
+        return self.make().eval()
+
+    def images(self, count: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
+        h, w = size or self.image[1:]
+        return torch.rand(count, self.image[0], h, w, generator=torch.Generator().manual_seed(1))
+
+    def run(self, model: GlimpseClassifier, images: torch.Tensor | Views, **options) -> Classification:
+        with torch.inference_mode():
+            return model(images, **options)
+
+    def test_every_budget_with_one_checkpoint(self, model):
+        before = copy.deepcopy(model.state_dict())
+        for budget in self.budgets:
+            out = self.run(model, self.images(), locations=budget)
+            assert out.logits.shape == (2, model.num_classes) and torch.isfinite(out.logits).all()
+            expected = sum(int(np.prod(budget[: i + 1])) for i in range(len(budget)))
+            assert out.locations.tolist() == [expected] * 2
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    def test_contributions_add_up_to_the_logits(self, model):
+        if not self.additive:
+            pytest.skip("not additive")
+        out = self.run(model, self.images())
+        for one in out:
+            total = torch.stack([g.contribution for g in one.glimpses]).sum(0)
+            torch.testing.assert_close(total, one.logits, rtol=1e-5, atol=1e-6)
+        assert self.run(model, self.images(), contributions=False).glimpses.contribution is None
+
+    def test_glimpses_are_what_was_looked_at(self, model):
+        views = CountingViews(self.images())
+        out = self.run(model, views)
+        told = sorted((g.image, g.box) for g in out.glimpses)
+        assert told == sorted(views.looks)
+        for one in out:
+            for i, g in enumerate(one.glimpses):
+                assert (g.parent is None) == (i == 0) and (g.parent is None or g.parent < i)
+                assert 0 < g.probability <= 1 + 1e-6
+
+    def test_a_batch_is_its_images(self, model):
+        images = self.images(3)
+        together = self.run(model, images)
+        for i, one in enumerate(together):
+            alone = self.run(model, images[i : i + 1])[0]
+            torch.testing.assert_close(alone.logits, one.logits, rtol=1e-4, atol=1e-5)
+            assert [g.box for g in alone.glimpses] == [g.box for g in one.glimpses]
+
+    def test_random_looks_follow_the_sample_and_nothing_else(self, model):
+        images = self.images(2)
+        first = self.run(model, images, policy="random", draws=Draws(0, 0, np.array([5, 9])))
+        swapped = self.run(model, images.flip(0), policy="random", draws=Draws(0, 0, np.array([9, 5])))
+        assert [g.box for g in first[0].glimpses] == [g.box for g in swapped[1].glimpses]
+
+    @pytest.mark.parametrize("size", [(64, 160), (123, 77)])
+    def test_images_that_are_not_square(self, model, size):
+        out = self.run(model, self.images(2, size))
+        assert torch.isfinite(out.logits).all()
+        for g in out.glimpses:
+            assert g.box[0] < size[0] and g.box[1] < size[1] and g.box[2] > 0 and g.box[3] > 0
+
+    def test_cost_does_not_depend_on_the_image(self, model):
+        small = self.run(model, BlankViews(1, (128, 128), self.image[0]))
+        huge = self.run(model, BlankViews(1, (100_000, 100_000), self.image[0]))
+        assert len(small.glimpses) == len(huge.glimpses) and small.logits.shape == huge.logits.shape
+
+    def test_first_looks_are_taken(self, model):
+        views = CountingViews(self.images(1))
+        self.run(model, views)
+        assert {look.box for look in model.first_looks(self.image[1:])} <= {box for _, box in views.looks}
+
+    def test_objective_trains_every_parameter(self, model):
+        model.train()
+        with torch.no_grad():  # a layer that starts at zero blocks the gradient of those before it
+            for p in model.parameters():
+                p.add_(0.01 * torch.randn_like(p))
+        objective = model.default_objective()
+        grads = {name: False for name, _ in model.named_parameters()}
+        for progress in (0.0, 1.0):
+            rollouts = model.rollouts(self.images(4), objective.plan(progress), Draws(0, 0, np.arange(4)))
+            loss, state, log = objective(rollouts, torch.arange(4) % model.num_classes, objective.initial_state())
+            model.zero_grad()
+            loss.backward()
+            assert torch.isfinite(loss) and torch.isfinite(state).all() and "loss" in log
+            for name, p in model.named_parameters():
+                grads[name] |= p.grad is not None and bool(p.grad.abs().sum() > 0)
+        assert not [name for name, touched in grads.items() if not touched]
+
+    def test_rollouts_agree_with_prediction(self, model):
+        images = self.images()
+        with torch.no_grad():
+            (tried,) = model.rollouts(images, ("greedy",), Draws(0, 0, np.arange(2)))
+        torch.testing.assert_close(tried.logits, self.run(model, images).logits)
+        if tried.additive:
+            torch.testing.assert_close(tried.glimpse_logits.mean(1), tried.logits, rtol=1e-5, atol=1e-6)
+
+    def test_weights_survive_saving(self, model):
+        weights = load(save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        torch.manual_seed(7)
+        other = self.make().eval()
+        other.load_state_dict(weights)
+        torch.testing.assert_close(self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0)
+
+    def test_copies_are_independent(self, model):
+        twin = copy.deepcopy(model)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        pickled = torch.load(buffer, weights_only=False)
+        expected = self.run(model, self.images()).logits
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        for copied in (twin, pickled):
+            torch.testing.assert_close(self.run(copied, self.images()).logits, expected, rtol=0, atol=0)
+
+    def test_parameter_groups_partition_the_parameters(self, model):
+        ids = [id(p) for group in model.parameter_groups().values() for p in group]
+        assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+
+    def test_dense_twin_has_the_same_classes(self, model):
+        dense = model.dense().eval()
+        with torch.inference_mode():
+            assert dense(torch.zeros(1, self.image[0], *model.size)).shape == (1, model.num_classes)
