@@ -1,0 +1,108 @@
+"""Recipes: one YAML file for each run worth repeating.
+
+A recipe is the part of a `foveal.training.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
+a section (``model``, ``data``, ``objective``) that names something else than its base does starts from nothing, because
+the options of one model mean nothing to another.
+
+Example:
+    >>> load_recipe("demo")["data"]["name"]
+    'digits'
+    >>> merge({"model": {"name": "tnet", "grid": 5}, "epochs": 2}, {"model": {"locations": [3]}})
+    {'model': {'name': 'tnet', 'grid': 5, 'locations': [3]}, 'epochs': 2}
+    >>> merge({"model": {"name": "tnet", "grid": 5}}, {"model": {"name": "resnet18"}})
+    {'model': {'name': 'resnet18'}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foveal.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-4 is one."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_value(text: str) -> Any:
+    """A value as people type it: ``3`` is a number, ``[2, 1]`` a list, ``null`` nothing.
+
+    Raises:
+        ConfigError: brackets or quotes that do not close.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text}: cannot be read as a value; check brackets and quotes") from error
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.relative_to(_FOLDER).with_suffix("").as_posix() for p in _FOLDER.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a YAML file of the user's, or a recipe of the package by name.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"{name}: there is no such file; give a recipe file or one of {', '.join(list_recipes())}")
+        return Path(name)
+    if name not in list_recipes():
+        near = difflib.get_close_matches(name, list_recipes(), 1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"use a YAML file or one of {', '.join(list_recipes())}"
+        raise ConfigError(f"{name}: there is no recipe of this name; {hint}")
+    return _FOLDER / f"{name}.yaml"
+
+
+def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe, on top of those of its bases.
+
+    Raises:
+        ConfigError: no such recipe, no valid YAML, or recipes that are each other's base.
+    """
+    file = find_recipe(name)
+    if file in _seen:
+        raise ConfigError(f"{file}: its base leads back to itself; remove a base line")
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 (a safe loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{file}: {f'line {where.line + 1} ' if where else ''}is not valid YAML; mend it") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: is no recipe; write lines of the form epochs: 3")
+    for section in ("model", "data", "objective"):
+        if isinstance(values.get(section), str):
+            values[section] = {"name": values[section]}
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = file.parent / base
+    return merge(load_recipe(str(beside) if beside.suffix and beside.is_file() else str(base), (*_seen, file)), values)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, section by section; a section that names something else replaces the base's."""
+    merged = dict(base)
+    for key, value in over.items():
+        under = base.get(key)
+        if isinstance(value, dict) and isinstance(under, dict) and value.get("name", under.get("name")) == under.get("name"):
+            merged[key] = merge(under, value)
+        else:
+            merged[key] = value
+    return merged
