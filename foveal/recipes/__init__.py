@@ -47,8 +47,8 @@ def parse_value(text: str) -> Any:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(p.relative_to(_FOLDER).with_suffix("").as_posix() for p in _FOLDER.rglob("*.yaml"))
+    """Names of the recipes that come with the package; files whose name begins with an underscore are only bases."""
+    return sorted(p.relative_to(_FOLDER).as_posix().removesuffix(".yaml") for p in _FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
 
 
 def find_recipe(name: str) -> Path:
