@@ -1,0 +1,477 @@
+"""The front door: make a model by name, classify with it, keep it in a run folder.
+
+A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``last.ckpt`` and ``best.ckpt`` (to
+go on training), and ``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a
+model, and rebuild it without downloading anything.
+
+Example:
+    >>> import tempfile, torch
+    >>> model = as_classifier(create_model("test_resnet", num_classes=2), image_size=64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(folder, model, ModelInfo({"name": "test_resnet", "image_size": 64}, ("cat", "dog")))
+    ...     same = load(folder)
+    >>> image = torch.rand(3, 80, 60)
+    >>> same.class_names, torch.equal(classify(same, image).logits, classify(model, image).logits)
+    (('cat', 'dog'), True)
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import foveal.backbones
+import foveal.glimpse.tnet  # noqa: F401  (both register their models)
+from foveal.classification import Classification
+from foveal.errors import ConfigError, ImageError, RunError
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.registry import REGISTRY
+from foveal.images.views import Views, as_views
+
+CONFIG, METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
+    "config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
+)  # fmt: skip
+
+# --------------------------------------------------------------------------------------------------- models by name
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
+    ours = sorted(REGISTRY)
+    return fnmatch.filter([*ours, *(name for name in timm.list_models() if name not in REGISTRY)], pattern)
+
+
+def constructor(name: str) -> Callable[..., Any]:
+    """What builds the model of this name, for its signature.
+
+    Raises:
+        ConfigError: nothing has that name.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*")):
+        return timm.model_entrypoint(architecture)
+    known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else list_models()
+    near = difflib.get_close_matches(name, known, 3)
+    raise ConfigError(f"{name}: there is no model of this name; {f'did you mean {_either(near)}' if near else 'foveal models lists them'}")
+
+
+def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
+    """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
+
+    Args:
+        name: see `list_models`.
+        num_classes: classes; the model's own number if None.
+        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
+        options: keywords of the model.
+
+    Raises:
+        ConfigError: an unknown name or option, or weights that cannot be had.
+    """
+    build = constructor(name)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if pretrained:
+        options["pretrained"] = True if pretrained is True else str(pretrained)
+    if isinstance(pretrained, str | Path):
+        weights = read_weights(Path(pretrained))
+        if name not in REGISTRY:
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+    try:
+        return build(**options) if name in REGISTRY else timm.create_model(name, **options)
+    except TypeError as error:
+        raise _option_error(name, build, options, error) from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{name}: its pretrained weights do not load ({reason}); give a local file that fits as pretrained=FILE") from error
+
+
+def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
+    """`create_model`, with a dense network wrapped to look once at the whole image.
+
+    Args:
+        name, num_classes: as of `create_model`.
+        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`.
+    """
+    if name in REGISTRY:
+        return as_classifier(create_model(name, num_classes=num_classes, **options))
+    how = {key: options.pop(key) for key in wrapper_options() if key in options}
+    return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
+
+
+def as_classifier(model: nn.Module, **options: Any) -> GlimpseClassifier:
+    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go."""
+    return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
+
+
+def wrapper_options() -> list[str]:
+    """Keywords that any dense network takes beside its own."""
+    return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
+
+    Raises:
+        ConfigError: there is no such file, or it holds anything else.
+    """
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
+    except Exception as error:  # the readers raise whatever a damaged file leads them to
+        raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
+    return content
+
+
+def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
+    """The sentence for an option that a model does not take; the error itself if it is another."""
+    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '(\w+)'", str(error))
+    if not found or found[2] not in options:
+        return error
+    build = getattr(build, "func", build)
+    takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
+    known = {p for what in takes for p, spec in inspect.signature(what).parameters.items() if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)}
+    near = difflib.get_close_matches(found[2], known - {"self"}, 3)
+    return ConfigError(f"model {name}: there is no option {found[2]!r}; {f'did you mean {_either(near)}' if near else 'foveal fit --model ' + name + ' --help lists them'}")
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+# --------------------------------------------------------------------------------------------------------- classify
+
+
+def classify(
+    model: nn.Module, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy", batch_size: int = 16,
+    device: str | torch.device | None = None,
+) -> Classification:  # fmt: skip
+    """Classify one image or several, by any model.
+
+    Args:
+        model: a classifier that looks, or any dense network, which then sees the whole image at once.
+        images: one image: a path, an open image, or a (C, H, W) tensor in [0, 1]; or a list of such, or a (B, C, H, W) tensor.
+        locations: budget, looks per grid at each level; the model's own if None.
+        policy: how locations are selected, see `GlimpseClassifier.forward`.
+        batch_size: images at a time.
+        device: where to; where the model is if None.
+
+    Returns:
+        The classification of the one image, or of the batch.
+
+    Raises:
+        ImageError: an image cannot be opened or read; `foveal.predict` goes on instead.
+    """
+    classifier = as_classifier(model)
+    if device is not None:
+        classifier.to(device)
+    one = isinstance(images, str | Path) or (images.ndim == 3 if isinstance(images, Tensor) else not isinstance(images, Sequence | Views))
+    images = [images] if one else images
+    was_training = classifier.training
+    try:
+        classifier.eval()
+        with torch.inference_mode():
+            parts = [_classify(classifier, batch, locations, policy) for batch in _batches(images, classifier, batch_size)]
+    finally:
+        classifier.train(was_training)
+    if not parts:
+        raise ImageError("there is no image to classify; give at least one")
+    return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
+
+
+def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str) -> Classification:
+    result = classifier(views, locations=locations, policy=policy)
+    for reason in views.errors.values():
+        raise ImageError(reason)
+    return result
+
+
+def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterable[Views]:
+    if isinstance(images, Views):
+        yield images
+        return
+    device = classifier.mean.device
+    if isinstance(images, Tensor):
+        yield from (as_views(part.to(device)) for part in images.split(batch_size))
+        return
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        if any(isinstance(image, Tensor) for image in part):
+            yield from (as_views(image[None].to(device)) for image in part)
+        else:
+            yield as_views([_opened(image, classifier) for image in part])
+
+
+def _opened(image: Any, classifier: GlimpseClassifier) -> Any:
+    if not isinstance(image, str | Path):
+        return image
+    from foveal.images import open_image
+
+    return open_image(image, channels=classifier.channels, value_range=getattr(classifier, "value_range", None))
+
+
+# ------------------------------------------------------------------------------------------------------ run folders
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What must be known beside the weights to use a model.
+
+    Attributes:
+        model: ``name`` and options, as of `create_classifier`.
+        class_names: in the order of the logits.
+        value_range: (low, high) of the pixels of images whose type does not tell; None where it does.
+        locations: default budget.
+    """
+
+    model: dict[str, Any]
+    class_names: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+    locations: tuple[int, ...] | None = None
+
+
+def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, weights: dict[str, Tensor] | None = None) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into a folder.
+
+    Args:
+        folder: made if it is not there.
+        model: the model; what it sees and how it normalises is written too.
+        info: the rest.
+        weights: weights to write instead of the model's own.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_card(folder, model, info)
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (weights or model.state_dict()).items()}
+    with replacing(folder / WEIGHTS) as unfinished:
+        save_file(state, unfinished, metadata={"format": "pt"})
+
+
+def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
+    """Write ``config.json`` alone: what a folder needs beside weights."""
+    from foveal import __version__
+
+    card = {
+        "foveal": __version__,
+        # Weights come from this folder: rebuilding must not fetch the ones training began with.
+        "model": {key: value for key, value in info.model.items() if key != "pretrained"},
+        "num_classes": model.num_classes,
+        "class_names": list(info.class_names),
+        "channels": model.channels,
+        "size": list(model.size),
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "value_range": info.value_range,
+        "locations": list(model.locations if info.locations is None else info.locations),
+    }
+    with replacing(folder / CARD) as unfinished:
+        unfinished.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+    """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see `Run.load_model`."""
+    return Run(path).load_model(device, which)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Raises:
+        RunError: there is no such folder, or it holds no run.
+    """
+
+    path: Path = field()
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+        if not self.path.exists():
+            raise RunError(f"{path}: there is no such run folder; check the path, or make it by foveal fit")
+        if not self.path.is_dir():
+            raise RunError(f"{path}: is a file, not a run folder; give the folder it is in")
+        if not (self.path / CARD).is_file():
+            raise RunError(f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train again")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Every value the run was made with.
+
+        Raises:
+            RunError: there is no ``config.yaml``, or it is damaged.
+        """
+        return read_config(self.path)
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """Content of ``config.json``: model, class names, normalisation, budget.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        try:
+            card = json.loads((self.path / CARD).read_text())
+            if not isinstance(card["model"]["name"], str) or not isinstance(card["class_names"], list):
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.path / CARD}: is damaged or not ours; copy it again or train again") from error
+        return card
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.card["class_names"])
+
+    def load_model(self, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+        """The model, in evaluation mode.
+
+        Args:
+            device: where to.
+            which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest checkpoint.
+
+        Raises:
+            RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
+        """
+        model = self._build()
+        file = self.path / (WEIGHTS if which == "best" else LAST)
+        weights = self._weights(file)
+        check_fit(model, weights, file)
+        model.load_state_dict(weights)
+        return model.eval().to(device)
+
+    def _build(self) -> GlimpseClassifier:
+        options = dict(self.card["model"])
+        try:
+            model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+        except ConfigError as error:
+            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
+        model.class_names = self.class_names
+        model.locations = tuple(self.card.get("locations") or ())
+        model.value_range = self.card.get("value_range")  # type: ignore[assignment]
+        return model
+
+    def _weights(self, file: Path) -> dict[str, Tensor]:
+        if not file.is_file():
+            hint = f"go on with it by --resume, or use which='last' to take {LAST}" if (self.path / LAST).is_file() else "train again"
+            raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
+        if file.suffix == ".safetensors":
+            try:
+                return load_file(file)
+            except (SafetensorError, OSError) as error:
+                raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
+        return model_state(read_checkpoint(file), file)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{folder / CONFIG}: is missing or damaged; start again with --overwrite") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{folder / CONFIG}: is not a list of options with values; start again with --overwrite")
+    return config
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A training checkpoint, of tensors and plain values; anything that would run code is refused.
+
+    Raises:
+        RunError: it is missing, damaged or holds anything else.
+    """
+    if not file.is_file():
+        raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises whatever a damaged file leads it to
+        hostile = "weights_only" in str(error) or "Unsupported" in str(error)
+        what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
+        raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
+    if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
+        raise RunError(f"{file}: is not a checkpoint of a run; bring the right file, or start again with --overwrite")
+    return content
+
+
+def model_state(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """The model's weights in a checkpoint."""
+    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+    if not state:
+        raise RunError(f"{file}: holds no model; bring the right file, or start again with --overwrite")
+    return state
+
+
+def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """See that weights are those of the model.
+
+    Raises:
+        RunError: names the first tensor that is missing, too many, or of another shape.
+    """
+    wanted = model.state_dict()
+    for name in [*wanted, *weights]:
+        here, there = wanted.get(name), weights.get(name)
+        if here is None or there is None:
+            what = f"{name} is {'missing' if there is None else 'not a part of this model'}"
+        elif here.shape != there.shape:
+            what = f"{name} is {tuple(there.shape)} where the model has {tuple(here.shape)}"
+        else:
+            continue
+        raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
+
+
+def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Make sure that a run may be written to a folder, and make it.
+
+    Raises:
+        RunError: something is there already, or there is nothing to go on with.
+    """
+    out = Path(out)
+    try:
+        used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        if resume:
+            if not (out / LAST).is_file():
+                raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or start again with --overwrite")
+            return out
+        if used and not (out / CONFIG).is_file():
+            raise RunError(f"{out}: is there already and is not a run; choose another --out")
+        if used and not overwrite:
+            raise RunError(f"{out}: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out")
+        for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, CONFIG):
+            (out / name).unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return out
+
+
+@contextmanager
+def replacing(file: Path):
+    """A temporary path beside ``file`` that takes its place at the end, or is removed where writing failed."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
