@@ -120,7 +120,8 @@ def gain_to_come(tried: Rollout, target: Tensor) -> Tensor:
     Returns:
         (B, N - 1), detached; positive where looking on helped.
     """
-    logits = tried.glimpse_logits.detach().float()
+    logits = tried.glimpse_logits.detach()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     count = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     so_far = logits.cumsum(1) / count[:, None]
     loss = F.cross_entropy(so_far.flatten(0, 1), target.repeat_interleave(len(count)), reduction="none").unflatten(0, (-1, len(count)))

@@ -1,0 +1,146 @@
+"""The objectives against exact expectations: every ordered choice on a small grid is enumerated."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foveal.glimpse.policies import plackett_luce
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, contrastive, gain_to_come
+
+TARGET = torch.tensor([1])
+
+
+class Table:
+    """One image whose looks are known beforehand: a thumbnail and ``cells`` cells, each with fixed logits."""
+
+    def __init__(self, cells: int, classes: int = 3, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.looks = 2 * torch.randn(cells + 1, classes, generator=generator, dtype=torch.float64)
+        self.scores = torch.randn(cells, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def rollout(self, chosen: tuple[int, ...], policy: str = "sampled") -> Rollout:
+        alone = self.looks[[0, *(c + 1 for c in chosen)]][None]
+        cells = torch.tensor([chosen])
+        log_p = self.scores.log_softmax(0)[None]
+        return Rollout(
+            logits=alone.mean(1), glimpse_logits=alone, level=np.array([1] + [2] * len(chosen)), parent=np.array([-1] + [0] * len(chosen)),
+            log_probability=plackett_luce(log_p, cells), scores=[log_p[:, None]], cells=cells, policy=policy,
+        )  # fmt: skip
+
+    def orders(self, k: int):
+        return list(itertools.permutations(range(len(self.scores)), k))
+
+    def gradient(self, loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, self.scores)[0]
+
+
+def test_choices_of_a_grid_are_a_distribution():
+    table = Table(9)
+    total = sum(table.rollout(order).log_probability.sum().exp() for order in table.orders(2))
+    assert total.item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("cells, k, rollouts, baseline", [(9, 2, 1, 0.0), (9, 2, 1, 1.7), (4, 3, 1, 0.3), (4, 2, 2, 0.0)])
+def test_the_policy_gradient_is_unbiased(cells, k, rollouts, baseline):
+    """The objective's gradient, averaged over everything that can be drawn, is that of the expected loss."""
+    table = Table(cells)
+    objective = TNetObjective(policy_weight=1.0, rollouts=rollouts, warm_up=0.0)
+    drawn = {order: table.rollout(order) for order in table.orders(k)}
+    probability = {order: r.log_probability.sum().exp() for order, r in drawn.items()}
+    expected_loss = sum(p * F.cross_entropy(drawn[order].logits, TARGET) for order, p in probability.items())
+    truth = table.gradient(expected_loss)
+
+    estimate = torch.zeros_like(truth)
+    for orders in itertools.product(drawn, repeat=rollouts):
+        tries = [table.rollout(order) for order in orders]
+        weight = np.prod([probability[order].item() for order in orders])
+        loss, _, _ = objective(tries, TARGET, torch.tensor(baseline))
+        estimate += weight * table.gradient(loss)
+    torch.testing.assert_close(estimate, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_gain_to_come_against_its_definition():
+    table = Table(4)
+    tried = table.rollout((2, 0, 3))
+    alone = tried.glimpse_logits[0]
+    loss = [F.cross_entropy(alone[: i + 1].mean(0, keepdim=True), TARGET).item() for i in range(4)]
+    torch.testing.assert_close(gain_to_come(tried, TARGET)[0].double(), torch.tensor([v - loss[-1] for v in loss[:-1]]).double())
+
+
+def test_random_looks_train_the_perception_only():
+    table = Table(9)
+    objective = TNetObjective(warm_up=0.5)
+    assert objective.plan(0.0) == ("random",) and objective.plan(0.5) == ("sampled",)
+    tried = table.rollout((1, 2), "random")
+    tried.logits.requires_grad_()
+    loss, state, _ = objective([tried], TARGET, torch.tensor(0.2))
+    assert loss.requires_grad and state == pytest.approx(0.2)
+    assert torch.autograd.grad(loss, table.scores, allow_unused=True)[0] is None
+
+
+def batch(seed: int = 0) -> tuple[Rollout, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    alone = torch.randn(6, 4, 3, generator=g).requires_grad_()
+    log_p = torch.randn(6, 3, generator=g).sub(3).requires_grad_()
+    level = np.array([1, 2, 2, 3])
+    tried = Rollout(logits=alone.mean(1), glimpse_logits=alone, level=level, log_probability=log_p, fused=torch.randn(6, 5, generator=g), parent=np.array([-1, 0, 0, 1]))
+    return tried, torch.randint(0, 3, (6,), generator=g)
+
+
+@pytest.mark.parametrize("feature_levels", [None, 2])
+def test_reference_loss_against_loops(feature_levels):
+    """Spec section 6, term by term."""
+    tried, target = batch()
+    share, weight, beta = 0.3, 0.1, 0.5
+    highest = feature_levels or 3
+    judged = [i for i, level in enumerate(tried.level) if level <= highest]
+    ce_image = ce_feature = rl_image = rl_feature = rewards_image = rewards_feature = 0.0
+    for b, c in enumerate(target.tolist()):
+        right = float(tried.logits[b].argmax() == c)
+        ce_image += F.cross_entropy(tried.logits[b], target[b]).item() / 6
+        rl_image += (right - beta) * -tried.log_probability[b].sum().item() / 6
+        rewards_image += right / 6
+        for i in judged:
+            ce_feature += F.cross_entropy(tried.glimpse_logits[b, i], target[b]).item() / (6 * len(judged))
+            if i:
+                good = float(tried.glimpse_logits[b, i].argmax() == c)
+                rl_feature += (good - beta) * -tried.log_probability[b, i - 1].item() / (6 * (len(judged) - 1))
+                rewards_feature += good / (6 * (len(judged) - 1))
+    loss, state, _ = ReferenceTNetObjective(share, weight, feature_levels)([tried], target, torch.tensor(beta))
+    expected = share * ce_image + (1 - share) * ce_feature + weight * (share * rl_image + (1 - share) * rl_feature)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert state.item() == pytest.approx(0.9 * beta + 0.1 * (share * rewards_image + (1 - share) * rewards_feature), rel=1e-5)
+
+
+def test_reference_loss_of_a_thumbnail_is_its_share_of_the_cross_entropy():
+    tried, target = batch()
+    thumbnail = Rollout(logits=tried.logits, glimpse_logits=tried.glimpse_logits[:, :1], level=np.array([1]))
+    loss, state, _ = ReferenceTNetObjective(0.3)([thumbnail], target, torch.tensor(0.5))
+    assert loss.item() == pytest.approx(0.3 * F.cross_entropy(tried.logits, target).item(), rel=1e-6) and state.item() == 0.5
+
+
+def test_contrastive_against_all_pairs():
+    g = torch.Generator().manual_seed(0)
+    vectors, labels = torch.randn(8, 5, generator=g), torch.randint(0, 2, (8,), generator=g)
+    expected = 0.0
+    for group in (range(4), range(4, 8)):
+        for i, j in itertools.product(group, group):
+            cos = F.cosine_similarity(vectors[i], vectors[j], dim=0).item()
+            expected += ((1 - cos) if labels[i] == labels[j] else max(cos - 0.4, 0)) / 16 / 2
+    assert contrastive(vectors, labels, group=4).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_class_weights_weigh_classes():
+    tried, target = batch()
+    even = TNetObjective(image_share=1.0, warm_up=1.0)
+    skewed = TNetObjective(image_share=1.0, warm_up=1.0, class_weights=(1.0, 2.0, 3.0))
+    tried.policy = "random"
+    got = skewed([tried], target, torch.tensor(0.0))[0]
+    expected = F.cross_entropy(tried.logits, target, weight=torch.tensor([1.0, 2, 3]))
+    assert got.item() == pytest.approx(expected.item()) and got.item() != pytest.approx(even([tried], target, torch.tensor(0.0))[0].item())
