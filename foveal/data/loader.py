@@ -1,0 +1,128 @@
+"""Which images are read when: batches of a data set, in an order that is a function of (seed, epoch).
+
+The order does not depend on how many processes share the work, and an epoch can be entered at any batch: a run that was
+stopped goes on with exactly the batches it had not seen.
+
+Example:
+    >>> import torch
+    >>> from foveal.data.dataset import TensorDataset
+    >>> data = TensorDataset(torch.zeros(10, 3, 8, 8), torch.arange(10) % 2, ("even", "odd"))
+    >>> loader = Loader(data, batch_size=4, seed=7, shuffle=True)
+    >>> whole = [batch.index.tolist() for batch in loader]
+    >>> loader.set_epoch(0, first_batch=1)
+    >>> len(loader), [batch.index.tolist() for batch in loader] == whole[1:]
+    (3, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from foveal.data.dataset import Batch, Dataset, FirstLooks, Loaded
+from foveal.draws import generator
+
+
+class Order(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one of ``world_size`` processes.
+
+    Batch j of all processes together holds ``batch_size * world_size`` images: those that one process with the larger batch would see.
+    Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number of batches and no image is used twice; in the last batch
+    (unless dropped) a process may get one image fewer, or none.
+
+    Args:
+        count: images.
+        batch_size: images of a batch, for each process.
+        seed: with the epoch, decides the order.
+        shuffle: a random order; else that of the data set.
+        drop_last: leave an incomplete last batch out.
+        rank, world_size: which of how many processes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever it is entered."""
+        together = self.batch_size * self.world_size
+        return self.count // together if self.drop_last else -(-self.count // together)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = generator(self.seed, self.epoch, 0, "order").permutation(self.count) if self.shuffle else np.arange(self.count)
+        together = self.batch_size * self.world_size
+        for j in range(self.first_batch, len(self)):
+            mine = order[j * together : (j + 1) * together][self.rank :: self.world_size]
+            yield [(self.epoch, int(i)) for i in mine]
+
+
+class Loader(DataLoader):
+    """Iterates the `Batch`es of a data set.
+
+    ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules count from the epoch's beginning.
+
+    Args:
+        data: what to read.
+        batch_size: images of a batch, for each process.
+        workers: processes that open, augment and read ahead; 0 does it in this one.
+        seed: decides the order and every augmentation.
+        first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
+        shuffle, drop_last, rank, world_size: see `Order`.
+    """
+
+    def __init__(
+        self, data: Dataset, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
+        shuffle: bool = False, drop_last: bool = False, rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        self.data = data
+        self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
+        super().__init__(
+            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_as_is, persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
+        )  # fmt: skip
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The next iteration yields batches ``first_batch``, ``first_batch + 1``, ... of ``epoch``."""
+        self.order.epoch = epoch
+        self.order.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return (loaded.batch() for loaded in super().__iter__())
+
+
+class _Reader(TorchDataset):
+    """A data set as torch's workers want it: a list of (epoch, index) at a time."""
+
+    def __init__(self, data: Dataset, seed: int, first_looks: FirstLooks | None) -> None:
+        self.data = data
+        self.seed = seed
+        self.first_looks = first_looks
+
+    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Loaded:
+        epoch = wanted[0][0] if wanted else 0
+        return self.data.load(epoch, [i for _, i in wanted], self.seed, self.first_looks)
+
+
+def _as_is(loaded: Loaded) -> Loaded:
+    return loaded

@@ -1,0 +1,137 @@
+"""A named data set with its splits, and the register of their names.
+
+A constructor is a plain function with typed arguments; ``@register`` gives it its name, and the command line builds its flags from the signature.
+
+Example:
+    >>> data = get_data("digits", canvas=96, digit=(12, 16), train=8, val=4, test=4)
+    >>> len(data.classes), len(data.train)
+    (10, 8)
+    >>> [len(batch) for batch in data.loader("train", batch_size=3)]
+    [3, 3, 2]
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from foveal.data.dataset import Dataset, FirstLooks
+from foveal.data.loader import Loader
+from foveal.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class DataModule:
+    """The splits of a data set.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels.
+        train, val, test: the splits; None where there is none.
+        name: what errors call it.
+    """
+
+    classes: tuple[str, ...]
+    train: Dataset | None = None
+    val: Dataset | None = None
+    test: Dataset | None = None
+    name: str = "the data set"
+
+    def split(self, split: str) -> Dataset:
+        """One split by name.
+
+        Raises:
+            DataError: there is no such split, or no image in it.
+        """
+        data = getattr(self, split) if split in SPLITS else None
+        if data is None or not len(data):
+            have = [s for s in SPLITS if getattr(self, s) is not None and len(getattr(self, s))]
+            raise DataError(f"{self.name}: there is no split {split!r}; use one of {', '.join(have) or 'none: the data set is empty'}")
+        return data
+
+    def loader(
+        self, split: str, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None, drop_last: bool = False,
+        shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
+    ) -> Loader:  # fmt: skip
+        """Batches of a split; arguments as of `foveal.data.loader.Loader`. ``shuffle=None`` shuffles the training split only."""
+        return Loader(
+            self.split(split), batch_size=batch_size, workers=workers, seed=seed, first_looks=first_looks, drop_last=drop_last,
+            shuffle=split == "train" if shuffle is None else shuffle, rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    def class_weights(self) -> list[float]:
+        """A weight for each class, inverse to its share of the training images; their mean over training images is 1. Classes without images get 0."""
+        counts = self.split("train").counts()
+        present = counts > 0
+        return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0).tolist()
+
+
+Constructor = TypeVar("Constructor", bound=Callable[..., DataModule])
+_REGISTRY: dict[str, Callable[..., DataModule]] = {}
+
+
+def register(constructor: Constructor) -> Constructor:
+    """Make a constructor known by its name."""
+    _REGISTRY[constructor.__name__] = constructor
+    return constructor
+
+
+def list_data() -> list[str]:
+    """Names of the known data sets."""
+    return sorted(_REGISTRY)
+
+
+def data_constructor(name: str) -> Callable[..., DataModule]:
+    """The constructor behind a name, for its signature.
+
+    Raises:
+        ConfigError: no data set has that name.
+    """
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, 1)
+        raise ConfigError(
+            f"{name}: there is no data set of this name; use {f'{near[0]}, or ' if near else ''}one of {', '.join(list_data())}"
+        )
+    return _REGISTRY[name]
+
+
+def get_data(name: str, **options) -> DataModule:
+    """Make a data set by name.
+
+    Raises:
+        ConfigError: unknown name or option.
+        DataError: the data set is not where it should be, or not as it should be.
+    """
+    constructor = data_constructor(name)
+    parameters = inspect.signature(constructor).parameters
+    for option in options:
+        if option not in parameters:
+            near = difflib.get_close_matches(option, parameters, 1)
+            raise ConfigError(f"data {name}: there is no option {option!r}; use {near[0] if near else 'one of ' + ', '.join(parameters)}")
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set --data.{missing[0]}")
+    return constructor(**options)
+
+
+def check_classes(expected: Sequence[str], data: DataModule) -> None:
+    """See that a model trained on some classes can be judged on this data.
+
+    Raises:
+        DataError: the names differ, or their order.
+    """
+    if tuple(expected) == data.classes:
+        return
+    unknown = [c for c in data.classes if c not in set(expected)]
+    what = (
+        f"class {unknown[0]!r} is unknown to the model"
+        if unknown
+        else f"it has {len(data.classes)} classes, the model {len(expected)}, or in another order"
+    )
+    raise DataError(f"{data.name}: {what}; use data with the classes that the model was trained on")
