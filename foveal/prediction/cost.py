@@ -1,0 +1,98 @@
+"""What a model costs, counted: parameters and multiply-accumulates.
+
+Multiply-accumulates (MACs) are what torch's flop counter sees, halved: convolutions, matrix products and attention.
+FLOPs are twice the MACs.
+
+Example:
+    >>> import timm
+    >>> dense = timm.create_model("test_resnet", num_classes=5)
+    >>> count(dense, 64).macs < count(dense, 128).macs
+    True
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.images.views import BlankViews
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs for one image.
+
+    Attributes:
+        parameters: trainable parameters.
+        parameters_and_statistics: all parameters, with the running mean and variance of batch norms.
+        macs: multiply-accumulates of one image.
+    """
+
+    parameters: int
+    parameters_and_statistics: int
+    macs: int
+
+
+def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None) -> Cost:
+    """Count what ``model`` costs for one image. No image is held, whatever its size.
+
+    Args:
+        model: a classifier that looks, or a dense network, which is given the image at full size.
+        image_size: side, or (height, width), in full-resolution pixels.
+        locations: budget; the model's own if None. Dense networks have none.
+
+    Raises:
+        ConfigError: a dense network that does not take images of this size.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    statistics = sum(b.numel() for name, b in model.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var"))
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters_and_statistics=sum(p.numel() for p in model.parameters()) + statistics,
+        macs=_looking_macs(model, size, locations) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
+    )
+
+
+def input_channels(network: nn.Module) -> int:
+    """Bands that a dense network takes: what timm says of it, or 3."""
+    return getattr(network, "in_chans", None) or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+
+
+def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
+    network = copy.deepcopy(network).to("meta")
+    images = torch.empty(1, input_channels(network), *size, device="meta")
+    try:
+        return _macs(network, lambda: network(images))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{type(network).__name__}: does not take images of {size[0]} x {size[1]} px ({reason}); choose another size"
+        ) from error
+
+
+def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None) -> int:
+    def classify(device: str) -> int:
+        copied = copy.deepcopy(model).to(device)
+        views = BlankViews(1, size, model.channels, device)
+        return _macs(copied, lambda: copied(views, locations=locations, contributions=False))
+
+    try:
+        return classify("meta")
+    except (NotImplementedError, RuntimeError):
+        # A model that chooses where to look needs numbers to choose by, which meta tensors have not.
+        return classify("cpu")
+
+
+def _macs(model: nn.Module, call: Callable[[], object]) -> int:
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        call()
+    return counter.get_total_flops() // 2

@@ -1,0 +1,54 @@
+"""Where a model runs and how precisely: the values of ``--device`` and ``--precision``.
+
+Example:
+    >>> find_device("cpu")
+    device(type='cpu')
+    >>> with autocast("bf16", find_device("cpu")):
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.bfloat16
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from foveal.errors import ConfigError
+
+PRECISIONS = {
+    "32": None,
+    "32-true": None,
+    "bf16": torch.bfloat16,
+    "bf16-mixed": torch.bfloat16,
+    "16": torch.float16,
+    "16-mixed": torch.float16,
+}
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name; ``"auto"`` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
+    return device
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """A context in which matrix products and convolutions run at ``"32"``, ``"bf16"`` or ``"16"`` bits.
+
+    Raises:
+        ConfigError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: is not known; use one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

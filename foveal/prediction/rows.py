@@ -1,0 +1,213 @@
+"""From paths to rows: find the images, open them ahead of the model, classify them batch by batch.
+
+A row is a plain dictionary with the keys of `COLUMNS`. An image that fails is a row too: it has an ``error``, one
+sentence, and nothing else.
+
+Example:
+    >>> import tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for name in ("b.tif", "a.JPG", "notes.txt"): (folder / name).touch()
+    >>> [(pathlib.Path(path).name, error) for path, error in find_images([folder])]
+    [('a.JPG', None), ('b.tif', None)]
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from foveal.classification import Classification
+from foveal.draws import Draws
+from foveal.errors import ConfigError, FovealError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.prediction.cost import count
+from foveal.prediction.device import autocast, find_device
+from foveal.runs import as_classifier, load
+
+if TYPE_CHECKING:
+    from foveal.images import View
+
+Row = dict[str, Any]
+
+COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
+"""Columns of a prediction.
+
+``top_k`` is a list of ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
+``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
+opening it took plus its share of the time of its batch.
+"""
+
+SUFFIXES = frozenset(
+    {
+        ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".jpg", ".jpeg", ".jpe", ".png", ".webp",
+        ".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".vrt",
+    }
+)  # fmt: skip
+"""Suffixes by which images are found in folders. A file that is named itself may have any."""
+
+
+class _Opened(NamedTuple):
+    path: str
+    view: View | None
+    error: str | None
+    seconds: float
+
+
+def find_images(paths: Sequence[str | Path]) -> list[tuple[str, str | None]]:
+    """Files behind files, folders (searched to the bottom) and patterns such as ``scans/**/*.svs``.
+
+    Args:
+        paths: what to look for. In folders, files with a known suffix are images; hidden ones are left out.
+
+    Returns:
+        (path, None) of every image once, in the order given and by name within a folder or pattern; (path, one sentence)
+        of what led to no image.
+    """
+    found: dict[str, str | None] = {}
+    for path in map(os.fspath, paths):
+        if Path(path).is_dir():
+            inside = (p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = sorted(str(p) for p in inside if p.is_file())
+            reason = f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
+        elif glob.has_magic(path) and not Path(path).exists():
+            matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            files = sorted(name for name in matches if Path(name).is_file())
+            reason = f"{path}: no file matches this pattern; check it, and quote it so that the shell leaves it alone"
+        else:
+            files, reason = [path], ""
+        found |= dict.fromkeys(files, None) if files else {path: reason}
+    return list(found.items())
+
+
+def ready(model: GlimpseClassifier | nn.Module | str | Path, device: torch.device | str = "cpu") -> GlimpseClassifier:
+    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in evaluation mode."""
+    loaded = load(model) if isinstance(model, str | Path) else model
+    return as_classifier(loaded).to(device).eval()
+
+
+def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
+    """The budget to use: the model's own if None.
+
+    Raises:
+        ConfigError: the model does not choose where to look.
+    """
+    if locations and not model.locations:
+        raise ConfigError(f"--locations {','.join(map(str, locations))}: this model looks once, at the whole image; leave --locations out")
+    return tuple(model.locations if locations is None else locations)
+
+
+def predict_rows(
+    model: GlimpseClassifier | nn.Module | str | Path, images: Sequence[str | Path], *, locations: Sequence[int] | None = None,
+    policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
+    top_k: int = 5, seed: int = 0,
+) -> Iterator[list[Row]]:  # fmt: skip
+    """Classify image files; while the model runs on one batch, the next is opened.
+
+    Args:
+        model: a classifier, a dense network, or the path of a run folder.
+        images: files.
+        locations: budget; the model's own if None.
+        policy: how cells are selected.
+        batch_size: images of a batch; at most two batches are open at a time.
+        threads: that open images; one for each image of a batch, but not more than twice the processors, if None.
+        device: see `find_device`.
+        precision: see `autocast`.
+        top_k: classes listed for each image.
+        seed: of policies that draw; with the path, it decides what is drawn.
+
+    Yields:
+        The rows of each batch, in the order of ``images``.
+
+    Raises:
+        ConfigError: a budget, device or precision that does not fit. What is wrong with an image is in its row instead.
+    """
+    from foveal.images import ImageViews
+
+    where = find_device(device)
+    classifier = ready(model, where)
+    budget = check_locations(classifier, locations)
+    macs: dict[int, int] = {}
+    with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
+        batches = [[os.fspath(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]
+        for following in [*batches[1:], []]:
+            opened = [future.result() for future in ahead]
+            ahead = [pool.submit(_open, path, classifier) for path in following]
+            good = [image for image in opened if image.view is not None]
+            results: dict[str, Row] = {}
+            try:
+                if good:
+                    samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good])
+                    start = time.perf_counter()
+                    views = ImageViews([image.view for image in good])
+                    with torch.inference_mode(), autocast(precision, where):
+                        seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
+                    seen = Classification.cat([seen])
+                    share = (time.perf_counter() - start) / len(good)
+                    for i, image in enumerate(good):
+                        looked = len(seen[i].glimpses)
+                        if looked not in macs:
+                            macs[looked] = count(classifier, tuple(views.sizes[i]), budget).macs
+                        error = views.errors.get(i)
+                        seconds = image.seconds + share
+                        results[image.path] = (
+                            failed_row(image.path, error) if error else _row(image.path, seen[i], top_k, macs[looked], seconds)
+                        )
+            finally:
+                for image in good:
+                    image.view.image.close()  # type: ignore[union-attr]
+            yield [results.get(image.path) or failed_row(image.path, image.error) for image in opened]
+
+
+def _open(path: str, model: GlimpseClassifier) -> _Opened:
+    from foveal.images import Transform, View, open_image
+
+    start = time.perf_counter()
+    try:
+        image = open_image(path, channels=model.channels, value_range=getattr(model, "value_range", None))
+        view = View(image, Transform(image.size))
+        view.prefetch(model.first_looks(image.size))
+    except FovealError as error:
+        return _Opened(path, None, str(error), 0.0)
+    except Exception as error:
+        # Ten thousand predictions must not be lost to the one file that finds a hole in a decoder.
+        return _Opened(path, None, f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); check the file", 0.0)
+    return _Opened(path, view, None, time.perf_counter() - start)
+
+
+def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float) -> Row:
+    top = seen.top(top_k)
+    return {
+        "path": as_text(path),
+        "label": top[0][0],
+        "probability": top[0][1],
+        "top_k": [{"label": name, "probability": p} for name, p in top],
+        "locations": seen.locations,
+        "glimpses": [{"box": list(g.box), "level": g.level, "probability": g.probability} for g in seen.glimpses],
+        "macs": macs,
+        "bytes_read": seen.bytes_read,
+        "seconds": seconds,
+        "error": None,
+    }
+
+
+def failed_row(path: str, error: str | None) -> Row:
+    return {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {
+        "path": as_text(path),
+        "error": error and as_text(error),
+    }
+
+
+def as_text(path: str | Path) -> str:
+    """A path as text that every format can hold: names that are not UTF-8 get escapes."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
