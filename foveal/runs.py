@@ -416,8 +416,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def model_state(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint."""
-    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+    """The model's weights in a checkpoint, averaged ones if it has them."""
+    source, prefix = (checkpoint["average"], "module.") if "average" in checkpoint else (checkpoint["state_dict"], "model.")
+    state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
     if not state:
         raise RunError(f"{file}: holds no model; bring the right file, or start again with --overwrite")
     return state

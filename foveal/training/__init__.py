@@ -1,0 +1,32 @@
+"""Training: one task for every model, a run folder that can be resumed to the last bit.
+
+Example:
+    >>> config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data={"name": "digits", "canvas": 96}, epochs=1)
+    >>> config.optimiser.lr
+    0.001
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foveal.training.config import FitConfig, Optimiser
+
+__all__ = ["FitConfig", "Optimiser", "Task", "fit"]
+
+if TYPE_CHECKING:
+    from foveal.training.fitting import fit
+    from foveal.training.task import Task
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes a second to import; the command's help needs the configuration only.
+    if name == "fit":
+        from foveal.training.fitting import fit
+
+        return fit
+    if name == "Task":
+        from foveal.training.task import Task
+
+        return Task
+    raise AttributeError(f"module 'foveal.training' has no attribute '{name}'")

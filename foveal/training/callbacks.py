@@ -1,0 +1,292 @@
+"""What happens around the steps: checkpoints, averaged weights, metrics, the progress bar.
+
+The order in which they are given to Lightning is the order of `callbacks`: weights are averaged before they are saved.
+
+Example:
+    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=0.99, quiet=True)]
+    ['Averaging', 'Metrics', 'BadImages', 'Checkpoints']
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from foveal.errors import RunError
+from foveal.runs import BAD_IMAGES, BEST, LAST, METRICS, replacing
+from foveal.training.task import ENDLESS, Task
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved."""
+
+
+def callbacks(folder: Path, ema: float | None, quiet: bool) -> list[pl.Callback]:
+    """Everything that happens around the steps of a run."""
+    averaging = [Averaging(ema)] if ema else []
+    return [*averaging, Metrics(folder / METRICS, quiet), BadImages(folder / BAD_IMAGES), Checkpoints(folder)]
+
+
+class Averaging(pl.Callback):
+    """Keeps an exponential moving average of the model's weights and statistics, and validates that.
+
+    Lightning's own copies the whole task, data included; this one copies the model.
+
+    Args:
+        decay: share of the average that stays at each update.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def setup(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
+        self.average = AveragedModel(task.model, device=task.device, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        if task.updates_after(batch_idx):
+            self.average.update_parameters(task.model)
+
+    def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self._swap(task)
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self._swap(task)
+
+    def _swap(self, task: Task) -> None:
+        live, average = task.model.state_dict(), self.average.module.state_dict()
+        for name, value in live.items():
+            kept = value.clone()
+            value.copy_(average[name])
+            average[name].copy_(kept)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        checkpoint["average"] = self.average.state_dict()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        if "average" not in checkpoint:
+            raise RunError(f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without --ema")
+        self.average.load_state_dict(checkpoint["average"])
+
+
+class Checkpoints(pl.Callback):
+    """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, every validation and the end; the best
+    validated one also as ``best.ckpt``.
+
+    Where a validation follows a batch, saving waits for it: a checkpoint never stands between the two.
+
+    Args:
+        folder: run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best: tuple[float, float] | None = None
+        self.on_best = lambda: None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": None if self.best is None else list(self.best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = None if state["best"] is None else tuple(state["best"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        if not task.updates_after(batch_idx):
+            return
+        end = task.step * task.config.accumulate >= task.total_batches or task.progress >= 1
+        trainer.should_stop = end
+        validates = bool(trainer.num_val_batches) and (end or (batch_idx + 1) % trainer.val_check_batch == 0)
+        if validates:
+            return
+        if end or task.stopping or task.step == 1 or task.step % task.config.save_every == 0:
+            self.save(trainer, task)
+        if task.stopping and not end:
+            raise Interrupted
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        score = float(trainer.callback_metrics["val_accuracy"]), -float(trainer.callback_metrics["val_loss"])
+        better = self.best is None or score > self.best
+        if better:
+            self.best = score
+        self.save(trainer, task, better)
+        if task.stopping and not trainer.should_stop:
+            raise Interrupted
+
+    def save(self, trainer: pl.Trainer, task: Task, best: bool = False) -> None:
+        """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
+        if not all(bool(p.isfinite().all()) for p in task.parameters()):
+            raise RunError(task.failure("the weights are no longer numbers"))
+        unfinished = self.folder / f".{LAST}.unfinished"
+        trainer.save_checkpoint(unfinished)
+        if not trainer.is_global_zero:
+            return
+        if best:
+            with replacing(self.folder / BEST) as copy:
+                try:
+                    os.link(unfinished, copy)
+                except OSError:  # file systems without links
+                    shutil.copyfile(unfinished, copy)
+        unfinished.replace(self.folder / LAST)
+
+
+class Metrics(pl.Callback):
+    """Writes ``metrics.csv`` and shows where the run is: a bar on a terminal, else a line now and then.
+
+    Training values are means over the images of this process since the last line.
+
+    Args:
+        file: where to.
+        quiet: show nothing.
+    """
+
+    def __init__(self, file: Path, quiet: bool) -> None:
+        self.file = file
+        self.quiet = quiet
+        self.sums: dict[str, float] = {}
+        self.images = 0
+        self.bar: Any = None
+        self._since, self._seen, self._told = time.monotonic(), 0, 0.0
+        self._shown: dict[str, str] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.images = dict(state["sums"]), state["images"]
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        if self.file.exists():
+            # Lines that a killed run wrote after its last checkpoint will be written again.
+            self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= task.step])
+        self._since, self._told = time.monotonic(), time.monotonic()
+        if not self.quiet and sys.stderr.isatty():
+            self._open_bar(task)
+
+    def _open_bar(self, task: Task) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[values]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self.bar.add_task("training", total=1.0, completed=task.progress, values="")
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        count = outputs["images"]
+        self.images += count
+        self._seen += count
+        for key, value in outputs["log"].items():
+            self.sums[key] = self.sums.get(key, 0.0) + float(value) * count
+        if not trainer.is_global_zero or not task.updates_after(batch_idx):
+            return
+        if task.step % task.config.log_every == 0 and self.images:
+            self._write(trainer, task, {key: total / self.images for key, total in self.sums.items()} | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            self.sums, self.images = {}, 0
+        self._show(task, batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self._validating = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self._since += time.monotonic() - self._validating
+        if trainer.is_global_zero:
+            values = {key: float(trainer.callback_metrics[key]) for key in ("val_loss", "val_accuracy")}
+            self._shown["val_accuracy"] = f"{values['val_accuracy']:.1%}"
+            self._write(trainer, task, values)
+
+    def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float]) -> None:
+        speed = self._seen / max(time.monotonic() - self._since, 1e-9)
+        self._shown |= {key: f"{values[key]:{form}}" for key, form in (("loss", ".3f"), ("accuracy", ".1%"), ("entropy", ".2f")) if key in values}
+        self._shown["images/s"] = f"{speed * trainer.world_size:.0f}"
+        if "loss" in values:
+            values = {**values, "images_per_second": speed * trainer.world_size}
+            self._since, self._seen = time.monotonic(), 0
+        epoch = task.step * task.config.accumulate / task.batches_per_epoch
+        row = {"step": task.step, "epoch": f"{epoch:.4g}", "seconds": f"{task.elapsed:.1f}", **{k: f"{v:.6g}" for k, v in values.items()}}
+        header = _header(self.file)
+        if set(row) <= set(header):
+            with self.file.open("a", newline="") as file:
+                csv.DictWriter(file, header, restval="").writerow(row)
+        else:
+            self._rewrite([*(_rows(self.file) if header else []), row])
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=task.step)
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        header = list(dict.fromkeys(["step", "epoch", "seconds", *(key for row in rows for key in row)]))
+        with replacing(self.file) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, header, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _show(self, task: Task, batch_idx: int) -> None:
+        values = "  ".join(f"{key} {value}" for key, value in self._shown.items())
+        epoch = f"epoch {(batch_idx + 1) / task.batches_per_epoch:.1f}"
+        if self.bar is not None:
+            self.bar.update(0, completed=task.progress, description=epoch, values=values)
+        elif not self.quiet and time.monotonic() - self._told > 15:
+            self._told = time.monotonic()
+            of = "" if task.total_batches >= ENDLESS else f"/{task.total_batches // task.config.accumulate}"
+            print(f"step {task.step}{of}  {epoch}  {values}  {task.elapsed:.0f} s", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class BadImages(pl.Callback):
+    """Records images that could not be read, once each.
+
+    Args:
+        file: where to.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: set[str] = set()
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        if self.file.exists():
+            self.known = {row["path"] for row in _rows(self.file)}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self._record(task)
+
+    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self._record(task)
+
+    def _record(self, task: Task) -> None:
+        for path, reason in task.bad_images:
+            if path in self.known:
+                continue
+            self.known.add(path)
+            new = not self.file.exists()
+            with self.file.open("a", newline="") as file:
+                csv.writer(file).writerows([("path", "reason")] * new + [(path, reason)])
+        task.bad_images.clear()
+
+
+def _header(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return next(csv.reader(lines), [])
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))

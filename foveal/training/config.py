@@ -1,0 +1,172 @@
+"""What a training run is made of: plain values, one to one with the flags and with ``config.yaml``.
+
+Example:
+    >>> config = FitConfig.from_dict({"model": {"name": "tnet"}, "optimiser": {"lr": 0.01}, "epochs": 2})
+    >>> config.optimiser.lr, config.to_dict()["epochs"]
+    (0.01, 2)
+    >>> FitConfig.from_dict({"epoch": 2})
+    Traceback (most recent call last):
+    ...
+    foveal.errors.ConfigError: epoch: there is no such option; did you mean epochs
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from foveal.errors import ConfigError
+
+
+@dataclass
+class Optimiser:
+    """How weights follow their gradients.
+
+    Attributes:
+        name: ``adam`` and ``sgd`` take weight decay into the gradient, ``adamw`` beside it.
+        lr: learning rate.
+        weight_decay: for weights, not for biases or parameters of normalisation layers.
+        betas: of Adam; the first is the momentum of SGD.
+        eps: of Adam; Keras, and so the published recipes, have 1e-7.
+        group_lr: learning rates of their own for groups of parameters that the model names, say ``{backbone: 1e-4}``.
+        l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the published form).
+        l2_groups: groups of parameters under that penalty; all if None.
+        schedule: ``constant``; ``step``, times ``step_factor`` once, at ``step_at`` of the run; or ``cosine``, down to 0.
+        step_at: share of the run.
+        step_factor: see ``schedule``.
+        warmup: steps over which the learning rate rises from 0.
+        clip: largest norm of the gradient; None leaves it.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    group_lr: dict[str, float] = field(default_factory=dict)
+    l2: float = 0.0
+    l2_groups: tuple[str, ...] | None = None
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    step_at: float = 0.8
+    step_factor: float = 0.1
+    warmup: int = 0
+    clip: float | None = None
+
+
+@dataclass
+class FitConfig:
+    """A training run. It ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
+
+    Attributes:
+        model: ``name`` and options, as of `foveal.runs.create_classifier`.
+        data: ``name`` and options, as of `foveal.data.get_data`.
+        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
+        optimiser: see `Optimiser`.
+        epochs: passes over the training images.
+        steps: updates of the weights.
+        max_time: seconds.
+        batch_size: images of a forward pass, on all devices together.
+        accumulate: forward passes of an update.
+        precision: ``32``, ``bf16-mixed``, ``16-mixed`` or ``64``.
+        ema: decay of a moving average of the weights, which is then what is validated and kept; None for none.
+        class_weights: weight of each class in the objective; ``balanced`` is inverse to how often it is seen.
+        seed: decides every draw.
+        workers: processes that read images ahead.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        devices: how many of them.
+        strategy: Lightning's strategy for several devices.
+        init_from: run folder, or file of weights, to begin with.
+        compile: compile the model's parts.
+        channels_last: keep images and weights channels last.
+        save_every: updates between checkpoints.
+        val_every: updates between validations; one an epoch if None.
+        log_every: updates between lines of ``metrics.csv``.
+        locations: budget of validation; the model's own if None.
+        tensorboard: log to TensorBoard too.
+    """
+
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
+    objective: dict[str, Any] | None = None
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    epochs: int | None = None
+    steps: int | None = None
+    max_time: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    precision: str = "32"
+    ema: float | None = None
+    class_weights: Literal["balanced"] | list[float] | None = None
+    seed: int = 0
+    workers: int = 0
+    device: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    init_from: str | None = None
+    compile: bool = False
+    channels_last: bool = False
+    save_every: int = 500
+    val_every: int | None = None
+    log_every: int = 50
+    locations: tuple[int, ...] | None = None
+    tensorboard: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
+        """The configuration of nested plain values, as a YAML file gives them.
+
+        Raises:
+            ConfigError: an unknown key.
+        """
+        values = dict(values)
+        _known(values, cls, "")
+        if isinstance(values.get("optimiser"), Mapping):
+            optimiser = dict(values["optimiser"])
+            _known(optimiser, Optimiser, "optimiser.")
+            for key in ("betas", "l2_groups"):
+                if optimiser.get(key) is not None:
+                    optimiser[key] = tuple(optimiser[key])
+            values["optimiser"] = Optimiser(**optimiser)
+        if values.get("locations") is not None:
+            values["locations"] = tuple(values["locations"])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: what `from_dict` takes, and YAML and JSON can write."""
+        return plain(asdict(self))
+
+    def check(self) -> None:
+        """See that the values fit each other.
+
+        Raises:
+            ConfigError: names the first that does not.
+        """
+        for key in ("model", "data"):
+            if "name" not in getattr(self, key):
+                raise ConfigError(f"{key}: has no name; set --{key} NAME")
+        if self.epochs is None and self.steps is None and self.max_time is None:
+            raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
+        for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise ConfigError(f"{key}: is {value}; set it above 0")
+        if self.batch_size % self.devices:
+            raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
+        if self.optimiser.l2 and self.optimiser.name == "adamw":
+            raise ConfigError("optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or sgd")
+
+
+def plain(value: Any) -> Any:
+    """Mappings as dicts, sequences as lists, the rest as it is."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            raise ConfigError(f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}")

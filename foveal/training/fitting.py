@@ -1,0 +1,266 @@
+"""`fit`: from a configuration to a run folder.
+
+Example:
+    >>> import tempfile
+    >>> from foveal.training.config import FitConfig
+    >>> config = FitConfig(
+    ...     model={"name": "test_resnet", "image_size": 32}, batch_size=4, steps=2, device="cpu",
+    ...     data={"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 4})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = fit(config, folder + "/run", quiet=True)
+    ...     names = sorted(file.name for file in run.path.iterdir())
+    >>> names
+    ['best.ckpt', 'config.json', 'config.yaml', 'last.ckpt', 'metrics.csv', 'model.safetensors']
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from foveal.data import DataModule, get_data
+from foveal.data.module import data_constructor
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.runs import (
+    BEST, CONFIG, LAST, ModelInfo, Run, check_fit, claim, constructor, create_classifier, load, model_state, read_checkpoint, read_config,
+    read_weights, replacing, save_model, write_card,
+)  # fmt: skip
+from foveal.training.callbacks import Interrupted, callbacks
+from foveal.training.config import FitConfig, plain
+from foveal.training.task import ENDLESS, Task, objective_for
+
+# What a resumed run must share with the run it resumes: with another value it would be another run.
+_FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
+
+
+def fit(
+    config: FitConfig | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, data: DataModule | None = None
+) -> Run:
+    """Train a model.
+
+    Args:
+        config: what to train, on what and how; None resumes with the configuration of the run.
+        out: run folder.
+        resume: go on with the run in ``out``; learning rate, length and the like may have been changed.
+        overwrite: replace the run in ``out``.
+        quiet: show no progress.
+        data: use this instead of ``config.data``.
+
+    Returns:
+        The run; its model is the one of the best validation, or of the end where there are no validation images.
+
+    Raises:
+        FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after saving ``last.ckpt``.
+    """
+    main = int(os.environ.get("LOCAL_RANK", 0)) == 0  # Lightning starts the other processes as copies of the first
+    out = claim(out, resume=resume, overwrite=overwrite) if main else Path(out)
+    stored = FitConfig.from_dict(read_config(out)) if resume else None
+    config = config or stored
+    if config is None:
+        raise ConfigError("config: is missing; give one, or resume a run")
+    config.check()
+    checkpoint = read_checkpoint(out / LAST) if resume else None
+    data = data or get_data(**config.data)
+    model = _model(config, data, resume)
+    task = _task(config, model, data)
+    info = ModelInfo(config.model, data.classes, getattr(data, "value_range", None))
+    if checkpoint is not None:
+        check_fit(task, checkpoint["state_dict"], out / LAST)
+    if main:
+        resolved = _resolved(config, task)
+        if stored is not None:
+            _same(resolved, stored.to_dict())
+        with replacing(out / CONFIG) as unfinished:
+            unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        write_card(out, model, info)
+    if checkpoint is None or not _finished(task, checkpoint):
+        _train(task, config, out, resume, quiet)
+    if main:
+        _export(out, model, info)
+    return Run(out)
+
+
+def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifier:
+    torch.manual_seed(config.seed)
+    options = {**config.model}
+    if resume:
+        options.pop("pretrained", None)
+    classes = options.pop("num_classes", len(data.classes))
+    if classes != len(data.classes):
+        raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
+    model = create_classifier(options.pop("name"), num_classes=classes, **options)
+    model.class_names = data.classes
+    if model.channels != (bands := data.split("train").channels):
+        raise ConfigError(f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans {bands}")
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _task(config: FitConfig, model: GlimpseClassifier, data: DataModule) -> Task:
+    weights = data.class_weights() if config.class_weights == "balanced" else config.class_weights
+    if weights is not None and len(weights) != len(data.classes):
+        raise ConfigError(f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced")
+    task = Task(model, objective_for(model, config.objective, weights), data, config)
+    if config.init_from:
+        _begin_with(Path(config.init_from), task)
+    if config.compile:
+        for part in model.children():
+            part.compile()
+    return task
+
+
+def _begin_with(source: Path, task: Task) -> None:
+    """Weights of another run, and what its objective remembered; or weights of a file."""
+    if not source.is_dir():
+        weights = read_weights(source)
+        check_fit(task.model, weights, source)
+        task.model.load_state_dict(weights)
+        return
+    weights = load(source).state_dict()
+    check_fit(task.model, weights, source)
+    task.model.load_state_dict(weights)
+    if (source / LAST).is_file():
+        state = read_checkpoint(source / LAST)["state_dict"].get("objective_state")
+        if state is not None and state.shape == task.objective_state.shape:
+            task.objective_state.copy_(state)
+
+
+def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
+    out_of_time = task.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= task.config.max_time
+    return out_of_time or checkpoint["global_step"] * task.config.accumulate >= task.total_batches
+
+
+def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) -> None:
+    every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
+    several = config.devices > 1
+    with _calm():
+        trainer = pl.Trainer(
+            accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
+            devices=_devices(config),
+            # Where a policy is not yet trained its weights get no gradient, which plain DDP would wait for.
+            strategy="ddp_find_unused_parameters_true" if several and config.strategy in ("auto", "ddp") else config.strategy,
+            precision={"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),  # type: ignore[arg-type]
+            max_epochs=-1,
+            max_steps=min(task.total_batches // config.accumulate, ENDLESS),
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.optimiser.clip,
+            val_check_interval=-(-every // config.accumulate) * config.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks(out, config.ema, quiet),
+            logger=_tensorboard(out) if config.tensorboard else False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=out,
+        )
+        try:
+            with _stop_on_signals(task):
+                trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        except Interrupted:
+            print(f"stopped after step {task.step}; go on with: foveal fit {out / CONFIG} --out {out} --resume", file=sys.stderr)
+            raise KeyboardInterrupt from None
+
+
+def _devices(config: FitConfig) -> int | list[int]:
+    """How many devices, or which one where the name says so (``cuda:1``)."""
+    number = config.device.partition(":")[2]
+    return [int(number)] if number else config.devices
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(out, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
+
+
+@contextmanager
+def _stop_on_signals(task: Task) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the task to stop after its step; the second stops at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if task.stop_requested:
+            raise KeyboardInterrupt
+        task.stop_requested = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which alone gets signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Keep Lightning's advice to itself: about workers, logging intervals, hardware."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _export(out: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
+    """Write the model for use: the best one, or the last where nothing was validated."""
+    file = out / (BEST if (out / BEST).is_file() else LAST)
+    save_model(out, model, info, model_state(read_checkpoint(file), file))
+
+
+def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:
+    """Every value of the run, defaults of model, data and objective included."""
+    values = config.to_dict()
+    name = config.model["name"]
+    values["model"] = {"name": name, **_defaults(constructor(name)), **config.model}
+    values["model"].pop("num_classes", None)
+    values["data"] = {"name": config.data["name"], **_defaults(data_constructor(config.data["name"])), **config.data}
+    if is_dataclass(task.objective):
+        given = {"name": config.objective["name"]} if config.objective and "name" in config.objective else {}
+        values["objective"] = {**given, **asdict(task.objective)}  # type: ignore[call-overload]
+        values["objective"].pop("class_weights", None)
+    return plain(values)
+
+
+def _defaults(build: Any) -> dict[str, Any]:
+    simple = (bool, int, float, str, list, tuple, dict, type(None))
+    parameters = inspect.signature(build).parameters.items()
+    return {key: spec.default for key, spec in parameters if isinstance(spec.default, simple) and spec.default is not spec.empty}
+
+
+def _same(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """See that a resumed run is the same run."""
+    for key in _FIXED:
+        if new[key] != old[key]:
+            what = key
+            if isinstance(new[key], dict) and isinstance(old[key], dict):
+                what = next(f"{key}.{k}" for k in [*new[key], *old[key]] if new[key].get(k) != old[key].get(k))
+            raise ConfigError(f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with another --out")

@@ -1,0 +1,74 @@
+"""Optimisers over named groups of parameters, and how the learning rate goes.
+
+Example:
+    >>> from torch import nn
+    >>> from foveal.training.config import Optimiser
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    >>> optimiser = build(net, {"head": list(net.parameters())}, Optimiser(weight_decay=0.1))
+    >>> [(len(g["params"]), g["weight_decay"]) for g in optimiser.param_groups]
+    [(1, 0.1), (3, 0.0)]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.errors import ConfigError
+from foveal.training.config import Optimiser
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config: Optimiser) -> torch.optim.Optimizer:
+    """The optimiser that a configuration describes.
+
+    Args:
+        model: whose parameters they are; tells normalisation layers from others.
+        groups: parameters by the name that ``group_lr`` and ``l2_groups`` use; empty groups are left out.
+        config: see `Optimiser`. Each group of the result carries its ``base_lr``.
+
+    Raises:
+        ConfigError: a group is named that the model does not have.
+    """
+    groups = {name: list(parameters) for name, parameters in groups.items() if parameters}
+    for option, names in (("group_lr", config.group_lr), ("l2_groups", config.l2_groups or ())):
+        for name in names:
+            if name not in groups:
+                raise ConfigError(f"optimiser.{option}: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
+    norm = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
+    parts: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        lr = config.group_lr.get(name, config.lr)
+        penalised = bool(config.l2) and (config.l2_groups is None or name in config.l2_groups)
+        by_decay: dict[float, list[nn.Parameter]] = {}
+        for p in parameters:
+            # The gradient of l2 * |w|^2 is 2 l2 w; torch's coupled weight decay adds weight_decay * w.
+            decay = 2 * config.l2 if penalised and id(p) not in norm else 0.0
+            decay += config.weight_decay if p.ndim > 1 and id(p) not in norm else 0.0
+            by_decay.setdefault(decay, []).append(p)
+        parts += [{"params": ps, "lr": lr, "base_lr": lr, "weight_decay": decay} for decay, ps in by_decay.items()]
+    if config.name == "sgd":
+        return torch.optim.SGD(parts, lr=config.lr, momentum=config.betas[0])
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
+    return kind(parts, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
+
+
+def lr_factor(config: Optimiser, step: int, progress: float) -> float:
+    """What learning rates are multiplied with.
+
+    Args:
+        config: see `Optimiser`.
+        step: updates so far.
+        progress: how much of the run is over, 0 to 1.
+    """
+    factor = {
+        "constant": 1.0,
+        "step": config.step_factor if progress >= config.step_at else 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))),
+    }[config.schedule]
+    return factor * min(1.0, (step + 1) / (config.warmup + 1))

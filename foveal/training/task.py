@@ -1,0 +1,296 @@
+"""The one Lightning task: any classifier that can be rolled out, any objective.
+
+To Lightning a run is a single long epoch, a `Stream` of batches; which epoch of the data a batch belongs to follows from
+its number. So there is one way to stop and one way to go on, and a resumed run is the same run to the last bit: batches
+follow from (seed, epoch, number), the draws of a sample from (seed, epoch, sample), torch's own from (seed, number).
+
+Example:
+    >>> from foveal.data import get_data
+    >>> from foveal.runs import create_classifier
+    >>> from foveal.training.config import FitConfig
+    >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
+    >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
+    >>> task = Task(model, model.default_objective(), data, FitConfig(steps=3, batch_size=4))
+    >>> task.batches_per_epoch, len(task.val_dataloader())
+    (2, 1)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.data import Batch, DataModule
+from foveal.draws import Draws
+from foveal.errors import ConfigError, RunError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.objectives.objective import Objective
+from foveal.objectives.rollout import Rollout
+from foveal.training.config import FitConfig
+from foveal.training.optimisation import build, lr_factor
+
+ENDLESS = 10**12
+
+
+class Stream:
+    """A loader's epochs one after another; knows where it is, and can be put there.
+
+    Args:
+        loader: see `foveal.data.Loader`; its ``len`` is a whole epoch.
+        length: batches until the end of the run.
+    """
+
+    def __init__(self, loader: Any, length: int) -> None:
+        self.loader = loader
+        self.length = length
+        self.given = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.given < self.length:
+            epoch, first = divmod(self.given, len(self.loader))
+            self.loader.set_epoch(epoch, first)
+            for batch in self.loader:
+                self.given += 1
+                yield batch
+                if self.given == self.length:
+                    return
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
+
+
+class Task(pl.LightningModule):
+    """Train a classifier with an objective on a data set.
+
+    Args:
+        model: what is trained.
+        objective: what is minimised; what it remembers is a buffer of the task.
+        data: where batches come from.
+        config: see `FitConfig`.
+
+    Attributes:
+        batches_per_epoch: forward passes of an epoch.
+        total_batches: of the run; `ENDLESS` where only time ends it.
+        bad_images: (path, reason) of images that could not be read and are not yet recorded.
+        stop_requested: set it to stop after the step.
+        stopping: the processes have agreed to stop.
+    """
+
+    def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: FitConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.data = data
+        self.config = config
+        self.register_buffer("objective_state", objective.initial_state().clone())
+        count, size = len(data.split("train")), config.batch_size
+        self.drop_last = count >= size
+        self.batches_per_epoch = count // size if self.drop_last else 1
+        of_epochs = config.epochs * self.batches_per_epoch if config.epochs else ENDLESS
+        # An update takes all its forward passes, so that the last one is like the others.
+        updates = min(config.steps or ENDLESS, -(-of_epochs // config.accumulate))
+        self.total_batches = updates * config.accumulate
+        self.bad_images: list[tuple[str, str]] = []
+        self.stop_requested = False
+        self.stopping = False
+        self._spent, self._since = 0.0, None
+        self._groups: list[dict[str, Any]] = []
+        self._validated = torch.zeros(3, dtype=torch.float64)
+
+    # ---- data
+
+    def train_dataloader(self) -> Stream:
+        return Stream(self._loader("train", drop_last=self.drop_last), self.total_batches)
+
+    def val_dataloader(self) -> Any:
+        return self._loader("val") if self.data.val is not None and len(self.data.val) else []
+
+    def _loader(self, split: str, **options: Any) -> Any:
+        ranks = {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return self.data.loader(
+            split, batch_size=self.config.batch_size // ranks.get("world_size", 1), workers=self.config.workers, seed=self.config.seed,
+            first_looks=self.model.first_looks, **ranks, **options,
+        )  # fmt: skip
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    # ---- where the run is
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training and validation, over all the times the run was resumed."""
+        return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+        return self.trainer.global_step
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0 to 1: of its updates or its time, whichever will end it."""
+        by_time = self._clock / self.config.max_time if self.config.max_time else 0.0
+        return min(1.0, max(by_time, self.step * self.config.accumulate / self.total_batches))
+
+    def updates_after(self, batch_idx: int) -> bool:
+        """Whether the batch of this number ends an update."""
+        return (batch_idx + 1) % self.config.accumulate == 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["elapsed"] = self.elapsed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._spent = float(checkpoint.get("elapsed", 0.0))
+
+    # ---- a step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimiser = build(self.model, self.model.parameter_groups(), self.config.optimiser)
+        self._groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
+        return optimiser
+
+    def on_train_start(self) -> None:
+        self._since = time.monotonic()
+        self._clock = self.elapsed
+        # A resumed run takes its learning rate and the like from the configuration, which may have been changed.
+        for group, wanted in zip(self.optimizers().param_groups, self._groups, strict=True):  # type: ignore[union-attr]
+            group.update(wanted)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)[0] >> 1))
+        factor = lr_factor(self.config.optimiser, self.step, self.progress)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["base_lr"] * factor
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        self.bad_images += batch.errors
+        loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
+        # What all processes must agree on travels together: images, failure, the wish to stop, the time.
+        shared = torch.tensor([good, not torch.isfinite(loss.detach()), self.stop_requested, self.elapsed], dtype=torch.float64)
+        world = self.trainer.world_size
+        if world > 1:
+            shared = shared.to(self.device)
+            dist.all_reduce(shared)
+            shared[3] /= world
+        count, failed, stop, self._clock = shared.tolist()
+        if failed:
+            raise RunError(self.failure(f"the loss is {float(loss)}"))
+        self.stopping = bool(stop)
+        if world > 1:
+            # Gradients are averaged over processes, which may hold different numbers of good images.
+            loss = loss * (good * world / max(count, 1))
+            if len(self.objective_state.flatten()):
+                dist.all_reduce(self.objective_state)
+                self.objective_state /= world
+        return {"loss": loss, "log": log, "images": good}
+
+    def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Loss, things to log and number of images that could be seen."""
+        rollouts, target = [], batch.target
+        if len(batch):
+            plan = self.objective.plan(self.progress)
+            rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
+            self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+            if batch.views.errors:
+                good = torch.tensor([i for i in range(len(batch)) if i not in batch.views.errors], dtype=torch.long, device=target.device)
+                rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
+        if not len(target):
+            # Nothing to learn from, but every process takes part in every update.
+            return sum((p.sum() * 0.0 for p in self.model.parameters()), start=torch.zeros((), device=self.device)), {}, 0
+        loss, state, log = self.objective(rollouts, target, self.objective_state)
+        self.objective_state.copy_(state.detach())
+        log["accuracy"] = (rollouts[0].logits.argmax(-1) == target).float().mean()
+        if (entropy := rollouts[0].entropy) is not None:
+            log["entropy"] = entropy.mean()
+        return loss, log, len(target)
+
+    def failure(self, what: str) -> str:
+        """The sentence for a run that has diverged."""
+        return (
+            f"{self.trainer.default_root_dir}: {what} in step {self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or --precision 32,"
+            " with --resume to go on from the last checkpoint before"
+        )
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(3, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.bad_images += batch.errors
+        if not len(batch):
+            return
+        logits = self.model(batch.views, locations=self.config.locations).logits
+        self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+        good = [i for i in range(len(batch)) if i not in batch.views.errors]
+        logits, target = logits[good].float(), batch.target[good]
+        right = (logits.argmax(-1) == target).sum()
+        self._validated += torch.tensor([len(good), float(right), float(F.cross_entropy(logits, target, reduction="sum"))])
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            totals = self._validated.to(self.device)
+            dist.all_reduce(totals)
+            self._validated = totals.cpu()
+        count, right, loss = self._validated.tolist()
+        self.log_dict({"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}, logger=False, rank_zero_only=False)
+
+
+def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, class_weights: list[float] | None) -> Objective:
+    """The model's default objective with options changed, or another by ``name``.
+
+    Raises:
+        ConfigError: an unknown name or option.
+    """
+    from foveal.objectives.objective import CrossEntropy
+    from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+
+    named = {"cross_entropy": CrossEntropy, "tnet": TNetObjective, "tnet.reference": ReferenceTNetObjective}
+    options = dict(options or {})
+    name = options.pop("name", None)
+    if class_weights is not None:
+        options["class_weights"] = tuple(class_weights)
+    try:
+        if name is not None:
+            return named[name](**options)
+        default = model.default_objective()
+        if not options:
+            return default
+        return replace(default, **options) if hasattr(default, "__dataclass_fields__") else type(default)(**options)  # type: ignore[type-var]
+    except KeyError as error:
+        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(named)}") from error
+    except TypeError as error:
+        raise ConfigError(f"objective: {error}; use options that it has") from error
+
+
+def _rows(tried: Rollout, rows: Tensor) -> Rollout:
+    """Some images of a rollout."""
+    changes: dict[str, Any] = {}
+    for item in fields(tried):
+        value = getattr(tried, item.name)
+        if isinstance(value, Tensor):
+            changes[item.name] = value[rows]
+        elif isinstance(value, list):
+            changes[item.name] = [part[rows] for part in value]
+    return replace(tried, **changes)
+
+
+def _path_and_reason(sentence: str) -> tuple[str, str]:
+    path, separator, reason = sentence.partition(": ")
+    return (path, reason) if separator else ("", sentence)
