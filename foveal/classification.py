@@ -91,7 +91,7 @@ class Glimpses(Sequence[Glimpse]):
             size=self.size,
             level=int(self.level[index]),
             parent=None if parent < 0 else parent,
-            probability=float(self.probability[index]),
+            probability=float(self.probability[index].detach()),
             contribution=None if self.contribution is None else self.contribution[index],
         )
 

@@ -230,7 +230,7 @@ class TNet(GlimpseClassifier):
         mean = mean or card.get("mean", (0.5,))
         std = std or card.get("std", (0.5,))
         super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
-        self.backbone = network
+        self.backbone = network.to(memory_format=torch.channels_last)
         self.grid = Grid(grid, region, padded_grid)
         self.locations = self._budget(locations)
         self.location_features = location_features or _descriptive_module(network, side, grid)
