@@ -173,15 +173,259 @@ recipes:
 
 def _fit(argv: list[str]) -> int:
     recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("folder", argv)
-    from foveal.recipes.configure import configure, describe
+    from foveal.recipes.configure import configure
 
     config, out, options = configure(recipe, flags)
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if options["quiet"] else logging.INFO)
     from foveal.training import fit
 
-    if not options["quiet"]:
-        print(describe(config, out), flush=True)
     fit(config, out, **options)
     if not options["quiet"]:
         print(f"The run is in {out}. What next: foveal evaluate {out}, foveal predict {out} IMAGES --out FILE, foveal explain {out} IMAGE")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(
+        commands, "evaluate", _evaluate, "accuracy and cost of a trained model, budget by budget",
+        """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the run; other ones are
+chosen by --data and --data.KEY, as for foveal fit.
+
+  foveal evaluate runs/demo --locations 0..4
+  foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
+  foveal evaluate runs/photos --data folder --data.root other/ --split test
+""",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="RUN", help="run folder")
+    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, 2,1; a sweep of the first, 0..6 or 1..3,1 (default: the run's)")
+    parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, or val where there is no test)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN)")
+    _add_running(parser, batch_size=32)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from foveal.evaluation import evaluate
+    from foveal.prediction import parse_locations
+    from foveal.runs import Run
+
+    run = Run(args.path)
+    budgets = parse_locations(args.locations) if args.locations else None
+    data = _data_of(run, args.data)
+    evaluate(run, data, budgets=budgets, against=args.against, split=args.split, out=args.out)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- predict
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _add(
+        commands, "predict", _predict, "classify images: one row an image",
+        """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error; the command then
+goes on, lists those images at the end and exits with 1. The same command again goes on where it stopped.
+
+  foveal predict runs/demo photo.png
+  foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 --out predictions.parquet
+""",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="RUN", help="run folder")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
+    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: a table on the screen)")
+    parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
+    _add_running(parser, batch_size=8)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from foveal.prediction import parse_budget, predict
+    from foveal.runs import load
+
+    locations = parse_budget(args.locations) if args.locations else None
+    summary = predict(
+        load(args.path), args.images, locations=locations, batch_size=args.batch_size, threads=args.workers, device=args.device,
+        precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
+    )  # fmt: skip
+    return 1 if summary.failed else 0
+
+
+# ---------------------------------------------------------------------------------------------------------- explain
+
+
+def _add_explain(commands: Any) -> None:
+    parser = _add(
+        commands, "explain", _explain, "where a model looked, and what each look added",
+        """Writes one page that needs nothing else: the image with the boxes, every look as the model saw it, what each added to the most
+probable classes, and the cost.
+
+  foveal explain runs/demo photo.png --out report.html
+  foveal explain runs/slides slide.svs --locations 3,2 --overlay looked.png
+""",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="RUN", help="run folder")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone, as PNG")
+    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, ... (default: auto)")
+
+
+def _explain(args: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------------------------ models, data
+
+
+def _add_models(commands: Any) -> None:
+    parser = _add(
+        commands, "models", _models, "names of the models there are",
+        """Without a pattern: the ones that look. Any of timm's networks can be trained too, or be the backbone of one that looks.
+
+  foveal models
+  foveal models 'efficientnet*'
+  foveal fit demo --model tnet --help                           the options of one
+""",
+    )  # fmt: skip
+    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="with * and ?, among timm's names as well")
+
+
+def _models(args: argparse.Namespace) -> int:
+    from foveal.glimpse.registry import REGISTRY
+    from foveal.runs import list_models
+
+    names = list_models(args.pattern) if args.pattern else [name for name in list_models() if name in REGISTRY]
+    for name in names:
+        print(name)
+    if not args.pattern and not args.quiet:
+        print(f"and {len(list_models()) - len(names)} dense networks of timm and ours: foveal models '*'", file=sys.stderr)
+    return 0 if names else 1
+
+
+def _add_data(commands: Any) -> None:
+    parser = _add(
+        commands, "data", _data, "data sets there are, or the images of one",
+        """NAME is a data set or a run folder, whose data set it then is.
+
+  foveal data
+  foveal data folder --data.root photos/                        classes, and images of each split
+  foveal data runs/demo --export samples/ --count 4             its first test images as PNG files
+""",
+    )  # fmt: skip
+    parser.add_argument("name", nargs="?", metavar="NAME", help="data set or run folder")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="images to export (default: test)")
+    parser.add_argument("--export", metavar="FOLDER", help="write images there")
+    parser.add_argument("--count", type=_positive, default=8, metavar="N", help="how many (default: 8)")
+
+
+def _data(args: argparse.Namespace) -> int:
+    from foveal.data import list_data
+    from foveal.runs import Run
+
+    if args.name is None:
+        print("\n".join(list_data()))
+        return 0
+    if Path(args.name).is_dir():
+        data = _data_of(Run(args.name), args.data)
+    else:
+        data = _make_data({"name": args.name}, args.data, where=args.name)
+    if args.export:
+        _export(data, args.split, Path(args.export), args.count)
+        return 0
+    splits = {split: len(images) for split in ("train", "val", "test") if (images := getattr(data, split)) is not None}
+    print(f"{len(data.classes)} classes: {', '.join(data.classes)}")
+    print(", ".join(f"{split}: {count} images" for split, count in splits.items()))
+    return 0
+
+
+def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
+    """Write the first images of a split as PNG files, named by number and class."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for batch in data.loader(split, batch_size=1):
+        height, width = map(int, batch.views.sizes[0])
+        pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[0]
+        rows = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+        name = data.classes[int(batch.target[0])].replace(os.sep, "_")
+        Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0]).save(folder / f"{written}_{name}.png")
+        written += 1
+        if written == count:
+            return
+
+
+def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
+    """The data set of a run, or what the flags make of it."""
+    config = run.config.get("data")
+    if not isinstance(config, dict) or "name" not in config:
+        raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
+    return _make_data(config, flags, where=str(run.path / "config.yaml"))
+
+
+def _make_data(config: dict[str, Any], flags: Sequence[str], where: str) -> DataModule:
+    from foveal.data import get_data
+    from foveal.recipes.configure import configure_data
+
+    values = configure_data(config, flags, where)
+    return get_data(values.pop("name"), **values)
+
+
+# ------------------------------------------------------------------------------------------------------------- cost
+
+
+def _add_cost(commands: Any) -> None:
+    parser = _add(
+        commands, "cost", _cost, "parameters and multiply-accumulates of a model for one image",
+        """Nothing is trained and no image is held, so that any size is quick to ask for. FLOPs are twice the MACs.
+
+  foveal cost tnet --image-size 4096 --locations 2,1 --set backbone=resnet50
+  foveal cost tnet_bagnet77.reference --image-size 224 --locations 5 --json
+  foveal cost efficientnet_b0 --image-size 896 --num-classes 62
+""",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help="name, see foveal models; or a run folder")
+    parser.add_argument("--image-size", type=_size, required=True, metavar="SIDE", help="of the image, 896 or 896x1344 (height x width)")
+    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the model's)")
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="(default: the model's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model; may be repeated")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    height, _, width = text.partition("x")
+    return (_positive(height), _positive(width)) if width else _positive(height)
+
+
+_size.__name__ = "size"
+
+
+def _cost(args: argparse.Namespace) -> int:
+    from foveal.glimpse.base import GlimpseClassifier
+    from foveal.prediction import count, parse_budget
+    from foveal.recipes.flags import parse_settings
+    from foveal.runs import create_model, load
+
+    folder = Path(args.model).is_dir()
+    model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **parse_settings(args.set))
+    looks = isinstance(model, GlimpseClassifier)
+    locations = parse_budget(args.locations) if args.locations else tuple(model.locations) if looks else ()
+    cost = count(model, args.image_size, locations)
+    line = {
+        "model": args.model, "image_size": args.image_size, "locations": locations if looks else (), "parameters": cost.parameters,
+        "parameters_and_statistics": cost.parameters_and_statistics, "macs": cost.macs,
+    }  # fmt: skip
+    if args.json:
+        print(json.dumps(line))
+        return 0
+    for key, value in line.items():
+        print(f"{key:<26}{value:,}" if isinstance(value, int) else f"{key:<26}{value if isinstance(value, str) else ','.join(map(str, value)) or 0}")
+    if looks:
+        dense = count(model.dense(), args.image_size).macs
+        print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
     return 0

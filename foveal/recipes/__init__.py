@@ -101,8 +101,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         under = base.get(key)
-        if isinstance(value, dict) and isinstance(under, dict) and value.get("name", under.get("name")) == under.get("name"):
-            merged[key] = merge(under, value)
+        if isinstance(value, dict) and isinstance(under, dict):
+            other = {"name"} <= value.keys() & under.keys() and value["name"] != under["name"]
+            merged[key] = value if other else merge(under, value)
         else:
             merged[key] = value
     return merged

@@ -5,9 +5,9 @@ names (in the recipe, then on the command line), then build a parser from the si
 option is written twice: its type, default and explanation are those of the constructor.
 
 Example:
-    >>> options = {o.key: o for o in options_of(_dense, "model")}
-    >>> options["model.image_size"].default is None, "side" in options["model.image_size"].help
-    (True, True)
+    >>> from foveal.glimpse.base import WholeImage
+    >>> [(o.key, o.default) for o in options_of(WholeImage, "model", skip=("network",))][:1]
+    [('model.image_size', None)]
     >>> as_flat({"model": {"name": "tnet", "grid": 3}, "epochs": 2})
     {'model.name': 'tnet', 'model.grid': 3, 'epochs': 2}
 """
@@ -19,6 +19,7 @@ import difflib
 import functools
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -45,33 +46,38 @@ class Option:
         hint: its type.
         default: its value if nobody says anything; `REQUIRED` where there is none.
         help: one sentence.
+        unset: leave it out where nobody sets it, because whoever it is for has a default that cannot be seen from here.
     """
 
     key: str
     hint: Any
     default: Any
     help: str
+    unset: bool = False
 
 
 REQUIRED = inspect.Parameter.empty
 
 
-def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ("num_classes",)) -> list[Option]:
+def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ()) -> list[Option]:
     """The options of a class or function. One that hands ``**options`` on has those of the class it returns as well."""
-    bound: set[str] = set()
-    while isinstance(build, functools.partial):
-        positional = [n for n, p in inspect.signature(build.func).parameters.items() if p.kind is not p.KEYWORD_ONLY]
-        preset = {k: v for k, v in build.keywords.items() if k in ("locations",)}
-        bound |= set(positional[: len(build.args)]) | (set(build.keywords) - set(preset))
-        options = [o for o in options_of(build.func, prefix, {*skip, *bound})]
-        return [dataclasses.replace(o, default=preset.get(o.key.rpartition(".")[2], o.default)) for o in options]
+    preset: dict[str, Any] = {}
+    if isinstance(build, functools.partial):
+        positional = list(inspect.signature(build.func).parameters)[: len(build.args)]
+        skip = {*skip, *positional}
+        preset, build = build.keywords, build.func
     found: dict[str, Option] = {}
-    for function in _chain(build):
+    for level, function in enumerate(_chain(build)):
         hints, texts = _hints(function), _texts(function)
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in skip or name in found:
                 continue
-            found[name] = Option(f"{prefix}.{name}", hints.get(name, Any), parameter.default, texts.get(name, ""))
+            hint, default, text = hints.get(name, Any), preset.get(name, parameter.default), texts.get(name, "")
+            if level == 0:
+                found[name] = Option(f"{prefix}.{name}", hint, default, text)
+            elif parameter.default is not REQUIRED:
+                # Someone on the way may have other defaults than the class at the end.
+                found[name] = Option(f"{prefix}.{name}", hint if hint is Any else hint | None, None, text, unset=True)
     return list(found.values())
 
 
@@ -80,10 +86,9 @@ def _chain(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
     yield build
     if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         return
-    target = build if inspect.isclass(build) else _hints(build).get("return")
+    target = build.__mro__[1] if inspect.isclass(build) else _hints(build).get("return")
     if inspect.isclass(target):
-        onward = target.__mro__[1] if target is build else target
-        yield from _chain(onward)
+        yield from _chain(target)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -183,7 +188,8 @@ def parse(options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str]
     for key, option in by_key.items():
         if option.default is REQUIRED and values.get(key) is None:
             raise UsageError(f"--{key}: is missing ({option.help.rstrip('.')}); set it")
-    return as_nested({**values, **through, **more})
+    unset = {key for key, option in by_key.items() if option.unset and values.get(key) is None}
+    return as_nested({**{k: v for k, v in values.items() if k not in unset}, **through, **more})
 
 
 def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jsonargparse.ArgumentParser:
@@ -196,7 +202,7 @@ def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jso
         default = None if o.default is REQUIRED else o.default
         # A required value has no default to fit its type; whether it was given is checked afterwards.
         hint = o.hint | None if o.default is REQUIRED and o.hint is not Any else o.hint
-        group.add_argument(f"--{o.key.replace('_', '-') if '.' not in o.key else o.key}", type=hint, default=default, help=o.help.replace("%", "%%"))
+        group.add_argument(f"--{o.key.replace('_', '-') if '.' not in o.key else o.key}", type=hint, default=default, help=o.help.replace("%", "%%").replace("``", "").rstrip("."))
     return parser
 
 
@@ -251,28 +257,41 @@ def _unknown(key: str, by_key: dict[str, Option]) -> str:
 def _wrong_type(text: str, by_key: dict[str, Option]) -> str:
     """jsonargparse's words as one sentence."""
     key = re.search(r'key "([^"]+)"', text)
-    got = re.findall(r"Got value: (.*)", text)
+    got = re.findall(r"(?:Got|Given) value: (.*)", text)
     if not key or key[1] not in by_key:
         return " ".join(text.split())
-    hint = by_key[key[1]].hint
-    name = re.sub(r"collections\.abc\.|typing\.", "", hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint))
-    return f"{key[1]}: {got[0] if got else 'the value'} does not fit; give a value of type {name}"
+    return f"{key[1]}: {got[-1].strip() if got else 'the value'} does not fit; give {_in_words(by_key[key[1]].hint)}"
 
 
-def _dense(
-    *, pretrained: bool | str = False, in_chans: int | None = None, drop_rate: float | None = None, drop_path_rate: float | None = None,
-    image_size: int | None = None, squash: bool | None = None, antialias: bool | None = None,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-) -> None:  # fmt: skip
-    """The options that all of timm's networks share.
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}
 
-    Args:
-        pretrained: load timm's pretrained weights, or those of this file.
-        in_chans: bands of the images.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block.
-        image_size: side that the whole image is resampled to; the network's own input size if None.
-        squash: squash the whole image into the look, rather than look at the square around it.
-        antialias: resample with antialiasing.
-        mean, std: normalisation, per band; the network's if None.
+
+def _in_words(hint: Any) -> str:
+    """A type, for people."""
+    if hint in _WORDS:
+        return _WORDS[hint]
+    origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not Ellipsis]
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(_in_words(a) for a in inner)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is dict or hint is dict:
+        return "a mapping as {key: value}"
+    if origin is tuple and Ellipsis not in typing.get_args(hint):
+        return "[" + ", ".join(_in_words(a) for a in inner) + "]"
+    return f"a list of {_in_words(inner[0]).removeprefix('a ').removeprefix('whole ')}s as 2,1" if inner else str(hint)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``["grid=5", "locations=[3]"]`` as keywords.
+
+    Raises:
+        UsageError: no equals sign.
     """
+    values = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: has no value; write --set {key}=VALUE")
+        values[key] = parse_value(_listed(value, Sequence))
+    return values

@@ -1,0 +1,88 @@
+"""From a recipe and a command line to the configuration of a run.
+
+Example:
+    >>> config, out, how = configure("demo", ["--epochs", "3", "--optimiser.lr", "1e-2", "--data.canvas", "128", "--quiet"])
+    >>> config.epochs, config.optimiser.lr, config.data["canvas"], out.as_posix(), how["quiet"]
+    (3, 0.01, 128, 'runs/demo', True)
+    >>> configure("demo", ["--optimiser.lrr", "1"])
+    Traceback (most recent call last):
+    ...
+    foveal.recipes.flags.UsageError: --optimiser.lrr: there is no such option; did you mean optimiser.lr?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.data import data_constructor
+from foveal.glimpse.base import WholeImage
+from foveal.glimpse.registry import REGISTRY
+from foveal.recipes import find_recipe, load_recipe
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
+from foveal.runs import constructor
+from foveal.training import FitConfig
+
+HOW = (
+    Option("out", str | None, None, "run folder; runs/ and the recipe's name if not given"),
+    Option("resume", bool, False, "go on with the run that is there"),
+    Option("overwrite", bool, False, "replace the run that is there"),
+    Option("quiet", bool, False, "print results and errors only"),
+)
+
+
+def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[str, bool]]:
+    """The configuration of a run.
+
+    Args:
+        recipe: name or file.
+        argv: flags on top of it; ``--help`` prints those there are and exits.
+
+    Returns:
+        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `foveal.training.fit`.
+
+    Raises:
+        ConfigError: a name, key or value that does not fit.
+    """
+    values = chosen_names({"model": {"name": "tnet"}, "data": {"name": "folder"}, **load_recipe(recipe)}, argv)
+    model, data = values["model"].get("name", "tnet"), values["data"].get("name", "folder")
+    looks = model in REGISTRY
+    options = [
+        *HOW,
+        *dataclass_options(FitConfig, skip=SECTIONS),
+        *_section("data", data, options_of(data_constructor(data), "data")),
+        *_section("model", model, options_of(constructor(model), "model", skip=("num_classes", "objective")) if looks else _dense_options()),
+    ]
+    found = parse(
+        options, values, argv, where=str(find_recipe(recipe)), usage=f"foveal fit {recipe}", open_keys=("objective",) if looks else ("objective", "model")
+    )
+    how = {o.key: found.pop(o.key) for o in HOW}
+    out = Path(how.pop("out") or Path("runs", recipe if find_recipe(recipe) != Path(recipe) else Path(recipe).stem))
+    return FitConfig.from_dict(found), out, how
+
+
+def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:
+    """Name and options of a data set: those of ``values``, with flags such as ``--data.root`` on top.
+
+    Raises:
+        ConfigError: a name, key or value that does not fit.
+    """
+    recipe = chosen_names({"data": values}, argv)
+    name = recipe["data"]["name"]
+    return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where, usage="foveal")["data"]
+
+
+def _section(section: str, name: str, options: Sequence[Option]) -> list[Option]:
+    return [Option(f"{section}.name", str, name, f"which {section}; --{section} NAME for short"), *options]
+
+
+def _dense_options() -> list[Option]:
+    """Options of dense networks, few of which know all of timm's."""
+    return [
+        Option("model.pretrained", bool | str, False, "load timm's pretrained weights, or those of this file"),
+        Option("model.in_chans", int | None, None, "bands of the images", unset=True),
+        Option("model.drop_rate", float | None, None, "dropout before the classifier", unset=True),
+        Option("model.drop_path_rate", float | None, None, "stochastic depth of the last block", unset=True),
+        *options_of(WholeImage, "model", skip=("network",)),
+    ]
