@@ -127,4 +127,4 @@ class TensorDataset(Dataset):
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
-        return Loaded(self.images[torch.from_numpy(index)], torch.from_numpy(self.targets[index]), index)
+        return Loaded(self.images.index_select(0, torch.from_numpy(index)), torch.from_numpy(self.targets[index]), index)

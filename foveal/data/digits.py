@@ -83,7 +83,7 @@ def digits(
 
 def _draw(look: Canvas, split: str, count: int, seed: int) -> TensorDataset:
     """The canvases of a split."""
-    originals, labels = _originals(split)
+    labels = _originals(split)[1]
     images = np.empty((count, 3, look.side, look.side), dtype=np.uint8)
     targets, boxes = np.empty(count, dtype=np.int64), np.empty((count, 4))
     backgrounds = _photographs(split, look.side)
@@ -93,11 +93,11 @@ def _draw(look: Canvas, split: str, count: int, seed: int) -> TensorDataset:
         targets[i] = i % 10
         chosen = int(rng.choice(by_class[i % 10]))
         images[i] = _background(backgrounds, look.side, rng)
-        boxes[i] = _scatter(images[i], look, originals, chosen, rng)
+        boxes[i] = _scatter(images[i], look, split, chosen, rng)
     return TensorDataset(torch.from_numpy(images), targets, tuple("0123456789"), boxes[:, None])
 
 
-def _scatter(image: np.ndarray, look: Canvas, originals: Tensor, chosen: int, rng: np.random.Generator) -> np.ndarray:
+def _scatter(image: np.ndarray, look: Canvas, split: str, chosen: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the digit and everything else on ``image`` in place; returns the digit's (y0, x0, y1, x1)."""
     things = ["digit"] + ["lookalike"] * look.lookalikes + [("ink", "plate")[j % 2] for j in range(look.distractors)]
     sides = rng.integers(look.digit[0], look.digit[1] + 1, len(things))
@@ -106,9 +106,8 @@ def _scatter(image: np.ndarray, look: Canvas, originals: Tensor, chosen: int, rn
         if thing == "plate":
             glyph = _stroke(side, rng)
         else:
-            which = chosen if thing == "digit" else int(rng.integers(len(originals)))
-            glyph = _glyphs(originals, side)[which]
-            glyph = glyph if thing == "digit" else _shuffle(glyph, rng)
+            glyphs = _glyphs(split, side)
+            glyph = glyphs[chosen] if thing == "digit" else _shuffle(glyphs[int(rng.integers(len(glyphs)))], rng)
         if thing != "ink":
             ground = image[:, y : y + space, x : x + space]
             ground[:] = ground * look.plate
@@ -155,10 +154,10 @@ def _stroke(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a random photograph, perhaps mirrored: (3, side, side)."""
+    """A random part of a random photograph: (3, side, side)."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     y, x = rng.integers(0, (photograph.shape[1] - side + 1, photograph.shape[2] - side + 1)).tolist()
-    return photograph[:, y : y + side, x : x + side][:, :, :: int(rng.choice((1, -1)))]
+    return photograph[:, y : y + side, x : x + side]
 
 
 @cache
@@ -181,22 +180,16 @@ def _originals(split: str) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(images[chosen].reshape(-1, 8, 8) / 16).float(), labels[chosen]
 
 
-_enlarged: dict[tuple[int, int], np.ndarray] = {}
-
-
-def _glyphs(originals: Tensor, side: int) -> np.ndarray:
-    """(n, side, side) float32 in [0, 1]: the digits enlarged; kept, since there are few sides and many canvases."""
-    key = (len(originals), side)
-    if key not in _enlarged:
-        _enlarged[key] = (
-            F.interpolate(originals[:, None], (side, side), mode="bicubic", align_corners=False, antialias=True)[:, 0].clamp(0, 1).numpy()
-        )
-    return _enlarged[key]
+@cache
+def _glyphs(split: str, side: int) -> np.ndarray:
+    """(n, side, side) float32 in [0, 1]: the split's digits, enlarged."""
+    enlarged = F.interpolate(_originals(split)[0][:, None], (side, side), mode="bicubic", align_corners=False, antialias=True)
+    return enlarged[:, 0].clamp(0, 1).numpy()
 
 
 @cache
 def _photographs(split: str, side: int) -> list[np.ndarray]:
-    """The split's part of every photograph, (3, h, w) uint8, enlarged to leave a canvas room to move.
+    """The split's part of every photograph and its mirror image, (3, h, w) uint8, enlarged to leave a canvas room to move.
 
     Training has the first 55 % of the long side; the rest is halved between validation and test across the short side.
     """
@@ -219,5 +212,6 @@ def _photographs(split: str, side: int) -> list[np.ndarray]:
             factor = 1.3 * side / min(part.size)
             if factor > 1:
                 part = part.resize((round(part.width * factor), round(part.height * factor)), Image.Resampling.BICUBIC)
-            parts.append(np.ascontiguousarray(np.asarray(part).transpose(2, 0, 1)))
+            pixels = np.asarray(part).transpose(2, 0, 1)
+            parts += [np.ascontiguousarray(pixels), np.ascontiguousarray(pixels[:, :, ::-1])]
     return parts
