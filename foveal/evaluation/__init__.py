@@ -1,10 +1,16 @@
 """Accuracy against cost, counted and measured, at every budget.
 
-evaluate(model, data=None, *, budgets=None, against=(), split="test", batch_size=32, workers=0, device="auto", precision="32",
-         seed=0, measured=True, out=None, on_progress=None) -> Evaluation
-    model: a classifier or a run folder; data: a DataModule, or None for the data that the run was trained on;
-    against: run folders of other (dense) models; out: folder for evaluation.json and tradeoff.png;
-    on_progress(done, total) counts batches
-Evaluation.table() -> rich table; Evaluation.as_dict(); Evaluation.write(folder)
-foveal.evaluation.cost: count(model, image_size, locations=None) -> Cost; measure(...)
+    evaluate(model, data, *, budgets=None, against=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0,
+             measured=True, seconds=0.5, out=None, on_progress=None) -> Evaluation     # out: folder for evaluation.json and tradeoff.png
+    Evaluation: .points, .dense, .errors, .about, .table() (for rich), .as_dict(), .write(folder)
+
+Example:
+    >>> Plan((2, 1), "random")
+    Plan(locations=(2, 1), policy='random')
 """
+
+from foveal.evaluation.accuracy import Plan, judge, wilson
+from foveal.evaluation.cost import Cost, Measured, best_batch, count, measure
+from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
+
+__all__ = ["Cost", "DenseCost", "Evaluation", "Measured", "Plan", "Point", "best_batch", "count", "evaluate", "judge", "measure", "wilson"]

@@ -49,8 +49,8 @@ opening it took plus its share of the time of its batch.
 
 SUFFIXES = frozenset(
     {
-        ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".jpg", ".jpeg", ".jpe", ".png", ".webp",
-        ".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".vrt",
+        ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".jpg", ".jpeg", ".jpe",
+        ".png", ".webp", ".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".vrt",
     }
 )  # fmt: skip
 """Suffixes by which images are found in folders. A file that is named itself may have any."""

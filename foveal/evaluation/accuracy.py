@@ -1,0 +1,126 @@
+"""How often a model is right, at several budgets in one pass over the images.
+
+Example:
+    >>> [round(x, 3) for x in wilson(90, 100)]
+    [0.826, 0.945]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.data import Batch
+from foveal.draws import Draws
+from foveal.errors import DataError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.prediction.device import autocast
+
+
+class Plan(NamedTuple):
+    """One way to use a model: a budget, and how cells are selected."""
+
+    locations: tuple[int, ...]
+    policy: str = "greedy"
+
+
+@dataclass
+class Scores:
+    """Counts over images.
+
+    Attributes:
+        images: images classified.
+        correct, correct5: images whose class came first, or among the first five.
+        nll: sum of the negative log-likelihoods of the labels, in nats.
+        locations: sum of the looks beyond the first.
+    """
+
+    images: int = 0
+    correct: int = 0
+    correct5: int = 0
+    nll: float = 0.0
+    locations: int = 0
+
+    def add(self, logits: Tensor, target: Tensor, locations: np.ndarray) -> None:
+        """Count (B, classes) logits against (B,) labels."""
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        self.images += len(target)
+        self.correct += int(top[:, 0].sum())
+        self.correct5 += int(top.any(1).sum())
+        self.nll += float(F.cross_entropy(logits.double(), target, reduction="sum"))
+        self.locations += int(locations.sum())
+
+
+class Judged(NamedTuple):
+    """What a pass over the images found.
+
+    Attributes:
+        scores: one for each plan.
+        errors: (path or name of the image, one sentence) of images that could not be read; they count nowhere.
+        size: (height, width) of the image of median area.
+    """
+
+    scores: list[Scores]
+    errors: list[tuple[str, str]]
+    size: tuple[int, int]
+
+
+def judge(
+    model: GlimpseClassifier, batches: Iterable[Batch], plans: Sequence[Plan], *, precision: str = "32", seed: int = 0,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Judged:  # fmt: skip
+    """Classify every batch by every plan.
+
+    Args:
+        model: the model, on its device, in evaluation mode.
+        batches: images with labels.
+        plans: what to try.
+        precision: see `autocast`.
+        seed: of policies that draw; what they draw depends on the image's index alone.
+        on_batch: called after each batch.
+
+    Raises:
+        DataError: no image could be read.
+    """
+    scores = [Scores() for _ in plans]
+    errors: list[tuple[str, str]] = []
+    sizes: list[np.ndarray] = []
+    device = model.mean.device
+    for batch in batches:
+        errors += batch.errors
+        if len(batch):
+            batch = batch.to(device)
+            draws = Draws(seed, 0, batch.index)
+            with torch.inference_mode(), autocast(precision, device):
+                seen = [
+                    model(batch.views, locations=plan.locations, policy=plan.policy, draws=draws, contributions=False) for plan in plans
+                ]
+            bad = batch.views.errors
+            errors += [(f"image {batch.index[i]}", reason) for i, reason in bad.items()]
+            good = torch.tensor([i for i in range(len(batch)) if i not in bad], dtype=torch.long)
+            sizes.append(batch.views.sizes[good.numpy()])
+            for score, result in zip(scores, seen, strict=True):
+                score.add(
+                    result.logits[good.to(device)].cpu(), batch.target[good.to(device)].cpu(), np.asarray(result.locations)[good.numpy()]
+                )
+        on_batch()
+    if not scores[0].images:
+        raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")
+    every = np.concatenate(sizes)
+    median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
+    return Judged(scores, errors, (int(median[0]), int(median[1])))
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95 % by default), ``trials`` at least 1."""
+    p, n = successes / trials, trials
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -1,0 +1,128 @@
+"""What a model costs, measured: time, memory and bytes read on the machine at hand. (Counted: `count`.)
+
+Example:
+    >>> import timm, torch
+    >>> from foveal.glimpse.base import WholeImage
+    >>> from foveal.images.views import TensorViews
+    >>> dense = WholeImage(timm.create_model("test_resnet", num_classes=5), image_size=64).eval()
+    >>> cost = measure(dense, lambda n: TensorViews(torch.rand(n, 3, 64, 64)), 2, seconds=0.01)
+    >>> cost.batch_size, cost.p50 <= cost.p95, cost.repeats >= 5
+    (2, True, True)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.images.views import Views
+from foveal.prediction.cost import Cost, count
+from foveal.prediction.device import autocast
+
+__all__ = ["Cost", "Measured", "best_batch", "count", "measure"]
+
+WARM_UP = 3
+REPEATS = 5
+MAX_REPEATS = 200
+GAIN = 0.97
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What classifying a batch took, from opening the images to their classes.
+
+    Attributes:
+        batch_size: images of the batch.
+        p50, p95: milliseconds an image, median and 95th percentile over repeats.
+        repeats: how often it was timed.
+        peak_memory: bytes. On a GPU the most that torch had allocated, weights included; on a CPU the growth of the process's
+            resident memory, at its peak, above what it was before; None where the system does not tell.
+        bytes_read: bytes read from files for each image, or None for images in memory.
+    """
+
+    batch_size: int
+    p50: float
+    p95: float
+    repeats: int
+    peak_memory: int | None
+    bytes_read: float | None
+
+
+def measure(
+    model: GlimpseClassifier, views_of: Callable[[int], Views], batch_size: int = 1, *, locations: Sequence[int] | None = None,
+    precision: str = "32", seconds: float = 0.5,
+) -> Measured:  # fmt: skip
+    """Time a model on fresh views of the same images.
+
+    Args:
+        model: the model, on its device, in evaluation mode.
+        views_of: opens n images; its time counts.
+        batch_size: images at a time.
+        locations: budget; the model's own if None.
+        precision: see `autocast`.
+        seconds: repeat for at least so long, five times at least and 200 times at most, after three calls that do not count.
+    """
+    device = model.mean.device
+    read: list[np.ndarray | None] = []
+
+    def classify() -> None:
+        views = views_of(batch_size)
+        with torch.inference_mode(), autocast(precision, device):
+            model(views, locations=locations, contributions=False).logits.argmax(-1).cpu()
+        read.append(views.bytes_read)
+
+    peak = _peak_memory(classify, device)
+    for _ in range(WARM_UP - 1):
+        classify()
+    times: list[float] = []
+    while len(times) < REPEATS or (sum(times) < seconds and len(times) < MAX_REPEATS):
+        start = time.perf_counter()
+        classify()
+        times.append(time.perf_counter() - start)
+    p50, p95 = (float(q) for q in np.quantile(times, [0.5, 0.95]) * 1000 / batch_size)
+    return Measured(batch_size, p50, p95, len(times), peak, None if read[0] is None else float(np.mean(read[0])))
+
+
+def best_batch(
+    model: GlimpseClassifier, views_of: Callable[[int], Views], largest: int, *, locations: Sequence[int] | None = None,
+    precision: str = "32", seconds: float = 0.5,
+) -> Measured:  # fmt: skip
+    """Measure at 1, 2, 4, ... up to ``largest`` images at a time, until doubling gains less than 3 %; the fastest of these."""
+    best = measure(model, views_of, 1, locations=locations, precision=precision, seconds=seconds)
+    while best.batch_size * 2 <= largest:
+        doubled = measure(model, views_of, best.batch_size * 2, locations=locations, precision=precision, seconds=seconds)
+        if doubled.p50 > GAIN * best.p50:
+            break
+        best = doubled
+    return best
+
+
+def _peak_memory(call: Callable[[], None], device: torch.device) -> int | None:
+    """Call, and see how much memory that took at its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Memory that was freed but not given back would be used again unseen.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+    except (OSError, AttributeError, KeyError):
+        call()
+        return None
+    call()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(key: str) -> int:
+    """A value of /proc/self/status in bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
