@@ -130,12 +130,13 @@ def gain_to_come(tried: Rollout, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default.
+    """Our default: sampled looks, credited with what looking on gained (`gain_to_come`).
 
     Args:
         image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
         policy_weight: weight of the policy gradient.
-        rollouts: sampled rollouts per image; with two or more each is the others' baseline.
+        rollouts: sampled rollouts per image; of two or more, each has the others as its baseline. With one, the baseline
+            is a moving average of the gain.
         warm_up: share of training that looks at random, so that perception comes before policy.
         class_weights: weight of each class in the cross-entropies.
     """
@@ -144,50 +145,35 @@ class TNetObjective:
     policy_weight: float = 1.0
     rollouts: int = 1
     warm_up: float = 0.1
-    reward: str = "gain"
-    entropy: float = 0.0
-    greedy_baseline: bool = False
     class_weights: Sequence[float] | None = None
 
     def plan(self, progress: float) -> tuple[str, ...]:
-        if self.greedy_baseline and progress >= self.warm_up:
-            return ("sampled", "greedy")
         return ("random" if progress < self.warm_up else "sampled",) * self.rollouts
 
     def initial_state(self) -> Tensor:
         return torch.tensor(0.0)
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        perception = sum(self._perception(tried, target, weights) for tried in rollouts) / len(rollouts)
-        log = {"loss_image": sum(cross_entropy(r.logits.detach(), target) for r in rollouts) / len(rollouts)}
+        perception = sum(self.perception(tried, target) for tried in rollouts) / len(rollouts)
         if rollouts[0].policy != "sampled" or rollouts[0].glimpses_per_image == 1:
-            return perception, state, {"loss": perception.detach(), **log}
-        gain = torch.stack([self._reward(tried, target) for tried in rollouts])
-        mean = gain.mean()
-        if self.greedy_baseline:
-            advantage = gain[:1] - gain[1:]
-            rollouts = rollouts[:1]
-        elif len(rollouts) > 1:
+            return perception, state, {"loss": perception.detach()}
+        gain = torch.stack([self.gain(tried, target) for tried in rollouts])
+        if len(rollouts) > 1:
             advantage = (gain - gain.mean(0)) * len(rollouts) / (len(rollouts) - 1)
         else:
             advantage = gain - state
         log_p = torch.stack([tried.log_probability for tried in rollouts])
-        policy = -(advantage * log_p).sum(2).mean()
-        if self.entropy:
-            ent = sum((-(p.exp() * p).sum(-1)).mean() for t in rollouts for p in t.scores)
-            policy = policy - self.entropy * ent
-        loss = perception + self.policy_weight * policy
-        log |= {"gain": mean, "baseline": state}
-        return loss, 0.95 * state + 0.05 * mean.to(state), {"loss": loss.detach(), **log}
+        loss = perception - self.policy_weight * (advantage * log_p).sum(2).mean()
+        mean = gain.mean()
+        log = {"loss": loss.detach(), "loss_perception": perception.detach(), "gain": mean, "baseline": state}
+        return loss, 0.95 * state + 0.05 * mean.to(state), log
 
-    def _reward(self, tried, target):
-        if self.reward == "gain":
-            return gain_to_come(tried, target)
-        right = (tried.logits.argmax(-1) == target).float()
-        alone = (tried.glimpse_logits[:, 1:].argmax(-1) == target[:, None]).float()
-        return self.image_share * right[:, None] + (1 - self.image_share) * alone
-
-    def _perception(self, tried: Rollout, target: Tensor, weights: Tensor | None) -> Tensor:
+    def perception(self, tried: Rollout, target: Tensor) -> Tensor:
+        """Cross-entropy of the whole and of every look alone."""
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
         whole = cross_entropy(tried.logits, target, weights)
         return self.image_share * whole + (1 - self.image_share) * cross_entropy(tried.glimpse_logits, target, weights)
+
+    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+        """(B, N - 1) what each choice is credited with, detached."""
+        return gain_to_come(tried, target)

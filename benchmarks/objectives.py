@@ -1,0 +1,194 @@
+"""What teaches TNet where to look? The published objective, ours, and what ours could have been, at equal cost.
+
+Every variant trains the same network on the bundled digits, with the same learning rates and for the same number of
+looks (a variant that looks more often per image gets fewer steps). Variants that are not in the package live here.
+
+    python benchmarks/objectives.py --seeds 0 1 2 --out benchmarks/results/objectives.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from harness import write
+from torch import Tensor
+
+from foveal.data import get_data
+from foveal.draws import Draws
+from foveal.glimpse.policies import independent
+from foveal.glimpse.tnet import TNet
+from foveal.images.views import TensorViews
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+
+DATA = {"name": "digits", "canvas": 256, "train": 4000, "val": 0, "test": 1000}
+MODEL = {"backbone": "plain_convnet_32", "grid": 3, "region": 0.5, "locations": (2,)}
+
+
+class Correctness(TNetObjective):
+    """The published reward, 1 for a right answer of the whole and of each look alone, on sampled looks."""
+
+    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+        whole = (tried.logits.argmax(-1) == target).float()
+        alone = (tried.glimpse_logits[:, 1:].argmax(-1) == target[:, None]).float()
+        return self.image_share * whole[:, None] + (1 - self.image_share) * alone
+
+
+class LeaveOneOut(TNetObjective):
+    """Each look is credited with what the rest loses without it."""
+
+    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+        alone = tried.glimpse_logits.detach()
+        without = (alone.sum(1, keepdim=True) - alone) / (alone.shape[1] - 1)
+        loss = F.cross_entropy(without.transpose(1, 2), target[:, None].expand(alone.shape[:2]), reduction="none")
+        return loss[:, 1:] - F.cross_entropy(alone.mean(1), target, reduction="none")[:, None]
+
+
+class SelfCritical(TNetObjective):
+    """The greedy rollout is the baseline."""
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        return ("random",) if progress < self.warm_up else ("sampled", "greedy")
+
+    def __call__(self, rollouts, target, state):
+        if len(rollouts) == 1:
+            return super().__call__(rollouts, target, state)
+        perception = sum(self.perception(tried, target) for tried in rollouts) / 2
+        with torch.no_grad():
+            sampled, greedy = (F.cross_entropy(tried.logits, target, reduction="none") for tried in rollouts)
+        policy = -((greedy - sampled)[:, None] * rollouts[0].log_probability).sum(1).mean()
+        loss = perception + self.policy_weight * policy
+        return loss, state, {"loss": loss.detach()}
+
+
+class Teacher(TNetObjective):
+    """On one batch in four every cell is looked at, and the policy is pulled to those that would help."""
+
+    calls = 0
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        object.__setattr__(self, "calls", self.calls + 1)
+        self_taught = progress < self.warm_up or self.calls % 4
+        return super().plan(progress) if self_taught else ("exhaustive",)
+
+    def __call__(self, rollouts, target, state):
+        (tried,) = rollouts
+        if tried.policy != "exhaustive":
+            return super().__call__(rollouts, target, state)
+        alone = tried.glimpse_logits
+        with torch.no_grad():
+            pairs = (alone[:, :1] + alone[:, 1:]) / 2
+            loss = F.cross_entropy(pairs.transpose(1, 2), target[:, None].expand(pairs.shape[:2]), reduction="none")
+            by_cell = torch.empty_like(loss).scatter_(1, tried.cells, -loss)
+            wanted = (by_cell / 0.5).softmax(1)
+        policy = F.kl_div(tried.scores[0][:, 0], wanted, reduction="batchmean")
+        loss = self.perception(tried, target) + self.policy_weight * policy
+        return loss, state, {"loss": loss.detach()}
+
+
+class Random(TNetObjective):
+    """Looks at random from beginning to end: the policy is never taught."""
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        return ("random",)
+
+
+@dataclass
+class Variant:
+    objective: Any
+    model: dict[str, Any] = field(default_factory=dict)
+    looks: float = 3.0  # backbone passes an image and step
+    policy: str = "greedy"
+
+
+PUBLISHED = {"score_scale": None, "antialias": False}
+VARIANTS = {
+    "published": Variant(ReferenceTNetObjective(0.3), PUBLISHED),
+    "published reward, sampled, unit-norm scores": Variant(Correctness(), {"score_scale": None}),
+    "published reward, sampled": Variant(Correctness()),
+    "ours": Variant(TNetObjective()),
+    "ours, unit-norm scores": Variant(TNetObjective(), {"score_scale": None}),
+    "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
+    "leave-one-out credit": Variant(LeaveOneOut()),
+    "two rollouts, each the other's baseline": Variant(TNetObjective(rollouts=2), looks=5),
+    "self-critical": Variant(SelfCritical(), looks=5),
+    "exhaustive teacher on 1 batch in 4": Variant(Teacher(), looks=3 * 0.75 + 10 * 0.25),
+    "random looks": Variant(Random(), policy="random"),
+}
+
+
+def accuracy(model: TNet, data: Any, locations: tuple[int, ...], policy: str = "greedy") -> float:
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for first in range(0, len(data.targets), 250):
+            rows = np.arange(first, min(first + 250, len(data.targets)))
+            out = model(TensorViews(data.images[rows]), locations, policy, Draws(0, 0, rows), contributions=False)
+            right += int((out.logits.argmax(-1) == torch.as_tensor(data.targets[rows])).sum())
+    return right / len(data.targets)
+
+
+def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 64, lr: float = 2e-3) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = TNet(num_classes=10, **{**MODEL, **variant.model})
+    if variant.model.get("score_scale", 0) is None and not isinstance(variant.objective, ReferenceTNetObjective):
+        assert model.likelihood is independent  # sampled choices have the probability of ordered draws, whatever the scores' norm
+        from foveal.glimpse.policies import plackett_luce
+
+        model.likelihood = plackett_luce
+    steps = round(looks / variant.looks)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    state, done, epoch, began = variant.objective.initial_state(), 0, 0, time.process_time()
+    while done < steps:
+        loader = data.loader("train", batch_size=batch_size, seed=seed, drop_last=True)
+        loader.set_epoch(epoch)
+        for batch in loader:
+            model.train()
+            plan = variant.objective.plan(done / steps)
+            if plan == ("exhaustive",):
+                rollouts = model.rollouts(batch.views, ("greedy",), Draws(seed, epoch, batch.index), (model.grid.cells,))
+                rollouts[0].policy = "exhaustive"
+            else:
+                rollouts = model.rollouts(batch.views, plan, Draws(seed, epoch, batch.index))
+            loss, state, _ = variant.objective(rollouts, batch.target, state)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            done += 1
+            if done == steps:
+                break
+        epoch += 1
+    test = data.test
+    return {
+        "seed": seed, "steps": steps, "cpu_seconds": round(time.process_time() - began),
+        "accuracy": {k: accuracy(model, test, (k,), variant.policy) for k in (1, 2, 3)},
+        "random": accuracy(model, test, (2,), "random"), "thumbnail": accuracy(model, test, ()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--looks", type=int, default=4500, help="backbone passes for each image of a batch, over the whole training")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    data = get_data(**DATA)
+    rows: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for name in args.variants:
+            rows.append({"variant": name, **train(VARIANTS[name], data, seed, args.looks)})
+            print(rows[-1], flush=True)
+            write(args.out, rows, seed=None)
+
+
+if __name__ == "__main__":
+    main()
