@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HOW = (
-    "macs: as torch's flop counter sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, files "
-    "in the page cache, one process; single: at batch 1; batched: at the batch that was fastest for the largest budget. peak_memory, "
+    "macs: as torch's flop counter sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, "
+    "files in the page cache, one process; single: at batch 1; batched: at the batch that was fastest for the largest budget. peak_memory, "
     "bytes_read: of the first call; memory is the growth of the process on a CPU, and torch's peak on a GPU."
 )
 

@@ -1,8 +1,18 @@
 """Where a model looked, and what each look added to its answer: a picture, a page, a table.
 
-explain(model, path, out="report.html", *, locations=None, policy="greedy", device="auto", precision="32", seed=0,
-        overlay_out=None) -> Classification         # classifies one file, writes the page and, if asked, the overlay PNG
-overlay(image, classification, *, side=768) -> PIL.Image.Image
-report(image, classification, out, *, name=..., cost=None, ...) -> Path
-show(classification, image=None)                     # a table in a terminal; in a notebook the overlay too
+    explain(model, path, out="report.html", *, locations=None, policy="greedy", device="auto", precision="32", seed=0,
+            overlay_out=None) -> Classification         # classifies one file, writes the page and, if asked, the overlay as PNG
+    report(image, classification, out="report.html", *, name="image", costs=Costs(), fill=None, antialias=True) -> Path
+    overlay(image, classification, *, side=768) -> PIL.Image.Image
+    show(classification, image=None)                     # a table in a terminal; in a notebook the overlay too
+
+Example:
+    >>> Costs(macs=10, dense_macs=160).dense_macs
+    160
 """
+
+from foveal.explain.page import Costs, explain, report
+from foveal.explain.pictures import glimpse_pictures, heat, overlay, thumbnail
+from foveal.explain.terminal import show
+
+__all__ = ["Costs", "explain", "glimpse_pictures", "heat", "overlay", "report", "show", "thumbnail"]

@@ -1,0 +1,285 @@
+"""One page that shows why: where the model looked, what it saw there, what each look added, and the cost.
+
+The page needs nothing else: pictures are inside, nothing is fetched.
+
+Example:
+    >>> import tempfile, torch
+    >>> from foveal.runs import classify, create_model
+    >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
+    >>> image = torch.rand(3, 96, 128)
+    >>> page = report(image, classify(model, image), Path(tempfile.mkdtemp()) / "report.html", name="<noise>")
+    >>> "&lt;noise&gt;" in page.read_text(), "<noise>" in page.read_text()
+    (True, False)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from foveal.classification import Classification, Glimpse
+from foveal.draws import Draws
+from foveal.errors import ConfigError, ImageError
+from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.prediction.cost import count
+from foveal.prediction.device import autocast, find_device
+from foveal.prediction.rows import check_locations, ready
+from foveal.runs import Run, replacing
+
+SHOWN = 3
+"""Classes of which contributions are shown."""
+
+HEADS = 8
+"""Heads of an attention map that are shown one by one, if there are no more."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a classification cost; every part may be unknown.
+
+    Attributes:
+        macs: multiply-accumulates.
+        dense_macs: of the bare backbone on the image at full size.
+        bytes_read: bytes read from the file.
+        file_bytes: bytes of the file.
+        seconds: from opening the file to the class.
+    """
+
+    macs: int | None = None
+    dense_macs: int | None = None
+    bytes_read: int | None = None
+    file_bytes: int | None = None
+    seconds: float | None = None
+
+
+def explain(
+    model: GlimpseClassifier | nn.Module | Run | str | Path, path: str | Path, out: str | Path = "report.html", *,
+    locations: Sequence[int] | None = None, policy: str = "greedy", device: str | torch.device = "auto", precision: str = "32",
+    seed: int = 0, overlay_out: str | Path | None = None,
+) -> Classification:  # fmt: skip
+    """Classify one file and write the page that shows why.
+
+    Args:
+        model: a classifier, a dense network, or a run folder.
+        path: the image.
+        out: the page.
+        locations: budget; the model's own if None.
+        policy: how cells are selected.
+        device: see `foveal.prediction.find_device`.
+        precision: see `foveal.prediction.autocast`.
+        seed: of policies that draw.
+        overlay_out: file for the image with the boxes alone, PNG; none is written if None.
+
+    Raises:
+        ImageError: the image cannot be opened or read.
+        ConfigError: an option that does not fit, or an output that cannot be written.
+        RunError: a run folder that is none.
+    """
+    from foveal.images import ImageViews, open_image
+
+    classifier = ready(model.path if isinstance(model, Run) else model, find_device(device))
+    budget = check_locations(classifier, locations)
+    where = classifier.mean.device
+    start = time.perf_counter()
+    with open_image(path, channels=classifier.channels, value_range=getattr(classifier, "value_range", None)) as image:
+        views = ImageViews([image])
+        with torch.inference_mode(), autocast(precision, where):
+            batch = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, torch.zeros(1, dtype=torch.int64).numpy()))
+        seen = Classification.cat([batch])[0]
+        seconds = time.perf_counter() - start
+        for reason in views.errors.values():
+            raise ImageError(reason)
+        size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
+        costs = Costs(
+            count(classifier, size, budget).macs, _dense_macs(classifier, size), seen.bytes_read, Path(path).stat().st_size, seconds
+        )
+        report(views, seen, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias)
+        if overlay_out is not None:
+            _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), "PNG"))
+    return seen
+
+
+def report(
+    image: Any, classification: Classification, out: str | Path = "report.html", *, name: str = "image", costs: Costs = Costs(),
+    fill: Sequence[float] | None = None, antialias: bool = True,
+) -> Path:  # fmt: skip
+    """Write the page of one classification.
+
+    Args:
+        image: what was classified, see `foveal.explain.pictures.one_view`.
+        classification: of this one image.
+        out: the page.
+        name: what to call the image.
+        costs: what is known of the cost.
+        fill, antialias: how the model saw the image, see `foveal.explain.pictures.glimpse_pictures`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ImageError: the image cannot be read.
+        ConfigError: the page cannot be written.
+    """
+    views = one_view(image)
+    height, width = (int(n) for n in views.sizes[0])
+    pictures = glimpse_pictures(views, classification, fill=fill, antialias=antialias)
+    looks = list(classification.glimpses)
+    top = classification.logits.float().topk(min(SHOWN, classification.logits.shape[-1])).indices.tolist()
+    page = Template(files("foveal.explain").joinpath("report.html").read_text(encoding="utf-8")).substitute(
+        name=escape(name),
+        label=escape(str(classification.label)),
+        probability=f"{100 * float(classification.probability):.1f}",
+        summary=escape(f"{width} × {height} px, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
+        picture=_data_uri(thumbnail(views, 1024)),
+        width=width,
+        height=height,
+        boxes="\n".join(_box(i, g, max(height, width)) for i, g in enumerate(looks) if g.level > 1),
+        classes="\n".join(_class_bar(label, p) for label, p in classification.top(5)),
+        looks="\n".join(_look(i, g, picture, classification, top) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))),
+        total=_total(classification, top),
+        maps=_maps(classification, pictures[0]) if classification.maps else "",
+        costs="\n".join(f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)),
+    )
+    _write(Path(out), page.encode())
+    return Path(out)
+
+
+def _box(number: int, glimpse: Glimpse, longest: int) -> str:
+    y0, x0, y1, x1 = glimpse.box
+    label = f"look {number}, level {glimpse.level}"
+    return (
+        f'<g class="box" tabindex="0" data-look="{number}" aria-label="{label}" style="--level: {colour(glimpse.level)}">'
+        f'<rect x="{x0:.6g}" y="{y0:.6g}" width="{x1 - x0:.6g}" height="{y1 - y0:.6g}"/>'
+        f'<text x="{max(x0, 0) + longest / 110:.6g}" y="{max(y0, 0) + longest / 32:.6g}" font-size="{longest / 36:.6g}">{number}</text></g>'
+    )
+
+
+def _class_bar(label: str, probability: float) -> str:
+    return (
+        f'<li><span class="what">{escape(label)}</span><span class="track"><i style="width: {100 * probability:.2f}%"></i></span>'
+        f'<span class="number">{100 * probability:.1f} %</span></li>'
+    )
+
+
+def _look(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int]) -> str:
+    if glimpse.parent is None:
+        how = "the first look, always taken"
+    else:
+        how = f"chosen from look {glimpse.parent} with probability {glimpse.probability:.3f}"
+    y0, x0, y1, x1 = glimpse.box
+    return (
+        f'<article class="look" tabindex="0" data-look="{number}" style="--level: {colour(glimpse.level)}">'
+        f'<img src="{_data_uri(picture)}" alt="what the model saw in look {number}">'
+        f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0:.0f} to {y1:.0f}, columns {x0:.0f} to {x1:.0f}, "
+        f"seen at {picture.width} × {picture.height} px</p>{_contributions(glimpse.contribution, whole, top)}</div></article>"
+    )
+
+
+def _contributions(contribution: Tensor | None, whole: Classification, top: Sequence[int]) -> str:
+    """Signed bars of the top classes; one scale for all looks of the page."""
+    if contribution is None:
+        return ""
+    largest = float(whole.glimpses.contribution[:, list(top)].abs().max()) or 1.0  # type: ignore[index]
+    bars = []
+    for i in top:
+        value = float(contribution[i])
+        half = 50 * abs(value) / largest
+        side = f"left: {50 if value >= 0 else 50 - half:.2f}%; width: {half:.2f}%"
+        bars.append(
+            f'<li><span class="what">{_class_name(whole, i)}</span>'
+            f'<span class="track signed"><i class="{"more" if value >= 0 else "less"}" style="{side}"></i></span>'
+            f'<span class="number">{value:+.3f}</span></li>'
+        )
+    return f'<ul class="bars">{"".join(bars)}</ul>'
+
+
+def _total(whole: Classification, top: Sequence[int]) -> str:
+    """The sum of the contributions beside the logits."""
+    if whole.glimpses.contribution is None:
+        return "<p>This model does not add looks up, so that no look has a share of its own.</p>"
+    sums = whole.glimpses.contribution.double().sum(0)
+    cells = ((_class_name(whole, i), float(sums[i]), float(whole.logits[i])) for i in top)
+    rows = "".join(f"<tr><th>{name}</th><td>{total:+.4f}</td><td>{logit:+.4f}</td></tr>" for name, total, logit in cells)
+    return f"<table><thead><tr><th>class</th><th>sum of all looks</th><th>logit</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _class_name(whole: Classification, i: int) -> str:
+    return escape(whole.class_names[i] if whole.class_names else str(i))
+
+
+def _maps(whole: Classification, ground: Image.Image) -> str:
+    """Attention maps over the first look: the mean of the heads, and each head where they are few."""
+    figures = []
+    for name, maps in whole.maps.items():
+        shown = [("", maps.float().mean(0))]
+        if 1 < len(maps) <= HEADS:
+            shown += [(f", head {i}", head) for i, head in enumerate(maps, start=1)]
+        figures += [
+            f'<figure><img src="{_data_uri(heat(ground, values))}" alt=""><figcaption>{escape(name + which)}</figcaption></figure>'
+            for which, values in shown
+        ]
+    return f'<section><h2>Attention maps</h2><div class="maps">{"".join(figures)}</div></section>'
+
+
+def _cost_lines(costs: Costs) -> list[tuple[str, str]]:
+    lines = []
+    if costs.macs is not None:
+        lines.append(("multiply-accumulates", f"{costs.macs / 1e9:,.3g} G"))
+    if costs.macs is not None and costs.dense_macs is not None:
+        lines.append(
+            ("dense backbone at full size", f"{costs.dense_macs / 1e9:,.3g} G, {costs.dense_macs / costs.macs:,.1f} times as many")
+        )
+    if costs.bytes_read is not None:
+        share = f" of {_bytes(costs.file_bytes)}, {100 * costs.bytes_read / costs.file_bytes:.1f} %" if costs.file_bytes else ""
+        lines.append(("read from the file", _bytes(costs.bytes_read) + share))
+    if costs.seconds is not None:
+        lines.append(("from opening to class", f"{costs.seconds:.3g} s"))
+    return lines or [("cost", "not measured")]
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024  # type: ignore[assignment]
+    return f"{count:.3g} GiB"
+
+
+def _dense_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:
+    try:
+        return count(model.dense(), size).macs
+    except ConfigError:
+        return None
+
+
+def _data_uri(picture: Image.Image) -> str:
+    # Small looks are kept exact; a photograph as large as the page need not be.
+    kind = "PNG" if max(picture.size) <= 256 else "JPEG"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(_encoded(picture, kind)).decode()}"
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, quality=88)
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

@@ -1,0 +1,129 @@
+"""Where a model looked, drawn on the image.
+
+Example:
+    >>> import torch
+    >>> from foveal.runs import classify, create_model
+    >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
+    >>> image = torch.rand(3, 96, 128)
+    >>> overlay(image, classify(model, image)).size
+    (128, 96)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from foveal.classification import Classification
+from foveal.errors import ImageError
+from foveal.images.views import Views, as_views
+
+COLOURS = ("#e8eaed", "#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#b794f6")
+"""Colour of each processing level, from the thumbnail on; they come round again."""
+
+
+def colour(level: int) -> str:
+    """Colour of a processing level."""
+    return COLOURS[(level - 1) % len(COLOURS)]
+
+
+def one_view(image: Any) -> Views:
+    """Views of one image: a path, an open image, a (C, H, W) tensor in [0, 1], or views of it already.
+
+    Raises:
+        ImageError: views of several images.
+    """
+    if isinstance(image, str | Path):
+        from foveal.images import open_image
+
+        image = open_image(image)
+    views = image if isinstance(image, Views) else as_views(image[None] if isinstance(image, Tensor) and image.ndim == 3 else [image])
+    if len(views) != 1:
+        raise ImageError(f"expected one image, got {len(views)}; take one of them")
+    return views
+
+
+def thumbnail(image: Any, side: int = 768) -> Image.Image:
+    """The whole image, no side longer than ``side`` and not enlarged."""
+    views = one_view(image)
+    height, width = (int(n) for n in views.sizes[0])
+    shrink = min(1.0, side / max(height, width))
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    return to_picture(_look(views, np.array([[0, 0, height, width]]), size)[0])
+
+
+def glimpse_pictures(
+    image: Any, classification: Classification, *, fill: Sequence[float] | None = None, antialias: bool = True
+) -> list[Image.Image]:
+    """Each glimpse as the model saw it, before normalisation.
+
+    Args:
+        image: see `one_view`.
+        classification: of this one image.
+        fill: value of each channel outside the image; the model's mean is what becomes 0 for it.
+        antialias: as the model resamples.
+    """
+    looks = classification.glimpses
+    seen = _look(one_view(image), looks.box, looks.size, fill=None if fill is None else torch.tensor(fill), antialias=antialias)
+    return [to_picture(pixels) for pixels in seen]
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(C, h, w) in [0, 1] as a picture; of more than three channels the first three, of two the first."""
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    return Image.fromarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def overlay(image: Any, classification: Classification, *, side: int = 768) -> Image.Image:
+    """The image with the box of every glimpse, in its level's colour and numbered in the order chosen.
+
+    Args:
+        image: see `one_view`.
+        classification: of this one image.
+        side: longest side of the picture; smaller images are not enlarged.
+    """
+    views = one_view(image)
+    picture = thumbnail(views, side)
+    draw = ImageDraw.Draw(picture)
+    scale = picture.width / views.sizes[0, 1], picture.height / views.sizes[0, 0]
+    line = max(1, round(max(picture.size) / 256))
+    for number, glimpse in enumerate(classification.glimpses):
+        if glimpse.level > 1:
+            y0, x0, y1, x1 = glimpse.box
+            corners = [x0 * scale[0], y0 * scale[1], x1 * scale[0] - 1, y1 * scale[1] - 1]
+            # A dark line around the coloured one shows it on light and on dark ground.
+            draw.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline="#000000", width=line + 2)
+            draw.rectangle(corners, outline=colour(glimpse.level), width=line)
+            at = max(corners[0], 0) + line + 2, max(corners[1], 0) + line + 1
+            draw.text(
+                at,
+                str(number),
+                fill=colour(glimpse.level),
+                stroke_width=1,
+                stroke_fill="#000000",
+                font_size=max(9, max(picture.size) // 45),
+            )
+    return picture
+
+
+def heat(ground: Image.Image, attention: Tensor) -> Image.Image:
+    """An attention map (h, w), stretched over a picture: bright where it is high, over the picture in grey."""
+    low, high = float(attention.min()), float(attention.max())
+    level = (attention.float() - low) / ((high - low) or 1.0)
+    mask = Image.fromarray((level * 255).round().byte().cpu().numpy()).resize(ground.size, Image.Resampling.BICUBIC)
+    dark = ground.convert("L").point(lambda v: round(0.55 * v)).convert("RGB")
+    glow = Image.composite(Image.new("RGB", ground.size, "#ffb000"), Image.new("RGB", ground.size, "#000000"), mask)
+    return Image.composite(Image.blend(ground, glow, 0.45), dark, mask)
+
+
+def _look(views: Views, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    pixels = views.look(np.zeros(len(boxes), dtype=int), np.asarray(boxes, dtype=np.float64), size, fill=fill, antialias=antialias)
+    for reason in views.errors.values():
+        raise ImageError(reason)
+    return pixels
