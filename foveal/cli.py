@@ -172,17 +172,37 @@ recipes:
 
 
 def _fit(argv: list[str]) -> int:
-    recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("folder", argv)
-    from foveal.recipes.configure import configure
+    recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (_recipe_of(argv), argv)
+    from foveal.recipes.configure import configure, describe
 
-    config, out, options = configure(recipe, flags)
-    logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if options["quiet"] else logging.INFO)
+    config, out, how = configure(recipe, flags)
+    from foveal.data import get_data
+    from foveal.runs import claim
     from foveal.training import fit
 
-    fit(config, out, **options)
-    if not options["quiet"]:
-        print(f"The run is in {out}. What next: foveal evaluate {out}, foveal predict {out} IMAGES --out FILE, foveal explain {out} IMAGE")
+    data = get_data(**config.data)
+    if not (how["resume"] or how["overwrite"]):
+        claim(out)
+    # Lightning starts further processes as copies of this command; one of them speaks.
+    quiet = how["quiet"] or os.environ.get("LOCAL_RANK", "0") != "0"
+    logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
+    if not quiet:
+        print(describe(config, data, out), flush=True)
+    fit(config, out, data=data, **how)
+    if not quiet:
+        print(f"The run is in {out}. What next: foveal evaluate {out}; foveal predict {out} IMAGES --out FILE; foveal explain {out} IMAGE")
     return 0
+
+
+def _recipe_of(argv: Sequence[str]) -> str:
+    """What is meant where no recipe is named: the run that is to be resumed, or a folder of images."""
+    if "--resume" in argv and "--out" in argv[:-1]:
+        from foveal.runs import CONFIG
+
+        config = Path(argv[argv.index("--out") + 1], CONFIG)
+        if config.is_file():
+            return str(config)
+    return "folder"
 
 
 # --------------------------------------------------------------------------------------------------------- evaluate

@@ -13,15 +13,20 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveal.data import data_constructor
+from foveal.data import DataModule, data_constructor
+from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
-from foveal.recipes import find_recipe, load_recipe
-from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
-from foveal.runs import constructor
+from foveal.glimpse.tnet import ReferenceTNet
+from foveal.objectives.objective import CrossEntropy
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.recipes import find_recipe, load_recipe, merge
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
+from foveal.runs import constructor, create_classifier
 from foveal.training import FitConfig
 
 HOW = (
@@ -45,14 +50,19 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     Raises:
         ConfigError: a name, key or value that does not fit.
     """
-    values = chosen_names({"model": {"name": "tnet"}, "data": {"name": "folder"}, **load_recipe(recipe)}, argv)
-    model, data = values["model"].get("name", "tnet"), values["data"].get("name", "folder")
+    loaded = {key: value for key, value in load_recipe(recipe).items() if not (key in SECTIONS and value is None)}
+    for section in SECTIONS:
+        if not isinstance(loaded.get(section, {}), dict):
+            raise ConfigError(f"{find_recipe(recipe)}: {section} is no mapping; write its name and options below it")
+    values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
+    model, data = values["model"]["name"], values["data"]["name"]
     looks = model in REGISTRY
     options = [
         *HOW,
         *dataclass_options(FitConfig, skip=SECTIONS),
         *_section("data", data, options_of(data_constructor(data), "data")),
         *_section("model", model, options_of(constructor(model), "model", skip=("num_classes", "objective")) if looks else _dense_options()),
+        *_objective_options(values.get("objective", {}).get("name"), model),
     ]
     found = parse(
         options, values, argv, where=str(find_recipe(recipe)), usage=f"foveal fit {recipe}", open_keys=("objective",) if looks else ("objective", "model")
@@ -86,3 +96,29 @@ def _dense_options() -> list[Option]:
         Option("model.drop_path_rate", float | None, None, "stochastic depth of the last block", unset=True),
         *options_of(WholeImage, "model", skip=("network",)),
     ]
+
+
+def _objective_options(name: str | None, model: str) -> list[Option]:
+    """Options of the objective of this name, or of the model's own; they change its defaults, which the model decides."""
+    target = target_of(constructor(model)) if model in REGISTRY else None
+    own = CrossEntropy if target is None else ReferenceTNetObjective if issubclass(target, ReferenceTNet) else TNetObjective
+    build = {None: own, "cross_entropy": CrossEntropy, "tnet": TNetObjective, "tnet.reference": ReferenceTNetObjective}.get(name, own)
+    options = options_of(build, "objective", skip=("class_weights",))
+    named = Option("objective.name", str | None, None, "which objective; --objective NAME for short", unset=True)
+    return [named, *(replace(o, hint=o.hint | None, default=None, unset=True) for o in options)]
+
+
+def describe(config: FitConfig, data: DataModule, out: Path) -> str:
+    """What is about to be trained on what, how big it is, and where it goes: a few lines."""
+    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained", "num_classes")}
+    model = create_classifier(config.model["name"], num_classes=len(data.classes), **options)
+    count = sum(p.numel() for p in model.parameters())
+    splits = ", ".join(f"{len(images):,} {split}" for split in ("train", "val", "test") if (images := getattr(data, split)) is not None)
+    seen = f"looks of {model.size[0]} x {model.size[1]} px" + (f", {','.join(map(str, model.locations))} beyond the first" if model.locations else "")
+    length = [f"{value:g} {unit}" for value, unit in ((config.epochs, "epochs"), (config.steps, "steps"), (config.max_time, "s")) if value is not None]
+    backbone = f" on {config.model['backbone']}" if "backbone" in config.model else ""
+    return "\n".join((
+        f"model  {config.model['name']}{backbone}: {count:,} parameters, {seen}",
+        f"data   {data.name}: {splits} images, {len(data.classes)} classes",
+        f"run    {out}: {' or '.join(length)} in batches of {config.batch_size}, on {config.device}",
+    ))  # fmt: skip

@@ -84,11 +84,16 @@ def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ())
 def _chain(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
     """``build`` and, as long as keywords are handed on, the classes that they reach."""
     yield build
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
-        return
-    target = build.__mro__[1] if inspect.isclass(build) else _hints(build).get("return")
-    if inspect.isclass(target):
-        yield from _chain(target)
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
+        target = build.__mro__[1] if inspect.isclass(build) else target_of(build)
+        if inspect.isclass(target):
+            yield from _chain(target)
+
+
+def target_of(build: Callable[..., Any]) -> Any:
+    """The class that a constructor makes, as far as its signature tells."""
+    build = getattr(build, "func", build)
+    return build if inspect.isclass(build) else _hints(build).get("return")
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -240,8 +245,10 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
 
 
 def _listed(value: str, hint: Any) -> str:
-    """``2,1`` for a sequence is ``[2,1]``."""
-    if re.search(r"Sequence|tuple|list", str(hint)) and not value.startswith(("[", "(", "{")) and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*,?", value):
+    """``2,1`` for a sequence is ``[2,1]``; so is ``2``, unless a number would do as well."""
+    parts = [hint, *(typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ())]
+    takes_list = any(inspect.isclass(o := typing.get_origin(p) or p) and o in (tuple, list, Sequence) for p in parts)
+    if takes_list and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*,?", value) and ("," in value or not {int, float} & set(parts)):
         return f"[{value.rstrip(',')}]"
     return value
 
@@ -293,5 +300,5 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: has no value; write --set {key}=VALUE")
-        values[key] = parse_value(_listed(value, Sequence))
+        values[key] = parse_value(_listed(value, int | Sequence))
     return values
