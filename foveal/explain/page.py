@@ -160,10 +160,13 @@ def report(
 def _box(number: int, glimpse: Glimpse, longest: int) -> str:
     y0, x0, y1, x1 = glimpse.box
     label = f"look {number}, level {glimpse.level}"
+    font = longest / 36
+    # A cell often shares its corner with one of the grid below, so deeper levels are labelled further down.
+    at = max(x0, 0) + 0.3 * font, max(y0, 0) + (1.1 + 1.15 * (glimpse.level - 2)) * font
     return (
         f'<g class="box" tabindex="0" data-look="{number}" aria-label="{label}" style="--level: {colour(glimpse.level)}">'
         f'<rect x="{x0:.6g}" y="{y0:.6g}" width="{x1 - x0:.6g}" height="{y1 - y0:.6g}"/>'
-        f'<text x="{max(x0, 0) + longest / 110:.6g}" y="{max(y0, 0) + longest / 32:.6g}" font-size="{longest / 36:.6g}">{number}</text></g>'
+        f'<text x="{at[0]:.6g}" y="{at[1]:.6g}" font-size="{font:.6g}">{number}</text></g>'
     )
 
 

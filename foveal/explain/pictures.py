@@ -92,7 +92,7 @@ def overlay(image: Any, classification: Classification, *, side: int = 768) -> I
     picture = thumbnail(views, side)
     draw = ImageDraw.Draw(picture)
     scale = picture.width / views.sizes[0, 1], picture.height / views.sizes[0, 0]
-    line = max(1, round(max(picture.size) / 256))
+    line, font = max(1, round(max(picture.size) / 256)), max(10, max(picture.size) // 40)
     for number, glimpse in enumerate(classification.glimpses):
         if glimpse.level > 1:
             y0, x0, y1, x1 = glimpse.box
@@ -100,15 +100,13 @@ def overlay(image: Any, classification: Classification, *, side: int = 768) -> I
             # A dark line around the coloured one shows it on light and on dark ground.
             draw.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline="#000000", width=line + 2)
             draw.rectangle(corners, outline=colour(glimpse.level), width=line)
-            at = max(corners[0], 0) + line + 2, max(corners[1], 0) + line + 1
-            draw.text(
-                at,
-                str(number),
+            # A cell often shares its corner with one of the grid below, so deeper levels are labelled further down.
+            at = max(corners[0], 0) + line + 2, max(corners[1], 0) + line + 1 + (glimpse.level - 2) * (font + 5)
+            draw.rectangle(
+                [a + d for a, d in zip(draw.textbbox(at, str(number), font_size=font), (-2, -2, 2, 2), strict=True)],
                 fill=colour(glimpse.level),
-                stroke_width=1,
-                stroke_fill="#000000",
-                font_size=max(9, max(picture.size) // 45),
             )
+            draw.text(at, str(number), fill="#000000", font_size=font)
     return picture
 
 
