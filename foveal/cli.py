@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +111,16 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
 
 
 def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Flags of every command that runs a model."""
-    parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
+    """Flags of every command that runs a model on many images."""
+    _add_where(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
     parser.add_argument("--workers", type=_natural, default=None, metavar="N", help="processes or threads that open images (default: as many as help)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
 
 
 def _positive(text: str) -> int:
@@ -228,15 +233,46 @@ chosen by --data and --data.KEY, as for foveal fit.
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from foveal.evaluation import evaluate
     from foveal.prediction import parse_locations
     from foveal.runs import Run
 
     run = Run(args.path)
     budgets = parse_locations(args.locations) if args.locations else None
-    data = _data_of(run, args.data)
-    evaluate(run, data, budgets=budgets, against=args.against, split=args.split, out=args.out)
+    with _progress("evaluating", args.quiet) as show:
+        result = evaluate(
+            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
+            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, out=args.out or run.path, on_progress=show,
+        )  # fmt: skip
+    console = Console()
+    # Away from a terminal rich would fold the table to 80 columns.
+    Console(width=None if console.is_terminal else 160).print(result.table())
+    _tell_failed(result.errors)
     return 0
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; what it yields is called with how much is done, and of how much."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(what, total=None)
+        yield lambda done, total, *_: bar.update(row, completed=done, total=total)
+
+
+def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
+    """List images that failed; their sentences name them."""
+    if failed:
+        print(f"foveal: {len(failed)} image{'s' if len(failed) > 1 else ''} failed:", file=sys.stderr)
+    for path, error in failed:
+        print(f"  {error if error.startswith(path) else f'{path}: {error}'}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- predict
@@ -255,7 +291,7 @@ goes on, lists those images at the end and exits with 1. The same command again 
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: a table on the screen)")
+    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: a line each: path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
     _add_running(parser, batch_size=8)
@@ -263,14 +299,21 @@ goes on, lists those images at the end and exits with 1. The same command again 
 
 def _predict(args: argparse.Namespace) -> int:
     from foveal.prediction import parse_budget, predict
-    from foveal.runs import load
 
     locations = parse_budget(args.locations) if args.locations else None
-    summary = predict(
-        load(args.path), args.images, locations=locations, batch_size=args.batch_size, threads=args.workers, device=args.device,
-        precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
-    )  # fmt: skip
-    return 1 if summary.failed else 0
+    with _progress("predicting", args.quiet) as show:
+        done = predict(
+            args.path, args.images, locations=locations, batch_size=args.batch_size, threads=args.workers, device=args.device,
+            precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite, on_progress=show,
+        )  # fmt: skip
+    for row in done.rows:
+        if not row["error"]:
+            print(f"{row['path']}\t{row['label']}\t{row['probability']:.3f}")
+    if done.out and not args.quiet:
+        before = f", {done.skipped} were there" if done.skipped else ""
+        print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
+    _tell_failed(done.failed)
+    return 1 if done.failed else 0
 
 
 # ---------------------------------------------------------------------------------------------------------- explain
@@ -291,11 +334,21 @@ probable classes, and the cost.
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone, as PNG")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, ... (default: auto)")
+    _add_where(parser)
 
 
 def _explain(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from foveal.explain import explain, show
+    from foveal.prediction import parse_budget
+
+    locations = parse_budget(args.locations) if args.locations else None
+    seen = explain(
+        args.path, args.image, args.out, locations=locations, device=args.device, precision=args.precision, overlay_out=args.overlay
+    )
+    if not args.quiet:
+        show(seen)
+        print(f"The page is {args.out}")
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------------ models, data
@@ -449,3 +502,7 @@ def _cost(args: argparse.Namespace) -> int:
         dense = count(model.dense(), args.image_size).macs
         print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The command, called in this process: what it prints, what it writes, how it ends."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveal.cli import main
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--model.backbone", "plain_convnet_32", "--model.locations", "2", "--data.canvas", "128", "--data.digit", "12,16", "--data.distractors", "2",
+    "--data.train", "32", "--data.val", "8", "--data.test", "8", "--batch-size", "8", "--device", "cpu", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["fit", "demo", *TINY, "--steps", "4", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def images(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    assert main(["data", str(run), "--export", str(folder), "--count", "3"]) == 0
+    return folder
+
+
+def failure(capsys, *argv):
+    """Exit code of a command that fails, and the one sentence it says."""
+    code = main([*map(str, argv)])
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said and "Traceback" not in said, said
+    return code, said
+
+
+# ---- start
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "foveal 0.1.0\n"
+    assert main([]) == 0
+    assert "foveal fit demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "predict", "explain", "models", "data", "cost"])
+def test_help_of_each_command_shows_examples(capsys, command):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"foveal {command}") >= 3
+    assert "--quiet" in out
+
+
+def test_unknown_command_is_a_usage_error(capsys):
+    assert main(["fitt"]) == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_reader_that_goes_away_is_no_error():
+    done = subprocess.run(f"{sys.executable} -m foveal.cli models '*' | head -1", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() and done.stderr == ""
+
+
+# ---- fit
+
+
+def test_fit_writes_a_run_with_every_value(run):
+    import yaml
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"] | {"canvas": 128, "digit": [12, 16], "ink": 1.0} == config["data"]
+    assert config["model"]["name"] == "tnet" and config["model"]["grid"] == 3
+    assert config["steps"] == 4
+    for name in ("metrics.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json"):
+        assert (run / name).stat().st_size
+
+
+def test_fit_leaves_an_existing_run_alone(capsys, run):
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    code, said = failure(capsys, "fit", "demo", *TINY, "--steps", 4, "--out", run)
+    assert code == 1 and "--resume" in said and "--overwrite" in said
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_fit_says_what_it_trains_and_goes_on_when_resumed(capsys, tmp_path):
+    out = tmp_path / "run"
+    loud = [x for x in TINY if x != "--quiet"]
+    assert main(["fit", "demo", *loud, "--steps", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "tnet on plain_convnet_32" in said and "32 train, 8 val, 8 test images, 10 classes" in said and str(out) in said and "2 steps" in said
+    assert main(["fit", "--resume", "--out", str(out), "--steps", "3", "--quiet"]) == 0
+    last = (out / "metrics.csv").read_text().splitlines()[-1]
+    assert last.startswith("3,")
+
+
+def test_fit_trains_a_dense_network_by_the_same_command(tmp_path):
+    tiny = [x for i, x in enumerate(TINY) if not x.startswith("--model") and not TINY[i - 1].startswith("--model")]
+    out = tmp_path / "dense"
+    assert main(["fit", "demo", *tiny, "--model", "test_resnet", "--model.image_size", "64", "--steps", "1", "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["model"]["image_size"] == 64
+
+
+def test_fit_reads_a_recipe_of_the_users_own(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: demo\noptimiser: {lr: 1e-4}\nmodel: {grid: 4}\n")
+    assert main(["fit", str(recipe), *TINY, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["grid"] == 4
+
+
+def test_fit_help_explains_the_chosen_model_and_data(capsys):
+    assert main(["fit", "demo", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--model.region" in said and "cell as a share" in said and "--data.canvas" in said and "--optimiser.lr" in said and "--objective." in said
+    assert main(["fit", "demo", "--model", "resnet18", "--data", "folder", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--model.region" not in said and "--model.image_size" in said and "--data.root" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["dem"], 1, "did you mean demo"),
+        (["nowhere.yaml"], 1, "no such file"),
+        (["demo", "--optimiser.lrr", "1"], 2, "did you mean optimiser.lr?"),
+        (["demo", "--lr", "1"], 2, "did you mean optimiser.lr?"),
+        (["demo", "--epochs", "many"], 2, "many does not fit; give a whole number"),
+        (["demo", "--model", "tnett"], 1, "did you mean tnet"),
+        (["demo", "--data", "digit"], 1, "digits"),
+        (["demo", "--model.locations", "few"], 2, "a list of numbers"),
+        (["--epochs", "3", "demo"], 2, "a recipe comes first"),
+        (["--out", "x"], 2, "--data.root: is missing"),
+    ],
+)
+def test_fit_says_in_one_sentence_what_does_not_fit(capsys, argv, code, words):
+    got, said = failure(capsys, "fit", *argv)
+    assert (got, words in said) == (code, True), said
+
+
+def test_recipe_errors_name_the_file(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    for text, words in (
+        ("optimiser: {lrr: 1}", "did you mean optimiser.lr?"),
+        ("epochs: many", "many does not fit"),
+        ("- 1", "is no recipe"),
+        ("a: [1", "not valid YAML"),
+        ("base: mine.yaml", "leads back to itself"),
+        ("model: [1]", "model is no mapping"),
+    ):
+        recipe.write_text(text)
+        code, said = failure(capsys, "fit", recipe)
+        assert code == 1 and said.startswith(f"foveal: {recipe}: ") and words in said, said
+
+
+# ---- use
+
+
+def test_data_names_sets_and_exports_images(capsys, run, images):
+    assert main(["data"]) == 0
+    assert {"digits", "folder", "manifest", "imagenet", "fmow", "cub", "nabirds"} <= set(capsys.readouterr().out.split())
+    assert main(["data", str(run)]) == 0
+    assert "train: 32 images, val: 8 images, test: 8 images" in capsys.readouterr().out
+    assert sorted(p.name for p in images.iterdir()) == ["0_0.png", "1_1.png", "2_2.png"]
+    assert Image.open(images / "0_0.png").size == (128, 128)
+
+
+def test_data_exports_the_pixels_themselves(run, images):
+    from foveal.data import get_data
+
+    data = get_data("digits", canvas=128, digit=(12, 16), distractors=2, train=32, val=8, test=8)
+    assert np.array_equal(np.asarray(Image.open(images / "1_1.png")), data.test.images[1].permute(1, 2, 0).numpy())
+
+
+def test_predict_writes_rows_and_lists_failures(capsys, run, images, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    out = tmp_path / "rows.jsonl"
+    assert main(["predict", str(run), str(images), "--out", str(out), "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3 and all(row["error"] is None and row["locations"] == 2 for row in rows)
+    capsys.readouterr()
+    assert main(["predict", str(run), str(images), str(bad), "--out", str(out), "--device", "cpu", "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "bad.png" in said and "1 " in said
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [bool(row["error"]) for row in rows].count(True) == 1 and len(rows) == 4
+
+
+def test_predict_without_a_file_prints_a_table(capsys, run, images):
+    assert main(["predict", str(run), str(images / "0_0.png"), "--locations", "1", "--device", "cpu"]) == 0
+    assert "0_0.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["predict", "nowhere", "x.png"], "there is no such run folder"),
+        (["predict", "RUN", "x.png", "--locations", "two"], "--locations two"),
+        (["predict", "RUN", "x.png", "--device", "abacus"], "--device abacus"),
+        (["evaluate", "RUN", "--locations", "3..1"], "backwards"),
+        (["evaluate", "RUN", "--data", "nonsense"], "no data set of this name"),
+        (["explain", "RUN", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_errors_are_one_sentence(capsys, run, argv, words):
+    code, said = failure(capsys, *[run if a == "RUN" else a for a in argv])
+    assert code == 1 and words in said, said
+
+
+def test_evaluate_writes_table_file_and_curve(capsys, run, tmp_path):
+    assert main(["evaluate", str(run), "--locations", "0..2", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())
+    assert Image.open(tmp_path / "tradeoff.png").size[0] > 300
+    assert "random" in capsys.readouterr().out
+
+
+def test_explain_writes_one_page(run, images, tmp_path):
+    page, picture = tmp_path / "report.html", tmp_path / "looked.png"
+    assert main(["explain", str(run), str(images / "0_0.png"), "--out", str(page), "--overlay", str(picture), "--device", "cpu"]) == 0
+    text = page.read_text()
+    assert text.lstrip().lower().startswith("<!doctype html>") and "http://" not in text.replace("http://www.w3.org", "") and "0_0.png" in text
+    assert min(Image.open(picture).size) >= 100
+
+
+# ---- models and costs
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    said = capsys.readouterr()
+    assert "tnet" in said.out.split() and "resnet18" not in said.out.split() and "dense networks" in said.err
+    assert main(["models", "resnet1*"]) == 0
+    assert "resnet18" in capsys.readouterr().out.split()
+    assert main(["models", "nonsense*"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "parameters", "statistics", "macs"),
+    [
+        # The numbers of the specification: 21.86 M and 10.84 G; 4.52 M (+ 42,016 statistics) and 1.925 G without SE's products.
+        (["tnet_bagnet77.reference", "--image-size", "224", "--locations", "5"], 21_859_949, 0, 10_843_335_296),
+        (["tnet_efficientnet_b0.reference_fmow", "--image-size", "896", "--locations", "2,1"], 4_517_575, 42_016, 1_925_172_400),
+    ],
+)
+def test_cost_is_one_line_of_json(capsys, argv, parameters, statistics, macs):
+    assert main(["cost", *argv, "--json"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    line = json.loads(said)
+    assert line == {
+        "model": argv[0], "image_size": int(argv[2]), "locations": [int(k) for k in argv[4].split(",")], "parameters": parameters,
+        "parameters_and_statistics": parameters + statistics, "macs": macs,
+    }  # fmt: skip
+
+
+def test_cost_takes_options_classes_and_runs(capsys, run):
+    assert main(["cost", "tnet", "--image-size", "512x768", "--locations", "1", "--num-classes", "7", "--set", "backbone=plain_convnet_32", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["image_size"] == [512, 768] and first["locations"] == [1]
+    assert main(["cost", str(run), "--image-size", "512"]) == 0
+    assert "dense backbone" in capsys.readouterr().out
+    assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4") == (1, "foveal: model tnet: there is no option 'gird'; did you mean grid")
+    assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
+
+
+def test_interruption_ends_with_130(capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveal.cli._models", interrupt)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "foveal: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("foveal.cli._models", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_output_is_flushed(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["--version"]) == 0
