@@ -20,7 +20,9 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(tasks: dict[str, Callable[[], object]], *, seconds: float, device: str = "cpu", warm_up: int = 2, least: int = 5) -> dict[str, np.ndarray]:
+def in_turn(
+    tasks: dict[str, Callable[[], object]], *, seconds: float, device: str = "cpu", warm_up: int = 2, least: int = 5
+) -> dict[str, np.ndarray]:
     """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
 
     Rounds go on until ``seconds`` have passed, but at least ``least`` times.

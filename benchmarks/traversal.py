@@ -43,12 +43,15 @@ def build(preset: str, device: str) -> TNet:
 
 
 class Recording(Views):
-    """Keeps what was looked at, so that the floor sees the very same crops."""
+    """Keeps what was asked for and seen, so that the floor sees the very same crops."""
 
     def __init__(self, views: Views) -> None:
-        self.views, self.crops, self.sizes, self.channels, self.errors = views, [], views.sizes, views.channels, {}
+        self.views, self.sizes, self.channels, self.errors = views, views.sizes, views.channels, {}
+        self.asked: list[tuple[tuple, dict]] = []
+        self.crops: list[Tensor] = []
 
     def look(self, *args, **options) -> Tensor:
+        self.asked.append((args, options))
         self.crops.append(self.views.look(*args, **options))
         return self.crops[-1]
 
@@ -73,17 +76,13 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                 images = torch.rand(batch, 3, side, side, device=device)
                 crops = crops_of(model, TensorViews(images), locations)
                 looks = Recording(TensorViews(images))
-                wanted: list[tuple] = []
-                original = looks.views.look
-                looks.look = lambda *a, _w=wanted, _o=original, **k: (_w.append((a, k)), _o(*a, **k))[1]  # type: ignore[method-assign]
-                with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16"):
+                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                     model(looks, locations)
-                    views = TensorViews(images)
                     times = in_turn(
                         {
                             "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
                             "floor": lambda m=model, c=crops: through(m.backbone, c),
-                            "resampling": lambda v=views, w=wanted: [v.look(*a, **k) for a, k in w],
+                            "resampling": lambda v=TensorViews(images), w=looks.asked: [v.look(*a, **k) for a, k in w],
                         },
                         seconds=seconds, device=device,
                     )  # fmt: skip
@@ -103,7 +102,7 @@ def dense(device: str, batches: list[int], seconds: float, precision: str) -> It
             for batch in batches:
                 images = torch.rand(batch, 3, side, side, device=device)
                 normalised = images.mul(2).sub(1).to(memory_format=torch.channels_last)
-                with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16"):
+                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                     times = in_turn(
                         {
                             "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
@@ -128,12 +127,12 @@ def training(device: str, batches: list[int], seconds: float, precision: str) ->
                 crops = crops_of(copy.deepcopy(model).eval(), TensorViews(images), locations)
                 optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
                 state = objective.initial_state().to(device)
-                autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")
+                autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
-                def step(m=model, v=images, k=locations, t=target, o=optimiser, s=state, b=batch, cast=autocast) -> None:
+                def step(m=model, want=objective, v=images, k=locations, t=target, o=optimiser, s=state, b=batch, cast=autocast) -> None:
                     with cast:
-                        rollouts = m.rollouts(TensorViews(v), objective.plan(1.0), Draws(0, 0, np.arange(b)), k)
-                        loss, _, _ = objective(rollouts, t, s)
+                        rollouts = m.rollouts(TensorViews(v), want.plan(1.0), Draws(0, 0, np.arange(b)), k)
+                        loss, _, _ = want(rollouts, t, s)
                     o.zero_grad()
                     loss.backward()
                     o.step()
@@ -171,7 +170,8 @@ def write_pyramid(path: Path, side: int, seed: int = 0) -> None:
     for _ in range(64):
         photograph = photographs[rng.integers(len(photographs))]
         y, x = (int(rng.integers(0, n - 256)) for n in photograph.shape[:2])
-        tiles.append(imagecodecs.jpeg8_encode(np.ascontiguousarray(photograph[y : y + 256, x : x + 256]), level=85, subsampling="420", colorspace="rgb", outcolorspace="ycbcr"))
+        tile = np.ascontiguousarray(photograph[y : y + 256, x : x + 256])
+        tiles.append(imagecodecs.jpeg8_encode(tile, level=85, subsampling="420", colorspace="rgb", outcolorspace="ycbcr"))
     temporary = path.with_suffix(".part")
     with tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         size = side
@@ -203,9 +203,14 @@ def disk(folder: Path, seconds: float) -> Iterator[dict]:
         for name, sides in (("(2,1)", (4096, 16384, 32768)), ("native", (4096, 16384, 32768))):
             for side in sides:
                 # A process of its own for each file: what one leaves behind is not the next one's memory.
-                command = [sys.executable, __file__, "one-file", "--folder", str(folder), "--preset", preset, "--side", str(side), "--seconds", str(seconds)]
-                command += ["--locations", *map(str, (2, 1) if name == "(2,1)" else native(side))]
-                yield {"question": "disk", "budget": name, **json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)}
+                locations = map(str, (2, 1) if name == "(2,1)" else native(side))
+                command = [sys.executable, __file__, "one-file", "--folder", str(folder), "--preset", preset, "--side", str(side)]
+                command += ["--seconds", str(seconds), "--locations", *locations]
+                yield {
+                    "question": "disk",
+                    "budget": name,
+                    **json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout),
+                }
 
 
 def one_file(folder: Path, preset: str, side: int, locations: tuple[int, ...], seconds: float) -> dict:
@@ -276,8 +281,11 @@ def main() -> None:
         parser.error("the disk question needs --folder")
     results, began = [], time.time()
     for question in args.questions:
-        asked = disk(args.folder, args.seconds) if question == "disk" else globals()[question](args.device, args.batch, args.seconds, args.precision)
-        for row in asked:
+        if question == "disk":
+            rows = disk(args.folder, args.seconds)
+        else:
+            rows = {"memory": memory, "dense": dense, "training": training}[question](args.device, args.batch, args.seconds, args.precision)
+        for row in rows:
             print(json.dumps(row), flush=True)
             results.append(row)
             write(args.out, results, device=args.device)

@@ -39,7 +39,8 @@ class PlainConvNet(nn.Module):
         stages = []
         for i, (c_in, c_out) in enumerate(zip((in_chans, *widths), widths, strict=False)):
             pool = nn.MaxPool2d(2) if i else nn.Identity()
-            stages.append(nn.Sequential(pool, nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)))
+            conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+            stages.append(nn.Sequential(pool, conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)))
         self.stages = nn.Sequential(*stages)
         self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)

@@ -56,8 +56,19 @@ class GlimpseClassifier(nn.Module, ABC):
     """
 
     locations: tuple[int, ...] = ()
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, num_classes: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, squash: bool = False, antialias: bool = True) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        squash: bool = False,
+        antialias: bool = True,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.size = size
@@ -111,7 +122,9 @@ class GlimpseClassifier(nn.Module, ABC):
         """
 
     @abstractmethod
-    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+    def rollouts(
+        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+    ) -> list[Rollout]:
         """Try the batch once for each policy, with gradients."""
 
     @abstractmethod
@@ -169,7 +182,9 @@ class WholeImage(GlimpseClassifier):
         )  # fmt: skip
         return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
 
-    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+    def rollouts(
+        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+    ) -> list[Rollout]:
         views = as_views(images)
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
@@ -191,5 +206,5 @@ class WholeImage(GlimpseClassifier):
 
 
 def per_band(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One value a channel; a statistic for another number of channels is replaced by its mean."""
+    """One value per channel; statistics of another number of channels are replaced by their mean."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 import foveal.backbones  # noqa: F401  (registers our backbones with timm)
@@ -293,7 +295,8 @@ class TNet(GlimpseClassifier):
             scores = scores.repeat(tries, 1)[:, None] if depth == 1 else scores.unflatten(0, (-1, n))  # type: ignore[union-attr]
             masked = torch.from_numpy(outside(candidates, np.tile(views.sizes, (tries, 1)))).to(scores.device, non_blocking=True)
             p = scores.masked_fill(masked, NEVER).log_softmax(-1)
-            chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(zip(policies, p.chunk(tries), strict=True))])
+            parts = zip(policies, p.chunk(tries), strict=True)
+            chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
             log_p.append(p)
             cells.append(chosen)
             taken = np.take_along_axis(candidates, _on_host(chosen)[..., None], axis=2)
@@ -356,7 +359,9 @@ class TNet(GlimpseClassifier):
         )
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=views.bytes_read)
 
-    def rollouts(self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None) -> list[Rollout]:
+    def rollouts(
+        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+    ) -> list[Rollout]:
         views, tries = as_views(images), len(policies)
         seen = self._traverse(views, self._budget(locations), policies, draws)
         fused, _ = self._fuse(seen.features)
@@ -398,7 +403,8 @@ class TNet(GlimpseClassifier):
         if 0 in budget:
             budget = budget[: budget.index(0)]
         if any(not 1 <= k <= self.grid.cells for k in budget):
-            raise ConfigError(f"locations {','.join(map(str, budget))}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
+            told = ",".join(map(str, budget))
+            raise ConfigError(f"locations {told}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
         return budget
 
     def _probe(self, in_chans: int, side: int) -> tuple[int, int, int]:
@@ -408,7 +414,8 @@ class TNet(GlimpseClassifier):
         try:
             module = probe.get_submodule(self.location_features)
         except AttributeError as error:
-            raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try one of {_feature_modules(probe)}") from error
+            known = ", ".join(f["module"] for f in getattr(probe, "feature_info", None) or []) or "its named_modules()"
+            raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try {known}") from error
         module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
         feature = probe.forward_head(probe.forward_features(torch.zeros(1, in_chans, side, side, device="meta")), pre_logits=True)
         described = _as_map(tapped[0], probe)
@@ -428,22 +435,19 @@ class _Dense(nn.Module):
 
 def _create_backbone(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
-        raise ConfigError(f"backbone {name}: timm knows no such model; close names are {', '.join(timm.list_models(f'*{name[:6]}*')[:4]) or 'none'}")
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see timm.list_models()"]
+        raise ConfigError(f"backbone {name}: timm knows no such model; did you mean {', '.join(close)}")
     if isinstance(pretrained, str):
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
     return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, num_classes=0, **options)
-
-
-def _feature_modules(network: nn.Module) -> list[str]:
-    info = getattr(network, "feature_info", None) or []
-    return [f["module"] for f in info]
 
 
 def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
     """The deepest module whose map still has two rows per cell of the grid."""
     info = getattr(network, "feature_info", None)
     if not info:
-        raise ConfigError(f"{type(network).__name__} does not list its feature maps; name the module that describes the cells as location_features")
+        name = type(network).__name__
+        raise ConfigError(f"{name} does not list its feature maps; name the module that describes the cells as location_features")
     fine = [f for f in info if side / f["reduction"] >= 2 * grid]
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 
@@ -479,7 +483,7 @@ register("tnet")(TNet)
 class ReferenceTNet(TNet):
     """TNet as published; see the presets for what differs between data sets."""
 
-    def __init__(self, num_classes: int, *, objective: dict[str, float], **options: Any) -> None:
+    def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
         options = {"score_scale": None, "padded_grid": True, "mean": (0.5,), "std": (0.5,), "squash": True, "antialias": False, **options}
         super().__init__(num_classes, **options)
         self._objective = objective
@@ -514,7 +518,9 @@ def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth
     return _efficientnet(num_classes, 0, depth_drop, objective, locations=locations, **{**preset, **options})
 
 
-def _birds(num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
+def _birds(
+    num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
+) -> ReferenceTNet:
     """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting."""
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
@@ -526,13 +532,15 @@ def _birds(num_classes: int, *, variant: int, contrastive: float, locations: Seq
 
 
 for _variant in range(5):
-    register(f"tnet_efficientnet_b{_variant}.reference_cub")(partial(_birds, num_classes=200, variant=_variant, contrastive=100.0, locations=(5,)))
+    register(f"tnet_efficientnet_b{_variant}.reference_cub")(
+        partial(_birds, num_classes=200, variant=_variant, contrastive=100.0, locations=(5,))
+    )
     register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
         partial(_birds, num_classes=555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
     )
 
 
-def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: dict[str, float], **options: Any) -> ReferenceTNet:
+def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any) -> ReferenceTNet:
     """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm (spec 4.2)."""
     options.setdefault("backbone", f"tf_efficientnet_b{variant}")
     backbone_options = {"bn_momentum": 0.01, "bn_eps": 1e-3, **(options.pop("backbone_options", None) or {})}
@@ -549,9 +557,7 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
     """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
-    from timm.layers import DropPath
-
-    blocks = [block for stage in network.blocks for block in stage]
+    blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
     for i, block in enumerate(blocks, start=1):
         if getattr(block, "has_skip", False):
             block.drop_path = DropPath(largest * i / len(blocks))
@@ -560,7 +566,8 @@ def _stochastic_depth(network: nn.Module, largest: float) -> None:
 def _glorot(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_normal_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _keras_efficientnet(module: nn.Module) -> None:

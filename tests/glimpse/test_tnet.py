@@ -40,7 +40,9 @@ class TestReferenceOnBagNet(GlimpseClassifierTester):
 
     def make(self):
         # Dropping whole channels of so narrow a net can silence it: the drop rate is the only thing changed.
-        return REGISTRY["tnet_bagnet77.reference"](num_classes=6, backbone="test_bagnet_tnet", backbone_options={"drop_rate": 0.1}, locations=(2,))
+        return REGISTRY["tnet_bagnet77.reference"](
+            num_classes=6, backbone="test_bagnet_tnet", backbone_options={"drop_rate": 0.1}, locations=(2,)
+        )
 
     @pytest.mark.skip("the published geometry squashes what is not square")
     def test_images_that_are_not_square(self): ...
@@ -52,7 +54,13 @@ class TestReferenceWithWeighting(GlimpseClassifierTester):
 
     def make(self):
         return REGISTRY["tnet_efficientnet_b0.reference_cub"](
-            num_classes=4, backbone="test_efficientnet", base_size=32, location_features="blocks.1", location_index=(0, 1, 2, 3, 4), head_dropout=0.1, locations=(2,)
+            num_classes=4,
+            backbone="test_efficientnet",
+            base_size=32,
+            location_features="blocks.1",
+            location_index=(0, 1, 2, 3, 4),
+            head_dropout=0.1,
+            locations=(2,),
         )
 
 
@@ -168,7 +176,9 @@ def test_unit_norm_scores_bound_the_policy(side, low, high):
 def test_position_module_forms():
     added, joined = PositionModule(48), PositionModule(48, concat=True)
     f, pos = torch.randn(2, 48), torch.tensor([[0.0, 0, 0], [1, 2, 1]])
-    torch.testing.assert_close(added(f, pos), torch.nn.functional.silu(f + position_code(pos, 12) @ added.linear.weight.T + added.linear.bias))
+    torch.testing.assert_close(
+        added(f, pos), torch.nn.functional.silu(f + position_code(pos, 12) @ added.linear.weight.T + added.linear.bias)
+    )
     torch.testing.assert_close(joined(f, pos), torch.cat([f, position_code(pos, 48)], 1) @ joined.linear.weight.T + joined.linear.bias)
 
 

@@ -89,7 +89,14 @@ def batch(seed: int = 0) -> tuple[Rollout, torch.Tensor]:
     alone = torch.randn(6, 4, 3, generator=g).requires_grad_()
     log_p = torch.randn(6, 3, generator=g).sub(3).requires_grad_()
     level = np.array([1, 2, 2, 3])
-    tried = Rollout(logits=alone.mean(1), glimpse_logits=alone, level=level, log_probability=log_p, fused=torch.randn(6, 5, generator=g), parent=np.array([-1, 0, 0, 1]))
+    tried = Rollout(
+        logits=alone.mean(1),
+        glimpse_logits=alone,
+        level=level,
+        log_probability=log_p,
+        fused=torch.randn(6, 5, generator=g),
+        parent=np.array([-1, 0, 0, 1]),
+    )
     return tried, torch.randint(0, 3, (6,), generator=g)
 
 
