@@ -22,8 +22,10 @@ import fnmatch
 import inspect
 import json
 import os
+import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +37,8 @@ import timm
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 import foveal.backbones
@@ -269,7 +272,7 @@ def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, we
     write_card(folder, model, info)
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (weights or model.state_dict()).items()}
     with replacing(folder / WEIGHTS) as unfinished:
-        save_file(state, unfinished, metadata={"format": "pt"})
+        unfinished.write_bytes(serialise(state, metadata={"format": "pt"}))
 
 
 def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
@@ -407,7 +410,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises whatever a damaged file leads it to
-        hostile = "weights_only" in str(error) or "Unsupported" in str(error)
+        hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
         raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
     if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():

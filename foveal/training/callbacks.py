@@ -10,9 +10,10 @@ Example:
 from __future__ import annotations
 
 import csv
-import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -25,6 +26,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from foveal.errors import RunError
 from foveal.runs import BAD_IMAGES, BEST, LAST, METRICS, replacing
 from foveal.training.task import ENDLESS, Task
+
+
+_COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
+
+TELL_EVERY = 15.0  # seconds between lines where there is no terminal
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -82,6 +89,7 @@ class Checkpoints(pl.Callback):
     """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, every validation and the end; the best
     validated one also as ``best.ckpt``.
 
+    The first Ctrl-C or SIGTERM saves after the step, or the validation, and ends the run; the second ends it at once.
     Where a validation follows a batch, saving waits for it: a checkpoint never stands between the two.
 
     Args:
@@ -91,13 +99,22 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.best: tuple[float, float] | None = None
-        self.on_best = lambda: None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": None if self.best is None else list(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = None if state["best"] is None else tuple(state["best"])
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        def ask(number: int, frame: Any) -> None:
+            if task.stop_requested:  # for the second time: at once
+                raise SystemExit(130)
+            task.stop_requested = True
+
+        if threading.current_thread() is threading.main_thread():  # which alone gets signals
+            for number in STOP_SIGNALS:
+                signal.signal(number, ask)
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not task.updates_after(batch_idx):
@@ -131,10 +148,7 @@ class Checkpoints(pl.Callback):
             return
         if best:
             with replacing(self.folder / BEST) as copy:
-                try:
-                    os.link(unfinished, copy)
-                except OSError:  # file systems without links
-                    shutil.copyfile(unfinished, copy)
+                shutil.copyfile(unfinished, copy)
         unfinished.replace(self.folder / LAST)
 
 
@@ -226,7 +240,7 @@ class Metrics(pl.Callback):
             logger.log_metrics(values, step=task.step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        header = list(dict.fromkeys(["step", "epoch", "seconds", *(key for row in rows for key in row)]))
+        header = list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)]))
         with replacing(self.file) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, header, restval="")
             writer.writeheader()
@@ -237,7 +251,7 @@ class Metrics(pl.Callback):
         epoch = f"epoch {(batch_idx + 1) / task.batches_per_epoch:.1f}"
         if self.bar is not None:
             self.bar.update(0, completed=task.progress, description=epoch, values=values)
-        elif not self.quiet and time.monotonic() - self._told > 15:
+        elif not self.quiet and time.monotonic() - self._told >= TELL_EVERY:
             self._told = time.monotonic()
             of = "" if task.total_batches >= ENDLESS else f"/{task.total_batches // task.config.accumulate}"
             print(f"step {task.step}{of}  {epoch}  {values}  {task.elapsed:.0f} s", file=sys.stderr, flush=True)

@@ -20,10 +20,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from foveal.data import DataModule, get_data
+from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
@@ -39,7 +40,7 @@ from foveal.runs import (
     BEST, CONFIG, LAST, ModelInfo, Run, check_fit, claim, constructor, create_classifier, load, model_state, read_checkpoint, read_config,
     read_weights, replacing, save_model, write_card,
 )  # fmt: skip
-from foveal.training.callbacks import Interrupted, callbacks
+from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
 from foveal.training.config import FitConfig, plain
 from foveal.training.task import ENDLESS, Task, objective_for
 
@@ -58,7 +59,7 @@ def fit(
         resume: go on with the run in ``out``; learning rate, length and the like may have been changed.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
-        data: use this instead of ``config.data``.
+        data: your own data, instead of what ``config.data`` names.
 
     Returns:
         The run; its model is the one of the best validation, or of the end where there are no validation images.
@@ -73,23 +74,30 @@ def fit(
     config = config or stored
     if config is None:
         raise ConfigError("config: is missing; give one, or resume a run")
+    if data is not None:
+        config = replace(config, data={"name": data.name})
     config.check()
     checkpoint = read_checkpoint(out / LAST) if resume else None
     data = data or get_data(**config.data)
     model = _model(config, data, resume)
     task = _task(config, model, data)
-    info = ModelInfo(config.model, data.classes, getattr(data, "value_range", None))
-    if checkpoint is not None:
+    resolved = _resolved(config, task)
+    if stored is not None and checkpoint is not None:
+        _same(resolved, stored.to_dict())
         check_fit(task, checkpoint["state_dict"], out / LAST)
+    info = ModelInfo(resolved["model"], data.classes, getattr(data, "value_range", None))
     if main:
-        resolved = _resolved(config, task)
-        if stored is not None:
-            _same(resolved, stored.to_dict())
         with replacing(out / CONFIG) as unfinished:
             unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
         write_card(out, model, info)
-    if checkpoint is None or not _finished(task, checkpoint):
-        _train(task, config, out, resume, quiet)
+    try:
+        if checkpoint is None or not _finished(task, checkpoint):
+            _train(task, config, out, resume, quiet)
+    except Interrupted:
+        if main:
+            _export(out, model, info)
+            print(f"stopped after step {task.step}; go on with: foveal fit {out / CONFIG} --out {out} --resume", file=sys.stderr)
+        raise KeyboardInterrupt from None
     if main:
         _export(out, model, info)
     return Run(out)
@@ -107,6 +115,8 @@ def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifi
     model.class_names = data.classes
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans {bands}")
+    if config.precision == "64":
+        model.double()  # before anything copies its weights
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     return model
@@ -149,7 +159,7 @@ def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
 def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) -> None:
     every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
     several = config.devices > 1
-    with _calm():
+    with _calm(), _restoring_signals():
         trainer = pl.Trainer(
             accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
             devices=_devices(config),
@@ -171,12 +181,7 @@ def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) 
             use_distributed_sampler=False,
             default_root_dir=out,
         )
-        try:
-            with _stop_on_signals(task):
-                trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
-        except Interrupted:
-            print(f"stopped after step {task.step}; go on with: foveal fit {out / CONFIG} --out {out} --resume", file=sys.stderr)
-            raise KeyboardInterrupt from None
+        trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
 
 
 def _devices(config: FitConfig) -> int | list[int]:
@@ -195,23 +200,14 @@ def _tensorboard(out: Path) -> Any:
 
 
 @contextmanager
-def _stop_on_signals(task: Task) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the task to stop after its step; the second stops at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        if task.stop_requested:
-            raise KeyboardInterrupt
-        task.stop_requested = True
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, which alone gets signals
-        before = {}
+def _restoring_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -242,7 +238,8 @@ def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:
     name = config.model["name"]
     values["model"] = {"name": name, **_defaults(constructor(name)), **config.model}
     values["model"].pop("num_classes", None)
-    values["data"] = {"name": config.data["name"], **_defaults(data_constructor(config.data["name"])), **config.data}
+    if config.data["name"] in list_data():
+        values["data"] = {"name": config.data["name"], **_defaults(data_constructor(config.data["name"])), **config.data}
     if is_dataclass(task.objective):
         given = {"name": config.objective["name"]} if config.objective and "name" in config.objective else {}
         values["objective"] = {**given, **asdict(task.objective)}  # type: ignore[call-overload]

@@ -194,10 +194,11 @@ class Task(pl.LightningModule):
         self.stopping = bool(stop)
         if world > 1:
             # Gradients are averaged over processes, which may hold different numbers of good images.
-            loss = loss * (good * world / max(count, 1))
-            if len(self.objective_state.flatten()):
+            share = good / count if count else 1 / world
+            loss = loss * (share * world)
+            if self.objective_state.numel():
+                self.objective_state *= share
                 dist.all_reduce(self.objective_state)
-                self.objective_state /= world
         return {"loss": loss, "log": log, "images": good}
 
     def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:

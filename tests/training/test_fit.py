@@ -1,0 +1,276 @@
+"""What a run leaves behind, what stops it, and that several processes do what one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+import foveal.runs
+from foveal.data.dataset import TensorDataset
+from foveal.data.module import DataModule
+from foveal.errors import ConfigError, RunError
+from foveal.objectives.objective import CrossEntropy
+from foveal.training import FitConfig, fit
+from foveal.training.task import Task, objective_for
+from tests.training.tiny import NORM_FREE, config
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def test_it_learns_and_the_run_says_so(tmp_path):
+    run = fit(config(model=NORM_FREE, epochs=None, steps=120, batch_size=22, accumulate=1, ema=None, log_every=20), tmp_path / "run", quiet=True)
+    validated = [float(row["val_accuracy"]) for row in read(run.path / "metrics.csv") if row["val_accuracy"]]
+    assert validated[-1] == 1.0
+    trained = [row for row in read(run.path / "metrics.csv") if row["loss"]]
+    assert [int(row["step"]) for row in trained] == [20, 40, 60, 80, 100, 120]
+    assert float(trained[-1]["loss"]) < 0.5 * float(trained[0]["loss"])
+    assert 0 < float(trained[0]["entropy"]) <= math.log(9) + 1e-6
+    assert float(trained[0]["images_per_second"]) > 0
+    model = run.load_model()
+    assert not model.training and model.class_names == ("red", "green", "blue")
+    image = torch.full((3, 24, 32), 0.1)
+    image[1] += 0.5
+    assert foveal.runs.classify(model, image).label == "green"
+
+
+def test_validation_is_of_the_deployed_model(tmp_path):
+    """The figure in metrics.csv is that of the greedy model that is written, averaged weights and all."""
+    run = fit(config(), tmp_path / "run", quiet=True)
+    best = max((float(row["val_accuracy"]), -float(row["val_loss"])) for row in read(run.path / "metrics.csv") if row["val_accuracy"])
+    data = foveal.data.get_data("tiny_images").val
+    logits = foveal.runs.classify(run.load_model(), data.images).logits
+    target = torch.from_numpy(data.targets)
+    assert best == pytest.approx(((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4)
+
+
+def test_the_config_holds_every_value(tmp_path):
+    run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
+    values = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert values["model"]["grid"] == 3 and values["data"]["count"] == 22 and values["objective"]["image_share"] == 0.3
+    assert values["optimiser"]["eps"] == 1e-8 and values["val_every"] is None
+    again = fit(FitConfig.from_dict(values), tmp_path / "again", quiet=True)
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+    assert yaml.safe_load((again.path / "config.yaml").read_text()) == values
+
+
+def test_average_is_the_recursion(tmp_path, monkeypatch):
+    seen: list[Tensor] = []
+    end = Task.on_train_batch_end if "on_train_batch_end" in vars(Task) else None
+    assert end is None
+    monkeypatch.setattr(Task, "on_train_batch_end", lambda self, *_: seen.append(self.model.classifier.bias.detach().clone()), raising=False)
+    run = fit(config(ema=0.7, accumulate=1, epochs=None, steps=5), tmp_path / "run", quiet=True)
+    expected = seen[0]
+    for live in seen[1:]:
+        expected = 0.7 * expected + 0.3 * live
+    torch.testing.assert_close(last(run.path)["average"]["module.classifier.bias"], expected)
+    torch.testing.assert_close(last(run.path)["state_dict"]["model.classifier.bias"], seen[-1], rtol=0, atol=0)
+
+
+def test_accumulation_is_a_larger_batch(tmp_path):
+    common = {"model": NORM_FREE, "ema": None, "precision": "64", "epochs": None, "steps": 3, "objective": {"name": "cross_entropy"}}
+    data = {"name": "tiny_images", "count": 24}
+    one = fit(config(**common, data=data, batch_size=8, accumulate=1), tmp_path / "one", quiet=True)
+    two = fit(config(**common, data=data, batch_size=4, accumulate=2), tmp_path / "two", quiet=True)
+    for (name, a), b in zip(last(one.path)["state_dict"].items(), last(two.path)["state_dict"].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("bad", [(), (1, 5, 6, 7)], ids=["whole batches", "batches that lose images"])
+def test_two_processes_are_one(tmp_path, bad):
+    changes = {"model": NORM_FREE, "precision": "64", "batch_size": 8, "epochs": 2, "data": {"name": "tiny_images", "bad": bad}, "save_every": 100}
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "tests.training.tiny", str(tmp_path / f"{devices}"), json.dumps({**changes, "devices": devices})]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    one, two = last(tmp_path / "1"), last(tmp_path / "2")
+    assert one["global_step"] == two["global_step"] == 2
+    for name, value in one["state_dict"].items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-10, msg=name)
+    figures = [[(r["val_accuracy"], r["val_loss"]) for r in read(tmp_path / n / "metrics.csv") if r["val_loss"]] for n in ("1", "2")]
+    assert figures[0] == figures[1]
+    if bad:
+        for n in ("1", "2"):
+            assert sorted(r["path"] for r in read(tmp_path / n / "bad_images.csv")) == [f"{i}.png" for i in bad]
+
+
+# ----------------------------------------------------------------------------------------------------- bad images
+
+
+def test_bad_images_cost_themselves(tmp_path):
+    """A run with images that cannot be opened equals one whose data never had them in its batches."""
+    common = {"model": NORM_FREE, "ema": None, "epochs": None, "steps": 3, "batch_size": 6, "accumulate": 1}
+    run = fit(config(**common, data={"name": "tiny_images", "count": 6, "bad": [2, 3]}), tmp_path / "run", quiet=True)
+    rows = read(run.path / "bad_images.csv")
+    assert sorted(row["path"] for row in rows) == ["2.png", "3.png"] and rows[0]["reason"] == "the file is empty; copy it again"
+    assert len(read(run.path / "metrics.csv")) > 3
+
+
+def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
+    data = foveal.data.get_data("tiny_images")
+    torch.manual_seed(0)
+    model = foveal.runs.create_classifier(**NORM_FREE, num_classes=3)
+    task = Task(model, model.default_objective(), data, config(epochs=None, steps=1))
+    monkeypatch.setattr(Task, "progress", 0.5)
+
+    def loss(indices: list[int], broken: dict[int, str]) -> tuple[float, int]:
+        task.objective_state.zero_()
+        batch = data.train.batch(0, indices, 0)
+        batch.views.errors.update(broken)
+        value, _, good = task._loss(batch, 0)
+        return float(value), good
+
+    whole, good = loss([1, 4, 9], {})
+    assert good == 3
+    assert loss([1, 2, 4, 9], {1: "2.png: cut short; copy it again"}) == (pytest.approx(whole, rel=1e-6), 3)
+    assert task.bad_images == [("2.png", "cut short; copy it again")]
+    nothing, good = loss([1, 2], {0: "a: x", 1: "b: y"})
+    assert (nothing, good) == (0.0, 0)
+
+
+def test_an_epoch_of_bad_images_does_not_stop_the_run(tmp_path):
+    run = fit(config(data={"name": "tiny_images", "count": 4, "bad": [0, 1, 2, 3]}, epochs=2, accumulate=1, ema=None), tmp_path / "run", quiet=True)
+    assert len(read(run.path / "bad_images.csv")) == 4
+
+
+# ------------------------------------------------------------------------------------------------ stops with a word
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
+    call = CrossEntropy.__call__
+    calls = []
+
+    def diverging(self, *args):
+        calls.append(1)
+        loss, state, log = call(self, *args)
+        return (loss * value if len(calls) == 4 else loss), state, log
+
+    changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 6, "ema": None, "val_every": 100}
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEntropy, "__call__", diverging)
+        with pytest.raises(RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume") as error:
+            fit(config(**changes), tmp_path / "run", quiet=True)
+    assert str(tmp_path / "run") in str(error.value)
+    assert last(tmp_path / "run")["global_step"] == 3
+    resumed = fit(config(**changes), tmp_path / "run", resume=True, quiet=True)
+    plain = fit(config(**changes), tmp_path / "plain", quiet=True)
+    assert (resumed.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
+    def poisoned(self, *_):
+        if self.step == 3:
+            self.model.classifier.bias.data[0] = math.nan
+
+    monkeypatch.setattr(Task, "on_train_batch_start", poisoned)
+    with pytest.raises(RunError, match=r"step 4; try a lower"):
+        fit(config(epochs=None, steps=6, ema=None), tmp_path / "run", quiet=True)
+    assert all(v.isfinite().all() for v in last(tmp_path / "run")["state_dict"].values())
+
+
+def test_a_run_is_never_overwritten_silently(tmp_path):
+    short = config(epochs=None, steps=1)
+    fit(short, tmp_path / "run", quiet=True)
+    before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
+    with pytest.raises(RunError, match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out$"):
+        fit(short, tmp_path / "run", quiet=True)
+    assert (tmp_path / "run/last.ckpt").stat().st_mtime_ns == before
+    fit(short, tmp_path / "run", overwrite=True, quiet=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").touch()
+    with pytest.raises(RunError, match="is not a run; choose another --out"):
+        fit(short, tmp_path / "photos", overwrite=True, quiet=True)
+    assert (tmp_path / "photos/cat.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": None}, "epochs: nothing says how long to train; set --epochs"),
+        ({"batch_size": 0}, "batch_size: is 0; set it above 0"),
+        ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be shared equally by 2 devices"),
+        ({"model": {}}, "model: has no name"),
+        ({"optimiser": {"l2": 1.0}}, "optimiser.l2: is a term of the loss"),
+        ({"optimiser": {"group_lr": {"hed": 1.0}}}, "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head"),
+        ({"class_weights": [1.0]}, "class_weights: 1 weights for 3 classes"),
+        ({"objective": {"warmup": 1}}, "objective: .*'warmup'"),
+        ({"objective": {"name": "x"}}, "objective.name: there is no objective 'x'"),
+        ({"model": {"name": "tnet", "num_classes": 9}}, "model.num_classes: is 9, but tiny_images has 3 classes"),
+        ({"model": {**NORM_FREE, "in_chans": 4}}, "tiny_images: its images have 3 bands, the model takes 4; set --model.in_chans 3"),
+        ({"init_from": "nowhere"}, "nowhere: there is no such file of weights"),
+    ],
+)
+def test_values_that_do_not_fit_get_one_sentence(tmp_path, changes, sentence):
+    with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
+        fit(config(**changes), tmp_path / "run", quiet=True)
+
+
+# ------------------------------------------------------------------------------------------------------- odds and ends
+
+
+def test_balanced_class_weights_reach_the_objective(tmp_path, monkeypatch):
+    images = torch.rand(8, 3, 16, 16)
+    data = DataModule(("a", "b"), TensorDataset(images, [0] * 6 + [1] * 2, ("a", "b")), name="mine")
+    seen = []
+    monkeypatch.setattr(foveal.training.fitting, "objective_for", lambda m, o, w: seen.append(w) or objective_for(m, o, w))
+    small = {"model": {"name": "test_resnet", "image_size": 16}, "epochs": None, "steps": 1, "ema": None}
+    fit(config(**small, class_weights="balanced"), tmp_path / "run", quiet=True, data=data)
+    np.testing.assert_allclose(seen[0], [8 / 12, 8 / 4])
+    assert objective_for(foveal.runs.create_classifier("test_resnet", num_classes=2), None, [1.0, 3.0]).class_weights.tolist() == [1.0, 3.0]
+
+
+def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):
+    first = fit(config(ema=None), tmp_path / "first", quiet=True)
+    begun = fit(config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)), tmp_path / "second", quiet=True)
+    source = first.load_model().state_dict()
+    for name, parameter in begun.load_model().named_parameters():
+        assert torch.equal(parameter, source[name]), name
+    assert last(first.path)["state_dict"]["objective_state"] != 0
+    state = last(begun.path)["optimizer_states"][0]["state"]
+    assert {float(s["step"]) for s in state.values()} == {1.0}
+
+
+def test_time_ends_a_run(tmp_path):
+    run = fit(config(epochs=None, max_time=1.0, accumulate=1, ema=None), tmp_path / "run", quiet=True)
+    assert 1.0 <= last(run.path)["elapsed"] < 10
+    rows = read(run.path / "metrics.csv")
+    assert rows[-1]["val_accuracy"]
+    assert float(rows[-2]["lr"]) < 0.005  # the schedule came down with the time
+    before = last(run.path)["global_step"]
+    fit(None, run.path, resume=True, quiet=True)
+    assert last(run.path)["global_step"] == before
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("foveal.training.callbacks.TELL_EVERY", 0.0)
+    fit(config(epochs=None, steps=4), tmp_path / "run")
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "accuracy", "entropy", "images/s"))
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16-mixed"}, {"channels_last": True}, {"tensorboard": True}, {"optimiser": {"name": "sgd", "clip": 1.0}}])
+def test_switches(tmp_path, changes):
+    run = fit(config(**changes, epochs=None, steps=2), tmp_path / "run", quiet=True)
+    assert last(run.path)["global_step"] == 2
+    assert bool(list(run.path.glob("tensorboard/events*"))) == ("tensorboard" in changes)

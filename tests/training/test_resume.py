@@ -1,0 +1,207 @@
+"""A run that was cut short and resumed is the run that was not, to the last bit."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from foveal.errors import ConfigError, RunError
+from foveal.training import fit
+from foveal.training.callbacks import Checkpoints
+from foveal.training.task import Task
+from tests.training.tiny import config
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tests.training.tiny", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=None)
+
+
+def same(one, other, where: str = "") -> None:
+    """Equal to the last bit, through dicts and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            same(*pair, f"{where}.{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def same_runs(one: Path, other: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        parts = [torch.load(folder / name, weights_only=True) for folder in (one, other)]
+        for key in ("state_dict", "optimizer_states", "average", "global_step"):
+            same(parts[0].get(key), parts[1].get(key), f"{name} {key}")
+        same(parts[0]["callbacks"]["Checkpoints"], parts[1]["callbacks"]["Checkpoints"])
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert metrics(one) == metrics(other)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run that nothing interrupts: 16 forward passes, 8 updates, validated after 3, 6 and 8."""
+    return fit(config(), tmp_path_factory.mktemp("whole") / "run", quiet=True).path
+
+
+class Cut(Exception):
+    pass
+
+
+def cut(monkeypatch, owner: type, name: str, at: int) -> None:
+    """Let the ``at``-th call of a method fail as if the machine had."""
+    method, calls = getattr(owner, name), []
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise Cut
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+def resumed(monkeypatch, folder: Path, owner: type, name: str, at: int, **changes) -> Path:
+    with monkeypatch.context() as patch:
+        cut(patch, owner, name, at)
+        with pytest.raises(Cut):
+            fit(config(**changes), folder, quiet=True)
+    return fit(config(**changes), folder, resume=True, quiet=True).path
+
+
+def test_killed_and_resumed(tmp_path, whole):
+    assert script(tmp_path / "run", "{}", '{"kill_at": 9}').returncode == -9
+    fit(None, tmp_path / "run", resume=True, quiet=True)
+    same_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("batch", [2, 6, 11, 13])  # within the first update, after a validation, within an update, in the last epoch
+def test_cut_in_a_step(tmp_path, monkeypatch, whole, batch):
+    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", batch), whole)
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_cut_in_validation(tmp_path, monkeypatch, whole, batch):
+    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "validation_step", batch), whole)
+
+
+def test_cut_while_saving(tmp_path, monkeypatch, whole):
+    same_runs(resumed(monkeypatch, tmp_path / "run", Checkpoints, "save", 4), whole)
+
+
+def test_cut_between_sparse_checkpoints(tmp_path, monkeypatch):
+    changes = {"save_every": 3, "val_every": 100, "ema": None, "log_every": 2, "accumulate": 1}
+    plain = fit(config(**changes), tmp_path / "plain", quiet=True).path
+    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes), plain)
+
+
+def test_resume_without_validation_and_with_workers(tmp_path, monkeypatch):
+    changes = {"data": {"name": "tiny_images", "val": 0}, "ema": None}
+    plain = fit(config(**changes), tmp_path / "plain", quiet=True).path
+    assert not (plain / "best.ckpt").exists()
+    run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 8, workers=1, **changes)
+    assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+def test_interrupted_and_resumed(tmp_path, whole):
+    stopped = script(tmp_path / "run", '{"save_every": 100}', '{"interrupt_at": 8}')
+    assert stopped.returncode == 130
+    assert stopped.stderr.strip().startswith("stopped after step 5; go on with: foveal fit")
+    assert len(stopped.stderr.strip().splitlines()) == 1
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 5
+    assert (tmp_path / "run/model.safetensors").exists()
+    fit(config(), tmp_path / "run", resume=True, quiet=True)
+    same_runs(tmp_path / "run", whole)
+
+
+def test_terminated_in_the_step_before_a_validation(tmp_path, whole):
+    stopped = script(tmp_path / "run", "{}", '{"interrupt_at": 11, "signal": "SIGTERM"}')
+    assert stopped.returncode == 130
+    assert metrics(tmp_path / "run")[-1]["val_accuracy"]  # the validation that was due has happened
+    fit(None, tmp_path / "run", resume=True, quiet=True)
+    same_runs(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path, whole, monkeypatch):
+    before = {file.name: file.read_bytes() for file in whole.iterdir()}
+    monkeypatch.setattr(Task, "training_step", None)
+    fit(None, whole, resume=True, quiet=True)
+    assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+
+
+def test_a_run_can_be_prolonged_with_another_learning_rate(tmp_path):
+    short = {"optimiser": {"schedule": "constant", "lr": 0.01}, "epochs": None}
+    fit(config(**short, steps=2), tmp_path / "run", quiet=True)
+    longer = {"optimiser": {"schedule": "constant", "lr": 0.002}, "epochs": None}
+    fit(config(**longer, steps=4), tmp_path / "run", resume=True, quiet=True)
+    rates = [float(row["lr"]) for row in metrics(tmp_path / "run") if row["lr"]]
+    assert rates == [0.01, 0.01, 0.002, 0.002]
+
+
+def test_another_seed_is_another_run(tmp_path):
+    fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match=r"^seed: differs from the run that is to be resumed"):
+        fit(config(epochs=None, steps=2, seed=4), tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(ConfigError, match=r"^model.base_size: differs"):
+        fit(config(epochs=None, steps=2, model={**config().model, "base_size": 24}), tmp_path / "run", resume=True, quiet=True)
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+def test_a_hostile_checkpoint_is_refused(tmp_path):
+    run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
+    checkpoint = torch.load(run.path / "last.ckpt", weights_only=True)
+    torch.save({**checkpoint, "extra": Hostile(tmp_path / "touched")}, run.path / "last.ckpt")
+    torch.load(run.path / "last.ckpt", weights_only=False)
+    assert (tmp_path / "touched").exists()  # the trap works
+    (tmp_path / "touched").unlink()
+    with pytest.raises(RunError, match=r"last.ckpt: holds more than tensors and plain values and was not opened; [^\n]*$"):
+        fit(config(epochs=None, steps=2), run.path, resume=True, quiet=True)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_damaged_checkpoints(tmp_path):
+    run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
+    whole = (run.path / "last.ckpt").read_bytes()
+    more = config(epochs=None, steps=2)
+    for content, sentence in (
+        (whole[: len(whole) // 2], "damaged or half written"), (b"", "damaged or half written"), (b"not a checkpoint", "damaged or half written"),
+    ):  # fmt: skip
+        (run.path / "last.ckpt").write_bytes(content)
+        with pytest.raises(RunError, match=rf"last.ckpt: is {sentence}; [^\n]*$"):
+            fit(more, run.path, resume=True, quiet=True)
+    torch.save({"a": torch.zeros(1)}, run.path / "last.ckpt")
+    with pytest.raises(RunError, match=r"is not a checkpoint of a run"):
+        fit(more, run.path, resume=True, quiet=True)
+    checkpoint = torch.load(run.path / "best.ckpt", weights_only=True)
+    checkpoint["state_dict"]["model.classifier.bias"] = torch.zeros(7)
+    torch.save(checkpoint, run.path / "last.ckpt")
+    with pytest.raises(RunError, match=r"the weights do not fit the model, model.classifier.bias is \(7,\) where the model has \(3,\)"):
+        fit(more, run.path, resume=True, quiet=True)
+    (run.path / "last.ckpt").unlink()
+    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):
+        fit(more, run.path, resume=True, quiet=True)
