@@ -1,0 +1,18 @@
+"""Where pixels come from: files and tensors that can be looked at, box by box.
+
+Example:
+    >>> import torch
+    >>> len(as_views(torch.zeros(2, 3, 8, 8)))
+    2
+"""
+
+from foveal.images.open import open_image
+from foveal.images.pyramid import ArrayPyramid, Pyramid
+from foveal.images.resample import resample
+from foveal.images.transform import Colour, Transform
+from foveal.images.views import BlankViews, ImageViews, Look, TensorViews, View, Views, as_views
+
+__all__ = [
+    "ArrayPyramid", "BlankViews", "Colour", "ImageViews", "Look", "Pyramid", "TensorViews", "Transform", "View", "Views", "as_views",
+    "open_image", "resample",
+]  # fmt: skip

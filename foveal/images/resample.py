@@ -1,24 +1,150 @@
 """Cut boxes with fractional corners out of pixels and resample them, in one step.
 
-The sampling rule, the same for tensors and files: pixel i of a row covers [i, i + 1); output pixel j of a box covers an
-equal share of it. With ``antialias`` the weight of a source pixel is a triangle as wide as two output pixels (PIL's and
-torch's antialiased bilinear); without, it is plain bilinear at the output pixel's centre (half-pixel centres). Pixels
-outside the source take the fill value.
+The sampling rule, the same for tensors and files, is "crop, then resize": pixel i of a row covers [i, i + 1), output
+pixel j covers an equal share of the box, and nothing outside the box is looked at. With ``antialias`` the weight of a
+source pixel is a triangle as wide as two output pixels, times the share of the pixel that lies in the box, and the
+weights of an output pixel add up to one (torch's and PIL's antialiased bilinear). Without, it is plain bilinear at the
+output pixel's centre (half-pixel centres, ``align_corners=False``). A box with integer corners gives what
+``F.interpolate`` gives for the crop; one of the size asked for gives the pixels themselves. The part of a box that lies
+outside the pixels takes the fill value.
+
+`plan` and `cut` are the two halves that readers of files need: which pixels serve a box, and what becomes of them once
+they are there. They can also `shrink` by a power of two before resampling, as the levels of a pyramid would; that is
+much cheaper for large boxes and differs from the full triangle by a few grey values where the picture is finely
+patterned (by less than 0.02 on photographs; the mean of a look stays the same).
 
 Example:
     >>> import torch
     >>> ramp = torch.arange(8.0).expand(1, 1, 8, 8)
-    >>> resample(ramp, (0, 2, 8, 6), (1, 2))[0, 0, 0].tolist()
-    [3.0, 4.0]
+    >>> resample(ramp, (0, 2, 8, 6), (1, 2), antialias=False)[0, 0, 0].tolist()
+    [2.5, 4.5]
+    >>> resample(ramp, (0, 6, 8, 10), (4, 4), fill=torch.tensor([-1.0]))[0, 0, 0].tolist()
+    [6.0, 7.0, -1.0, -1.0]
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_STRIP = 1 << 21  # elements that are shrunk at once: they stay in the cache
+
+
+class Axis(NamedTuple):
+    """How one axis of a box is served.
+
+    Attributes:
+        first, last: the pixels [first, last) that are needed; empty where the box lies outside.
+        factor: pixels that are averaged before resampling.
+        start, stop: the box, in shrunk pixels counted from ``first``.
+        low, high: what may be seen, in the same unit; infinite where the box does not reach beyond it.
+        count: output pixels.
+    """
+
+    first: int
+    last: int
+    factor: int
+    start: float
+    stop: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the box is exactly the pixels [first, last)."""
+        length = -(-(self.last - self.first) // self.factor)
+        return self.inside and self.start == 0 and self.stop == length
+
+    @property
+    def inside(self) -> bool:
+        return self.low == -math.inf and self.high == math.inf
+
+
+class Plan(NamedTuple):
+    """How a box is served: by which pixels, and how they are weighed."""
+
+    y: Axis
+    x: Axis
+    antialias: bool
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """(y0, x0, y1, x1) of the pixels needed."""
+        return self.y.first, self.x.first, self.y.last, self.x.last
+
+    @property
+    def empty(self) -> bool:
+        return self.y.last <= self.y.first or self.x.last <= self.x.first
+
+    def at_origin(self) -> Plan:
+        """The same plan for pixels of which only the window is there."""
+        return Plan(*(a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x)), self.antialias)
+
+
+def plan(box: Sequence[float], size: tuple[int, int], bounds: Sequence[float], *, antialias: bool = True, shrink: bool = False) -> Plan:
+    """Find the pixels that serve a box.
+
+    Args:
+        box: (y0, x0, y1, x1) in pixels; may reach outside.
+        size: output (height, width).
+        bounds: (y0, x0, y1, x1) what may be seen; the rest is fill.
+        antialias: the sampling rule; see the module.
+        shrink: average by the largest power of two that leaves at least one pixel for each output pixel.
+    """
+    y0, x0, y1, x1 = box
+    low_y, low_x, high_y, high_x = bounds
+    shrink = shrink and antialias
+    return Plan(_axis(y0, y1, size[0], low_y, high_y, shrink), _axis(x0, x1, size[1], low_x, high_x, shrink), antialias)
+
+
+def _axis(start: float, stop: float, count: int, low: float, high: float, shrink: bool) -> Axis:
+    # Boxes come out of chains of float arithmetic; what is meant to be an integer should be one.
+    start, stop, low, high = (round(v) if abs(v - round(v)) < 1e-6 else v for v in (start, stop, low, high))
+    if not stop > start:
+        raise ValueError(f"a box from {start} to {stop} is empty; its second corner must lie after its first")
+    first, last = math.floor(max(start, low)), math.ceil(min(stop, high))
+    if last <= first or min(stop, high) <= max(start, low):
+        return Axis(0, 0, 1, 0.0, 0.0, 0.0, 0.0, count)
+    # One per cent of upsampling is allowed, as in the choice of a pyramid's level.
+    factor = 1 << int(math.log2(max((stop - start) / count * 1.01, 1))) if shrink else 1
+    low, high = low if low > start else -math.inf, high if high < stop else math.inf
+    return Axis(first, last, factor, *((v - first) / factor for v in (start, stop, low, high)), count)
+
+
+def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
+    """Resample a window that was planned.
+
+    Args:
+        window: (N, C, H, W) the pixels ``how.window``, any real dtype.
+        how: from `plan`.
+
+    Returns:
+        (N, C, height, width) float, 0 for what is outside; and (height, width) the share of each output pixel that is
+        inside, or None where everything is.
+    """
+    pixels = shrink(window, how.y.factor, how.x.factor)
+    size = (how.y.count, how.x.count)
+    if how.y.whole and how.x.whole:
+        if pixels.shape[-2:] == size:
+            return pixels, None
+        with torch.autocast(pixels.device.type, enabled=False):
+            return F.interpolate(pixels, size, mode="bilinear", antialias=how.antialias), None
+    if how.empty:
+        return pixels.new_zeros((*pixels.shape[:2], *size)), pixels.new_zeros(size)
+    rows, row_weight, cover_y = _on(pixels, _taps(how.y, pixels.shape[-2], how.antialias))
+    cols, col_weight, cover_x = _on(pixels, _taps(how.x, pixels.shape[-1], how.antialias))
+    # Columns become rows for the second pass: picking whole rows is what a CPU does fast.
+    turned = _weigh(pixels, rows, row_weight).transpose(-1, -2).contiguous()
+    out = _weigh(turned, cols, col_weight).transpose(-1, -2)
+    return out, None if how.y.inside and how.x.inside else cover_y[:, None] * cover_x
 
 
 def resample(pixels: Tensor, box: Sequence[float], size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
@@ -32,35 +158,105 @@ def resample(pixels: Tensor, box: Sequence[float], size: tuple[int, int], *, fil
         antialias: weigh every source pixel that an output pixel covers.
 
     Returns:
-        (N, C, height, width), dtype of ``pixels``.
+        (N, C, height, width), dtype of ``pixels``, never a view of them.
     """
-    y0, x0, y1, x1 = box
-    h, w = pixels.shape[-2:]
-    if all(float(v).is_integer() for v in box) and 0 <= y0 and 0 <= x0 and y1 <= h and x1 <= w:
-        window = pixels[..., int(y0) : int(y1), int(x0) : int(x1)]
-        if window.shape[-2:] == size:
-            return window.clone()
-        return F.interpolate(window, size, mode="bilinear", antialias=antialias)
-    rows, cover_y = _weights(y0, y1, size[0], h, antialias, pixels)
-    cols, cover_x = _weights(x0, x1, size[1], w, antialias, pixels)
-    out = rows @ pixels @ cols.T
-    if fill is not None and (cover_y.min() < 1 or cover_x.min() < 1):
-        out = out + (1 - cover_y[:, None] * cover_x) * fill.to(out)[:, None, None]
+    how = plan(box, size, (0, 0, *pixels.shape[-2:]), antialias=antialias)
+    y0, x0, y1, x1 = how.window
+    out, cover = cut(pixels[..., y0:y1, x0:x1], how)
+    out = composite(out, cover, fill).to(pixels.dtype)
+    return out.clone() if cover is None and out.data_ptr() == pixels[..., y0:, x0:].data_ptr() else out
+
+
+def composite(pixels: Tensor, cover: Tensor | None, fill: Tensor | None) -> Tensor:
+    """Put pixels that are 0 where nothing covers them over the fill value (C,)."""
+    if cover is None or fill is None:
+        return pixels
+    return pixels + (1 - cover) * fill.to(pixels)[:, None, None]
+
+
+def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
+    """Average blocks of (rows, cols) pixels; the last ones of a side may be smaller.
+
+    Args:
+        pixels: (N, C, H, W), any real dtype, any memory layout.
+        rows, cols: size of a block.
+
+    Returns:
+        (N, C, ceil(H / rows), ceil(W / cols)), float32 (float64 stays).
+    """
+    dtype = pixels.dtype if pixels.dtype == torch.float64 else torch.float32
+    if rows == 1 and cols == 1:
+        return pixels.to(dtype)
+    if pixels.is_cuda:
+        return F.avg_pool2d(pixels.to(dtype), (rows, cols), ceil_mode=True, count_include_pad=False)
+    n, c, h, w = pixels.shape
+    step = rows * max(1, _STRIP // max(1, rows * w * c * n))
+    out = pixels.new_empty((n, c, -(-h // rows), -(-w // cols)), dtype=dtype)
+    for top in range(0, h, step):
+        strip = _average(pixels[:, :, top : top + step].to(dtype), 2, rows)
+        out[:, :, top // rows : top // rows + strip.shape[2]] = _average(strip, 3, cols)
     return out
 
 
-def _weights(start: float, stop: float, count: int, length: int, antialias: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(count, length) weights of one axis, and (count,) the share of each output that lies inside."""
-    scale = (stop - start) / count
-    support = max(scale, 1.0) if antialias else 1.0
-    centre = start + (torch.arange(count, dtype=torch.float64) + 0.5) * scale
-    first = int(torch.floor(centre[0] - support).item())
-    last = int(torch.ceil(centre[-1] + support).item())
-    position = torch.arange(first, last, dtype=torch.float64) + 0.5
-    weight = (1 - (position - centre[:, None]).abs() / support).clamp(min=0)
-    weight = weight / weight.sum(1, keepdim=True)
-    inside = torch.zeros(count, length, dtype=torch.float64)
-    lo, hi = max(first, 0), min(last, length)
-    if hi > lo:
-        inside[:, lo:hi] = weight[:, lo - first : hi - first]
-    return inside.to(like), inside.sum(1).to(like)
+def _average(x: Tensor, dim: int, by: int) -> Tensor:
+    """Means of runs of ``by`` along a dimension; the last run may be shorter."""
+    if by == 1:
+        return x
+    full = x.shape[dim] // by
+    parts = []
+    if full:
+        runs = x.narrow(dim, 0, full * by).unflatten(dim, (full, by))
+        if by < 8 or dim == 3:
+            # Adding slices is several times faster than reducing over a short dimension.
+            total = runs.select(dim + 1, 0).clone()
+            for k in range(1, by):
+                total += runs.select(dim + 1, k)
+            parts.append(total.div_(by))
+        else:
+            parts.append(runs.mean(dim + 1))
+    if full * by < x.shape[dim]:
+        parts.append(x.narrow(dim, full * by, x.shape[dim] - full * by).mean(dim, keepdim=True))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _weigh(pixels: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Sum of rows ``index`` (count, K) of (N, C, H, W), weighed by ``weight`` (count, K)."""
+    out = pixels.index_select(-2, index[:, 0]).mul_(weight[:, 0, None])
+    for k in range(1, index.shape[1]):
+        out.addcmul_(pixels.index_select(-2, index[:, k]), weight[:, k, None])
+    return out
+
+
+def _on(pixels: Tensor, taps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    index, weight, cover = taps
+    return index.to(pixels.device), weight.to(pixels), cover.to(pixels)
+
+
+@lru_cache(maxsize=512)
+def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, K) pixels and (count, K) weights of each output pixel of an axis, and (count,) the share that is inside."""
+    scale = (axis.stop - axis.start) / axis.count
+    centre = axis.start + (np.arange(axis.count) + 0.5) * scale
+    if antialias:
+        support = max(scale, 1.0)
+        begin = np.floor(centre - support + 0.5)
+        index = begin[:, None] + np.arange(int(2 * support) + 2)
+        triangle = np.maximum(1 - np.abs(index + 0.5 - centre[:, None]) / support, 0)
+        total = (triangle * _overlap(index, axis.start, axis.stop)).sum(1, keepdims=True)
+        weight = triangle * _overlap(index, max(axis.start, axis.low), min(axis.stop, axis.high)) / total
+    else:
+        # Sampling stops half a pixel inside the box, where the centre of its outermost pixel lies.
+        inset = min(0.5, (axis.stop - axis.start) / 2)
+        centre = np.clip(centre, axis.start + inset, axis.stop - inset)
+        begin = np.floor(centre - 0.5)
+        index = begin[:, None] + np.arange(2)
+        weight = (1 - np.abs(index + 0.5 - centre[:, None])) * _overlap(index, axis.low, axis.high)
+    used = (weight > 0).any(0)
+    used[0] = True
+    index, weight = index[:, used].clip(0, length - 1).astype(np.int64), weight[:, used]
+    return torch.from_numpy(index), torch.from_numpy(weight), torch.from_numpy(weight.sum(1))
+
+
+def _overlap(index: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Share of each pixel [index, index + 1) that lies in [low, high)."""
+    return np.clip(np.minimum(index + 1, high) - np.maximum(index, low), 0, 1)

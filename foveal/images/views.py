@@ -1,7 +1,9 @@
 """A batch of views: images that can be looked at, box by box.
 
 A hard-attention model never holds a full-resolution image. It holds `Views` and asks for boxes; whether the pixels come
-from a tensor or from tiles on a disk is the views' business.
+from a tensor or from tiles on a disk is the views' business. Tensors are looked at as files are: large boxes are shrunk
+by a power of two first, as the levels of a pyramid would, so that the same image gives the same look from memory and
+from a file up to the file's compression and the rounding of its levels to whole grey values (0.02 on photographs).
 
 Example:
     >>> import numpy as np, torch
@@ -12,15 +14,26 @@ Example:
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.images.resample import resample
+from foveal.errors import ImageError
+from foveal.images.pyramid import Cut, Pyramid
+from foveal.images.resample import Plan, composite, cut, plan
+from foveal.images.transform import Transform
+
+_GATHERED = 1 << 25  # elements of windows that are copied together at once
+_MEAN_SIZE = (64, 64)  # of the look that a view's mean colour is taken from
 
 
 class Look(NamedTuple):
@@ -79,8 +92,13 @@ class Views(ABC):
 class TensorViews(Views):
     """Images in memory, all of one size.
 
+    Boxes of the same size (in pixels, and in how they meet the grid of pixels) are cut and resampled together.
+
     Args:
         images: (B, C, H, W); floating point in [0, 1], or an unsigned integer type over its range.
+
+    Raises:
+        ValueError: not four dimensions.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -92,12 +110,213 @@ class TensorViews(Views):
         self.sizes = np.tile(np.array(images.shape[-2:]), (len(images), 1))
 
     def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
-        parts = [resample(self._float(self.images[i : i + 1]), b, size, fill=fill, antialias=antialias) for i, b in zip(which, boxes.tolist(), strict=True)]
-        return torch.cat(parts) if parts else self.images.new_empty((0, self.channels, *size), dtype=torch.float32)
+        size = (int(size[0]), int(size[1]))
+        bounds = (0, 0, *self.images.shape[-2:])
+        alike: dict[Plan, list[int]] = defaultdict(list)
+        corners = np.zeros((len(boxes), 2), np.int64)
+        for i, box in enumerate(np.asarray(boxes, dtype=np.float64).tolist()):
+            how = plan(box, size, bounds, antialias=antialias, shrink=True)
+            corners[i] = how.y.first, how.x.first
+            alike[how.at_origin()].append(i)
+        which = np.asarray(which)
+        out = torch.empty(0) if len(alike) == 1 else self.images.new_empty((len(boxes), self.channels, *size), dtype=torch.float32)
+        for how, members in alike.items():
+            height, width = how.y.last, how.x.last
+            step = max(1, _GATHERED // max(1, self.channels * height * width))
+            parts = []
+            for begin in range(0, len(members), step):
+                chunk = members[begin : begin + step]
+                parts.append(self._finish(self._windows(which[chunk], corners[chunk], height, width), how, fill))
+            seen = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(alike) == 1:
+                return seen
+            out[torch.as_tensor(members, device=out.device)] = seen
+        return out if len(alike) != 0 else self.images.new_empty((0, self.channels, *size), dtype=torch.float32)
 
-    @staticmethod
-    def _float(x: Tensor) -> Tensor:
-        return x if x.is_floating_point() else x.float() / torch.iinfo(x.dtype).max
+    def _windows(self, which: np.ndarray, corners: np.ndarray, height: int, width: int) -> Tensor:
+        """(n, C, height, width) windows; no copy where one slice holds them all."""
+        images = self.images
+        y, x = corners[0].tolist()
+        if (corners == corners[0]).all() and (np.diff(which) == 1).all():
+            return images[which[0] : which[0] + len(which), :, y : y + height, x : x + width]
+        if not images.is_cuda:
+            return torch.stack([images[i, :, y : y + height, x : x + width] for i, (y, x) in zip(which.tolist(), corners.tolist(), strict=True)])
+        at = torch.from_numpy(np.column_stack([which, corners])).to(images.device, non_blocking=True)
+        rows = at[:, 1, None] + torch.arange(height, device=images.device)
+        cols = at[:, 2, None] + torch.arange(width, device=images.device)
+        bands = torch.arange(self.channels, device=images.device)
+        return images[at[:, 0, None, None, None], bands[:, None, None], rows[:, None, :, None], cols[:, None, None, :]]
+
+    def _finish(self, windows: Tensor, how: Plan, fill: Tensor | None) -> Tensor:
+        seen, cover = cut(windows, how)
+        if not windows.is_floating_point():
+            seen = (seen / torch.iinfo(windows.dtype).max).clamp_(0, 1)
+        elif seen.untyped_storage().data_ptr() == self.images.untyped_storage().data_ptr():
+            seen = seen.clone()
+        return composite(seen, cover, fill).float().contiguous()
+
+
+class View:
+    """One image with the geometric and colour changes made to it.
+
+    Args:
+        image: the image.
+        transform: the changes; none if None.
+
+    Attributes:
+        size: (height, width) of the frame that boxes refer to.
+        channels: bands that a look returns.
+    """
+
+    def __init__(self, image: Pyramid, transform: Transform | None = None) -> None:
+        self.image = image
+        self.transform = transform or Transform.identity(image.size)
+        self.channels = image.channels
+        self._ahead: dict[tuple, Tensor] = {}
+        self._means: list[Tensor] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.transform.size
+
+    def prefetch(self, looks: Sequence[Look]) -> None:
+        """Read looks now; the same look is served from memory later. They travel with the view when it is pickled.
+
+        Raises:
+            ImageError: the file is damaged where the looks lie.
+        """
+        for look in looks:
+            fill = None if look.fill is None else torch.tensor(look.fill)
+            seen = self.look(np.array([look.box]), look.size, fill=fill, antialias=look.antialias)
+            self._ahead[_key(look.box, look.size, fill, look.antialias)] = seen[0]
+
+    def look(self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+        """(n, channels, height, width) float32 in [0, 1]; see `Views.look`."""
+        out = torch.empty(len(boxes), self.channels, *size)
+        pieces = self.gather(boxes, size, antialias)
+        for slot, box, piece in zip(out, boxes, pieces, strict=True):
+            slot.copy_(composite(*self.develop(piece, box, size), fill))
+        return out
+
+    def ahead(self, box: np.ndarray, size: tuple[int, int], fill: Tensor | None, antialias: bool) -> Tensor | None:
+        """(channels, height, width) of a look that was read ahead, or None."""
+        return self._ahead.get(_key(box, size, fill, antialias)) if self._ahead else None
+
+    def gather(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
+        """First half of `look`, the reading; safe in threads."""
+        colour = self.transform.colour
+        if colour is not None and self._means is None:
+            frame = np.array([[0, 0, *self.size]], dtype=np.float64)
+            pixels, cover = self._place(self._read(frame, _MEAN_SIZE, True)[0], frame[0], _MEAN_SIZE)
+            self._means = colour.means(_uncovered(pixels, cover), cover)
+        return self._read(boxes, size, antialias)
+
+    def develop(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Second half of `look`: (channels, height, width), 0 where nothing covers, and the (height, width) cover."""
+        pixels, cover = self._place(piece, box, size)
+        if self.transform.colour is not None and self._means is not None:
+            pixels = self.transform.colour.apply(_uncovered(pixels, cover), self._means)
+            pixels = pixels if cover is None else pixels * cover
+        return pixels, cover
+
+    def _read(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
+        t = self.transform
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        if t.aligned:
+            (a, _, _), _ = t.matrix
+            low, high = _image_boxes(t, boxes)
+            frame_low, frame_high = _image_boxes(t, np.array([[0, 0, *t.size]], dtype=np.float64))
+            bounds = [*frame_low[0], *frame_high[0]]
+            if t.bounds is not None:
+                bounds = [*np.maximum(bounds[:2], t.bounds[:2]), *np.minimum(bounds[2:], t.bounds[2:])]
+            return self.image.gather(np.hstack([low, high]), size if a else (size[1], size[0]), antialias=antialias, bounds=bounds)
+        pieces = []
+        for box in boxes:
+            around, raster = _enclosing(t, box, size)
+            pieces += self.image.gather(around[None], raster, antialias=antialias, bounds=t.bounds)
+        return pieces
+
+    def _place(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Resample a piece and bring it into the view's frame."""
+        pixels, cover = self.image.develop(piece)
+        t = self.transform
+        if not t.aligned:
+            return _sample(t, np.asarray(box, dtype=np.float64), size, pixels, cover)
+        (a, b, _), (d, e, _) = t.matrix
+        transpose = a == 0
+        flips = [dim for dim, factor in ((-2, d if transpose else a), (-1, b if transpose else e)) if factor < 0]
+        if transpose:
+            pixels, cover = pixels.transpose(-1, -2), None if cover is None else cover.T
+        if flips:
+            pixels, cover = pixels.flip(flips), None if cover is None else cover.flip(flips)
+        return pixels, cover
+
+
+class ImageViews(Views):
+    """Views of image files (or decoded images), each with changes of its own.
+
+    Looks at different images are read in parallel by threads, since decoders release the interpreter. An image that
+    cannot be read does not spoil the others: its looks are fill, and ``errors`` says why.
+
+    Args:
+        views: views or pyramids, all with the same number of channels.
+        threads: that read at the same time; as many as there are cores, at most 16, if None.
+
+    Raises:
+        ImageError: the images have different numbers of bands.
+    """
+
+    def __init__(self, views: Sequence[View | Pyramid], *, threads: int | None = None) -> None:
+        self.views = [v if isinstance(v, View) else View(v) for v in views]
+        self.errors = {}
+        self.sizes = np.array([v.size for v in self.views], dtype=np.int64).reshape(-1, 2)
+        self.channels = self.views[0].channels if self.views else 3
+        self.threads = threads or min(16, os.cpu_count() or 1)
+        for v in self.views:
+            if v.channels != self.channels:
+                first = self.views[0].image.path
+                raise ImageError(f"{v.image.path}: has {v.channels} bands and {first} has {self.channels}; open all images with the same channels=")
+
+    def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+        size = (int(size[0]), int(size[1]))
+        fill = None if fill is None else fill.cpu()
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        out = torch.empty(len(boxes), self.channels, *size)
+        missing: dict[int, list[int]] = defaultdict(list)
+        for n, i in enumerate(np.asarray(which).tolist()):
+            seen = self.views[i].ahead(boxes[n], size, fill, antialias)
+            if seen is None:
+                missing[i].append(n)
+            else:
+                out[n] = seen
+
+        def gather(item: tuple[int, list[int]]) -> list[Cut] | None:
+            i, places = item
+            try:
+                return None if i in self.errors else self.views[i].gather(boxes[places], size, antialias)
+            except ImageError as error:
+                self.errors[i] = str(error)
+                return None
+
+        parallel = self.threads > 1 and len(missing) > 1
+        found = _pool(self.threads).map(gather, missing.items()) if parallel else map(gather, missing.items())
+        for (i, places), pieces in zip(missing.items(), found, strict=True):
+            if pieces is None:
+                out[places] = 0.0 if fill is None else fill[:, None, None].float()
+                continue
+            for n, piece in zip(places, pieces, strict=True):
+                out[n] = composite(*self.views[i].develop(piece, boxes[n], size), fill)
+        return out
+
+    @property
+    def bytes_read(self) -> np.ndarray:
+        """(B,) bytes read from files so far."""
+        return np.array([v.image.bytes_read for v in self.views], dtype=np.int64)
+
+    @property
+    def tiles_decoded(self) -> np.ndarray:
+        """(B,) tiles decoded so far."""
+        return np.array([v.image.tiles_decoded for v in self.views], dtype=np.int64)
 
 
 class BlankViews(Views):
@@ -113,10 +332,77 @@ class BlankViews(Views):
         return torch.zeros(len(which), self.channels, *size, device=self.device)
 
 
-def as_views(images: Views | Tensor | Sequence) -> Views:
-    """Views of a (B, C, H, W) tensor, of a list of pyramids, or the views themselves."""
+def as_views(images: Views | Tensor | Sequence[View | Pyramid]) -> Views:
+    """Views of a (B, C, H, W) tensor, of a list of pyramids or views, or the views themselves.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a tensor that has not four dimensions.
+    """
     if isinstance(images, Views):
         return images
     if isinstance(images, Tensor):
         return TensorViews(images)
-    raise TypeError(f"cannot look at {type(images).__name__}")  # ImageViews joins here
+    if isinstance(images, Pyramid | View):
+        return ImageViews([images])
+    if isinstance(images, Sequence) and all(isinstance(v, Pyramid | View) for v in images):
+        return ImageViews(images)
+    kind = type(images).__name__
+    raise TypeError(f"cannot look at {kind}; give a (B, C, H, W) tensor, Views, or a list of what open_image returns")
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    # A forked child inherits the pool but not its threads.
+    os.register_at_fork(after_in_child=_pools.clear)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="foveal-look")
+    return _pools[threads]
+
+
+def _key(box: Sequence[float] | np.ndarray, size: tuple[int, int], fill: Tensor | None, antialias: bool) -> tuple:
+    values = None if fill is None else np.asarray(fill, dtype=np.float32).tobytes()
+    return np.asarray(box, dtype=np.float64).tobytes(), (int(size[0]), int(size[1])), values, bool(antialias)
+
+
+def _uncovered(pixels: Tensor, cover: Tensor | None) -> Tensor:
+    """Colours of pixels that were multiplied by their cover."""
+    return pixels if cover is None else pixels / cover.clamp(min=1e-6)
+
+
+def _image_boxes(t: Transform, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 2) lower and (n, 2) upper corners in the image of boxes (n, 4) of an axis-aligned view."""
+    one, other = t.points(boxes[:, :2]), t.points(boxes[:, 2:])
+    return np.minimum(one, other), np.maximum(one, other)
+
+
+def _enclosing(t: Transform, box: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The box of the image around a rotated one, with a margin for interpolation, and the raster it is read in."""
+    y0, x0, y1, x1 = box
+    corners = t.points([[y0, x0], [y0, x1], [y1, x0], [y1, x1]])
+    matrix = np.array(t.matrix)[:, :2]
+    step = min(np.linalg.norm(matrix[:, 0]) * (y1 - y0) / size[0], np.linalg.norm(matrix[:, 1]) * (x1 - x0) / size[1])
+    low, high = corners.min(0) - 2 * step, corners.max(0) + 2 * step
+    raster = [math.ceil(extent / step) for extent in high - low]
+    return np.array([*low, *(low + np.array(raster) * step)]), (raster[0], raster[1])
+
+
+def _sample(t: Transform, box: np.ndarray, size: tuple[int, int], pixels: Tensor, cover: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bilinear samples of the enclosing raster at the points that a rotated look shows."""
+    around, raster = _enclosing(t, box, size)
+    y = box[0] + (np.arange(size[0]) + 0.5) * (box[2] - box[0]) / size[0]
+    x = box[1] + (np.arange(size[1]) + 0.5) * (box[3] - box[1]) / size[1]
+    points = t.points(np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2))
+    relative = (points - around[:2]) / (around[2:] - around[:2]) * 2 - 1
+    grid = torch.from_numpy(relative[:, ::-1].reshape(1, *size, 2).astype(np.float32))
+    cover = torch.ones(raster) if cover is None else cover
+    stack = torch.cat([pixels, cover[None]])[None]
+    with torch.autocast("cpu", enabled=False):
+        seen = F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    # What lies beside the frame of the view is outside, though the image may go on there.
+    inside = ((y >= 0) & (y < t.size[0]))[:, None] & ((x >= 0) & (x < t.size[1]))
+    seen = seen * torch.from_numpy(inside)
+    return seen[:-1], seen[-1]

@@ -1,0 +1,153 @@
+"""Images that allow no access to their parts, converted once to tiled pyramids in the user's cache folder.
+
+The conversion is lossless (zstd), keyed by path, size and time of change, and told to the user by a log message. The
+folder is bounded: the pyramids that were used least recently make room for new ones.
+
+Example:
+    >>> import tempfile
+    >>> default_folder().name
+    'pyramids'
+    >>> import os
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     make = lambda target: open(target, "wb").close()
+    ...     first, second = (cached(__file__, folder, make, "a test") for _ in range(2))
+    >>> first == second
+    True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from foveal.errors import ImageError
+
+LIMIT = 20 << 30  # bytes of pyramids that are kept
+_TILE = 256
+_log = logging.getLogger("foveal")
+
+
+def default_folder() -> Path:
+    """``$FOVEAL_CACHE``, or ``foveal`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; the pyramids lie below it."""
+    base = os.environ.get("FOVEAL_CACHE")
+    return (Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveal") / "pyramids"
+
+
+def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str) -> str:
+    """The pyramid of an image, made if there is none yet.
+
+    Args:
+        path: the image.
+        folder: where pyramids are kept; `default_folder` if None.
+        make: writes the pyramid to the path it is given.
+        why: what the image is, for the user: "a PNG of 300 megapixels".
+
+    Raises:
+        ImageError: the folder cannot be written, or ``make`` fails.
+    """
+    place = Path(folder) if folder is not None else default_folder()
+    stat = os.stat(path)
+    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    target = place / f"{key}.tif"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / f"{key}.lock", "w") as lock:
+            _hold(lock.fileno())
+            if target.exists():
+                os.utime(target)
+                return str(target)
+            _log.warning("%s: %s has no parts to read alone; converting it once to a tiled pyramid in %s", path, why, place)
+            handle, temporary = tempfile.mkstemp(suffix=".part", dir=place)
+            os.close(handle)
+            try:
+                make(temporary)
+                os.replace(temporary, target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            _make_room(place, target)
+    except OSError as error:
+        raise ImageError(f"{path}: its pyramid cannot be written to {place} ({error.strerror}); free space there or set FOVEAL_CACHE") from error
+    return str(target)
+
+
+def write_pyramid(target: str, shape: tuple[int, int, int], dtype: np.dtype, rows: Callable[[int, int], np.ndarray], *, alpha: bool) -> None:
+    """Write a tiled pyramid whose levels halve, by averaging, down to 256 pixels.
+
+    Args:
+        target: the file.
+        shape: (height, width, bands), alpha included.
+        dtype: of the pixels.
+        rows: ``rows(y0, y1)`` gives those rows, (y1 - y0, width, bands); asked from top to bottom.
+        alpha: the last band is alpha, and the others are multiplied by it.
+    """
+    import tifffile
+
+    h, w, bands = shape
+    sizes = [(h, w)]
+    while max(sizes[-1]) > _TILE:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    options = {
+        "tile": (_TILE, _TILE), "compression": "zstd", "photometric": "minisblack", "planarconfig": "contig", "metadata": None,
+        "predictor": 2 if dtype.kind in "ui" else None, "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
+    }  # fmt: skip
+    with tempfile.TemporaryFile(dir=os.path.dirname(target)) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
+        # The second level of a very large image does not fit in memory either; later ones do.
+        half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
+        writer.write(_tiles(shape, rows, half), shape=shape, dtype=dtype, **options)
+        level = half
+        for size in sizes[1:]:
+            assert level is not None
+            current, level = level, np.empty((-(-size[0] // 2), -(-size[1] // 2), bands), dtype)
+            tiles = _tiles((*size, bands), lambda y0, y1, source=current: source[y0:y1], level)  # type: ignore[misc]
+            writer.write(tiles, shape=(*size, bands), dtype=dtype, subfiletype=1, **options)
+
+
+def _tiles(shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], half: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Tiles of a level from top to bottom, filling the next level on the way."""
+    h, w, bands = shape
+    for top in range(0, h, _TILE):
+        strip = np.asarray(rows(top, min(top + _TILE, h)))
+        if half is not None:
+            half[top // 2 : top // 2 + -(-len(strip) // 2)] = _halve(strip)
+        for left in range(0, w, _TILE):
+            tile = np.zeros((_TILE, _TILE, bands), strip.dtype)
+            part = strip[:, left : left + _TILE]
+            tile[: part.shape[0], : part.shape[1]] = part
+            yield tile
+
+
+def _halve(pixels: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels; an odd last row or column counts twice."""
+    h, w = pixels.shape[:2]
+    even = np.pad(pixels, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+    if pixels.dtype.kind == "f":
+        return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
+    wide = np.uint16 if pixels.dtype == np.uint8 else np.int64
+    even = even.astype(wide)
+    return ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4).astype(pixels.dtype)
+
+
+def _hold(descriptor: int) -> None:
+    """Wait for another worker that converts the same image."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except ImportError:
+        pass
+
+
+def _make_room(folder: Path, kept: Path) -> None:
+    files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.tif"))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in files:
+        if total > LIMIT and file != kept:
+            file.unlink(missing_ok=True)
+            file.with_suffix(".lock").unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,149 @@
+"""Open an image file, whatever it is.
+
+Example:
+    >>> from foveal.images import open_image
+    >>> open_image("no such file.tif")
+    Traceback (most recent call last):
+    ...
+    foveal.errors.ImageError: no such file.tif: there is no such file; check the path
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from foveal.errors import ImageError
+from foveal.images import optional, plain
+from foveal.images.cache import cached, write_pyramid
+from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
+
+MAX_PIXELS = 1 << 29
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def open_image(
+    path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS,
+    cache_dir: str | os.PathLike | None = None,
+) -> Pyramid:  # fmt: skip
+    """Open an image to look at. What it is is told by its content, not by its name.
+
+    Opening is cheap: headers are read, pixels are not. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the
+    tiles that boxes need are read later. Formats without tiles cost their whole area once; see `foveal.images.plain`.
+
+    Args:
+        path: the file.
+        channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
+            Alpha does not count; CMYK and palettes become RGB.
+        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own; others need this.
+        max_pixels: refuse larger images of formats that must be decoded whole: their headers may lie.
+        cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
+
+    Raises:
+        ImageError: missing, damaged, not an image, or not with these channels.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a folder; give the image files in it") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read; mend its permissions") from error
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be opened ({error.strerror}); check the path and the disk") from error
+    if not head:
+        raise ImageError(f"{name}: the file is empty; copy it again")
+    options = {"channels": channels, "value_range": value_range}
+    if optional.wants_openslide(name, head):
+        return optional.open_slide(name, **options)
+    if head[:4] in _TIFF:
+        return _open_tiff(name, max_pixels, cache_dir, options)
+    if kind := plain.kind_of(head):
+        return _open_plain(name, kind, max_pixels, cache_dir, options)
+    return optional.open_other(name, head, max_pixels, cache_dir, options)
+
+
+def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    from foveal.images import tiff
+
+    layout = tiff.parse(name)
+    coarsest = layout.levels[-1]
+    small = coarsest.height * coarsest.width <= plain.LARGE
+    image = tiff.TiffPyramid(name, layout, **options)
+    if layout.tiled and small:
+        return image
+    height, width = layout.levels[0].height, layout.levels[0].width
+    if small:
+        with image:
+            pixels, alpha = image.read_whole()
+        whole = ArrayPyramid(pixels, alpha, path=name, **layout.options(), **options)
+        whole._count(image.bytes_read, image.tiles_decoded)
+        return whole
+    if not layout.tiled and height * width > max_pixels:
+        raise ImageError(
+            f"{name}: has {width} x {height} pixels in strips, more than the limit of {max_pixels:,}; raise max_pixels or convert it to tiles"
+        )
+
+    def make(target: str) -> None:
+        alpha = any((layout.alpha is not None, layout.nodata is not None, layout.masks[0], image.dtype.kind == "f", (layout.levels[0].counts == 0).any()))
+
+        def rows(y0: int, y1: int) -> np.ndarray:
+            return _packed(image._read_stored([(0, (y0, 0, y1, width))])[0], alpha, layout.premultiplied)
+
+        write_pyramid(target, (height, width, layout.shown_bands + alpha), _packable(image.dtype), rows, alpha=alpha)
+
+    kind = "a TIFF without levels" if layout.tiled else "a TIFF in strips"
+    return _open_cached(name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+
+
+def _open_plain(name: str, kind: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    header = plain.read_header(name, kind, max_pixels)
+    height, width = header.size
+    if height * width <= plain.LARGE:
+        return plain.PlainPyramid(name, header, **options)
+    if kind == "JPEG" and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
+        return plain.RestartJpeg(name, header, segments, **options)
+    image = plain.PlainPyramid(name, header, **options)
+
+    def make(target: str) -> None:
+        (pixels, alpha), _ = plain.decode(name, header)
+
+        def rows(y0: int, y1: int) -> np.ndarray:
+            return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
+
+        write_pyramid(target, (height, width, header.bands + (alpha is not None)), _packable(image.dtype), rows, alpha=alpha is not None)
+
+    return _open_cached(name, cached(name, cache_dir, make, f"a {kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+
+
+def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any]) -> Pyramid:
+    """A converted image, with the name and the notes of the original."""
+    from foveal.images import tiff
+
+    kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata}
+    if options["value_range"] is None and original.dtype != bool:
+        options = {**options, "value_range": original.value_range}
+    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+
+
+def _packable(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint8) if dtype == bool else dtype
+
+
+def _packed(stored: Stored, alpha: bool, premultiplied: bool) -> np.ndarray:
+    """Colours, multiplied by alpha where there is any, and alpha as the last band."""
+    pixels, cover = stored
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if not alpha:
+        return pixels
+    cover = np.ones(pixels.shape[:2], np.float32) if cover is None else cover
+    highest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    colours = pixels if premultiplied else pixels * cover[..., None]
+    both = np.concatenate([colours, cover[..., None] * highest], axis=2)
+    return (both if pixels.dtype.kind == "f" else np.rint(both)).astype(pixels.dtype)

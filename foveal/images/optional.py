@@ -1,0 +1,207 @@
+"""Readers that come as extras: OpenSlide for vendors' slides, rasterio for other rasters, libvips for other pictures.
+
+Without the extra that a file needs there is an error that names it. libvips never works in this process: it may hang
+after a fork, and its caches grow; a child converts the file to a cached pyramid.
+
+Example:
+    >>> wants_openslide("slide.mrxs", b"")
+    True
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from foveal.errors import ImageError
+from foveal.images.cache import cached
+from foveal.images.pyramid import Pyramid, Stored, Window
+
+_SLIDES = {".mrxs", ".ndpi", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm"}
+_RASTERS = {".vrt", ".jp2", ".j2k", ".img", ".nc", ".hdf", ".h5", ".ecw", ".sid", ".nitf", ".ntf", ".grib", ".asc", ".bil"}
+_PICTURES = {".avif", ".heic", ".heif", ".jxl", ".svg", ".exr", ".hdr", ".fits", ".pdf"}
+_EXTRAS = {"openslide": "openslide", "rasterio": "geo", "pyvips": "vips"}
+_VIPS = """
+import sys, pyvips
+source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+image = pyvips.Image.new_from_file(source, access="sequential", fail_on="warning")
+if image.width * image.height > limit:
+    sys.exit(f"claims {image.width} x {image.height} pixels, more than max_pixels")
+if image.hasalpha():
+    image = image.premultiply().cast(image.format)
+if image.interpretation == "cmyk":
+    image = image.icc_import().colourspace("srgb") if image.get_typeof("icc-profile-data") else image.colourspace("srgb")
+image.tiffsave(target, tile=True, tile_width=256, tile_height=256, pyramid=True, compression="deflate", predictor="horizontal",
+               bigtiff=True, premultiply=False)
+"""
+
+
+def wants_openslide(path: str, head: bytes) -> bool:
+    """Whether a file that looks like a plain TIFF or JPEG is part of a vendor's slide."""
+    suffix = os.path.splitext(path)[1].lower()
+    # A .mrxs is a JPEG thumbnail beside its data; the others are TIFFs with private layouts.
+    return suffix in {".mrxs", ".vms", ".vmu"} or (suffix in {".ndpi", ".scn", ".bif"} and head[:2] in (b"II", b"MM"))
+
+
+def need(module: str, path: str) -> ModuleType:
+    """Import a module that comes with an extra.
+
+    Raises:
+        ImageError: it is not installed; the text names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImageError(f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{_EXTRAS[module]}]'") from error
+
+
+def open_slide(path: str, **options: Any) -> Pyramid:
+    """Open a vendor's slide by OpenSlide."""
+    return OpenSlidePyramid(path, **options)
+
+
+def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    """Open what the readers of this package do not know.
+
+    Raises:
+        ImageError: no reader knows it, or the one that does is not installed.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
+        return OpenSlidePyramid(path, **options)
+    if suffix in _RASTERS or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head.lstrip().startswith(b"<VRTDataset"):
+        return RasterPyramid(path, **options)
+    if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head[:2] == b"\xff\x0a":
+        need("pyvips", path)
+        return _by_vips(path, max_pixels, cache_dir, options)
+    raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
+
+
+def _by_vips(path: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    from foveal.images import tiff
+
+    def make(target: str) -> None:
+        child = subprocess.run([sys.executable, "-c", _VIPS, path, target, str(max_pixels)], capture_output=True, text=True, check=False)
+        if child.returncode:
+            reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
+
+    file = cached(path, cache_dir, make, "this format")
+    layout = tiff.parse(file, path)
+    layout.premultiplied = layout.alpha is not None
+    return tiff.TiffPyramid(path, layout, file=file, **options)
+
+
+class OpenSlidePyramid(Pyramid):
+    """A slide read by OpenSlide: 8 bits, RGB; transparent pixels are outside the image.
+
+    Args:
+        path: the file.
+        options: ``channels``, ``value_range``; see `Pyramid`.
+    """
+
+    def __init__(self, path: str, **options: Any) -> None:
+        openslide = need("openslide", path)
+        try:
+            slide = openslide.OpenSlide(path)
+        except Exception as error:
+            raise ImageError(f"{path}: OpenSlide cannot open it ({error}); check that all its files are there") from error
+        metadata = {"description": slide.properties.get("openslide.comment", "")}
+        if mpp := slide.properties.get("openslide.mpp-x"):
+            metadata["mpp"] = float(mpp)
+        super().__init__(path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options)
+        self._slide: Any = slide
+
+    def close(self) -> None:
+        with self._lock:
+            if self._slide is not None:
+                self._slide.close()
+                self._slide = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_slide": None}
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        return [self._region(level, box) for level, box in requests]
+
+    def _region(self, level: int, box: Window) -> Stored:
+        y0, x0, y1, x1 = box
+        openslide = need("openslide", self.path)
+        with self._lock:
+            try:
+                self._slide = self._slide or openslide.OpenSlide(self.path)
+                # OpenSlide takes the corner in pixels of level 0.
+                down = self._slide.level_downsamples[level]
+                region = self._slide.read_region((round(x0 * down), round(y0 * down)), level, (x1 - x0, y1 - y0))
+            except Exception as error:
+                self._slide = None  # one bad tile makes a handle useless
+                raise ImageError(f"{self.path}: OpenSlide cannot read level {level} at {box} ({error}); the slide is damaged") from error
+            self.bytes_read += 4 * (y1 - y0) * (x1 - x0)
+            self.tiles_decoded += 1
+        pixels = np.asarray(region)
+        alpha = pixels[..., 3]
+        return pixels[..., :3], None if alpha.min() == 255 else alpha.astype(np.float32) / 255
+
+
+class RasterPyramid(Pyramid):
+    """A raster read by rasterio (GDAL): what has no tiles that we could read ourselves, such as VRT and JPEG 2000.
+
+    Args:
+        path: the file.
+        options: ``channels``, ``value_range``; see `Pyramid`.
+    """
+
+    def __init__(self, path: str, **options: Any) -> None:
+        need("rasterio", path)
+        data = self._open(path, 0)
+        kinds = [str(c.name) for c in data.colorinterp]
+        self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
+        down = [1, *data.overviews(1)]
+        sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
+        metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}, "description": data.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")}
+        dtype = np.dtype(data.dtypes[0])
+        self._data: dict[int, Any] = {0: data}
+        super().__init__(path, sizes, len(self._colour_bands), dtype, metadata=metadata, **options)
+
+    @staticmethod
+    def _open(path: str, level: int) -> Any:
+        import rasterio
+
+        os.environ.setdefault("GDAL_CACHEMAX", "32")  # megabytes; GDAL takes 5 % of the memory otherwise
+        try:
+            return rasterio.open(path, sharing=False, **({"overview_level": level - 1} if level else {}))
+        except Exception as error:
+            raise ImageError(f"{path}: GDAL cannot open it ({error}); check the file") from error
+
+    def close(self) -> None:
+        with self._lock:
+            for data in self._data.values():
+                data.close()
+            self._data = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_data": {}}
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        return [self._region(level, box) for level, box in requests]
+
+    def _region(self, level: int, box: Window) -> Stored:
+        y0, x0, y1, x1 = box
+        with self._lock:  # a dataset belongs to one thread at a time
+            if level not in self._data:
+                self._data[level] = self._open(self.path, level)
+            data, window = self._data[level], ((y0, y1), (x0, x1))
+            try:
+                pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
+                alpha = data.dataset_mask(window=window)
+            except Exception as error:
+                raise ImageError(f"{self.path}: GDAL cannot read level {level} at {box} ({error}); the file is damaged") from error
+            self.bytes_read += pixels.nbytes
+            self.tiles_decoded += 1
+        return pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255

@@ -1,0 +1,327 @@
+"""JPEG, PNG, WebP and the like: formats without tiles.
+
+They pay for the whole image once, whatever is looked at: an image of up to 64 megapixels is decoded when it is first
+looked at and then served from memory; a larger one is converted once to a cached pyramid (`foveal.images.cache`). The
+exception is baseline JPEG with restart markers, of which single segments can be decoded (`RestartJpeg`).
+
+Example:
+    >>> import numpy as np, tempfile
+    >>> from PIL import Image
+    >>> from foveal.images import open_image
+    >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+    ...     Image.new("RGB", (40, 30), (255, 0, 0)).save(file, "PNG")
+    ...     file.flush()
+    ...     image = open_image(file.name)
+    ...     seen = image.look(np.array([[0, 0, 30, 30]]), (2, 2))
+    >>> image.size, seen[0, :, 0, 0].tolist()
+    ((30, 40), [1.0, 0.0, 0.0])
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from foveal.errors import ImageError
+from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
+
+LARGE = 64_000_000  # pixels that are decoded whole
+_MODES = {
+    "1": (1, bool), "L": (1, np.uint8), "LA": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8),
+    "CMYK": (3, np.uint8), "YCbCr": (3, np.uint8), "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16),
+    "RGBX": (3, np.uint8), "PA": (3, np.uint8), "La": (1, np.uint8), "F": (1, np.float32),
+}  # fmt: skip
+
+
+@dataclass
+class Header:
+    """What is known of a plain image before it is decoded."""
+
+    kind: str
+    size: tuple[int, int]
+    bands: int
+    dtype: Any
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def orientation(self) -> int:
+        return self.metadata["orientation"]
+
+
+def kind_of(head: bytes) -> str | None:
+    """Name of the plain format that a file's first bytes show, or None."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF8": "GIF"}
+    found = next((kind for start, kind in starts.items() if head.startswith(start)), None)
+    return found or ("PPM" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None)
+
+
+def read_header(path: str, kind: str, max_pixels: int) -> Header:
+    """Size, bands and orientation, without decoding.
+
+    Raises:
+        ImageError: damaged, without pixels, or with more than ``max_pixels``.
+    """
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
+
+    # Image.open refuses above a limit that is global to the process; the formats' own classes leave that to us.
+    classes: dict[str, Any] = {
+        "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "WEBP": WebPImagePlugin.WebPImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile, "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
+    }  # fmt: skip
+    try:
+        with classes[kind](path) as image:
+            width, height = image.size
+            mode = "RGB" if kind == "GIF" else image.mode
+            depth = image.fp.seek(24) and image.fp.read(1)[0] if kind == "PNG" else 8
+            metadata = {"orientation": _orientation(image.info.get("exif"))}
+    except Exception as error:
+        raise ImageError(f"{path}: the {kind} header cannot be read ({error}); the file is damaged or cut short, copy it again") from error
+    if height < 1 or width < 1:
+        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{path}: claims {width} x {height} pixels, more than the limit of {max_pixels:,}; "
+            "if it is genuine, raise max_pixels or convert it to a tiled TIFF"
+        )
+    if mode not in _MODES:
+        raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
+    bands, dtype = _MODES[mode]
+    return Header(kind, (height, width), bands, np.uint16 if depth == 16 else dtype, metadata)
+
+
+def _orientation(exif: bytes | None) -> int:
+    from PIL import Image
+
+    if not exif:
+        return 1
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        value = int(tags.get(0x0112, 1))
+    except Exception:  # whatever is wrong with a camera's notes, the picture can still be seen
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def decode(path: str, header: Header) -> tuple[Stored, int]:
+    """Decode a whole image: (h, w, bands) with (h, w) float32 alpha or None, and the bytes that were read.
+
+    Raises:
+        ImageError: damaged or cut short.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); put it back or mend its permissions") from error
+    try:
+        if header.kind == "JPEG":
+            pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", strict=True)
+        elif header.kind == "PNG":
+            import imagecodecs
+
+            pixels = imagecodecs.png_decode(data)  # Pillow makes 8 bits out of 16-bit colour
+        else:
+            pixels = _by_pillow(data)
+    except Exception as error:
+        raise ImageError(f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again") from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    alpha = None
+    if pixels.shape[2] in (2, 4):
+        pixels, opaque = pixels[..., :-1], pixels[..., -1]
+        highest = np.iinfo(opaque.dtype).max
+        alpha = None if opaque.min() == highest else opaque.astype(np.float32) / highest
+    if pixels.shape != (*header.size, header.bands) or pixels.dtype != header.dtype:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} bands of {pixels.dtype}"
+        raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
+    return (pixels, alpha), len(data)
+
+
+def _by_pillow(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    # The size was checked against max_pixels before; this one is at most 16,383 pixels wide or was checked, too.
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode in ("P", "PA") or image.format == "GIF":
+            image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")  # noqa: PLW2901
+        elif image.mode in ("CMYK", "YCbCr", "RGBX"):
+            image = image.convert("RGB")  # noqa: PLW2901
+        pixels = np.asarray(image)
+    return pixels.astype(np.uint16) if pixels.dtype == np.int32 else pixels
+
+
+class PlainPyramid(ArrayPyramid):
+    """A plain image file, decoded whole when it is first looked at.
+
+    Args:
+        path: the file.
+        header: what it says.
+        options: see `Pyramid`.
+    """
+
+    def __init__(self, path: str, header: Header, **options: Any) -> None:
+        Pyramid.__init__(
+            self, path, [header.size], header.bands, header.dtype, orientation=header.orientation, metadata=header.metadata, **options
+        )
+        self._header = header
+        self._decoding = threading.Lock()
+        self._pixels = None
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        with self._decoding:
+            if self._pixels is None:
+                (pixels, alpha), length = decode(self.path, self._header)
+                self._fill_with(pixels, alpha)
+                self._count(length, 1)
+        return super()._read_stored(requests)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_decoding"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._decoding = threading.Lock()
+
+
+@dataclass
+class _Segments:
+    """Where the restart segments of a baseline JPEG lie.
+
+    Attributes:
+        unit: (height, width) of a unit (MCU) in pixels.
+        grid: rows of units, and segments in each.
+        width: of a segment in pixels.
+        start, end: (rows * segments,) positions in the file.
+        before: headers to put before the segments: tables, and what follows the frame header.
+        frame: the frame header, whose size is changed.
+    """
+
+    unit: tuple[int, int]
+    grid: tuple[int, int]
+    width: int
+    interval: int
+    start: np.ndarray
+    end: np.ndarray
+    tables: bytes
+    frame: bytes
+    scan: bytes
+
+
+def find_segments(data: np.ndarray) -> _Segments | None:
+    """Index a JPEG's restart segments; None where it has none that could be decoded alone.
+
+    Args:
+        data: (n,) uint8, the file.
+    """
+    raw = data[: 1 << 20].tobytes()
+    at, tables, frame, interval = 2, b"", b"", 0
+    while at + 4 <= len(raw) and raw[at] == 0xFF:
+        marker, length = raw[at + 1], struct.unpack(">H", raw[at + 2 : at + 4])[0]
+        part = raw[at : at + 2 + length]
+        if marker in (0xC0, 0xC1):
+            frame = part
+        elif 0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return None
+        elif marker == 0xDD:
+            interval = struct.unpack(">H", part[4:6])[0]
+        elif marker in (0xDB, 0xC4, 0xEE, 0xE0):
+            tables += part
+        at += 2 + length
+        if marker == 0xDA:
+            break
+    else:
+        return None
+    if not frame or not interval:
+        return None
+    height, width = struct.unpack(">HH", frame[5:9])
+    factors = [frame[11 + 3 * i] for i in range(frame[9])]
+    unit = (8 * max(f & 15 for f in factors), 8 * max(f >> 4 for f in factors))
+    rows, columns = -(-height // unit[0]), -(-width // unit[1])
+    if columns % interval:
+        return None
+    body = data[at:]
+    mark = np.flatnonzero(body[:-1] == 0xFF)
+    following = body[mark + 1]
+    restart, final = mark[(following >= 0xD0) & (following <= 0xD7)], mark[following == 0xD9]
+    if len(final) == 0 or len(restart) + 1 != rows * (columns // interval):
+        return None
+    start, end = np.concatenate([[0], restart + 2]) + at, np.concatenate([restart, final[-1:]]) + at
+    return _Segments(unit, (rows, columns // interval), interval * unit[1], interval, start, end, tables, frame, part)
+
+
+class RestartJpeg(Pyramid):
+    """A large baseline JPEG with restart markers: its index is found in one pass over the bytes, then segments are decoded alone.
+
+    The second level, an eighth of the size, is decoded whole when it is first needed. Pixels at the seams of segments
+    may differ from those of a full decode by about ten grey values, since chroma is interpolated across them there.
+
+    Args:
+        path: the file.
+        header: what it says.
+        segments: from `find_segments`.
+        options: see `Pyramid`.
+    """
+
+    def __init__(self, path: str, header: Header, segments: _Segments, **options: Any) -> None:
+        h, w = header.size
+        sizes = [(h, w), (-(-h // 8), -(-w // 8))]
+        super().__init__(path, sizes, header.bands, np.dtype(np.uint8), orientation=header.orientation, metadata=header.metadata, **options)
+        self._header = header
+        self._segments = segments
+        self._eighth: np.ndarray | None = None
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        try:
+            return [(self._overview(box) if level else self._decode(box), None) for level, box in requests]
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{self.path}: cannot be decoded ({error}); the file is damaged, copy it again") from error
+
+    def _overview(self, box: Window) -> np.ndarray:
+        y0, x0, y1, x1 = box
+        if self._eighth is None:
+            with open(self.path, "rb") as file:
+                data = file.read()
+            self._eighth = simplejpeg.decode_jpeg(data, self._colours, min_height=1, min_width=1, min_factor=8, strict=True)
+            self._count(len(data), 1)
+        return self._eighth[y0:y1, x0:x1]
+
+    @property
+    def _colours(self) -> str:
+        return "GRAY" if self._bands == 1 else "RGB"
+
+    def _decode(self, box: Window) -> np.ndarray:
+        s = self._segments
+        y0, x0, y1, x1 = box
+        out = np.empty((y1 - y0, x1 - x0, self._bands), np.uint8)
+        # One more row of units on each side, since chroma is interpolated.
+        first, last = max(0, y0 // s.unit[0] - 1), min(s.grid[0] - 1, (y1 - 1) // s.unit[0] + 1)
+        height = (last - first + 1) * s.unit[0]
+        frame = s.frame[:5] + struct.pack(">HH", height, s.width) + s.frame[9:]
+        head = b"\xff\xd8" + s.tables + frame + b"\xff\xdd\x00\x04" + struct.pack(">H", s.interval) + s.scan
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for column in range(x0 // s.width, (x1 - 1) // s.width + 1):
+                parts = [head]
+                for k, row in enumerate(range(first, last + 1)):
+                    n = row * s.grid[1] + column
+                    parts.append(os.pread(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
+                    parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
+                data = b"".join(parts)
+                pixels = simplejpeg.decode_jpeg(data, self._colours, strict=True)
+                self._count(len(data), last - first + 1)
+                left = max(x0, column * s.width)
+                right = min(x1, (column + 1) * s.width)
+                top = y0 - first * s.unit[0]
+                out[:, left - x0 : right - x0] = pixels[top : top + y1 - y0, left - column * s.width : right - column * s.width]
+        finally:
+            os.close(descriptor)
+        return out

@@ -1,0 +1,283 @@
+"""One image that can be looked at box by box, wherever its pixels are.
+
+A `Pyramid` knows the sizes of its levels and reads windows of them; looking is the same for all of them and lives here:
+choose the level that serves a box, read the windows, resample. `ArrayPyramid` is an image that is decoded already.
+
+Transparent pixels and those that a file declares as "no data" count as outside the image: they take the fill value, in
+proportion where an output pixel is partly covered.
+
+Example:
+    >>> import numpy as np, torch
+    >>> image = ArrayPyramid(np.full((60, 40, 3), 255, np.uint8))
+    >>> image.size, image.channels
+    ((60, 40), 3)
+    >>> seen = image.look(np.array([[0, 0, 60, 40], [0, -40, 40, 0]]), (8, 8), fill=torch.tensor([0.1, 0.2, 0.3]))
+    >>> seen.shape, round(seen[0].min().item(), 6), round(seen[1, 2].max().item(), 4)
+    (torch.Size([2, 3, 8, 8]), 1.0, 0.3)
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.errors import ImageError
+from foveal.images.resample import Plan, composite, cut, plan
+
+Window = tuple[int, int, int, int]
+Stored = tuple[np.ndarray, np.ndarray | None]
+
+# EXIF orientation -> (transpose, then flip y, flip x) that shows the stored pixels as a person sees them.
+_ORIENTATIONS = {
+    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
+}  # fmt: skip
+
+
+class Cut(NamedTuple):
+    """The pixels that serve one box, not yet resampled.
+
+    Attributes:
+        plan: how they become the look.
+        pixels: (h, w, bands) as stored, or None where the box is wholly outside.
+        alpha: (h, w) float32 share of each pixel that counts, or None where all do.
+    """
+
+    plan: Plan
+    pixels: np.ndarray | None
+    alpha: np.ndarray | None
+
+
+class Pyramid(ABC):
+    """An image that can be looked at.
+
+    It can be shared by threads, inherited by forked processes and pickled.
+
+    Args:
+        path: for messages; the file, where there is one.
+        stored_sizes: (height, width) of each level before orientation, finest first.
+        bands: colour bands that windows have; alpha apart.
+        dtype: of the stored pixels.
+        value_range: stored values that become 0 and 1; those of the type if None and the type has any.
+        channels: bands that a look returns; as many as the image has if None.
+        orientation: EXIF orientation of the stored pixels, 1 to 8.
+        metadata: what the file says about itself.
+        premultiplied: colours are multiplied by alpha already.
+        bits: used bits of the stored type, if not all.
+
+    Attributes:
+        size: (height, width) as a person sees it.
+        level_sizes: (height, width) of each level, level 0 first.
+        bytes_read, tiles_decoded: since the image was opened; a file that is decoded whole is one tile.
+
+    Raises:
+        ImageError: the number of bands does not fit ``channels``, or the type has no range of its own.
+    """
+
+    def __init__(
+        self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
+        value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
+        premultiplied: bool = False, bits: int | None = None,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.channels = _channels(path, bands, channels)
+        self._own_range = value_range is None
+        self.value_range = _range(path, self.dtype, bits) if value_range is None else (float(value_range[0]), float(value_range[1]))
+        self.metadata = {"orientation": orientation, **(metadata or {})}
+        self.bytes_read = 0
+        self.tiles_decoded = 0
+        self._stored_sizes = tuple(stored_sizes)
+        self._bands = bands
+        self._orientation = orientation if orientation in _ORIENTATIONS else 1
+        self._premultiplied = premultiplied
+        self._lock = threading.Lock()
+        transpose = _ORIENTATIONS[self._orientation][0]
+        self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.level_sizes[0]
+
+    def look(self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+        """Cut boxes out and resample them.
+
+        Each box is served by the coarsest level that has at least one pixel for each output pixel (1 % upsampling is
+        allowed), box averages of it, and last the rule of `foveal.images.resample`. Without antialiasing it is plain
+        bilinear on that level; in memory, where level 0 costs nothing, on level 0.
+
+        Args:
+            boxes: (n, 4) float64 (y0, x0, y1, x1) in full-resolution pixels; may reach outside the image.
+            size: (height, width) of every output.
+            fill: (channels,) value of what is outside, transparent or no data; 0 if None.
+            antialias: see `foveal.images.resample`.
+
+        Returns:
+            (n, channels, height, width) float32 in [0, 1].
+
+        Raises:
+            ImageError: the file is damaged where the boxes lie.
+        """
+        out = torch.empty(len(boxes), self.channels, *size)
+        for slot, piece in zip(out, self.gather(boxes, size, antialias=antialias), strict=True):
+            slot.copy_(composite(*self.develop(piece), fill))
+        return out
+
+    def gather(self, boxes: np.ndarray, size: tuple[int, int], *, antialias: bool = True, bounds: Sequence[float] | None = None) -> list[Cut]:
+        """First half of `look`: read what the boxes need, each tile once.
+
+        Args:
+            boxes, size, antialias: see `look`.
+            bounds: (y0, x0, y1, x1) the part of the image that may be seen; the rest is outside.
+        """
+        wanted = []
+        for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist():
+            level = self._level(box, size, antialias)
+            (h, w), (full_h, full_w) = self.level_sizes[level], self.size
+            scale = (h / full_h, w / full_w) * 2
+            limits = [max(bounds[0], 0), max(bounds[1], 0), min(bounds[2], full_h), min(bounds[3], full_w)] if bounds else [0, 0, full_h, full_w]
+            how = plan([b * s for b, s in zip(box, scale, strict=True)], size, [b * s for b, s in zip(limits, scale, strict=True)],
+                       antialias=antialias, shrink=True)  # fmt: skip
+            wanted.append((level, how))
+        windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
+        return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
+
+    def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
+        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width) cover."""
+        size = (piece.plan.y.count, piece.plan.x.count)
+        if piece.pixels is None:
+            return torch.zeros(self.channels, *size), torch.zeros(size)
+        pixels = torch.from_numpy(np.ascontiguousarray(piece.pixels)).permute(2, 0, 1)[None]
+        low, high = self.value_range
+        # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no beyond.
+        if not self._own_range or piece.alpha is not None:
+            pixels = pixels.float().sub_(low).div_(high - low).clamp_(0, 1)
+        if piece.alpha is not None:
+            alpha = torch.from_numpy(piece.alpha)[None, None]
+            pixels = torch.cat([pixels if self._premultiplied else pixels * alpha, alpha], 1)
+        seen, cover = cut(pixels, piece.plan)
+        seen = seen[0]
+        if piece.alpha is not None:
+            seen, cover = seen[:-1], seen[-1]
+        elif self._own_range:
+            seen = (seen / high).clamp_(0, 1)  # interpolation may overshoot by a rounding error
+        return seen.expand(self.channels, -1, -1), cover
+
+    def read(self, level: int, box: Window) -> np.ndarray:
+        """Pixels of a level as they are stored.
+
+        Args:
+            level: pyramid level.
+            box: (y0, x0, y1, x1) integers, in pixels of that level; may reach outside, where pixels are 0.
+
+        Returns:
+            (height, width, bands) of the image's own dtype.
+        """
+        y0, x0, y1, x1 = box
+        out = np.zeros((y1 - y0, x1 - x0, self._bands), self.dtype)
+        h, w = self.level_sizes[level]
+        inside = (max(y0, 0), max(x0, 0), min(y1, h), min(x1, w))
+        if inside[2] > inside[0] and inside[3] > inside[1]:
+            out[inside[0] - y0 : inside[2] - y0, inside[1] - x0 : inside[3] - x0] = self._windows([(level, inside)])[0][0]
+        return out
+
+    def close(self) -> None:
+        """Give the file back; a later look opens it again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, size={self.size}, channels={self.channels}, levels={len(self.level_sizes)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        """(h, w, bands) pixels and (h, w) alpha (or None) of windows inside the levels, before orientation."""
+
+    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:  # noqa: ARG002 - memory overrides it
+        scale = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) * 1.01
+        h, w = self.size
+        return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
+
+    def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        """Like `_read_stored`, as a person sees the image."""
+        if self._orientation == 1:
+            return self._read_stored(requests)
+        transpose, flip_y, flip_x = _ORIENTATIONS[self._orientation]
+        stored = []
+        for level, (top, left, bottom, right) in requests:
+            h, w = self.level_sizes[level]
+            y0, y1 = (h - bottom, h - top) if flip_y else (top, bottom)
+            x0, x1 = (w - right, w - left) if flip_x else (left, right)
+            stored.append((level, (x0, y0, x1, y1) if transpose else (y0, x0, y1, x1)))
+
+        def turn(a: np.ndarray) -> np.ndarray:
+            a = a.swapaxes(0, 1) if transpose else a
+            return a[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+        return [(turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in self._read_stored(stored)]
+
+    def _count(self, bytes_read: int, tiles: int) -> None:
+        with self._lock:
+            self.bytes_read += bytes_read
+            self.tiles_decoded += tiles
+
+
+class ArrayPyramid(Pyramid):
+    """An image that is decoded already. A loader's workers hand its pixels over in shared memory.
+
+    Args:
+        pixels: (h, w, bands), any real dtype.
+        alpha: (h, w) float32 in [0, 1], or None.
+        path: for messages.
+        options: see `Pyramid`.
+    """
+
+    def __init__(self, pixels: np.ndarray | Tensor, alpha: np.ndarray | None = None, *, path: str = "image", **options: Any) -> None:
+        array = pixels.numpy() if isinstance(pixels, Tensor) else pixels
+        super().__init__(path, [array.shape[:2]], array.shape[2], array.dtype, **options)
+        self._fill_with(array, alpha)
+
+    def _fill_with(self, pixels: np.ndarray, alpha: np.ndarray | None) -> None:
+        self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+        self._alpha = None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha, dtype=np.float32))
+
+    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:  # noqa: ARG002
+        return 0
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        out: list[Stored] = []
+        for _, (y0, x0, y1, x1) in requests:
+            alpha = None if self._alpha is None else self._alpha[y0:y1, x0:x1].numpy()
+            out.append((self._pixels[y0:y1, x0:x1].numpy(), None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(alpha)))
+        return out
+
+
+def _channels(path: str, bands: int, wanted: int | None) -> int:
+    if wanted in (None, bands) or (wanted == 3 and bands == 1):
+        return wanted or bands
+    raise ImageError(f"{path}: has {bands} band{'s' * (bands != 1)} where {wanted} are expected; convert it, or use a model made for {bands}")
+
+
+def _range(path: str, dtype: np.dtype, bits: int | None) -> tuple[float, float]:
+    if dtype == bool:
+        return 0.0, 1.0
+    if dtype.kind != "u":
+        raise ImageError(f"{path}: pixels are {dtype}, whose range is not known; give value_range=(value of black, value of white)")
+    return 0.0, float((1 << bits) - 1 if bits else np.iinfo(dtype).max)

@@ -1,0 +1,186 @@
+"""The geometric and colour changes made to an image, as numbers that are applied to every look at it.
+
+A `Transform` says where each point of the changed image (the *view*) comes from and what happens to its colours. It is
+drawn once for a sample; since every look applies the same one, thumbnail and details show the same augmented image, and
+no pixel that nobody looks at is ever transformed.
+
+Example:
+    >>> t = Transform.identity((100, 200)).crop((10, 20, 90, 180)).resize((40, 80)).flip()
+    >>> t.size, t.bounds
+    ((40, 80), (10.0, 20.0, 90.0, 180.0))
+    >>> t.points([[0, 0], [40, 80]]).tolist()  # a corner of the view is the opposite one of the crop
+    [[10.0, 180.0], [90.0, 20.0]]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Row = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Changes of colour, one after the other, with TensorFlow's meaning of each; clamped to [0, 1] at the end.
+
+    - ``("brightness", d)``: x + d.
+    - ``("contrast", f)``: (x - mean) * f + mean, with each channel's own mean over the whole view.
+    - ``("saturation", f)``: saturation (HSV) times f, at most 1. Only images of three channels have any.
+    - ``("hue", d)``: hue (HSV) turned by d of the colour circle; likewise.
+
+    Args:
+        operations: (name, amount), applied in this order.
+
+    Raises:
+        ValueError: a name that is none of these.
+    """
+
+    operations: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        for name, _ in self.operations:
+            if name not in _OPERATIONS:
+                raise ValueError(f"there is no colour operation {name!r}; choose from {', '.join(_OPERATIONS)}")
+
+    def means(self, pixels: Tensor, cover: Tensor | None) -> list[Tensor]:
+        """(C,) channel means that the contrast operations need, from a small look (C, h, w) at the whole view."""
+        found = []
+        for name, amount in self.operations:
+            mean = pixels.mean((1, 2)) if cover is None else (pixels * cover).sum((1, 2)) / cover.sum().clamp(min=1e-6)
+            if name == "contrast":
+                found.append(mean)
+            pixels = _OPERATIONS[name](pixels, amount, mean)
+        return found
+
+    def apply(self, pixels: Tensor, means: Sequence[Tensor]) -> Tensor:
+        """Change (C, h, w) pixels in [0, 1]; ``means`` as from `means`."""
+        remaining = iter(means)
+        for name, amount in self.operations:
+            pixels = _OPERATIONS[name](pixels, amount, next(remaining) if name == "contrast" else None)
+        return pixels.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Where the points of a view come from, and what happens to its colours.
+
+    Attributes:
+        size: (height, width) of the view's frame.
+        matrix: rows (a, b, c), (d, e, f): the view's point (y, x) shows the image's (a y + b x + c, d y + e x + f).
+        bounds: (y0, x0, y1, x1) the part of the image that may be seen, or None for all of it.
+        colour: change of colours, or None.
+    """
+
+    size: tuple[int, int]
+    matrix: tuple[Row, Row] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+    bounds: tuple[float, float, float, float] | None = None
+    colour: Colour | None = None
+
+    @classmethod
+    def identity(cls, size: tuple[int, int]) -> Self:
+        """The image of ``size`` as it is."""
+        return cls((int(size[0]), int(size[1])))
+
+    def crop(self, box: Sequence[float]) -> Self:
+        """Only a box (y0, x0, y1, x1) of the frame; what is around it is outside from now on."""
+        y0, x0, y1, x1 = map(float, box)
+        corners = self.points([[y0, x0], [y1, x1]])
+        low, high = corners.min(0), corners.max(0)
+        bounds = self.bounds
+        if self.aligned:
+            old = bounds or (-math.inf, -math.inf, math.inf, math.inf)
+            bounds = (max(low[0], old[0]), max(low[1], old[1]), min(high[0], old[2]), min(high[1], old[3]))
+            bounds = tuple(map(float, bounds))
+        size = (max(1, round(y1 - y0)), max(1, round(x1 - x0)))
+        return self._after(size, [[(y1 - y0) / size[0], 0, y0], [0, (x1 - x0) / size[1], x0]], bounds)
+
+    def resize(self, size: tuple[int, int]) -> Self:
+        """The frame stretched to ``size``; only how many of the view's pixels there are, nothing is resampled yet."""
+        return self._after((int(size[0]), int(size[1])), [[self.size[0] / size[0], 0, 0], [0, self.size[1] / size[1], 0]])
+
+    def flip(self) -> Self:
+        """Left becomes right."""
+        return self._after(self.size, [[1, 0, 0], [0, -1, self.size[1]]])
+
+    def turn(self, quarters: int) -> Self:
+        """Quarter turns, counterclockwise as one sees it."""
+        result = self
+        for _ in range(quarters % 4):
+            h, w = result.size
+            result = result._after((w, h), [[0, 1, 0], [-1, 0, w]])
+        return result
+
+    def rotate(self, degrees: float) -> Self:
+        """Rotation about the centre of the frame, counterclockwise as one sees it; the frame stays, its corners show fill."""
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        y, x = self.size[0] / 2, self.size[1] / 2
+        return self._after(self.size, [[cos, sin, y - cos * y - sin * x], [-sin, cos, x + sin * y - cos * x]])
+
+    def shift(self, down: float, right: float) -> Self:
+        """The picture moves by so many pixels of the frame."""
+        return self._after(self.size, [[1, 0, -down], [0, 1, -right]])
+
+    def coloured(self, colour: Colour | None) -> Self:
+        """With this change of colours instead of the old one."""
+        return replace(self, colour=colour)
+
+    def points(self, points: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
+        """(n, 2) points (y, x) of the image that the view's points (n, 2) show."""
+        matrix = np.array(self.matrix)
+        return np.asarray(points, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether boxes of the view are boxes of the image."""
+        (a, b, _), (d, e, _) = self.matrix
+        return (b == 0 and d == 0) or (a == 0 and e == 0)
+
+    def _after(self, size: tuple[int, int], first: Sequence[Sequence[float]], bounds: tuple[float, ...] | None = None) -> Self:
+        """The transform whose view maps to this one's view by ``first``."""
+        matrix = np.array(self.matrix) @ np.vstack([np.array(first, dtype=np.float64), [0, 0, 1]])
+        rows = tuple(tuple(map(float, row)) for row in matrix)
+        return replace(self, size=size, matrix=rows, bounds=bounds or self.bounds)
+
+
+def _brightness(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+    return pixels + amount
+
+
+def _contrast(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
+    assert mean is not None
+    centre = mean[:, None, None]
+    return (pixels - centre) * amount + centre
+
+
+def _saturation(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+    if len(pixels) != 3:
+        return pixels
+    value = pixels.amax(0)
+    old = torch.where(value > 0, (value - pixels.amin(0)) / value.clamp(min=1e-12), 0.0)
+    # Hue and value stay, so that the distance of each channel from the brightest one scales with the saturation.
+    ratio = torch.where(old > 0, (old * amount).clamp(0, 1) / old.clamp(min=1e-12), 0.0)
+    return value - (value - pixels) * ratio
+
+
+def _hue(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+    if len(pixels) != 3:
+        return pixels
+    r, g, b = pixels
+    value, index = pixels.max(0)
+    chroma = value - pixels.amin(0)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sextant = torch.where(index == 0, (g - b) / safe, torch.where(index == 1, (b - r) / safe + 2, (r - g) / safe + 4)) + 6 * amount
+    k = (torch.tensor([5.0, 3.0, 1.0])[:, None, None] + sextant) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+_OPERATIONS: dict[str, Callable[[Tensor, float, Tensor | None], Tensor]] = {
+    "brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue,
+}  # fmt: skip
