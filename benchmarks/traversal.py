@@ -82,7 +82,7 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                         {
                             "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
                             "floor": lambda m=model, c=crops: through(m.backbone, c),
-                            "resampling": lambda v=TensorViews(images), w=looks.asked: [v.look(*a, **k) for a, k in w],
+                            "resampling": lambda v=looks.views, w=looks.asked: [v.look(*a, **k) for a, k in w],
                         },
                         seconds=seconds, device=device,
                     )  # fmt: skip

@@ -87,7 +87,7 @@ class Glimpses(Sequence[Glimpse]):
         parent = int(self.parent[index])
         return Glimpse(
             image=int(self.image[index]),
-            box=tuple(map(float, self.box[index])),
+            box=tuple(map(float, self.box[index])),  # type: ignore[arg-type]
             size=self.size,
             level=int(self.level[index]),
             parent=None if parent < 0 else parent,

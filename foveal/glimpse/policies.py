@@ -39,14 +39,16 @@ def choose(policy: str, log_p: Tensor, k: int, noise: Tensor | None = None) -> T
         (..., k) int64, in the order they were chosen. Between equals the lower index comes first.
     """
     log_p = log_p.detach()
-    if policy in ("sampled", "random") and noise is None:
-        raise ValueError(f"the {policy} policy needs noise")
+    if noise is None:
+        if policy in ("sampled", "random"):
+            raise ValueError(f"the {policy} policy needs noise")
+        noise = torch.zeros(())
     if policy == "greedy":
         order = log_p
     elif policy == "sampled":
         order = log_p + noise
     elif policy == "random":
-        order = log_p.where(log_p < NEVER / 2, 0) + noise  # type: ignore[operator]
+        order = log_p.where(log_p < NEVER / 2, 0) + noise
     elif policy == "centre":
         side = math.isqrt(log_p.shape[-1])
         axis = torch.arange(side, device=log_p.device) - (side - 1) / 2

@@ -99,9 +99,12 @@ class LocationModule(nn.Module):
             probability near uniform (the released code).
     """
 
+    coordinates: Tensor
+
     def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None) -> None:
         super().__init__()
         self.context = context
+        self.act: nn.Module
         self.coordinate_gain = nn.Parameter(torch.ones(2))
         self.coordinate_bias = nn.Parameter(torch.zeros(2))
         line = torch.linspace(-1, 1, side)
@@ -201,6 +204,8 @@ class TNet(GlimpseClassifier):
         ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
     """
 
+    cell_weights: Tensor
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -262,7 +267,7 @@ class TNet(GlimpseClassifier):
         tapped: list[Tensor] = []
         tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
         try:
-            feature = self.backbone.forward_head(self.backbone.forward_features(seen), pre_logits=True)
+            feature = _embed(self.backbone, seen)
         finally:
             tap.remove()
         tagged = self.position(feature, position)
@@ -377,8 +382,9 @@ class TNet(GlimpseClassifier):
         )
         return [
             Rollout(
-                logits=logits, glimpse_logits=alone, level=seen.level, log_probability=log_probability, scores=list(scores),
-                parent=seen.parent, cells=torch.cat(cells, 1) if cells else None, fused=together, additive=self.weighting is None, policy=name,
+                logits=logits, glimpse_logits=alone, level=seen.level, parent=seen.parent, log_probability=log_probability,
+                scores=list(scores), cells=torch.cat(cells, 1) if cells else None, fused=together,
+                additive=self.weighting is None, policy=name,
             )
             for name, logits, alone, log_probability, together, scores, cells in parts
         ]  # fmt: skip
@@ -417,7 +423,7 @@ class TNet(GlimpseClassifier):
             known = ", ".join(f["module"] for f in getattr(probe, "feature_info", None) or []) or "its named_modules()"
             raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try {known}") from error
         module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
-        feature = probe.forward_head(probe.forward_features(torch.zeros(1, in_chans, side, side, device="meta")), pre_logits=True)
+        feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
         described = _as_map(tapped[0], probe)
         return described.shape[1], described.shape[2], feature.shape[1]
 
@@ -430,7 +436,12 @@ class _Dense(nn.Module):
         self.backbone, self.classifier = backbone, classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True))
+        return self.classifier(_embed(self.backbone, x))
+
+
+def _embed(network: Any, x: Tensor) -> Tensor:
+    """(N, C, h, w) to (N, D): what a timm network gives its classifier."""
+    return network.forward_head(network.forward_features(x), pre_logits=True)
 
 
 def _create_backbone(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
@@ -466,8 +477,8 @@ def _cell_weights(grid: Grid, map_side: int) -> Tensor:
     start = np.arange(grid.side) * (1 - grid.region) / (grid.side - 1) * map_side
     edge = np.arange(map_side)
     overlap = np.minimum(start[:, None] + grid.region * map_side, edge + 1) - np.maximum(start[:, None], edge)
-    overlap = torch.from_numpy(overlap).clamp(min=0).float()
-    return overlap / overlap.sum(1, keepdim=True)
+    weights = torch.from_numpy(overlap).clamp(min=0).float()
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _on_host(cells: Tensor) -> np.ndarray:

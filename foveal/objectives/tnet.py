@@ -87,7 +87,9 @@ class ReferenceTNetObjective:
         right = (tried.logits.argmax(-1) == target).float()
         loss_image = cross_entropy(tried.logits, target, weights)
         log = {"loss_image": loss_image.detach()}
-        extra = self.contrastive * contrastive(tried.fused, target) if self.contrastive else 0.0
+        extra: Tensor | float = 0.0
+        if self.contrastive and tried.fused is not None:
+            extra = self.contrastive * contrastive(tried.fused, target)
         if tried.glimpses_per_image == 1:
             # The released code skips every other term where there is only the thumbnail.
             loss = share * loss_image + extra
@@ -154,14 +156,12 @@ class TNetObjective:
         return torch.tensor(0.0)
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        perception = sum(self.perception(tried, target) for tried in rollouts) / len(rollouts)
+        perception = torch.stack([self.perception(tried, target) for tried in rollouts]).mean()
         if rollouts[0].policy != "sampled" or rollouts[0].glimpses_per_image == 1:
             return perception, state, {"loss": perception.detach()}
         gain = torch.stack([self.gain(tried, target) for tried in rollouts])
-        if len(rollouts) > 1:
-            advantage = (gain - gain.mean(0)) * len(rollouts) / (len(rollouts) - 1)
-        else:
-            advantage = gain - state
+        others = len(rollouts) - 1
+        advantage = (gain - gain.mean(0)) * (others + 1) / others if others else gain - state
         log_p = torch.stack([tried.log_probability for tried in rollouts])
         loss = perception - self.policy_weight * (advantage * log_p).sum(2).mean()
         mean = gain.mean()
