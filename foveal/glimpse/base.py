@@ -28,10 +28,11 @@ from foveal.objectives.rollout import Rollout
 
 
 def enclosing_square(sizes: np.ndarray) -> np.ndarray:
-    """(B, 4) the centred square around each image of ``sizes`` (B, 2)."""
+    """(B, 4) the centred square around each image of ``sizes`` (B, 2), at whole pixels."""
     sizes = np.asarray(sizes, dtype=np.float64)
-    centre, half = sizes / 2, sizes.max(1, keepdims=True) / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
+    side = sizes.max(1, keepdims=True)
+    first = np.floor((sizes - side) / 2)
+    return np.concatenate([first, first + side], axis=1)
 
 
 def whole_image(sizes: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class TestWholeImage(GlimpseClassifierTester):
 
 
 def test_first_boxes():
-    assert enclosing_square(np.array([[100, 300]])).tolist() == [[-100, 0, 200, 300]]
+    assert enclosing_square(np.array([[100, 300], [8, 5]])).tolist() == [[-100, 0, 200, 300], [0, -2, 8, 6]]
     assert whole_image(np.array([[100, 300]])).tolist() == [[0, 0, 100, 300]]
 
 
