@@ -1,14 +1,17 @@
 """Data sets, in files or in memory, and the batches made of them.
 
 Example:
-    >>> data = get_data("digits", canvas=96, digit=(12, 16), train=16, val=8, test=8)
+    >>> data = get_data("digits", canvas=128, digit=(12, 16), train=16, val=8, test=8)
     >>> batch = next(iter(data.loader("train", batch_size=4)))
     >>> batch.views.sizes.tolist(), batch.target.shape
-    ([[96, 96], [96, 96], [96, 96], [96, 96]], torch.Size([4]))
+    ([[128, 128], [128, 128], [128, 128], [128, 128]], torch.Size([4]))
 """
 
-from foveal.data import digits as _digits  # noqa: F401  (registers its data set)
-from foveal.data.dataset import Batch, Dataset, TensorDataset
+# The constructors bear the names of their modules, and are reached by `get_data` or from those.
+import foveal.data.digits
+import foveal.data.folder
+import foveal.data.published  # noqa: F401
+from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
 from foveal.data.module import DataModule, check_classes, data_constructor, get_data, list_data, register
 
@@ -16,7 +19,9 @@ __all__ = [
     "Batch",
     "DataModule",
     "Dataset",
+    "ImageDataset",
     "Loader",
+    "Reading",
     "TensorDataset",
     "check_classes",
     "data_constructor",

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.images.views import Look, TensorViews, Views
+from foveal.data.augmentation import AUGMENTATIONS, change_pixels, change_view, draw_change
+from foveal.data.kernels import KERNELS
+from foveal.draws import generator
+from foveal.errors import ConfigError, FovealError
+from foveal.images import ImageViews, Look, TensorViews, View, Views, open_image
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
 
@@ -98,14 +103,15 @@ class Loaded:
         target, index, errors: as in `Batch`.
     """
 
-    pixels: Tensor | list
+    pixels: Tensor | list[View]
     target: Tensor
     index: np.ndarray
     errors: list[tuple[str, str]] = field(default_factory=list)
 
     def batch(self) -> Batch:
         """The batch, ready to be looked at."""
-        return Batch(TensorViews(self.pixels), self.target, self.index, self.errors)
+        views = TensorViews(self.pixels) if isinstance(self.pixels, Tensor) else ImageViews(self.pixels)
+        return Batch(views, self.target, self.index, self.errors)
 
 
 class TensorDataset(Dataset):
@@ -128,3 +134,94 @@ class TensorDataset(Dataset):
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
         return Loaded(self.images.index_select(0, torch.from_numpy(index)), torch.from_numpy(self.targets[index]), index)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read from files.
+
+    Attributes:
+        augmentation: a name of `foveal.data.augmentation.AUGMENTATIONS`.
+        channels: bands wanted.
+        value_range: lowest and highest value of floating-point images.
+        image_size: side that whole images are resized to first, without keeping their aspect ratio; None leaves them as they are, and
+            only what is looked at is read.
+        kernels: with ``image_size``, ``bilinear`` or ``tnet``: one of `foveal.data.kernels.KERNELS`, drawn for each image.
+        shorter_side: with ``image_size``, images are first made smaller, antialiased, until the shorter side is this at most.
+    """
+
+    augmentation: str = "none"
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    image_size: int | None = None
+    kernels: str = "bilinear"
+    shorter_side: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("augmentation", self.augmentation, AUGMENTATIONS), ("kernels", self.kernels, ("bilinear", "tnet"))):
+            if value not in known:
+                raise ConfigError(f"data: there is no {what} {value!r}; use one of {', '.join(known)}")
+
+    def plain(self) -> Reading:
+        """The same for evaluation: nothing random."""
+        return replace(self, augmentation="none", kernels="bilinear")
+
+
+class ImageDataset(Dataset):
+    """Images in files, opened when they are needed.
+
+    Args:
+        paths: N files.
+        targets: (N,) classes.
+        classes: names.
+        reading: how files are read and what happens to the images.
+        boxes: for each image the (k, 4) boxes of its object; may compute them when asked.
+        regions: (N, 4) boxes: each sample is only this part of its image, and ``boxes`` are not used.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], targets: Sequence[int] | np.ndarray, classes: Sequence[str], *, reading: Reading | None = None,
+        boxes: Sequence[np.ndarray] | None = None, regions: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        # One array rather than a list: workers would copy the pages of a million strings by merely counting references.
+        self._paths = np.array([os.fsencode(p) for p in paths])
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.classes = tuple(classes)
+        self.reading = reading or Reading()
+        self.boxes = boxes
+        self.regions = regions
+        self.channels = self.reading.channels
+
+    def path(self, i: int) -> str:
+        """File of sample ``i``."""
+        return os.fsdecode(self._paths[i])
+
+    def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
+        good, items, errors = [], [], []
+        for i in indices:
+            try:
+                items.append(self._open(epoch, i, seed, first_looks))
+                good.append(i)
+            except FovealError as error:
+                errors.append((self.path(i), str(error)))
+        index = np.array(good, dtype=np.int64)
+        if self.reading.image_size is not None or not items:
+            side = self.reading.image_size or 1
+            items = torch.stack(items) if items else torch.empty(0, self.channels, side, side)
+        return Loaded(items, torch.from_numpy(self.targets[index]), index, errors)
+
+    def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
+        """A view, or the pixels of an image that is resized first."""
+        image = open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range)
+        rng = generator(seed, epoch, i, "augmentation")
+        region = (0, 0, *image.size) if self.regions is None else self.regions[i]
+        boxes = self.boxes[i] if self.boxes is not None and self.regions is None else None
+        kernels = KERNELS if self.reading.kernels == "tnet" else ("bilinear",)
+        change = draw_change(self.reading.augmentation, region, boxes, rng, kernels)
+        if self.reading.image_size is not None:
+            with image:
+                return change_pixels(change, image, self.reading.image_size, self.reading.shorter_side)
+        view = change_view(change, image)
+        if first_looks is not None:
+            view.prefetch(first_looks(view.size))
+        return view

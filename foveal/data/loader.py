@@ -31,8 +31,8 @@ class Order(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for one of ``world_size`` processes.
 
     Batch j of all processes together holds ``batch_size * world_size`` images: those that one process with the larger batch would see.
-    Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number of batches and no image is used twice; in the last batch
-    (unless dropped) a process may get one image fewer, or none.
+    Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number of batches and no image is used
+    twice; in the last batch (unless dropped) a process may get one image fewer, or none.
 
     Args:
         count: images.
@@ -80,7 +80,8 @@ class Order(Sampler[list[tuple[int, int]]]):
 class Loader(DataLoader):
     """Iterates the `Batch`es of a data set.
 
-    ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules count from the epoch's beginning.
+    ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules count from the
+    epoch's beginning.
 
     Args:
         data: what to read.
@@ -98,7 +99,8 @@ class Loader(DataLoader):
         self.data = data
         self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
         super().__init__(
-            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_as_is, persistent_workers=workers > 0,
+            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_as_is,
+            persistent_workers=workers > 0,
             generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A named data set with its splits, and the register of their names.
 
-A constructor is a plain function with typed arguments; ``@register`` gives it its name, and the command line builds its flags from the signature.
+A constructor is a plain function with typed arguments; ``@register`` gives it its name, and the command line builds its flags from the
+signature.
 
 Example:
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=8, val=4, test=4)
@@ -56,8 +57,8 @@ class DataModule:
         return data
 
     def loader(
-        self, split: str, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None, drop_last: bool = False,
-        shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
+        self, split: str, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
+        drop_last: bool = False, shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
     ) -> Loader:  # fmt: skip
         """Batches of a split; arguments as of `foveal.data.loader.Loader`. ``shuffle=None`` shuffles the training split only."""
         return Loader(
@@ -66,7 +67,7 @@ class DataModule:
         )  # fmt: skip
 
     def class_weights(self) -> list[float]:
-        """A weight for each class, inverse to its share of the training images; their mean over training images is 1. Classes without images get 0."""
+        """A weight for each class, inverse to its share of the training images; 1 on average over those, and 0 for a class without any."""
         counts = self.split("train").counts()
         present = counts > 0
         return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0).tolist()

@@ -1,0 +1,198 @@
+"""Random changes to training images: drawn once for an image, so that every look at it sees the same change.
+
+Drawing and applying are apart: `draw_change` says what happens to an image; `change_view` makes a view that looks are cut
+from, `change_pixels` an image of one size for papers that resize images first.
+
+Example:
+    >>> import numpy as np
+    >>> change = draw_change("light", (0, 0, 100, 80), None, np.random.default_rng(0))
+    >>> 0.7 < (change.crop[2] - change.crop[0]) / 100 < 1, change.colour
+    (True, ())
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.classification import Box
+from foveal.data.kernels import resize
+from foveal.images import Colour, Pyramid, Transform, View
+
+AUGMENTATIONS = ("none", "light", "tnet", "tnet_birds")
+
+# Ranges and orders of TNet's colour changes (specification 7.2, step 4a).
+_COLOUR_RANGES = {"brightness": (-32 / 255, 32 / 255), "saturation": (0.5, 1.5), "hue": (-0.2, 0.2), "contrast": (0.5, 1.5)}
+_COLOUR_ORDERS = (
+    ("brightness", "saturation", "hue", "contrast"),
+    ("saturation", "brightness", "contrast", "hue"),
+    ("contrast", "hue", "brightness", "saturation"),
+    ("hue", "saturation", "contrast", "brightness"),
+    (),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one image, in this order.
+
+    Attributes:
+        crop: (y0, x0, y1, x1) in pixels of the image: the part that is kept.
+        kernel: how that is resized, if it is.
+        mirrored: left and right are exchanged.
+        colour: (operation, amount) pairs: ``brightness`` adds, ``contrast`` scales around each channel's mean, ``saturation`` scales,
+            ``hue`` turns by a share of the circle.
+        shift: (down, right) as a share of each side.
+        degrees: rotation about the centre, anticlockwise.
+    """
+
+    crop: Box
+    kernel: str = "bilinear"
+    mirrored: bool = False
+    colour: tuple[tuple[str, float], ...] = ()
+    shift: tuple[float, float] = (0.0, 0.0)
+    degrees: float = 0.0
+
+
+def draw_change(
+    augmentation: str, region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator, kernels: Sequence[str] = ("bilinear",)
+) -> Change:
+    """Draw what happens to an image.
+
+    ``none`` keeps the image. ``light`` mirrors half of the images and crops to 85 to 100 % of each side, the same share of both.
+    ``tnet`` and ``tnet_birds`` are steps 1, 2, 3 and 4a or 4b of section 7.2 of TNet's specification: a crop of 85 to 100 % of the area
+    and of aspect ratio 0.5 to 2 that covers a tenth of a box, a kernel, mirroring, then a change of colour (``tnet``) or a shift of up
+    to 10 % and a rotation of up to 20 degrees (``tnet_birds``).
+
+    Args:
+        augmentation: one of `AUGMENTATIONS`.
+        region: (y0, x0, y1, x1), the part of the image that is used, all of it as a rule.
+        boxes: (k, 4) boxes of the object; the whole region where there is none.
+        rng: source of randomness.
+        kernels: to draw one from.
+    """
+    whole = Change(tuple(map(float, region)))  # type: ignore[arg-type]
+    if augmentation == "none":
+        return whole
+    mirrored = bool(rng.random() < 0.5)
+    if augmentation == "light":
+        return replace(whole, crop=_keep_aspect(region, rng.uniform(0.85, 1.0), boxes, rng), mirrored=mirrored)
+    birds = augmentation == "tnet_birds"
+    change = replace(
+        whole,
+        crop=distorted_crop(region, None if birds else boxes, rng),
+        kernel=kernels[int(rng.integers(len(kernels)))],
+        mirrored=mirrored,
+    )
+    if birds:
+        return replace(change, shift=tuple(rng.uniform(-0.1, 0.1, 2).tolist()), degrees=float(rng.uniform(-20, 20)))
+    order = _COLOUR_ORDERS[int(rng.integers(len(_COLOUR_ORDERS)))]
+    return replace(change, colour=tuple((operation, float(rng.uniform(*_COLOUR_RANGES[operation]))) for operation in order))
+
+
+def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None, rng: np.random.Generator) -> Box:
+    """A crop of a share of each side; it holds all boxes where they fit, and what it can of them where they do not."""
+    start, stop = np.array(region[:2], dtype=float), np.array(region[2:], dtype=float)
+    side = (stop - start) * share
+    low, high = start, stop - side
+    if boxes is not None and len(boxes):
+        first, last = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+        low, high = np.clip(last - side, low, high), np.clip(first, low, high)
+        low, high = np.minimum(low, high), np.maximum(low, high)
+    corner = rng.uniform(low, high)
+    y0, x0, y1, x1 = (*corner, *(corner + side))
+    return float(y0), float(x0), float(y1), float(x1)
+
+
+def distorted_crop(region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator) -> Box:
+    """A crop as ``tf.image.sample_distorted_bounding_box`` draws it: whole pixels, area 85 to 100 %, width / height 0.5 to 2, 50 tries.
+
+    A try counts if the crop covers a tenth of the area of at least one box. If none does, the whole region is returned.
+    """
+    y0, x0, y1, x1 = map(int, region)
+    height, width = y1 - y0, x1 - x0
+    smallest, largest = 0.85 * height * width, 1.0 * height * width
+    boxes = np.array([region], dtype=float) if boxes is None or not len(boxes) else boxes
+    for _ in range(50):
+        aspect = rng.uniform(0.5, 2.0)
+        lowest, highest = round(math.sqrt(smallest / aspect)), round(math.sqrt(largest / aspect))
+        if round(highest * aspect) > width:
+            highest = int((width + 0.4999) / aspect)
+        highest = min(highest, height)
+        lowest = min(lowest, highest)
+        h = lowest if lowest >= highest else int(rng.integers(lowest, highest + 1))
+        w = round(h * aspect)
+        if not (smallest <= h * w <= largest and 0 < h <= height and 0 < w <= width):
+            continue
+        y, x = y0 + int(rng.integers(0, height - h + 1)), x0 + int(rng.integers(0, width - w + 1))
+        corner = np.maximum(boxes[:, :2], (y, x))
+        shared = np.prod(np.clip(np.minimum(boxes[:, 2:], (y + h, x + w)) - corner, 0, None), axis=1)
+        if (shared >= 0.1 * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)).any():
+            return float(y), float(x), float(y + h), float(x + w)
+    return float(y0), float(x0), float(y1), float(x1)
+
+
+def rotate_and_shift(pixels: Tensor, shift: tuple[float, float], degrees: float) -> Tensor:
+    """Shift by whole pixels, then rotate anticlockwise about the centre; nearest neighbour, zeros where nothing was.
+
+    Args:
+        pixels: (C, H, W).
+        shift: (down, right) as a share of each side.
+        degrees: angle.
+    """
+    height, width = pixels.shape[1:]
+    down, right = round(shift[0] * height), round(shift[1] * width)
+    y, x = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (height, width))
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # An output pixel looks back, clockwise, for where it came from; rows point down.
+    from_y = (cos * y[:, None] + sin * x + (height - 1) / 2).round().long()
+    from_x = (-sin * y[:, None] + cos * x + (width - 1) / 2).round().long()
+    in_frame = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+    from_y, from_x = from_y - down, from_x - right
+    inside = in_frame & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+    return pixels[:, from_y.clamp(0, height - 1), from_x.clamp(0, width - 1)] * inside
+
+
+def change_view(change: Change, image: Pyramid) -> View:
+    """A view of the changed image. Nothing is read; looks are resampled as all looks are, so that the kernel does not count."""
+    transform = Transform.identity(image.size)
+    if change.crop != (0, 0, *image.size):
+        transform = transform.crop(change.crop)
+    if change.mirrored:
+        transform = transform.flip()
+    if any(change.shift):
+        transform = transform.shift(*np.multiply(change.shift, transform.size).tolist())
+    if change.degrees:
+        transform = transform.rotate(change.degrees)
+    return View(image, transform.coloured(Colour(change.colour) if change.colour else None))
+
+
+def change_pixels(change: Change, image: Pyramid, side: int, shorter_side: int | None = None) -> Tensor:
+    """The changed image, resized to a square.
+
+    Args:
+        change: what happens.
+        image: of any size; it is read whole.
+        side: of the result.
+        shorter_side: make the image smaller, antialiased, until its shorter side is this at most, before anything else.
+
+    Returns:
+        (C, side, side) float32 in [0, 1].
+    """
+    factor = 1.0 if shorter_side is None else min(1.0, shorter_side / min(image.size))
+    y0, x0, y1, x1 = change.crop
+    size = max(1, round((y1 - y0) * factor)), max(1, round((x1 - x0) * factor))
+    pixels = image.look(np.array([change.crop]), size)[0]
+    pixels = resize(pixels, (side, side), change.kernel)
+    if change.mirrored:
+        pixels = pixels.flip(2)
+    if change.colour:
+        colour = Colour(change.colour)
+        pixels = colour.apply(pixels, colour.means(pixels, None))
+    pixels = pixels.clamp(0, 1)
+    return rotate_and_shift(pixels, change.shift, change.degrees) if change.degrees or any(change.shift) else pixels

@@ -1,0 +1,91 @@
+"""Resize a whole image with one of eight kernels, none of them antialiased: what TensorFlow's ``tf.image.resize`` does.
+
+Only reference recipes need this: their papers train on images that were resized to one size first. Half-pixel centres;
+weights that fall outside the image are dropped and the others renormalised.
+
+Example:
+    >>> import torch
+    >>> ramp = torch.arange(8.0).expand(1, 4, 8)
+    >>> resize(ramp, (2, 4), "area")[0, 0].tolist()
+    [0.5, 2.5, 4.5, 6.5]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _lanczos(radius: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.where(x.abs() < radius, torch.sinc(x) * torch.sinc(x / radius), 0.0)
+
+
+def _cubic(b: float, c: float) -> Callable[[Tensor], Tensor]:
+    """Mitchell and Netravali's family (Reconstruction filters in computer graphics, 1988)."""
+
+    def kernel(x: Tensor) -> Tensor:
+        x = x.abs()
+        near = (12 - 9 * b - 6 * c) * x**3 + (-18 + 12 * b + 6 * c) * x**2 + (6 - 2 * b)
+        far = (-b - 6 * c) * x**3 + (6 * b + 30 * c) * x**2 + (-12 * b - 48 * c) * x + (8 * b + 24 * c)
+        return torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) / 6
+
+    return kernel
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1.5, torch.exp(-(x**2) / (2 * 0.5**2)), 0.0)
+
+
+# name: (radius in source pixels, weight at a distance)
+_INTERPOLATING: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "bilinear": (1, _triangle),
+    "lanczos3": (3, _lanczos(3)),
+    "lanczos5": (5, _lanczos(5)),
+    "bicubic": (2, _cubic(0, 0.5)),
+    "gaussian": (1.5, _gaussian),
+    "mitchell": (2, _cubic(1 / 3, 1 / 3)),
+}
+KERNELS = (*_INTERPOLATING, "nearest", "area")
+
+
+def resize(pixels: Tensor, size: tuple[int, int], kernel: str = "bilinear") -> Tensor:
+    """Resize without keeping the aspect ratio.
+
+    Args:
+        pixels: (C, H, W) float.
+        size: (height, width).
+        kernel: one of `KERNELS`; ``"area"`` averages what an output pixel covers, the others look at their radius in source pixels only.
+
+    Returns:
+        (C, height, width); kernels with negative lobes may leave [0, 1].
+    """
+    rows, row_weights = _taps(pixels.shape[1], size[0], kernel)
+    columns, column_weights = _taps(pixels.shape[2], size[1], kernel)
+    across = sum(pixels[:, :, columns[:, t]] * column_weights[:, t] for t in range(columns.shape[1]))
+    return sum(across[:, rows[:, t]] * row_weights[:, t, None] for t in range(rows.shape[1]))  # type: ignore[index, return-value]
+
+
+def _taps(length: int, count: int, kernel: str) -> tuple[Tensor, Tensor]:
+    """For each of ``count`` outputs the source pixels it looks at, (count, taps), and their weights."""
+    scale = length / count
+    output = torch.arange(count, dtype=torch.float64)
+    if kernel == "nearest":
+        return ((output + 0.5) * scale).floor().clamp(max=length - 1).long()[:, None], torch.ones(count, 1)
+    if kernel == "area":
+        start, stop = output * scale, (output + 1) * scale
+        index = start.floor()[:, None] + torch.arange(math.ceil(scale) + 1)
+        weight = (torch.minimum(index + 1, stop[:, None]) - torch.maximum(index, start[:, None])).clamp(min=0)
+    else:
+        radius, weigh = _INTERPOLATING[kernel]
+        centre = (output + 0.5) * scale
+        index = (centre - radius).floor()[:, None] + torch.arange(math.ceil(2 * radius) + 1)
+        weight = weigh(index + 0.5 - centre[:, None])
+    weight = torch.where((index >= 0) & (index < length), weight, 0.0)
+    return index.clamp(0, length - 1).long(), (weight / weight.sum(1, keepdim=True)).float()

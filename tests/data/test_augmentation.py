@@ -1,0 +1,124 @@
+"""Augmentations: what is drawn, and that what is drawn is what happens."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import rotate
+
+from foveal.data.augmentation import _COLOUR_ORDERS, Change, distorted_crop, draw_change, rotate_and_shift
+
+REGION = (0, 0, 90, 120)
+
+
+def drawn(augmentation: str, boxes: np.ndarray | None = None, count: int = 400, **options) -> list[Change]:
+    return [draw_change(augmentation, REGION, boxes, np.random.default_rng(i), **options) for i in range(count)]
+
+
+def test_none_changes_nothing():
+    assert draw_change("none", (3, 4, 50, 60), None, np.random.default_rng(0)) == Change((3, 4, 50, 60))
+
+
+def test_light_keeps_the_aspect_and_most_of_the_image():
+    changes = drawn("light")
+    for change in changes:
+        y0, x0, y1, x1 = change.crop
+        assert min(y0, x0) >= 0
+        assert y1 <= 90.0001
+        assert x1 <= 120.0001
+        assert 0.85 <= (y1 - y0) / 90 <= 1
+        assert (y1 - y0) / 90 == pytest.approx((x1 - x0) / 120)
+        assert not change.colour
+        assert change.degrees == 0
+    assert 0.4 < np.mean([c.mirrored for c in changes]) < 0.6
+
+
+def test_light_never_loses_the_object():
+    boxes = np.array([[0, 100, 20, 120.0]])
+    for y0, x0, y1, x1 in (change.crop for change in drawn("light", boxes)):
+        assert y0 <= 1e-9
+        assert x0 <= 100
+        assert y1 >= 20
+        assert x1 >= 120 - 1e-9
+    whole = np.array([[-10, 0, 95, 120.0]])
+    assert len(drawn("light", whole, 5)) == 5
+
+
+def test_tnet_crops_are_what_the_specification_says():
+    changes = drawn("tnet")
+    crops = np.array([c.crop for c in changes])
+    sides = crops[:, 2:] - crops[:, :2]
+    cropped = ~(sides == (90, 120)).all(1)
+    assert cropped.mean() > 0.9
+    area = sides.prod(1) / (90 * 120)
+    assert (area[cropped] >= 0.85).all() and (area <= 1).all()
+    assert area[cropped].min() < 0.87
+    aspect = sides[:, 1] / sides[:, 0]
+    assert aspect.min() >= 0.5 and aspect.max() <= 2.01
+    assert np.ptp(aspect) > 0.2
+    assert (crops == crops.round()).all()
+    assert (crops[:, :2] >= 0).all() and (crops[:, 2:] <= (90, 120)).all()
+
+
+def test_tnet_crops_cover_a_tenth_of_some_box():
+    corner = np.array([[0, 0, 9, 10.0]])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        y0, x0, _, _ = distorted_crop(REGION, corner, rng)
+        assert (9 - y0) * (10 - x0) >= 0.1 * 90
+    # Whoever ignores the box loses it at times.
+    free = [distorted_crop(REGION, None, np.random.default_rng(i)) for i in range(300)]
+    assert any(max(9 - c[0], 0) * max(10 - c[1], 0) < 9 for c in free)
+    # No crop of aspect ratio 2 or less holds 85 % of a long strip.
+    assert distorted_crop((0, 0, 90, 900), None, rng) == (0, 0, 90, 900)
+
+
+def test_tnet_changes_colour_in_one_of_five_ways():
+    changes = drawn("tnet")
+    orders = [tuple(name for name, _ in c.colour) for c in changes]
+    share = {order: orders.count(order) / len(orders) for order in _COLOUR_ORDERS}
+    assert sum(share.values()) == pytest.approx(1)
+    assert all(0.13 < s < 0.27 for s in share.values())
+    amounts = {name: [a for c in changes for n, a in c.colour if n == name] for name in _COLOUR_ORDERS[0]}
+    for name, (low, high) in {
+        "brightness": (-32 / 255, 32 / 255),
+        "saturation": (0.5, 1.5),
+        "hue": (-0.2, 0.2),
+        "contrast": (0.5, 1.5),
+    }.items():
+        assert low <= min(amounts[name]) < low + 0.05 * (high - low)
+        assert high >= max(amounts[name]) > high - 0.05 * (high - low)
+
+
+def test_kernels_are_drawn_evenly():
+    kernels = [c.kernel for c in drawn("tnet", kernels=tuple("abcdefgh"))]
+    assert all(30 < kernels.count(k) < 72 for k in "abcdefgh")
+
+
+def test_birds_are_shifted_and_rotated_and_keep_their_colour():
+    changes = drawn("tnet_birds", np.array([[0, 0, 1, 1.0]]))
+    assert not any(c.colour for c in changes)
+    shift, degrees = np.array([c.shift for c in changes]), np.array([c.degrees for c in changes])
+    assert np.abs(shift).max() <= 0.1 and np.abs(shift).max() > 0.095
+    assert 19 < np.abs(degrees).max() <= 20
+    assert abs(degrees.mean()) < 2
+
+
+@pytest.mark.parametrize("degrees", [-20.0, 7.5, 90.0])
+def test_rotation_is_torchvisions(degrees):
+    pixels = torch.rand(2, 41, 41, generator=torch.Generator().manual_seed(0))
+    same = (rotate_and_shift(pixels, (0, 0), degrees) == rotate(pixels, degrees)).float().mean()
+    assert same > 0.99  # ties are rounded either way
+
+
+def test_a_shift_moves_down_and_right_before_the_rotation():
+    pixels = torch.zeros(1, 21, 21)
+    pixels[0, 10, 10] = 1
+    assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 0)[0].nonzero().tolist() == [[12, 15]]
+    angle = math.radians(90)
+    down, right = 2 * math.cos(angle) - 5 * math.sin(angle), 2 * math.sin(angle) + 5 * math.cos(angle)
+    assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 90)[0].nonzero().tolist() == [[10 + round(down), 10 + round(right)]]
+    # What a shift pushes out of the frame, no rotation brings back.
+    edge = torch.ones(1, 21, 21)
+    assert rotate_and_shift(edge, (0, 10 / 21), 180)[0, :, -10:].sum() == 0

@@ -1,0 +1,188 @@
+"""Class folders and manifests: what is found, how it is split, and what is refused in one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveal.data import check_classes, get_data, list_data
+from foveal.data.folder import hold_out
+from foveal.errors import ConfigError, DataError
+from tests.data.layouts import make_folder, make_manifest, save_image, write_table
+
+
+def names(dataset) -> list[str]:
+    return [str(Path(dataset.path(i)).relative_to(Path(dataset.path(i)).parents[2])) for i in range(len(dataset))]
+
+
+def test_splits_are_folders_where_they_exist(tmp_path):
+    data = get_data("folder", root=str(make_folder(tmp_path, classes=3, images=2)))
+    assert data.classes == ("class_0", "class_1", "class_2")
+    for split in ("train", "val", "test"):
+        dataset = getattr(data, split)
+        assert names(dataset) == [f"{split}/class_{c}/{n}.jpg" for c in range(3) for n in range(2)]
+        assert dataset.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.train.reading.augmentation == "light"
+    assert data.val.reading.augmentation == data.test.reading.augmentation == "none"
+
+
+def test_a_class_folder_alone_is_split_by_seed_class_by_class(tmp_path):
+    root = str(make_folder(tmp_path, classes=2, images=10, splits=()))
+    data = get_data("folder", root=root, val_fraction=0.3)
+    assert data.test is None
+    assert data.train.counts().tolist() == [7, 7]
+    assert data.val.counts().tolist() == [3, 3]
+    paths = [{d.path(i) for i in range(len(d))} for d in (data.train, data.val)]
+    assert not paths[0] & paths[1]
+    assert len(paths[0] | paths[1]) == 20
+    again, other = (get_data("folder", root=root, val_fraction=0.3, seed=seed) for seed in (0, 1))
+    assert {again.val.path(i) for i in range(6)} == paths[1]
+    assert {other.val.path(i) for i in range(6)} != paths[1]
+    assert get_data("folder", root=root, val_fraction=0).val is None
+    assert len(get_data("folder", root=root, val_fraction=1).val) == 20
+
+
+def test_val_is_taken_from_train_when_there_is_only_test(tmp_path):
+    data = get_data("folder", root=str(make_folder(tmp_path, images=4, splits=("train", "test"))), val_fraction=0.25)
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "held"), [(10, 0.3, 3), (2, 0.1, 1), (1, 0.5, 0), (5, 0.0, 0), (5, 0.99, 4), (5, 1.0, 5), (1, 1.0, 1)]
+)
+def test_how_many_are_held_out(count, fraction, held):
+    targets = np.repeat([0, 2], count)
+    mask = hold_out(targets, fraction, seed=3)
+    assert mask[:count].sum() == mask[count:].sum() == held
+
+
+def test_nested_folders_are_searched_and_other_files_passed_over(tmp_path):
+    root = make_folder(tmp_path, images=1, splits=())
+    save_image(root / "class_0" / "deep" / "er" / "x.PNG", 1)
+    (root / "class_0" / "notes.txt").write_text("no image")
+    (root / "class_0" / ".hidden.jpg").write_bytes(b"")
+    (root / ".cache").mkdir()
+    data = get_data("folder", root=str(root), val_fraction=0)
+    assert data.train.counts().tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "train" / "class_9").mkdir(), r"class_9: there is no image in this class folder; add some or remove"),
+        (lambda root: save_image(root / "val" / "class_9" / "x.jpg", 0), r"val/class_9: there is no training image of the class 'class_9'"),
+        (lambda root: root.rename(root.parent / "away"), r"there is no such file or folder; correct the path"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path, spoil, message):
+    root = make_folder(tmp_path / "data")
+    spoil(root)
+    with pytest.raises(DataError, match=message) as caught:
+        get_data("folder", root=str(root))
+    assert str(caught.value).startswith(str(root))
+
+
+def test_a_folder_without_folders_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no class folders in it"):
+        get_data("folder", root=str(tmp_path))
+    file = tmp_path / "x.txt"
+    file.write_text("")
+    with pytest.raises(DataError, match="not a folder that can be read"):
+        get_data("folder", root=str(file))
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_manifests(tmp_path, parquet):
+    make_manifest(tmp_path, classes=2, images=2, parquet=parquet)
+    data = get_data("manifest", file=str(tmp_path / ("manifest.parquet" if parquet else "manifest.csv")))
+    assert data.classes == ("class_0", "class_1")
+    assert [len(getattr(data, s)) for s in ("train", "val", "test")] == [4, 4, 4]
+    assert data.test.path(0) == str(tmp_path / "images" / "8.jpg")
+    assert data.test.targets.tolist() == [0, 0, 1, 1]
+
+
+def test_a_manifest_without_splits_is_split_and_takes_a_root(tmp_path):
+    make_manifest(tmp_path / "a", images=5, splits=())
+    moved = tmp_path / "elsewhere.csv"
+    # A byte order mark, as spreadsheets write it, and numbers for labels.
+    moved.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a" / "manifest.csv").read_bytes().replace(b"class_", b""))
+    data = get_data("manifest", file=str(moved), root=str(tmp_path / "a"), val_fraction=0.2)
+    assert data.classes == ("0", "1")
+    assert (data.train.counts().tolist(), data.val.counts().tolist()) == ([4, 4], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[5].update(label="bird"), r"row 7 has the label 'bird', which no training row has"),
+        (
+            lambda rows: rows[5].update(path="gone.jpg"),
+            r"1 of 6 images are missing, first .*gone.jpg in row 7; correct",
+        ),
+        (lambda rows: rows[1].update(split="holdout"), r"row 3 has the split 'holdout'; use train, val or test"),
+        (lambda rows: rows[1].update(label=""), r"row 3 has no label"),
+        (lambda rows: [row.pop("label") for row in rows], r"the column 'label' is missing"),
+    ],
+)
+def test_bad_manifests_are_refused(tmp_path, change, message):
+    rows = []
+    for i in range(6):
+        save_image(tmp_path / f"{i}.jpg", i)
+        rows.append({"path": f"{i}.jpg", "label": "cat" if i % 2 else "dog", "split": "train" if i < 4 else "test"})
+    change(rows)
+    table = write_table(tmp_path / "m.csv", rows)
+    with pytest.raises(DataError, match=message) as caught:
+        get_data("manifest", file=str(table))
+    assert str(caught.value).startswith(str(table))
+
+
+def test_tables_that_are_none_are_refused(tmp_path):
+    for name, content, message in (
+        ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),
+        ("b.csv", b"\xff\xfe\x00path", "not a CSV file in UTF-8"),
+        ("c.csv", b"path,label\n", "there are no rows"),
+        ("d.csv", b"", "there are no rows"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            get_data("manifest", file=str(tmp_path / name))
+
+
+def test_names_and_options_that_do_not_exist():
+    assert {"digits", "folder", "manifest", "imagenet", "fmow", "cub", "nabirds"} <= set(list_data())
+    with pytest.raises(ConfigError, match="fodler: there is no data set of this name; use folder"):
+        get_data("fodler")
+    with pytest.raises(ConfigError, match="there is no option 'rot'; use root"):
+        get_data("folder", rot="x")
+    with pytest.raises(ConfigError, match=r"the option 'root' is missing; set --data\.root"):
+        get_data("folder")
+
+
+def test_unknown_augmentations_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no augmentation 'heavy'; use one of none, light, tnet, tnet_birds"):
+        get_data("folder", root=str(make_folder(tmp_path)), augmentation="heavy")
+
+
+def test_classes_must_be_those_of_the_model(tmp_path):
+    data = get_data("folder", root=str(make_folder(tmp_path)))
+    check_classes(("class_0", "class_1"), data)
+    with pytest.raises(DataError, match="class 'class_0' is unknown to the model"):
+        check_classes(("cat", "dog"), data)
+    with pytest.raises(DataError, match="in another order"):
+        check_classes(("class_1", "class_0"), data)
+
+
+def test_class_weights_balance(tmp_path):
+    root = make_folder(tmp_path, images=2)
+    for n in range(4):
+        save_image(root / "train" / "class_1" / f"more_{n}.jpg", n)
+    data = get_data("folder", root=str(root))
+    weights = np.array(data.class_weights())
+    assert weights.tolist() == [2.0, pytest.approx(2 / 3)]
+    assert weights[data.train.targets].mean() == pytest.approx(1)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    data = get_data("folder", root=str(make_folder(tmp_path, splits=())))
+    with pytest.raises(DataError, match="there is no split 'test'; use one of train, val"):
+        data.loader("test", batch_size=1)

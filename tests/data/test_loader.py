@@ -1,0 +1,103 @@
+"""Loaders: order, resuming, sharing among processes, workers."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from foveal.data import Batch, Loader, TensorDataset
+from foveal.draws import generator
+from foveal.images.views import TensorViews
+
+
+def numbered(count: int = 23) -> TensorDataset:
+    """Images whose pixels are their number."""
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 6, 5).contiguous()
+    return TensorDataset(images, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+def indices(loader: Loader) -> list[list[int]]:
+    return [batch.index.tolist() for batch in loader]
+
+
+def test_batches_hold_what_their_index_says():
+    data = numbered()
+    for batch in Loader(data, batch_size=4, shuffle=True, seed=5):
+        assert isinstance(batch.views, TensorViews)
+        assert batch.views.images[:, 0, 0, 0].tolist() == batch.index.tolist()
+        assert batch.target.tolist() == (batch.index % 3).tolist()
+        assert batch.target.dtype == torch.int64
+        assert len(batch) == len(batch.index)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    loader = Loader(numbered(), batch_size=4, shuffle=True, seed=5)
+    first = indices(loader)
+    assert sorted(chain(*first)) == list(range(23))
+    assert list(chain(*first)) == generator(5, 0, 0, "order").permutation(23).tolist()
+    loader.set_epoch(1)
+    second = indices(loader)
+    assert second != first
+    loader.set_epoch(0)
+    assert indices(loader) == first
+    assert indices(Loader(numbered(), batch_size=4, shuffle=True, seed=6)) != first
+    assert indices(Loader(numbered(), batch_size=4)) == [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_entered_at_any_batch(workers):
+    loader = Loader(numbered(), batch_size=4, shuffle=True, seed=5, workers=workers)
+    whole = indices(loader)
+    for first_batch in (0, 2, 5, 6):
+        loader.set_epoch(0, first_batch)
+        assert indices(loader) == whole[first_batch:]
+        assert len(loader) == 6
+    loader.set_epoch(1)
+    assert indices(loader) == indices_of_epoch(1)
+
+
+def indices_of_epoch(epoch: int) -> list[list[int]]:
+    loader = Loader(numbered(), batch_size=4, shuffle=True, seed=5)
+    loader.set_epoch(epoch)
+    return indices(loader)
+
+
+def test_drop_last():
+    loader = Loader(numbered(), batch_size=4, drop_last=True)
+    assert len(loader) == len(indices(loader)) == 5
+
+
+@pytest.mark.parametrize(("count", "world_size", "drop_last"), [(23, 2, False), (23, 3, True), (9, 4, False), (24, 2, False)])
+def test_processes_share_the_batches_of_one(count, world_size, drop_last):
+    data = numbered(count)
+    alone = indices(Loader(data, batch_size=2 * world_size, shuffle=True, seed=1, drop_last=drop_last))
+    shared = [
+        indices(Loader(data, batch_size=2, shuffle=True, seed=1, drop_last=drop_last, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert {len(batches) for batches in shared} == {len(alone)}
+    for j, together in enumerate(alone):
+        assert sorted(together) == sorted(chain(*(batches[j] for batches in shared)))
+        lengths = [len(batches[j]) for batches in shared]
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_iterating_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    indices(Loader(numbered(), batch_size=4, shuffle=True))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_empty_batch_is_legal():
+    batch = numbered().batch(0, [], 0)
+    assert isinstance(batch, Batch)
+    assert len(batch) == 0
+    assert batch.views.look(np.empty(0, dtype=int), np.empty((0, 4)), (2, 2)).shape == (0, 3, 2, 2)
+
+
+def test_moving_a_batch_moves_pixels_and_labels():
+    batch = numbered().batch(0, [1, 2], 0).to("meta")
+    assert batch.target.device.type == batch.views.images.device.type == "meta"
