@@ -65,11 +65,13 @@ class Judged(NamedTuple):
         scores: one for each plan.
         errors: (path or name of the image, one sentence) of images that could not be read; they count nowhere.
         size: (height, width) of the image of median area.
+        good: indices of the images that could be read.
     """
 
     scores: list[Scores]
     errors: list[tuple[str, str]]
     size: tuple[int, int]
+    good: np.ndarray
 
 
 def judge(
@@ -92,6 +94,7 @@ def judge(
     scores = [Scores() for _ in plans]
     errors: list[tuple[str, str]] = []
     sizes: list[np.ndarray] = []
+    indices: list[np.ndarray] = []
     device = model.mean.device
     for batch in batches:
         errors += batch.errors
@@ -106,6 +109,7 @@ def judge(
             errors += [(f"image {batch.index[i]}", reason) for i, reason in bad.items()]
             good = torch.tensor([i for i in range(len(batch)) if i not in bad], dtype=torch.long)
             sizes.append(batch.views.sizes[good.numpy()])
+            indices.append(batch.index[good.numpy()])
             for score, result in zip(scores, seen, strict=True):
                 score.add(
                     result.logits[good.to(device)].cpu(), batch.target[good.to(device)].cpu(), np.asarray(result.locations)[good.numpy()]
@@ -115,7 +119,7 @@ def judge(
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")
     every = np.concatenate(sizes)
     median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
-    return Judged(scores, errors, (int(median[0]), int(median[1])))
+    return Judged(scores, errors, (int(median[0]), int(median[1])), np.concatenate(indices))
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

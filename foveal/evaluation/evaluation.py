@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from foveal.data import DataModule, check_classes
+from foveal.data import DataModule, Dataset, check_classes
 from foveal.errors import ConfigError
-from foveal.evaluation.accuracy import Plan, Scores, judge, wilson
+from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, wilson
 from foveal.evaluation.cost import Measured, best_batch, measure
 from foveal.evaluation.picture import draw_tradeoff
 from foveal.glimpse.base import GlimpseClassifier
@@ -162,44 +163,40 @@ def evaluate(
     """
     where = find_device(device)
     split = split or ("test" if data.test is not None and len(data.test) else "val")
-    named = {_name(model, "model"): _ready(model, where)}
-    others = [] if against is None else list(against) if isinstance(against, Sequence) and not isinstance(against, str) else [against]
-    named |= {_name(other, f"against {i}"): _ready(other, where) for i, other in enumerate(others, start=1)}
-    for judged in named.values():
-        if judged.class_names:
-            check_classes(judged.class_names, data)
-        elif judged.num_classes != len(data.classes):
-            raise ConfigError(
-                f"{data.name}: has {len(data.classes)} classes, the model {judged.num_classes}; use data with the model's classes"
-            )
-    batches = -(-len(data.split(split)) // batch_size)
+    models = [model, *(against if isinstance(against, list | tuple) else [] if against is None else [against])]
+    first, *others = (_ready(m, where) for m in models)
+    name, *other_names = _names(models)
+    for judged in (first, *others):
+        _check_classes(judged, data)
+    batches = -(-len(data.split(split)) // batch_size) * (1 + len(others))
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
         if on_progress is not None:
-            on_progress(done, batches * len(named))
+            on_progress(done, batches)
 
-    points: list[Point] = []
-    errors: dict[str, str] = {}
-    size = None
-    for number, (name, judged) in enumerate(named.items()):
-        plans = _plans(judged, budgets) if number == 0 else [Plan(tuple(judged.locations))]
+    def points_of(judged: GlimpseClassifier, kind: str, name: str, plans: Sequence[Plan]) -> tuple[list[Point], Judged]:
         loader = data.loader(split, batch_size=batch_size, workers=workers, seed=seed, first_looks=judged.first_looks, shuffle=False)
         found = judge(judged, loader, plans, precision=precision, seed=seed, on_batch=step)
-        errors |= dict(found.errors)
-        size = size or found.size
-        costs = _measure(judged, data, split, plans, precision, seconds) if measured else {}
-        for plan, scores in zip(plans, found.scores, strict=True):
-            kind = "against" if number else "random" if plan.policy == "random" else "learned"
-            points.append(_point(kind, name, judged, plan, scores, found.size, costs.get(plan, (None, None))))
+        costs = _measure(judged, data.split(split), found.good, plans, precision, seconds) if measured else {}
+        kinds = ["random" if plan.policy == "random" else kind for plan in plans]
+        rows = zip(kinds, plans, found.scores, strict=True)
+        return [_point(k, name, judged, plan, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
+
+    points, found = points_of(first, "learned", name, _plans(first, budgets))
+    errors = dict(found.errors)
+    for other, other_name in zip(others, other_names, strict=True):
+        more, also = points_of(other, "against", other_name, [Plan(tuple(other.locations))])
+        points += more
+        errors |= dict(also.errors)
     about = {
-        "model": next(iter(named)), "data": data.name, "split": split, "classes": len(data.classes), "image_size": list(size),
+        "model": name, "data": data.name, "split": split, "classes": len(data.classes), "image_size": list(found.size),
         "device": str(where), "machine": _machine(where), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "precision": precision, "seed": seed, "how": HOW,
     }  # fmt: skip
-    result = Evaluation(about, tuple(points), _dense(next(iter(named.values())), size), tuple(errors.items()))
+    result = Evaluation(about, tuple(points), _dense(first, found.size), tuple(errors.items()))
     if out is not None:
         result.write(out)
     return result
@@ -209,8 +206,17 @@ def _ready(model: Any, device: torch.device) -> GlimpseClassifier:
     return ready(model.path if isinstance(model, Run) else model, device)
 
 
-def _name(model: Any, otherwise: str) -> str:
-    return str(model.path if isinstance(model, Run) else model) if isinstance(model, Run | str | Path) else otherwise
+def _names(models: Sequence[Any]) -> list[str]:
+    """A name for each model: its run folder, or a number."""
+    paths = [model.path if isinstance(model, Run) else model for model in models]
+    return [str(path) if isinstance(path, str | Path) else f"model {i}" if i else "model" for i, path in enumerate(paths)]
+
+
+def _check_classes(model: GlimpseClassifier, data: DataModule) -> None:
+    if model.class_names:
+        check_classes(model.class_names, data)
+    elif model.num_classes != len(data.classes):
+        raise ConfigError(f"{data.name}: has {len(data.classes)} classes, the model {model.num_classes}; use data with the model's classes")
 
 
 def _plans(model: GlimpseClassifier, budgets: Sequence[Sequence[int]] | None) -> list[Plan]:
@@ -250,16 +256,16 @@ def _point(
 
 
 def _measure(
-    model: GlimpseClassifier, data: DataModule, split: str, plans: Sequence[Plan], precision: str, seconds: float
+    model: GlimpseClassifier, dataset: Dataset, good: np.ndarray, plans: Sequence[Plan], precision: str, seconds: float
 ) -> dict[Plan, tuple[Measured, Measured]]:
     """Time each plan of learned looks, at batch 1 and at the batch that is best for the largest budget."""
-    dataset, device = data.split(split), model.mean.device
+    device = model.mean.device
 
     def views_of(n: int) -> Views:
-        return dataset.batch(0, range(n), 0).to(device).views
+        return dataset.batch(0, good[:n].tolist(), 0).to(device).views
 
     learned = [plan for plan in plans if plan.policy != "random"]
-    largest = min(LARGEST_BATCH.get(device.type, 64), len(dataset))
+    largest = min(LARGEST_BATCH.get(device.type, 64), len(good))
     best = best_batch(model, views_of, largest, locations=max(learned).locations, precision=precision, seconds=seconds).batch_size
     return {
         plan: (

@@ -34,6 +34,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import ImageViews, open_image
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, ready
@@ -88,8 +89,6 @@ def explain(
         ConfigError: an option that does not fit, or an output that cannot be written.
         RunError: a run folder that is none.
     """
-    from foveal.images import ImageViews, open_image
-
     classifier = ready(model.path if isinstance(model, Run) else model, find_device(device))
     budget = check_locations(classifier, locations)
     where = classifier.mean.device
@@ -103,9 +102,8 @@ def explain(
         for reason in views.errors.values():
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
-        costs = Costs(
-            count(classifier, size, budget).macs, _dense_macs(classifier, size), seen.bytes_read, Path(path).stat().st_size, seconds
-        )
+        read = int(views.bytes_read[0])
+        costs = Costs(count(classifier, size, budget).macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
         report(views, seen, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias)
         if overlay_out is not None:
             _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), "PNG"))

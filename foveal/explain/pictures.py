@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foveal.classification import Classification
 from foveal.errors import ImageError
-from foveal.images.views import Views, as_views
+from foveal.images import Views, as_views, open_image
 
 COLOURS = ("#e8eaed", "#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#b794f6")
 """Colour of each processing level, from the thumbnail on; they come round again."""
@@ -40,10 +40,8 @@ def one_view(image: Any) -> Views:
         ImageError: views of several images.
     """
     if isinstance(image, str | Path):
-        from foveal.images import open_image
-
         image = open_image(image)
-    views = image if isinstance(image, Views) else as_views(image[None] if isinstance(image, Tensor) and image.ndim == 3 else [image])
+    views = as_views(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image)
     if len(views) != 1:
         raise ImageError(f"expected one image, got {len(views)}; take one of them")
     return views

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +30,10 @@ from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import ImageViews, View, open_image
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.runs import as_classifier, load
-
-if TYPE_CHECKING:
-    from foveal.images import View
 
 Row = dict[str, Any]
 
@@ -74,7 +72,7 @@ def find_images(paths: Sequence[str | Path]) -> list[tuple[str, str | None]]:
         of what led to no image.
     """
     found: dict[str, str | None] = {}
-    for path in map(os.fspath, paths):
+    for path in map(str, paths):
         if Path(path).is_dir():
             inside = (p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             files = sorted(str(p) for p in inside if p.is_file())
@@ -131,51 +129,47 @@ def predict_rows(
     Raises:
         ConfigError: a budget, device or precision that does not fit. What is wrong with an image is in its row instead.
     """
-    from foveal.images import ImageViews
-
     where = find_device(device)
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     macs: dict[int, int] = {}
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
-        batches = [[os.fspath(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
+        batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
             ahead = [pool.submit(_open, path, classifier) for path in following]
-            good = [image for image in opened if image.view is not None]
+            good = {image.path: image for image in opened if image.view is not None}
             results: dict[str, Row] = {}
             try:
                 if good:
-                    samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good])
+                    views = ImageViews([image.view for image in good.values() if image.view is not None])
+                    samples = np.array([zlib.crc32(as_text(path).encode()) for path in good])
                     start = time.perf_counter()
-                    views = ImageViews([image.view for image in good])
                     with torch.inference_mode(), autocast(precision, where):
                         seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
-                    for i, image in enumerate(good):
-                        looked = len(seen[i].glimpses)
-                        if looked not in macs:
-                            macs[looked] = count(classifier, tuple(views.sizes[i]), budget).macs
-                        error = views.errors.get(i)
-                        seconds = image.seconds + share
-                        results[image.path] = (
-                            failed_row(image.path, error) if error else _row(image.path, seen[i], top_k, macs[looked], seconds)
+                    looks = len(seen[0].glimpses)
+                    if looks not in macs:
+                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), budget).macs
+                    for i, (path, image) in enumerate(good.items()):
+                        broken = views.errors.get(i)
+                        results[path] = (
+                            failed_row(path, broken) if broken else _row(path, seen[i], top_k, macs[looks], image.seconds + share)
                         )
             finally:
-                for image in good:
-                    image.view.image.close()  # type: ignore[union-attr]
+                for image in good.values():
+                    if image.view is not None:
+                        image.view.image.close()
             yield [results.get(image.path) or failed_row(image.path, image.error) for image in opened]
 
 
 def _open(path: str, model: GlimpseClassifier) -> _Opened:
-    from foveal.images import Transform, View, open_image
-
     start = time.perf_counter()
     try:
         image = open_image(path, channels=model.channels, value_range=getattr(model, "value_range", None))
-        view = View(image, Transform(image.size))
+        view = View(image)
         view.prefetch(model.first_looks(image.size))
     except FovealError as error:
         return _Opened(path, None, str(error), 0.0)

@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foveal.classification import Classification, Glimpses
+from foveal.data import Batch, DataModule, TensorDataset
+from foveal.errors import DataError
+from foveal.evaluation.accuracy import Plan, judge, wilson
+from foveal.glimpse.base import WholeImage
+from foveal.images.views import BlankViews
+
+
+class Looker(WholeImage):
+    """Says its images' class, which is their first pixel, where that is below the number of looks; chance for random looks."""
+
+    locations = (2,)
+
+    def __init__(self, classes=6):
+        super().__init__(torch.nn.Identity(), image_size=8, mean=(0.0,), std=(1.0,))
+        self.num_classes = classes
+
+    def forward(self, images, locations=None, policy="greedy", draws=None, contributions=True):
+        k = sum(self.locations if locations is None else locations)
+        views = images
+        count = len(views)
+        seen = views.look(np.arange(count), np.tile([0.0, 0, 1, 1], (count, 1)), (1, 1))
+        truth = (seen[:, 0, 0, 0] * 255).round().long()
+        says = torch.where(truth < k, truth, 0)
+        if policy == "random":
+            says = torch.from_numpy((draws.uniform("guess")[:] * self.num_classes).astype(int))
+        looks = Glimpses(
+            image=np.repeat(np.arange(count), k + 1), box=np.zeros((count * (k + 1), 4)), size=(8, 8), level=np.tile([1] + [2] * k, count),
+            parent=np.tile([-1] + [0] * k, count), probability=torch.ones(count * (k + 1)),
+        )  # fmt: skip
+        logits = 2.0 * F.one_hot(says, self.num_classes).float() - 0.01 * torch.arange(self.num_classes)
+        return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
+
+
+def data(per_class=5, classes=6):
+    target = torch.arange(classes).repeat(per_class)
+    images = target[:, None, None, None].expand(-1, 3, 8, 8).to(torch.uint8).contiguous()
+    names = tuple("abcdef"[:classes])
+    return DataModule(classes=names, test=TensorDataset(images, target, names), name="numbers")
+
+
+def test_wilson_inverts_the_test_of_a_proportion():
+    z = 1.959964
+    for successes, trials in [(1, 3), (17, 20), (90, 100), (4999, 10_000)]:
+        for p in wilson(successes, trials):
+            assert abs(successes / trials - p) == pytest.approx(z * math.sqrt(p * (1 - p) / trials), rel=1e-9)
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_scores_are_those_of_counting_by_hand(batch_size):
+    plans = [Plan(()), Plan((3,)), Plan((6,))]
+    found = judge(Looker(), data().loader("test", batch_size=batch_size), plans)
+    assert [s.correct for s in found.scores] == [5, 15, 30]
+    assert [s.images for s in found.scores] == [30, 30, 30]
+    assert [s.locations for s in found.scores] == [0, 90, 180]
+    assert found.size == (8, 8) and found.errors == []
+    # With six looks every logit is known: 2 for the right class, 0 for others, less 0.01 times the class.
+    nll = 0.0
+    for t in range(6):
+        logits = [2.0 * (c == t) - 0.01 * c for c in range(6)]
+        nll += 5 * (math.log(sum(map(math.exp, logits))) - logits[t])
+    assert found.scores[2].nll == pytest.approx(nll, rel=1e-6)
+    # Classes a to e lead when a is said; f never is among five then.
+    assert found.scores[0].correct5 == 25
+
+
+def test_random_looks_do_not_depend_on_the_batch():
+    scores = [judge(Looker(), data(50).loader("test", batch_size=n), [Plan((2,), "random")], seed=3).scores[0] for n in (1, 64)]
+    assert scores[0].correct == scores[1].correct
+    assert 0.05 < scores[0].correct / 300 < 0.35
+
+
+class Spoiled(BlankViews):
+    """Four images, the pixel of each its number; the second breaks when it is looked at."""
+
+    def look(self, which, boxes, size, **options):
+        self.errors[1] = "second.tif: broke off; copy it again"
+        return torch.from_numpy(which)[:, None, None, None].expand(-1, 3, *size) / 255
+
+
+def test_images_that_fail_count_nowhere():
+    good = Batch(Spoiled(4, (8, 8)), torch.arange(4), np.arange(4), [("first.tif", "first.tif: is empty; copy it again")])
+    found = judge(Looker(), [good], [Plan((6,)), Plan(())])
+    assert [(s.images, s.correct) for s in found.scores] == [(3, 3), (3, 1)]
+    assert [reason.split(":")[0] for _, reason in found.errors] == ["first.tif", "second.tif"]
+    with pytest.raises(DataError, match="none of the 1 images"):
+        judge(Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Plan(())])

@@ -1,0 +1,226 @@
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveal.classification import Classification
+from foveal.errors import ConfigError, ImageError
+from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
+from foveal.explain.pictures import colour, one_view, thumbnail
+from foveal.explain.terminal import table
+from foveal.glimpse.tnet import TNet
+from foveal.runs import classify, create_model
+
+NASTY = ("<script>alert(1)</script>", 'a "quoted" & $class', "third", "fourth")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1)).eval()
+    model.class_names = NASTY
+    return model
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def seen(model, image) -> Classification:
+    return classify(model, image)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def page(image, seen, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    costs = Costs(macs=10**10, dense_macs=16 * 10**10, bytes_read=1024, file_bytes=4096, seconds=0.25)
+    return Page(report(image, seen, out, name="<img src=x>.tif", costs=costs).read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_nothing_else(page):
+    addresses = [a[key] for _, a in page.tags for key in ("src", "href", "srcset", "action", "poster") if key in a]
+    assert len(addresses) == 1 + 5
+    assert all(address.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for address in addresses)
+    assert not page.of("link") and not page.of("iframe") and "url(" not in page.text and "@import" not in page.text
+
+
+def test_names_are_text_and_not_markup(page):
+    assert len(page.of("script")) == 1
+    assert not [a for a in page.of("img") if a["src"] == "x"]
+    assert "<img src=x>.tif" in page.text
+    assert all(name in page.text for name in NASTY[:2])
+
+
+def test_the_script_is_small(page):
+    script = page.text.rpartition("const marked")[2].partition("</script>")[0]
+    assert 0 < len(script.splitlines()) < 60
+
+
+def test_every_look_is_on_the_page_with_its_box(page, seen):
+    looks = [a["data-look"] for a in page.of("article")]
+    boxes = [a["data-look"] for a in page.of("g")]
+    assert looks == list("01234") and boxes == list("1234")
+    for attributes, glimpse in zip(page.of("rect"), list(seen.glimpses)[1:], strict=True):
+        y0, x0, y1, x1 = glimpse.box
+        assert [float(attributes[key]) for key in ("y", "x", "height", "width")] == pytest.approx([y0, x0, y1 - y0, x1 - x0], rel=1e-5)
+    assert page.of("svg")[0]["viewbox"] == "0 0 128 96"
+
+
+def test_contributions_add_up_to_the_logits(page, seen):
+    assert torch.allclose(seen.glimpses.contribution.sum(0), seen.logits, atol=1e-5)
+    sums = [float(number) for number in re.findall(r"[+-]\d\.\d{4}", page.text)]
+    order = seen.logits.argsort(descending=True)[:3]
+    assert sums[0::2] == pytest.approx(seen.logits[order].tolist(), abs=1e-4)
+    assert sums[1::2] == pytest.approx(seen.logits[order].tolist(), abs=1e-4)
+    each = [float(number) for number in re.findall(r"[+-]\d\.\d{3}(?!\d)", page.text)]
+    assert each == pytest.approx(seen.glimpses.contribution[:, order].flatten().tolist(), abs=6e-4)
+
+
+def test_costs(page):
+    assert "160 G, 16.0 times as many" in page.text and "1 KiB of 4 KiB, 25.0 %" in page.text and "0.25 s" in page.text
+
+
+def test_glimpses_are_shown_as_the_model_saw_them(model, image, seen, monkeypatch):
+    looks, see = [], model.see
+
+    def watched(*args):
+        looks.append(see(*args))
+        return looks[-1].clone()
+
+    monkeypatch.setattr(model, "see", watched)
+    classify(model, image)
+    monkeypatch.undo()
+    pictures = glimpse_pictures(image, seen, fill=model.mean.tolist(), antialias=model.antialias)
+    given = torch.cat(looks) * model.std[:, None, None] + model.mean[:, None, None]
+    shown = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures])
+    assert (shown - given).abs().max() < 0.51 / 255
+    assert len(given) == 5 and given.std() > 0.1
+
+
+def test_boxes_are_drawn_where_they_are(image, seen):
+    picture = overlay(image, seen)
+    assert picture.size == (128, 96)
+    pixels = np.array(picture)
+    plain = np.array(thumbnail(image))
+    inside = [glimpse for glimpse in list(seen.glimpses)[3:] if 0 < glimpse.box[2] <= 96]
+    assert inside
+    for glimpse in inside:  # the last drawn lie on top
+        _, x0, y1, x1 = (round(v) for v in glimpse.box)
+        rgb = [int(colour(glimpse.level)[i : i + 2], 16) for i in (1, 3, 5)]
+        middle = (max(x0, 0) + min(x1, 128)) // 2
+        assert pixels[y1 - 1, middle].tolist() == rgb
+    changed = (pixels != plain).any(2)
+    assert 0.02 < changed.mean() < 0.6
+
+
+def test_a_large_image_is_shown_small():
+    assert thumbnail(torch.zeros(3, 100, 1000), 250).size == (250, 25)
+    assert thumbnail(torch.zeros(5, 40, 30)).mode == thumbnail(torch.zeros(1, 40, 30)).mode == "RGB"
+
+
+def test_heat_is_bright_where_attention_is():
+    attention = torch.zeros(8, 8)
+    attention[6, 1] = 3
+    pixels = np.array(heat(Image.new("RGB", (64, 64), "#808080"), attention)).sum(2)
+    y, x = np.unravel_index(pixels.argmax(), pixels.shape)
+    assert abs(y - 52) <= 2 and abs(x - 12) <= 2
+    assert np.isfinite(np.array(heat(Image.new("RGB", (4, 4)), torch.ones(2, 2)))).all()
+
+
+def test_attention_maps_are_shown_head_by_head(image, seen, tmp_path):
+    maps = {"stage <3>": torch.rand(3, 7, 7), "one": torch.rand(1, 7, 7), "many": torch.rand(20, 7, 7)}
+    page = Page(report(image, replace(seen, maps=maps), tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(page.of("figure")) == (1 + 3) + 1 + 1
+    assert "stage <3>, head 2" in page.text
+
+
+def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
+    whole = replace(seen, glimpses=replace(seen.glimpses, contribution=None))
+    assert "does not add looks up" in Page(report(image, whole, tmp_path / "page.html").read_text()).text
+    assert len(table(whole).columns) == 6
+
+
+def test_a_dense_network_has_a_page_too(image, tmp_path):
+    page = Page(report(image, classify(create_model("test_resnet", num_classes=2), image), tmp_path / "page.html").read_text())
+    assert len(page.of("article")) == 1 and not page.of("g")
+
+
+def test_a_table_in_the_terminal(image, seen, capsys):
+    show(seen, image)
+    text = capsys.readouterr().out
+    assert sum(line.startswith("\u2502") for line in text.splitlines()) >= 5
+    assert "0" in text and "level" in text
+
+
+def test_one_image_at_a_time(image):
+    with pytest.raises(ImageError, match="expected one image, got 2"):
+        one_view(image.repeat(2, 1, 1, 1))
+
+
+def test_explaining_a_file(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    seen = explain(model, tmp_path / "photo.png", tmp_path / "report.html", device="cpu", overlay_out=tmp_path / "boxes.png")
+    assert torch.allclose(seen.logits, classify(model, tmp_path / "photo.png").logits, atol=1e-5)
+    assert Image.open(tmp_path / "boxes.png").size == (150, 200)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.of("article")) == 5 and "dense backbone at full size" in page.text and "read from the file" in page.text
+    with pytest.raises(ImageError, match=r"none\.png"):
+        explain(model, tmp_path / "none.png", tmp_path / "other.html", device="cpu")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        explain(model, tmp_path / "photo.png", tmp_path / "nowhere" / "report.html", device="cpu")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.png", "photo.png", "report.html"]
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium")
+def test_a_look_lights_up_its_box(image, seen, tmp_path):
+    out = report(image, seen, tmp_path / "report.html")
+    focus = "<script>document.querySelector('.look[data-look=\"3\"]').focus()</script></body>"
+    out.write_text(out.read_text(encoding="utf-8").replace("</body>", focus), encoding="utf-8")
+    flags = (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    )
+    command = [
+        "chromium",
+        *(f"--{flag}" for flag in flags),
+        "--disable-quic",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        out.as_uri(),
+    ]
+    page = Page(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    lit = [(tag, a["data-look"]) for tag, a in page.tags if "on" in a.get("class", "").split()]
+    assert lit == [("g", "3"), ("article", "3")]

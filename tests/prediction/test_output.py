@@ -1,0 +1,153 @@
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from foveal.errors import ConfigError
+from foveal.glimpse.tnet import TNet
+from foveal.prediction import COLUMNS, predict
+from foveal.prediction.output import FORMATS, Output, fingerprint, read_rows, write_rows
+
+
+def some_rows(n):
+    glimpses = [
+        {"box": [0.0, -8.5, 64.0, 55.5], "level": 1, "probability": 1.0},
+        {"box": [0.0, 0.0, 32.0, 32.0], "level": 2, "probability": 0.25},
+    ]
+    good = {
+        "path": "", "label": 'a "b", c\n', "probability": 0.5, "top_k": [{"label": "x", "probability": 0.5}], "locations": 1,
+        "glimpses": glimpses, "macs": 10**10, "bytes_read": None, "seconds": 0.125, "error": None,
+    }  # fmt: skip
+    bad = {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {"error": "x: is empty; copy it again"}
+    return [(bad if i % 3 == 2 else good) | {"path": f"\u00fc {i}.tif"} for i in range(n)]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_rows_come_back_as_they_were(tmp_path, suffix):
+    rows = some_rows(2500)
+    write_rows(tmp_path / f"rows{suffix}", iter(rows), suffix)
+    assert list(read_rows(tmp_path / f"rows{suffix}")) == rows
+
+
+def test_other_programs_read_them(tmp_path):
+    rows = some_rows(3)
+    for suffix in FORMATS:
+        write_rows(tmp_path / f"rows{suffix}", rows, suffix)
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == list(COLUMNS) and table["glimpses"][0][1]["level"].as_py() == 2
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert lines[0]["label"] == rows[0]["label"] and json.loads(lines[0]["glimpses"]) == rows[0]["glimpses"]
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_interrupted_run_goes_on_where_it_stopped(folder, model, tmp_path, suffix):
+    out, seen = tmp_path / f"rows{suffix}", []
+
+    def stop_after_four(done, total, rows):
+        seen.extend(row["path"] for row in rows)
+        assert total == 7
+        if done >= 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        predict(model, folder, out=out, batch_size=2, device="cpu", on_progress=stop_after_four)
+    assert not out.exists()
+    with (tmp_path / f".rows{suffix}.foveal").open("a") as journal:
+        journal.write('{"path": "half a li')
+    summary = predict(
+        model, folder, out=out, batch_size=2, device="cpu", on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows)
+    )
+    assert (summary.images, summary.predicted, summary.skipped) == (7, 3, 4)
+    assert len(seen) == len(set(seen)) == 7
+    whole = {row["path"]: row["label"] for row in predict(model, folder, device="cpu").rows}
+    assert {row["path"]: row["label"] for row in read_rows(out)} == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".rows{suffix}.foveal", "images", f"rows{suffix}"])
+
+
+def test_a_finished_output_is_left_alone_until_there_are_new_images(folder, model, tmp_path):
+    out = tmp_path / "rows.csv"
+    predict(model, folder, out=out, device="cpu")
+    before, at = out.read_bytes(), out.stat().st_mtime_ns
+    assert predict(model, folder, out=out, device="cpu").predicted == 0
+    assert out.read_bytes() == before and out.stat().st_mtime_ns == at
+    shutil.copy(folder / "0.png", folder / "new.png")
+    summary = predict(model, folder, out=out, device="cpu")
+    assert (summary.predicted, summary.skipped) == (1, 7)
+    assert out.read_bytes().startswith(before) and len(list(read_rows(out))) == 8
+
+
+def test_failed_images_are_tried_again(folder, model, tmp_path):
+    out = tmp_path / "rows.parquet"
+    good = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(b"")
+    assert len(predict(model, folder, out=out, device="cpu").failed) == 1
+    assert len(predict(model, folder, out=out, device="cpu").failed) == 1
+    (folder / "3.png").write_bytes(good)
+    assert predict(model, folder, out=out, device="cpu").failed == ()
+    rows = list(read_rows(out))
+    assert len(rows) == len({row["path"] for row in rows}) == 7 and not any(row["error"] for row in rows)
+
+
+def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    predict(model, folder / "0.png", out=out, device="cpu")
+    with pytest.raises(ConfigError, match="begun with another locations"):
+        predict(model, folder, out=out, locations=(1,), device="cpu")
+    torch.manual_seed(1)
+    other = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1))
+    with pytest.raises(ConfigError, match="begun with another model"):
+        predict(other, folder, out=out, device="cpu")
+    assert predict(other, folder, out=out, device="cpu", resume=False).predicted == 7
+    assert len(list(read_rows(out))) == 7
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path):
+    (tmp_path / "mine.csv").write_text("name,grade\nAda,1\n")
+    with pytest.raises(ConfigError, match=r"mine\.csv: is there already"):
+        Output(tmp_path / "mine.csv", {})
+    assert (tmp_path / "mine.csv").read_text() == "name,grade\nAda,1\n"
+
+
+def test_replacing_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
+    first = Output(tmp_path / "rows.jsonl", {"n": 1})
+    first.add(some_rows(2))
+    first.finish()
+    second = Output(tmp_path / "rows.jsonl", {"n": 2}, resume=False)
+    assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 2 and second.done == set()
+    second.add(some_rows(1))
+    second.finish()
+    assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 1
+
+
+@pytest.mark.parametrize(("name", "says"), [("rows.xlsx", "suffixes"), ("nowhere/rows.csv", "no folder")])
+def test_outputs_that_cannot_be(tmp_path, name, says):
+    with pytest.raises(ConfigError, match=says):
+        Output(tmp_path / name, {})
+
+
+def test_a_damaged_output_is_told(tmp_path):
+    output = Output(tmp_path / "rows.parquet", {})
+    output.add(some_rows(1))
+    output.finish()
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ConfigError, match="no longer a file of predictions"):
+        Output(tmp_path / "rows.parquet", {})
+
+
+def test_the_fingerprint_is_of_weights_and_classes(model):
+    before = fingerprint(model)
+    assert before == fingerprint(model)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6
+        changed = fingerprint(model)
+        model.classifier.bias[0] -= 1e-6
+    assert changed != before

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+
+from foveal.errors import ConfigError
+from foveal.prediction import count, find_images, predict, predict_rows
+from foveal.runs import classify, create_model
+
+
+def test_images_are_found_once_in_folders_patterns_and_by_name(folder):
+    everything = [str(folder / f"{i}.png") for i in range(5)] + [str(folder / "deep" / f"{i}.png") for i in (5, 6)]
+    assert find_images([folder]) == [(path, None) for path in everything]
+    assert find_images([f"{folder}/**/*.png"]) == [(path, None) for path in everything]
+    assert [path for path, _ in find_images([folder / "3.png", f"{folder}/*.png"])] == [everything[i] for i in (3, 0, 1, 2, 4)]
+    assert find_images([folder / "notes.txt"]) == [(str(folder / "notes.txt"), None)]
+
+
+def test_what_leads_to_no_image_says_so(folder):
+    (folder / "empty").mkdir()
+    found = find_images([folder / "empty", f"{folder}/*.svs", folder / "[odd].png"])
+    assert [bool(error) for _, error in found] == [True, True, True]
+    assert "no images" in found[0][1] and "matches" in found[1][1]
+    (folder / "[odd].png").touch()
+    assert find_images([folder / "[odd].png"]) == [(str(folder / "[odd].png"), None)]
+
+
+def test_rows_are_what_classifying_one_by_one_gives(folder, model):
+    rows = predict(model, folder, batch_size=3, device="cpu", top_k=2).rows
+    assert len(rows) == 7
+    for row in rows:
+        alone = classify(model, row["path"])
+        assert row["label"] == alone.label
+        assert row["probability"] == pytest.approx(float(alone.probability), abs=1e-5)
+        assert [entry["label"] for entry in row["top_k"]] == [name for name, _ in alone.top(2)]
+        assert row["locations"] == alone.locations == 4
+        assert [tuple(g["box"]) for g in row["glimpses"]] == [g.box for g in alone.glimpses]
+        assert [g["level"] for g in row["glimpses"]] == [1, 2, 2, 3, 3]
+        assert row["macs"] == count(model, 90).macs
+        assert 0 < row["bytes_read"] <= Path(row["path"]).stat().st_size
+        assert row["seconds"] > 0
+        assert row["error"] is None
+
+
+def test_random_looks_do_not_depend_on_the_batch(folder, model):
+    boxes = [
+        {row["path"]: row["glimpses"][1]["box"] for row in predict(model, folder, batch_size=n, policy="random", device="cpu", seed=4).rows}
+        for n in (2, 7)
+    ]
+    assert boxes[0] == boxes[1]
+    assert len({tuple(box) for box in boxes[0].values()}) > 1
+
+
+def test_bad_images_are_rows_and_spoil_no_other(folder, model):
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:2000])
+    (folder / "2.png").write_bytes(b"")
+    (folder / "4.png").write_text("this is not an image")
+    summary = predict(model, [folder, folder / "missing.png", f"{folder}/*.svs"], batch_size=4, device="cpu")
+    bad = [str(folder / "1.png"), str(folder / "2.png"), str(folder / "4.png"), str(folder / "missing.png"), f"{folder}/*.svs"]
+    assert sorted(path for path, _ in summary.failed) == sorted(bad)
+    assert (summary.images, summary.predicted) == (9, 4)
+    for row in summary.rows:
+        if row["path"] in bad:
+            assert row["path"] in row["error"] and "\n" not in row["error"]
+            assert row["label"] is None and row["glimpses"] == []
+        else:
+            assert row["label"] == classify(model, row["path"]).label
+
+
+def test_a_dense_network_predicts_too_but_takes_no_budget(folder):
+    dense = create_model("test_resnet", num_classes=3)
+    assert predict(dense, folder / "0.png", device="cpu").rows[0]["locations"] == 0
+    with pytest.raises(ConfigError, match="looks once"):
+        predict(dense, folder / "0.png", locations=(2,), device="cpu")
+
+
+def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
+    import foveal.images as images
+    from foveal.prediction import rows as module
+
+    open_now, most = set(), 0
+    real = images.open_image
+
+    def opening(path, **options):
+        nonlocal most
+        image = real(path, **options)
+        open_now.add(path)
+        most = max(most, len(open_now))
+        close = image.close
+        monkeypatch.setattr(image, "close", lambda: (open_now.discard(path), close()), raising=False)
+        return image
+
+    monkeypatch.setattr(module, "open_image", opening)
+    list(predict_rows(model, [path for path, _ in find_images([folder])], batch_size=2, device="cpu"))
+    assert 2 <= most <= 4
+    assert not open_now
+
+
+def test_bfloat16(folder, model):
+    exact, rounded = (predict(model, folder / "0.png", device="cpu", precision=p, locations=()).rows[0] for p in ("32", "bf16"))
+    assert rounded["probability"] == pytest.approx(exact["probability"], abs=0.02)
