@@ -103,7 +103,7 @@ def test_contributions_add_up_to_the_logits(page, seen):
 
 
 def test_costs(page):
-    assert "160 G, 16.0 times as many" in page.text and "1 KiB of 4 KiB, 25.0 %" in page.text and "0.25 s" in page.text
+    assert "160 G, 16.0 times as many" in page.text and "1 KiB of 4 KiB, 25.0 %" in page.text and "0.25 s, model warm" in page.text
 
 
 def test_glimpses_are_shown_as_the_model_saw_them(model, image, seen, monkeypatch):
