@@ -41,19 +41,20 @@ def show(classification: Classification, image: Any = None) -> None:
 
 
 def table(classification: Classification) -> Table:
-    """One row a glimpse, for rich to print."""
+    """One row a glimpse, for rich to print: which look it was chosen from and how probably, its box in pixels, what it added."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     top = classification.top(3)
     order = classification.logits.topk(len(top)).indices.tolist()
     title = ", ".join(f"{escape(name)} {100 * p:.1f} %" for name, p in top)
-    rows = Table(title=title, title_justify="left")
-    for name in ("look", "level", "from", "probability", "rows", "columns"):
-        rows.add_column(name, justify="right")
+    rows = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("look", "level", "from", "chosen", "rows", "columns"):
+        rows.add_column(name, justify="right", no_wrap=True)
     additive = classification.glimpses.contribution is not None
     for name, _ in top if additive else []:
-        rows.add_column(escape(name), justify="right")
+        rows.add_column(escape(name), justify="right", max_width=16)
     for number, glimpse in enumerate(classification.glimpses):
         y0, x0, y1, x1 = glimpse.box
         rows.add_row(
@@ -61,8 +62,8 @@ def table(classification: Classification) -> Table:
             str(glimpse.level),
             "" if glimpse.parent is None else str(glimpse.parent),
             f"{glimpse.probability:.3f}",
-            f"{y0:.0f} to {y1:.0f}",
-            f"{x0:.0f} to {x1:.0f}",
+            f"{y0:.0f}:{y1:.0f}",
+            f"{x0:.0f}:{x1:.0f}",
             *([f"{float(glimpse.contribution[i]):+.3f}" for i in order] if glimpse.contribution is not None else []),
         )
     return rows
