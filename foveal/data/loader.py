@@ -16,10 +16,15 @@ Example:
 
 from __future__ import annotations
 
+import io
+import math
+import pickle
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
@@ -99,7 +104,7 @@ class Loader(DataLoader):
         self.data = data
         self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
         super().__init__(
-            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_as_is,
+            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_pack if workers else _as_is,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
         )  # fmt: skip
@@ -110,7 +115,7 @@ class Loader(DataLoader):
         self.order.first_batch = first_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return (loaded.batch() for loaded in super().__iter__())
+        return ((_unpack(item) if isinstance(item, _Packed) else item).batch() for item in super().__iter__())
 
 
 class _Reader(TorchDataset):
@@ -128,3 +133,45 @@ class _Reader(TorchDataset):
 
 def _as_is(loaded: Loaded) -> Loaded:
     return loaded
+
+
+class _Packed(NamedTuple):
+    """What a worker sends: everything but the numbers pickled, and all the numbers in one tensor.
+
+    Each tensor that crosses a process boundary alone takes a file descriptor; a thousand of them are all a process may have.
+    """
+
+    pickled: bytes
+    numbers: Tensor
+    places: list[int]
+
+
+def _pack(loaded: Loaded) -> _Packed:
+    """Gather the tensors of a batch, wherever they are in it."""
+    tensors: list[Tensor] = []
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing: object) -> tuple | None:
+            if not isinstance(thing, Tensor):
+                return None
+            tensors.append(thing.contiguous())
+            return len(tensors) - 1, thing.dtype, tuple(thing.shape)
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=5).dump(loaded)
+    # Aligned, so that any type can be viewed where it lies.
+    places = np.cumsum([0, *(-(-t.nbytes // 64) * 64 for t in tensors)]).tolist()
+    numbers = torch.empty(places[-1], dtype=torch.uint8)
+    for place, tensor in zip(places, tensors, strict=False):
+        numbers[place : place + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8)
+    return _Packed(buffer.getvalue(), numbers, places)
+
+
+def _unpack(packed: _Packed) -> Loaded:
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: tuple) -> Tensor:
+            i, dtype, shape = pid
+            place = packed.places[i]
+            return packed.numbers[place : place + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    return Unpickler(io.BytesIO(packed.pickled)).load()

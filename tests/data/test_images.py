@@ -10,6 +10,7 @@ from PIL import Image
 
 from foveal.data import ImageDataset, Loader, Reading
 from foveal.data.augmentation import Change, change_pixels, change_view, draw_change
+from foveal.data.loader import _pack, _unpack
 from foveal.draws import generator
 from foveal.images import Colour, ImageViews, Look, TensorViews, open_image
 from tests.data.layouts import save_image
@@ -86,6 +87,22 @@ def test_workers_see_what_the_process_sees(paths, augmentation):
         assert torch.equal(a, b)
     same = torch.equal(torch.cat(alone[0][:2]).sort(0).values, torch.cat(alone[0][2:]).sort(0).values)
     assert same == (augmentation == "none")
+
+
+def test_a_batch_crosses_processes_in_one_piece(paths):
+    data = dataset(paths, augmentation="light")
+    loaded = data.load(0, range(6), 0, first_looks)
+    packed = _pack(loaded)
+    assert packed.numbers.nbytes > 6 * 3 * 16 * 16 * 4
+    again = _unpack(packed)
+    assert len(packed.pickled) < 20_000
+    assert torch.equal(again.target, loaded.target)
+    assert all(v.image.path == path for v, path in zip(again.pixels, paths, strict=True))
+    assert torch.equal(whole(again.batch().views), whole(loaded.batch().views))
+    start = packed.numbers.data_ptr()
+    held = [t for view in again.pixels for t in view._ahead.values()]
+    assert len(held) == 6
+    assert all(start <= t.data_ptr() < start + packed.numbers.nbytes for t in held)
 
 
 def test_workers_may_be_spawned(paths):
