@@ -107,7 +107,9 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         if not pretrained:
             raise
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{name}: its pretrained weights do not load ({reason}); give a local file that fits as pretrained=FILE") from error
+        raise ConfigError(
+            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits as pretrained=FILE"
+        ) from error
 
 
 def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
@@ -145,10 +147,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
     except Exception as error:  # the readers raise whatever a damaged file leads them to
         raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+    weights: Any = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
-    return content
+    return weights
 
 
 def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
@@ -158,9 +160,15 @@ def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any],
         return error
     build = getattr(build, "func", build)
     takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
-    known = {p for what in takes for p, spec in inspect.signature(what).parameters.items() if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)}
+    known = {
+        p
+        for what in takes
+        for p, spec in inspect.signature(what).parameters.items()
+        if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)
+    }
     near = difflib.get_close_matches(found[2], known - {"self"}, 3)
-    return ConfigError(f"model {name}: there is no option {found[2]!r}; {f'did you mean {_either(near)}' if near else 'foveal fit --model ' + name + ' --help lists them'}")
+    hint = f"did you mean {_either(near)}" if near else f"foveal fit --model {name} --help lists them"
+    return ConfigError(f"model {name}: there is no option {found[2]!r}; {hint}")
 
 
 def _either(names: Iterable[str]) -> str:

@@ -15,18 +15,15 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
 from foveal.runs import BAD_IMAGES, BEST, LAST, METRICS, replacing
 from foveal.training.task import ENDLESS, Task
-
 
 _COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
 
@@ -121,7 +118,7 @@ class Checkpoints(pl.Callback):
             return
         end = task.step * task.config.accumulate >= task.total_batches or task.progress >= 1
         trainer.should_stop = end
-        validates = bool(trainer.num_val_batches) and (end or (batch_idx + 1) % trainer.val_check_batch == 0)
+        validates = task.validates and (end or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0)
         if validates:
             return
         if end or task.stopping or task.step == 1 or task.step % task.config.save_every == 0:
@@ -165,14 +162,14 @@ class Metrics(pl.Callback):
     def __init__(self, file: Path, quiet: bool) -> None:
         self.file = file
         self.quiet = quiet
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Any] = {}
         self.images = 0
         self.bar: Any = None
         self._since, self._seen, self._told = time.monotonic(), 0, 0.0
         self._shown: dict[str, str] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "images": self.images}
+        return {"sums": {key: float(total) for key, total in self.sums.items()}, "images": self.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums, self.images = dict(state["sums"]), state["images"]
@@ -192,8 +189,8 @@ class Metrics(pl.Callback):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[values]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[values]}"), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
         )  # fmt: skip
         self.bar.add_task("training", total=1.0, completed=task.progress, values="")
         self.bar.start()
@@ -203,11 +200,15 @@ class Metrics(pl.Callback):
         self.images += count
         self._seen += count
         for key, value in outputs["log"].items():
-            self.sums[key] = self.sums.get(key, 0.0) + float(value) * count
+            self.sums[key] = self.sums.get(key, 0.0) + value.detach() * count  # stays on the device: reading it would wait for the step
         if not trainer.is_global_zero or not task.updates_after(batch_idx):
             return
         if task.step % task.config.log_every == 0 and self.images:
-            self._write(trainer, task, {key: total / self.images for key, total in self.sums.items()} | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            self._write(
+                trainer,
+                task,
+                {key: float(total) / self.images for key, total in self.sums.items()} | {"lr": trainer.optimizers[0].param_groups[0]["lr"]},
+            )
             self.sums, self.images = {}, 0
         self._show(task, batch_idx)
 
@@ -223,7 +224,9 @@ class Metrics(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float]) -> None:
         speed = self._seen / max(time.monotonic() - self._since, 1e-9)
-        self._shown |= {key: f"{values[key]:{form}}" for key, form in (("loss", ".3f"), ("accuracy", ".1%"), ("entropy", ".2f")) if key in values}
+        self._shown |= {
+            key: f"{values[key]:{form}}" for key, form in (("loss", ".3f"), ("accuracy", ".1%"), ("entropy", ".2f")) if key in values
+        }
         self._shown["images/s"] = f"{speed * trainer.world_size:.0f}"
         if "loss" in values:
             values = {**values, "images_per_second": speed * trainer.world_size}
@@ -278,14 +281,14 @@ class BadImages(pl.Callback):
             self.known = {row["path"] for row in _rows(self.file)}
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        self._record(task)
+        self._record(trainer, task)
 
     def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self._record(task)
+        self._record(trainer, task)
 
-    def _record(self, task: Task) -> None:
+    def _record(self, trainer: pl.Trainer, task: Task) -> None:
         for path, reason in task.bad_images:
-            if path in self.known:
+            if path in self.known or not trainer.is_global_zero:
                 continue
             self.known.add(path)
             new = not self.file.exists()

@@ -169,4 +169,6 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1)
-            raise ConfigError(f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}")
+            raise ConfigError(
+                f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
+            )

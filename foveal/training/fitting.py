@@ -37,8 +37,23 @@ from foveal.data.module import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.runs import (
-    BEST, CONFIG, LAST, ModelInfo, Run, check_fit, claim, constructor, create_classifier, load, model_state, read_checkpoint, read_config,
-    read_weights, replacing, save_model, write_card,
+    BEST,
+    CONFIG,
+    LAST,
+    ModelInfo,
+    Run,
+    check_fit,
+    claim,
+    constructor,
+    create_classifier,
+    load,
+    model_state,
+    read_checkpoint,
+    read_config,
+    read_weights,
+    replacing,
+    save_model,
+    write_card,
 )  # fmt: skip
 from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
 from foveal.training.config import FitConfig, plain
@@ -49,7 +64,13 @@ _FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
 
 
 def fit(
-    config: FitConfig | None, out: str | Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, data: DataModule | None = None
+    config: FitConfig | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    data: DataModule | None = None,
 ) -> Run:
     """Train a model.
 
@@ -68,7 +89,7 @@ def fit(
         FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after saving ``last.ckpt``.
     """
-    main = int(os.environ.get("LOCAL_RANK", 0)) == 0  # Lightning starts the other processes as copies of the first
+    main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
     out = claim(out, resume=resume, overwrite=overwrite) if main else Path(out)
     stored = FitConfig.from_dict(read_config(out)) if resume else None
     config = config or stored
@@ -260,4 +281,6 @@ def _same(new: dict[str, Any], old: dict[str, Any]) -> None:
             what = key
             if isinstance(new[key], dict) and isinstance(old[key], dict):
                 what = next(f"{key}.{k}" for k in [*new[key], *old[key]] if new[key].get(k) != old[key].get(k))
-            raise ConfigError(f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with another --out")
+            raise ConfigError(
+                f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with another --out"
+            )

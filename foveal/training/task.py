@@ -86,10 +86,13 @@ class Task(pl.LightningModule):
     Attributes:
         batches_per_epoch: forward passes of an epoch.
         total_batches: of the run; `ENDLESS` where only time ends it.
+        validates: there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
     """
+
+    objective_state: Tensor
 
     def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: FitConfig) -> None:
         super().__init__()
@@ -99,6 +102,7 @@ class Task(pl.LightningModule):
         self.config = config
         self.register_buffer("objective_state", objective.initial_state().clone())
         count, size = len(data.split("train")), config.batch_size
+        self.validates = self.data.val is not None and len(self.data.val) > 0
         self.drop_last = count >= size
         self.batches_per_epoch = count // size if self.drop_last else 1
         of_epochs = config.epochs * self.batches_per_epoch if config.epochs else ENDLESS
@@ -108,7 +112,8 @@ class Task(pl.LightningModule):
         self.bad_images: list[tuple[str, str]] = []
         self.stop_requested = False
         self.stopping = False
-        self._spent, self._since = 0.0, None
+        self._spent = self._clock = 0.0
+        self._since: float | None = None
         self._groups: list[dict[str, Any]] = []
         self._validated = torch.zeros(3, dtype=torch.float64)
 
@@ -118,10 +123,10 @@ class Task(pl.LightningModule):
         return Stream(self._loader("train", drop_last=self.drop_last), self.total_batches)
 
     def val_dataloader(self) -> Any:
-        return self._loader("val") if self.data.val is not None and len(self.data.val) else []
+        return self._loader("val") if self.validates else []
 
     def _loader(self, split: str, **options: Any) -> Any:
-        ranks = {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        ranks: dict[str, Any] = {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return self.data.loader(
             split, batch_size=self.config.batch_size // ranks.get("world_size", 1), workers=self.config.workers, seed=self.config.seed,
             first_looks=self.model.first_looks, **ranks, **options,
@@ -181,16 +186,18 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self.bad_images += batch.errors
         loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
-        # What all processes must agree on travels together: images, failure, the wish to stop, the time.
-        shared = torch.tensor([good, not torch.isfinite(loss.detach()), self.stop_requested, self.elapsed], dtype=torch.float64)
+        # What all processes must agree on travels together: images, failure, the wish to stop, bad images, the time.
         world = self.trainer.world_size
+        ours = [good, not torch.isfinite(loss.detach()), self.stop_requested, len(self.bad_images), self.elapsed / world]
+        shared = torch.tensor(ours, dtype=torch.float64)
         if world > 1:
             shared = shared.to(self.device)
             dist.all_reduce(shared)
-            shared[3] /= world
-        count, failed, stop, self._clock = shared.tolist()
+        count, failed, stop, bad, self._clock = shared.tolist()
         if failed:
-            raise RunError(self.failure(f"the loss is {float(loss)}"))
+            raise RunError(self.failure(f"the loss is {float(loss.detach())}"))
+        if bad:
+            self._gather_bad_images()
         self.stopping = bool(stop)
         if world > 1:
             # Gradients are averaged over processes, which may hold different numbers of good images.
@@ -212,8 +219,9 @@ class Task(pl.LightningModule):
                 good = torch.tensor([i for i in range(len(batch)) if i not in batch.views.errors], dtype=torch.long, device=target.device)
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
         if not len(target):
-            # Nothing to learn from, but every process takes part in every update.
-            return sum((p.sum() * 0.0 for p in self.model.parameters()), start=torch.zeros((), device=self.device)), {}, 0
+            # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this one; the last
+            # is the classifier's, which every rollout uses, so that no parameter gets a gradient that it has not elsewhere.
+            return 0.0 * list(self.model.parameters())[-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
         log["accuracy"] = (rollouts[0].logits.argmax(-1) == target).float().mean()
@@ -221,11 +229,18 @@ class Task(pl.LightningModule):
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
 
+    def _gather_bad_images(self) -> None:
+        """All processes get the bad images of all."""
+        if self.trainer.world_size > 1:
+            found: list[list[tuple[str, str]]] = [[] for _ in range(self.trainer.world_size)]
+            dist.all_gather_object(found, self.bad_images)
+            self.bad_images = [pair for of_rank in found for pair in of_rank]
+
     def failure(self, what: str) -> str:
         """The sentence for a run that has diverged."""
         return (
-            f"{self.trainer.default_root_dir}: {what} in step {self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or --precision 32,"
-            " with --resume to go on from the last checkpoint before"
+            f"{self.trainer.default_root_dir}: {what} in step {self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or"
+            " --precision 32, with --resume to go on from the last checkpoint before"
         )
 
     # ---- validation
@@ -245,6 +260,7 @@ class Task(pl.LightningModule):
         self._validated += torch.tensor([len(good), float(right), float(F.cross_entropy(logits, target, reduction="sum"))])
 
     def on_validation_epoch_end(self) -> None:
+        self._gather_bad_images()
         if self.trainer.world_size > 1:
             totals = self._validated.to(self.device)
             dist.all_reduce(totals)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def script(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tests.training.tiny", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=None)
+    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def same(one, other, where: str = "") -> None:
@@ -117,6 +117,7 @@ def test_resume_without_validation_and_with_workers(tmp_path, monkeypatch):
     changes = {"data": {"name": "tiny_images", "val": 0}, "ema": None}
     plain = fit(config(**changes), tmp_path / "plain", quiet=True).path
     assert not (plain / "best.ckpt").exists()
+    assert torch.load(plain / "last.ckpt", weights_only=True)["global_step"] == 8
     run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 8, workers=1, **changes)
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
@@ -188,11 +189,9 @@ def test_damaged_checkpoints(tmp_path):
     run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
     whole = (run.path / "last.ckpt").read_bytes()
     more = config(epochs=None, steps=2)
-    for content, sentence in (
-        (whole[: len(whole) // 2], "damaged or half written"), (b"", "damaged or half written"), (b"not a checkpoint", "damaged or half written"),
-    ):  # fmt: skip
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         (run.path / "last.ckpt").write_bytes(content)
-        with pytest.raises(RunError, match=rf"last.ckpt: is {sentence}; [^\n]*$"):
+        with pytest.raises(RunError, match=r"last.ckpt: is damaged or half written; [^\n]*$"):
             fit(more, run.path, resume=True, quiet=True)
     torch.save({"a": torch.zeros(1)}, run.path / "last.ckpt")
     with pytest.raises(RunError, match=r"is not a checkpoint of a run"):

@@ -44,7 +44,9 @@ class NormFree(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-default_cfgs = {"norm_free_16": {"url": "", "num_classes": 3, "input_size": (3, 16, 16), "first_conv": "first.0", "classifier": "classifier"}}
+default_cfgs = {
+    "norm_free_16": {"url": "", "num_classes": 3, "input_size": (3, 16, 16), "first_conv": "first.0", "classifier": "classifier"}
+}
 
 
 @register_model

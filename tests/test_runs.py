@@ -1,0 +1,230 @@
+"""Models by name, classify, and run folders good and bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import foveal.runs as runs
+from foveal.errors import ConfigError, ImageError, RunError
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.images.views import TensorViews
+
+TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]}
+
+
+def tnet(**changes) -> GlimpseClassifier:
+    torch.manual_seed(0)
+    return runs.create_classifier(**{**TNET, **changes}, num_classes=3).eval()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    model = tnet()
+    runs.save_model(tmp_path / "run", model, runs.ModelInfo(TNET, ("a", "b", "c"), (0.0, 2.0)))
+    return tmp_path / "run"
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_timms_models_are_timms():
+    model = runs.create_model("test_resnet", num_classes=7)
+    assert type(model) is type(timm.create_model("test_resnet")) and model.num_classes == 7
+    assert isinstance(runs.as_classifier(model), WholeImage)
+    assert runs.as_classifier(tnet := runs.create_classifier(**TNET)) is tnet
+
+
+@pytest.mark.parametrize("name", ["tnet", "tnet_bagnet77.reference", "tnet_efficientnet_b0.reference_cub"])
+def test_models_of_ours_take_a_number_of_classes(name):
+    assert runs.create_model(name, num_classes=11).num_classes == 11
+
+
+def test_options_of_the_wrapper_are_told_from_those_of_the_network():
+    model = runs.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
+    assert model.size == (48, 48) and model.squash and model.network.drop_rate == 0.4
+    assert model.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_listing():
+    assert "tnet" in runs.list_models() and "resnet18" in runs.list_models()
+    assert runs.list_models("tnet*") and all(name.startswith("tnet") for name in runs.list_models("tnet*"))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({"name": "tnett"}, "tnett: there is no model of this name; did you mean tnet"),
+        ({"name": "resnet_18"}, "resnet_18: there is no model of this name; did you mean .*resnet18"),
+        ({"name": "resnet18.a1_in1kk"}, "resnet18.a1_in1kk: there is no model of this name; did you mean .*resnet18.a1_in1k"),
+        ({"name": "zzz"}, "zzz: there is no model of this name; foveal models lists them"),
+        ({"name": "tnet", "basesize": 3}, "model tnet: there is no option 'basesize'; did you mean base_size"),
+        ({"name": "test_resnet", "drop_rat": 3}, "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate"),
+        ({"name": "test_resnet", "pretrained": "none.safetensors"}, "none.safetensors: there is no such file of weights"),
+    ],
+)
+def test_what_is_unknown_gets_a_near_name(call, sentence):
+    with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
+        runs.create_model(**call)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_pretrained_weights_of_a_file(tmp_path, suffix):
+    """timm's own way of fitting weights: another number of classes starts its classifier anew."""
+    source = timm.create_model("test_resnet", num_classes=1000)
+    file = tmp_path / f"weights{suffix}"
+    state = source.state_dict()
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    model = runs.create_model("test_resnet", num_classes=2, pretrained=file)
+    for name, value in model.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(value, state[name]), name
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"bad.pth: is not a file of tensors alone"):
+        runs.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
+    del state["conv1.0.weight" if "conv1.0.weight" in state else next(iter(state))]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(ConfigError, match=r"test_resnet: its pretrained weights do not load \([^\n]*$"):
+        runs.create_model("test_resnet", pretrained=tmp_path / "part.pth")
+
+
+# ---------------------------------------------------------------------------------------------------------- classify
+
+
+def test_classify_one_and_many():
+    model, images = tnet(), torch.rand(5, 3, 70, 90)
+    with torch.no_grad():
+        expected = model(images).logits
+    torch.testing.assert_close(runs.classify(model, images, batch_size=2).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runs.classify(model, list(images)).logits, expected, rtol=1e-4, atol=1e-5)
+    one = runs.classify(model, images[3])
+    assert one.logits.shape == (3,) and len(one.glimpses) == 3
+    torch.testing.assert_close(one.logits, expected[3], rtol=1e-4, atol=1e-5)
+    assert runs.classify(model, images[3], locations=()).locations == 0
+    assert runs.classify(model, TensorViews(images)).logits.shape == (5, 3)
+
+
+def test_classify_leaves_the_mode_and_takes_any_network():
+    network = timm.create_model("test_resnet", num_classes=4).train()
+    images = torch.rand(2, 3, 50, 40)
+    result = runs.classify(network, images)
+    assert result.logits.shape == (2, 4) and not result.logits.requires_grad and network.training
+    with pytest.raises(ImageError, match="there is no image to classify"):
+        runs.classify(network, [])
+
+
+def test_classify_files(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model = tnet()
+    one = runs.classify(model, tmp_path / "a.png")
+    memory = runs.classify(model, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    torch.testing.assert_close(one.logits, memory.logits, rtol=1e-3, atol=1e-3)
+    assert runs.classify(model, [tmp_path / "a.png", str(tmp_path / "a.png")]).logits.shape == (2, 3)
+    with pytest.raises(ImageError, match=r"^[^\n]*b\.png: [^\n]+$"):
+        runs.classify(model, tmp_path / "b.png")
+
+
+# ------------------------------------------------------------------------------------------------------- run folders
+
+
+def test_what_is_saved_is_loaded(folder):
+    model, image = tnet(), torch.rand(3, 64, 80)
+    same = runs.load(folder)
+    assert torch.equal(runs.classify(same, image).logits, runs.classify(model, image).logits)
+    assert same.class_names == ("a", "b", "c") and same.locations == (2,) and list(same.value_range) == [0.0, 2.0] and not same.training
+    card = json.loads((folder / "config.json").read_text())
+    assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_loading_never_fetches_pretrained_weights(tmp_path, monkeypatch):
+    runs.save_model(tmp_path, tnet(), runs.ModelInfo({**TNET, "pretrained": True}))
+    monkeypatch.setattr("timm.models._builder.load_pretrained", None)
+    assert runs.load(tmp_path).num_classes == 3
+
+
+def test_a_write_that_fails_leaves_what_was_there(folder, monkeypatch):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runs, "serialise", full)
+    with pytest.raises(OSError, match="no space"):
+        runs.save_model(folder, tnet(), runs.ModelInfo(TNET, ("a", "b", "c"), (0.0, 2.0)))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def spoil(folder: Path, how: str) -> None:
+    card, weights = folder / "config.json", folder / "model.safetensors"
+    content = json.loads(card.read_text())
+    tensors = load_file(weights)
+    match how:
+        case "no config.json":
+            card.unlink()
+        case "half a config.json":
+            card.write_text(card.read_text()[:40])
+        case "another config.json":
+            card.write_text('{"architecture": "resnet18"}')
+        case "no weights":
+            weights.unlink()
+        case "half the weights":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "unknown model":
+            card.write_text(json.dumps({**content, "model": {"name": "tnet9"}}))
+        case "other shapes":
+            card.write_text(json.dumps({**content, "num_classes": 5}))
+        case "missing tensor":
+            save_file({k: v for k, v in tensors.items() if k != "classifier.bias"}, weights)
+        case "further tensor":
+            save_file({**tensors, "extra.bias": torch.zeros(1)}, weights)
+        case "no best yet":
+            weights.rename(folder / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("no config.json", r"run: has no config.json, so it is no run folder or was never finished; "),
+        ("half a config.json", r"config.json: is damaged or not ours; "),
+        ("another config.json", r"config.json: is damaged or not ours; "),
+        ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
+        ("no best yet", r"model.safetensors: there are no weights, .*--resume"),
+        ("half the weights", r"model.safetensors: is damaged or half written; "),
+        ("unknown model", r"config.json: tnet9: there is no model of this name; did you mean tnet"),
+        ("other shapes", r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)"),
+        ("missing tensor", r"the weights do not fit the model, classifier.bias is missing"),
+        ("further tensor", r"the weights do not fit the model, extra.bias is not a part of this model"),
+    ],
+)
+def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
+    spoil(folder, how)
+    with pytest.raises(RunError, match=rf"^[^\n]*{sentence}[^\n]*$"):
+        runs.load(folder)
+
+
+def test_what_is_no_folder(tmp_path):
+    with pytest.raises(RunError, match="there is no such run folder"):
+        runs.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file, not a run folder"):
+        runs.Run(tmp_path / "file")
+
+
+def test_claiming(tmp_path):
+    assert runs.claim(tmp_path / "a" / "b").is_dir()
+    runs.claim(tmp_path / "a" / "b")  # empty, so free
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is not a run; choose another --out"):
+        runs.claim(tmp_path / "file", overwrite=True)
+    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
+        runs.claim(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):
+        runs.claim(tmp_path / "a", resume=True)
