@@ -105,8 +105,8 @@ def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None
         low, high = np.clip(last - side, low, high), np.clip(first, low, high)
         low, high = np.minimum(low, high), np.maximum(low, high)
     corner = rng.uniform(low, high)
-    y0, x0, y1, x1 = (*corner, *(corner + side))
-    return float(y0), float(x0), float(y1), float(x1)
+    (y0, x0), (y1, x1) = corner.tolist(), (corner + side).tolist()
+    return y0, x0, y1, x1
 
 
 def distorted_crop(region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator) -> Box:

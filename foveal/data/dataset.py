@@ -17,6 +17,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,7 +198,9 @@ class ImageDataset(Dataset):
         return os.fsdecode(self._paths[i])
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
-        good, items, errors = [], [], []
+        good: list[int] = []
+        items: list[Any] = []
+        errors: list[tuple[str, str]] = []
         for i in indices:
             try:
                 items.append(self._open(epoch, i, seed, first_looks))
@@ -205,10 +208,9 @@ class ImageDataset(Dataset):
             except FovealError as error:
                 errors.append((self.path(i), str(error)))
         index = np.array(good, dtype=np.int64)
-        if self.reading.image_size is not None or not items:
-            side = self.reading.image_size or 1
-            items = torch.stack(items) if items else torch.empty(0, self.channels, side, side)
-        return Loaded(items, torch.from_numpy(self.targets[index]), index, errors)
+        side = self.reading.image_size or 1
+        pixels = torch.stack(items) if items and self.reading.image_size else items or torch.empty(0, self.channels, side, side)
+        return Loaded(pixels, torch.from_numpy(self.targets[index]), index, errors)
 
     def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
         """A view, or the pixels of an image that is resized first."""

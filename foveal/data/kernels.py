@@ -66,10 +66,18 @@ def resize(pixels: Tensor, size: tuple[int, int], kernel: str = "bilinear") -> T
     Returns:
         (C, height, width); kernels with negative lobes may leave [0, 1].
     """
-    rows, row_weights = _taps(pixels.shape[1], size[0], kernel)
-    columns, column_weights = _taps(pixels.shape[2], size[1], kernel)
-    across = sum(pixels[:, :, columns[:, t]] * column_weights[:, t] for t in range(columns.shape[1]))
-    return sum(across[:, rows[:, t]] * row_weights[:, t, None] for t in range(rows.shape[1]))  # type: ignore[index, return-value]
+    down = _resize_rows(pixels, size[0], kernel)
+    # Whole rows are gathered many times faster than columns.
+    return _resize_rows(down.transpose(1, 2).contiguous(), size[1], kernel).transpose(1, 2).contiguous()
+
+
+def _resize_rows(pixels: Tensor, count: int, kernel: str) -> Tensor:
+    """(C, H, W) to (C, count, W)."""
+    index, weight = _taps(pixels.shape[1], count, kernel)
+    out = pixels.index_select(1, index[:, 0]) * weight[:, :1]
+    for tap in range(1, index.shape[1]):
+        out.addcmul_(pixels.index_select(1, index[:, tap]), weight[:, tap, None])
+    return out
 
 
 def _taps(length: int, count: int, kernel: str) -> tuple[Tensor, Tensor]:

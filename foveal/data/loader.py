@@ -104,7 +104,7 @@ class Loader(DataLoader):
         self.data = data
         self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
         super().__init__(
-            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_pack if workers else _as_is,
+            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_pack if workers else _as_is,  # type: ignore[arg-type]
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
         )  # fmt: skip
