@@ -93,19 +93,20 @@ def write_pyramid(target: str, shape: tuple[int, int, int], dtype: np.dtype, row
     while max(sizes[-1]) > _TILE:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     options = {
-        "tile": (_TILE, _TILE), "compression": "zstd", "photometric": "minisblack", "planarconfig": "contig", "metadata": None,
+        "tile": (_TILE, _TILE), "compression": "zstd", "photometric": "minisblack", "planarconfig": "contig" if bands > 1 else None,
+        "metadata": None,
         "predictor": 2 if dtype.kind in "ui" else None, "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
     }  # fmt: skip
     with tempfile.TemporaryFile(dir=os.path.dirname(target)) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
         # The second level of a very large image does not fit in memory either; later ones do.
         half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
-        writer.write(_tiles(shape, rows, half), shape=shape, dtype=dtype, **options)
+        writer.write(_tiles(shape, rows, half), shape=_flat(shape), dtype=dtype, **options)
         level = half
         for size in sizes[1:]:
             assert level is not None
             current, level = level, np.empty((-(-size[0] // 2), -(-size[1] // 2), bands), dtype)
             tiles = _tiles((*size, bands), lambda y0, y1, source=current: source[y0:y1], level)  # type: ignore[misc]
-            writer.write(tiles, shape=(*size, bands), dtype=dtype, subfiletype=1, **options)
+            writer.write(tiles, shape=_flat((*size, bands)), dtype=dtype, subfiletype=1, **options)
 
 
 def _tiles(shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], half: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -119,7 +120,12 @@ def _tiles(shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], 
             tile = np.zeros((_TILE, _TILE, bands), strip.dtype)
             part = strip[:, left : left + _TILE]
             tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
+            yield tile.reshape(_flat(tile.shape))
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """tifffile takes the first axis of (height, width, 1) for pages."""
+    return shape[:2] if shape[2] == 1 else shape
 
 
 def _halve(pixels: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any
     """A converted image, with the name and the notes of the original."""
     from foveal.images import tiff
 
-    kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata}
+    kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata, "halved": True}
     if options["value_range"] is None and original.dtype != bool:
         options = {**options, "value_range": original.value_range}
     return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)

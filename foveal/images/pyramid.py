@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ class Pyramid(ABC):
         metadata: what the file says about itself.
         premultiplied: colours are multiplied by alpha already.
         bits: used bits of the stored type, if not all.
+        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end.
 
     Attributes:
         size: (height, width) as a person sees it.
@@ -83,7 +85,7 @@ class Pyramid(ABC):
     def __init__(
         self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
         value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
-        premultiplied: bool = False, bits: int | None = None,
+        premultiplied: bool = False, bits: int | None = None, halved: bool = False,
     ) -> None:  # fmt: skip
         self.path = path
         self.dtype = np.dtype(dtype)
@@ -100,6 +102,7 @@ class Pyramid(ABC):
         self._lock = threading.Lock()
         transpose = _ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
+        self._scales = [tuple(_scale(n, of, halved) for n, of in zip(level, self.size, strict=True)) for level in self.level_sizes]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -140,10 +143,12 @@ class Pyramid(ABC):
         for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist():
             level = self._level(box, size, antialias)
             (h, w), (full_h, full_w) = self.level_sizes[level], self.size
-            scale = (h / full_h, w / full_w) * 2
+            scale = self._scales[level] * 2
             limits = [max(bounds[0], 0), max(bounds[1], 0), min(bounds[2], full_h), min(bounds[3], full_w)] if bounds else [0, 0, full_h, full_w]
             how = plan([b * s for b, s in zip(box, scale, strict=True)], size, [b * s for b, s in zip(limits, scale, strict=True)],
                        antialias=antialias, shrink=True)  # fmt: skip
+            # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
+            how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
             wanted.append((level, how))
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
@@ -273,6 +278,12 @@ def _channels(path: str, bands: int, wanted: int | None) -> int:
     if wanted in (None, bands) or (wanted == 3 and bands == 1):
         return wanted or bands
     raise ImageError(f"{path}: has {bands} band{'s' * (bands != 1)} where {wanted} are expected; convert it, or use a model made for {bands}")
+
+
+def _scale(level: int, full: int, halved: bool) -> float:
+    """Pixels of a level for each full-resolution one. Sizes alone mislead: 75 pixels halved by whole blocks give 37, not 37.5."""
+    times = round(math.log2(full / level))
+    return 0.5**times if halved or level == full >> times else level / full
 
 
 def _range(path: str, dtype: np.dtype, bits: int | None) -> tuple[float, float]:

@@ -9,9 +9,9 @@ output pixel's centre (half-pixel centres, ``align_corners=False``). A box with 
 outside the pixels takes the fill value.
 
 `plan` and `cut` are the two halves that readers of files need: which pixels serve a box, and what becomes of them once
-they are there. They can also `shrink` by a power of two before resampling, as the levels of a pyramid would; that is
-much cheaper for large boxes and differs from the full triangle by a few grey values where the picture is finely
-patterned (by less than 0.02 on photographs; the mean of a look stays the same).
+they are there. They can also `shrink` by a power of two before resampling, as the levels of a pyramid would. That is
+much cheaper for large boxes and a little sharper than the full triangle: on photographs the root mean square difference
+of a look is 0.01 (0.025 at worst, single pixels at sharp edges up to 0.2), and its mean stays the same.
 
 Example:
     >>> import torch

@@ -74,14 +74,14 @@ class Transform:
     Attributes:
         size: (height, width) of the view's frame.
         matrix: rows (a, b, c), (d, e, f): the view's point (y, x) shows the image's (a y + b x + c, d y + e x + f).
-        bounds: (y0, x0, y1, x1) the part of the image that may be seen, or None for all of it.
         colour: change of colours, or None.
+        bounds: (y0, x0, y1, x1) the part of the image that may be seen, or None for all of it.
     """
 
     size: tuple[int, int]
     matrix: tuple[Row, Row] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-    bounds: tuple[float, float, float, float] | None = None
     colour: Colour | None = None
+    bounds: tuple[float, float, float, float] | None = None
 
     @classmethod
     def identity(cls, size: tuple[int, int]) -> Self:

@@ -2,8 +2,10 @@
 
 A hard-attention model never holds a full-resolution image. It holds `Views` and asks for boxes; whether the pixels come
 from a tensor or from tiles on a disk is the views' business. Tensors are looked at as files are: large boxes are shrunk
-by a power of two first, as the levels of a pyramid would, so that the same image gives the same look from memory and
-from a file up to the file's compression and the rounding of its levels to whole grey values (0.02 on photographs).
+by a power of two first, as the levels of a pyramid would. Boxes whose corners lie on the grid of the level that serves
+them then give the same look from memory and from a file of halved levels, to 0.005 (the levels' rounding to whole grey
+values) and the file's compression. Elsewhere blocks of pixels begin at other places: on photographs the root mean square
+difference is 0.01 (0.03 at worst, single pixels at sharp edges up to 0.2).
 
 Example:
     >>> import numpy as np, torch
