@@ -106,7 +106,8 @@ def fit(
     if stored is not None and checkpoint is not None:
         _same(resolved, stored.to_dict())
         check_fit(task, checkpoint["state_dict"], out / LAST)
-    info = ModelInfo(resolved["model"], data.classes, getattr(data, "value_range", None))
+    value_range = getattr(getattr(data.train, "reading", None), "value_range", None)
+    info = ModelInfo(resolved["model"], data.classes, value_range)
     if main:
         with replacing(out / CONFIG) as unfinished:
             unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))

@@ -139,6 +139,28 @@ def test_bad_images_cost_themselves(tmp_path):
     assert len(read(run.path / "metrics.csv")) > 3
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_from_files(tmp_path, workers):
+    """Pixels come from files, some of which are broken; floats over a recorded range come out the same when deployed."""
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for c, name in enumerate(("dark", "light")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (10 * rng.random((40, 52, 3)) + 80 * c).astype(np.float32)
+                tifffile.imwrite(tmp_path / "data" / split / name / f"{i}.tif", pixels, photometric="rgb")
+    broken = tmp_path / "data" / "train" / "dark" / "3.tif"
+    broken.write_bytes(broken.read_bytes()[:300])
+    data = {"name": "folder", "root": str(tmp_path / "data"), "value_range": [0.0, 100.0], "augmentation": "none"}
+    changes = {"model": NORM_FREE, "data": data, "ema": None, "accumulate": 1, "batch_size": 5, "epochs": None, "steps": 40, "workers": workers}
+    run = fit(config(**changes), tmp_path / "run", quiet=True)
+    assert [Path(row["path"]) for row in read(run.path / "bad_images.csv")] == [broken]
+    model = run.load_model()
+    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "light" / "0.tif").label == "light"
+    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "dark" / "1.tif").label == "dark"
+
+
 def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
     data = foveal.data.get_data("tiny_images")
     torch.manual_seed(0)
