@@ -181,19 +181,18 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.configure import configure, describe
 
     config, out, how = configure(recipe, flags)
-    from foveal.data import get_data
     from foveal.runs import claim
     from foveal.training import fit
 
-    data = get_data(**config.data)
-    if not (how["resume"] or how["overwrite"]):
-        claim(out)
     # Lightning starts further processes as copies of this command; one of them speaks.
     quiet = how["quiet"] or os.environ.get("LOCAL_RANK", "0") != "0"
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
     if not quiet:
-        print(describe(config, data, out), flush=True)
-    fit(config, out, data=data, **how)
+        about = describe(config, out)
+        if not (how["resume"] or how["overwrite"]):
+            claim(out)
+        print(about, flush=True)
+    fit(config, out, **how)
     if not quiet:
         print(f"The run is in {out}. What next: foveal evaluate {out}; foveal predict {out} IMAGES --out FILE; foveal explain {out} IMAGE")
     return 0

@@ -1,6 +1,7 @@
 """Every recipe runs as it stands, on tiny data in the layout of the real one; only size and length are overridden."""
 
 import re
+import shutil
 
 import pytest
 
@@ -27,11 +28,14 @@ def roots(tmp_path_factory):
 
 def shrunk(name):
     """Flags that make a recipe cheap and leave its data, augmentation, model family and objective alone."""
-    flags = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet"]
+    flags = ["--steps", "1", "--batch-size", "2", "--log-every", "1", "--workers", "0", "--device", "cpu", "--quiet"]
     if "bagnet77" in name:
-        # The same network with few channels.
-        flags += ["--model.backbone", "test_bagnet_tnet"] if name.startswith("imagenet/tnet") else ["--model", "test_bagnet_tnet", "--model.image_size", "224"]
-    elif name.endswith(("_896.reference", "step2.reference")):
+        # The same network with few channels; with fewer than 16, torch 2.15 crashes on strided 1x1 convolutions in channels-last layout on a CPU.
+        widths = "{widths: [16, 16, 16, 16], features: 16}"
+        flags += ["--model.backbone_options", widths] if name.startswith("imagenet/tnet") else ["--model.widths", "[16,16,16,16]", "--model.features", "16"]
+    elif "/efficientnet" in name:
+        flags += ["--data.image_size", "128", "--model.image_size", "128"]
+    elif name.startswith("fmow/tnet"):
         flags += ["--data.image_size", "224"]
     if name.startswith(("cub/tnet", "nabirds/tnet")):
         flags += ["--model.locations", "1"]
@@ -102,6 +106,8 @@ def test_recipe_runs(name, roots, tmp_path):
     assert run.load_model().num_classes == 2
     line = (run.path / "metrics.csv").read_text().splitlines()[-1]
     assert line.startswith("1,") and "nan" not in line
+    # The checkpoints of all recipes together are more than pytest should keep.
+    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize("more", [[], ["--model", "test_resnet", "--model.image_size", "64"]])
@@ -134,4 +140,4 @@ def test_values_read_as_people_mean_them():
 def test_recipe_names_lead_to_files():
     for name in list_recipes():
         assert find_recipe(name).is_file()
-            assert re.match(r"# \S", find_recipe(name).read_text())
+        assert re.match(r"# \S", find_recipe(name).read_text())
