@@ -34,9 +34,8 @@ from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
 
 LARGE = 64_000_000  # pixels that are decoded whole
 _MODES = {
-    "1": (1, bool), "L": (1, np.uint8), "LA": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8),
-    "CMYK": (3, np.uint8), "YCbCr": (3, np.uint8), "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16),
-    "RGBX": (3, np.uint8), "PA": (3, np.uint8), "La": (1, np.uint8), "F": (1, np.float32),
+    "1": (1, bool), "L": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8), "CMYK": (3, np.uint8),
+    "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16), "F": (1, np.float32),
 }  # fmt: skip
 
 
@@ -70,21 +69,13 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
     Raises:
         ImageError: damaged, without pixels, or with more than ``max_pixels``.
     """
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
-
-    # Image.open refuses above a limit that is global to the process; the formats' own classes leave that to us.
-    classes: dict[str, Any] = {
-        "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "WEBP": WebPImagePlugin.WebPImageFile,
-        "BMP": BmpImagePlugin.BmpImageFile, "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
-    }  # fmt: skip
     try:
-        with classes[kind](path) as image:
-            width, height = image.size
-            mode = "RGB" if kind == "GIF" else image.mode
-            depth = image.fp.seek(24) and image.fp.read(1)[0] if kind == "PNG" else 8
-            metadata = {"orientation": _orientation(image.info.get("exif"))}
+        header = _webp_header(path) if kind == "WEBP" else _pillow_header(path, kind)
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"{path}: the {kind} header cannot be read ({error}); the file is damaged or cut short, copy it again") from error
+    height, width = header.size
     if height < 1 or width < 1:
         raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if height * width > max_pixels:
@@ -92,10 +83,57 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
             f"{path}: claims {width} x {height} pixels, more than the limit of {max_pixels:,}; "
             "if it is genuine, raise max_pixels or convert it to a tiled TIFF"
         )
+    return header
+
+
+def _pillow(source: Any, kind: str) -> Any:
+    """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``."""
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+
+    classes: dict[str, Any] = {
+        "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "BMP": BmpImagePlugin.BmpImageFile,
+        "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
+    }  # fmt: skip
+    return classes[kind](source)
+
+
+def _pillow_header(path: str, kind: str) -> Header:
+    with _pillow(path, kind) as image:
+        width, height = image.size
+        metadata = {"orientation": _orientation(image.info.get("exif"))}
+        if kind == "PNG":  # Pillow has no names for most of its 16-bit kinds
+            image.fp.seek(24)
+            depth, colour = image.fp.read(2)
+            return Header(kind, (height, width), 1 if colour in (0, 4) else 3, np.uint16 if depth == 16 else np.uint8, metadata)
+        mode = "RGB" if kind == "GIF" else image.mode
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
-    bands, dtype = _MODES[mode]
-    return Header(kind, (height, width), bands, np.uint16 if depth == 16 else dtype, metadata)
+    return Header(kind, (height, width), *_MODES[mode], metadata)
+
+
+def _webp_header(path: str) -> Header:
+    """WebP's size and notes, which Pillow reads only together with all of the file."""
+    size, exif = None, None
+    with open(path, "rb") as file:
+        end, at = os.fstat(file.fileno()).st_size, 12
+        while at + 8 <= end:
+            file.seek(at)
+            name, length = struct.unpack("<4sI", file.read(8))
+            body = file.read(10)
+            if name == b"VP8X":
+                size = 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
+            elif name == b"VP8 " and size is None:
+                width, height = struct.unpack("<HH", body[6:10])
+                size = height & 0x3FFF, width & 0x3FFF
+            elif name == b"VP8L" and size is None:
+                bits = int.from_bytes(body[1:5], "little")
+                size = ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+            elif name == b"EXIF":
+                exif = body + file.read(max(0, length - 10))
+            at += 8 + length + length % 2
+    if size is None:
+        raise ValueError("no picture in it")
+    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif)})
 
 
 def _orientation(exif: bytes | None) -> int:
@@ -130,8 +168,12 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
             import imagecodecs
 
             pixels = imagecodecs.png_decode(data)  # Pillow makes 8 bits out of 16-bit colour
+        elif header.kind == "WEBP":
+            import imagecodecs
+
+            pixels = imagecodecs.webp_decode(data)
         else:
-            pixels = _by_pillow(data)
+            pixels = _by_pillow(data, header.kind)
     except Exception as error:
         raise ImageError(f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again") from error
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -146,15 +188,12 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
     return (pixels, alpha), len(data)
 
 
-def _by_pillow(data: bytes) -> np.ndarray:
-    from PIL import Image
-
-    # The size was checked against max_pixels before; this one is at most 16,383 pixels wide or was checked, too.
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode in ("P", "PA") or image.format == "GIF":
-            image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")  # noqa: PLW2901
+def _by_pillow(data: bytes, kind: str) -> np.ndarray:
+    with _pillow(io.BytesIO(data), kind) as image:
+        if image.mode in ("P", "PA") or kind == "GIF":
+            image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
         elif image.mode in ("CMYK", "YCbCr", "RGBX"):
-            image = image.convert("RGB")  # noqa: PLW2901
+            image = image.convert("RGB")
         pixels = np.asarray(image)
     return pixels.astype(np.uint16) if pixels.dtype == np.int32 else pixels
 

@@ -158,7 +158,7 @@ class Pyramid(ABC):
         size = (piece.plan.y.count, piece.plan.x.count)
         if piece.pixels is None:
             return torch.zeros(self.channels, *size), torch.zeros(size)
-        pixels = torch.from_numpy(np.ascontiguousarray(piece.pixels)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.require(piece.pixels, requirements="CW")).permute(2, 0, 1)[None]
         low, high = self.value_range
         # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no beyond.
         if not self._own_range or piece.alpha is not None:
@@ -260,7 +260,7 @@ class ArrayPyramid(Pyramid):
         self._fill_with(array, alpha)
 
     def _fill_with(self, pixels: np.ndarray, alpha: np.ndarray | None) -> None:
-        self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+        self._pixels = torch.from_numpy(np.require(pixels, requirements="CW"))
         self._alpha = None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha, dtype=np.float32))
 
     def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:  # noqa: ARG002

@@ -3,8 +3,9 @@
 The headers are parsed once by tifffile; after that a look is a few ``os.pread`` calls and decodes, of exactly the tiles
 it needs. There is no shared file offset and no library state, so that threads, forked workers and pickling are safe.
 
-What cannot be seen: a tile whose bytes were scrambled but still decode. Everything else that is damaged is an
-`ImageError`: a chain of levels that breaks off, tiles past the end of the file, JPEG data cut short.
+What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed and WebP tiles may.
+Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of the file,
+JPEG data cut short.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -365,11 +366,10 @@ class TiffPyramid(Pyramid):
 
 def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     """(h, w, samples) of one tile's bytes; raises whatever the decoder raises, and where JPEG data breaks off."""
+    # The decoders of JPEG and JPEG 2000 make up what is missing; both formats end with the same marker.
+    if (level.compression in _JPEG or data.startswith(b"\xff\x4f\xff\x51")) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("JPEG data cut short")
     if level.compression in _JPEG:
-        body = data.rstrip(b"\0")
-        # imagecodecs ignores libjpeg's warnings: a tile that breaks off would come out grey.
-        if not body.endswith(b"\xff\xd9"):
-            raise ValueError("JPEG data cut short")
         if level.compression == 7 and level.photometric == 6 and level.samples == 3 and not level.planar:
             return simplejpeg.decode_jpeg((level.tables[:-2] + data[2:]) if level.tables else data, strict=True)
     tile = level.decode(data, index, jpegtables=level.tables)[0][0]

@@ -1,0 +1,255 @@
+"""JPEG, PNG, WebP and other formats without tiles."""
+
+import io
+import os
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image, ImageOps
+
+from foveal.errors import ImageError
+from foveal.images import open_image, plain
+from foveal.images.cache import cached
+from tests.images.files import photo
+
+
+def _whole(image):
+    return image.read(0, (0, 0, *image.size))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "PPM", "GIF"])
+def test_content_counts_not_the_suffix(tmp_path, kind):
+    pixels = photo(60, 50)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    expected = np.asarray(Image.open(tmp_path / "image.jpg").convert("RGB"))
+    image = open_image(tmp_path / "image.jpg")
+    assert np.array_equal(_whole(image), expected)
+    assert image.bytes_read == (tmp_path / "image.jpg").stat().st_size and image.tiles_decoded == 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_jpeg(tmp_path, bands, progressive):
+    pixels = photo(61, 50, bands)
+    Image.fromarray(pixels.squeeze()).save(tmp_path / "a.jpg", quality=90, progressive=progressive)
+    image = open_image(tmp_path / "a.jpg")
+    expected = simplejpeg.decode_jpeg((tmp_path / "a.jpg").read_bytes(), "GRAY" if bands == 1 else "RGB")
+    assert image.channels == bands and np.array_equal(_whole(image), expected)
+    assert open_image(tmp_path / "a.jpg", channels=3).look(np.array([[0, 0, 61, 50]]), (61, 50)).shape == (1, 3, 61, 50)
+
+
+def test_opening_reads_no_pixels(tmp_path):
+    Image.fromarray(photo(60, 50)).save(tmp_path / "a.jpg")
+    with open_image(tmp_path / "a.jpg") as image:
+        assert image.size == (60, 50) and image.bytes_read == image.tiles_decoded == 0
+        image.look(np.array([[0, 0, 8, 8], [9, 9, 20, 20]]), (8, 8))
+        image.look(np.array([[0, 0, 8, 8]]), (8, 8))
+        assert image.tiles_decoded == 1
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    Image.fromarray(photo(64, 64, 4), "CMYK").save(tmp_path / "a.jpg", quality=95)
+    image = open_image(tmp_path / "a.jpg", channels=3)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
+    assert np.abs(_whole(image).astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_png_keeps_its_bits_and_alpha_is_not_a_band(tmp_path, dtype, bands):
+    pixels = photo(40, 50, bands, dtype)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels.squeeze()))
+    image = open_image(tmp_path / "a.png")
+    colours = pixels[..., : 1 if bands < 3 else 3]
+    assert image.dtype == dtype and np.array_equal(_whole(image), colours)
+    fill = torch.full((colours.shape[2],), 0.4)
+    seen = image.look(np.array([[0, 0, 40, 50]]), (40, 50), fill=fill)[0].permute(1, 2, 0).double().numpy()
+    top = np.iinfo(dtype).max
+    alpha = pixels[..., -1:] / top if bands in (2, 4) else 1
+    assert np.abs(seen - (colours / top * alpha + 0.4 * (1 - alpha))).max() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["P", "1"])
+def test_palette_and_bilevel_png(tmp_path, mode):
+    source = Image.fromarray(photo(40, 50)).convert(mode)
+    source.save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png", channels=3)
+    seen = image.look(np.array([[0, 0, 40, 50]]), (40, 50))[0].permute(1, 2, 0)
+    assert np.allclose(seen.numpy(), np.asarray(source.convert("RGB")) / 255, atol=1e-6)
+
+
+def test_palette_with_a_transparent_entry(tmp_path):
+    source = Image.new("P", (8, 8), 1)
+    source.putpalette([255, 0, 0, 0, 255, 0])
+    source.putpixel((0, 0), 0)
+    source.save(tmp_path / "a.png", transparency=0)
+    seen = open_image(tmp_path / "a.png").look(np.array([[0, 0, 8, 8]]), (8, 8), fill=torch.tensor([0.0, 0.0, 0.5]))[0]
+    assert seen[:, 0, 0].tolist() == [0, 0, 0.5] and seen[:, 1, 1].tolist() == [0, 1, 0]
+
+
+def test_interlaced_png(tmp_path):
+    pixels = photo(33, 47)
+    (tmp_path / "a.png").write_bytes(_interlaced(pixels))
+    assert np.array_equal(_whole(open_image(tmp_path / "a.png")), pixels)
+
+
+def _interlaced(pixels):
+    """Adam7 written by hand: Pillow cannot."""
+    h, w = pixels.shape[:2]
+    rows = b""
+    for y0, x0, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)):
+        part = pixels[y0::dy, x0::dx]
+        rows += b"".join(b"\0" + row.tobytes() for row in part if row.size)
+    return _png(w, h, 8, 2, zlib.compress(rows), interlace=1)
+
+
+def _png(width, height, depth, colour, data, interlace=0):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(tmp_path, kind, orientation):
+    source = Image.fromarray(photo(48, 70))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source.save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    with Image.open(tmp_path / "a") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored)).astype(int)
+    image = open_image(tmp_path / "a")
+    assert image.metadata["orientation"] == orientation and image.size == expected.shape[:2]
+    assert np.abs(_whole(image).astype(int) - expected).max() <= (3 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "PPM"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
+def test_cut_short(tmp_path, kind, share):
+    data = io.BytesIO()
+    Image.fromarray(photo(200, 200)).save(data, kind)
+    (tmp_path / "a").write_bytes(data.getvalue()[: int(len(data.getvalue()) * share)])
+    with pytest.raises(ImageError, match=r"/a: .*; .*copy it again"):
+        open_image(tmp_path / "a").look(np.array([[0, 0, 10, 10]]), (8, 8))
+
+
+def test_decompression_bombs_are_refused_by_their_headers(tmp_path):
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(data, "JPEG")
+    jpeg = bytearray(data.getvalue())
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", 65500, 65500)
+    (tmp_path / "bomb.jpg").write_bytes(jpeg)
+    (tmp_path / "bomb.png").write_bytes(_png(60000, 60000, 8, 2, zlib.compress(bytes(1000))))
+    for name in ("bomb.jpg", "bomb.png"):
+        with pytest.raises(ImageError, match=rf"{name}: claims .* max_pixels"):
+            open_image(tmp_path / name)
+    Image.new("L", (100, 100)).save(tmp_path / "small.png")
+    with pytest.raises(ImageError, match="max_pixels"):
+        open_image(tmp_path / "small.png", max_pixels=9999)
+    assert open_image(tmp_path / "small.png", max_pixels=10000).size == (100, 100)
+
+
+def test_limits_of_pillow_are_left_alone(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        Image.fromarray(photo(100, 100)).save(tmp_path / kind, kind)
+        assert _whole(open_image(tmp_path / kind)).shape == (100, 100, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
+
+
+def test_zero_sized(tmp_path):
+    (tmp_path / "a.png").write_bytes(_png(0, 10, 8, 2, zlib.compress(b"")))
+    with pytest.raises(ImageError, match="a.png"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_is_converted_once_and_said(tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setattr(plain, "LARGE", 10_000)
+    source = Image.fromarray(photo(700, 530, 4 if kind == "PNG" else 3))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    source.save(tmp_path / "a", kind, exif=exif)
+    stored = open_image(tmp_path / "a", cache_dir=tmp_path / "cache", max_pixels=10**6)
+    assert len(caplog.records) == 1 and "converting it once" in caplog.text
+    caplog.clear()
+    image = open_image(tmp_path / "a", cache_dir=tmp_path / "cache")
+    assert not caplog.records, "the second time it is there"
+    monkeypatch.setattr(plain, "LARGE", 10**8)
+    direct = open_image(tmp_path / "a")
+    assert image.size == direct.size == (530, 700) and len(image.level_sizes) == 3 and stored.path == str(tmp_path / "a")
+    fill = torch.tensor([0.2, 0.3, 0.4])
+    for box in [(0, 0, 530, 700), (10, 20, 110, 120), (400, 500, 600, 800)]:
+        box = np.array([box], dtype=float)
+        one, other = image.look(box, (100, 100), fill=fill), direct.look(box, (100, 100), fill=fill)
+        assert (one - other).pow(2).mean().sqrt() < 0.01
+    if kind == "JPEG":
+        assert np.array_equal(_whole(image), _whole(direct))
+
+
+def test_changed_file_is_converted_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain, "LARGE", 1000)
+    for seed in (0, 1):
+        Image.fromarray(photo(64, 64, seed=seed)).save(tmp_path / "a.png")
+        os.utime(tmp_path / "a.png", ns=(seed, seed))
+        assert np.array_equal(_whole(open_image(tmp_path / "a.png", cache_dir=tmp_path / "cache")), photo(64, 64, seed=seed))
+
+
+def test_cache_is_bounded_and_drops_the_least_recently_used(tmp_path, monkeypatch):
+    from foveal.images import cache
+
+    monkeypatch.setattr(cache, "LIMIT", 2500)
+    made = []
+    for i in range(3):
+        (tmp_path / f"{i}").write_text("image")
+        made.append(cached(str(tmp_path / f"{i}"), tmp_path / "cache", lambda target: open(target, "wb").write(bytes(1000)), "a test"))
+        os.utime(made[-1], (i, i)) if os.path.exists(made[-1]) else None
+    assert [os.path.exists(m) for m in made] == [False, True, True]
+
+
+def test_failed_conversion_leaves_nothing(tmp_path):
+    (tmp_path / "a").write_text("image")
+
+    def make(target):
+        raise ImageError("a: broken; copy it again")
+
+    with pytest.raises(ImageError, match="broken"):
+        cached(str(tmp_path / "a"), tmp_path / "cache", make, "a test")
+    assert [f.suffix for f in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_restart_markers_give_access_to_parts(tmp_path, monkeypatch, bands):
+    monkeypatch.setattr(plain, "LARGE", 10_000)
+    y, x = np.mgrid[:500, :640]
+    smooth = np.stack([np.sin(y / 40) * 100 + 120, np.cos(x / 50) * 100 + 120, (y + x) / 6], -1).astype(np.uint8)[..., :bands]
+    options = {"quality": 90, "restart_marker_rows": 1}
+    Image.fromarray(smooth.squeeze()).save(tmp_path / "a.jpg", **options)
+    image = open_image(tmp_path / "a.jpg", cache_dir=tmp_path / "never")
+    assert type(image).__name__ == "RestartJpeg" and not (tmp_path / "never").exists()
+    full = simplejpeg.decode_jpeg((tmp_path / "a.jpg").read_bytes(), "GRAY" if bands == 1 else "RGB")
+    for box in [(0, 0, 500, 640), (100, 200, 164, 264), (450, 600, 500, 640), (0, 0, 3, 3)]:
+        part = image.read(0, box)
+        assert np.abs(part.astype(int) - full[box[0] : box[2], box[1] : box[3]]).max() <= (0 if bands == 1 else 11)
+    before = image.bytes_read
+    image.look(np.array([[96, 200, 160, 264]]), (64, 64))
+    assert 0 < image.bytes_read - before < (tmp_path / "a.jpg").stat().st_size / 2
+    thumbnail = image.look(np.array([[0, 0, 500, 640]]), (50, 64))[0]
+    expected = torch.from_numpy(full.astype(np.float32)).permute(2, 0, 1)[None] / 255
+    expected = torch.nn.functional.interpolate(expected, (50, 64), mode="bilinear", antialias=True)[0]
+    assert (thumbnail - expected).abs().mean() < 0.02
+
+
+def test_jpegs_without_usable_restart_markers(tmp_path):
+    for options in ({}, {"progressive": True, "restart_marker_rows": 1}):
+        Image.fromarray(photo(64, 64)).save(tmp_path / "a.jpg", **options)
+        assert plain.find_segments(np.fromfile(tmp_path / "a.jpg", np.uint8)) is None
