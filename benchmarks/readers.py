@@ -71,8 +71,9 @@ def compare(path: Path) -> dict:
     """One row of the table."""
     start = time.perf_counter()
     image = open_image(path)
-    row: dict = {"file": path.name, "size": image.size, "levels": len(image.level_sizes), "dtype": str(image.dtype), "channels": image.channels,
-                 "open_ms": round(1e3 * (time.perf_counter() - start), 2), "compared_with": {}}  # fmt: skip
+    opened = round(1e3 * (time.perf_counter() - start), 2)
+    row: dict = {"file": path.name, "size": image.size, "levels": len(image.level_sizes), "dtype": str(image.dtype)}
+    row |= {"channels": image.channels, "open_ms": opened, "compared_with": {}}
     for name, reader in READERS.items():
         worst, count = 0, 0
         try:
@@ -99,7 +100,8 @@ def main() -> None:
     rows = [compare(path) for path in sorted(arguments.folder.iterdir()) if path.is_file()]
     print(f"{'file':34} {'size':>15} {'levels':>6} {'type':>9} {'open ms':>8}  largest difference from")
     for row in rows:
-        found = ", ".join(f"{name} {v['max_difference']}" if isinstance(v, dict) else f"{name} -" for name, v in row["compared_with"].items())
+        worst = {name: v["max_difference"] if isinstance(v, dict) else "-" for name, v in row["compared_with"].items()}
+        found = ", ".join(f"{name} {value}" for name, value in worst.items())
         kind = f"{row['dtype']}x{row['channels']}"
         print(f"{row['file']:34} {row['size'][0]:>7}x{row['size'][1]:<7} {row['levels']:>6} {kind:>9} {row['open_ms']:>8}  {found}")
     if arguments.out:

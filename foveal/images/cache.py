@@ -23,6 +23,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,12 +53,12 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
         ImageError: the folder cannot be written, or ``make`` fails.
     """
     place = Path(folder) if folder is not None else default_folder()
-    stat = os.stat(path)
+    stat = Path(path).stat()
     key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
     target = place / f"{key}.tif"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with open(place / f"{key}.lock", "w") as lock:
+        with (place / f"{key}.lock").open("w") as lock:
             _hold(lock.fileno())
             if target.exists():
                 os.utime(target)
@@ -67,16 +68,19 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
             os.close(handle)
             try:
                 make(temporary)
-                os.replace(temporary, target)
+                Path(temporary).replace(target)
             finally:
                 Path(temporary).unlink(missing_ok=True)
             _make_room(place, target)
     except OSError as error:
-        raise ImageError(f"{path}: its pyramid cannot be written to {place} ({error.strerror}); free space there or set FOVEAL_CACHE") from error
+        what = f"its pyramid cannot be written to {place} ({error.strerror})"
+        raise ImageError(f"{path}: {what}; free space there or set FOVEAL_CACHE") from error
     return str(target)
 
 
-def write_pyramid(target: str, shape: tuple[int, int, int], dtype: np.dtype, rows: Callable[[int, int], np.ndarray], *, alpha: bool) -> None:
+def write_pyramid(
+    target: str, shape: tuple[int, int, int], dtype: np.dtype, rows: Callable[[int, int], np.ndarray], *, alpha: bool
+) -> None:
     """Write a tiled pyramid whose levels halve, by averaging, down to 256 pixels.
 
     Args:
@@ -92,16 +96,16 @@ def write_pyramid(target: str, shape: tuple[int, int, int], dtype: np.dtype, row
     sizes = [(h, w)]
     while max(sizes[-1]) > _TILE:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-    options = {
+    options: dict[str, Any] = {
         "tile": (_TILE, _TILE), "compression": "zstd", "photometric": "minisblack", "planarconfig": "contig" if bands > 1 else None,
         "metadata": None,
         "predictor": 2 if dtype.kind in "ui" else None, "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
     }  # fmt: skip
-    with tempfile.TemporaryFile(dir=os.path.dirname(target)) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
+    with tempfile.TemporaryFile(dir=Path(target).parent) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
         # The second level of a very large image does not fit in memory either; later ones do.
         half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
         writer.write(_tiles(shape, rows, half), shape=_flat(shape), dtype=dtype, **options)
-        level = half
+        level: np.ndarray | None = half
         for size in sizes[1:]:
             assert level is not None
             current, level = level, np.empty((-(-size[0] // 2), -(-size[1] // 2), bands), dtype)

@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def open_image(
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such file; check the path") from error
@@ -85,12 +86,12 @@ def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, An
         whole._count(image.bytes_read, image.tiles_decoded)
         return whole
     if not layout.tiled and height * width > max_pixels:
-        raise ImageError(
-            f"{name}: has {width} x {height} pixels in strips, more than the limit of {max_pixels:,}; raise max_pixels or convert it to tiles"
-        )
+        claim = f"has {width} x {height} pixels in strips, more than the limit of {max_pixels:,}"
+        raise ImageError(f"{name}: {claim}; raise max_pixels or convert it to tiles")
 
     def make(target: str) -> None:
-        alpha = any((layout.alpha is not None, layout.nodata is not None, layout.masks[0], image.dtype.kind == "f", (layout.levels[0].counts == 0).any()))
+        gaps = (layout.levels[0].counts == 0).any() or layout.masks[0] is not None or image.dtype.kind == "f"
+        alpha = bool(layout.alpha is not None or layout.nodata is not None or gaps)
 
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed(image._read_stored([(0, (y0, 0, y1, width))])[0], alpha, layout.premultiplied)
@@ -132,7 +133,7 @@ def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any
 
 
 def _packable(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.uint8) if dtype == bool else dtype
+    return np.dtype(np.uint8) if dtype.kind == "b" else dtype
 
 
 def _packed(stored: Stored, alpha: bool, premultiplied: bool) -> np.ndarray:

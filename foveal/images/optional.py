@@ -14,6 +14,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +45,7 @@ image.tiffsave(target, tile=True, tile_width=256, tile_height=256, pyramid=True,
 
 def wants_openslide(path: str, head: bytes) -> bool:
     """Whether a file that looks like a plain TIFF or JPEG is part of a vendor's slide."""
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = Path(path).suffix.lower()
     # A .mrxs is a JPEG thumbnail beside its data; the others are TIFFs with private layouts.
     return suffix in {".mrxs", ".vms", ".vmu"} or (suffix in {".ndpi", ".scn", ".bif"} and head[:2] in (b"II", b"MM"))
 
@@ -72,7 +73,7 @@ def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options:
     Raises:
         ImageError: no reader knows it, or the one that does is not installed.
     """
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = Path(path).suffix.lower()
     if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
         return OpenSlidePyramid(path, **options)
     if suffix in _RASTERS or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head.lstrip().startswith(b"<VRTDataset"):
@@ -164,7 +165,7 @@ class RasterPyramid(Pyramid):
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
         down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
-        metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}, "description": data.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")}
+        metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
         dtype = np.dtype(data.dtypes[0])
         self._data: dict[int, Any] = {0: data}
         super().__init__(path, sizes, len(self._colour_bands), dtype, metadata=metadata, **options)

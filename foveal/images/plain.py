@@ -24,10 +24,12 @@ import os
 import struct
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from torch import Tensor
 
 from foveal.errors import ImageError
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
@@ -114,7 +116,7 @@ def _pillow_header(path: str, kind: str) -> Header:
 def _webp_header(path: str) -> Header:
     """WebP's size and notes, which Pillow reads only together with all of the file."""
     size, exif = None, None
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         end, at = os.fstat(file.fileno()).st_size, 12
         while at + 8 <= end:
             file.seek(at)
@@ -157,8 +159,7 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
         ImageError: damaged or cut short.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); put it back or mend its permissions") from error
     try:
@@ -213,7 +214,7 @@ class PlainPyramid(ArrayPyramid):
         )
         self._header = header
         self._decoding = threading.Lock()
-        self._pixels = None
+        self._pixels: Tensor | None = None  # type: ignore[assignment]
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
@@ -327,8 +328,7 @@ class RestartJpeg(Pyramid):
     def _overview(self, box: Window) -> np.ndarray:
         y0, x0, y1, x1 = box
         if self._eighth is None:
-            with open(self.path, "rb") as file:
-                data = file.read()
+            data = Path(self.path).read_bytes()
             self._eighth = simplejpeg.decode_jpeg(data, self._colours, min_height=1, min_width=1, min_factor=8, strict=True)
             self._count(len(data), 1)
         return self._eighth[y0:y1, x0:x1]

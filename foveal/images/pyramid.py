@@ -132,7 +132,9 @@ class Pyramid(ABC):
             slot.copy_(composite(*self.develop(piece), fill))
         return out
 
-    def gather(self, boxes: np.ndarray, size: tuple[int, int], *, antialias: bool = True, bounds: Sequence[float] | None = None) -> list[Cut]:
+    def gather(
+        self, boxes: np.ndarray, size: tuple[int, int], *, antialias: bool = True, bounds: Sequence[float] | None = None
+    ) -> list[Cut]:
         """First half of `look`: read what the boxes need, each tile once.
 
         Args:
@@ -144,7 +146,8 @@ class Pyramid(ABC):
             level = self._level(box, size, antialias)
             (h, w), (full_h, full_w) = self.level_sizes[level], self.size
             scale = self._scales[level] * 2
-            limits = [max(bounds[0], 0), max(bounds[1], 0), min(bounds[2], full_h), min(bounds[3], full_w)] if bounds else [0, 0, full_h, full_w]
+            y0, x0, y1, x1 = bounds or (0, 0, full_h, full_w)
+            limits = (max(y0, 0), max(x0, 0), min(y1, full_h), min(x1, full_w))
             how = plan([b * s for b, s in zip(box, scale, strict=True)], size, [b * s for b, s in zip(limits, scale, strict=True)],
                        antialias=antialias, shrink=True)  # fmt: skip
             # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
@@ -155,10 +158,10 @@ class Pyramid(ABC):
 
     def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
         """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width) cover."""
-        size = (piece.plan.y.count, piece.plan.x.count)
+        size = (piece.plan.y.outputs, piece.plan.x.outputs)
         if piece.pixels is None:
             return torch.zeros(self.channels, *size), torch.zeros(size)
-        pixels = torch.from_numpy(np.require(piece.pixels, requirements="CW")).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.require(piece.pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
         low, high = self.value_range
         # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no beyond.
         if not self._own_range or piece.alpha is not None:
@@ -194,6 +197,7 @@ class Pyramid(ABC):
 
     def close(self) -> None:
         """Give the file back; a later look opens it again."""
+        return
 
     def __enter__(self) -> Self:
         return self
@@ -215,7 +219,7 @@ class Pyramid(ABC):
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         """(h, w, bands) pixels and (h, w) alpha (or None) of windows inside the levels, before orientation."""
 
-    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:  # noqa: ARG002 - memory overrides it
+    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:
         scale = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) * 1.01
         h, w = self.size
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
@@ -260,10 +264,10 @@ class ArrayPyramid(Pyramid):
         self._fill_with(array, alpha)
 
     def _fill_with(self, pixels: np.ndarray, alpha: np.ndarray | None) -> None:
-        self._pixels = torch.from_numpy(np.require(pixels, requirements="CW"))
+        self._pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         self._alpha = None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha, dtype=np.float32))
 
-    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:  # noqa: ARG002
+    def _level(self, box: Sequence[float], size: tuple[int, int], antialias: bool) -> int:
         return 0
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
@@ -277,7 +281,8 @@ class ArrayPyramid(Pyramid):
 def _channels(path: str, bands: int, wanted: int | None) -> int:
     if wanted in (None, bands) or (wanted == 3 and bands == 1):
         return wanted or bands
-    raise ImageError(f"{path}: has {bands} band{'s' * (bands != 1)} where {wanted} are expected; convert it, or use a model made for {bands}")
+    plural = "s" * (bands != 1)
+    raise ImageError(f"{path}: has {bands} band{plural} where {wanted} are expected; convert it, or use a model made for {bands}")
 
 
 def _scale(level: int, full: int, halved: bool) -> float:
@@ -287,7 +292,7 @@ def _scale(level: int, full: int, halved: bool) -> float:
 
 
 def _range(path: str, dtype: np.dtype, bits: int | None) -> tuple[float, float]:
-    if dtype == bool:
+    if dtype.kind == "b":
         return 0.0, 1.0
     if dtype.kind != "u":
         raise ImageError(f"{path}: pixels are {dtype}, whose range is not known; give value_range=(value of black, value of white)")

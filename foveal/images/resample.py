@@ -45,7 +45,7 @@ class Axis(NamedTuple):
         factor: pixels that are averaged before resampling.
         start, stop: the box, in shrunk pixels counted from ``first``.
         low, high: what may be seen, in the same unit; infinite where the box does not reach beyond it.
-        count: output pixels.
+        outputs: output pixels.
     """
 
     first: int
@@ -55,7 +55,7 @@ class Axis(NamedTuple):
     stop: float
     low: float
     high: float
-    count: int
+    outputs: int
 
     @property
     def whole(self) -> bool:
@@ -86,7 +86,8 @@ class Plan(NamedTuple):
 
     def at_origin(self) -> Plan:
         """The same plan for pixels of which only the window is there."""
-        return Plan(*(a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x)), self.antialias)
+        y, x = (a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x))
+        return Plan(y, x, self.antialias)
 
 
 def plan(box: Sequence[float], size: tuple[int, int], bounds: Sequence[float], *, antialias: bool = True, shrink: bool = False) -> Plan:
@@ -116,7 +117,8 @@ def _axis(start: float, stop: float, count: int, low: float, high: float, shrink
     # One per cent of upsampling is allowed, as in the choice of a pyramid's level.
     factor = 1 << int(math.log2(max((stop - start) / count * 1.01, 1))) if shrink else 1
     low, high = low if low > start else -math.inf, high if high < stop else math.inf
-    return Axis(first, last, factor, *((v - first) / factor for v in (start, stop, low, high)), count)
+    start, stop, low, high = ((v - first) / factor for v in (start, stop, low, high))
+    return Axis(first, last, factor, start, stop, low, high, count)
 
 
 def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +133,7 @@ def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
         inside, or None where everything is.
     """
     pixels = shrink(window, how.y.factor, how.x.factor)
-    size = (how.y.count, how.x.count)
+    size = (how.y.outputs, how.x.outputs)
     if how.y.whole and how.x.whole:
         if pixels.shape[-2:] == size:
             return pixels, None
@@ -235,8 +237,8 @@ def _on(pixels: Tensor, taps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Te
 @lru_cache(maxsize=512)
 def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(count, K) pixels and (count, K) weights of each output pixel of an axis, and (count,) the share that is inside."""
-    scale = (axis.stop - axis.start) / axis.count
-    centre = axis.start + (np.arange(axis.count) + 0.5) * scale
+    scale = (axis.stop - axis.start) / axis.outputs
+    centre = axis.start + (np.arange(axis.outputs) + 0.5) * scale
     if antialias:
         support = max(scale, 1.0)
         begin = np.floor(centre - support + 0.5)

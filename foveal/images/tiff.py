@@ -71,11 +71,12 @@ class Level:
             page.imagelength, page.imagewidth, tile, page.samplesperpixel, planar, int(page.compression), int(page.photometric),
             np.asarray(page.dataoffsets, np.uint64), np.asarray(page.databytecounts, np.uint64), page.jpegtables, page.decode,
         )  # fmt: skip
-        if min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
-            raise ImageError(f"{path}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or the image needs smaller tiles")
+        if page.dtype is None or min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
+            raise ImageError(f"{path}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or tiles must be smaller")
         expected = level.rows * level.columns * (level.samples if planar else 1)
         if len(level.offsets) < expected or len(level.counts) < expected:
-            raise ImageError(f"{path}: lists {len(level.offsets)} tiles where its size needs {expected}; the header is damaged, copy it again")
+            found = min(len(level.offsets), len(level.counts))
+            raise ImageError(f"{path}: lists {found} tiles where its size needs {expected}; the header is damaged, copy it again")
         return level
 
     @property
@@ -94,8 +95,12 @@ class Layout:
     Attributes:
         levels: finest first.
         masks: for each level the mask of its valid pixels, or None.
-        colour: bands before conversion that are colour, counted from 0; the rest is alpha or ignored.
+        tiled: or in strips.
+        bits: used bits of ``dtype``.
+        bands: before conversion, without alpha.
         alpha: the band that is alpha, or None.
+        palette: (n, 3) colours, or None.
+        nodata: value that means "nothing here", or None.
     """
 
     levels: list[Level]
@@ -147,7 +152,8 @@ def parse(path: str, name: str | None = None) -> Layout:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"{name}: the TIFF header cannot be read ({_short(error)}); the file is damaged or cut short, copy it again") from error
+        what = f"the TIFF header cannot be read ({_short(error)})"
+        raise ImageError(f"{name}: {what}; the file is damaged or cut short, copy it again") from error
 
 
 def _check_chain(name: str, file: tifffile.TiffFile) -> None:
@@ -175,7 +181,7 @@ def _layout(name: str, file: tifffile.TiffFile) -> Layout:
     if photometric not in _COLOURS or (photometric == 6 and plain) or first.samplesperpixel < _COLOURS[photometric]:
         kind = _NAMES.get(photometric, f"photometric {photometric}")
         raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
-    others = [page.aspage() for page in (first.pages if first.subifds else list(file.pages)[1:])]
+    others = [page.aspage() for page in ((first.pages or []) if first.subifds else list(file.pages)[1:])]
     levels, pages, masks = [Level.of(name, first)], [first], [_mask_of(name, first, others)]
     for page in others:
         if first.is_tiled and _is_level(page, first, pages[-1]):
@@ -184,11 +190,12 @@ def _layout(name: str, file: tifffile.TiffFile) -> Layout:
             masks.append(_mask_of(name, page, others))
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
-    palette = first.colormap
+    colours = first.colormap if photometric == 3 else None
     return Layout(
-        levels, masks, bool(first.is_tiled), first.dtype.newbyteorder("="), first.bitspersample, first.samplesperpixel - (alpha is not None),
-        alpha, alpha is not None and 1 in extra, None if photometric != 3 or palette is None else (palette.T >> 8).astype(np.uint8),
-        _nodata(first), int(first.tags.valueof(274) or 1), _metadata(first),
+        levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
+        bands=first.samplesperpixel - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
+        palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
+        orientation=int(first.tags.valueof(274) or 1), metadata=_metadata(first),
     )  # fmt: skip
 
 
@@ -214,7 +221,8 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
         return None
     try:
         value = float(str(text).strip("\0 "))
-        return value if page.dtype.kind == "f" or float(np.array(value).astype(page.dtype)) == value else None
+        dtype = page.dtype or np.dtype(float)
+        return value if dtype.kind == "f" or float(np.array(value).astype(dtype)) == value else None
     except (ValueError, OverflowError):
         return None
 
@@ -244,13 +252,12 @@ class TiffPyramid(Pyramid):
     """
 
     def __init__(
-        self, path: str, layout: Layout, *, file: str | None = None, channels: int | None = None, value_range: tuple[float, float] | None = None,
-        **options: Any,
+        self, path: str, layout: Layout, *, file: str | None = None, channels: int | None = None,
+        value_range: tuple[float, float] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         sizes = [(level.height, level.width) for level in layout.levels]
-        super().__init__(
-            path, sizes, layout.shown_bands, layout.shown_dtype, channels=channels, value_range=value_range, **{**layout.options(), **options}
-        )
+        options = {**layout.options(), "channels": channels, "value_range": value_range, **options}
+        super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
         self._layout: Layout | None = layout
         self._descriptor: int | None = None
@@ -287,8 +294,8 @@ class TiffPyramid(Pyramid):
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         layout, _ = self._connect()
-        levels = [layout.levels[level] for level, _ in requests]
-        buffers = [np.zeros((y1 - y0, x1 - x0, lv.samples), layout.dtype) for lv, (_, (y0, x0, y1, x1)) in zip(levels, requests, strict=True)]
+        shapes = [(y1 - y0, x1 - x0, layout.levels[level].samples) for level, (y0, x0, y1, x1) in requests]
+        buffers = [np.zeros(shape, layout.dtype) for shape in shapes]
         absent = self._paste(layout.levels, requests, buffers, mask=False)
         valid: list[np.ndarray | None] = [None] * len(requests)
         masked = [i for i, (level, _) in enumerate(requests) if layout.masks[level] is not None]
@@ -369,9 +376,8 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     # The decoders of JPEG and JPEG 2000 make up what is missing; both formats end with the same marker.
     if (level.compression in _JPEG or data.startswith(b"\xff\x4f\xff\x51")) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("JPEG data cut short")
-    if level.compression in _JPEG:
-        if level.compression == 7 and level.photometric == 6 and level.samples == 3 and not level.planar:
-            return simplejpeg.decode_jpeg((level.tables[:-2] + data[2:]) if level.tables else data, strict=True)
+    if level.compression == 7 and level.photometric == 6 and level.samples == 3 and not level.planar:
+        return simplejpeg.decode_jpeg((level.tables[:-2] + data[2:]) if level.tables else data, strict=True)
     tile = level.decode(data, index, jpegtables=level.tables)[0][0]
     if level.compression == 33003 and level.samples == 3 and not _jpeg2000_transformed(data):
         tile = _from_ycbcr(tile)

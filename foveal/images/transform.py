@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 Row = tuple[float, float, float]
+Bounds = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Transform:
     size: tuple[int, int]
     matrix: tuple[Row, Row] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
     colour: Colour | None = None
-    bounds: tuple[float, float, float, float] | None = None
+    bounds: Bounds | None = None
 
     @classmethod
     def identity(cls, size: tuple[int, int]) -> Self:
@@ -95,9 +96,8 @@ class Transform:
         low, high = corners.min(0), corners.max(0)
         bounds = self.bounds
         if self.aligned:
-            old = bounds or (-math.inf, -math.inf, math.inf, math.inf)
-            bounds = (max(low[0], old[0]), max(low[1], old[1]), min(high[0], old[2]), min(high[1], old[3]))
-            bounds = tuple(map(float, bounds))
+            top, left, bottom, right = bounds or (-math.inf, -math.inf, math.inf, math.inf)
+            bounds = (max(float(low[0]), top), max(float(low[1]), left), min(float(high[0]), bottom), min(float(high[1]), right))
         size = (max(1, round(y1 - y0)), max(1, round(x1 - x0)))
         return self._after(size, [[(y1 - y0) / size[0], 0, y0], [0, (x1 - x0) / size[1], x0]], bounds)
 
@@ -142,14 +142,14 @@ class Transform:
         (a, b, _), (d, e, _) = self.matrix
         return (b == 0 and d == 0) or (a == 0 and e == 0)
 
-    def _after(self, size: tuple[int, int], first: Sequence[Sequence[float]], bounds: tuple[float, ...] | None = None) -> Self:
+    def _after(self, size: tuple[int, int], first: Sequence[Sequence[float]], bounds: Bounds | None = None) -> Self:
         """The transform whose view maps to this one's view by ``first``."""
         matrix = np.array(self.matrix) @ np.vstack([np.array(first, dtype=np.float64), [0, 0, 1]])
-        rows = tuple(tuple(map(float, row)) for row in matrix)
-        return replace(self, size=size, matrix=rows, bounds=bounds or self.bounds)
+        (a, b, c), (d, e, f) = matrix.tolist()
+        return replace(self, size=size, matrix=((a, b, c), (d, e, f)), bounds=bounds or self.bounds)
 
 
-def _brightness(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+def _brightness(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
     return pixels + amount
 
 
@@ -159,7 +159,7 @@ def _contrast(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
     return (pixels - centre) * amount + centre
 
 
-def _saturation(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+def _saturation(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
     if len(pixels) != 3:
         return pixels
     value = pixels.amax(0)
@@ -169,7 +169,7 @@ def _saturation(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  
     return value - (value - pixels) * ratio
 
 
-def _hue(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:  # noqa: ARG001
+def _hue(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
     if len(pixels) != 3:
         return pixels
     r, g, b = pixels

@@ -71,7 +71,9 @@ class Views(ABC):
         return len(self.sizes)
 
     @abstractmethod
-    def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         """Cut boxes out and resample them.
 
         Args:
@@ -111,7 +113,9 @@ class TensorViews(Views):
         self.channels = images.shape[1]
         self.sizes = np.tile(np.array(images.shape[-2:]), (len(images), 1))
 
-    def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         size = (int(size[0]), int(size[1]))
         bounds = (0, 0, *self.images.shape[-2:])
         alike: dict[Plan, list[int]] = defaultdict(list)
@@ -142,7 +146,8 @@ class TensorViews(Views):
         if (corners == corners[0]).all() and (np.diff(which) == 1).all():
             return images[which[0] : which[0] + len(which), :, y : y + height, x : x + width]
         if not images.is_cuda:
-            return torch.stack([images[i, :, y : y + height, x : x + width] for i, (y, x) in zip(which.tolist(), corners.tolist(), strict=True)])
+            places = zip(which.tolist(), corners.tolist(), strict=True)
+            return torch.stack([images[i, :, y : y + height, x : x + width] for i, (y, x) in places])
         at = torch.from_numpy(np.column_stack([which, corners])).to(images.device, non_blocking=True)
         rows = at[:, 1, None] + torch.arange(height, device=images.device)
         cols = at[:, 2, None] + torch.arange(width, device=images.device)
@@ -277,9 +282,12 @@ class ImageViews(Views):
         for v in self.views:
             if v.channels != self.channels:
                 first = self.views[0].image.path
-                raise ImageError(f"{v.image.path}: has {v.channels} bands and {first} has {self.channels}; open all images with the same channels=")
+                what = f"has {v.channels} bands and {first} has {self.channels}"
+                raise ImageError(f"{v.image.path}: {what}; open all images with the same channels=")
 
-    def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         size = (int(size[0]), int(size[1]))
         fill = None if fill is None else fill.cpu()
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -330,7 +338,9 @@ class BlankViews(Views):
         self.errors = {}
         self.device = device
 
-    def look(self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         return torch.zeros(len(which), self.channels, *size, device=self.device)
 
 

@@ -34,5 +34,11 @@ def write_pyramid(path, pixels: np.ndarray, levels: int = 3, *, tile: int = 64, 
         options["planarconfig"] = "contig"
     with tifffile.TiffWriter(path) as writer:
         for i, level in enumerate(stack):
-            writer.write(level.squeeze(2) if level.shape[2] == 1 else level, subifds=levels - 1 if subifds and i == 0 else None, subfiletype=int(i > 0), metadata=None, **options)
+            writer.write(
+                level.squeeze(2) if level.shape[2] == 1 else level,
+                subifds=levels - 1 if subifds and i == 0 else None,
+                subfiletype=int(i > 0),
+                metadata=None,
+                **options,
+            )
     return stack

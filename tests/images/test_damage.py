@@ -41,10 +41,11 @@ def test_missing_empty_folder_and_text(tmp_path):
 
 def test_no_permission(pyramid, monkeypatch):
     if os.geteuid() == 0:  # root may read everything
+
         def refuse(*_, **__):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("pathlib.Path.open", refuse)
     pyramid.chmod(0)
     with pytest.raises(ImageError, match="permissions"):
         open_image(pyramid)
@@ -98,7 +99,8 @@ def _damage(path, how):
 @pytest.mark.parametrize("how", ["zeroed", "half zeroed", "scrambled"])
 @pytest.mark.parametrize("options", [
     {"compression": "jpeg"}, {"compression": "jpeg", "photometric": "ycbcr"}, {"compression": "deflate"}, {"compression": "lzw"},
-    {"compression": "zstd"}, {"compression": "jpeg2000"}, {"compression": "webp", "compressionargs": {"lossless": True}}, {"compression": "lzma"},
+    {"compression": "zstd"}, {"compression": "jpeg2000"}, {"compression": "lzma"},
+    {"compression": "webp", "compressionargs": {"lossless": True}},
 ], ids=lambda o: "-".join(str(v) for v in o.values() if isinstance(v, str)))  # fmt: skip
 def test_damage_in_a_needed_tile_is_noticed_and_the_rest_stays_readable(tmp_path, options, how):
     if (options["compression"], how) == ("webp", "half zeroed"):
@@ -158,7 +160,17 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_random_bytes_behind_every_magic_number(tmp_path):
     rng = np.random.default_rng(0)
-    starts = [b"II*\0\x08\0\0\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x10\0\0\0WEBP", b"BM", b"GIF89a", b"P6 "]
+    starts = [
+        b"II*\0\x08\0\0\0",
+        b"MM\0*",
+        b"II+\0\x08\0\0\0",
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\x10\0\0\0WEBP",
+        b"BM",
+        b"GIF89a",
+        b"P6 ",
+    ]
     for i in range(90):
         (tmp_path / "a").write_bytes(starts[i % len(starts)] + rng.integers(0, 256, int(rng.integers(0, 300)), dtype=np.uint8).tobytes())
         with pytest.raises(FovealError, match="/a: "):

@@ -38,8 +38,8 @@ def test_openslide_agrees_with_our_own_reader(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.svs") as writer:
         for i, level in enumerate((pixels, pixels[::4, ::4])):
             text = "Aperio Image Library v1\n|AppMag = 20|MPP = 0.5"
-            writer.write(level, tile=(128, 128), compression="jpeg", photometric="ycbcr", subsampling=(1, 1), description=text, metadata=None,
-                         subfiletype=0 if i == 0 else 1)  # fmt: skip
+            writer.write(level, tile=(128, 128), compression="jpeg", photometric="ycbcr", subsampling=(1, 1), metadata=None,
+                         subfiletype=int(i > 0), description=text)  # fmt: skip
     slide, own = optional.OpenSlidePyramid(str(tmp_path / "a.svs")), open_image(tmp_path / "a.svs")
     assert slide.level_sizes == own.level_sizes and slide.channels == 3
     for level, box in ((0, (100, 200, 300, 450)), (1, (0, 0, 128, 160))):

@@ -1,9 +1,9 @@
 """One image shared by threads, inherited by forked processes, pickled and handed to loaders' workers: always the same pixels."""
 
 import multiprocessing
-import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,12 +54,12 @@ def test_closed_image_opens_again(image):
 
 
 def test_no_file_stays_open(image):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for i in range(20):
         copy = pickle.loads(pickle.dumps(image))
         copy.look(_box(i), SIZE)
         del copy
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
 def _in_child(image, views, queue):

@@ -54,8 +54,9 @@ def test_types_bands_and_byte_orders(tmp_path, dtype, bands, byteorder, predicto
     extra = {"extrasamples": [0]} if bands == 4 else {"extrasamples": [0] * 6} if bands == 7 else {}
     stored = pixels.astype(np.dtype(dtype).newbyteorder(byteorder))
     with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=byteorder) as writer:
-        writer.write(stored[..., 0] if bands == 1 else stored, tile=(32, 48), compression="deflate", predictor=predictor, planarconfig="contig" if bands > 1 else None, metadata=None,
-                     photometric="rgb" if bands in (3, 4) else "minisblack", **extra)  # fmt: skip
+        options = {"planarconfig": "contig" if bands > 1 else None, "photometric": "rgb" if bands in (3, 4) else "minisblack", **extra}
+        flat = stored[..., 0] if bands == 1 else stored
+        writer.write(flat, tile=(32, 48), compression="deflate", predictor=predictor, metadata=None, **options)
     image = open_image(tmp_path / "a.tif")
     assert image.channels == bands and image.dtype == dtype
     assert np.array_equal(image.read(0, (-10, -5, 110, 90))[10:110, 5:], pixels)
@@ -215,7 +216,9 @@ def test_alpha_is_composited_over_the_fill(tmp_path, dtype, associated):
     fill = torch.tensor([0.2, 0.5, 0.8])
     seen = image.look(np.array([[0, 0, 64, 64]]), (64, 64), fill=fill)[0]
     expected = colours * alpha[..., None] + fill.double().numpy() * (1 - alpha[..., None])
-    torch.testing.assert_close(seen.double(), torch.from_numpy(expected).permute(2, 0, 1), atol=3 / 255 if dtype == np.uint8 else 1e-4, rtol=0)
+    torch.testing.assert_close(
+        seen.double(), torch.from_numpy(expected).permute(2, 0, 1), atol=3 / 255 if dtype == np.uint8 else 1e-4, rtol=0
+    )
     assert torch.equal(seen[:, :16], fill[:, None, None].expand(3, 16, 64))
 
 
@@ -260,7 +263,7 @@ def test_orientation_maps_coordinates_as_pillow_does(tmp_path, orientation):
     image = open_image(tmp_path / "a.tif")
     assert image.size == expected.shape[:2] and image.metadata["orientation"] == orientation
     assert np.array_equal(image.read(0, (0, 0, *image.size)), expected)
-    y1, x1 = image.size
+    y1 = image.size[0]
     box = (y1 - 40, 3, y1 - 8, 35)
     image._kept.clear()
     before = image.tiles_decoded
@@ -284,7 +287,9 @@ def test_large_without_levels_is_converted_once(tmp_path, monkeypatch, caplog, t
     monkeypatch.setattr(plain, "LARGE", 10_000)
     pixels = photo(600, 403, 3, np.uint16)
     options = {"tile": (64, 64)} if tiled else {"rowsperstrip": 16}
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="deflate", extratags=[(274, 3, 1, 6, True)], metadata=None, **options)
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", compression="deflate", extratags=[(274, 3, 1, 6, True)], metadata=None, **options
+    )
     with caplog.at_level(logging.WARNING):
         image = open_image(tmp_path / "a.tif", cache_dir=tmp_path / "cache")
         again = open_image(tmp_path / "a.tif", cache_dir=tmp_path / "cache")
@@ -300,7 +305,7 @@ def test_unknown_codec_and_kinds_are_named(tmp_path):
     at = tifffile.TiffFile(tmp_path / "a.tif").pages[0].tags[259].valueoffset
     raw[at : at + 2] = (65123).to_bytes(2, "little")
     (tmp_path / "b.tif").write_bytes(raw)
-    with pytest.raises(ImageError, match="b.tif"):
+    with pytest.raises(ImageError, match=r"b\.tif"):
         open_image(tmp_path / "b.tif").look(np.array([[0, 0, 64, 64]]), (64, 64))
     tifffile.imwrite(tmp_path / "c.tif", photo(64, 64), tile=(32, 32), photometric="cielab")
     with pytest.raises(ImageError, match=r"c.tif: stores .* convert it to RGB"):

@@ -67,7 +67,9 @@ def test_large_boxes_of_a_large_image_touch_little_memory():
     torch.testing.assert_close(seen, torch.full((1, 1, 8, 8), 0.5), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 512, 384), (64, 32, 320, 288), (-64, -64, 448, 448), (33.3, 40.4, 300.9, 333.3), (100, 100, 164, 164)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 512, 384), (64, 32, 320, 288), (-64, -64, 448, 448), (33.3, 40.4, 300.9, 333.3), (100, 100, 164, 164)]
+)
 def test_memory_and_file_agree(tmp_path, box):
     pixels = photo(512, 384)
     write_pyramid(tmp_path / "a.tif", pixels, 4, tile=64, compression="deflate")
