@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of every command that runs a model on many images."""
     _add_where(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
-    parser.add_argument("--workers", type=_natural, default=None, metavar="N", help="processes or threads that open images (default: as many as help)")
+    parser.add_argument("--workers", type=_natural, metavar="N", help="processes or threads that open images (default: as many as help)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
@@ -140,7 +141,8 @@ _positive.__name__ = _natural.__name__ = "number"  # what argparse calls them in
 
 def _take(argv: list[str], section: str) -> tuple[list[str], list[str]]:
     """Move ``--data X`` and ``--data.key X`` out of the command line."""
-    rest, taken = [], []
+    rest: list[str] = []
+    taken: list[str] = []
     i = 0
     while i < len(argv):
         mine = argv[i] == f"--{section}" or argv[i].startswith((f"--{section}.", f"--{section}="))
@@ -192,7 +194,7 @@ def _fit(argv: list[str]) -> int:
         if not (how["resume"] or how["overwrite"]):
             claim(out)
         print(about, flush=True)
-    fit(config, out, **how)
+    fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
     if not quiet:
         print(f"The run is in {out}. What next: foveal evaluate {out}; foveal predict {out} IMAGES --out FILE; foveal explain {out} IMAGE")
     return 0
@@ -224,9 +226,11 @@ chosen by --data and --data.KEY, as for foveal fit.
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
-    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, 2,1; a sweep of the first, 0..6 or 1..3,1 (default: the run's)")
+    parser.add_argument(
+        "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: up to the run's)"
+    )
     parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, or val where there is no test)")
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN)")
     _add_running(parser, batch_size=32)
 
@@ -242,8 +246,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     budgets = parse_locations(args.locations) if args.locations else None
     with _progress("evaluating", args.quiet) as show:
         result = evaluate(
-            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
-            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, out=args.out or run.path, on_progress=show,
+            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, out=args.out or run.path,
+            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
+            on_progress=show,
         )  # fmt: skip
     console = Console()
     # Away from a terminal rich would fold the table to 80 columns.
@@ -290,7 +295,7 @@ goes on, lists those images at the end and exits with 1. The same command again 
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: a line each: path, label, probability)")
+    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: lines of path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
     _add_running(parser, batch_size=8)
@@ -401,10 +406,8 @@ def _data(args: argparse.Namespace) -> int:
     if args.name is None:
         print("\n".join(list_data()))
         return 0
-    if Path(args.name).is_dir():
-        data = _data_of(Run(args.name), args.data)
-    else:
-        data = _make_data({"name": args.name}, args.data, where=args.name)
+    run = Path(args.name).is_dir()
+    data = _data_of(Run(args.name), args.data) if run else _make_data({"name": args.name}, args.data, where=args.name)
     if args.export:
         _export(data, args.split, Path(args.export), args.count)
         return 0
@@ -420,16 +423,12 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = 0
-    for batch in data.loader(split, batch_size=1):
+    for number, batch in enumerate(islice(data.loader(split, batch_size=1), count)):
         height, width = map(int, batch.views.sizes[0])
         pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[0]
         rows = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
         name = data.classes[int(batch.target[0])].replace(os.sep, "_")
-        Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0]).save(folder / f"{written}_{name}.png")
-        written += 1
-        if written == count:
-            return
+        Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0]).save(folder / f"{number}_{name}.png")
 
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
@@ -485,19 +484,20 @@ def _cost(args: argparse.Namespace) -> int:
 
     folder = Path(args.model).is_dir()
     model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **parse_settings(args.set))
-    looks = isinstance(model, GlimpseClassifier)
-    locations = parse_budget(args.locations) if args.locations else tuple(model.locations) if looks else ()
+    own = model.locations if isinstance(model, GlimpseClassifier) else ()
+    locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count(model, args.image_size, locations)
     line = {
-        "model": args.model, "image_size": args.image_size, "locations": locations if looks else (), "parameters": cost.parameters,
+        "model": args.model, "image_size": args.image_size, "locations": locations, "parameters": cost.parameters,
         "parameters_and_statistics": cost.parameters_and_statistics, "macs": cost.macs,
     }  # fmt: skip
     if args.json:
         print(json.dumps(line))
         return 0
     for key, value in line.items():
-        print(f"{key:<26}{value:,}" if isinstance(value, int) else f"{key:<26}{value if isinstance(value, str) else ','.join(map(str, value)) or 0}")
-    if looks:
+        text = f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else ",".join(map(str, value)) or "0"
+        print(f"{key:<26}{text}")
+    if isinstance(model, GlimpseClassifier):
         dense = count(model.dense(), args.image_size).macs
         print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
     return 0

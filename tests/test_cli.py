@@ -14,8 +14,9 @@ from foveal.cli import main
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "--model.backbone", "plain_convnet_32", "--model.locations", "2", "--data.canvas", "128", "--data.digit", "12,16", "--data.distractors", "2",
-    "--data.train", "32", "--data.val", "8", "--data.test", "8", "--batch-size", "8", "--device", "cpu", "--quiet",
+    "--model.backbone", "plain_convnet_32", "--model.locations", "2",
+    "--data.canvas", "128", "--data.digit", "12,16", "--data.distractors", "2", "--data.train", "32", "--data.val", "8", "--data.test", "8",
+    "--batch-size", "8", "--device", "cpu", "--quiet",
 ]  # fmt: skip
 
 
@@ -65,7 +66,8 @@ def test_unknown_command_is_a_usage_error(capsys):
 
 
 def test_reader_that_goes_away_is_no_error():
-    done = subprocess.run(f"{sys.executable} -m foveal.cli models '*' | head -1", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = f"{sys.executable} -m foveal.cli models '*' | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() and done.stderr == ""
 
 
@@ -95,7 +97,8 @@ def test_fit_says_what_it_trains_and_goes_on_when_resumed(capsys, tmp_path):
     loud = [x for x in TINY if x != "--quiet"]
     assert main(["fit", "demo", *loud, "--steps", "2", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "tnet on plain_convnet_32" in said and "32 train, 8 val, 8 test images, 10 classes" in said and str(out) in said and "2 steps" in said
+    for words in ("tnet on plain_convnet_32", "32 train, 8 val, 8 test images, 10 classes", str(out), "2 steps"):
+        assert words in said
     assert main(["fit", "--resume", "--out", str(out), "--steps", "3", "--quiet"]) == 0
     last = (out / "metrics.csv").read_text().splitlines()[-1]
     assert last.startswith("3,")
@@ -118,7 +121,8 @@ def test_fit_reads_a_recipe_of_the_users_own(tmp_path):
 def test_fit_help_explains_the_chosen_model_and_data(capsys):
     assert main(["fit", "demo", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "--model.region" in said and "cell as a share" in said and "--data.canvas" in said and "--optimiser.lr" in said and "--objective." in said
+    for words in ("--model.region", "cell as a share", "--data.canvas", "--optimiser.lr", "--objective."):
+        assert words in said
     assert main(["fit", "demo", "--model", "resnet18", "--data", "folder", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--model.region" not in said and "--model.image_size" in said and "--data.root" in said
@@ -225,7 +229,8 @@ def test_explain_writes_one_page(run, images, tmp_path):
     page, picture = tmp_path / "report.html", tmp_path / "looked.png"
     assert main(["explain", str(run), str(images / "0_0.png"), "--out", str(page), "--overlay", str(picture), "--device", "cpu"]) == 0
     text = page.read_text()
-    assert text.lstrip().lower().startswith("<!doctype html>") and "http://" not in text.replace("http://www.w3.org", "") and "0_0.png" in text
+    assert text.lstrip().lower().startswith("<!doctype html>") and "0_0.png" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
     assert min(Image.open(picture).size) >= 100
 
 
@@ -261,12 +266,14 @@ def test_cost_is_one_line_of_json(capsys, argv, parameters, statistics, macs):
 
 
 def test_cost_takes_options_classes_and_runs(capsys, run):
-    assert main(["cost", "tnet", "--image-size", "512x768", "--locations", "1", "--num-classes", "7", "--set", "backbone=plain_convnet_32", "--json"]) == 0
+    options = ["--locations", "1", "--num-classes", "7", "--set", "backbone=plain_convnet_32"]
+    assert main(["cost", "tnet", "--image-size", "512x768", *options, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["image_size"] == [512, 768] and first["locations"] == [1]
     assert main(["cost", str(run), "--image-size", "512"]) == 0
     assert "dense backbone" in capsys.readouterr().out
-    assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4") == (1, "foveal: model tnet: there is no option 'gird'; did you mean grid")
+    code, said = failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4")
+    assert code == 1 and "no option 'gird'; did you mean grid" in said
     assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
 
 

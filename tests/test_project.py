@@ -22,7 +22,9 @@ def python(code: str) -> tuple[str, float]:
     return done.stdout, time.perf_counter() - start
 
 
-@pytest.mark.parametrize("code", ["import foveal", "from foveal.cli import main; main(['--help'])", "from foveal.cli import main; main(['fit', '--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import foveal", *(f"from foveal.cli import main; main({argv})" for argv in (["--help"], ["fit", "--help"]))]
+)
 def test_starting_is_light(code):
     """No heavy library is imported, so that it takes a fraction of a second; the bound has room for a busy machine."""
     heavy = ("torch", "lightning", "timm", "torchvision", "matplotlib", "pyarrow", "tifffile", "numpy")
@@ -60,7 +62,8 @@ def test_every_module_opens_with_purpose_and_example():
 
 
 def test_rooms_import_downwards_only():
-    done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

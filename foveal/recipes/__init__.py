@@ -41,7 +41,7 @@ def parse_value(text: str) -> Any:
         ConfigError: brackets or quotes that do not close.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text}: cannot be read as a value; check brackets and quotes") from error
 
@@ -78,7 +78,7 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file in _seen:
         raise ConfigError(f"{file}: its base leads back to itself; remove a base line")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 (a safe loader)
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         raise ConfigError(f"{file}: {f'line {where.line + 1} ' if where else ''}is not valid YAML; mend it") from error

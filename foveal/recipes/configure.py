@@ -57,16 +57,16 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = values["model"]["name"], values["data"]["name"]
     looks = model in REGISTRY
+    of_model = options_of(constructor(model), "model", skip=("num_classes", "objective")) if looks else _dense_options()
     options = [
         *HOW,
         *dataclass_options(FitConfig, skip=SECTIONS),
         *_section("data", data, options_of(data_constructor(data), "data")),
-        *_section("model", model, options_of(constructor(model), "model", skip=("num_classes", "objective")) if looks else _dense_options()),
+        *_section("model", model, of_model),
         *_objective_options(values.get("objective", {}).get("name"), model),
     ]
-    found = parse(
-        options, values, argv, where=str(find_recipe(recipe)), usage=f"foveal fit {recipe}", open_keys=("objective",) if looks else ("objective", "model")
-    )
+    open_keys = ("objective",) if looks else ("objective", "model")
+    found = parse(options, values, argv, where=str(find_recipe(recipe)), usage=f"foveal fit {recipe}", open_keys=open_keys)
     how = {o.key: found.pop(o.key) for o in HOW}
     out = Path(how.pop("out") or Path("runs", recipe if find_recipe(recipe) != Path(recipe) else Path(recipe).stem))
     return FitConfig.from_dict(found), out, how
@@ -115,11 +115,12 @@ def describe(config: FitConfig, out: Path) -> str:
     model = create_classifier(config.model["name"], num_classes=len(data.classes), **options)
     count = sum(p.numel() for p in model.parameters())
     splits = ", ".join(f"{len(images):,} {split}" for split in ("train", "val", "test") if (images := getattr(data, split)) is not None)
-    seen = f"looks of {model.size[0]} x {model.size[1]} px" + (f", {','.join(map(str, model.locations))} beyond the first" if model.locations else "")
-    length = [f"{value:g} {unit}" for value, unit in ((config.epochs, "epochs"), (config.steps, "steps"), (config.max_time, "s")) if value is not None]
+    beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
+    ends = ((config.epochs, "epochs"), (config.steps, "steps"), (config.max_time, "s"))
+    length = [f"{value:g} {unit}" for value, unit in ends if value is not None]
     backbone = f" on {config.model['backbone']}" if "backbone" in config.model else ""
     return "\n".join((
-        f"model  {config.model['name']}{backbone}: {count:,} parameters, {seen}",
+        f"model  {config.model['name']}{backbone}: {count:,} parameters, looks of {model.size[0]} x {model.size[1]} px{beyond}",
         f"data   {data.name}: {splits} images, {len(data.classes)} classes",
         f"run    {out}: {' or '.join(length)} in batches of {config.batch_size}, on {config.device}",
     ))  # fmt: skip

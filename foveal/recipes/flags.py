@@ -156,7 +156,9 @@ def chosen_names(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     return recipe
 
 
-def parse(options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str], *, where: str, usage: str, open_keys: Sequence[str] = ()) -> dict[str, Any]:
+def parse(
+    options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str], *, where: str, usage: str, open_keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """Values for ``options``: those of ``argv``, else of ``recipe``, else the defaults; nested. ``--help`` prints and exits.
 
     Args:
@@ -207,7 +209,8 @@ def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jso
         default = None if o.default is REQUIRED else o.default
         # A required value has no default to fit its type; whether it was given is checked afterwards.
         hint = o.hint | None if o.default is REQUIRED and o.hint is not Any else o.hint
-        group.add_argument(f"--{o.key.replace('_', '-') if '.' not in o.key else o.key}", type=hint, default=default, help=o.help.replace("%", "%%").replace("``", "").rstrip("."))
+        text = o.help.replace("%", "%%").replace("``", "").rstrip(".")
+        group.add_argument(_flag(o.key), type=hint, default=default, help=text)
     return parser
 
 
@@ -240,8 +243,12 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
                 raise UsageError(f"--{_unknown(key, by_key)}")
             through[key] = parse_value(value)
             continue
-        known += [f"--{key.replace('_', '-') if '.' not in key else key}", value]
+        known += [_flag(key), value]
     return known, through
+
+
+def _flag(key: str) -> str:
+    return "--" + (key if "." in key else key.replace("_", "-"))
 
 
 def _listed(value: str, hint: Any) -> str:
