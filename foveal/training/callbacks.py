@@ -186,12 +186,10 @@ class Metrics(pl.Callback):
 
     def _open_bar(self, task: Task) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[values]}"), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-        )  # fmt: skip
+        columns = TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[values]}"), TimeRemainingColumn(compact=True)
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
         self.bar.add_task("training", total=1.0, completed=task.progress, values="")
         self.bar.start()
 
@@ -219,16 +217,14 @@ class Metrics(pl.Callback):
         self._since += time.monotonic() - self._validating
         if trainer.is_global_zero:
             values = {key: float(trainer.callback_metrics[key]) for key in ("val_loss", "val_accuracy")}
-            self._shown["val_accuracy"] = f"{values['val_accuracy']:.1%}"
             self._write(trainer, task, values)
 
     def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float]) -> None:
         speed = self._seen / max(time.monotonic() - self._since, 1e-9)
-        self._shown |= {
-            key: f"{values[key]:{form}}" for key, form in (("loss", ".3f"), ("accuracy", ".1%"), ("entropy", ".2f")) if key in values
-        }
-        self._shown["images/s"] = f"{speed * trainer.world_size:.0f}"
+        shown = (("loss", "loss", ".3f"), ("accuracy", "acc", ".1%"), ("entropy", "entropy", ".2f"), ("val_accuracy", "val", ".1%"))
+        self._shown |= {short: f"{short} {values[key]:{form}}" for key, short, form in shown if key in values}
         if "loss" in values:
+            self._shown["speed"] = f"{speed * trainer.world_size:.0f} img/s"
             values = {**values, "images_per_second": speed * trainer.world_size}
             self._since, self._seen = time.monotonic(), 0
         epoch = task.step * task.config.accumulate / task.batches_per_epoch
@@ -250,7 +246,7 @@ class Metrics(pl.Callback):
             writer.writerows(rows)
 
     def _show(self, task: Task, batch_idx: int) -> None:
-        values = "  ".join(f"{key} {value}" for key, value in self._shown.items())
+        values = " ".join(self._shown.values())
         epoch = f"epoch {(batch_idx + 1) / task.batches_per_epoch:.1f}"
         if self.bar is not None:
             self.bar.update(0, completed=task.progress, description=epoch, values=values)

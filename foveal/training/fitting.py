@@ -80,7 +80,7 @@ def fit(
         resume: go on with the run in ``out``; learning rate, length and the like may have been changed.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
-        data: your own data, instead of what ``config.data`` names.
+        data: what ``config.data`` names, already made; or your own data, of which the run records the name.
 
     Returns:
         The run; its model is the one of the best validation, or of the end where there are no validation images.
@@ -95,7 +95,7 @@ def fit(
     config = config or stored
     if config is None:
         raise ConfigError("config: is missing; give one, or resume a run")
-    if data is not None:
+    if data is not None and config.data == FitConfig().data:
         config = replace(config, data={"name": data.name})
     config.check()
     checkpoint = read_checkpoint(out / LAST) if resume else None

@@ -153,7 +153,16 @@ def test_training_from_files(tmp_path, workers):
     broken = tmp_path / "data" / "train" / "dark" / "3.tif"
     broken.write_bytes(broken.read_bytes()[:300])
     data = {"name": "folder", "root": str(tmp_path / "data"), "value_range": [0.0, 100.0], "augmentation": "none"}
-    changes = {"model": NORM_FREE, "data": data, "ema": None, "accumulate": 1, "batch_size": 5, "epochs": None, "steps": 40, "workers": workers}
+    changes = {
+        "model": NORM_FREE,
+        "data": data,
+        "ema": None,
+        "accumulate": 1,
+        "batch_size": 5,
+        "epochs": None,
+        "steps": 40,
+        "workers": workers,
+    }
     run = fit(config(**changes), tmp_path / "run", quiet=True)
     assert [Path(row["path"]) for row in read(run.path / "bad_images.csv")] == [broken]
     model = run.load_model()
@@ -314,7 +323,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path, capsys, monkey
     monkeypatch.setattr("foveal.training.callbacks.TELL_EVERY", 0.0)
     fit(config(epochs=None, steps=4), tmp_path / "run")
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "accuracy", "entropy", "images/s"))
+    assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "acc", "entropy", "img/s"))
 
 
 @pytest.mark.parametrize(
