@@ -90,7 +90,7 @@ def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, An
         raise ImageError(f"{name}: {claim}; raise max_pixels or convert it to tiles")
 
     def make(target: str) -> None:
-        gaps = (layout.levels[0].counts == 0).any() or layout.masks[0] is not None or image.dtype.kind == "f"
+        gaps = image.has_gaps or layout.masks[0] is not None or image.dtype.kind == "f"
         alpha = bool(layout.alpha is not None or layout.nodata is not None or gaps)
 
         def rows(y0: int, y1: int) -> np.ndarray:

@@ -20,10 +20,10 @@ Example:
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
-import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,10 +34,13 @@ import simplejpeg
 import tifffile
 
 from foveal.errors import ImageError
+from foveal.images.headers import Numbers, outline
 from foveal.images.pyramid import Pyramid, Stored, Window
 
 # tifffile logs what it makes of damaged files; without any handler Python prints that. We raise instead.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+Lists = dict[int, tuple[Numbers | None, Numbers | None]]
 
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
 _LARGEST_TILE = 1 << 28  # bytes
@@ -58,18 +61,21 @@ class Level:
     planar: bool
     compression: int
     photometric: int
-    offsets: np.ndarray
-    counts: np.ndarray
+    offsets: Numbers
+    counts: Numbers
     tables: bytes | None
     decode: Callable[..., Any] = field(repr=False)
 
     @classmethod
-    def of(cls, path: str, page: tifffile.TiffPage) -> Level:
+    def of(cls, path: str, page: tifffile.TiffPage, lists: Lists) -> Level:
+        offsets, counts = lists[page.offset]
+        if offsets is None or counts is None:
+            raise ImageError(f"{path}: does not say where its pixels are; the header is damaged, copy it again")
         tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
         planar = page.planarconfig == 2 and page.samplesperpixel > 1
         level = cls(
             page.imagelength, page.imagewidth, tile, page.samplesperpixel, planar, int(page.compression), int(page.photometric),
-            np.asarray(page.dataoffsets, np.uint64), np.asarray(page.databytecounts, np.uint64), page.jpegtables, page.decode,
+            offsets, counts, page.jpegtables, page.decode,
         )  # fmt: skip
         if page.dtype is None or min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
             raise ImageError(f"{path}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or tiles must be smaller")
@@ -146,9 +152,13 @@ def parse(path: str, name: str | None = None) -> Layout:
     """
     name = name or path
     try:
-        with tifffile.TiffFile(path) as file:
-            _check_chain(name, file)
-            return _layout(name, file)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            small, lists = outline(descriptor)
+        finally:
+            os.close(descriptor)
+        with tifffile.TiffFile(io.BytesIO(small)) as file:
+            return _layout(name, file, lists)
     except ImageError:
         raise
     except Exception as error:
@@ -156,21 +166,9 @@ def parse(path: str, name: str | None = None) -> Layout:
         raise ImageError(f"{name}: {what}; the file is damaged or cut short, copy it again") from error
 
 
-def _check_chain(name: str, file: tifffile.TiffFile) -> None:
-    """tifffile only logs a broken chain of headers, and then levels are silently missing."""
-    form = file.tiff
+def _layout(name: str, file: tifffile.TiffFile, lists: Lists) -> Layout:
     if len(file.pages) == 0:
         raise ImageError(f"{name}: has no readable image; the file is cut short, copy it again")
-    page, handle = file.pages[len(file.pages) - 1], file.filehandle
-    handle.seek(page.offset)
-    tags = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
-    handle.seek(page.offset + form.tagnosize + tags * form.tagsize)
-    following = handle.read(form.offsetsize)
-    if len(following) < form.offsetsize or struct.unpack(form.offsetformat, following)[0] >= handle.size:
-        raise ImageError(f"{name}: the list of its levels continues past the end of the file; the file is cut short, copy it again")
-
-
-def _layout(name: str, file: tifffile.TiffFile) -> Layout:
     first = file.pages.first
     height, width, photometric = first.imagelength, first.imagewidth, int(first.photometric)
     if height < 1 or width < 1:
@@ -182,12 +180,12 @@ def _layout(name: str, file: tifffile.TiffFile) -> Layout:
         kind = _NAMES.get(photometric, f"photometric {photometric}")
         raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
     others = [page.aspage() for page in ((first.pages or []) if first.subifds else list(file.pages)[1:])]
-    levels, pages, masks = [Level.of(name, first)], [first], [_mask_of(name, first, others)]
+    levels, pages, masks = [Level.of(name, first, lists)], [first], [_mask_of(name, first, others, lists)]
     for page in others:
         if first.is_tiled and _is_level(page, first, pages[-1]):
-            levels.append(Level.of(name, page))
+            levels.append(Level.of(name, page, lists))
             pages.append(page)
-            masks.append(_mask_of(name, page, others))
+            masks.append(_mask_of(name, page, others, lists))
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
@@ -208,10 +206,10 @@ def _is_level(page: tifffile.TiffPage, first: tifffile.TiffPage, finer: tifffile
     )  # fmt: skip
 
 
-def _mask_of(name: str, page: tifffile.TiffPage, others: list[tifffile.TiffPage]) -> Level | None:
+def _mask_of(name: str, page: tifffile.TiffPage, others: list[tifffile.TiffPage], lists: Lists) -> Level | None:
     shape = (page.imagelength, page.imagewidth)
     mask = next((p for p in others if int(p.subfiletype) & 4 and (p.imagelength, p.imagewidth) == shape), None)
-    return None if mask is None else Level.of(name, mask)
+    return None if mask is None else Level.of(name, mask, lists)
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
@@ -281,6 +279,12 @@ class TiffPyramid(Pyramid):
         """All of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
         return self._read_stored([(0, (0, 0, *self._stored_sizes[0]))])[0]
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the file leaves out tiles of level 0."""
+        layout, descriptor = self._connect()
+        return not layout.levels[0].counts.all(descriptor).all()
+
     def _connect(self) -> tuple[Layout, int]:
         with self._lock:
             if self._layout is None:
@@ -318,9 +322,10 @@ class TiffPyramid(Pyramid):
                     for column in range(x0 // tw, (x1 - 1) // tw + 1):
                         users[number, start + column].append(i)
         absent: list[np.ndarray | None] = [None] * len(requests)
-        for number, index in sorted(users, key=lambda key: (levels[key[0]].offsets[key[1]], key)):
+        _, descriptor = self._connect()
+        for at, number, index in sorted((levels[n].offsets.get(descriptor, i), n, i) for n, i in users):
             level = levels[number]
-            tile = self._tile(level, number, index, mask)
+            tile = self._tile(level, number, index, at, mask)
             plane, place = divmod(index, level.rows * level.columns)
             top, left = (n * t for n, t in zip(divmod(place, level.columns), level.tile, strict=True))
             height, width = level.tile if tile is None else tile.shape[:2]
@@ -340,20 +345,20 @@ class TiffPyramid(Pyramid):
                         buffers[i][target] = piece
         return absent
 
-    def _tile(self, level: Level, number: int, index: int, mask: bool) -> np.ndarray | None:
+    def _tile(self, level: Level, number: int, index: int, at: int, mask: bool) -> np.ndarray | None:
         """(h, w, samples) of one tile, None where the file leaves it out."""
         key = (number, index, mask)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        length = int(level.counts[index])
+        _, descriptor = self._connect()
+        length = level.counts.get(descriptor, index)
         if length == 0:
             return None
-        _, descriptor = self._connect()
         where = f"{self.path}: tile {index} of level {number}"
         try:
-            data = os.pread(descriptor, length, int(level.offsets[index]))
+            data = os.pread(descriptor, length, at)
         except OSError as error:
             raise ImageError(f"{where} cannot be read ({error.strerror}); check the disk and copy the file again") from error
         if len(data) != length:
