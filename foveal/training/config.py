@@ -78,7 +78,7 @@ class FitConfig:
         devices: how many of them.
         strategy: Lightning's strategy for several devices.
         init_from: run folder, or file of weights, to begin with.
-        compile: compile the model's parts.
+        compile: compile the model's parts, a dense network whole; a TNet calls its backbone in pieces, which stay as they are.
         channels_last: keep images and weights channels last.
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
