@@ -34,7 +34,8 @@ from foveal.images.pyramid import Cut, Pyramid
 from foveal.images.resample import Plan, composite, cut, plan
 from foveal.images.transform import Transform
 
-_GATHERED = 1 << 25  # elements of windows that are copied together at once
+_GATHERED = 1 << 20  # elements of windows that are copied together at once: they stay in the cache
+_GATHERED_CUDA = 1 << 27
 _MEAN_SIZE = (64, 64)  # of the look that a view's mean colour is taken from
 
 
@@ -128,7 +129,7 @@ class TensorViews(Views):
         out = torch.empty(0) if len(alike) == 1 else self.images.new_empty((len(boxes), self.channels, *size), dtype=torch.float32)
         for how, members in alike.items():
             height, width = how.y.last, how.x.last
-            step = max(1, _GATHERED // max(1, self.channels * height * width))
+            step = max(1, (_GATHERED_CUDA if self.images.is_cuda else _GATHERED) // max(1, self.channels * height * width))
             parts = []
             for begin in range(0, len(members), step):
                 chunk = members[begin : begin + step]
