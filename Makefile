@@ -19,9 +19,9 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/foveal fit demo --out $(RUN) --overwrite
 	$(BIN)/foveal evaluate $(RUN) --locations 0..4
-	$(BIN)/foveal data digits --export $(RUN)/images --count 4
+	$(BIN)/foveal data $(RUN) --data.train 0 --data.val 0 --export $(RUN)/images --count 4
 	$(BIN)/foveal predict $(RUN) $(RUN)/images --out $(RUN)/predictions.csv --overwrite
-	$(BIN)/foveal explain $(RUN) $(RUN)/images/0.png --out $(RUN)/report.html
+	$(BIN)/foveal explain $(RUN) $(RUN)/images/0_0.png --out $(RUN)/report.html
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -183,18 +183,19 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.configure import configure, describe
 
     config, out, how = configure(recipe, flags)
+    from foveal.data import get_data
     from foveal.runs import claim
     from foveal.training import fit
 
     # Lightning starts further processes as copies of this command; one of them speaks.
     quiet = how["quiet"] or os.environ.get("LOCAL_RANK", "0") != "0"
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
+    if out.exists() and not quiet and not (how["resume"] or how["overwrite"]):
+        claim(out)  # a run in the way should be told before anything is said or made
+    data = get_data(**config.data)
     if not quiet:
-        about = describe(config, out)
-        if not (how["resume"] or how["overwrite"]):
-            claim(out)
-        print(about, flush=True)
-    fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+        print(describe(config, data, out), flush=True)
+    fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet, data=data)
     if not quiet:
         print(f"The run is in {out}. What next: foveal evaluate {out}; foveal predict {out} IMAGES --out FILE; foveal explain {out} IMAGE")
     return 0

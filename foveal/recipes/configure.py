@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveal.data import data_constructor, get_data
+from foveal.data import DataModule, data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
@@ -108,9 +108,8 @@ def _objective_options(name: str | None, model: str) -> list[Option]:
     return [named, *(replace(o, hint=o.hint | None, default=None, unset=True) for o in options)]
 
 
-def describe(config: FitConfig, out: Path) -> str:
+def describe(config: FitConfig, data: DataModule, out: Path) -> str:
     """What is about to be trained on what, how big it is, and where it goes: a few lines."""
-    data = get_data(**config.data)
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained", "num_classes")}
     model = create_classifier(config.model["name"], num_classes=len(data.classes), **options)
     count = sum(p.numel() for p in model.parameters())
