@@ -131,7 +131,8 @@ class LocationModule(nn.Module):
             x = self.act(self.embed(x))
             x = x * self.excite(self.act(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
             x = torch.cat([x, where], dim=1)
-        scores = self.score(self.act(self.hidden(x))).flatten(1).float()
+        scores = self.score(self.act(self.hidden(x))).flatten(1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         # The floor is not in the paper: it keeps all-equal zero scores from dividing by zero.
         scores = scores / scores.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return scores if self.log_scale is None else scores * self.log_scale.exp()

@@ -103,7 +103,7 @@ def test_two_processes_are_one(tmp_path):
     """Also where one of them has lost more images than the other, and all of the images of a batch."""
     bad = (1, 5, 6, 7, 9, 10, 11)
     changes = {
-        "model": {**NORM_FREE, "score_scale": None},  # the learned scale's gradient is summed in single precision
+        "model": NORM_FREE,
         "precision": "64",
         "batch_size": 8,
         "accumulate": 1,
@@ -121,8 +121,9 @@ def test_two_processes_are_one(tmp_path):
         for name, value in last(one)[part].items():
             assert value.dtype == torch.float64 or "n_averaged" in name
             torch.testing.assert_close(last(two)[part][name], value, rtol=0, atol=1e-10, msg=name)
-    figures = [[(r["val_accuracy"], r["val_loss"]) for r in read(run / "metrics.csv") if r["val_loss"]] for run in (one, two)]
-    assert figures[0] == figures[1] and len(figures[0]) == 2
+    figures = [[(float(r["val_accuracy"]), float(r["val_loss"])) for r in read(run / "metrics.csv") if r["val_loss"]] for run in (one, two)]
+    assert len(figures[0]) == 2  # written with six digits, of which the last may round either way
+    np.testing.assert_allclose(figures[0], figures[1], rtol=0, atol=1.5e-5)
     recorded = [sorted(r["path"] for r in read(run / "bad_images.csv")) for run in (one, two)]
     assert recorded[0] == recorded[1] and len(recorded[0]) >= 4
 
