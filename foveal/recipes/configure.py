@@ -57,7 +57,8 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = values["model"]["name"], values["data"]["name"]
     looks = model in REGISTRY
-    of_model = options_of(constructor(model), "model", skip=("num_classes", "objective")) if looks else _dense_options()
+    build = constructor(model)
+    of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
     options = [
         *HOW,
         *dataclass_options(FitConfig, skip=SECTIONS),
