@@ -1,7 +1,8 @@
 """What teaches TNet where to look? The published objective, ours, and what ours could have been, at equal cost.
 
-Every variant trains the same network on the bundled digits, with the same learning rates and for the same number of
-looks (a variant that looks more often per image gets fewer steps). Variants that are not in the package live here.
+Every variant trains the demo's network on the demo's digits, with the same learning rates and for the same number of
+looks (a variant that looks more often per image gets fewer steps). Variants that are not in the package live here. Two
+run at a time, each on one thread.
 
     python benchmarks/objectives.py --seeds 0 1 2 --out benchmarks/results/objectives.json
 """
@@ -9,8 +10,11 @@ looks (a variant that looks more often per image gets fewer steps). Variants tha
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,14 +25,17 @@ from torch import Tensor
 
 from foveal.data import get_data
 from foveal.draws import Draws
-from foveal.glimpse.policies import independent
+from foveal.glimpse.policies import plackett_luce
 from foveal.glimpse.tnet import TNet
+from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.recipes import load_recipe
 
-DATA = {"name": "digits", "canvas": 256, "train": 4000, "val": 0, "test": 1000}
-MODEL = {"backbone": "plain_convnet_32", "grid": 3, "region": 0.5, "locations": (2,)}
+RECIPE = load_recipe("demo")
+DATA = {k: tuple(v) if isinstance(v, list) else v for k, v in RECIPE["data"].items()} | {"val": 0}
+MODEL = {k: v for k, v in RECIPE["model"].items() if k != "name"}
 
 
 class Correctness(TNetObjective):
@@ -134,17 +141,16 @@ def accuracy(model: TNet, data: Any, locations: tuple[int, ...], policy: str = "
     return right / len(data.targets)
 
 
-def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 64, lr: float = 2e-3) -> dict[str, Any]:
+def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 32, lr: float = 2e-3, warm_up: int = 150) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = TNet(num_classes=10, **{**MODEL, **variant.model})
-    if variant.model.get("score_scale", 0) is None and not isinstance(variant.objective, ReferenceTNetObjective):
-        assert model.likelihood is independent  # sampled choices have the probability of ordered draws, whatever the scores' norm
-        from foveal.glimpse.policies import plackett_luce
-
-        model.likelihood = plackett_luce
+    if not isinstance(variant.objective, ReferenceTNetObjective):
+        model.likelihood = plackett_luce  # looks are sampled without replacement, whatever the norm of the scores
     steps = round(looks / variant.looks)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rising = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-3, total_iters=warm_up)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps - warm_up)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [rising, falling], [warm_up])
     state, done, epoch, began = variant.objective.initial_state(), 0, 0, time.process_time()
     while done < steps:
         loader = data.loader("train", batch_size=batch_size, seed=seed, drop_last=True)
@@ -174,6 +180,22 @@ def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 
     }  # fmt: skip
 
 
+@cache
+def bundled() -> Any:
+    """The data, made once in each process."""
+    return get_data(**DATA)
+
+
+def prepare() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    bundled()
+
+
+def run(name: str, seed: int, looks: int) -> dict[str, Any]:
+    return {"variant": name, **train(VARIANTS[name], bundled(), seed, looks)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -181,13 +203,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out")
     args = parser.parse_args()
-    data = get_data(**DATA)
+    jobs = [(name, seed, args.looks) for seed in args.seeds for name in args.variants]
     rows: list[dict[str, Any]] = []
-    for seed in args.seeds:
-        for name in args.variants:
-            rows.append({"variant": name, **train(VARIANTS[name], data, seed, args.looks)})
+    with ProcessPoolExecutor(2, initializer=prepare, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, *job) for job in jobs]):
+            rows.append(future.result())
             print(rows[-1], flush=True)
-            write(args.out, rows, seed=None)
+            write(args.out, sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"])), seed=None)
 
 
 if __name__ == "__main__":

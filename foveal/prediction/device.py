@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from foveal.errors import ConfigError
+from foveal.host import keep_freed_memory
 
 PRECISIONS = {
     "32": None,
@@ -32,13 +33,13 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         ConfigError: no such device on this machine.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

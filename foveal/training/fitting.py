@@ -36,6 +36,7 @@ from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.host import keep_freed_memory
 from foveal.runs import (
     BEST,
     CONFIG,
@@ -181,6 +182,7 @@ def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
 def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) -> None:
     every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
     several = config.devices > 1
+    keep_freed_memory()
     with _calm(), _restoring_signals():
         trainer = pl.Trainer(
             accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
