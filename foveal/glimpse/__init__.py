@@ -1,0 +1,14 @@
+"""The classifiers that look: their contract, their geometry, their policies, and the models themselves.
+
+Example:
+    >>> import torch
+    >>> model = TNet(num_classes=2, backbone="plain_convnet_32", locations=(1,)).eval()
+    >>> [glimpse.level for glimpse in model(torch.rand(1, 3, 64, 64)).glimpses]
+    [1, 2]
+"""
+
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.grid import Grid
+from foveal.glimpse.tnet import TNet
+
+__all__ = ["GlimpseClassifier", "Grid", "TNet", "WholeImage"]

@@ -1,0 +1,12 @@
+"""What is minimised: pure functions of rollouts.
+
+Example:
+    >>> TNetObjective(warm_up=0.2).plan(progress=0.1), TNetObjective(warm_up=0.2).plan(progress=0.5)
+    (('random',), ('sampled',))
+"""
+
+from foveal.objectives.objective import CrossEntropy, Objective
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+
+__all__ = ["CrossEntropy", "Objective", "ReferenceTNetObjective", "Rollout", "TNetObjective"]
