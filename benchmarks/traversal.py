@@ -5,7 +5,7 @@ Four questions, each answered against a floor that is measured in the same run:
 (a) memory:   TNet's prediction over the bare backbone on the same crops, in the same batches
 (b) dense:    TNet's prediction against the dense backbone on the whole image, beside the ratio of their MACs
 (c) disk:     one whole prediction (open, read, classify) of a tiled pyramid over the bare backbone on the same crops
-(d) training: the share of a training step that is not the backbone's forward and backward
+(d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step beside it
 
     python benchmarks/traversal.py memory dense training --out benchmarks/results/traversal.json
     python benchmarks/traversal.py disk --folder /tmp/pyramids --out benchmarks/results/traversal_disk.json
@@ -143,12 +143,22 @@ def training(device: str, batches: list[int], seconds: float, precision: str) ->
                         features = through(m.backbone, c)
                     torch.cat(features).float().sum().backward()
 
-                times = in_turn({"step": step, "floor": floor}, seconds=seconds, device=device)
+                network = model.dense().train()
+                whole = images.to(memory_format=torch.channels_last)
+
+                def dense_step(n=network, x=whole, t=target, cast=autocast) -> None:
+                    n.zero_grad()
+                    with cast:
+                        loss = torch.nn.functional.cross_entropy(n(x), t)
+                    loss.backward()
+
+                times = in_turn({"step": step, "floor": floor, "dense": dense_step}, seconds=seconds, device=device)
                 share = 1 - times["floor"] / times["step"]
                 yield {
                     "question": "training", "preset": preset, "side": side, "locations": locations, "batch": batch, "precision": precision,
                     "step_ms": milliseconds(times["step"], batch), "floor_ms": milliseconds(times["floor"], batch),
                     "step_over_floor": ratio(times["step"], times["floor"]), "not_backbone": round(float(np.median(share)), 4),
+                    "dense_step_ms": milliseconds(times["dense"], batch), "dense_over_step": ratio(times["dense"], times["step"]),
                 }  # fmt: skip
 
 
