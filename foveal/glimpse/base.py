@@ -100,8 +100,9 @@ class GlimpseClassifier(nn.Module, ABC):
         """
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, self.size, fill=fill, antialias=self.antialias)
-        seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True, memory_format=torch.channels_last)
-        return seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
+        seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return seen.contiguous(memory_format=torch.channels_last)
 
     @abstractmethod
     def forward(

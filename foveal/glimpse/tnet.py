@@ -49,19 +49,24 @@ from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 # --------------------------------------------------------------------------------------------------------- modules
 
 
-def position_code(position: Tensor, dim: int) -> Tensor:
-    """Sinusoidal code of (y, x, scale) coordinates, released code's base of 100 (spec 3.3).
+def code_frequencies(dim: int) -> Tensor:
+    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100 (spec 3.3)."""
+    m = dim // 6
+    return 100 ** (-torch.arange(m, dtype=torch.float32) / (m - 1))
+
+
+def position_code(position: Tensor, frequency: Tensor, dim: int) -> Tensor:
+    """Sinusoidal code of (y, x, scale) coordinates.
 
     Args:
         position: (..., 3).
+        frequency: of `code_frequencies`.
         dim: length of the code, at least 12.
 
     Returns:
-        (..., dim): for each coordinate the sines, then the cosines of ``dim // 6`` frequencies from 1 to 1/100; zeros fill up.
+        (..., dim): for each coordinate the sines, then the cosines of all frequencies; zeros fill up.
     """
-    m = dim // 6
-    frequency = 100 ** (-torch.arange(m, device=position.device, dtype=torch.float32) / (m - 1))
-    angle = position.float()[..., None] * frequency
+    angle = position[..., None] * frequency
     code = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
     return F.pad(code, (0, dim - code.shape[-1]))
 
@@ -74,14 +79,17 @@ class PositionModule(nn.Module):
         concat: ``W [f; code] + c`` with a code of length D (ImageNet); else ``swish(f + W code + c)`` with D / 4.
     """
 
+    frequency: Tensor
+
     def __init__(self, features: int, concat: bool = False) -> None:
         super().__init__()
         self.concat = concat
         self.code_dim = features if concat else max(features // 4, 12)
+        self.register_buffer("frequency", code_frequencies(self.code_dim), persistent=False)
         self.linear = nn.Linear(features + self.code_dim if concat else self.code_dim, features)
 
     def forward(self, feature: Tensor, position: Tensor) -> Tensor:
-        code = position_code(position, self.code_dim).to(feature.dtype)
+        code = position_code(position.to(self.frequency.dtype), self.frequency, self.code_dim).to(feature.dtype)
         if self.concat:
             return self.linear(torch.cat([feature, code], dim=-1))
         return F.silu(feature + self.linear(code))
@@ -89,6 +97,9 @@ class PositionModule(nn.Module):
 
 class LocationModule(nn.Module):
     """Scores the cells of a grid from one descriptor each (spec 4.3). Reads detached input: no policy gradient leaves it.
+
+    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so small
+    a grid.
 
     Args:
         channels: length of a descriptor.
@@ -108,30 +119,30 @@ class LocationModule(nn.Module):
         self.coordinate_gain = nn.Parameter(torch.ones(2))
         self.coordinate_bias = nn.Parameter(torch.zeros(2))
         line = torch.linspace(-1, 1, side)
-        self.register_buffer("coordinates", torch.stack(torch.meshgrid(line, line, indexing="ij")), persistent=False)
+        self.register_buffer("coordinates", torch.cartesian_prod(line, line), persistent=False)
         self.log_scale = None if scale is None else nn.Parameter(torch.tensor(math.log(scale)))
         if context:
             hidden, self.act = 512, nn.LeakyReLU(0.2)
         else:
             hidden, self.act = channels, nn.SiLU()
-            self.embed = nn.Conv2d(channels, channels, 1)
-            self.squeeze = nn.Conv2d(channels, channels // 2, 1)
-            self.excite = nn.Conv2d(channels // 2, channels, 1)
-        self.hidden = nn.Conv2d(channels + context + 2, hidden, 1)
-        self.score = nn.Conv2d(hidden, 1, 1)
+            self.embed = nn.Linear(channels, channels)
+            self.squeeze = nn.Linear(channels, channels // 2)
+            self.excite = nn.Linear(channels // 2, channels)
+        self.hidden = nn.Linear(channels + context + 2, hidden)
+        self.score = nn.Linear(hidden, 1)
 
     def forward(self, descriptors: Tensor, feature: Tensor) -> Tensor:
-        """(N, channels, side, side) and (N, D) to (N, side**2) scores, row by row."""
+        """(N, side**2, channels) and (N, D) to (N, side**2) scores."""
         x, feature = descriptors.detach(), feature.detach()
-        where = self.coordinates * self.coordinate_gain[:, None, None] + self.coordinate_bias[:, None, None]
-        where = where.to(x.dtype).expand(len(x), -1, -1, -1)
+        where = self.coordinates * self.coordinate_gain + self.coordinate_bias
+        where = where.to(x.dtype).expand(len(x), -1, -1)
         if self.context:
-            x = torch.cat([x, feature[:, :, None, None].expand(-1, -1, *x.shape[2:]), where], dim=1)
+            x = torch.cat([x, feature[:, None].expand(-1, x.shape[1], -1), where], dim=-1)
         else:
             x = self.act(self.embed(x))
-            x = x * self.excite(self.act(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
-            x = torch.cat([x, where], dim=1)
-        scores = self.score(self.act(self.hidden(x))).flatten(1)
+            x = x * self.excite(self.act(self.squeeze(x.mean(1, keepdim=True)))).sigmoid()
+            x = torch.cat([x, where], dim=-1)
+        scores = self.score(self.act(self.hidden(x))).squeeze(-1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         # The floor is not in the paper: it keeps all-equal zero scores from dividing by zero.
         scores = scores / scores.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -277,11 +288,13 @@ class TNet(GlimpseClassifier):
         return tagged, self.location(self.describe(_as_map(tapped[0], self.backbone)), feature)
 
     def describe(self, features: Tensor) -> Tensor:
-        """(N, channels, h, w) to one descriptor for each cell, (N, channels, side, side)."""
+        """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
         if self.location_index is not None:
-            return features[..., self.location_index, :][..., self.location_index]
-        rows = self.cell_weights.to(features.dtype)
-        return torch.einsum("gh,bchw,kw->bcgk", rows, features, rows)
+            cells = features[..., self.location_index, :][..., self.location_index]
+        else:
+            rows = self.cell_weights.to(features.dtype)
+            cells = rows @ features @ rows.T
+        return cells.flatten(2).transpose(1, 2)
 
     # ---- the traversal (spec 3.1, 5)
 
@@ -560,10 +573,11 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
     model = ReferenceTNet(num_classes, objective=objective, backbone_options=backbone_options, **options)
     _stochastic_depth(model.backbone, depth_drop)
     if not options.get("pretrained"):
-        model.backbone.apply(_keras_efficientnet)
-    for module in (model.location, model.position, model.classifier, model.weighting):
+        model.backbone.apply(_keras_convolution)
+    model.location.apply(_keras_convolution)
+    for module in (model.position, model.classifier, model.weighting):
         if module is not None:
-            module.apply(_keras_efficientnet)
+            module.apply(_keras_dense)
     return model
 
 
@@ -582,13 +596,19 @@ def _glorot(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _keras_efficientnet(module: nn.Module) -> None:
-    """Convolutions: truncated normal of variance 2 / fan_out; linear layers: uniform of variance (1/3) / fan_out (spec 4.2)."""
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
+def _keras_convolution(module: nn.Module) -> None:
+    """Truncated normal of variance 2 / fan_out (spec 4.2); a linear layer over cells is a 1x1 convolution."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        fan_out = module.weight[:, 0].numel() // getattr(module, "groups", 1)
         std = math.sqrt(2 / fan_out) / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-    elif isinstance(module, nn.Linear):
-        nn.init.uniform_(module.weight, -math.sqrt(1 / module.out_features), math.sqrt(1 / module.out_features))
-    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _keras_dense(module: nn.Module) -> None:
+    """Uniform of variance (1/3) / fan_out (spec 4.2)."""
+    if isinstance(module, nn.Linear):
+        bound = math.sqrt(1 / module.out_features)
+        nn.init.uniform_(module.weight, -bound, bound)
         nn.init.zeros_(module.bias)

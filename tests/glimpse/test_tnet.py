@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.registry import REGISTRY
-from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, position_code
+from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
 from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.tnet import ReferenceTNetObjective
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
@@ -143,7 +143,7 @@ def test_position_codes_of_children_count_in_their_parents_grid():
 
 
 def test_position_code_of_the_thumbnail():
-    code = position_code(torch.zeros(3), 512)
+    code = position_code(torch.zeros(3), code_frequencies(512), 512)
     blocks = code[:510].unflatten(0, (3, 2, 85))
     assert torch.equal(blocks[:, 0], torch.zeros(3, 85)) and torch.equal(blocks[:, 1], torch.ones(3, 85))
     assert code[510:].tolist() == [0, 0] and code.norm().item() == pytest.approx(math.sqrt(255))
@@ -157,7 +157,7 @@ def test_position_code_against_its_formula():
         omega = [100 ** (-j / (m - 1)) for j in range(m)]
         expected += [math.sin(o * u) for o in omega] + [math.cos(o * u) for o in omega]
     expected += [0.0] * (dim - 6 * m)
-    torch.testing.assert_close(position_code(torch.tensor([y, x, s]), dim), torch.tensor(expected))
+    torch.testing.assert_close(position_code(torch.tensor([y, x, s]), code_frequencies(dim), dim), torch.tensor(expected))
 
 
 # -------------------------------------------------------------------------------------------- modules (spec 4.3 to 4.6)
@@ -168,7 +168,7 @@ def test_unit_norm_scores_bound_the_policy(side, low, high):
     torch.manual_seed(0)
     module = LocationModule(16, side)
     with torch.no_grad():
-        p = module(100 * torch.randn(500, 16, side, side), torch.zeros(500, 4)).softmax(-1)
+        p = module(100 * torch.randn(500, side**2, 16), torch.zeros(500, 4)).softmax(-1)
     torch.testing.assert_close(p.sum(-1), torch.ones(500))
     assert low < p.min() and p.max() < high
 
@@ -177,9 +177,22 @@ def test_position_module_forms():
     added, joined = PositionModule(48), PositionModule(48, concat=True)
     f, pos = torch.randn(2, 48), torch.tensor([[0.0, 0, 0], [1, 2, 1]])
     torch.testing.assert_close(
-        added(f, pos), torch.nn.functional.silu(f + position_code(pos, 12) @ added.linear.weight.T + added.linear.bias)
+        added(f, pos), torch.nn.functional.silu(f + position_code(pos, added.frequency, 12) @ added.linear.weight.T + added.linear.bias)
     )
-    torch.testing.assert_close(joined(f, pos), torch.cat([f, position_code(pos, 48)], 1) @ joined.linear.weight.T + joined.linear.bias)
+    torch.testing.assert_close(
+        joined(f, pos), torch.cat([f, position_code(pos, joined.frequency, 48)], 1) @ joined.linear.weight.T + joined.linear.bias
+    )
+
+
+def test_cells_are_described_by_their_entries_or_their_averages():
+    options = {"num_classes": 2, "backbone": "plain_convnet_32", "location_features": "stages.1"}
+    features = torch.rand(2, 64, 16, 16)
+    entries = TNet(**options, location_index=(2, 7, 12)).describe(features)
+    assert torch.equal(entries[:, 5], features[:, :, 7, 12])
+    averages = TNet(**options).describe(features)
+    assert averages.shape == (2, 9, 64)
+    torch.testing.assert_close(averages[:, 5], features[:, :, 4:12, 8:16].mean((2, 3)))
+    torch.testing.assert_close(averages[:, 0], features[:, :, :8, :8].mean((2, 3)))
 
 
 # ------------------------------------------------------------------------------------------ gradient routing (spec 6, 13)
