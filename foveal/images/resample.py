@@ -89,6 +89,11 @@ class Plan(NamedTuple):
         y, x = (a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x))
         return Plan(y, x, self.antialias)
 
+    def on_level(self, by: int) -> Plan:
+        """The same plan, at the origin, for pixels that were averaged by ``by`` already, which divides it."""
+        y, x = (a._replace(last=a.last // by, factor=a.factor // by) for a in (self.y, self.x))
+        return Plan(y, x, self.antialias)
+
 
 def plan(box: Sequence[float], size: tuple[int, int], bounds: Sequence[float], *, antialias: bool = True, shrink: bool = False) -> Plan:
     """Find the pixels that serve a box.

@@ -152,3 +152,28 @@ def test_tensor_views_on_a_gpu_equal_those_on_a_cpu():
         seen = TensorViews(images.cuda()).look(which, boxes, (32, 32), fill=FILL, antialias=antialias)
         expected = TensorViews(images).look(which, boxes, (32, 32), fill=FILL, antialias=antialias)
         torch.testing.assert_close(seen.cpu(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("side", [256, 250])
+def test_a_level_left_by_the_thumbnail_changes_no_look(dtype, side):
+    """Looks after a thumbnail are those without one, whether or not they lie on the level's grid."""
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = images if dtype == torch.float32 else (255 * images).to(dtype)
+    boxes = np.array(
+        [[0, 0, 128, 128], [64, 128, 192, 250], [3, 5, 131, 133], [96, 96, 160, 160], [-16, 0, 112, 128], [0, 0, 32, 32]], float
+    )
+    which = np.array([0, 1, 1, 0, 1, 0])
+    fresh = TensorViews(images).look(which, boxes, (32, 32), fill=torch.full((3,), 0.5))
+    views = TensorViews(images)
+    whole = np.array([[0, 0, side, side]] * 2, float)
+    thumbnail = views.look(np.arange(2), whole, (32, 32))
+    assert (views._level is not None) == (side == 256)
+    torch.testing.assert_close(views.look(which, boxes, (32, 32), fill=torch.full((3,), 0.5)), fresh, rtol=0, atol=1e-6)
+    pixels = images if dtype == torch.float32 else images / 255
+    if side == 256:
+        torch.testing.assert_close(thumbnail, torch.nn.functional.avg_pool2d(pixels, 8), rtol=0, atol=1e-6)
+    before = views.images.clone()
+    views.look(which, boxes, (32, 32)).zero_()
+    assert torch.equal(views.images, before)
+    torch.testing.assert_close(views.look(which, boxes, (32, 32), fill=torch.full((3,), 0.5)), fresh, rtol=0, atol=1e-6)
