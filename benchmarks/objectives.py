@@ -42,16 +42,46 @@ MODEL = {k: v for k, v in RECIPE["model"].items() if k != "name"} | {"grid": 3, 
 class Correctness(TNetObjective):
     """The published reward, 1 for a right answer of the whole and of each look alone, on sampled looks."""
 
-    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         whole = (tried.logits.argmax(-1) == target).float()
         alone = (tried.glimpse_logits[:, 1:].argmax(-1) == target[:, None]).float()
         return self.image_share * whole[:, None] + (1 - self.image_share) * alone
 
 
-class LeaveOneOut(TNetObjective):
-    """Each look is credited with what the rest loses without it."""
+class RewardToCome(TNetObjective):
+    """What this look and those after it gained in cross-entropy: unbiased too, but the later looks are noise."""
 
-    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
+        alone = tried.glimpse_logits.detach()
+        so_far = (alone.cumsum(1) / torch.arange(1, alone.shape[1] + 1)[:, None]).transpose(1, 2)
+        loss = F.cross_entropy(so_far, target[:, None].expand(alone.shape[:2]), reduction="none")
+        return loss[:, :-1] - loss[:, -1:]
+
+
+class GainInProbability(TNetObjective):
+    """What looking on gained in probability of the right class, which is bounded, rather than in cross-entropy."""
+
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
+        alone = tried.glimpse_logits.detach()
+        so_far = alone.cumsum(1) / torch.arange(1, alone.shape[1] + 1)[:, None]
+        p = so_far.softmax(-1).gather(2, target[:, None, None].expand(-1, alone.shape[1], 1)).squeeze(2)
+        return p[:, -1:] - p[:, :-1]
+
+
+class ProbabilityToCome(TNetObjective):
+    """Probability of the right class: of the whole, and of this look and those chosen after it alone."""
+
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
+        alone, whole = tried.glimpse_logits.detach().softmax(-1), tried.logits.detach().softmax(-1)
+        p_alone = alone.gather(2, target[:, None, None].expand(-1, alone.shape[1], 1)).squeeze(2)[:, 1:]
+        to_come = p_alone.flip(1).cumsum(1).flip(1)
+        return self.image_share * whole.gather(1, target[:, None]) + (1 - self.image_share) * to_come
+
+
+class LeaveOneOut(TNetObjective):
+    """Each look is credited with what the rest loses without it: nearly ours, but a little biased."""
+
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
         without = (alone.sum(1, keepdim=True) - alone) / (alone.shape[1] - 1)
         loss = F.cross_entropy(without.transpose(1, 2), target[:, None].expand(alone.shape[:2]), reduction="none")
@@ -121,6 +151,9 @@ VARIANTS = {
     "published reward, sampled, unit-norm scores": Variant(Correctness(), {"score_scale": None}),
     "published reward, sampled": Variant(Correctness()),
     "ours": Variant(TNetObjective()),
+    "reward to come": Variant(RewardToCome()),
+    "gain in probability": Variant(GainInProbability()),
+    "probability to come": Variant(ProbabilityToCome()),
     "ours, unit-norm scores": Variant(TNetObjective(), {"score_scale": None}),
     "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
     "leave-one-out credit": Variant(LeaveOneOut()),

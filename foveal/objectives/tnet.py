@@ -10,15 +10,17 @@ Example:
     >>> looks = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [4.0, 1.0]]])
     >>> tried = Rollout(logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
     ...                 log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
-    >>> [round(g, 3) for g in gain_to_come(tried, torch.tensor([0]))[0].tolist()]
-    [0.52, 0.14]
+    >>> [round(c, 2) for c in credit(tried, torch.tensor([0]))[0].tolist()]
+    [0.08, 0.14]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,30 +111,58 @@ class ReferenceTNetObjective:
         return loss, 0.9 * state + 0.1 * reward.to(state), {"loss": loss.detach(), **log}
 
 
-def gain_to_come(tried: Rollout, target: Tensor) -> Tensor:
-    """What each choice and the ones after it gained: the drop in cross-entropy from the looks before it to all looks.
+def credit(tried: Rollout, target: Tensor) -> Tensor:
+    """What each choice is credited with: the value of all looks, less what was to be expected without it.
 
-    Averaging is additive, so the loss after any number of looks costs no forward pass. The looks before a choice do not
-    depend on it, so that leaving their part out of its reward keeps the policy gradient unbiased.
+    The value of a set of looks is the log-probability of the right class after averaging them; the head is additive, so
+    that the value of any subset costs no forward pass. A choice is compared with its context: the looks that do not
+    follow from it (not those chosen later from the same grid, nor what descends from them). Where another cell was chosen
+    next from the same grid, drawn from what the choice left, ``(1 - p) value(context + next) + p value(context + choice)``
+    is on average the value that the policy expects of this draw, whichever cell it fell on. So the credit is nearly what
+    leaving the choice out would cost, which carries little noise, and yet keeps the policy gradient unbiased.
 
     Args:
         tried: N looks, with an additive head.
         target: (B,).
 
     Returns:
-        (B, N - 1), detached; positive where looking on helped.
+        (B, N - 1), detached; positive where the choice helped.
     """
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    count = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-    so_far = logits.cumsum(1) / count[:, None]
-    loss = F.cross_entropy(so_far.flatten(0, 1), target.repeat_interleave(len(count)), reduction="none").unflatten(0, (-1, len(count)))
-    return loss[:, :-1] - loss[:, -1:]
+    p = tried.log_probability.detach().exp().to(logits.dtype)
+    context, following = (torch.from_numpy(m).to(logits.device) for m in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
+    own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
+
+    def value(looks: Tensor) -> Tensor:
+        share = looks.to(logits.dtype) / looks.sum(1, keepdim=True)
+        return -F.cross_entropy((share @ logits).transpose(1, 2), target[:, None].expand(-1, len(share)), reduction="none")
+
+    expected = torch.where(following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context))
+    return value(torch.ones_like(own)) - expected
+
+
+@cache
+def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For each choice among N looks: (N - 1, N) masks of its context, and of the look chosen next from the same grid."""
+    count = len(parent)
+    context, following = np.ones((2, count - 1, count), dtype=bool)
+    following[:] = False
+    for j in range(1, count):
+        later = [i for i in range(j, count) if parent[i] == parent[j]]
+        if len(later) > 1:
+            following[j - 1, later[1]] = True
+        gone = set(later)
+        for i in range(j, count):
+            if parent[i] in gone:
+                gone.add(i)
+        context[j - 1, list(gone)] = False
+    return context, following
 
 
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default: sampled looks, credited with what looking on gained (`gain_to_come`).
+    """Our default: looks sampled without replacement, each credited with what it gained (`credit`).
 
     Args:
         image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
@@ -159,13 +189,13 @@ class TNetObjective:
         perception = torch.stack([self.perception(tried, target) for tried in rollouts]).mean()
         if rollouts[0].policy != "sampled" or rollouts[0].glimpses_per_image == 1:
             return perception, state, {"loss": perception.detach()}
-        gain = torch.stack([self.gain(tried, target) for tried in rollouts])
+        credits = torch.stack([self.credit(tried, target) for tried in rollouts])
         others = len(rollouts) - 1
-        advantage = (gain - gain.mean(0)) * (others + 1) / others if others else gain - state
+        advantage = (credits - credits.mean(0)) * (others + 1) / others if others else credits - state
         log_p = torch.stack([tried.log_probability for tried in rollouts])
         loss = perception - self.policy_weight * (advantage * log_p).sum(2).mean()
-        mean = gain.mean()
-        log = {"loss": loss.detach(), "loss_perception": perception.detach(), "gain": mean, "baseline": state}
+        mean = credits.mean()
+        log = {"loss": loss.detach(), "loss_perception": perception.detach(), "credit": mean, "baseline": state}
         return loss, 0.95 * state + 0.05 * mean.to(state), log
 
     def perception(self, tried: Rollout, target: Tensor) -> Tensor:
@@ -174,6 +204,6 @@ class TNetObjective:
         whole = cross_entropy(tried.logits, target, weights)
         return self.image_share * whole + (1 - self.image_share) * cross_entropy(tried.glimpse_logits, target, weights)
 
-    def gain(self, tried: Rollout, target: Tensor) -> Tensor:
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         """(B, N - 1) what each choice is credited with, detached."""
-        return gain_to_come(tried, target)
+        return credit(tried, target)
