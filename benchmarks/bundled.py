@@ -73,11 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--other-seeds", type=int, nargs="+", help="seeds of TNet's rivals, if others than --seeds")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--folder", type=Path, default=Path("runs/bundled"))
     parser.add_argument("--out")
     args = parser.parse_args()
-    jobs = [(name, seed) for name in CONTENDERS for seed in (args.seeds if name == "tnet" else args.other_seeds or args.seeds)]
+    jobs = [(name, seed) for name in args.contenders for seed in (args.seeds if name == "tnet" else args.other_seeds or args.seeds)]
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda job: train(*job, args.seconds, args.folder), jobs))
     options = {**load_recipe("demo")["data"], "train": 0, "val": 0}
@@ -86,7 +87,7 @@ def main() -> None:
     for (name, seed), run in zip(jobs, runs, strict=True):
         rows.append(judge(name, seed, run, data))
         print(json.dumps(rows[-1]), flush=True)
-    for name in CONTENDERS:
+    for name in args.contenders:
         got = np.array([row["accuracy"] for row in rows if row["contender"] == name])
         print(f"{name}: {100 * got.mean():.1f} % (standard deviation {100 * got.std(ddof=1 if len(got) > 1 else 0):.1f})")
     write(args.out, {"seconds_each": args.seconds, "threads_each": 1, "runs": rows}, seed=None)
