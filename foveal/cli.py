@@ -18,12 +18,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
-from foveal.errors import FovealError, RunError
+from foveal.errors import ConfigError, FovealError, RunError
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
@@ -116,7 +117,7 @@ def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
     _add_where(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
     parser.add_argument("--workers", type=_natural, metavar="N", help="processes or threads that open images (default: as many as help)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="of everything random (default: 0)")
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
@@ -203,10 +204,13 @@ def _fit(argv: list[str]) -> int:
 
 def _recipe_of(argv: Sequence[str]) -> str:
     """What is meant where no recipe is named: the run that is to be resumed, or a folder of images."""
-    if "--resume" in argv and "--out" in argv[:-1]:
+    joined = [
+        text for word, after in zip(argv, [*argv[1:], ""], strict=True) for text in (f"{word}={after}", word) if text.startswith("--out=")
+    ]
+    if "--resume" in argv and joined:
         from foveal.runs import CONFIG
 
-        config = Path(argv[argv.index("--out") + 1], CONFIG)
+        config = Path(joined[0].removeprefix("--out="), CONFIG)
         if config.is_file():
             return str(config)
     return "folder"
@@ -255,7 +259,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     # Away from a terminal rich would fold the table to 80 columns.
     Console(width=None if console.is_terminal else 160).print(result.table())
     _tell_failed(result.errors)
-    return 0
+    return 1 if result.errors else 0
 
 
 @contextmanager
@@ -407,7 +411,7 @@ def _data(args: argparse.Namespace) -> int:
     if args.name is None:
         print("\n".join(list_data()))
         return 0
-    run = Path(args.name).is_dir()
+    run = args.name not in list_data() and Path(args.name).is_dir()
     data = _data_of(Run(args.name), args.data) if run else _make_data({"name": args.name}, args.data, where=args.name)
     if args.export:
         _export(data, args.split, Path(args.export), args.count)
@@ -424,6 +428,8 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
+    if data.train is not None:
+        data = replace(data, train=data.train.plain())
     for number, batch in enumerate(islice(data.loader(split, batch_size=1), count)):
         height, width = map(int, batch.views.sizes[0])
         pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[0]
@@ -481,9 +487,9 @@ def _cost(args: argparse.Namespace) -> int:
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.prediction import count, parse_budget
     from foveal.recipes.flags import parse_settings
-    from foveal.runs import create_model, load
+    from foveal.runs import create_model, list_models, load
 
-    folder = Path(args.model).is_dir()
+    folder = Path(args.model).is_dir() and args.model not in list_models()
     model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **parse_settings(args.set))
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
@@ -499,8 +505,11 @@ def _cost(args: argparse.Namespace) -> int:
         text = f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else ",".join(map(str, value)) or "0"
         print(f"{key:<26}{text}")
     if isinstance(model, GlimpseClassifier):
-        dense = count(model.dense(), args.image_size).macs
-        print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
+        try:
+            dense = count(model.dense(), args.image_size).macs
+            print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
+        except ConfigError:
+            print(f"{'macs, dense backbone':<26}does not take images of this size")
     return 0
 
 

@@ -47,7 +47,7 @@ from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.registry import REGISTRY
-from foveal.images.views import Views, as_views
+from foveal.images import Pyramid, Views, as_views, open_image, squash
 
 CONFIG, METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
     "config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -239,11 +239,21 @@ def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Ite
 
 
 def _opened(image: Any, classifier: GlimpseClassifier) -> Any:
-    if not isinstance(image, str | Path):
-        return image
-    from foveal.images import open_image
+    return open_for(classifier, image) if isinstance(image, str | Path) else image
 
-    return open_image(image, channels=classifier.channels, value_range=getattr(classifier, "value_range", None))
+
+def open_for(classifier: GlimpseClassifier, path: str | Path) -> Pyramid:
+    """Open an image as the classifier's training images were opened: its bands, its range of values, its size if they had one.
+
+    Raises:
+        ImageError: see `foveal.images.open_image`.
+    """
+    image = open_image(path, channels=classifier.channels, value_range=getattr(classifier, "value_range", None))
+    side = getattr(classifier, "image_size", None)
+    if side is None:
+        return image
+    with image:
+        return squash(image, side, getattr(classifier, "shorter_side", None))
 
 
 # ------------------------------------------------------------------------------------------------------ run folders
@@ -257,12 +267,16 @@ class ModelInfo:
         model: ``name`` and options, as of `create_classifier`.
         class_names: in the order of the logits.
         value_range: (low, high) of the pixels of images whose type does not tell; None where it does.
+        image_size: side that whole images are resized to before anything looks at them; None leaves them as they are.
+        shorter_side: see `foveal.images.squash`.
         locations: default budget.
     """
 
     model: dict[str, Any]
     class_names: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    image_size: int | None = None
+    shorter_side: int | None = None
     locations: tuple[int, ...] | None = None
 
 
@@ -298,6 +312,8 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         "mean": model.mean.tolist(),
         "std": model.std.tolist(),
         "value_range": info.value_range,
+        "image_size": info.image_size,
+        "shorter_side": info.shorter_side,
         "locations": list(model.locations if info.locations is None else info.locations),
     }
     with replacing(folder / CARD) as unfinished:
@@ -381,7 +397,8 @@ class Run:
             raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
         model.class_names = self.class_names
         model.locations = tuple(self.card.get("locations") or ())
-        model.value_range = self.card.get("value_range")  # type: ignore[assignment]
+        for key in ("value_range", "image_size", "shorter_side"):
+            setattr(model, key, self.card.get(key))
         return model
 
     def _weights(self, file: Path) -> dict[str, Tensor]:
@@ -454,7 +471,7 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
 
 
 def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make sure that a run may be written to a folder, and make it.
+    """Make sure that a run may be written to a folder, and make it; a run to be replaced stays until `clear`.
 
     Raises:
         RunError: something is there already, or there is nothing to go on with.
@@ -470,12 +487,16 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
             raise RunError(f"{out}: is there already and is not a run; choose another --out")
         if used and not overwrite:
             raise RunError(f"{out}: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out")
-        for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, CONFIG):
-            (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return out
+
+
+def clear(out: Path) -> None:
+    """Remove the run in a folder, with what was found out about its model."""
+    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, "evaluation.json", "tradeoff.png", CONFIG):
+        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -228,3 +229,45 @@ def test_claiming(tmp_path):
         runs.claim(tmp_path / "file" / "run")
     with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):
         runs.claim(tmp_path / "a", resume=True)
+
+
+def test_files_are_opened_as_the_training_images_were(tmp_path):
+    """A model trained on images resized to a square resizes those it is given."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 100, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    model = runs.create_classifier("test_resnet", num_classes=2, image_size=32, squash=True, antialias=False)
+    runs.save_model(
+        tmp_path / "run",
+        model,
+        runs.ModelInfo({"name": "test_resnet", "image_size": 32, "squash": True, "antialias": False}, image_size=48),
+    )
+    got = runs.classify(runs.load(tmp_path / "run"), tmp_path / "wide.png")
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    square = torch.nn.functional.interpolate(whole, (48, 48), mode="bilinear")
+    torch.testing.assert_close(got.logits, runs.classify(model, square)[0].logits, rtol=1e-4, atol=1e-5)
+    assert got.glimpses[0].box == (0, 0, 48, 48)
+
+
+def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
+    from foveal.training import FitConfig, fit
+
+    tiny = {"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 0}
+    config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data=tiny, steps=1, batch_size=4, device="cpu")
+    out = tmp_path / "run"
+    fit(config, out, quiet=True)
+    (out / "evaluation.json").write_text("{}")
+    before = (out / "model.safetensors").read_bytes()
+    for wrong in (
+        {"batch_size": 0},
+        {"precision": "foo"},
+        {"seed": -1},
+        {"device": "cuda:99"},
+        {"model": {"name": "test_resnet", "grid": 2}},
+    ):
+        with pytest.raises(ConfigError):
+            fit(dataclasses.replace(config, **wrong), out, overwrite=True, quiet=True)
+        assert (out / "model.safetensors").read_bytes() == before
+    fit(config, out, overwrite=True, quiet=True)
+    assert not (out / "evaluation.json").exists()

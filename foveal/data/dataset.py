@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -78,6 +79,10 @@ class Dataset(ABC):
     def counts(self) -> np.ndarray:
         """(classes,) images of each class."""
         return np.bincount(self.targets, minlength=len(self.classes))
+
+    def plain(self) -> Dataset:
+        """The same images without anything random, to be judged by."""
+        return self
 
     @abstractmethod
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
@@ -192,6 +197,11 @@ class ImageDataset(Dataset):
         self.boxes = boxes
         self.regions = regions
         self.channels = self.reading.channels
+
+    def plain(self) -> ImageDataset:
+        same = copy.copy(self)
+        same.reading = self.reading.plain()
+        return same
 
     def path(self, i: int) -> str:
         """File of sample ``i``."""

@@ -25,11 +25,7 @@ from foveal.data.dataset import ImageDataset, Reading
 from foveal.data.module import SPLITS, DataModule, register
 from foveal.draws import generator
 from foveal.errors import DataError
-
-SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2",
-    ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".btf", ".vrt",
-)  # fmt: skip
+from foveal.images import SUFFIXES
 
 
 @register

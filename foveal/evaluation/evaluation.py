@@ -16,7 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +162,8 @@ def evaluate(
         RunError: a run folder that is none.
     """
     where = find_device(device)
+    if data.train is not None:
+        data = replace(data, train=data.train.plain())
     split = split or ("test" if data.test is not None and len(data.test) else "val")
     models = [model, *(against if isinstance(against, list | tuple) else [] if against is None else [against])]
     first, *others = (_ready(m, where) for m in models)

@@ -34,11 +34,11 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import BlankViews, ImageViews, open_image
+from foveal.images import BlankViews, ImageViews
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, ready
-from foveal.runs import Run, replacing
+from foveal.runs import Run, open_for, replacing
 
 SHOWN = 3
 """Classes of which contributions are shown."""
@@ -96,7 +96,7 @@ def explain(
         # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
         classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget)
     start = time.perf_counter()
-    with open_image(path, channels=classifier.channels, value_range=getattr(classifier, "value_range", None)) as image:
+    with open_for(classifier, path) as image:
         views = ImageViews([image])
         with torch.inference_mode(), autocast(precision, where):
             batch = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, torch.zeros(1, dtype=torch.int64).numpy()))

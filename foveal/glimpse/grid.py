@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveal.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -34,7 +36,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.side < 2 or not 0 < self.region <= 1:
-            raise ValueError(f"a grid needs at least 2 cells per axis and a region in (0, 1]; got {self.side} and {self.region}")
+            raise ConfigError(
+                f"grid {self.side}, region {self.region}: a grid needs at least 2 cells per axis and a region in (0, 1]; change them"
+            )
 
     @property
     def cells(self) -> int:

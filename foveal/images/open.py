@@ -22,6 +22,11 @@ from foveal.images.cache import cached, write_pyramid
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 
 MAX_PIXELS = 1 << 29
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".jpx", ".tif", ".tiff", ".btf",
+    ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".vrt",
+)  # fmt: skip
+"""Suffixes by which images are found in folders. A file that is named itself may have any."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import ImageError
@@ -276,6 +277,27 @@ class ArrayPyramid(Pyramid):
             alpha = None if self._alpha is None else self._alpha[y0:y1, x0:x1].numpy()
             out.append((self._pixels[y0:y1, x0:x1].numpy(), None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(alpha)))
         return out
+
+
+def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayPyramid:
+    """A whole image resized to a square without keeping its aspect ratio: plain bilinear, no antialias.
+
+    Args:
+        image: read whole.
+        side: of the result.
+        shorter_side: make the image smaller first, antialiased, until its shorter side is this at most.
+
+    Raises:
+        ImageError: the image is damaged.
+    """
+    height, width = image.size
+    factor = 1.0 if shorter_side is None else min(1.0, shorter_side / min(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    pixels = image.look(np.array([[0, 0, height, width]], dtype=np.float64), size)
+    pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False).clamp(0, 1)
+    squashed = ArrayPyramid(pixels[0].permute(1, 2, 0), path=image.path, value_range=(0, 1))
+    squashed.bytes_read, squashed.tiles_decoded = image.bytes_read, image.tiles_decoded
+    return squashed
 
 
 def _channels(path: str, bands: int, wanted: int | None) -> int:

@@ -115,7 +115,7 @@ def predict(
             output.add(rows)
         if on_progress is not None:
             on_progress(done, len(found), rows)
-    if output is not None and todo:
+    if output is not None and (todo or output.unfinished):
         output.finish()
     return Summary(
         len(found), len(todo) - len(failed), len(found) - len(todo), tuple(failed), time.perf_counter() - start,
@@ -162,6 +162,14 @@ class Output:
         """Keep the rows of a batch, so that they survive an interruption."""
         with self.journal.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are rows that the file does not have yet."""
+        if not self.path.exists():
+            return True
+        with self.journal.open(encoding="utf-8") as file:
+            return sum(1 for _ in zip(file, range(2), strict=False)) > 1
 
     def finish(self) -> None:
         """Write the output."""

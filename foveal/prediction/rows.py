@@ -30,10 +30,10 @@ from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import ImageViews, View, open_image
+from foveal.images import SUFFIXES, ImageViews, View
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
-from foveal.runs import as_classifier, load
+from foveal.runs import as_classifier, load, open_for
 
 Row = dict[str, Any]
 
@@ -44,14 +44,6 @@ COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "ma
 ``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
 opening it took plus its share of the time of its batch.
 """
-
-SUFFIXES = frozenset(
-    {
-        ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".jpg", ".jpeg", ".jpe",
-        ".png", ".webp", ".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".vrt",
-    }
-)  # fmt: skip
-"""Suffixes by which images are found in folders. A file that is named itself may have any."""
 
 
 class _Opened(NamedTuple):
@@ -168,7 +160,7 @@ def predict_rows(
 def _open(path: str, model: GlimpseClassifier) -> _Opened:
     start = time.perf_counter()
     try:
-        image = open_image(path, channels=model.channels, value_range=getattr(model, "value_range", None))
+        image = open_for(model, path)
         view = View(image)
         view.prefetch(model.first_looks(image.size))
     except FovealError as error:

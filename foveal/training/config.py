@@ -17,7 +17,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+import torch
+
 from foveal.errors import ConfigError
+
+PRECISIONS = ("32", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64", "64-true")
 
 
 @dataclass
@@ -151,6 +155,14 @@ class FitConfig:
         for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise ConfigError(f"{key}: is {value}; set it above 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed: is {self.seed}; set it to 0 or more")
+        if str(self.precision) not in PRECISIONS:
+            raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
+        try:
+            torch.empty(0, device="cpu" if self.device == "auto" else self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(f"device: this machine has no {self.device} that torch can use; try auto or cpu") from error
         if self.batch_size % self.devices:
             raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
         if self.optimiser.l2 and self.optimiser.name == "adamw":

@@ -45,6 +45,7 @@ from foveal.runs import (
     Run,
     check_fit,
     claim,
+    clear,
     constructor,
     create_classifier,
     load,
@@ -90,6 +91,8 @@ def fit(
         FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after saving ``last.ckpt``.
     """
+    if config is not None:
+        config.check()
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
     out = claim(out, resume=resume, overwrite=overwrite) if main else Path(out)
     stored = FitConfig.from_dict(read_config(out)) if resume else None
@@ -107,9 +110,12 @@ def fit(
     if stored is not None and checkpoint is not None:
         _same(resolved, stored.to_dict())
         check_fit(task, checkpoint["state_dict"], out / LAST)
-    value_range = getattr(getattr(data.train, "reading", None), "value_range", None)
-    info = ModelInfo(resolved["model"], data.classes, value_range)
+    reading = getattr(data.train, "reading", None)
+    how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
+    info = ModelInfo(resolved["model"], data.classes, **how)
     if main:
+        if not resume:
+            clear(out)
         with replacing(out / CONFIG) as unfinished:
             unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
         write_card(out, model, info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from foveal.errors import ConfigError
 from foveal.glimpse.grid import Grid, outside
 
 
@@ -44,5 +45,5 @@ def test_outside():
 
 @pytest.mark.parametrize("side, region", [(1, 0.5), (3, 0.0), (3, 1.5)])
 def test_impossible_grids(side, region):
-    with pytest.raises(ValueError, match="at least 2 cells"):
+    with pytest.raises(ConfigError, match="at least 2 cells"):
         Grid(side, region)

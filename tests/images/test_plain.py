@@ -254,3 +254,18 @@ def test_jpegs_without_usable_restart_markers(tmp_path):
     for options in ({}, {"progressive": True, "restart_marker_rows": 1}):
         Image.fromarray(photo(64, 64)).save(tmp_path / "a.jpg", **options)
         assert plain.find_segments(np.fromfile(tmp_path / "a.jpg", np.uint8)) is None
+
+
+def test_squashing_is_what_training_on_squashed_images_sees(tmp_path):
+    from foveal.data.augmentation import change_pixels, draw_change
+    from foveal.images import squash
+
+    Image.fromarray(photo(60, 90)).save(tmp_path / "a.png")
+    for shorter_side in (None, 30):
+        image = open_image(tmp_path / "a.png", channels=3)
+        squashed = squash(image, 32, shorter_side)
+        trained = change_pixels(
+            draw_change("none", (0, 0, *image.size), None, np.random.default_rng(0), ("bilinear",)), image, 32, shorter_side
+        )
+        assert squashed.size == (32, 32) and squashed.path.endswith("a.png") and squashed.bytes_read > 0
+        torch.testing.assert_close(squashed.look(np.array([[0, 0, 32, 32.0]]), (32, 32))[0], trained, rtol=0, atol=1e-5)

@@ -151,3 +151,16 @@ def test_the_fingerprint_is_of_weights_and_classes(model):
         changed = fingerprint(model)
         model.classifier.bias[0] -= 1e-6
     assert changed != before
+
+
+def test_an_output_whose_last_step_was_interrupted_is_finished_by_repeating(folder, model, tmp_path, monkeypatch):
+    from foveal.prediction.output import Output
+
+    out = tmp_path / "rows.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, folder, out=out, device="cpu")
+    assert not out.exists()
+    again = predict(model, folder, out=out, device="cpu")
+    assert again.predicted == 0 and len(out.read_text().splitlines()) == again.images + 1

@@ -75,7 +75,7 @@ def test_a_dense_network_predicts_too_but_takes_no_budget(folder):
 
 def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
     import foveal.images as images
-    from foveal.prediction import rows as module
+    from foveal import runs
 
     open_now, most = set(), 0
     real = images.open_image
@@ -89,7 +89,7 @@ def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
         monkeypatch.setattr(image, "close", lambda: (open_now.discard(path), close()), raising=False)
         return image
 
-    monkeypatch.setattr(module, "open_image", opening)
+    monkeypatch.setattr(runs, "open_image", opening)
     list(predict_rows(model, [path for path, _ in find_images([folder])], batch_size=2, device="cpu"))
     assert 2 <= most <= 4
     assert not open_now
