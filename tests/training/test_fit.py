@@ -327,8 +327,16 @@ def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path, capsys, monkey
     assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "acc", "entropy", "img/s"))
 
 
+# Not the usual tiny model in bfloat16: torch 2.15 takes memory it never wrote into the gradient of a depthwise convolution that
+# sees single pixels on a CPU.
 @pytest.mark.parametrize(
-    "changes", [{"precision": "bf16-mixed"}, {"channels_last": True}, {"tensorboard": True}, {"optimiser": {"name": "sgd", "clip": 1.0}}]
+    "changes",
+    [
+        {"precision": "bf16-mixed", "model": NORM_FREE},
+        {"channels_last": True},
+        {"tensorboard": True},
+        {"optimiser": {"name": "sgd", "clip": 1.0}},
+    ],
 )
 def test_switches(tmp_path, changes):
     run = fit(config(**changes, epochs=None, steps=2), tmp_path / "run", quiet=True)
