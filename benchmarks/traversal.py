@@ -64,6 +64,10 @@ def crops_of(model: TNet, views: Views, locations: tuple[int, ...], dtype: torch
     return [((c.to(mean.device) - mean) / std).to(memory_format=torch.channels_last, dtype=dtype) for c in recording.crops]
 
 
+def replay(views: Views, asked: list[tuple[tuple, dict]]) -> list[Tensor]:
+    return [views.look(*args, **options) for args, options in asked]
+
+
 def through(backbone: nn.Module, crops: list[Tensor]) -> list[Tensor]:
     return [backbone.forward_head(backbone.forward_features(c), pre_logits=True) for c in crops]
 
@@ -82,7 +86,7 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                         {
                             "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
                             "floor": lambda m=model, c=crops: through(m.backbone, c),
-                            "resampling": lambda v=looks.views, w=looks.asked: [v.look(*a, **k) for a, k in w],
+                            "resampling": lambda v=images, w=looks.asked: replay(TensorViews(v), w),
                         },
                         seconds=seconds, device=device,
                     )  # fmt: skip
