@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.images.views import Look, Views, as_views
+from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 
@@ -120,7 +122,7 @@ class GlimpseClassifier(nn.Module, ABC):
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
             policy: how cells are selected: ``"greedy"`` (most probable), ``"sampled"``, ``"random"``, ...
             draws: randomness for policies that need it; a fixed seed if None.
-            contributions: say what each glimpse added to the logits; False spares a matrix product a glimpse.
+            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False spares that.
         """
 
     @abstractmethod
@@ -177,12 +179,14 @@ class WholeImage(GlimpseClassifier):
     ) -> Classification:
         views = as_views(images)
         which, box = np.arange(len(views)), self.root(views.sizes)
-        logits = self.network(self.see(views, which, box))
+        with ExitStack() as asked:
+            maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
+            logits = self.network(self.see(views, which, box))
         looks = Glimpses(
             image=which, box=box, size=self.size, level=np.ones_like(which), parent=np.full_like(which, -1),
             probability=torch.ones(len(which)), contribution=logits if contributions else None,
         )  # fmt: skip
-        return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
+        return Classification(logits, looks, self.class_names, maps, views.bytes_read)
 
     def rollouts(
         self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
