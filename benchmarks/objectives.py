@@ -31,7 +31,7 @@ from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
 from foveal.objectives.rollout import Rollout
-from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, _gained
 from foveal.recipes import load_recipe
 
 RECIPE = load_recipe("demo")
@@ -79,13 +79,37 @@ class ProbabilityToCome(TNetObjective):
 
 
 class LeaveOneOut(TNetObjective):
-    """Each look is credited with what the rest loses without it: nearly ours, but a little biased."""
+    """Each look is credited with what the rest loses without it: nearly ours for one budget, but biased."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
         without = (alone.sum(1, keepdim=True) - alone) / (alone.shape[1] - 1)
         loss = F.cross_entropy(without.transpose(1, 2), target[:, None].expand(alone.shape[:2]), reduction="none")
         return loss[:, 1:] - F.cross_entropy(alone.mean(1), target, reduction="none")[:, None]
+
+
+class OneBudget(TNetObjective):
+    """Ours, for the budget that was spent alone."""
+
+    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
+        parent = tuple(tried.parent.tolist())
+        return _gained(tried.glimpse_logits.detach(), tried.log_probability.detach().exp(), parent, target)
+
+
+class TwoRollouts(OneBudget):
+    """Two sampled rollouts of each image, each the other's baseline."""
+
+    def plan(self, progress: float) -> tuple[str, ...]:
+        return super().plan(progress) * 2
+
+    def __call__(self, rollouts, target, state):
+        perception = sum(self.perception(tried, target) for tried in rollouts) / 2
+        if rollouts[0].policy != "sampled":
+            return perception, state, {"loss": perception.detach()}
+        one, other = (self.credit(tried, target) for tried in rollouts)
+        policy = -((one - other) * rollouts[0].log_probability + (other - one) * rollouts[1].log_probability).sum(1).mean()
+        loss = perception + self.policy_weight * policy
+        return loss, state, {"loss": loss.detach()}
 
 
 class SelfCritical(TNetObjective):
@@ -157,7 +181,8 @@ VARIANTS = {
     "ours, unit-norm scores": Variant(TNetObjective(), {"score_scale": None}),
     "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
     "leave-one-out credit": Variant(LeaveOneOut()),
-    "two rollouts, each the other's baseline": Variant(TNetObjective(rollouts=2), looks=5),
+    "ours, one budget": Variant(OneBudget()),
+    "two rollouts, each the other's baseline": Variant(TwoRollouts(), looks=5),
     "self-critical": Variant(SelfCritical(), looks=5),
     "exhaustive teacher on 1 batch in 4": Variant(Teacher(), looks=3 * 0.75 + 10 * 0.25),
     "random looks": Variant(Random(), policy="random"),

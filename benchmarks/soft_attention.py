@@ -1,0 +1,92 @@
+"""Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
+
+Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule; the test accuracy is the last
+epoch's. Two run at a time, each on one thread; with ``--devices`` they take turns on accelerators instead. Runs that are there are
+not trained again, so that an interrupted benchmark goes on where it was.
+
+    python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import write
+
+from foveal.runs import METRICS
+
+CONTENDERS = {
+    "plain": ("resnet20", ()),
+    "attention, scaled": ("attn_resnet20", ()),
+    "attention, uniform control": ("attn_resnet20.uniform", ()),
+    "SE": ("se_resnet20", ()),
+    "CBAM": ("cbam_resnet20", ()),
+    "ExpAtt": ("expatt_resnet20", ()),
+}
+
+
+def command(recipe: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
+    flags = {
+        "data.root": args.root, "data.train": args.train, "epochs": args.epochs, "seed": seed, "device": args.device,
+        "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup, "optimiser.lr": args.lr,
+    }  # fmt: skip
+    return [
+        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{recipe}", "--out", str(out), "--overwrite", "--quiet",
+        *(text for key, value in flags.items() for text in (f"--{key}", str(value))),
+    ]  # fmt: skip
+
+
+def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    recipe, more = CONTENDERS[name]
+    out = args.folder / f"{recipe}_{seed}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not (out / "evaluation.json").is_file():
+        subprocess.run([*command(recipe, seed, args, out), *more], check=True, env=environment)
+        evaluate = [sys.executable, "-m", "foveal.cli", "evaluate", str(out), "--quiet", "--device", args.device, "--batch-size", "250"]
+        subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
+    row = {"contender": name, "seed": seed, "steps": int(last[0]), "seconds": float(last[2]), "accuracy": accuracy_of(evaluation)}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def accuracy_of(evaluation: dict[str, Any]) -> float:
+    """Share of the test images that the trained network has right."""
+    (point,) = [point for point in evaluation["points"] if point["kind"] == "learned"]
+    return float(point["accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with torchvision's CIFAR-10 files")
+    parser.add_argument("--train", type=int, default=10_000, help="training images")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path("runs/soft_attention"))
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda job: train(*job), jobs))
+    for name in args.contenders:
+        got = 100 * np.array([row["accuracy"] for row in rows if row["contender"] == name])
+        print(f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})")
+    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup}
+    write(args.out, {"scale": scale, "runs": rows}, device=args.device, seed=None)
+
+
+if __name__ == "__main__":
+    main()
