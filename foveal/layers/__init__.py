@@ -9,6 +9,8 @@ Example:
     {}
 """
 
+from foveal.layers.augment import augment_convs, share_radius
+from foveal.layers.explicit import ExplicitAttention
 from foveal.layers.maps import Attends, attention_maps, captions
 
-__all__ = ["Attends", "attention_maps", "captions"]
+__all__ = ["Attends", "attention_maps", "captions", "ExplicitAttention", "augment_convs", "share_radius"]

@@ -1,0 +1,145 @@
+"""Putting attention into a network that is already there: its convolutions are swapped for layers that stand for convolutions.
+
+Example:
+    >>> from functools import partial
+    >>> import timm
+    >>> from foveal.layers import ExplicitAttention
+    >>> model = augment_convs(timm.create_model("resnet18"), partial(ExplicitAttention, ratio=0.1), stages=(3, 4))
+    >>> [name for name, module in model.named_modules() if isinstance(module, ExplicitAttention)]
+    ['layer3.0.conv1', 'layer3.1.conv1', 'layer4.0.conv1', 'layer4.1.conv1']
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from foveal.layers.explicit import ExplicitAttention, Radius
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def augment_convs(
+    model: Net,
+    make: Callable[..., nn.Module],
+    stages: Sequence[int] = (2, 3, 4),
+    *,
+    basic_conv: Literal[1, 2, "both"] = 1,
+    image_size: int | tuple[int, int] | None = None,
+) -> Net:
+    """Swap the k x k convolution of every residual block of some stages, in place.
+
+    In a bottleneck that is the one in the middle, ``conv2``. The new layer has a convolution's channels, kernel size, stride, device and
+    dtype, and fresh weights. Everything else stays, the pooling of anti-aliased blocks too.
+
+    Args:
+        model: a ResNet as timm has them: stages ``layer1``, ``layer2``, ... of blocks with ``conv1``, ``conv2`` and perhaps ``conv3``.
+        make: called as ``make(in_channels, out_channels, kernel_size=k, stride=s)``; also with ``size=(height, width)`` of the
+            convolution's input if it has such a keyword that is not bound yet.
+        stages: which, counted from 1.
+        basic_conv: which convolution of a block that has two.
+        image_size: side, or (height, width), of the images that sizes are found for; the model's own ``pretrained_cfg`` if None.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a stage or a convolution that is not there, grouped, dilated or otherwise not what ``make`` can stand for.
+    """
+    if basic_conv not in (1, 2, "both"):
+        raise ValueError(f"basic_conv={basic_conv!r} is unknown; choose 1, 2 or 'both'.")
+    convs = {name: conv for stage in stages for name, conv in _convs_of(model, stage, basic_conv)}
+    if not convs:
+        raise ValueError("no stage was named, so that nothing can be swapped; name at least one.")
+    size = inspect.signature(make).parameters.get("size")
+    sizes = _input_sizes(model, convs, image_size) if size is not None and size.default in (inspect.Parameter.empty, None) else {}
+    for name, conv in convs.items():
+        options = {"size": sizes[name]} if sizes else {}
+        with torch.device(conv.weight.device):
+            layer = make(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size[0], stride=conv.stride[0], **options)
+        model.set_submodule(name, layer.to(conv.weight.dtype).train(conv.training))
+    return model
+
+
+def share_radius(model: Net, scope: Literal["head", "module", "stage", "global"]) -> Net:
+    """Let the `ExplicitAttention` layers of a model learn fewer radii, in place.
+
+    Args:
+        model: any network; what it has learned of the radii that are given up is lost.
+        scope: one radius for each "head", which is how layers come, so that nothing is done; for each "module"; for each "stage", which
+            is the first part of a module's name that ends in a digit, such as ``layer2``; or one for the whole model ("global").
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: an unknown scope.
+    """
+    if scope not in ("head", "module", "stage", "global"):
+        raise ValueError(f"radius_scope={scope!r} is unknown; choose head, module, stage or global.")
+    shared: dict[str, Radius] = {}
+    for name, layer in list(model.named_modules()):
+        if scope == "head" or not isinstance(layer, ExplicitAttention) or layer.radius is None:
+            continue
+        group = {"module": name, "stage": _stage_of(name), "global": ""}[scope]
+        if group not in shared:
+            own = layer.radius
+            shared[group] = Radius(own.init, 1, own.param, own.raw.requires_grad).to(own.raw)
+        layer.radius = shared[group]
+    return model
+
+
+def _stage_of(name: str) -> str:
+    parts = name.split(".")
+    stage = next((i for i, part in enumerate(parts) if part[-1:].isdigit()), len(parts) - 1)
+    return ".".join(parts[: stage + 1])
+
+
+def _convs_of(model: nn.Module, stage: int, basic_conv: Literal[1, 2, "both"]) -> list[tuple[str, nn.Conv2d]]:
+    blocks = getattr(model, f"layer{stage}", None)
+    if not isinstance(blocks, nn.Module):
+        there = [name.removeprefix("layer") for name, _ in model.named_children() if name.startswith("layer")]
+        raise ValueError(f"{type(model).__name__} has no stage {stage}; choose among {', '.join(there) or 'those of a ResNet'}.")
+    found = []
+    for block_name, block in blocks.named_children():
+        wanted = ("conv2",) if hasattr(block, "conv3") else ("conv1", "conv2") if basic_conv == "both" else (f"conv{basic_conv}",)
+        for which in wanted:
+            name = f"layer{stage}.{block_name}.{which}"
+            found.append((name, _checked(name, getattr(block, which, None))))
+    return found
+
+
+def _checked(name: str, conv: nn.Module | None) -> nn.Conv2d:
+    if not isinstance(conv, nn.Conv2d):
+        kind = "missing" if conv is None else f"a {type(conv).__name__}"
+        raise ValueError(f"{name} is {kind}, where a Conv2d was expected; choose a ResNet whose blocks have conv1 and conv2.")
+    k, s = conv.kernel_size[0], conv.stride[0]
+    for wrong, what in (
+        (conv.groups > 1, "grouped"), (max(conv.dilation) > 1, "dilated"), (conv.bias is not None, "one with a bias"),
+        (conv.kernel_size != (k, k) or conv.stride != (s, s) or conv.padding != (k // 2, k // 2), "not square with padding k // 2"),
+    ):  # fmt: skip
+        if wrong:
+            raise ValueError(f"{name} is {what}, which attention layers cannot stand for; leave its stage out.")
+    return conv
+
+
+def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int | tuple[int, int] | None) -> dict[str, tuple[int, int]]:
+    """What (height, width) each of ``convs`` sees, by a dry run that computes nothing."""
+    if image_size is None:
+        image_size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (None,))[1:] or None
+    if image_size is None:
+        raise ValueError(f"{type(model).__name__} does not say how large its images are; give image_size.")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    dry = copy.deepcopy(model).to("meta").eval()
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in convs:
+        dry.get_submodule(name).register_forward_pre_hook(lambda _, seen, name=name: sizes.update({name: tuple(seen[0].shape[-2:])}))
+    first = next(module for module in dry.modules() if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        dry(torch.empty(1, first.in_channels, height, width, device="meta", dtype=first.weight.dtype))
+    return sizes

@@ -1,0 +1,373 @@
+"""Explicitly modelled attention: the map is a function of geometry with one learned radius, not of the image.
+
+Tan, Nguyen, Dax, Nießner, Brox: Explicitly Modeled Attention Maps for Image Classification, AAAI 2021, https://arxiv.org/abs/2006.07872.
+The method section could not be had. What the abstract leaves open follows attention augmentation, https://arxiv.org/abs/1904.09925; the
+parameters of the whole network then agree with the abstract's.
+
+The layer stands for a k x k convolution. A few of its output channels, the values, are taken by a 1x1 convolution, averaged over the
+whole grid with weights that fall with distance, and mixed by another 1x1 convolution; the others remain a convolution.
+
+Example:
+    >>> layer = ExplicitAttention(64, 128, stride=2, ratio=0.1)
+    >>> layer(torch.rand(2, 64, 28, 28)).shape
+    torch.Size([2, 128, 14, 14])
+    >>> layer.describe()
+    'radius 0.10 of the side'
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from foveal.layers.maps import Attends
+
+# Beyond so many queries a dense map is made and used in pieces of so many, and made again for the backward pass.
+DENSE_QUERIES = 4096
+
+
+class Kernel(NamedTuple):
+    """How the weight of a position falls with its distance.
+
+    Attributes:
+        weigh: weights, before normalisation, of distances in radii.
+        separable: the weight of (dy, dx) is the product of those of dy and dx; otherwise it is that of the Euclidean distance.
+        learns: the radius gets a gradient.
+        smallest: radius in pixels below which it has no effect: a query that lies between pixels must reach one.
+        fixed: radius in pixels where there is no radius to choose.
+    """
+
+    weigh: Callable[[Tensor], Tensor]
+    separable: bool
+    learns: bool = True
+    smallest: float = 0.3
+    fixed: float | None = None
+
+
+def _within(z: Tensor) -> Tensor:
+    return (z.abs() <= 1 + 1e-4).to(z.dtype)  # a radius of 3 px reaches 3 px whatever its logarithm was rounded to
+
+
+def _linear(z: Tensor) -> Tensor:
+    return (1 - z.abs()).relu()
+
+
+def _exponential(z: Tensor) -> Tensor:
+    return z.abs().neg().exp()
+
+
+KERNELS = {
+    "gauss": Kernel(lambda z: (-z.square() / 2).exp(), separable=True),
+    "laplace1": Kernel(_exponential, separable=True),
+    "laplace2": Kernel(_exponential, separable=False),
+    "box": Kernel(_within, separable=True, learns=False, smallest=0.75),
+    "disc": Kernel(_within, separable=False, learns=False, smallest=0.75),
+    "cone": Kernel(_linear, separable=False, smallest=0.75),
+    "triangle": Kernel(_linear, separable=True, smallest=0.75),
+    "cauchy": Kernel(lambda z: 1 / (1 + z.square()), separable=False),
+    "uniform": Kernel(_within, separable=True, learns=False, fixed=math.inf),
+    "identity": Kernel(_within, separable=True, learns=False, fixed=0.5),
+}
+
+
+class Radius(nn.Module):
+    """One positive number, or one for each head, learned without bounds; several layers may share one.
+
+    Args:
+        init: radius to begin with.
+        count: how many.
+        param: what is learned: "log" (its logarithm), "softplus" (what it is the softplus of) or "inv" (its inverse; reaches infinite radii).
+        train: False keeps it fixed.
+    """
+
+    no_weight_decay = ("raw",)
+
+    def __init__(self, init: float, count: int = 1, param: Literal["log", "softplus", "inv"] = "log", train: bool = True) -> None:
+        super().__init__()
+        if not 0 < init < math.inf:
+            raise ValueError(f"radius_init={init} is not a radius; choose a number above 0.")
+        if param not in (raw := {"log": math.log(init), "softplus": init + math.log(-math.expm1(-init)), "inv": 1 / init}):
+            raise ValueError(f"radius_param={param!r} is unknown; choose one of {', '.join(raw)}.")
+        self.init, self.param = init, param
+        self.raw = nn.Parameter(torch.full((count,), raw[param]), requires_grad=train)
+
+    def inverse(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """1 / radius, (count,)."""
+        raw = self.raw.to(dtype)
+        return raw.neg().exp() if self.param == "log" else 1 / F.softplus(raw) if self.param == "softplus" else raw.abs()
+
+    def forward(self) -> Tensor:
+        """The radius, (count,), in the layer's units."""
+        return 1 / self.inverse()
+
+
+class ExplicitAttention(Attends):
+    """Stands for ``Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)``.
+
+    (B, in_channels, H, W) becomes (B, out_channels, ceil(H / stride), ceil(W / stride)); channels of the convolution come first.
+
+    Args:
+        ratio: share of the output channels that attend (upsilon), rounded down to whole channels and to a multiple of the heads. 0 leaves
+            the convolution alone, 1 leaves no convolution.
+        value_channels: how many channels attend; from ``ratio`` if None.
+        heads: parts of the values, each with a radius of its own.
+        kernel: one of `KERNELS`. The radius of "box" and "disc" has no gradient and stays; "uniform" and "identity" have none.
+        coord: radius in parts of the grid's longer side ("norm") or in pixels of the grid ("pixel").
+        radius_param: how the radius is learned, see `Radius`.
+        radius_init: radius to begin with, in the units of ``coord``.
+        radius_train: False keeps the radius.
+        attn_stride: with a stride, "query" averages around the centres of the stride's cells, "pool" pools the input by the stride first.
+        impl: "dense" (an N x N map), "separable" (one map for each axis: the same result) or "auto", the faster one.
+        output_projection: mix the values by a 1x1 convolution at the end.
+
+    Raises:
+        ValueError: impossible options.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        *,
+        ratio: float = 0.1,
+        value_channels: int | None = None,
+        heads: int = 1,
+        kernel: str = "gauss",
+        coord: Literal["norm", "pixel"] = "norm",
+        radius_param: Literal["log", "softplus", "inv"] = "log",
+        radius_init: float = 0.1,
+        radius_train: bool = True,
+        attn_stride: Literal["query", "pool"] = "query",
+        impl: Literal["auto", "dense", "separable"] = "auto",
+        output_projection: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("kernel", kernel, tuple(KERNELS)), ("coord", coord, ("norm", "pixel")),
+            ("attn_stride", attn_stride, ("query", "pool")), ("impl", impl, ("auto", "dense", "separable")),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} has no centre; choose an odd one.")
+        if impl == "separable" and not KERNELS[kernel].separable:
+            raise ValueError(f"impl='separable' cannot make kernel={kernel!r}, which does not factor; choose impl='auto'.")
+        if value_channels is None:
+            value_channels = math.floor(ratio * out_channels + 1e-9) // heads * heads
+        if not 0 <= value_channels <= out_channels or value_channels % heads:
+            raise ValueError(
+                f"{value_channels} value channels in {heads} heads do not fit {out_channels} output channels; "
+                "choose a multiple of the heads from 0 to the output channels (a ratio from 0 to 1)."
+            )
+        self.in_channels, self.out_channels, self.kernel_size, self.stride = in_channels, out_channels, kernel_size, stride
+        self.value_channels, self.heads = value_channels, heads
+        self.kernel, self.coord, self.attn_stride, self.impl = kernel, coord, attn_stride, impl
+        self.conv: nn.Conv2d | None = None
+        if value_channels < out_channels:
+            self.conv = nn.Conv2d(in_channels, out_channels - value_channels, kernel_size, stride, kernel_size // 2, bias=False)
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        self.radius: Radius | None = None
+        if value_channels:
+            self.value = nn.Conv2d(in_channels, value_channels, 1, bias=False)
+            self.project = nn.Conv2d(value_channels, value_channels, 1, bias=False) if output_projection else nn.Identity()
+            if KERNELS[kernel].fixed is None:
+                self.radius = Radius(radius_init, heads, radius_param, radius_train and KERNELS[kernel].learns)
+        self._mixing_stride = 1 if attn_stride == "pool" else stride
+        self._cached: tuple[Tensor | None, tuple, tuple[Tensor, ...]] | None = None
+        self._grid: tuple[int, int] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.value_channels:
+            return self.conv(x)  # type: ignore[misc]
+        pooled = self.attn_stride == "pool" and self.stride > 1
+        v = self.value(F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False) if pooled else x)
+        self.keep(lambda: self._central_map(v))
+        y = self.project(self._mix(v))
+        return y if self.conv is None else torch.cat([self.conv(x), y], 1)
+
+    def _mix(self, v: Tensor) -> Tensor:
+        """A V for every head: (B, value_channels, H, W) to (B, value_channels, H_o, W_o)."""
+        grid = (v.shape[-2], v.shape[-1])
+        if self.impl != "dense" and KERNELS[self.kernel].separable:
+            maps = self._ready(self._axis_maps, grid, v)
+            parts = v.chunk(len(maps[0]), 1)
+            mixed = [_mix_axes(part, rows, columns) for part, rows, columns in zip(parts, *maps, strict=True)]
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
+        if grid[0] * grid[1] <= DENSE_QUERIES:
+            return _mix_all(v, self._ready(self._dense_map, grid, v)[0], -(-grid[1] // self._mixing_stride))
+        return self._mix_in_pieces(v, grid)
+
+    def _mix_in_pieces(self, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        dy, dx = self._distances(grid, v)
+        inverse = self._inverse_radius(grid, dy.dtype)
+
+        def piece(v: Tensor, inverse: Tensor, dy: Tensor) -> Tensor:
+            return _mix_all(v, self._weigh_all(dy, dx, inverse).to(v.dtype), len(dx))
+
+        pieces = dy.split(max(1, DENSE_QUERIES // len(dx)))
+        return torch.cat([checkpoint(piece, v, inverse, rows, use_reentrant=False) for rows in pieces], 2)  # type: ignore[misc]
+
+    # The maps
+
+    def _ready(self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
+        """The maps that ``make`` makes, kept in evaluation for as long as the radius stays the same."""
+        raw = None if self.radius is None else self.radius.raw
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or (raw is not None and raw.is_inference()):
+            return make(grid, v)
+        # Whatever sets a parameter counts up its version, unless it goes behind autograd's back through .data.
+        key = (make.__name__, grid, v.dtype, v.device, raw is not None and raw._version)
+        if self._cached is None or self._cached[0] is not raw or self._cached[1] != key:
+            self._cached = raw, key, make(grid, v)
+        return self._cached[2]
+
+    def train(self, mode: bool = True) -> Self:
+        self._cached = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._cached = None
+        return super()._apply(fn, recurse)
+
+    def _axis_maps(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
+        """Rows (heads, H_o, H) and columns (heads, W_o, W), each row adding up to 1."""
+        distances = self._distances(grid, v)
+        inverse = self._inverse_radius(grid, distances[0].dtype)
+        return tuple(self._weigh(d, inverse).to(v.dtype) for d in distances)
+
+    def _dense_map(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
+        """(heads, H_o W_o, H W), each row adding up to 1."""
+        dy, dx = self._distances(grid, v)
+        return (self._weigh_all(dy, dx, self._inverse_radius(grid, dy.dtype)).to(v.dtype),)
+
+    def _weigh_all(self, dy: Tensor, dx: Tensor, inverse: Tensor) -> Tensor:
+        if KERNELS[self.kernel].separable:
+            rows, columns = self._weigh(dy, inverse), self._weigh(dx, inverse)
+            return (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+        return self._weigh(torch.hypot(dy[:, None, :, None], dx[None, :, None, :]).flatten(2).flatten(0, 1), inverse)
+
+    def _weigh(self, distance: Tensor, inverse: Tensor) -> Tensor:
+        """(queries, keys) and (heads,) to (heads, queries, keys), each row adding up to 1; for "gauss" the softmax of the paper."""
+        weights = KERNELS[self.kernel].weigh(distance * inverse[:, None, None])
+        return weights / weights.sum(-1, keepdim=True)
+
+    def _inverse_radius(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """1 / radius in pixels of ``grid``, (heads,)."""
+        kernel = KERNELS[self.kernel]
+        if self.radius is None:
+            return torch.full((1,), 1 / kernel.fixed, dtype=dtype, device=self.value.weight.device)  # type: ignore[operator]
+        inverse = self.radius.inverse(dtype) / (max(grid) if self.coord == "norm" else 1)
+        # The bound lets the gradient through, or a radius that once fell below it could never grow again.
+        return inverse + (inverse.clamp(max=1 / kernel.smallest) - inverse).detach()
+
+    def _distances(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels from each query to each key along each axis: (H_o, H), (W_o, W). Queries are the centres of the stride's cells."""
+        dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+
+        def along(cells: int) -> Tensor:
+            keys = torch.arange(cells, dtype=dtype, device=v.device)
+            first = keys[:: self._mixing_stride]
+            last = (first + self._mixing_stride - 1).clamp(max=cells - 1)
+            return (first + last)[:, None] / 2 - keys
+
+        return along(grid[0]), along(grid[1])
+
+    # What it shows
+
+    def attention_map_of(self, query: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+        """The row of the map that belongs to one query, as an image.
+
+        Args:
+            query: (y, x) on the output grid.
+            grid: (height, width) of the grid that is attended to: the input's, or with ``attn_stride="pool"`` the output's.
+
+        Returns:
+            (heads, height, width), float32 or float64 as the weights are; each head adds up to 1.
+
+        Raises:
+            ValueError: no channel attends, or the query is outside the grid.
+        """
+        if not self.value_channels:
+            raise ValueError("this layer is a plain convolution without a map; give it a ratio that leaves it at least one value channel.")
+        dy, dx = self._distances(grid, self.value.weight)
+        if not (0 <= query[0] < len(dy) and 0 <= query[1] < len(dx)):
+            raise ValueError(f"query {query} is outside the output grid of {len(dy)} x {len(dx)}; choose one inside.")
+        weights = self._weigh_all(dy[query[0], None], dx[query[1], None], self._inverse_radius(grid, dy.dtype))
+        return weights.reshape(-1, *grid)
+
+    def _central_map(self, v: Tensor) -> Tensor:
+        self._grid = height, width = v.shape[-2], v.shape[-1]
+        central = (-(-height // self._mixing_stride) // 2, -(-width // self._mixing_stride) // 2)
+        return self.attention_map_of(central, self._grid).expand(len(v), -1, -1, -1)
+
+    def describe(self) -> str:
+        """The radius, and its pixels on the grid of the map that was kept last."""
+        if self.radius is None:
+            return ""
+        with torch.no_grad():
+            pixels = self._grid and [f"{1 / i:.1f}" for i in self._inverse_radius(self._grid, torch.float32).tolist()]
+            radii = ", ".join(f"{r:.2f}" for r in self.radius().tolist())
+        word = "radius" if self.radius.raw.numel() == 1 else "radii"
+        if self.coord == "pixel":
+            return f"{word} {radii} px"
+        return f"{word} {radii} of the side" + (f", {', '.join(pixels)} px" if pixels else "")
+
+    @torch.no_grad()
+    def fold(self) -> Self:
+        """Make the two 1x1 convolutions one, for inference; the result is the same.
+
+        Returns:
+            This layer.
+
+        Raises:
+            ValueError: more than one head: their maps do not commute with a convolution across them.
+        """
+        if self.heads > 1:
+            raise ValueError(f"a layer of {self.heads} heads cannot be folded; choose heads=1.")
+        if self.value_channels and isinstance(self.project, nn.Conv2d):
+            product = self.project.weight.double().flatten(1) @ self.value.weight.double().flatten(1)
+            self.value.weight.copy_(product[:, :, None, None])
+            self.project = nn.Identity()
+        return self
+
+
+def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows V columns^T for every channel: (B, C, H, W), (H_o, H), (W_o, W) to (B, C, H_o, W_o).
+
+    Both steps keep the channels last, as the network around has them.
+    """
+    v = v.permute(0, 2, 3, 1)
+    # The axis that leaves fewer numbers to the other one comes first.
+    if len(rows) * v.shape[2] <= len(columns) * v.shape[1]:
+        v = _mix_columns(_mix_rows(v, rows), columns)
+    else:
+        v = _mix_rows(_mix_columns(v, columns), rows)
+    return v.permute(0, 3, 1, 2)
+
+
+def _mix_rows(v: Tensor, rows: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, H_o, W, C)."""
+    batch, height, width, channels = v.shape
+    return torch.bmm(rows.expand(batch, -1, -1), v.reshape(batch, height, width * channels)).view(batch, len(rows), width, channels)
+
+
+def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, H, W_o, C)."""
+    batch, height, width, channels = v.shape
+    if len(columns) > 4 * channels:
+        # One product for each image row would leave a gradient of W_o x W for each: more than the values themselves.
+        return F.linear(v.mT, columns).mT
+    return torch.bmm(columns.expand(batch * height, -1, -1), v.reshape(batch * height, width, channels)).unflatten(0, (batch, height))
+
+
+def _mix_all(v: Tensor, maps: Tensor, width: int) -> Tensor:
+    """A V: (B, heads c, H, W) and (heads, H_o W_o, H W) to (B, heads c, H_o, W_o)."""
+    mixed = [F.linear(part.flatten(2), one) for part, one in zip(v.chunk(len(maps), 1), maps, strict=True)]
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)).unflatten(2, (-1, width))
