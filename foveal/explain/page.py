@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews
+from foveal.layers import captions
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, ready
@@ -45,6 +48,15 @@ SHOWN = 3
 
 HEADS = 8
 """Heads of an attention map that are shown one by one, if there are no more."""
+
+MAPS = 8
+"""Attention maps that are shown large, head by head; of more, each is a small picture among those of its stage."""
+
+
+HOW_TO_READ = (
+    "Bright is high, each picture from its own lowest to its own highest value, as the caption says. "
+    "Where a map differs from query to query, it is that of the centre."
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,8 @@ def explain(
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = int(views.bytes_read[0])
         costs = Costs(count(classifier, size, budget).macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
-        report(views, seen, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias)
+        said = captions(classifier.dense()) if seen.maps else {}
+        report(views, seen, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias, captions=said)
         if overlay_out is not None:
             _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), "PNG"))
     return seen
@@ -115,7 +128,7 @@ def explain(
 
 def report(
     image: Any, classification: Classification, out: str | Path = "report.html", *, name: str = "image", costs: Costs = Costs(),
-    fill: Sequence[float] | None = None, antialias: bool = True,
+    fill: Sequence[float] | None = None, antialias: bool = True, captions: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:  # fmt: skip
     """Write the page of one classification.
 
@@ -126,6 +139,7 @@ def report(
         name: what to call the image.
         costs: what is known of the cost.
         fill, antialias: how the model saw the image, see `foveal.explain.pictures.glimpse_pictures`.
+        captions: what to write under attention maps, by name, see `foveal.layers.captions`.
 
     Returns:
         The path of the page.
@@ -145,13 +159,14 @@ def report(
         probability=f"{100 * float(classification.probability):.1f}",
         summary=escape(f"{width} × {height} px, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
         picture=_data_uri(thumbnail(views, 1024)),
+        grain="coarse" if max(height, width) < 128 else "fine",
         width=width,
         height=height,
         boxes="\n".join(_box(i, g, max(height, width)) for i, g in enumerate(looks) if g.level > 1),
         classes="\n".join(_class_bar(label, p) for label, p in classification.top(5)),
         looks="\n".join(_look(i, g, picture, classification, top) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))),
         total=_total(classification, top),
-        maps=_maps(classification, pictures[0]) if classification.maps else "",
+        maps=_maps(classification, pictures[0], captions) if classification.maps else "",
         costs="\n".join(f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)),
     )
     _write(Path(out), page.encode())
@@ -224,18 +239,36 @@ def _class_name(whole: Classification, i: int) -> str:
     return escape(whole.class_names[i] if whole.class_names else str(i))
 
 
-def _maps(whole: Classification, ground: Image.Image) -> str:
-    """Attention maps over the first look: the mean of the heads, and each head where they are few."""
-    figures = []
+def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str]) -> str:
+    """Attention maps over the first look: the mean of the heads, and each head where both are few; many maps by stage."""
+    many = len(whole.maps) > MAPS
+    if many:
+        ground = ground.copy()
+        ground.thumbnail((128, 128))
+    kind = f"maps{' many' if many else ''}{' coarse' if max(ground.size) < 128 else ''}"
+    figures: dict[str, list[str]] = {}
     for name, maps in whole.maps.items():
-        shown = [("", maps.float().mean(0))]
-        if 1 < len(maps) <= HEADS:
+        maps = maps.float()
+        shown = [("", maps.mean(0))]
+        if 1 < len(maps) <= HEADS and not many:
             shown += [(f", head {i}", head) for i, head in enumerate(maps, start=1)]
-        figures += [
-            f'<figure><img src="{_data_uri(heat(ground, values))}" alt=""><figcaption>{escape(name + which)}</figcaption></figure>'
-            for which, values in shown
-        ]
-    return f'<section><h2>Attention maps</h2><div class="maps">{"".join(figures)}</div></section>'
+        stage = stage_of(name) if many else ""
+        for which, values in shown:
+            low, high = (f"{float(v / values.mean()):.2g}" for v in (values.min(), values.max()))
+            said = [name + which, *([captions[name]] if name in captions and not which else []), f"{low} to {high} times the mean"]
+            text = "<br>".join(map(escape, said))
+            picture = f'<img src="{_data_uri(heat(ground, values))}" alt="">'
+            figures.setdefault(stage, []).append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+    parts = []
+    for stage, group in figures.items():
+        heading = f"<h3>{escape(stage)}</h3>" if stage else ""
+        parts.append(f'{heading}<div class="{kind}">{"".join(group)}</div>')
+    return f"<section><h2>Attention maps</h2><p>{HOW_TO_READ}</p>{''.join(parts)}</section>"
+
+
+def stage_of(name: str) -> str:
+    """The part of a network that a module belongs to: ``layer1`` for ``layer1.0.conv1``, ``stages.0`` for ``stages.0.3.attention``."""
+    return re.match(r"[^.]*(\.\d+(?=\.\d))*", name)[0]  # type: ignore[index]
 
 
 def _cost_lines(costs: Costs) -> list[tuple[str, str]]:

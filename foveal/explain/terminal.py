@@ -31,7 +31,11 @@ def show(classification: Classification, image: Any = None) -> None:
     """
     from rich.console import Console
 
-    Console().print(table(classification))
+    console = Console()
+    console.print(table(classification))
+    if classification.maps:
+        count = len(classification.maps)
+        console.print(f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}")
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if image is not None and shell is not None and hasattr(shell, "kernel"):

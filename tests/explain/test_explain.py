@@ -6,15 +6,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
+from foveal.explain.page import stage_of
 from foveal.explain.pictures import colour, one_view, thumbnail
 from foveal.explain.terminal import table
+from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
+from foveal.layers import ExplicitAttention, augment_convs
 from foveal.runs import classify, create_model
 
 NASTY = ("<script>alert(1)</script>", 'a "quoted" & $class', "third", "fourth")
@@ -158,6 +162,43 @@ def test_attention_maps_are_shown_head_by_head(image, seen, tmp_path):
     page = Page(report(image, replace(seen, maps=maps), tmp_path / "page.html").read_text(encoding="utf-8"))
     assert len(page.of("figure")) == (1 + 3) + 1 + 1
     assert "stage <3>, head 2" in page.text
+
+
+def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
+    names = [f"layer{stage}.{block}.attention" for stage in (1, 2, 3) for block in range(18)]
+    maps = {name: torch.rand(4, 2 ** (6 - int(name[5])), 8) for name in names}
+    whole = replace(classify(WholeImage(create_model("test_resnet", num_classes=2), 32), image), maps=maps)
+    said = {name: f"radius <{i}> px" for i, name in enumerate(names)}
+    text = report(image, whole, tmp_path / "page.html", captions=said).read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.of("figure")) == 54 and [a["class"] for a in page.of("div") if "maps" in a.get("class", "")] == ["maps many coarse"] * 3
+    assert [text.count(f"<h3>layer{stage}</h3>") for stage in (1, 2, 3)] == [1, 1, 1]
+    assert all(words in page.text for words in said.values())
+    low, high = maps[names[0]].mean(0).min(), maps[names[0]].mean(0).max()
+    mean = maps[names[0]].mean(0).mean()
+    assert f"{names[0]}radius <0> px{float(low / mean):.2g} to {float(high / mean):.2g} times the mean" in page.text
+    assert len(text) < 500_000
+
+
+def test_stages_of_modules():
+    names = ("layer1.0.conv1", "stages.0.3.attention", "stages.0.3.1", "attention", "head.pool", "blocks.3")
+    assert [stage_of(name) for name in names] == ["layer1", "stages.0", "stages.0.3", "attention", "head", "blocks"]
+
+
+def test_a_file_is_explained_with_the_radius_of_every_gaussian(tmp_path):
+    network = augment_convs(timm.create_model("test_resnet", num_classes=4), ExplicitAttention, stages=(2, 3))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    seen = explain(WholeImage(network, 64), tmp_path / "photo.png", tmp_path / "report.html", device="cpu")
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert seen.maps and all(name in text for name in seen.maps)
+    assert text.count("radius 0.10 of the side") == len(seen.maps)
+
+
+def test_a_terminal_says_that_there_are_maps(seen, capsys):
+    show(replace(seen, maps={"one": torch.rand(1, 7, 7)}))
+    assert "1 attention map: foveal explain draws it" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
