@@ -8,6 +8,7 @@ Example:
 """
 
 # The constructors bear the names of their modules, and are reached by `get_data` or from those.
+import foveal.data.cifar
 import foveal.data.digits
 import foveal.data.folder
 import foveal.data.published  # noqa: F401

@@ -24,7 +24,10 @@ from foveal.classification import Box
 from foveal.data.kernels import resize
 from foveal.images import Colour, Pyramid, Transform, View
 
-AUGMENTATIONS = ("none", "light", "tnet", "tnet_birds")
+AUGMENTATIONS = ("none", "light", "inception", "tnet", "tnet_birds")
+TENSOR_AUGMENTATIONS = ("none", "crop_flip")
+
+PADDING = 4  # pixels, of `crop_flip`
 
 # Ranges and orders of TNet's colour changes (specification 7.2, step 4a).
 _COLOUR_RANGES = {"brightness": (-32 / 255, 32 / 255), "saturation": (0.5, 1.5), "hue": (-0.2, 0.2), "contrast": (0.5, 1.5)}
@@ -65,6 +68,7 @@ def draw_change(
     """Draw what happens to an image.
 
     ``none`` keeps the image. ``light`` mirrors half of the images and crops to 85 to 100 % of each side, the same share of both.
+    ``inception``, the usual one for ImageNet, mirrors half of them and crops as `inception_crop` does.
     ``tnet`` and ``tnet_birds`` are steps 1, 2, 3 and 4a or 4b of section 7.2 of TNet's specification: a crop of 85 to 100 % of the area
     and of aspect ratio 0.5 to 2 that covers a tenth of a box, a kernel, mirroring, then a change of colour (``tnet``) or a shift of up
     to 10 % and a rotation of up to 20 degrees (``tnet_birds``).
@@ -82,6 +86,8 @@ def draw_change(
     mirrored = bool(rng.random() < 0.5)
     if augmentation == "light":
         return replace(whole, crop=_keep_aspect(region, rng.uniform(0.85, 1.0), boxes, rng), mirrored=mirrored)
+    if augmentation == "inception":
+        return replace(whole, crop=inception_crop(region, rng), mirrored=mirrored)
     birds = augmentation == "tnet_birds"
     change = replace(
         whole,
@@ -107,6 +113,27 @@ def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None
     corner = rng.uniform(low, high)
     (y0, x0), (y1, x1) = corner.tolist(), (corner + side).tolist()
     return y0, x0, y1, x1
+
+
+def inception_crop(region: Sequence[float], rng: np.random.Generator) -> Box:
+    """A crop as torchvision's ``RandomResizedCrop`` draws it: whole pixels, area 8 to 100 %, log-uniform aspect ratio 3/4 to 4/3.
+
+    If none of ten tries fits, the largest centred crop of an aspect ratio within these limits. ("Going deeper with convolutions",
+    https://arxiv.org/abs/1409.4842, section 6.)
+    """
+    y0, x0, y1, x1 = map(int, region)
+    height, width = y1 - y0, x1 - x0
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1.0)
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            y, x = y0 + int(rng.integers(0, height - h + 1)), x0 + int(rng.integers(0, width - w + 1))
+            return float(y), float(x), float(y + h), float(x + w)
+    h, w = min(height, round(width / low)), min(width, round(height * high))
+    y, x = y0 + (height - h) // 2, x0 + (width - w) // 2
+    return float(y), float(x), float(y + h), float(x + w)
 
 
 def distorted_crop(region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator) -> Box:
@@ -156,6 +183,35 @@ def rotate_and_shift(pixels: Tensor, shift: tuple[float, float], degrees: float)
     from_y, from_x = from_y - down, from_x - right
     inside = in_frame & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
     return pixels[:, from_y.clamp(0, height - 1), from_x.clamp(0, width - 1)] * inside
+
+
+def draw_crop_flip(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 3) int64: how far down and right each image is cropped, 0 to 2 `PADDING`, and whether it is mirrored."""
+    return rng.integers(0, (2 * PADDING + 1, 2 * PADDING + 1, 2), (count, 3))
+
+
+def crop_flip(pixels: Tensor, drawn: np.ndarray, fill: Tensor) -> Tensor:
+    """CIFAR's usual augmentation: pad each side by `PADDING`, crop to the size there was, mirror half of the images.
+
+    Residual networks were published with it (https://arxiv.org/abs/1512.03385, section 4.2). They padded normalised images with 0,
+    which is a fill of the mean colour here.
+
+    Args:
+        pixels: (B, C, H, W), on any device.
+        drawn: (B, 3), see `draw_crop_flip`.
+        fill: (C,) value of the padding.
+
+    Returns:
+        (B, C, H, W), same type.
+    """
+    count, channels, height, width = pixels.shape
+    padded = fill.to(pixels)[:, None, None].expand(count, channels, height + 2 * PADDING, width + 2 * PADDING).contiguous()
+    padded[..., PADDING:-PADDING, PADDING:-PADDING] = pixels
+    down, right, mirrored = torch.from_numpy(drawn.T.copy()).to(pixels.device, non_blocking=True)
+    # All crops there are, as views: of each image one is copied.
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+    kept = crops[torch.arange(count, device=pixels.device), :, down, right]
+    return torch.where(mirrored.bool()[:, None, None, None], kept.flip(-1), kept)
 
 
 def change_view(change: Change, image: Pyramid) -> View:

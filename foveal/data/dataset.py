@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.data.augmentation import AUGMENTATIONS, change_pixels, change_view, draw_change
+from foveal.data.augmentation import AUGMENTATIONS, TENSOR_AUGMENTATIONS, change_pixels, change_view, crop_flip, draw_change, draw_crop_flip
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, FovealError
@@ -84,6 +84,10 @@ class Dataset(ABC):
         """The same images without anything random, to be judged by."""
         return self
 
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same images, on a device if they are pixels in memory and it has room; files stay where they are."""
+        return self
+
     @abstractmethod
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         """Open and augment images; runs in a loader's worker.
@@ -121,25 +125,62 @@ class Loaded:
 
 
 class TensorDataset(Dataset):
-    """Images in memory, all of one size, as they are.
+    """Images in memory, all of one size.
 
     Args:
         images: (N, C, H, W); uint8, or floating point in [0, 1].
         targets: (N,) classes.
         classes: names.
         boxes: (N, 4) box of the object of each image, or None.
+        augmentation: ``none``, or ``crop_flip``: see `foveal.data.augmentation.crop_flip`, padded with the images' mean colour.
+
+    Raises:
+        ConfigError: there is no such augmentation for images in memory.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor | np.ndarray, classes: Sequence[str], boxes: np.ndarray | None = None) -> None:
+    def __init__(
+        self, images: Tensor, targets: Tensor | np.ndarray, classes: Sequence[str], boxes: np.ndarray | None = None,
+        augmentation: str = "none",
+    ) -> None:  # fmt: skip
+        if augmentation not in TENSOR_AUGMENTATIONS:
+            known = " or ".join(TENSOR_AUGMENTATIONS)
+            raise ConfigError(f"data: there is no augmentation {augmentation!r} for images in memory; use {known}")
         self.images = images
+        self.augmentation = augmentation
+        if augmentation == "crop_flip":
+            mean = images.mean((0, 2, 3), dtype=torch.float32)
+            self._fill = mean if images.is_floating_point() else mean.round()
+        self._drawn: tuple[Any, np.ndarray] = None, np.empty(0)
         self.targets = np.asarray(targets, dtype=np.int64)
         self.classes = tuple(classes)
         self.boxes = None if boxes is None else [np.asarray(b, dtype=np.float64).reshape(-1, 4) for b in boxes]
         self.channels = images.shape[1]
 
+    def plain(self) -> TensorDataset:
+        same = copy.copy(self)
+        same.augmentation = "none"
+        return same
+
+    def to(self, device: str | torch.device) -> TensorDataset:
+        device = torch.device(device)
+        if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        same = copy.copy(self)
+        same.images = self.images.to(device)
+        return same
+
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
-        return Loaded(self.images.index_select(0, torch.from_numpy(index)), torch.from_numpy(self.targets[index]), index)
+        pixels = self.images.index_select(0, torch.from_numpy(index).to(self.images.device, non_blocking=True))
+        if self.augmentation == "crop_flip":
+            pixels = crop_flip(pixels, self._draws(seed, epoch)[index], self._fill)
+        return Loaded(pixels, torch.from_numpy(self.targets[index]), index)
+
+    def _draws(self, seed: int, epoch: int) -> np.ndarray:
+        """What `draw_crop_flip` says of every image in an epoch; kept until another epoch is asked for."""
+        if self._drawn[0] != (seed, epoch):
+            self._drawn = (seed, epoch), draw_crop_flip(len(self.images), generator(seed, epoch, 0, "crop_flip"))
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)

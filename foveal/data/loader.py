@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from foveal.data.dataset import Batch, Dataset, FirstLooks, Loaded
+from foveal.data.dataset import Batch, Dataset, FirstLooks, Loaded, TensorDataset
 from foveal.draws import generator
 
 
-class Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one of ``world_size`` processes.
+class Order(Sampler[tuple[int, list[int]]]):
+    """Batches, as (epoch, indices), for one of ``world_size`` processes.
 
     Batch j of all processes together holds ``batch_size * world_size`` images: those that one process with the larger batch would see.
     Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number of batches and no image is used
@@ -74,65 +74,70 @@ class Order(Sampler[list[tuple[int, int]]]):
         together = self.batch_size * self.world_size
         return self.count // together if self.drop_last else -(-self.count // together)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         order = generator(self.seed, self.epoch, 0, "order").permutation(self.count) if self.shuffle else np.arange(self.count)
         together = self.batch_size * self.world_size
         for j in range(self.first_batch, len(self)):
             mine = order[j * together : (j + 1) * together][self.rank :: self.world_size]
-            yield [(self.epoch, int(i)) for i in mine]
+            yield self.epoch, mine.tolist()
 
 
-class Loader(DataLoader):
+class Loader:
     """Iterates the `Batch`es of a data set.
 
     ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules count from the
-    epoch's beginning.
+    epoch's beginning. Images in memory are picked and augmented by whoever iterates, on the device they are on: sending them from a
+    worker takes longer.
 
     Args:
         data: what to read.
         batch_size: images of a batch, for each process.
-        workers: processes that open, augment and read ahead; 0 does it in this one.
+        workers: processes that open, augment and read ahead; 0 does it in this one, as is always done with images in memory.
         seed: decides the order and every augmentation.
         first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
+        device: where images in memory are kept from now on, see `Dataset.to`; where they are if None.
         shuffle, drop_last, rank, world_size: see `Order`.
     """
 
     def __init__(
         self, data: Dataset, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
-        shuffle: bool = False, drop_last: bool = False, rank: int = 0, world_size: int = 1,
+        device: str | torch.device | None = None, shuffle: bool = False, drop_last: bool = False, rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
-        self.data = data
+        self.data = data if device is None else data.to(device)
         self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
-        super().__init__(
-            _Reader(data, seed, first_looks), batch_sampler=self.order, num_workers=workers, collate_fn=_pack if workers else _as_is,  # type: ignore[arg-type]
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
-        )  # fmt: skip
+        self.reader = _Reader(self.data, seed, first_looks)
+        self.workers: DataLoader | None = None
+        if workers and not isinstance(data, TensorDataset):
+            self.workers = DataLoader(
+                self.reader, batch_sampler=self.order, num_workers=workers, collate_fn=_pack, persistent_workers=True,  # type: ignore[arg-type]
+                generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
+            )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.order)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """The next iteration yields batches ``first_batch``, ``first_batch + 1``, ... of ``epoch``."""
         self.order.epoch = epoch
         self.order.first_batch = first_batch
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return ((_unpack(item) if isinstance(item, _Packed) else item).batch() for item in super().__iter__())
+    def __iter__(self) -> Iterator[Batch]:
+        if self.workers is not None:
+            return (_unpack(packed).batch() for packed in self.workers)
+        return (self.reader.__getitems__(wanted).batch() for wanted in self.order)
 
 
 class _Reader(TorchDataset):
-    """A data set as torch's workers want it: a list of (epoch, index) at a time."""
+    """A data set as torch's workers want it: a batch at a time."""
 
     def __init__(self, data: Dataset, seed: int, first_looks: FirstLooks | None) -> None:
         self.data = data
         self.seed = seed
         self.first_looks = first_looks
 
-    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Loaded:
-        epoch = wanted[0][0] if wanted else 0
-        return self.data.load(epoch, [i for _, i in wanted], self.seed, self.first_looks)
-
-
-def _as_is(loaded: Loaded) -> Loaded:
-    return loaded
+    def __getitems__(self, wanted: tuple[int, list[int]]) -> Loaded:
+        epoch, indices = wanted
+        return self.data.load(epoch, indices, self.seed, self.first_looks)
 
 
 class _Packed(NamedTuple):

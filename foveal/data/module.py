@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from foveal.data.dataset import Dataset, FirstLooks
 from foveal.data.loader import Loader
@@ -58,12 +59,12 @@ class DataModule:
 
     def loader(
         self, split: str, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
-        drop_last: bool = False, shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
+        device: str | torch.device | None = None, drop_last: bool = False, shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
     ) -> Loader:  # fmt: skip
         """Batches of a split; arguments as of `foveal.data.loader.Loader`. ``shuffle=None`` shuffles the training split only."""
         return Loader(
-            self.split(split), batch_size=batch_size, workers=workers, seed=seed, first_looks=first_looks, drop_last=drop_last,
-            shuffle=split == "train" if shuffle is None else shuffle, rank=rank, world_size=world_size,
+            self.split(split), batch_size=batch_size, workers=workers, seed=seed, first_looks=first_looks, device=device,
+            drop_last=drop_last, shuffle=split == "train" if shuffle is None else shuffle, rank=rank, world_size=world_size,
         )  # fmt: skip
 
     def class_weights(self) -> list[float]:

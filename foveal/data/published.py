@@ -70,7 +70,7 @@ def imagenet(
             ``LOC_val_solution.csv``, then the unpacked devkit ``ILSVRC2012_devkit_t12``.
         annotations: folder of the training images' XML boxes, ``<wnid>/<image>.xml``, which random crops of the augmentation ``tnet``
             respect; looked for if None: ``Annotations/train``, ``ILSVRC/Annotations/CLS-LOC/train``. Images without a file have no box.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -172,7 +172,7 @@ def fmow(
         false_detection: keep the class ``false_detection``, the 63rd.
         crop_boxes: one sample for each box instead of each image: the box with its context; reads every JSON file first.
         shorter_side: with ``image_size``, make images smaller until their shorter side is this at most, before anything else.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
         image_size: resize whole images (or boxes) to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -312,7 +312,7 @@ def cub(
         root: folder with ``images.txt`` and the others, or the one that holds it as ``CUB_200_2011``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
         seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -337,7 +337,7 @@ def nabirds(
         root: folder with ``images.txt`` and the others, or the one that holds it as ``nabirds``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
         seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 

@@ -43,6 +43,13 @@ def whole_image(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
 
 
+def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
+    """(B, 4) the centred square of a share of each image's shorter side."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    half = share / 2 * sizes.min(1, keepdims=True)
+    return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
+
+
 class GlimpseClassifier(nn.Module, ABC):
     """A classifier that looks at boxes of images.
 
@@ -152,12 +159,19 @@ class WholeImage(GlimpseClassifier):
         image_size: side, or (height, width), that the whole image is resampled to.
         mean, std: normalisation; those of ``network.pretrained_cfg`` (or 0.5, 0.5) if None.
         squash: see `GlimpseClassifier`.
+        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation
+            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if None.
+
+    Raises:
+        ValueError: ``crop`` is not a share, or ``squash`` is asked for as well.
     """
 
     def __init__(
         self, network: nn.Module, image_size: int | tuple[int, int] | None = None, *, mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True,
+        std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True, crop: float | None = None,
     ) -> None:  # fmt: skip
+        if crop is not None and (squash or not 0 < crop <= 1):
+            raise ValueError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
         card = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
         size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
@@ -168,6 +182,12 @@ class WholeImage(GlimpseClassifier):
             squash=squash, antialias=antialias,
         )  # fmt: skip
         self.network = network.to(memory_format=torch.channels_last)
+        self.crop = crop
+
+    def root(self, sizes: np.ndarray) -> np.ndarray:
+        if self.crop is None:
+            return super().root(sizes)
+        return whole_image(sizes) if self.training else centred_square(sizes, self.crop)
 
     def forward(
         self,

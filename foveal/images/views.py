@@ -122,12 +122,15 @@ class TensorViews(Views):
     ) -> Tensor:
         size = (int(size[0]), int(size[1]))
         bounds = (0, 0, *self.images.shape[-2:])
+        rows = np.asarray(boxes, dtype=np.float64).tolist()
         alike: dict[Plan, list[int]] = defaultdict(list)
-        corners = np.zeros((len(boxes), 2), np.int64)
-        for i, box in enumerate(np.asarray(boxes, dtype=np.float64).tolist()):
-            how = plan(box, size, bounds, antialias=antialias, shrink=True)
-            corners[i] = how.y.first, how.x.first
-            alike[how.at_origin()].append(i)
+        corners = np.zeros((len(rows), 2), np.int64)
+        # Whole images share one box: to plan it for each of them would take longer than to look.
+        one = len(rows) > 0 and rows.count(rows[0]) == len(rows)
+        for group in [range(len(rows))] if one else [range(i, i + 1) for i in range(len(rows))]:
+            how = plan(rows[group[0]], size, bounds, antialias=antialias, shrink=True)
+            corners[group[0] : group[-1] + 1] = how.y.first, how.x.first
+            alike[how.at_origin()] += group
         which = np.asarray(which)
         out = torch.empty(0) if len(alike) == 1 else self.images.new_empty((len(boxes), self.channels, *size), dtype=torch.float32)
         for how, members in alike.items():

@@ -1,0 +1,108 @@
+"""CIFAR-10 and CIFAR-100: 60,000 images of 32 x 32 pixels, held in memory.
+
+torchvision downloads, checks and reads the files (https://www.cs.toronto.edu/~kriz/cifar.html); they may also be there
+already. The augmentation is the one that residual networks were published with: pad by 4 pixels, crop, mirror.
+
+Example:
+    >>> cifar10("/nowhere", download=False)
+    Traceback (most recent call last):
+    ...
+    foveal.errors.DataError: /nowhere: there is no CIFAR10 in this folder, or a file is damaged; correct the path, or let it be downloaded
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveal.data.dataset import TensorDataset
+from foveal.data.module import DataModule, register
+from foveal.draws import generator
+from foveal.errors import ConfigError, DataError
+
+
+@register
+def cifar10(
+    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: str = "crop_flip", seed: int = 0
+) -> DataModule:
+    """CIFAR-10: 50,000 training and 10,000 test images of ten classes.
+
+    Args:
+        root: folder that holds the archive's folder, ``cifar-10-batches-py``.
+        download: fetch what is not there.
+        train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
+            None.
+        val: validation images, drawn from all classes alike out of the training images before ``train`` counts them.
+        augmentation: what happens to training images: ``crop_flip`` or ``none``.
+        seed: decides which images are kept for validation.
+
+    Raises:
+        ConfigError: more images are asked for than there are.
+        DataError: the files are not there, damaged, or cannot be downloaded.
+    """
+    return _cifar("CIFAR10", root, download, train, val, augmentation, seed)
+
+
+@register
+def cifar100(
+    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: str = "crop_flip", seed: int = 0
+) -> DataModule:
+    """CIFAR-100: 50,000 training and 10,000 test images of a hundred classes.
+
+    Args:
+        root: folder that holds the archive's folder, ``cifar-100-python``.
+        download: fetch what is not there.
+        train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
+            None.
+        val: validation images, drawn from all classes alike out of the training images before ``train`` counts them.
+        augmentation: what happens to training images: ``crop_flip`` or ``none``.
+        seed: decides which images are kept for validation.
+
+    Raises:
+        ConfigError: more images are asked for than there are.
+        DataError: the files are not there, damaged, or cannot be downloaded.
+    """
+    return _cifar("CIFAR100", root, download, train, val, augmentation, seed)
+
+
+def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, augmentation: str, seed: int) -> DataModule:
+    parts = {split: _read(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")}
+    (images, targets, classes), (test_images, test_targets, _) = parts["train"], parts["test"]
+    rows = generator(seed, 0, 0, "hold out").permutation(len(targets))
+    held, kept = np.sort(rows[:val]), np.sort(rows[val:])
+    if val < 0 or not len(kept) or not 0 < (len(kept) if train is None else train) <= len(kept):
+        raise ConfigError(
+            f"data {kind.lower()}: train={train} with val={val} cannot be had from {len(targets)} training images; ask for fewer"
+        )
+    kept = kept[:train]
+    return DataModule(
+        classes,
+        train=TensorDataset(images[kept], targets[kept], classes, augmentation=augmentation),
+        val=TensorDataset(images[held], targets[held], classes) if val else None,
+        test=TensorDataset(test_images, test_targets, classes),
+        name=kind.lower(),
+    )
+
+
+def _read(kind: str, root: Path, train: bool, download: bool) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
+    """(N, 3, 32, 32) uint8 images of a split, their targets, and the classes."""
+    from torchvision import datasets
+
+    read: Any = getattr(datasets, kind)
+    try:
+        found = read(root, train=train)
+    except Exception as error:  # a damaged file leads unpickling to any of them
+        if not download:
+            raise DataError(
+                f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or let it be downloaded"
+            ) from error
+        try:
+            found = read(root, train=train, download=True)
+        except Exception as failed:
+            reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
+            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); bring its files there") from failed
+    pixels = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
+    return pixels, np.array(found.targets, dtype=np.int64), tuple(found.classes)
