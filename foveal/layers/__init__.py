@@ -10,7 +10,22 @@ Example:
 """
 
 from foveal.layers.augment import augment_convs, share_radius
+from foveal.layers.cbam import CBAM
 from foveal.layers.explicit import ExplicitAttention
+from foveal.layers.gather_excite import GatherExcite
 from foveal.layers.maps import Attends, attention_maps, captions
+from foveal.layers.non_local import NonLocal
+from foveal.layers.softmax_attention import SpatialSoftmaxAttention
 
-__all__ = ["Attends", "attention_maps", "captions", "ExplicitAttention", "augment_convs", "share_radius"]
+__all__ = [
+    "Attends",
+    "attention_maps",
+    "captions",
+    "ExplicitAttention",
+    "augment_convs",
+    "share_radius",
+    "CBAM",
+    "GatherExcite",
+    "NonLocal",
+    "SpatialSoftmaxAttention",
+]

@@ -1,0 +1,160 @@
+"""Spatial softmax attention: a convolution makes maps, a softmax over positions makes weights, and the features are multiplied by them.
+
+After section 3.1 of "Attention-Based Convolutional Neural Networks for Image Classification", which gives no equations. With features
+F (B, C, h, w), n = h w positions, logits Z = conv(F) (B, K, h, w) and weights A_k[p] = exp(Z_k[p] / tau) / sum_q exp(Z_k[q] / tau), the
+text multiplies F by A. As the weights of a map sum to 1, that shrinks features and gradients by about n; `SpatialSoftmaxAttention`
+therefore multiplies by n A unless it is told otherwise.
+
+Example:
+    >>> attention = SpatialSoftmaxAttention(16)
+    >>> x = torch.rand(2, 16, 8, 8)
+    >>> torch.equal(attention(x), x)  # logits of zero: all positions count the same
+    True
+    >>> nn.init.normal_(attention.conv.weight).shape, attention(x).shape
+    (torch.Size([4, 16, 3, 3]), torch.Size([2, 16, 8, 8]))
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.layers.maps import Attends
+
+CHOICES = {
+    "maps": ("group", "one", "channel", "mean"),
+    "mode": ("scaled", "faithful", "gate", "residual", "sigmoid", "pool"),
+    "softmax_axis": ("space", "channel"),
+    "attn_input": ("dynamic", "fixed", "uniform"),
+    "init": ("zero", "random"),
+}
+
+
+class SpatialSoftmaxAttention(Attends):
+    """(B, C, h, w) features to features of the same shape, each position weighted by a map; or, with ``mode="pool"``, to (B, C).
+
+    Args:
+        channels: C.
+        maps: how K maps serve C channels: ``group`` gives each of ``count`` equal groups of neighbouring channels its own, ``one`` has one
+            for all, ``channel`` one for each, ``mean`` the average of ``count`` maps for all.
+        count: K of ``group`` and ``mean``.
+        kernel_size: of the convolution that makes the logits; odd.
+        mode: what features are multiplied by: ``scaled`` n A, of mean 1; ``faithful`` A, as the text has it; ``gate`` 1 + g (n A - 1) with
+            a learned scalar g; ``residual`` 1 + A; ``sigmoid`` sigmoid(Z). ``pool`` gives the sum over positions of A F, for a classifier.
+        softmax_axis: what a softmax runs over: the positions of a map, or the maps at a position (then n is K).
+        temperature: tau; ``"learnable"`` starts at 1, ``"sqrt"`` is the square root of C.
+        attn_input: where logits come from: ``dynamic``, the features; ``fixed``, a learned map of ``size``, the same for all images (resized
+            where features have another size); ``uniform``, nowhere: A = 1 / n, the control without parameters.
+        init: of what makes the logits: zero (all positions count the same at first), or PyTorch's default (a normal one for ``fixed``).
+        gate: g at the start; 1 with zero logits (which makes it ``scaled``) and 0 with random ones if None.
+        clip: largest n A in ``scaled``, such as 4 or 8, which nothing else bounds below n.
+        size: (height, width) of the features, for ``fixed``.
+
+    Attributes:
+        heads: number of maps in ``attention_map``, which holds what the features were multiplied by (n A in ``pool``).
+
+    Raises:
+        ValueError: an unknown choice, maps that do not share the channels equally, or a combination that cannot learn or says nothing.
+    """
+
+    def __init__(
+        self, channels: int, *, maps: str = "group", count: int = 4, kernel_size: int = 3, mode: str = "scaled",
+        softmax_axis: str = "space", temperature: float | str = 1.0, attn_input: str = "dynamic", init: str = "zero",
+        gate: float | None = None, clip: float | None = None, size: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        given = {"maps": maps, "mode": mode, "softmax_axis": softmax_axis, "attn_input": attn_input, "init": init}
+        for name, value in given.items():
+            if value not in CHOICES[name]:
+                raise ValueError(f"{name}={value!r} is unknown; use {', '.join(CHOICES[name])}")
+        k = {"one": 1, "channel": channels}.get(maps, count)
+        self.heads = 1 if maps in ("one", "mean") else k
+        if k < 1 or channels % self.heads:
+            raise ValueError(f"{k} maps cannot share {channels} channels equally; choose a count that divides them")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} would shift the maps by half a position; use an odd one")
+        if softmax_axis == "channel" and (self.heads == 1 or mode == "pool"):
+            raise ValueError("a softmax over channels needs several maps and no pooling; use maps='group' or softmax_axis='space'")
+        if clip is not None and (mode != "scaled" or clip < 1):
+            raise ValueError("clip bounds n A, whose mean is 1, so it must be at least 1; use it with mode='scaled'")
+        self.k, self.mode, self.softmax_axis, self.attn_input, self.init, self.clip = k, mode, softmax_axis, attn_input, init, clip
+        self._said = ""
+
+        if attn_input == "dynamic":
+            self.conv = nn.Conv2d(channels, k, kernel_size, padding=kernel_size // 2)
+        elif attn_input == "fixed":
+            if size is None:
+                raise ValueError("attn_input='fixed' learns a map of one size; give size=(height, width) of the features")
+            self.logit_map = nn.Parameter(torch.empty(1, k, *size))
+        if mode == "gate":
+            start = (0.0 if init == "random" else 1.0) if gate is None else gate
+            if start == 0 and init == "zero":
+                raise ValueError("a gate of 0 over logits of 0 never gets a gradient; use gate=1.0 or init='random'")
+            self.gate = nn.Parameter(torch.tensor(float(start)))
+        self.tau: float | None = None
+        if temperature == "learnable":
+            self.log_temperature = nn.Parameter(torch.zeros(()))
+        else:
+            self.tau = math.sqrt(channels) if temperature == "sqrt" else float(temperature)
+            if self.tau <= 0:
+                raise ValueError(f"temperature={temperature} divides the logits; use a positive number, 'learnable' or 'sqrt'")
+        self.no_weight_decay = tuple(name for name in ("gate", "log_temperature") if hasattr(self, name))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the logits as ``init`` says; for networks that initialise all their convolutions alike."""
+        if self.attn_input == "dynamic":
+            self.conv.reset_parameters()
+            if self.init == "zero":
+                nn.init.zeros_(self.conv.weight)
+                nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        elif self.attn_input == "fixed":
+            nn.init.normal_(self.logit_map, std=float(self.init == "random"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        multiplier = self.multiplier(self.logits(x))
+        self.keep(lambda: self._noted(multiplier.expand(len(x), -1, -1, -1)))
+        y = x.unflatten(1, (self.heads, -1)) * multiplier.unsqueeze(2).to(x.dtype)
+        return y.mean((3, 4)).flatten(1) if self.mode == "pool" else y.flatten(1, 2)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Z: (B, K, h, w), or (1, K, h, w) where all images have the same."""
+        if self.attn_input == "dynamic":
+            return self.conv(x)
+        if self.attn_input == "uniform":
+            return x.new_zeros(1, self.k, *x.shape[2:])
+        same = self.logit_map.shape[2:] == x.shape[2:]
+        return self.logit_map if same else F.interpolate(self.logit_map, x.shape[2:], mode="bilinear", align_corners=False)
+
+    def weights(self, z: Tensor) -> Tensor:
+        """A: logits to weights of the same shape, in float32 at least, whatever autocast says; they sum to 1 along the softmax axis."""
+        tau = self.log_temperature.exp() if self.tau is None else self.tau
+        z = z.to(torch.promote_types(z.dtype, torch.float32)) / tau
+        return z.softmax(1) if self.softmax_axis == "channel" else z.flatten(2).softmax(2).unflatten(2, z.shape[2:])
+
+    def multiplier(self, z: Tensor) -> Tensor:
+        """What features are multiplied by: logits (B, K, h, w) to (B, heads, h, w)."""
+        a = z.sigmoid() if self.mode == "sigmoid" else self.weights(z)
+        if self.heads < self.k:
+            a = a.mean(1, keepdim=True)
+        n = self.k if self.softmax_axis == "channel" else z.shape[2] * z.shape[3]
+        if self.mode in ("scaled", "pool"):
+            return (n * a).clamp(max=self.clip) if self.clip else n * a
+        if self.mode == "gate":
+            return 1 + self.gate * (n * a - 1)
+        return 1 + a if self.mode == "residual" else a
+
+    def describe(self) -> str:
+        """Of the last map that was kept: how even it is (entropy, 1 for a uniform one) and its largest value over its mean."""
+        return self._said
+
+    def _noted(self, multiplier: Tensor) -> Tensor:
+        share = multiplier.float().flatten(2).clamp(min=0)
+        share = share / share.sum(2, keepdim=True)
+        n = share.shape[2]
+        entropy = torch.special.entr(share).sum(2).mean() / math.log(n) if n > 1 else torch.ones(())
+        self._said = f"entropy {entropy:.3f}, peak {n * share.max():.1f} x the mean"
+        return multiplier
