@@ -82,7 +82,7 @@ class Radius(nn.Module):
     Args:
         init: radius to begin with.
         count: how many.
-        param: what is learned: "log" (its logarithm), "softplus" (what it is the softplus of) or "inv" (its inverse; reaches infinite radii).
+        param: what is learned: "log" (its logarithm), "softplus" (its inverse softplus) or "inv" (its inverse; reaches infinite radii).
         train: False keeps it fixed.
     """
 
