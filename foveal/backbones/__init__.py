@@ -7,6 +7,8 @@ Example:
 """
 
 from foveal.backbones.bagnet import BagNetTNet
+from foveal.backbones.cifar_resnet import CifarResNet
+from foveal.backbones.densenet_cifar import DenseNetCifar
 from foveal.backbones.small import PlainConvNet
 
-__all__ = ["BagNetTNet", "PlainConvNet"]
+__all__ = ["BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet"]

@@ -26,9 +26,9 @@ class GatherExcite(Attends):
     Args:
         channels: C.
         extent: 2, 4 or 8 (or another power of two) times the distance between positions; 0 is global.
-        params: ``none`` gathers by average pooling, kernel 2 e - 1 and stride e (GE-theta-minus of the paper); ``theta`` by log2(e) depthwise
-            3x3 convolutions of stride 2 with batch norm, or one as large as the features; ``theta_plus`` appends the bottleneck of
-            squeeze-and-excitation.
+        params: ``none`` gathers by average pooling, kernel 2 e - 1 and stride e (GE-theta-minus of the paper); ``theta`` by log2(e)
+            depthwise 3x3 convolutions of stride 2 with batch norm, or one as large as the features; ``theta_plus`` appends the bottleneck
+            of squeeze-and-excitation.
         reduction: the bottleneck's.
         size: (height, width) of the features, for the learned global extent.
 

@@ -46,8 +46,8 @@ class SpatialSoftmaxAttention(Attends):
             a learned scalar g; ``residual`` 1 + A; ``sigmoid`` sigmoid(Z). ``pool`` gives the sum over positions of A F, for a classifier.
         softmax_axis: what a softmax runs over: the positions of a map, or the maps at a position (then n is K).
         temperature: tau; ``"learnable"`` starts at 1, ``"sqrt"`` is the square root of C.
-        attn_input: where logits come from: ``dynamic``, the features; ``fixed``, a learned map of ``size``, the same for all images (resized
-            where features have another size); ``uniform``, nowhere: A = 1 / n, the control without parameters.
+        attn_input: where logits come from: ``dynamic``, the features; ``fixed``, a learned map of ``size``, the same for all images
+            (resized where features have another size); ``uniform``, nowhere: A = 1 / n, the control without parameters.
         init: of what makes the logits: zero (all positions count the same at first), or PyTorch's default (a normal one for ``fixed``).
         gate: g at the start; 1 with zero logits (which makes it ``scaled``) and 0 with random ones if None.
         clip: largest n A in ``scaled``, such as 4 or 8, which nothing else bounds below n.
