@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for add in (_add_fit, _add_evaluate, _add_predict, _add_explain, _add_models, _add_data, _add_cost):
+    for add in (_add_fit, _add_evaluate, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table):
         add(commands)
     return parser
 
@@ -510,6 +510,54 @@ def _cost(args: argparse.Namespace) -> int:
             print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
         except ConfigError:
             print(f"{'macs, dense backbone':<26}does not take images of this size")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def _add_table(commands: Any) -> None:
+    parser = _add(
+        commands, "table", _table, "published tables beside what your own runs have reached",
+        """claimed: what a paper's own tables say of its model and of the models beside it; two numbers where they contradict each other.
+published: what other papers and repositories report, each with its source. measured: mean and standard deviation over
+the seeds of your runs, from the evaluation.json of each, and the best of them. The three are never mixed, and "not
+found" is written where somebody looked for a number in vain.
+
+A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has
+seen all test images. Runs that differ in anything but the seed are lines of their own.
+
+  foveal fit cifar10/attn_resnet110 --seed 1 --out runs/attn_1
+  foveal evaluate runs/attn_1
+  foveal table cifar
+  foveal table cifar --runs elsewhere/ --json
+  foveal table imagenet
+""",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="cifar or imagenet")
+    parser.add_argument("--runs", metavar="FOLDER", default="runs", help="where to look for run folders (default: runs)")
+    parser.add_argument("--json", action="store_true", help="every row, those without a number too, as JSON")
+
+
+def _table(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from foveal.evaluation import table
+
+    found = table(args.name, args.runs)
+    if args.json:
+        print(json.dumps(found.as_dict()))
+        return 0
+    console = Console()
+    console = Console(width=None if console.is_terminal else 160)
+    for drawn in found.tables():
+        console.print(drawn)
+    for key, source in found.sources.items():
+        print(f"{key}: {source}")
+    if found.left_out and not args.quiet:
+        print("left out:", file=sys.stderr)
+    for folder, reason in found.left_out if not args.quiet else ():
+        print(f"  {folder}: {reason.removeprefix(f'{folder}: ')}", file=sys.stderr)
     return 0
 
 

@@ -2,6 +2,7 @@
 
     evaluate(model, data, *, budgets=None, against=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0,
              measured=True, seconds=0.5, out=None, on_progress=None) -> Evaluation     # out: folder for evaluation.json and tradeoff.png
+    table(name, runs="runs") -> Tables     # published tables beside what runs have reached
     Evaluation: .points, .dense, .errors, .about, .table() (for rich), .as_dict(), .write(folder)
 
 Example:
@@ -12,5 +13,9 @@ Example:
 from foveal.evaluation.accuracy import Plan, judge, wilson
 from foveal.evaluation.cost import Cost, Measured, best_batch, count, measure
 from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
+from foveal.evaluation.tables import Tables, table
 
-__all__ = ["Cost", "DenseCost", "Evaluation", "Measured", "Plan", "Point", "best_batch", "count", "evaluate", "judge", "measure", "wilson"]
+__all__ = [
+    "Cost", "DenseCost", "Evaluation", "Measured", "Plan", "Point", "Tables", "best_batch", "count", "evaluate", "judge", "measure",
+    "table", "wilson",
+]  # fmt: skip
