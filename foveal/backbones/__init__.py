@@ -6,9 +6,10 @@ Example:
     True
 """
 
+from foveal.backbones.attention_resnet import AttentionResNet
 from foveal.backbones.bagnet import BagNetTNet
 from foveal.backbones.cifar_resnet import CifarResNet
 from foveal.backbones.densenet_cifar import DenseNetCifar
 from foveal.backbones.small import PlainConvNet
 
-__all__ = ["BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet"]
+__all__ = ["AttentionResNet", "BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet"]
