@@ -31,32 +31,42 @@ class Optimiser:
     Attributes:
         name: ``adam`` and ``sgd`` take weight decay into the gradient, ``adamw`` beside it.
         lr: learning rate.
-        weight_decay: for weights, not for biases or parameters of normalisation layers.
+        weight_decay: for weights, not for biases or parameters of normalisation layers, nor for what a module lists in ``no_weight_decay``.
+        decay_all: weight decay for biases and normalisation layers too, as in the older papers.
         betas: of Adam; the first is the momentum of SGD.
+        nesterov: Nesterov's momentum for SGD.
         eps: of Adam; Keras, and so the published recipes, have 1e-7.
         group_lr: learning rates of their own for groups of parameters that the model names, say ``{backbone: 1e-4}``.
         l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the published form).
         l2_groups: groups of parameters under that penalty; all if None.
-        schedule: ``constant``; ``step``, times ``step_factor`` once, at ``step_at`` of the run; or ``cosine``, down to 0.
-        step_at: share of the run.
+        schedule: ``constant``; ``step``, times ``step_factor`` at each ``step_at`` of the run; or ``cosine``, down to 0.
+        step_at: share of the run, or several.
         step_factor: see ``schedule``.
-        warmup: steps over which the learning rate rises from 0.
+        warmup: steps at the beginning with a lower learning rate.
+        warmup_factor: what it is multiplied with in these; None lets it rise from 0.
         clip: largest norm of the gradient; None leaves it.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    decay_all: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
+    nesterov: bool = False
     eps: float = 1e-8
     group_lr: dict[str, float] = field(default_factory=dict)
     l2: float = 0.0
     l2_groups: tuple[str, ...] | None = None
     schedule: Literal["constant", "step", "cosine"] = "cosine"
-    step_at: float = 0.8
+    step_at: float | tuple[float, ...] = 0.8
     step_factor: float = 0.1
     warmup: int = 0
+    warmup_factor: float | None = None
     clip: float | None = None
+
+    def steps(self) -> tuple[float, ...]:
+        """``step_at`` as a tuple."""
+        return self.step_at if isinstance(self.step_at, tuple) else (self.step_at,)
 
 
 @dataclass
@@ -129,8 +139,8 @@ class FitConfig:
         if isinstance(values.get("optimiser"), Mapping):
             optimiser = dict(values["optimiser"])
             _known(optimiser, Optimiser, "optimiser.")
-            for key in ("betas", "l2_groups"):
-                if optimiser.get(key) is not None:
+            for key in ("betas", "l2_groups", "step_at"):
+                if isinstance(optimiser.get(key), list):
                     optimiser[key] = tuple(optimiser[key])
             values["optimiser"] = Optimiser(**optimiser)
         if values.get("locations") is not None:
@@ -167,6 +177,10 @@ class FitConfig:
             raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
         if self.optimiser.l2 and self.optimiser.name == "adamw":
             raise ConfigError("optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or sgd")
+        if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
+            raise ConfigError("optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0")
+        if not all(0 <= share <= 1 for share in self.optimiser.steps()):
+            raise ConfigError(f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1")
 
 
 def plain(value: Any) -> Any:

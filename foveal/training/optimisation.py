@@ -41,6 +41,7 @@ def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config
             if name not in groups:
                 raise ConfigError(f"optimiser.{option}: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
     norm = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
+    exempt = _exempt(model)
     parts: list[dict[str, Any]] = []
     for name, parameters in groups.items():
         lr = config.group_lr.get(name, config.lr)
@@ -49,13 +50,23 @@ def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config
         for p in parameters:
             # The gradient of l2 * |w|^2 is 2 l2 w; torch's coupled weight decay adds weight_decay * w.
             decay = 2 * config.l2 if penalised and id(p) not in norm else 0.0
-            decay += config.weight_decay if p.ndim > 1 and id(p) not in norm else 0.0
-            by_decay.setdefault(decay, []).append(p)
+            decay += config.weight_decay if config.decay_all or (p.ndim > 1 and id(p) not in norm) else 0.0
+            by_decay.setdefault(0.0 if id(p) in exempt else decay, []).append(p)
         parts += [{"params": ps, "lr": lr, "base_lr": lr, "weight_decay": decay} for decay, ps in by_decay.items()]
     if config.name == "sgd":
-        return torch.optim.SGD(parts, lr=config.lr, momentum=config.betas[0])
+        return torch.optim.SGD(parts, lr=config.lr, momentum=config.betas[0], nesterov=config.nesterov)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
     return kind(parts, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
+
+
+def _exempt(model: nn.Module) -> set[int]:
+    """Ids of the parameters that modules list in ``no_weight_decay``: names, or as in timm a method that returns them."""
+    found = set()
+    for module in model.modules():
+        names = getattr(module, "no_weight_decay", ())
+        own = dict(module.named_parameters()) if names else {}
+        found |= {id(own[name]) for name in (names() if callable(names) else names) if name in own}
+    return found
 
 
 def lr_factor(config: Optimiser, step: int, progress: float) -> float:
@@ -66,9 +77,13 @@ def lr_factor(config: Optimiser, step: int, progress: float) -> float:
         step: updates so far.
         progress: how much of the run is over, 0 to 1.
     """
+    # A third of a run is written with a few digits only, and still means the step that it means.
+    drops = sum(progress >= share - 1e-7 for share in config.steps())
     factor = {
         "constant": 1.0,
-        "step": config.step_factor if progress >= config.step_at else 1.0,
+        "step": config.step_factor**drops,
         "cosine": 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))),
     }[config.schedule]
+    if config.warmup_factor is not None:
+        return factor * (config.warmup_factor if step < config.warmup else 1.0)
     return factor * min(1.0, (step + 1) / (config.warmup + 1))

@@ -17,6 +17,8 @@ Example:
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -74,6 +76,34 @@ class Stream:
         self.given = state["given"]
 
 
+class Late:
+    """Reads numbers off a device one call late, so that nobody waits for what the device is doing now; off a CPU at once."""
+
+    def __init__(self) -> None:
+        self._waiting: tuple[Tensor, torch.cuda.Event, int] | None = None
+
+    def put(self, value: Tensor, mark: int) -> tuple[float, int] | None:
+        """Hand in a scalar with a mark to know it by; returns the one that was handed in before, if it was not read yet."""
+        before = self.rest()
+        if not value.is_cuda:
+            return float(value), mark
+        host = torch.empty((), dtype=value.dtype, pin_memory=True)
+        host.copy_(value, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._waiting = host, event, mark
+        return before
+
+    def rest(self) -> tuple[float, int] | None:
+        """The scalar that was handed in last, if it was not read yet; waits for it."""
+        if self._waiting is None:
+            return None
+        host, event, mark = self._waiting
+        event.synchronize()
+        self._waiting = None
+        return float(host), mark
+
+
 class Task(pl.LightningModule):
     """Train a classifier with an objective on a data set.
 
@@ -115,7 +145,9 @@ class Task(pl.LightningModule):
         self._spent = self._clock = 0.0
         self._since: float | None = None
         self._groups: list[dict[str, Any]] = []
-        self._validated = torch.zeros(3, dtype=torch.float64)
+        self._validated: list[Tensor] = []
+        self._validated_images = 0
+        self._losses = Late()
 
     # ---- data
 
@@ -129,7 +161,7 @@ class Task(pl.LightningModule):
         ranks: dict[str, Any] = {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         return self.data.loader(
             split, batch_size=self.config.batch_size // ranks.get("world_size", 1), workers=self.config.workers, seed=self.config.seed,
-            first_looks=self.model.first_looks, **ranks, **options,
+            first_looks=_in_mode(self.model, split == "train").first_looks, device=self.device, **ranks, **options,
         )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -158,6 +190,7 @@ class Task(pl.LightningModule):
         return (batch_idx + 1) % self.config.accumulate == 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check(self._losses.rest())  # a run that has diverged is not saved
         checkpoint["elapsed"] = self.elapsed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,27 +219,33 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self.bad_images += batch.errors
         loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
-        # What all processes must agree on travels together: images, failure, the wish to stop, bad images, the time.
         world = self.trainer.world_size
+        if world == 1:
+            self._check(self._losses.put(loss.detach(), self.step + 1))
+            self.stopping, self._clock = self.stop_requested, self.elapsed
+            return {"loss": loss, "log": log, "images": good}
+        # What all processes must agree on travels together: images, failure, the wish to stop, bad images, the time.
         ours = [good, not torch.isfinite(loss.detach()), self.stop_requested, len(self.bad_images), self.elapsed / world]
-        shared = torch.tensor(ours, dtype=torch.float64)
-        if world > 1:
-            shared = shared.to(self.device)
-            dist.all_reduce(shared)
+        shared = torch.tensor(ours, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
         count, failed, stop, bad, self._clock = shared.tolist()
         if failed:
-            raise RunError(self.failure(f"the loss is {float(loss.detach())}"))
+            raise RunError(self.failure(f"the loss is {float(loss.detach())}", self.step + 1))
         if bad:
             self._gather_bad_images()
         self.stopping = bool(stop)
-        if world > 1:
-            # Gradients are averaged over processes, which may hold different numbers of good images.
-            share = good / count if count else 1 / world
-            loss = loss * (share * world)
-            if self.objective_state.numel():
-                self.objective_state *= share
-                dist.all_reduce(self.objective_state)
+        # Gradients are averaged over processes, which may hold different numbers of good images.
+        share = good / count if count else 1 / world
+        loss = loss * (share * world)
+        if self.objective_state.numel():
+            self.objective_state *= share
+            dist.all_reduce(self.objective_state)
         return {"loss": loss, "log": log, "images": good}
+
+    def _check(self, read: tuple[float, int] | None) -> None:
+        """Stop the run if a loss, with the step it belongs to, is no number."""
+        if read is not None and not math.isfinite(read[0]):
+            raise RunError(self.failure(f"the loss is {read[0]}", read[1]))
 
     def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
         """Loss, things to log and number of images that could be seen."""
@@ -236,17 +275,19 @@ class Task(pl.LightningModule):
             dist.all_gather_object(found, self.bad_images)
             self.bad_images = [pair for of_rank in found for pair in of_rank]
 
-    def failure(self, what: str) -> str:
-        """The sentence for a run that has diverged."""
+    def failure(self, what: str, step: int | None = None) -> str:
+        """The sentence for a run that has diverged: in a step, or the one that is being taken."""
+        if step is None and (read := self._losses.rest()) is not None and not math.isfinite(read[0]):
+            what, step = f"the loss is {read[0]}", read[1]  # which came before whatever was found
         return (
-            f"{self.trainer.default_root_dir}: {what} in step {self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or"
+            f"{self.trainer.default_root_dir}: {what} in step {step or self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or"
             " --precision 32, with --resume to go on from the last checkpoint before"
         )
 
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validated = torch.zeros(3, dtype=torch.float64)
+        self._validated, self._validated_images = [], 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.bad_images += batch.errors
@@ -254,18 +295,24 @@ class Task(pl.LightningModule):
             return
         logits = self.model(batch.views, locations=self.config.locations).logits
         self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
-        good = [i for i in range(len(batch)) if i not in batch.views.errors]
-        logits, target = logits[good].float(), batch.target[good]
+        logits, target = logits.float(), batch.target
+        if batch.views.errors:
+            good = [i for i in range(len(batch)) if i not in batch.views.errors]
+            logits, target = logits[good], target[good]
         right = (logits.argmax(-1) == target).sum()
-        self._validated += torch.tensor([len(good), float(right), float(F.cross_entropy(logits, target, reduction="sum"))])
+        # They stay on the device until all are there: reading them would wait for the batch.
+        self._validated.append(torch.stack([right.float(), F.cross_entropy(logits, target, reduction="sum")]))
+        self._validated_images += len(target)
 
     def on_validation_epoch_end(self) -> None:
         self._gather_bad_images()
+        totals = torch.zeros(3, dtype=torch.float64)
+        if self._validated:
+            totals = torch.tensor([self._validated_images, *torch.stack(self._validated).cpu().double().sum(0)], dtype=torch.float64)
         if self.trainer.world_size > 1:
-            totals = self._validated.to(self.device)
+            totals = totals.to(self.device)
             dist.all_reduce(totals)
-            self._validated = totals.cpu()
-        count, right, loss = self._validated.tolist()
+        count, right, loss = totals.tolist()
         self.log_dict({"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}, logger=False, rank_zero_only=False)
 
 
@@ -294,6 +341,13 @@ def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, clas
         raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(named)}") from error
     except TypeError as error:
         raise ConfigError(f"objective: {error}; use options that it has") from error
+
+
+def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:
+    """The same model in a mode of its own: a loader's workers ask it for looks whatever mode the model is in by then."""
+    same = copy.copy(model)
+    same.training = training
+    return same
 
 
 def _rows(tried: Rollout, rows: Tensor) -> Rollout:

@@ -5,9 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import rotate
 
-from foveal.data.augmentation import _COLOUR_ORDERS, Change, distorted_crop, draw_change, rotate_and_shift
+from foveal.data.augmentation import (
+    _COLOUR_ORDERS,
+    Change,
+    crop_flip,
+    distorted_crop,
+    draw_change,
+    draw_crop_flip,
+    inception_crop,
+    rotate_and_shift,
+)
 
 REGION = (0, 0, 90, 120)
 
@@ -122,3 +132,58 @@ def test_a_shift_moves_down_and_right_before_the_rotation():
     # What a shift pushes out of the frame, no rotation brings back.
     edge = torch.ones(1, 21, 21)
     assert rotate_and_shift(edge, (0, 10 / 21), 180)[0, :, -10:].sum() == 0
+
+
+class TorchsDraws:
+    """Draws numbers as torchvision does, from torch's generator."""
+
+    def uniform(self, low, high):
+        return torch.empty(1).uniform_(low, high).item()
+
+    def integers(self, low, high):
+        return torch.randint(low, high, (1,)).item()
+
+
+@pytest.mark.parametrize("size", [(90, 120), (500, 333), (64, 64), (30, 400), (400, 30)])
+def test_inception_crops_are_torchvisions(size):
+    """With the same numbers drawn the same crop; images too long for any try get the centre crop."""
+    image = torch.empty(3, *size)
+    for seed in range(200):
+        torch.manual_seed(seed)
+        top, left, height, width = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        torch.manual_seed(seed)
+        assert inception_crop((0, 0, *size), TorchsDraws()) == (top, left, top + height, left + width)
+        torch.manual_seed(seed)
+        assert inception_crop((7, 5, 7 + size[0], 5 + size[1]), TorchsDraws()) == (top + 7, left + 5, top + height + 7, left + width + 5)
+
+
+def test_inception_mirrors_half_and_is_reached_by_its_name():
+    changes = drawn("inception")
+    assert 0.43 < np.mean([c.mirrored for c in changes]) < 0.57
+    areas = [(c.crop[2] - c.crop[0]) * (c.crop[3] - c.crop[1]) / (90 * 120) for c in changes]
+    assert min(areas) < 0.12 and 0.45 < np.mean(areas) < 0.58 and max(areas) <= 1.0
+    assert len({c.crop for c in changes}) > 390
+
+
+def test_crop_and_flip_by_loops():
+    generator_ = torch.Generator().manual_seed(0)
+    for dtype in (torch.uint8, torch.float32):
+        pixels = torch.randint(0, 256, (30, 3, 9, 7), generator=generator_).to(dtype)
+        chosen = draw_crop_flip(30, np.random.default_rng(0))
+        fill = torch.tensor([1.0, 2.0, 3.0])
+        out = crop_flip(pixels, chosen, fill)
+        assert out.dtype == dtype
+        for image, (down, right, mirrored), seen in zip(pixels, chosen.tolist(), out, strict=True):
+            for y in range(9):
+                for x in range(7):
+                    from_y, from_x = y + down - 4, (6 - x if mirrored else x) + right - 4
+                    inside = 0 <= from_y < 9 and 0 <= from_x < 7
+                    assert torch.equal(seen[:, y, x], image[:, from_y, from_x] if inside else fill.to(dtype))
+
+
+def test_crops_and_flips_are_drawn_evenly():
+    chosen = draw_crop_flip(90_000, np.random.default_rng(0))
+    for column, count in ((0, 9), (1, 9), (2, 2)):
+        share = np.bincount(chosen[:, column], minlength=count) / 90_000
+        assert len(share) == count and np.abs(share * count - 1).max() < 0.05
+    assert len(np.unique(chosen, axis=0)) == 9 * 9 * 2

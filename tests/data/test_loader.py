@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foveal.data import Batch, Loader, TensorDataset
+from foveal.data.augmentation import crop_flip, draw_crop_flip
 from foveal.draws import generator
 from foveal.images.views import TensorViews
 
@@ -101,3 +102,47 @@ def test_an_empty_batch_is_legal():
 def test_moving_a_batch_moves_pixels_and_labels():
     batch = numbered().batch(0, [1, 2], 0).to("meta")
     assert batch.target.device.type == batch.views.images.device.type == "meta"
+
+
+def test_a_batch_that_is_there_already_is_not_copied():
+    batch = numbered().batch(0, [1, 2], 0)
+    moved = batch.to("cpu")
+    assert moved.views.images.data_ptr() == batch.views.images.data_ptr() and moved.target.data_ptr() == batch.target.data_ptr()
+
+
+def test_a_device_takes_the_images_once_and_the_data_set_stays_where_it_is():
+    data = numbered()
+    loader = Loader(data, batch_size=4, device="meta")
+    assert loader.data.images.device.type == "meta" and data.images.device.type == "cpu"
+    assert {batch.views.images.device.type for batch in loader} == {"meta"}
+    assert Loader(data, batch_size=4, device="cpu").data.images.data_ptr() == data.images.data_ptr()
+
+
+def augmented() -> TensorDataset:
+    images = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images, torch.arange(23) % 3, ("a", "b", "c"), augmentation="crop_flip")
+
+
+def pixels(loader: Loader) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in loader for i, image in zip(batch.index, batch.views.images, strict=True)}
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_sample():
+    loader = Loader(augmented(), batch_size=4, seed=5, shuffle=True)
+    whole = pixels(loader)
+    loader.set_epoch(1)
+    other = pixels(loader)
+    assert sum(torch.equal(whole[i], other[i]) for i in range(23)) < 5
+    expected = crop_flip(
+        augmented().images, draw_crop_flip(23, generator(5, 0, 0, "crop_flip")), augmented().images.float().mean((0, 2, 3)).round()
+    )
+    assert all(torch.equal(whole[i], expected[i]) for i in range(23))
+    # Entered late, in batches of another size, by another process: the same image for the same sample.
+    late = Loader(augmented(), batch_size=3, seed=5, shuffle=True, rank=1, world_size=2, workers=2)
+    late.set_epoch(0, first_batch=2)
+    found = pixels(late)
+    assert 0 < len(found) < 12 and all(torch.equal(whole[i], image) for i, image in found.items())
+    different = pixels(Loader(augmented(), batch_size=4, seed=6))
+    assert sum(torch.equal(whole[i], different[i]) for i in range(23)) < 5
+    plain = pixels(Loader(augmented().plain(), batch_size=4, seed=5))
+    assert all(torch.equal(plain[i], augmented().images[i]) for i in range(23))

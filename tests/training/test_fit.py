@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.errors import ConfigError, RunError
 from foveal.objectives.objective import CrossEntropy
+from foveal.recipes.configure import configure
 from foveal.training import FitConfig, fit
-from foveal.training.task import Task, objective_for
+from foveal.training.task import Late, Task, objective_for
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +236,56 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     assert (resumed.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
 
 
+class Delayed(Late):
+    """As on a GPU: a number is read when the next one comes."""
+
+    def put(self, value, mark):
+        before, self.kept = self.rest(), (float(value), mark)
+        return before
+
+    def rest(self):
+        kept, self.kept = getattr(self, "kept", None), None
+        return kept
+
+
+@pytest.mark.parametrize("save_every", [1, 4, 5, 100])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, monkeypatch, save_every, frozen):
+    """Also where the weights stay as they are, so that only the loss tells; and what is saved is sound."""
+    call, calls = CrossEntropy.__call__, []
+
+    def diverging(self, *args):
+        calls.append(1)
+        loss, state, log = call(self, *args)
+        return (loss * float("nan") if len(calls) == 4 else loss), state, log
+
+    monkeypatch.setattr(CrossEntropy, "__call__", diverging)
+    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 6, "ema": None}
+    if frozen:
+        monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure=None: closure())
+    with pytest.raises(RunError, match="the loss is nan in step 4; try a lower"):
+        fit(config(**changes, save_every=save_every, val_every=100), tmp_path / "run", quiet=True)
+    kept = last(tmp_path / "run")
+    assert kept["global_step"] <= 3
+    assert all(v.isfinite().all() for v in kept["state_dict"].values())
+
+
+def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
+    call, calls = CrossEntropy.__call__, []
+
+    def diverging(self, *args):
+        calls.append(1)
+        loss, state, log = call(self, *args)
+        return (loss * float("inf") if len(calls) == 3 else loss), state, log
+
+    monkeypatch.setattr(CrossEntropy, "__call__", diverging)
+    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 3, "ema": None}
+    with pytest.raises(RunError, match="the loss is inf in step 3; try a lower"):
+        fit(config(**changes, save_every=100), tmp_path / "run", quiet=True)
+
+
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
     def poisoned(self, *_):
         if self.step == 3:
@@ -270,6 +322,8 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be shared equally by 2 devices"),
         ({"model": {}}, "model: has no name"),
         ({"optimiser": {"l2": 1.0}}, "optimiser.l2: is a term of the loss"),
+        ({"optimiser": {"nesterov": True}}, "optimiser.nesterov: is a kind of momentum of sgd"),
+        ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are no shares of the run"),
         ({"optimiser": {"group_lr": {"hed": 1.0}}}, "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head"),
         ({"class_weights": [1.0]}, "class_weights: 1 weights for 3 classes"),
         ({"objective": {"warmup": 1}}, "objective: .*'warmup'"),
@@ -296,6 +350,37 @@ def test_balanced_class_weights_reach_the_objective(tmp_path, monkeypatch):
     fit(config(**small, class_weights="balanced"), tmp_path / "run", quiet=True, data=data)
     np.testing.assert_allclose(seen[0], [8 / 12, 8 / 4])
     assert objective_for(foveal.runs.create_classifier("test_resnet", num_classes=2), None, [1.0, 3.0]).class_weights.tolist() == [1.0, 3.0]
+
+
+def test_a_dense_network_with_smoothed_labels(tmp_path):
+    flags = ["--model", "test_resnet", "--model.image_size", "16", "--objective.label_smoothing", "0.1", "--data", "tiny_images"]
+    wanted, _, _ = configure("demo", [*flags, "--optimiser.step_at", "0.5,0.75", "--steps", "1", "--device", "cpu"])
+    assert wanted.optimiser.step_at == (0.5, 0.75)
+    task = Task(
+        foveal.runs.create_classifier("test_resnet", num_classes=3, image_size=16),
+        objective_for(foveal.runs.create_classifier("test_resnet", num_classes=3), wanted.objective, None),
+        foveal.data.get_data("tiny_images"), wanted,
+    )  # fmt: skip
+    assert task.objective.label_smoothing == 0.1
+    run = fit(replace(wanted, epochs=None, batch_size=4), tmp_path / "run", quiet=True)
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["objective"]["label_smoothing"] == 0.1
+
+
+def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = DataModule(("a", "b"), TensorDataset(images, np.arange(20) % 2, ("a", "b"), augmentation="crop_flip"), name="mine")
+    small = {"model": {"name": "test_resnet", "image_size": 16, "crop": 1.0}, "accumulate": 1, "ema": None, "data": {"name": "mine"}}
+    small["optimiser"] = {"schedule": "constant"}
+    whole = fit(config(**small, epochs=2), tmp_path / "whole", quiet=True, data=data)
+    fit(config(**small, epochs=None, steps=3), tmp_path / "part", quiet=True, data=data)
+    config_file = tmp_path / "part" / "config.yaml"
+    config_file.write_text((whole.path / "config.yaml").read_text())
+    part = fit(config(**small, epochs=2), tmp_path / "part", resume=True, quiet=True, data=data)
+    assert last(part.path)["global_step"] == 10
+    model = part.load_model()
+    assert model.crop == 1.0 and json.loads((part.path / "config.json").read_text())["model"]["crop"] == 1.0
+    for (name, a), b in zip(last(whole.path)["state_dict"].items(), last(part.path)["state_dict"].values(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):

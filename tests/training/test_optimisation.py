@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -67,6 +68,87 @@ def test_schedules():
     assert [lr_factor(warm, s, 0.0) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def rates(optimiser: Optimiser, epochs: int, batches: int) -> list[float]:
+    """Learning rate of the first and the last step of every epoch, as a task counts them."""
+    total = epochs * batches
+    steps = (step for epoch in range(epochs) for step in (epoch * batches, (epoch + 1) * batches - 1))
+    return [optimiser.lr * lr_factor(optimiser, step, step / total) for step in steps]
+
+
+@pytest.mark.parametrize("batches", [1, 7, 390, 391, 5004])
+def test_several_drops_come_exactly_at_their_epochs(batches):
+    """Attention-based CNN, T1: 0.1, a tenth of it from epoch 100, a hundredth from epoch 150 of 200; ImageNet: 30 and 60 of 90."""
+    cifar = Optimiser(lr=0.1, schedule="step", step_at=(0.5, 0.75))
+    assert rates(cifar, 200, batches) == pytest.approx([0.1] * 200 + [0.01] * 100 + [0.001] * 100)
+    imagenet = Optimiser(lr=0.1, schedule="step", step_at=(0.3333333, 0.6666667))
+    assert rates(imagenet, 90, batches) == pytest.approx([0.1] * 60 + [0.01] * 60 + [0.001] * 60)
+
+
+def test_a_constant_warm_up():
+    """ResNet-110: a tenth of the learning rate for the first 400 steps."""
+    warm = Optimiser(schedule="step", warmup=400, warmup_factor=0.1)
+    assert [lr_factor(warm, s, 0.0) for s in (0, 399, 400, 401)] == pytest.approx([0.1, 0.1, 1, 1])
+    assert lr_factor(warm, 399, 0.9) == pytest.approx(0.01)
+
+
+class Gate(nn.Module):
+    no_weight_decay = ("log_radius",)
+
+    def __init__(self):
+        super().__init__()
+        self.log_radius = nn.Parameter(torch.zeros(3, 1, 1))
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+
+class WithTable(nn.Sequential):
+    def no_weight_decay(self):
+        return {"1.weight", "pos_embed"}
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_what_weight_decay_leaves_alone(decay_all):
+    net = WithTable(nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.BatchNorm2d(4), Gate())
+    optimiser = build(
+        net, {"head": list(net.parameters())}, Optimiser(name="sgd", weight_decay=0.1, l2=0.01, decay_all=decay_all)
+    )  # the penalty is on weights and biases, whatever else is decayed
+    found = {id(p): g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
+    other = 0.1 if decay_all else 0.0
+    assert {name: found[id(p)] for name, p in net.named_parameters()} == pytest.approx(
+        {
+            "0.weight": 0.12,
+            "0.bias": other + 0.02,
+            "1.weight": 0.0,
+            "1.bias": other + 0.02,
+            "2.weight": other,
+            "2.bias": other,
+            "3.log_radius": 0.0,
+            "3.weight": 0.12,
+        }
+    )
+
+
+def test_timms_own_list_is_kept():
+    net = timm.create_model("test_vit", num_classes=2)
+    optimiser = build(net, {"head": list(net.parameters())}, Optimiser(weight_decay=0.1, decay_all=True))
+    spared = {id(p) for g in optimiser.param_groups for p in g["params"] if g["weight_decay"] == 0}
+    named = {name for name, p in net.named_parameters() if id(p) in spared}
+    assert named == net.no_weight_decay() & dict(net.named_parameters()).keys() and "pos_embed" in named
+
+
+def test_nesterov_looks_ahead():
+    """Two steps with constant gradient g: sgd moves by g, then 1.9 g; Nesterov's by 1.9 g, then 2.71 g."""
+    moved = {}
+    for nesterov in (False, True):
+        net = nn.Linear(1, 1, bias=False).double()
+        start = net.weight.item()
+        optimiser = build(net, {"head": list(net.parameters())}, Optimiser(name="sgd", lr=1.0, nesterov=nesterov))
+        for _ in range(2):
+            net.weight.grad = torch.ones_like(net.weight)
+            optimiser.step()
+        moved[nesterov] = start - net.weight.item()
+    assert moved == {False: pytest.approx(1 + 1.9), True: pytest.approx(1.9 + 2.71)}
+
+
 def test_adam_takes_its_epsilon_from_the_configuration():
     """After one step Adam has moved each weight by lr * g / (|g| + eps), whatever its betas."""
     net = nn.Linear(1, 1, bias=False).double()
@@ -80,6 +162,9 @@ def test_adam_takes_its_epsilon_from_the_configuration():
 def test_configurations_survive_being_written():
     config = FitConfig(optimiser=Optimiser(betas=(0.5, 0.9), l2_groups=("head",), group_lr={"backbone": 1e-4}), locations=(2, 1), epochs=3)
     assert FitConfig.from_dict(config.to_dict()) == config
+    dropping = FitConfig(optimiser=Optimiser(step_at=(0.5, 0.75), warmup_factor=0.1))
+    assert FitConfig.from_dict(dropping.to_dict()) == dropping
+    assert FitConfig.from_dict({"optimiser": {"step_at": [0.5, 0.75]}}).optimiser.step_at == (0.5, 0.75)
     assert all(not isinstance(v, tuple) for v in config.to_dict()["optimiser"].values())
     with pytest.raises(ConfigError, match=r"^optimiser.learning_rate: there is no such option; foveal fit --help lists them$"):
         FitConfig.from_dict({"optimiser": {"learning_rate": 1}})
