@@ -10,6 +10,8 @@ from foveal.backbones.attention_resnet import AttentionResNet
 from foveal.backbones.bagnet import BagNetTNet
 from foveal.backbones.cifar_resnet import CifarResNet
 from foveal.backbones.densenet_cifar import DenseNetCifar
+from foveal.backbones.residual_attention import ResidualAttentionNet
 from foveal.backbones.small import PlainConvNet
+from foveal.backbones.spatial_transformer import SpatialTransformerCNN
 
-__all__ = ["AttentionResNet", "BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet"]
+__all__ = ["AttentionResNet", "BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet", "ResidualAttentionNet", "SpatialTransformerCNN"]

@@ -16,6 +16,7 @@ from foveal.layers.gather_excite import GatherExcite
 from foveal.layers.maps import Attends, attention_maps, captions
 from foveal.layers.non_local import NonLocal
 from foveal.layers.softmax_attention import SpatialSoftmaxAttention
+from foveal.layers.spatial_transformer import SpatialTransformer
 
 __all__ = [
     "Attends",
@@ -28,4 +29,5 @@ __all__ = [
     "GatherExcite",
     "NonLocal",
     "SpatialSoftmaxAttention",
+    "SpatialTransformer",
 ]

@@ -1,0 +1,81 @@
+"""DenseNet-BC for 32 px images: timm's DenseNet with the stem and the three dense blocks of the CIFAR nets.
+
+"Densely Connected Convolutional Networks" (Huang et al., CVPR 2017, arXiv 1608.06993), section 3 and table 2. A name
+tells depth L and growth rate k.
+
+Example:
+    >>> import timm, torch
+    >>> import foveal.backbones
+    >>> net = timm.create_model("densenet_bc_100_12_cifar").eval()
+    >>> net.forward_features(torch.rand(1, 3, 32, 32)).shape, sum(p.numel() for p in net.parameters())
+    (torch.Size([1, 342, 8, 8]), 769162)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from timm.models.densenet import DenseNet
+from torch import nn
+
+default_cfgs = {
+    name: {
+        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "features.conv0", "classifier": "classifier",
+    }
+    for name in ("densenet_bc_100_12_cifar", "densenet_bc_250_24_cifar", "densenet_bc_190_40_cifar", "test_densenet_cifar")
+}  # fmt: skip
+
+
+class DenseNetCifar(DenseNet):
+    """Stem of one 3x3 convolution to 2k channels, three dense blocks of (L - 4) / 6 bottleneck layers, compression 1/2.
+
+    Args:
+        depth: L, layers with weights: 4 and a multiple of 6.
+        growth_rate: k, channels that each layer adds.
+        num_classes: 0 leaves the classifier out.
+        in_chans: bands of the input.
+        options: of timm's ``DenseNet``; ``proj_drop_rate=0.2`` is the dropout of the paper's runs without augmentation.
+
+    Raises:
+        ValueError: no such depth.
+    """
+
+    def __init__(self, depth: int = 100, growth_rate: int = 12, num_classes: int = 10, in_chans: int = 3, **options: Any) -> None:
+        layers, rest = divmod(depth - 4, 6)
+        if rest or layers < 1:
+            raise ValueError(f"a DenseNet-BC of three blocks cannot have depth {depth}; use 4 + 6 n, such as 100")
+        super().__init__(growth_rate, (layers,) * 3, num_classes=num_classes, in_chans=in_chans, **options)
+        self.features.conv0 = nn.Conv2d(in_chans, 2 * growth_rate, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.features.conv0.weight)
+        del self.features.norm0, self.features.pool0
+        self.feature_info[0]["module"] = "features.conv0"
+        for info, reduction in zip(self.feature_info, (1, 1, 2, 4), strict=True):
+            info["reduction"] = reduction
+        # timm counted with the two modules that are gone.
+        self.feature_ends = [0] + [end - 2 for end in self.feature_ends[1:]]
+
+
+@register_model
+def densenet_bc_100_12_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
+    """769,162 parameters with 10 classes, 800,032 with 100; published errors 4.51 and 22.27 %."""
+    return build_model_with_cfg(DenseNetCifar, "densenet_bc_100_12_cifar", pretrained, **kwargs)
+
+
+@register_model
+def densenet_bc_250_24_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
+    """15,324,406 parameters with 10 classes, 15,480,556 with 100; published errors 3.62 and 17.60 %."""
+    return build_model_with_cfg(DenseNetCifar, "densenet_bc_250_24_cifar", pretrained, **{"depth": 250, "growth_rate": 24, **kwargs})
+
+
+@register_model
+def densenet_bc_190_40_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
+    """25,624,430 parameters with 10 classes, 25,821,620 with 100; published errors 3.46 and 17.18 %."""
+    return build_model_with_cfg(DenseNetCifar, "densenet_bc_190_40_cifar", pretrained, **{"depth": 190, "growth_rate": 40, **kwargs})
+
+
+@register_model
+def test_densenet_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
+    """Two layers a block, for tests."""
+    return build_model_with_cfg(DenseNetCifar, "test_densenet_cifar", pretrained, **{"depth": 16, "growth_rate": 8, **kwargs})

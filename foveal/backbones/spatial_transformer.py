@@ -1,0 +1,61 @@
+"""A small convolutional network behind a spatial transformer, which learns to undo shifts, turns and changes of scale.
+
+"Spatial Transformer Networks" (Jaderberg et al., NeurIPS 2015, arXiv 1506.02025). The classifier is `plain_convnet_32`,
+which is thus the baseline without a transformer. Parameters whose names begin with ``transformer.`` are those of the
+localisation network, for a learning rate of their own.
+
+Example:
+    >>> import timm, torch
+    >>> import foveal.backbones
+    >>> timm.create_model("stn_cnn", in_chans=1)(torch.rand(2, 1, 40, 40)).shape
+    torch.Size([2, 10])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor
+
+from foveal.backbones.small import PlainConvNet
+from foveal.layers.spatial_transformer import SpatialTransformer
+
+default_cfgs = {
+    "stn_cnn": {
+        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": ("transformer.localisation.0", "stages.0.1"), "classifier": "fc",
+    }
+}  # fmt: skip
+
+
+class SpatialTransformerCNN(PlainConvNet):
+    """Images, straightened by a `SpatialTransformer`, through a `PlainConvNet`. Any size from 16 px.
+
+    Args:
+        num_classes: 0 leaves the classifier out.
+        in_chans: bands of the input.
+        widths: channels of each stage of the classifier.
+        size: (height, width) that the transformer resamples to; that of the images if None.
+        localisation_width: see `SpatialTransformer`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        widths: tuple[int, ...] = (32, 64, 96, 128),
+        size: tuple[int, int] | None = None,
+        localisation_width: int = 32,
+    ) -> None:
+        super().__init__(num_classes, in_chans, widths)
+        self.transformer = SpatialTransformer(in_chans, size, localisation_width)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return super().forward_features(self.transformer(x))
+
+
+@register_model
+def stn_cnn(pretrained: bool = False, **kwargs: Any) -> SpatialTransformerCNN:
+    """Four convolutions behind an affine spatial transformer."""
+    return build_model_with_cfg(SpatialTransformerCNN, "stn_cnn", pretrained, **kwargs)
