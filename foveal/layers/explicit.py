@@ -123,7 +123,8 @@ class ExplicitAttention(Attends):
         radius_init: radius to begin with, in the units of ``coord``.
         radius_train: False keeps the radius.
         attn_stride: with a stride, "query" averages around the centres of the stride's cells, "pool" pools the input by the stride first.
-        impl: "dense" (an N x N map), "separable" (one map for each axis: the same result) or "auto", the faster one.
+        impl: "dense" (an N x N map), "separable" (one map for each axis: the same result) or "auto": separable where
+            the kernel is, but for several heads on grids of 100 pixels and less.
         output_projection: mix the values by a 1x1 convolution at the end.
 
     Raises:
@@ -196,7 +197,7 @@ class ExplicitAttention(Attends):
     def _mix(self, v: Tensor) -> Tensor:
         """A V for every head: (B, value_channels, H, W) to (B, value_channels, H_o, W_o)."""
         grid = (v.shape[-2], v.shape[-1])
-        if self.impl != "dense" and KERNELS[self.kernel].separable:
+        if self._separates(grid):
             maps = self._ready(self._axis_maps, grid, v)
             parts = v.chunk(len(maps[0]), 1)
             mixed = [_mix_axes(part, rows, columns) for part, rows, columns in zip(parts, *maps, strict=True)]
@@ -204,6 +205,12 @@ class ExplicitAttention(Attends):
         if grid[0] * grid[1] <= DENSE_QUERIES:
             return _mix_all(v, self._ready(self._dense_map, grid, v)[0], -(-grid[1] // self._mixing_stride))
         return self._mix_in_pieces(v, grid)
+
+    def _separates(self, grid: tuple[int, int]) -> bool:
+        # Measured on a CPU: with one map this is never slower, from 7 x 7 on; with several, two products for each cost more on small grids.
+        several = self.radius is not None and self.radius.raw.numel() > 1
+        worth = self.impl == "separable" or not several or grid[0] * grid[1] > 100
+        return self.impl != "dense" and KERNELS[self.kernel].separable and worth
 
     def _mix_in_pieces(self, v: Tensor, grid: tuple[int, int]) -> Tensor:
         dy, dx = self._distances(grid, v)

@@ -197,6 +197,16 @@ def test_dense_equals_separable(kernel, dtype, tolerance):
                 torch.testing.assert_close(got, wanted, rtol=1e3 * tolerance, atol=1e3 * tolerance)
 
 
+def test_auto_is_separable_but_for_heads_on_small_grids():
+    for kernel, heads, size, expected in (
+        ("gauss", 1, 7, True), ("gauss", 2, 7, False), ("gauss", 2, 11, True), ("cone", 1, 30, False), ("uniform", 2, 7, True),
+    ):  # fmt: skip
+        layer = ExplicitAttention(4, 4, ratio=1, kernel=kernel, heads=heads).eval()
+        with torch.no_grad():
+            layer(torch.randn(1, 4, size, size))
+        assert (len(layer._cached[2]) == 2) is expected, (kernel, heads, size)
+
+
 def test_in_pieces_it_is_the_same(monkeypatch):
     torch.manual_seed(3)
     for kernel, stride in (("gauss", 1), ("cauchy", 2)):
