@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from foveal.cli import main
+from tests.data import layouts
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -52,7 +53,7 @@ def test_version_and_help(capsys):
     assert "foveal fit demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "predict", "explain", "models", "data", "cost"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "predict", "explain", "models", "data", "cost", "table"])
 def test_help_of_each_command_shows_examples(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -275,6 +276,57 @@ def test_cost_takes_options_classes_and_runs(capsys, run):
     code, said = failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4")
     assert code == 1 and "no option 'gird'; did you mean grid" in said
     assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
+
+
+def test_table_prints_columns_and_json(capsys, tmp_path, run):
+    assert main(["table", "cifar", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "95.2 / 95.3" in said and "not found" in said and "arXiv 1709.01507" in said
+    assert main(["table", "cifar", "--runs", str(run.parent), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[0] | {"name": "ResNet-110", "claimed": [93.6], "measured": [], "recipe": "cifar10/resnet110"} == rows[0]
+    assert failure(capsys, "table", "mnist") == (1, "foveal: mnist: there is no table of this name; use cifar or imagenet")
+
+
+def test_table_says_which_runs_it_leaves_out_and_why(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    root, out = layouts.make_cifar10(tmp_path), tmp_path / "runs" / "short"
+    short = [
+        "--data.root",
+        str(root),
+        "--epochs",
+        "1",
+        "--log-every",
+        "1",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--out",
+        str(out),
+    ]
+    assert main(["fit", "cifar10/resnet20", *short]) == 0
+    assert main(["table", "cifar", "--runs", str(tmp_path / "runs")]) == 0
+    assert f"{out}: has no evaluation of these weights; foveal evaluate {out}" in capsys.readouterr().err
+    assert main(["evaluate", str(out), "--device", "cpu", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["table", "cifar", "--runs", str(tmp_path / "runs")]) == 0
+    assert "was evaluated on 4 test images, not on the 10,000 of the table" in capsys.readouterr().err
+
+
+def test_flags_of_a_soft_attention_network_reach_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    root, out = layouts.make_cifar10(tmp_path), tmp_path / "run"
+    short = ["--data.root", str(root), "--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet", "--out", str(out)]
+    options = ["--model.place", "stage", "--model.attention_options.mode", "faithful", "--model.depth", "8", "--model.widths", "16,32,64"]
+    assert main(["fit", "cifar10/attn_resnet20", *short, *options]) == 0
+    told = json.loads((out / "config.json").read_text())["model"]
+    assert told | {"place": "stage", "attention_options": {"mode": "faithful"}, "depth": 8, "widths": [16, 32, 64]} == told
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture)
+    assert main(["explain", str(out), str(picture), "--out", str(tmp_path / "page.html"), "--device", "cpu", "--quiet"]) == 0
+    assert "Attention maps" in (tmp_path / "page.html").read_text()
 
 
 def test_interruption_ends_with_130(capsys, monkeypatch):

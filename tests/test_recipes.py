@@ -2,28 +2,35 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from foveal.errors import ConfigError
+from foveal.evaluation import table
 from foveal.recipes import find_recipe, list_recipes, load_recipe, merge, parse_value
 from foveal.recipes.configure import configure
 from tests.data import layouts
 
 PUBLISHED = [name for name in list_recipes() if name not in ("demo", "folder")]
+TNETS = [name for name in PUBLISHED if name.endswith(".reference")]
+SOFT = [name for name in PUBLISHED if name not in TNETS]
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """A root for each data set, made when it is first asked for."""
     made = {}
+    patch = pytest.MonkeyPatch()
+    patch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
 
     def root(name):
         if name not in made:
             made[name] = getattr(layouts, f"make_{name}")(tmp_path_factory.mktemp(name))
         return made[name]
 
-    return root
+    yield root
+    patch.undo()
 
 
 def shrunk(name):
@@ -43,14 +50,28 @@ def shrunk(name):
         flags += ["--model.locations", "1"]
     if name.endswith("step2.reference"):
         flags += ["--model.locations", "1,1"]
-    return flags
+    return [*flags, *shrunk_dense(name)]
 
 
-def test_recipes_are_those_of_the_specification():
+def shrunk_dense(name):
+    """Flags that make a network of the soft-attention tables shallow; of the wide ones also thin."""
+    model = load_recipe(name)["model"]["name"]
+    if name.startswith("imagenet/") and name in SOFT:
+        return ["--model.image_size", "64", "--model.layers", "[1,1,1,1]", "--model.channels", "[16,32,32,64]"]
+    if "resnet" in model and model.endswith("_cifar"):
+        return ["--model.depth", "8"]
+    return {
+        "densenet_bc_100_12_cifar": ["--model.depth", "10"],
+        "attention56_cifar": ["--model.widths", "[16,64,64,64]"],
+        "attention92_cifar": ["--model.widths", "[16,64,64,64]"],
+    }.get(model, ["--model.depth", "10", "--model.width", "2"] if "wrn" in model else [])
+
+
+def test_recipes_of_tnet_are_those_of_the_specification():
     birds = [f"{data}/{kind}_b{b}.reference" for data in ("cub", "nabirds") for kind in ("efficientnet", "tnet") for b in range(5)]
     fmow = [f"fmow/efficientnet_b0_{kind}.reference" for kind in ("224", "448", "896", "boxes")]
     fmow += ["fmow/tnet_step1.reference", "fmow/tnet_step2.reference"]
-    assert sorted([*birds, *fmow, "imagenet/bagnet77.reference", "imagenet/tnet_bagnet77.reference"]) == sorted(PUBLISHED)
+    assert sorted([*birds, *fmow, "imagenet/bagnet77.reference", "imagenet/tnet_bagnet77.reference"]) == sorted(TNETS)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +104,46 @@ def test_hyper_parameters_are_the_published_ones(name, expected):
     assert optimiser.group_lr == ({} if not birds else {"backbone": 1e-4 if "tnet_b" in name and "efficientnet" not in name else 5e-5})
 
 
+def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
+    rows = [row for name in ("cifar", "imagenet") for row in table(name, "nowhere").rows if row.recipe]
+    by_recipe = {row.recipe: row.model for row in rows if row.recipe in SOFT}
+    wanted = {row.recipe for row in rows if row.section in ("main", "ablation", "other attention", "ResNets with attention")}
+    assert wanted <= set(SOFT)
+    for name in SOFT:
+        model = {key: value for key, value in load_recipe(name)["model"].items() if key not in ("image_size", "crop")}
+        row = by_recipe.get(re.sub(r"(_cosine|\.original|\.document)$", "", name))
+        assert row is None or dict(row) == model, name
+        assert row is not None or name in wanted, name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Specification of the attention-based CNN, section 3: epochs or steps, batch, schedule, drops, warm-up, momentum of Nesterov.
+        ("cifar10/attn_resnet110", (200, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
+        ("cifar100/se_resnet110", (200, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
+        ("cifar10/attn_resnet110_cosine", (200, 128, "cosine", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
+        ("cifar10/resnet20", (200, 128, "step", (0.5, 0.75), 0, None, False, True, 1e-4)),
+        ("cifar10/densenet_bc_100_12", (200, 128, "step", (0.5, 0.75), 0, None, False, True, 1e-4)),
+        ("cifar100/densenet_bc_100_12.original", (300, 64, "step", (0.5, 0.75), 0, None, True, True, 1e-4)),
+        ("cifar10/resnet110.original", (None, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
+        ("imagenet/attn_resnet50.document", (90, 256, "step", (pytest.approx(1 / 3), pytest.approx(2 / 3)), 0, None, False, True, 1e-4)),
+        # Specification of ExpAtt, section 8; 5 epochs of 1,281,167 images in batches of 256.
+        ("imagenet/expatt_resnet152", (100, 256, "cosine", 0.8, 5 * (1281167 // 256), None, False, False, 1e-4)),
+    ],
+)
+def test_hyper_parameters_of_soft_attention_are_those_of_the_specification(name, expected):
+    config, _, _ = configure(name, ["--data.root", "nowhere"])
+    o = config.optimiser
+    got = (config.epochs, config.batch_size, o.schedule, o.step_at, o.warmup, o.warmup_factor, o.nesterov, o.decay_all, o.weight_decay)
+    assert got == expected
+    assert (o.name, o.lr, o.betas[0], o.step_factor, config.precision) == ("sgd", 0.1, 0.9, 0.1, "32")
+    assert config.data["augmentation"] == ("inception" if name.startswith("imagenet") else "crop_flip")
+    assert config.data["name"] == name.partition("/")[0]
+
+
 def test_locations_trained_with_are_the_published_ones():
-    trained = {name: load_recipe(name)["model"]["locations"] for name in PUBLISHED if "locations" in load_recipe(name)["model"]}
+    trained = {name: load_recipe(name)["model"]["locations"] for name in TNETS if "locations" in load_recipe(name)["model"]}
     assert trained == {
         "imagenet/tnet_bagnet77.reference": [3],
         "fmow/tnet_step1.reference": [2],

@@ -241,7 +241,7 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
         elif not any(key.startswith(f"{k}.") and "dict" in str(o.hint) for k, o in by_key.items()):
             if not key.startswith(tuple(f"{s}." for s in open_keys)):
                 raise UsageError(f"--{_unknown(key, by_key)}")
-            through[key] = parse_value(value)
+            through[key] = parse_value(_listed(value, int | Sequence))
             continue
         known += [_flag(key), value]
     return known, through

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -191,3 +192,24 @@ def _write_birds(root: Path, names: dict[str, str], listed: list[tuple[str, str,
         ("bounding_boxes.txt", [f"{image} {box[image]}" for image, _, _ in listed]),
     ):
         (root / file).write_text("\n".join(lines) + "\n")
+
+
+def make_cifar10(root: Path, classes: int = 2, images: int = 4) -> Path:
+    """CIFAR-10 as its archive unpacks, ``images`` a file; torchvision's checksums are for whoever reads it to patch away."""
+    files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    return _write_cifar(root / "cifar-10-batches-py", files, "batches.meta", "labels", "label_names", classes, images, root)
+
+
+def make_cifar100(root: Path, classes: int = 2, images: int = 4) -> Path:
+    """CIFAR-100 likewise."""
+    return _write_cifar(root / "cifar-100-python", ["train", "test"], "meta", "fine_labels", "fine_label_names", classes, images, root)
+
+
+def _write_cifar(folder: Path, files: list[str], meta: str, labels: str, names: str, classes: int, images: int, root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for file in files:
+        part = {"data": rng.integers(0, 256, (images, 3072), np.uint8), labels: [n % classes for n in range(images)]}
+        (folder / file).write_bytes(pickle.dumps(part))
+    (folder / meta).write_bytes(pickle.dumps({names: [f"class_{c}" for c in range(classes)]}))
+    return root

@@ -1,0 +1,186 @@
+"""Published tables beside runs; run folders are written by hand, so that every number is known."""
+
+import json
+import os
+import statistics
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from foveal.errors import ConfigError
+from foveal.evaluation import table
+from foveal.evaluation.tables import NOT_FOUND, names
+from foveal.prediction import count
+from foveal.runs import create_model
+
+WRAPPER = {"image_size": None, "mean": None, "std": None, "squash": False, "antialias": True, "crop": None}
+
+
+def make_run(folder, accuracy, *, seed=0, model=None, epoch=200, schedule="step", images=10_000, split="test", data=None, top5=0.99):
+    """A run folder as training and evaluation leave it, without weights that anybody could load."""
+    folder.mkdir(parents=True)
+    model = {"pretrained": False, **WRAPPER, **(model or {"name": "resnet20_cifar"})}
+    config = {
+        "model": model, "data": {"name": "cifar10", "root": f"somewhere/{seed}", "train": None} | (data or {}),
+        "epochs": 200, "steps": None, "max_time": None, "batch_size": 128, "precision": "32", "log_every": 50,
+        "seed": seed, "device": "cuda" if seed else "cpu", "optimiser": {"name": "sgd", "schedule": schedule},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.json").write_text(json.dumps({"model": model, "class_names": []}))
+    (folder / "metrics.csv").write_text(f"step,epoch\n50,0.128\n{391 * epoch},{epoch}\n")
+    (folder / "model.safetensors").write_bytes(b"")
+    point = {"kind": "learned", "images": images, "accuracy": accuracy, "top5": top5, "batched": {"p50": 0.5 + seed}}
+    (folder / "evaluation.json").write_text(json.dumps({"split": split, "points": [point]}))
+    return folder
+
+
+def row_of(found, name, data="cifar10", section=None):
+    (row,) = [row for row in found.rows if row.name == name and row.data == data and section in (None, row.section)]
+    return row
+
+
+def printed(found):
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    for drawn in found.tables():
+        console.print(drawn)
+    return console.export_text()
+
+
+def test_claims_are_the_documents():
+    """Specification of the attention-based CNN, 4.1: table 1, table 3, and the ablations of tables 2 and 4."""
+    found = table("cifar", "nowhere")
+    wanted = {
+        "ResNet-110": ((93.6,), (72.7,)), "DenseNet-BC-100-12": ((94.4, 95.0), (73.3, 76.4)), "SE-ResNet-110": ((95.2, 95.3), (75.7, 77.1)),
+        "CBAM-ResNet-110": ((95.5,), (76.1,)), "attention CNN": ((96.2,), (80.5,)), "without attention": ((93.8,), (73.6, 74.3)),
+        "with, in every block": ((96.2,), (80.5,)),
+    }  # fmt: skip
+    for name, (ten, hundred) in wanted.items():
+        assert (row_of(found, name).claimed, row_of(found, name, "cifar100").claimed) == (ten, hundred)
+    assert {row.name for row in found.rows if row.claimed} == set(wanted)
+
+
+def test_published_accuracies_are_the_published_errors():
+    """The same, section 6."""
+    errors = {
+        ("ResNet-110", "cifar10"): 6.43, ("ResNet-110, pre-activation", "cifar10"): 6.37, ("DenseNet-BC-100-12", "cifar10"): 4.51,
+        ("DenseNet-BC-100-12", "cifar100"): 22.27, ("SE-ResNet-110", "cifar10"): 5.21, ("SE-ResNet-110", "cifar100"): 23.85,
+        ("Residual Attention Network, 92", "cifar10"): 4.99, ("Residual Attention Network, 92", "cifar100"): 21.71,
+    }  # fmt: skip
+    found = table("cifar", "nowhere")
+    for (name, data), error in errors.items():
+        assert row_of(found, name, data).published[0].value == pytest.approx(100 - error, abs=1e-9)
+    assert row_of(found, "CBAM-ResNet-110").published == NOT_FOUND
+    used = {p.source for name in names() for row in table(name, "nowhere").rows if isinstance(row.published, tuple) for p in row.published}
+    assert used < {key for name in names() for key in table(name, "nowhere").sources}
+
+
+def test_columns_are_never_mixed(tmp_path):
+    make_run(tmp_path / "a", 0.9123, model={"name": "se_resnet110_cifar"})
+    lines = printed(table("cifar", tmp_path)).splitlines()
+    head = next(line for line in lines if "claimed" in line)
+    line = next(line for line in lines if "SE-ResNet-110" in line)
+    ends = [head.index(name) + len(name) for name in ("claimed", "published", "measured", "best")]
+    cells = [line[start:end].strip() for start, end in zip([head.index("claimed") - 6, *ends], ends, strict=False)]
+    assert cells == ["95.2 / 95.3", "94.79 se", "91.23", "91.23"]
+    assert "not found" in next(line for line in lines if "CBAM-ResNet-110" in line)
+    assert "1,742,200" in line and "253 M" in line
+
+
+def test_seeds_are_averaged_and_nothing_else(tmp_path):
+    values = [0.91, 0.92, 0.915]
+    for seed, value in enumerate(values):
+        make_run(tmp_path / f"resnet20/{seed}", value, seed=seed)
+    make_run(tmp_path / "cosine", 0.95, schedule="cosine")
+    make_run(tmp_path / "few", 0.80, data={"train": 10_000})
+    make_run(tmp_path / "other", 0.99, data={"name": "digits"})
+    found = table("cifar", tmp_path)
+    assert not found.left_out
+    step, *others = row_of(found, "ResNet-20").measured
+    assert step.mean == pytest.approx(100 * statistics.fmean(values)) and step.deviation == pytest.approx(100 * statistics.stdev(values))
+    assert (step.best, step.seeds, step.milliseconds) == (pytest.approx(92.0), (0, 1, 2), 0.5)
+    assert step.how == "200 epochs, step, batches of 128"
+    assert {(group.how, round(group.mean), group.deviation) for group in others} == {
+        ("200 epochs, cosine, batches of 128", 95, None), ("200 epochs of 10,000 images, step, batches of 128", 80, None),
+    }  # fmt: skip
+    text = printed(found)
+    assert "91.50 ± 0.50" in text and "10,000 images" in text
+    assert json.loads(json.dumps(found.as_dict()))["rows"][0]["published"] == [{"value": 93.57, "source": "resnet"}]
+
+
+def test_one_model_may_be_in_two_sections(tmp_path):
+    make_run(tmp_path / "a", 0.93, model={"name": "resnet110_cifar"})
+    found = table("cifar", tmp_path)
+    assert [row.name for row in found.rows if row.measured] == ["ResNet-110", "without attention"]
+
+
+def test_options_decide_the_row(tmp_path):
+    make_run(tmp_path / "a", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful"}})
+    make_run(tmp_path / "b", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful", "count": 2}})
+    found = table("cifar", tmp_path)
+    assert [row.name for row in found.rows if row.measured] == ["attention CNN, faithful"]
+    ((folder, reason),) = found.left_out
+    assert folder == str(tmp_path / "b") and "is no row" in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epoch": 150}, "not trained to its end"),
+        ({"images": 9_000}, "9,000 test images, not on the 10,000"),
+        ({"split": "train"}, "train images"),
+        ({"model": {"name": "no_such_net"}}, "no model of this name"),
+    ],
+)
+def test_what_does_not_count_is_left_out_with_the_reason(tmp_path, change, words):
+    make_run(tmp_path / "a", 0.5, **change)
+    found = table("cifar", tmp_path)
+    ((_, reason),) = found.left_out
+    assert words in reason and not any(row.measured for row in found.rows)
+
+
+def test_damaged_and_old_evaluations_are_left_out(tmp_path):
+    for name in ("none", "damaged", "old"):
+        make_run(tmp_path / name, 0.5)
+    (tmp_path / "none" / "evaluation.json").unlink()
+    (tmp_path / "damaged" / "evaluation.json").write_text("{")
+    os.utime(tmp_path / "old" / "evaluation.json", (1, 1))
+    found = table("cifar", tmp_path)
+    reasons = {folder.rpartition(os.sep)[2]: reason for folder, reason in found.left_out}
+    assert "no evaluation of these weights" in reasons["none"] and "no evaluation of these weights" in reasons["old"]
+    assert "damaged" in reasons["damaged"]
+    assert all(f"foveal evaluate {tmp_path / name}" in reason for name, reason in reasons.items())
+
+
+def test_imagenet_has_two_tables(tmp_path):
+    make_run(tmp_path / "a", 0.77, top5=0.93, model={"name": "seresnet50", "image_size": 224}, images=50_000, data={"name": "imagenet"})
+    found = table("imagenet", tmp_path)
+    assert [row_of(found, "SE-ResNet-50", data).measured[0].mean for data in ("top1", "top5")] == [pytest.approx(77), pytest.approx(93)]
+    assert row_of(found, "ExpAtt-ResNet-152", "top1").claimed == (80.0,)
+    assert row_of(found, "ExpAtt-ResNet-152", "top5").claimed == row_of(found, "ExpAtt-ResNet-50", "top1").published == NOT_FOUND
+    assert row_of(found, "attention CNN", "top1").model is None
+
+
+def test_no_such_table():
+    with pytest.raises(ConfigError, match="did you mean cifar"):
+        table("cifr")
+    with pytest.raises(ConfigError, match="use cifar or imagenet"):
+        table("mnist")
+
+
+def costed(every):
+    rows = [row for name in names() for row in table(name, "nowhere").rows if row.model and row.data != "top5"]
+    assert all(row.parameters for row in rows)
+    wanted = ("ResNet-110", "SE-ResNet-20", "with, after each stage")
+    return [row for row in rows if every or (row.name in wanted and row.data == "cifar10")]
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_costs_are_those_of_the_models(every):
+    for row in costed(every):
+        options = dict(row.model)
+        classes, size = {"cifar10": (10, 32), "cifar100": (100, 32), "top1": (1000, 224)}[row.data]
+        with torch.device("meta"):
+            cost = count(create_model(options.pop("name"), num_classes=classes, **options), size)
+        assert (cost.parameters, cost.macs) == (row.parameters, row.macs), row.name
