@@ -134,7 +134,7 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = tried.log_probability.detach().exp().to(logits.dtype)
-    parent = tuple(tried.parent.tolist())
+    parent = tuple(tried.parent.tolist())  # type: ignore[union-attr]
     total, budgets = torch.zeros_like(p), _budgets(parent)
     for looks in budgets:
         place = {look: i for i, look in enumerate(looks)}
