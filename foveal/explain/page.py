@@ -54,7 +54,7 @@ MAPS = 8
 
 
 HOW_TO_READ = (
-    "Bright is high, each picture from its own lowest to its own highest value, as the caption says. "
+    "Bright is high, each picture from its own lowest to its own highest value. "
     "Where a map differs from query to query, it is that of the centre."
 )
 
@@ -255,8 +255,8 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
         stage = stage_of(name) if many else ""
         for which, values in shown:
             low, high = (f"{float(v / values.mean()):.2g}" for v in (values.min(), values.max()))
-            said = [name + which, *([captions[name]] if name in captions and not which else []), f"{low} to {high} times the mean"]
-            text = "<br>".join(map(escape, said))
+            said = captions[name] if name in captions and not which else f"{low} to {high} times the mean"
+            text = f"{escape(name + which)}<br>{escape(said)}"
             picture = f'<img src="{_data_uri(heat(ground, values))}" alt="">'
             figures.setdefault(stage, []).append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     parts = []
