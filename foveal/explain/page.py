@@ -256,8 +256,8 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
         for which, values in shown:
             low, high = (f"{float(v / values.mean()):.2g}" for v in (values.min(), values.max()))
             said = captions[name] if name in captions and not which else f"{low} to {high} times the mean"
-            text = f"{escape(name + which)}<br>{escape(said)}"
-            picture = f'<img src="{_data_uri(heat(ground, values))}" alt="">'
+            text = f"{escape(name.removeprefix(f'{stage}.') + which)}<br>{escape(said)}"
+            picture = f'<img src="{_data_uri(heat(ground, values))}" alt="{escape(name + which)}">'
             figures.setdefault(stage, []).append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     parts = []
     for stage, group in figures.items():

@@ -177,7 +177,9 @@ def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
     assert all(words in page.text for words in said.values())
     text = report(image, whole, tmp_path / "page.html").read_text(encoding="utf-8")
     mean = maps[names[0]].mean(0)
-    assert f"{names[0]}<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} times the mean" in text
+    assert (
+        f"<figcaption>0.attention<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} times the mean" in text
+    )
     assert len(text) < 500_000
 
 
