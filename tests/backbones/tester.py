@@ -1,0 +1,106 @@
+"""The checks that every backbone must pass: subclass, name it, and pytest runs them all."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+import foveal.backbones  # noqa: F401
+from foveal.prediction.cost import count
+
+
+class BackboneTester:
+    """Inherit and set ``name``; override the other attributes where the network is special.
+
+    Attributes:
+        name: as registered with timm.
+        options: keywords of its constructor.
+        odd_size: (height, width) of images that are not of the network's own size; None if it takes no others.
+    """
+
+    name: str
+    options: dict[str, object] = {}  # noqa: RUF012
+    odd_size: tuple[int, int] | None = (45, 37)
+
+    def make(self, **options) -> nn.Module:
+        return timm.create_model(self.name, **{**self.options, **options})
+
+    @pytest.fixture
+    def net(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self.make(num_classes=5)
+
+    def images(self, net: nn.Module, count: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
+        channels, *own = net.pretrained_cfg["input_size"]
+        return torch.randn(count, channels, *(size or own), generator=torch.Generator().manual_seed(1))
+
+    def test_every_parameter_is_trained(self, net):
+        with torch.no_grad():  # a layer that starts at zero blocks the gradient of those before it
+            for p in net.parameters():
+                p.add_(0.01 * torch.randn_like(p))
+        net.train()(self.images(net)).square().mean().backward()
+        assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+    def test_images_of_another_size(self, net):
+        if self.odd_size is None:
+            pytest.skip("takes images of one size")
+        with torch.inference_mode():
+            logits = net.eval()(self.images(net, 1, self.odd_size))
+        assert logits.shape == (1, 5) and logits.isfinite().all()
+
+    def test_features_and_head_make_the_network(self, net):
+        x = self.images(net)
+        with torch.inference_mode():
+            features = net.eval().forward_features(x)
+            pooled = net.forward_head(features, pre_logits=True)
+            torch.testing.assert_close(net.forward_head(features), net(x), rtol=0, atol=0)
+            torch.testing.assert_close(net.get_classifier()(pooled), net(x))
+        assert pooled.shape == (2, net.num_features) and features.shape[1] == net.num_features
+
+    def test_classifiers_come_and_go(self, net):
+        x = self.images(net, 1)
+        with torch.inference_mode():
+            pooled = net.eval().forward_head(net.forward_features(x), pre_logits=True)
+            for classes in (3, 0):
+                net.reset_classifier(classes)
+                assert net.num_classes == classes and net(x).shape == (1, classes or net.num_features)
+            torch.testing.assert_close(net(x), pooled)
+            assert self.make(num_classes=0).eval()(x).shape == pooled.shape
+
+    def test_other_numbers_of_bands(self, net):
+        other = self.make(in_chans=2).eval()
+        with torch.inference_mode():
+            assert other(self.images(net, 1)[:, :2]).shape == (1, other.num_classes) and other.in_chans == 2
+
+    def test_weights_survive_saving(self, net):
+        x = self.images(net)
+        weights = load(save({k: v.contiguous() for k, v in net.state_dict().items()}))
+        other = self.make(num_classes=5).eval()
+        other.load_state_dict(weights)
+        with torch.inference_mode():
+            torch.testing.assert_close(other(x), net.eval()(x), rtol=0, atol=0)
+
+    def test_its_card(self, net):
+        named = dict(net.named_modules())
+        first = net.pretrained_cfg["first_conv"]
+        for name in (first,) if isinstance(first, str) else first:
+            assert isinstance(named[name], nn.Conv2d) and named[name].in_channels == net.in_chans
+        assert named[net.pretrained_cfg["classifier"]] is net.get_classifier()
+        assert [info for info in net.feature_info if info["module"] not in named] == []
+
+    def test_channels_last_changes_nothing(self, net):
+        x = self.images(net)
+        with torch.inference_mode():
+            expected = net.double().eval()(x.double())
+            last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+            actual = last(x.double().contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(actual, expected)
+
+    def test_cost_is_counted_without_numbers(self, net):
+        cost = count(net, self.images(net).shape[-2:])
+        assert cost.macs > 0 and cost.parameters == sum(p.numel() for p in net.parameters())
