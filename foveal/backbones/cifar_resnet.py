@@ -40,7 +40,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers import CBAM, ExplicitAttention, GatherExcite, NonLocal, SpatialSoftmaxAttention, augment_convs
+from foveal.layers import CBAM, AttentionAugmentation, ExplicitAttention, GatherExcite, NonLocal, SpatialSoftmaxAttention, augment_convs
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "softmax": SpatialSoftmaxAttention,
@@ -49,7 +49,7 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "ge": GatherExcite,
     "nl": NonLocal,
 }
-CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention}
+CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1)}
 
 
 class CifarResNet(nn.Module):
@@ -277,7 +277,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ge_": (" with Gather-Excite in every block", {"attention": "ge"}),
     "nl_": (" with two non-local blocks", {"attention": "nl", "place": "middle"}),
     "expatt_": (" with explicitly modelled attention in every block", {"conv": "expatt"}),
-    # "aa_": (" with attention augmentation in every block", {"conv": "aa"}),
+    "aa_": (" with attention augmentation in every block", {"conv": "aa"}),
 }
 for _depth in (20, 32, 44, 56, 110):
     for _prefix, (_what, _options) in KINDS.items():

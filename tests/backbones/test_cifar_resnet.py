@@ -106,7 +106,7 @@ def test_shortcut_b_is_pytorchcvs_network(kind, options):
 
 def test_every_name_is_registered_once_and_says_what_it_is():
     for depth in (20, 32, 44, 56, 110):
-        for prefix in ("", "attn_", "se_", "cbam_", "ge_", "nl_", "expatt_"):
+        for prefix in ("", "attn_", "se_", "cbam_", "ge_", "nl_", "expatt_", "aa_"):
             build = timm.model_entrypoint(f"{prefix}resnet{depth}_cifar")
             assert build.__doc__.startswith(f"ResNet-{depth} for 32 px") and build.__name__ == f"{prefix}resnet{depth}_cifar"
     with torch.device("meta"):
@@ -127,11 +127,12 @@ def test_it_trains_wherever_attention_is(preact, attention, place):
     assert len(layers) == (0 if attention is None else {"block": 3, "stage": 3, "middle": 2, "last": 1}[place])
 
 
-@pytest.mark.parametrize("conv", ["expatt"])
+@pytest.mark.parametrize("conv", ["expatt", "aa"])
 def test_other_convolutions(conv):
     plain, model = tiny(widths=(16, 32, 64)), tiny(conv=conv, widths=(16, 32, 64), img_size=16)
     inside = [name for name, module in model.named_modules() if isinstance(module, Attends)]
     assert inside == [f"layer{i}.0.conv1" for i in (1, 2, 3)]
+    assert [model.get_submodule(name).value_channels for name in inside] == [1, 3, 6]  # a tenth
     assert parameters(model) != parameters(plain)
     x = torch.randn(2, 3, 16, 16)
     with attention_maps(model) as maps:
