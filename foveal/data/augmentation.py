@@ -205,7 +205,8 @@ def crop_flip(pixels: Tensor, drawn: np.ndarray, fill: Tensor) -> Tensor:
         (B, C, H, W), same type.
     """
     count, channels, height, width = pixels.shape
-    padded = fill.to(pixels)[:, None, None].expand(count, channels, height + 2 * PADDING, width + 2 * PADDING).contiguous()
+    fill = fill.to(pixels.device, pixels.dtype, non_blocking=True)
+    padded = fill[:, None, None].expand(count, channels, height + 2 * PADDING, width + 2 * PADDING).contiguous()
     padded[..., PADDING:-PADDING, PADDING:-PADDING] = pixels
     down, right, mirrored = torch.from_numpy(drawn.T.copy()).to(pixels.device, non_blocking=True)
     # All crops there are, as views: of each image one is copied.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
+from foveal.errors import ConfigError
 from foveal.images.views import Look, Views, as_views
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
@@ -163,7 +164,7 @@ class WholeImage(GlimpseClassifier):
             left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if None.
 
     Raises:
-        ValueError: ``crop`` is not a share, or ``squash`` is asked for as well.
+        ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class WholeImage(GlimpseClassifier):
         std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True, crop: float | None = None,
     ) -> None:  # fmt: skip
         if crop is not None and (squash or not 0 < crop <= 1):
-            raise ValueError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
+            raise ConfigError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
         card = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
         size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])

@@ -66,6 +66,7 @@ class CrossEntropy:
         return torch.zeros(0)
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        weights = None if self.class_weights is None else self.class_weights.to(rollouts[0].logits)
-        loss = F.cross_entropy(rollouts[0].logits, target, weight=weights, label_smoothing=self.label_smoothing)
+        logits = rollouts[0].logits
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype, non_blocking=True)
+        loss = F.cross_entropy(logits, target, weight=weights, label_smoothing=self.label_smoothing)
         return loss, state, {"loss": loss.detach()}

@@ -8,10 +8,12 @@ from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from foveal import runs
+from foveal.data import Loader, TensorDataset
+from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.images import Look
 from foveal.images.views import TensorViews
-from foveal.training.task import _in_mode
+from foveal.training.task import Late, _in_mode
 
 
 def images(count: int = 5, height: int = 32, width: int = 32, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -71,7 +73,7 @@ def test_training_sees_all_that_augmentation_left():
 
 @pytest.mark.parametrize("options", [{"crop": 0.0}, {"crop": 1.2}, {"crop": 0.9, "squash": True}])
 def test_crops_that_cannot_be_had(options):
-    with pytest.raises(ValueError, match=r"cannot be done; give a crop above 0 and up to 1, without squash$"):
+    with pytest.raises(ConfigError, match=r"cannot be done; give a crop above 0 and up to 1, without squash$"):
         dense(image_size=32, **options)
 
 
@@ -83,3 +85,26 @@ def test_the_crop_survives_the_run_folder(tmp_path):
     assert result.glimpses.box.tolist() == [[16, 16, 48, 48]]
     model.crop = None
     torch.testing.assert_close(result.logits, model.eval()(image[None, :, 16:48, 16:48]).logits[0])
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu():
+    """Picking, augmenting, looking and keeping the loss only queue work; any wait is an error in this mode."""
+    data = TensorDataset(images(64), np.arange(64) % 2, ("a", "b"), augmentation="crop_flip")
+    loader = Loader(data, batch_size=16, seed=1, shuffle=True, device="cuda")
+    model, late = dense(image_size=32).cuda(), Late()
+    expected = {
+        int(i): image for batch in Loader(data, batch_size=16, seed=1) for i, image in zip(batch.index, batch.views.images, strict=True)
+    }
+    seen, read = [], []
+    next(iter(loader)).to("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step, batch in enumerate(loader):
+            batch = batch.to("cuda")
+            seen.append((batch.index, batch.views.images, model.see(batch.views, np.arange(16), model.root(batch.views.sizes))))
+            read.append(late.put(batch.target.float().sum(), step))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(image.cpu(), expected[int(i)]) for index, pixels, _ in seen for i, image in zip(index, pixels, strict=True))
+    assert read[0] is None and [mark for _, mark in read[1:]] == [0, 1, 2] and late.rest()[1] == 3
