@@ -35,7 +35,7 @@ def cifar10(
         download: fetch what is not there.
         train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
             None.
-        val: validation images, drawn from all classes alike out of the training images before ``train`` counts them.
+        val: validation images, drawn at random, whatever their class, out of the training images before ``train`` counts them.
         augmentation: what happens to training images: ``crop_flip`` or ``none``.
         seed: decides which images are kept for validation.
 
@@ -57,7 +57,7 @@ def cifar100(
         download: fetch what is not there.
         train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
             None.
-        val: validation images, drawn from all classes alike out of the training images before ``train`` counts them.
+        val: validation images, drawn at random, whatever their class, out of the training images before ``train`` counts them.
         augmentation: what happens to training images: ``crop_flip`` or ``none``.
         seed: decides which images are kept for validation.
 
