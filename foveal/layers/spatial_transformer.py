@@ -47,7 +47,7 @@ class SpatialTransformer(Attends):
         with torch.no_grad():
             theta.bias.copy_(torch.eye(2, 3).flatten())
         self.localisation = nn.Sequential(
-            *convs, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, width), nn.ReLU(inplace=True), theta
+            *convs, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, width), nn.LeakyReLU(0.1), theta
         )
 
     def locate(self, x: Tensor) -> Tensor:
