@@ -7,11 +7,24 @@ Example:
 """
 
 from foveal.backbones.attention_resnet import AttentionResNet
+from foveal.backbones.augmented_resnet import AAResNet, ExpAttResNet
 from foveal.backbones.bagnet import BagNetTNet
 from foveal.backbones.cifar_resnet import CifarResNet
 from foveal.backbones.densenet_cifar import DenseNetCifar
 from foveal.backbones.residual_attention import ResidualAttentionNet
 from foveal.backbones.small import PlainConvNet
 from foveal.backbones.spatial_transformer import SpatialTransformerCNN
+from foveal.backbones.wide_resnet import WideResNet
 
-__all__ = ["AttentionResNet", "BagNetTNet", "CifarResNet", "DenseNetCifar", "PlainConvNet", "ResidualAttentionNet", "SpatialTransformerCNN"]
+__all__ = [
+    "AAResNet",
+    "AttentionResNet",
+    "BagNetTNet",
+    "CifarResNet",
+    "DenseNetCifar",
+    "ExpAttResNet",
+    "PlainConvNet",
+    "ResidualAttentionNet",
+    "SpatialTransformerCNN",
+    "WideResNet",
+]

@@ -10,6 +10,7 @@ Example:
 """
 
 from foveal.layers.augment import augment_convs, share_radius
+from foveal.layers.augmented import AttentionAugmentation
 from foveal.layers.cbam import CBAM
 from foveal.layers.explicit import ExplicitAttention
 from foveal.layers.gather_excite import GatherExcite
@@ -22,6 +23,7 @@ __all__ = [
     "Attends",
     "attention_maps",
     "captions",
+    "AttentionAugmentation",
     "ExplicitAttention",
     "augment_convs",
     "share_radius",

@@ -1,0 +1,146 @@
+"""Wide ResNets for images of 32 x 32 px, plain or with attention in every block.
+
+* `wrn_28_10_cifar`: "Wide Residual Networks", Zagoruyko and Komodakis, BMVC 2016, arXiv 1605.07146.
+* `aa_wrn_28_10_cifar`: attention augmentation of the first convolution of every block of all stages, with 8 heads, as in
+  "Attention Augmented Convolutional Networks" (arXiv 1904.09925).
+* `expatt_wrn_28_10_cifar`: explicitly modelled attention (arXiv 2006.07872) in the same place; the paper is not known to have tried.
+
+Example:
+    >>> import timm, torch
+    >>> import foveal.backbones
+    >>> net = timm.create_model("test_wrn_cifar").eval()
+    >>> net(torch.rand(2, 3, 32, 32)).shape, net.forward_features(torch.rand(2, 3, 32, 32)).shape
+    (torch.Size([2, 10]), torch.Size([2, 128, 8, 8]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from timm.layers import SelectAdaptivePool2d
+from timm.models import build_model_with_cfg, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.backbones.cifar_resnet import _known, conv1x1, conv3x3
+from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs
+
+default_cfgs = {
+    name: {
+        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "conv1", "classifier": "fc",
+    }
+    for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")
+}  # fmt: skip
+
+CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation}
+
+
+class WideResNet(nn.Module):
+    """A 3x3 convolution to 16 channels, three stages of n pre-activation blocks on grids of 32, 16 and 8, pooling, a linear classifier.
+
+    Args:
+        depth: number of layers with weights, 6 n + 4.
+        width: how many times wider than 16, 32 and 64 channels the stages are.
+        num_classes: 0 leaves the classifier out.
+        in_chans: bands of the input.
+        drop_rate: share dropped between the two convolutions of a block; the paper tries 0.3.
+        conv: what replaces the first convolution of every block: ``expatt`` or ``aa``, see `CONVS`.
+        conv_options: keywords of its layers.
+        img_size: side of the images, in px, that tables of positions are made for; they are resampled for others.
+
+    Raises:
+        ValueError: a depth that is not 6 n + 4, or an unknown ``conv`` or keyword of it.
+    """
+
+    def __init__(
+        self, depth: int = 28, width: int = 10, num_classes: int = 10, in_chans: int = 3, *, drop_rate: float = 0.0,
+        conv: str | None = None, conv_options: Mapping[str, Any] | None = None, img_size: int = 32,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        n, rest = divmod(depth - 4, 6)
+        if n < 1 or rest:
+            raise ValueError(f"depth={depth} is not 6 n + 4; use 16, 22, 28 or 40.")
+        self.in_chans = in_chans
+        channels, widths, stages = 16, (16 * width, 32 * width, 64 * width), []
+        self.conv1 = conv3x3(in_chans, channels)
+        for i, wide in enumerate(widths):
+            blocks = []
+            for j in range(n):
+                blocks.append(WideBlock(channels, wide, 2 if i > 0 and j == 0 else 1, drop_rate))
+                channels = wide
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.bn, self.act = nn.BatchNorm2d(channels), nn.ReLU()
+        self.pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
+        self.num_features = channels
+        self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
+        self.fc: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+        if conv is not None:
+            if conv not in CONVS:
+                raise ValueError(f"conv={conv!r} is unknown; use {' or '.join(CONVS)}.")
+            augment_convs(self, partial(CONVS[conv], **_known(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pool(x)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class WideBlock(nn.Module):
+    """norm, ReLU, conv, norm, ReLU, dropout, conv; plus the shortcut, a convolution of the activated input where channels change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), conv3x3(in_channels, channels, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(channels), conv3x3(channels, channels)
+        self.drop = nn.Dropout(drop_rate)
+        self.shortcut = conv1x1(in_channels, channels, stride) if stride > 1 or in_channels != channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        y = self.conv2(self.drop(F.relu(self.bn2(self.conv1(activated)))))
+        return y + (x if self.shortcut is None else self.shortcut(activated))
+
+
+def _build(name: str, pretrained: bool, kwargs: dict[str, Any], **ours: Any) -> WideResNet:
+    return build_model_with_cfg(WideResNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **{**ours, **kwargs})
+
+
+@register_model
+def wrn_28_10_cifar(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """36,479,194 parameters with 10 classes, 36,536,884 with 100; published: 36.5 million."""
+    return _build("wrn_28_10_cifar", pretrained, kwargs)
+
+
+@register_model
+def expatt_wrn_28_10_cifar(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """Explicitly modelled attention in every block; ``conv_options`` are its keywords."""
+    return _build("expatt_wrn_28_10_cifar", pretrained, kwargs, conv="expatt")
+
+
+@register_model
+def aa_wrn_28_10_cifar(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """36,312,660 parameters with 100 classes; published: 36.2 million. ``conv_options`` are keywords of `AttentionAugmentation`."""
+    return _build("aa_wrn_28_10_cifar", pretrained, kwargs, conv="aa")
+
+
+@register_model
+def test_wrn_cifar(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """A tiny network for tests."""
+    return _build("test_wrn_cifar", pretrained, kwargs, depth=10, width=2)
