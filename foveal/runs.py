@@ -98,11 +98,13 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
     if isinstance(pretrained, str | Path):
         weights = read_weights(Path(pretrained))
         if name not in REGISTRY:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
     try:
         return build(**options) if name in REGISTRY else timm.create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
+    except ValueError as error:
+        raise ConfigError(f"model {name}: {str(error).rstrip('.')}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -151,6 +153,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
     return weights
+
+
+def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
+    """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
+    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    classifier = f"{card and card.classifier}.weight"
+    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
+    return {"num_classes": len(heads[0])} if len(heads) == 1 else {}
 
 
 def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:

@@ -67,6 +67,7 @@ def test_listing():
         ({"name": "zzz"}, "zzz: there is no model of this name; foveal models lists them"),
         ({"name": "tnet", "basesize": 3}, "model tnet: there is no option 'basesize'; did you mean base_size"),
         ({"name": "test_resnet", "drop_rat": 3}, "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate"),
+        ({"name": "resnet20_cifar", "place": "front"}, "model resnet20_cifar: place='front' is unknown; use block"),
         ({"name": "test_resnet", "pretrained": "none.safetensors"}, "none.safetensors: there is no such file of weights"),
     ],
 )
@@ -85,6 +86,10 @@ def test_pretrained_weights_of_a_file(tmp_path, suffix):
     model = runs.create_model("test_resnet", num_classes=2, pretrained=file)
     for name, value in model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(value, state[name]), name
+    two = model.state_dict()
+    save_file(two, file) if suffix == ".safetensors" else torch.save({"state_dict": two}, file)
+    same = runs.create_model("test_resnet", num_classes=2, pretrained=file).state_dict()
+    assert all(torch.equal(value, two[name]) for name, value in same.items())
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"bad.pth: is not a file of tensors alone"):
         runs.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
