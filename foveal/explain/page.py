@@ -19,13 +19,13 @@ import io
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -37,7 +37,7 @@ from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews
-from foveal.layers import captions
+from foveal.layers import ExplicitAttention, captions
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, ready
@@ -55,7 +55,7 @@ MAPS = 8
 
 HOW_TO_READ = (
     "Bright is high, each picture from its own lowest to its own highest value. "
-    "Where a map differs from query to query, it is that of the centre."
+    "Where a map differs from query to query, it is that of the centre unless its name says otherwise."
 )
 
 
@@ -119,11 +119,29 @@ def explain(
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = int(views.bytes_read[0])
         costs = Costs(count(classifier, size, budget).macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
-        said = captions(classifier.dense()) if seen.maps else {}
-        report(views, seen, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias, captions=said)
+        network = classifier.dense() if seen.maps else nn.Identity()
+        shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
+        report(
+            views, shown, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias,
+            captions=captions(network),
+        )  # fmt: skip
         if overlay_out is not None:
             _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), "PNG"))
     return seen
+
+
+def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the last layer of each stage whose map does not depend on the image: its maps for a query on the border, and in the corner."""
+    modules = dict(network.named_modules())
+    last = {stage_of(name): name for name in maps if isinstance(modules.get(name), ExplicitAttention)}
+    found = {}
+    for name in last.values():
+        layer, grid = cast(ExplicitAttention, modules[name]), (maps[name].shape[-2], maps[name].shape[-1])
+        # A layer with a stride has fewer queries than the grid has cells.
+        for where, query in (("border", (0, grid[1] // layer.stride // 2)), ("corner", (0, 0))):
+            with torch.no_grad():
+                found[f"{name}, query at the {where}"] = layer.attention_map_of(query, grid)
+    return found
 
 
 def report(

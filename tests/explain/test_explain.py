@@ -196,6 +196,8 @@ def test_a_file_is_explained_with_the_radius_of_every_gaussian(tmp_path):
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert seen.maps and all(name in text for name in seen.maps)
     assert text.count("radius 0.10 of the side") == len(seen.maps)
+    last = [[name for name in seen.maps if name.startswith(stage)][-1] for stage in ("layer2", "layer3")]
+    assert all(f"{name}, query at the {where}" in text for name in last for where in ("border", "corner"))
 
 
 def test_a_terminal_says_that_there_are_maps(seen, capsys):
