@@ -92,3 +92,31 @@ def distort(images: torch.Tensor, draw: torch.Generator, side: int = 32) -> tupl
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+
+
+@pytest.mark.slow
+def test_it_finds_distorted_digits():
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    images, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+    torch.manual_seed(0)
+    draw, steps = torch.Generator().manual_seed(0), 400
+    net = timm.create_model("stn_cnn", in_chans=1, widths=(8, 16, 32), size=(16, 16), localisation_width=16)
+    groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+    for name, p in net.named_parameters():
+        groups[name.startswith("transformer.")].append(p)
+    optimiser = torch.optim.Adam([{"params": groups[False], "lr": 3e-3}, {"params": groups[True], "lr": 1e-3}])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        which = torch.randint(1300, (64,), generator=draw)
+        optimiser.zero_grad()
+        F.cross_entropy(net(distort(images[which], draw)[0]), labels[which]).backward()
+        optimiser.step()
+        schedule.step()
+    x, shift, scale = distort(images[1300:], torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        accuracy = (net.eval()(x).argmax(1) == labels[1300:]).float().mean()
+        theta = net.transformer.locate(x)
+    # Chance is 0.1; nobody told the network where the digits are, nor how large.
+    assert accuracy > 0.6
+    assert correlation(theta[:, :, :2].det().abs().sqrt(), scale) > 0.6
+    assert (correlation(theta[:, 0, 2], shift[:, 0]) + correlation(theta[:, 1, 2], shift[:, 1])) / 2 > 0.35
