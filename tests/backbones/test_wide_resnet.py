@@ -1,4 +1,4 @@
-"""Wide ResNets against pytorchcv, published counts and a dense sum over the specification's layers."""
+"""Wide ResNets against pytorchcv, published parameters and the sum over layers."""
 
 from __future__ import annotations
 
