@@ -1,8 +1,8 @@
 """Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
 
 Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule; the test accuracy is the last
-epoch's. Two run at a time, each on one thread; with ``--devices`` they take turns on accelerators instead. Runs that are there are
-not trained again, so that an interrupted benchmark goes on where it was.
+epoch's. Two run at a time, each on one thread. Runs that are there are not trained again, so that an interrupted benchmark goes on
+where it was.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
 """
@@ -24,12 +24,13 @@ from harness import write
 from foveal.runs import METRICS
 
 CONTENDERS = {
-    "plain": ("resnet20", ()),
-    "attention, scaled": ("attn_resnet20", ()),
-    "attention, uniform control": ("attn_resnet20.uniform", ()),
-    "SE": ("se_resnet20", ()),
-    "CBAM": ("cbam_resnet20", ()),
-    "ExpAtt": ("expatt_resnet20", ()),
+    "plain": "resnet20",
+    "attention, scaled": "attn_resnet20",
+    "attention, scaled, at most 4": "attn_resnet20.clip",
+    "attention, uniform control": "attn_resnet20.uniform",
+    "SE": "se_resnet20",
+    "CBAM": "cbam_resnet20",
+    "ExpAtt": "expatt_resnet20",
 }
 
 
@@ -45,16 +46,21 @@ def command(recipe: str, seed: int, args: argparse.Namespace, out: Path) -> list
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    recipe, more = CONTENDERS[name]
-    out = args.folder / f"{recipe}_{seed}"
+    out = args.folder / f"{CONTENDERS[name]}_{seed}"
+    row: dict[str, Any] = {"contender": name, "seed": seed}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if not (out / "evaluation.json").is_file():
-        subprocess.run([*command(recipe, seed, args, out), *more], check=True, env=environment)
+        fit = subprocess.run(command(CONTENDERS[name], seed, args, out), check=False, env=environment, stderr=subprocess.PIPE, text=True)
+        if fit.returncode:
+            if "the loss is" not in fit.stderr:
+                raise RuntimeError(fit.stderr)
+            row |= {"accuracy": None, "diverged": True}  # a result like any other
+            print(json.dumps(row), flush=True)
+            return row
         evaluate = [sys.executable, "-m", "foveal.cli", "evaluate", str(out), "--quiet", "--device", args.device, "--batch-size", "250"]
         subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
-    evaluation = json.loads((out / "evaluation.json").read_text())
     *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
-    row = {"contender": name, "seed": seed, "steps": int(last[0]), "seconds": float(last[2]), "accuracy": accuracy_of(evaluation)}
+    row |= {"seconds": float(last[2]), "accuracy": accuracy_of(json.loads((out / "evaluation.json").read_text()))}
     print(json.dumps(row), flush=True)
     return row
 
@@ -82,8 +88,11 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         rows = list(pool.map(lambda job: train(*job), jobs))
     for name in args.contenders:
-        got = 100 * np.array([row["accuracy"] for row in rows if row["contender"] == name])
-        print(f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})")
+        mine = [row["accuracy"] for row in rows if row["contender"] == name]
+        got = 100 * np.array([accuracy for accuracy in mine if accuracy is not None])
+        if len(got):
+            print(f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})", end="; ")
+        print(f"{name}: {len(mine) - len(got)} of {len(mine)} diverged")
     scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup}
     write(args.out, {"scale": scale, "runs": rows}, device=args.device, seed=None)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 default_cfgs = {
     "plain_convnet_32": {
         "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": "stages.0.0", "classifier": "fc",
+        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": "stages.0.1", "classifier": "fc",
     }
 }  # fmt: skip
 

@@ -21,10 +21,8 @@ def test_there_are_some():
 @pytest.mark.parametrize("name", SMALL, scope="class")
 class TestSmall(BackboneTester):
     @pytest.fixture(autouse=True)
-    def named(self, name, request):
+    def named(self, name):
         self.name = name
-        if name == "plain_convnet_32" and request.function.__name__ == "test_its_card":
-            request.applymarker(pytest.mark.xfail(reason="its card names a module that is no convolution"))
 
 
 @pytest.mark.parametrize("name", sorted(set(OURS) - set(SMALL)))
