@@ -1,8 +1,8 @@
 """A small convolutional network behind a spatial transformer, which learns to undo shifts, turns and changes of scale.
 
 "Spatial Transformer Networks" (Jaderberg et al., NeurIPS 2015, arXiv 1506.02025). The classifier is `plain_convnet_32`,
-which is thus the baseline without a transformer. Parameters whose names begin with ``transformer.`` are those of the
-localisation network, for a learning rate of their own.
+which is thus the baseline without a transformer. The localisation network is a group of parameters of its own, so that
+it can learn more slowly, as the paper has it: ``--optimiser.group_lr {localisation: 1e-4}`` where the rest has 1e-3.
 
 Example:
     >>> import timm, torch
@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor
@@ -39,6 +39,8 @@ class SpatialTransformerCNN(PlainConvNet):
         size: (height, width) that the transformer resamples to; that of the images if None.
         localisation_width: see `SpatialTransformer`.
     """
+
+    groups: ClassVar = {"localisation": "transformer"}
 
     def __init__(
         self,

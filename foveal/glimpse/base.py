@@ -220,12 +220,16 @@ class WholeImage(GlimpseClassifier):
         return CrossEntropy()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to submodule."""
         head = getattr(self.network, "get_classifier", lambda: None)()
-        head_ids = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
-        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": []}
+        parts = {name: self.network.get_submodule(part) for name, part in getattr(self.network, "groups", {}).items()}
+        if isinstance(head, nn.Module):
+            parts["head"] = head
+        group_of = {id(p): name for name, part in parts.items() for p in part.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": [], **{name: [] for name in parts}}
         for p in self.parameters():
             if p.requires_grad:
-                groups["head" if id(p) in head_ids else "backbone"].append(p)
+                groups[group_of.get(id(p), "backbone")].append(p)
         return groups
 
     def dense(self) -> nn.Module:

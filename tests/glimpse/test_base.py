@@ -38,3 +38,11 @@ def test_pixels_outside_are_zero_after_normalisation():
 def test_per_band():
     assert per_band((0.2, 0.4, 0.6), 3) == (0.2, 0.4, 0.6)
     assert np.allclose(per_band((0.2, 0.4, 0.6), 5), [0.4] * 5)
+
+
+def test_parts_that_a_network_names_are_groups_of_their_own():
+    model = WholeImage(timm.create_model("stn_cnn"))
+    groups = {name: {id(p) for p in parameters} for name, parameters in model.parameter_groups().items()}
+    assert groups["localisation"] == {id(p) for p in model.network.transformer.parameters()}
+    assert groups["head"] == {id(p) for p in model.network.fc.parameters()}
+    assert sum(map(len, groups.values())) == len(list(model.parameters())) == len(set().union(*groups.values()))
