@@ -14,7 +14,7 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -31,7 +31,7 @@ from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
 from foveal.objectives.rollout import Rollout
-from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, _gained
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.recipes import load_recipe
 
 RECIPE = load_recipe("demo")
@@ -79,7 +79,7 @@ class ProbabilityToCome(TNetObjective):
 
 
 class LeaveOneOut(TNetObjective):
-    """Each look is credited with what the rest loses without it: nearly ours for one budget, but biased."""
+    """Each look is credited with what the rest loses without it: nearly ours, but biased."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
@@ -88,15 +88,21 @@ class LeaveOneOut(TNetObjective):
         return loss[:, 1:] - F.cross_entropy(alone.mean(1), target, reduction="none")[:, None]
 
 
-class OneBudget(TNetObjective):
-    """Ours, for the budget that was spent alone."""
+class EveryBudget(TNetObjective):
+    """Ours, for the mean over budgets: of the first look, of the first two, ..."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
-        parent = tuple(tried.parent.tolist())
-        return _gained(tried.glimpse_logits.detach(), tried.log_probability.detach().exp(), parent, target)
+        total, looks = torch.zeros_like(tried.log_probability), tried.glimpses_per_image - 1
+        for k in range(1, looks + 1):
+            within = replace(
+                tried, glimpse_logits=tried.glimpse_logits[:, : k + 1], log_probability=tried.log_probability[:, :k],
+                level=tried.level[: k + 1], parent=tried.parent[: k + 1],
+            )  # fmt: skip
+            total[:, :k] += super().credit(within, target) / looks
+        return total.detach()
 
 
-class TwoRollouts(OneBudget):
+class TwoRollouts(TNetObjective):
     """Two sampled rollouts of each image, each the other's baseline."""
 
     def plan(self, progress: float) -> tuple[str, ...]:
@@ -181,7 +187,7 @@ VARIANTS = {
     "ours, unit-norm scores": Variant(TNetObjective(), {"score_scale": None}),
     "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
     "leave-one-out credit": Variant(LeaveOneOut()),
-    "ours, one budget": Variant(OneBudget()),
+    "ours, every budget": Variant(EveryBudget()),
     "two rollouts, each the other's baseline": Variant(TwoRollouts(), looks=5),
     "self-critical": Variant(SelfCritical(), looks=5),
     "exhaustive teacher on 1 batch in 4": Variant(Teacher(), looks=3 * 0.75 + 10 * 0.25),

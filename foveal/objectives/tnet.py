@@ -11,7 +11,7 @@ Example:
     >>> tried = Rollout(logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
     ...                 log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
     >>> [round(c, 2) for c in credit(tried, torch.tensor([0]))[0].tolist()]
-    [0.23, 0.07]
+    [0.08, 0.14]
 """
 
 from __future__ import annotations
@@ -112,17 +112,14 @@ class ReferenceTNetObjective:
 
 
 def credit(tried: Rollout, target: Tensor) -> Tensor:
-    """What each choice is credited with: what it gained at every budget up to the one that was spent.
+    """What each choice is credited with: the value of all looks, less what was to be expected without it.
 
-    One model serves every budget, so the value of a rollout is the mean over budgets: that of the first look from every
-    grid, of the first two, and so on to all of them. The value of a set of looks is the log-probability of the right class
-    after averaging them; the head is additive, so that the value of any subset costs no forward pass.
-
-    At each budget a choice is compared with its context: the looks that do not follow from it (not those chosen later from
-    the same grid, nor what descends from them). Where another cell was chosen next from the same grid, drawn from what the
-    choice left, ``(1 - p) value(context + next) + p value(context + choice)`` is on average the value that the policy
-    expects of this draw, whichever cell it fell on. So the credit is nearly what leaving the choice out would cost, which
-    carries little noise, and yet keeps the policy gradient unbiased.
+    The value of a set of looks is the log-probability of the right class after averaging them; the head is additive, so
+    that the value of any subset costs no forward pass. A choice is compared with its context: the looks that do not
+    follow from it (not those chosen later from the same grid, nor what descends from them). Where another cell was chosen
+    next from the same grid, drawn from what the choice left, ``(1 - p) value(context + next) + p value(context + choice)``
+    is on average the value that the policy expects of this draw, whichever cell it fell on. So the credit is nearly what
+    leaving the choice out would cost, which carries little noise, and yet keeps the policy gradient unbiased.
 
     Args:
         tried: N looks, with an additive head.
@@ -134,19 +131,7 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = tried.log_probability.detach().exp().to(logits.dtype)
-    parent = tuple(tried.parent.tolist())  # type: ignore[union-attr]
-    total, budgets = torch.zeros_like(p), _budgets(parent)
-    for looks in budgets:
-        place = {look: i for i, look in enumerate(looks)}
-        among = tuple(place.get(parent[look], -1) for look in looks)
-        chosen = [look - 1 for look in looks[1:]]
-        total[:, chosen] += _gained(logits[:, looks], p[:, chosen], among, target)
-    return total / len(budgets)
-
-
-def _gained(logits: Tensor, p: Tensor, parent: tuple[int, ...], target: Tensor) -> Tensor:
-    """The credit at one budget: (B, N, classes) looks, (B, N - 1) probabilities of the choices, to (B, N - 1)."""
-    context, following = (torch.from_numpy(m).to(logits.device) for m in _compared(parent))
+    context, following = (torch.from_numpy(m).to(logits.device) for m in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
 
     def value(looks: Tensor) -> Tensor:
@@ -155,20 +140,6 @@ def _gained(logits: Tensor, p: Tensor, parent: tuple[int, ...], target: Tensor) 
 
     expected = torch.where(following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context))
     return value(torch.ones_like(own)) - expected
-
-
-@cache
-def _budgets(parent: tuple[int, ...]) -> list[list[int]]:
-    """The looks within each budget, 1, 2, ... from every grid up to all: indices among those whose parents these are."""
-    order = [sum(parent[j] == parent[i] for j in range(i)) for i in range(len(parent))]
-    within: list[list[int]] = []
-    for most in range(1, max(order) + 2):
-        kept = [0]
-        for i in range(1, len(parent)):
-            if order[i] < most and parent[i] in kept:
-                kept.append(i)
-        within.append(kept)
-    return within
 
 
 @cache
@@ -191,7 +162,7 @@ def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default: looks sampled without replacement, each credited with what it gained at every budget (`credit`).
+    """Our default: looks sampled without replacement, each credited with what it gained (`credit`).
 
     Args:
         image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
