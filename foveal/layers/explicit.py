@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,37 @@ KERNELS = {
 }
 
 
+RAW: dict[str, Callable[[float], float]] = {
+    "log": math.log,
+    "softplus": lambda radius: radius + math.log(-math.expm1(-radius)),
+    "inv": lambda radius: 1 / radius,
+}
+"""What is learned of a radius, by ``radius_param``."""
+
+
+class _AtLeast(torch.autograd.Function):
+    """The larger of a tensor and a bound. Below it, of the gradient only what makes the tensor grow gets through.
+
+    Without that part a number that once fell below the bound could never grow again; with the other part it would fall on for good.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.where(x < ctx.bound, grad.clamp(max=0), grad), None
+
+
 class Radius(nn.Module):
     """One positive number, or one for each head, learned without bounds; several layers may share one.
 
@@ -90,17 +121,23 @@ class Radius(nn.Module):
 
     def __init__(self, init: float, count: int = 1, param: Literal["log", "softplus", "inv"] = "log", train: bool = True) -> None:
         super().__init__()
-        if not 0 < init < math.inf:
-            raise ValueError(f"radius_init={init} is not a radius; choose a number above 0.")
-        if param not in (raw := {"log": math.log(init), "softplus": init + math.log(-math.expm1(-init)), "inv": 1 / init}):
-            raise ValueError(f"radius_param={param!r} is unknown; choose one of {', '.join(raw)}.")
+        if not isinstance(init, (int, float)) or not 0 < init < math.inf:
+            raise ValueError(f"radius_init={init!r} is not a radius; choose a number above 0.")
+        if param not in RAW:
+            raise ValueError(f"radius_param={param!r} is unknown; choose one of {', '.join(RAW)}.")
         self.init, self.param = init, param
-        self.raw = nn.Parameter(torch.full((count,), raw[param]), requires_grad=train)
+        self.raw = nn.Parameter(torch.full((count,), RAW[param](init)), requires_grad=train)
 
-    def inverse(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """1 / radius, (count,)."""
+    def inverse(self, dtype: torch.dtype = torch.float32, smallest: float | None = None) -> Tensor:
+        """1 / radius, (count,), of radii that count as ``smallest`` where they are below it."""
         raw = self.raw.to(dtype)
-        return raw.neg().exp() if self.param == "log" else 1 / F.softplus(raw) if self.param == "softplus" else raw.abs()
+        if self.param == "inv":
+            inverse = raw.abs()
+            return inverse if smallest is None else -_AtLeast.apply(-inverse, -1 / smallest)
+        # What is learned is bounded, not its inverse: the slope of that grows without bounds as the radius shrinks.
+        if smallest is not None:
+            raw = _AtLeast.apply(raw, RAW[self.param](smallest))
+        return raw.neg().exp() if self.param == "log" else 1 / F.softplus(raw)
 
     def forward(self) -> Tensor:
         """The radius, (count,), in the layer's units."""
@@ -270,9 +307,8 @@ class ExplicitAttention(Attends):
         kernel = KERNELS[self.kernel]
         if self.radius is None:
             return torch.full((1,), 1 / kernel.fixed, dtype=dtype, device=self.value.weight.device)  # type: ignore[operator]
-        inverse = self.radius.inverse(dtype) / (max(grid) if self.coord == "norm" else 1)
-        # The bound lets the gradient through, or a radius that once fell below it could never grow again.
-        return inverse + (inverse.clamp(max=1 / kernel.smallest) - inverse).detach()
+        unit = max(grid) if self.coord == "norm" else 1
+        return self.radius.inverse(dtype, kernel.smallest / unit) / unit
 
     def _distances(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels from each query to each key along each axis: (H_o, H), (W_o, W). Queries are the centres of the stride's cells."""

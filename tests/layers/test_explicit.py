@@ -256,6 +256,38 @@ def test_every_parametrisation_begins_at_the_radius_and_learns_it(param):
     assert layer.radius().item() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("param", ["log", "softplus", "inv"])
+def test_a_radius_that_wants_to_be_nothing_stays_near_its_bound(param):
+    torch.manual_seed(0)
+    layer = only_mixing(0.1, coord="norm", radius_param=param, dtype=torch.float32)
+    x = torch.randn(8, 3, 7, 7)
+    optimiser = torch.optim.SGD(layer.radius.parameters(), 0.1, momentum=0.9)
+    for _ in range(200):
+        optimiser.zero_grad()
+        F.mse_loss(layer(x), x).backward()
+        optimiser.step()
+    # Momentum carries it below, and no further than that.
+    assert 0.01 < 7 * layer.radius().item() < 0.5
+    assert 1 / layer._inverse_radius((7, 7), torch.float32).item() > 0.3 - 1e-6
+
+
+@pytest.mark.parametrize("param", ["log", "softplus", "inv"])
+@pytest.mark.parametrize("radius", [0.2, 1e-9])
+def test_below_the_bound_a_radius_has_the_gradient_at_the_bound_but_only_upwards(param, radius):
+    x = torch.randn(2, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = {}
+    for r in (radius, module.KERNELS["gauss"].smallest):
+        layer = only_mixing(r, radius_param=param).float()
+        for wanted, to in (("larger", x.mean((2, 3), keepdim=True).expand_as(x)), ("smaller", x)):
+            layer.zero_grad()
+            F.mse_loss(layer(x.float()), to.float()).backward()
+            found[r, wanted] = layer.radius.raw.grad.clone()
+    at = module.KERNELS["gauss"].smallest
+    assert found[at, "larger"].isfinite().all() and found[at, "larger"] != 0 != found[at, "smaller"]
+    torch.testing.assert_close(found[radius, "larger"], found[at, "larger"], rtol=1e-3, atol=0)
+    assert found[radius, "smaller"] == 0
+
+
 def test_what_learns_and_what_weight_decay_leaves_alone():
     assert ExplicitAttention(8, 8, ratio=0.5).radius.raw.requires_grad
     assert not ExplicitAttention(8, 8, ratio=0.5, radius_train=False).radius.raw.requires_grad
