@@ -50,21 +50,25 @@ class Attends(nn.Module):
 
 @contextmanager
 def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect the maps of the forward passes inside; they are in the dictionary when the context is left.
+    """Collect the maps of the forward passes inside; they are in the dictionary when the context is left. Contexts nest.
 
     Yields:
         Module names to (B, heads, h, w); of several passes, the last one's.
     """
     attending = {name: module for name, module in model.named_modules() if isinstance(module, Attends)}
     maps: dict[str, Tensor] = {}
+    before = [(module, module._keeps, module.attention_map) for module in attending.values()]
     for module in attending.values():
-        module._keeps = True
+        module._keeps, module.attention_map = True, None
     try:
         yield maps
         maps |= {name: module.attention_map for name, module in attending.items() if module.attention_map is not None}
     finally:
-        for module in attending.values():
-            module._keeps, module.attention_map = False, None
+        for module, kept, earlier in before:
+            # A context around this one gets these maps as well, and still has the earlier ones where there are none.
+            module._keeps = kept
+            if not kept or module.attention_map is None:
+                module.attention_map = earlier
 
 
 def captions(model: nn.Module) -> dict[str, str]:

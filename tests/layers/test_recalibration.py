@@ -43,6 +43,28 @@ def test_cbam_without_biases_is_timms():
     assert maps[""].shape == (2, 1, 6, 5) and maps[""].min() > 0 and maps[""].max() < 1
 
 
+def test_maps_of_an_outer_context_outlast_an_inner_one():
+    first, second, x = CBAM(8).double(), CBAM(8).double(), features(2, 8, 6, 5)
+    net = nn.Sequential(first, second)
+    with attention_maps(net) as outer:
+        net(x)
+        with attention_maps(net) as nothing:
+            pass
+        with attention_maps(net[1:]) as inner:
+            second(2 * x)
+        before = second.attention_map
+        with attention_maps(net) as whole:
+            net(x)
+        first(3 * x)
+    with attention_maps(net) as expected:
+        second(2 * x)
+        first(3 * x)
+    assert nothing == {} and set(inner) == {"1"} and set(whole) == set(outer) == {"0", "1"}
+    assert torch.equal(before, inner["1"]) and torch.equal(before, expected["1"])
+    assert torch.equal(outer["0"], expected["0"]) and torch.equal(outer["1"], whole["1"])
+    assert first.attention_map is None and not first._keeps
+
+
 def test_cbam_counts():
     # r = 16: hidden 1, 2, 4 for the widths of CIFAR nets; 98 of the 7x7 kernel
     for channels, hidden in ((16, 1), (32, 2), (64, 4), (8, 1)):
