@@ -42,7 +42,7 @@ class SpatialTransformer(Attends):
         for channels in (in_channels, width):
             convs += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             convs.append(nn.MaxPool2d(2, ceil_mode=True))
-        theta = nn.Linear(width, 6)
+        theta = _Exact(width, 6)
         nn.init.zeros_(theta.weight)
         with torch.no_grad():
             theta.bias.copy_(torch.eye(2, 3).flatten())
@@ -60,6 +60,15 @@ class SpatialTransformer(Attends):
         grid = affine_grid(self.locate(x).to(exact), size)
         self.keep(lambda: sampling_density(grid, (x.shape[-2], x.shape[-1])))
         return F.grid_sample(x.to(exact), grid, align_corners=False).to(x.dtype)
+
+
+class _Exact(nn.Linear):
+    """A linear layer in float32 at least, whatever autocast says: bfloat16 knows positions to within a pixel of 256."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        # A product and a sum, since autocast leaves them alone, and turning it off is an error on the meta device.
+        return (x.to(exact)[:, None] * self.weight.to(exact)).sum(2) + self.bias.to(exact)
 
 
 def affine_grid(theta: Tensor, size: tuple[int, int]) -> Tensor:
