@@ -293,7 +293,8 @@ class Task(pl.LightningModule):
         self.bad_images += batch.errors
         if not len(batch):
             return
-        logits = self.model(batch.views, locations=self.config.locations).logits
+        # Without contributions, which nobody reads here: they would keep every attention map.
+        logits = self.model(batch.views, locations=self.config.locations, contributions=False).logits
         self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
         logits, target = logits.float(), batch.target
         if batch.views.errors:

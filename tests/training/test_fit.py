@@ -67,6 +67,16 @@ def test_validation_is_of_the_deployed_model(tmp_path):
     assert best == pytest.approx(((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4)
 
 
+def test_validation_keeps_no_attention_maps(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("somebody collects the maps")
+
+    monkeypatch.setattr("foveal.glimpse.base.attention_maps", refuse)
+    model = {"name": "test_attn_resnet_cifar", "image_size": 32}
+    run = fit(config(model=model, epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True)
+    assert [row for row in read(run.path / "metrics.csv") if row["val_accuracy"]]
+
+
 def test_the_config_holds_every_value(tmp_path):
     run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
     values = yaml.safe_load((run.path / "config.yaml").read_text())
