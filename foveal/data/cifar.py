@@ -40,7 +40,7 @@ def cifar10(
         seed: decides which images are kept for validation.
 
     Raises:
-        ConfigError: more images are asked for than there are.
+        ConfigError: more images are asked for than there are, or fewer than can be.
         DataError: the files are not there, damaged, or cannot be downloaded.
     """
     return _cifar("CIFAR10", root, download, train, val, augmentation, seed)
@@ -62,7 +62,7 @@ def cifar100(
         seed: decides which images are kept for validation.
 
     Raises:
-        ConfigError: more images are asked for than there are.
+        ConfigError: more images are asked for than there are, or fewer than can be.
         DataError: the files are not there, damaged, or cannot be downloaded.
     """
     return _cifar("CIFAR100", root, download, train, val, augmentation, seed)
@@ -72,8 +72,12 @@ def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, au
     parts = {split: _read(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")}
     (images, targets, classes), (test_images, test_targets, _) = parts["train"], parts["test"]
     rows = generator(seed, 0, 0, "hold out").permutation(len(targets))
+    if val < 0:
+        raise ConfigError(f"data {kind.lower()}: val={val} is no number of images; give 0 for none")
+    if train is not None and train < 1:
+        raise ConfigError(f"data {kind.lower()}: train={train} leaves nothing to train on; give 1 or more, or leave it out for all")
     held, kept = np.sort(rows[:val]), np.sort(rows[val:])
-    if val < 0 or not len(kept) or not 0 < (len(kept) if train is None else train) <= len(kept):
+    if not len(kept) or (train is not None and train > len(kept)):
         raise ConfigError(
             f"data {kind.lower()}: train={train} with val={val} cannot be had from {len(targets)} training images; ask for fewer"
         )

@@ -67,9 +67,17 @@ def test_validation_images_are_held_out_and_the_first_of_the_rest_used(root):
     assert torch.equal(get_data(name, root=str(root), train=5).train.images, whole.train.images[:5])
 
 
-@pytest.mark.parametrize("options", [{"val": 100}, {"train": 0}, {"train": 101}, {"train": 20, "val": 95}, {"val": -1}])
+@pytest.mark.parametrize("options", [{"val": 100}, {"train": 101}, {"train": 20, "val": 95}])
 def test_more_than_there_is_cannot_be_had(name, root, options):
     with pytest.raises(ConfigError, match=r"^data cifar100?: train=.* training images; ask for fewer$"):
+        get_data(name, root=str(root), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"train": 0}, "train=0 leaves .*; give 1 or more"), ({"val": -1}, "val=-1 is .*; give 0 for none")]
+)
+def test_too_few_cannot_be_had(name, root, options, said):
+    with pytest.raises(ConfigError, match=rf"^data cifar100?: {said}[^\n]*$"):
         get_data(name, root=str(root), **options)
 
 
