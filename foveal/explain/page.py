@@ -137,8 +137,8 @@ def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, 
     found = {}
     for name in last.values():
         layer, grid = cast(ExplicitAttention, modules[name]), (maps[name].shape[-2], maps[name].shape[-1])
-        # A layer with a stride has fewer queries than the grid has cells.
-        for where, query in (("border", (0, grid[1] // layer.stride // 2)), ("corner", (0, 0))):
+        # A layer with a stride may have fewer queries than the grid has cells.
+        for where, query in (("border", (0, layer.output_grid(grid)[1] // 2)), ("corner", (0, 0))):
             with torch.no_grad():
                 found[f"{name}, query at the {where}"] = layer.attention_map_of(query, grid)
     return found

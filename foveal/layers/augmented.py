@@ -67,6 +67,11 @@ class AttentionAugmentation(Attends):
         self.in_channels, self.out_channels, self.kernel_size, self.stride = in_channels, out_channels, kernel_size, stride
         self.heads, self.pool = heads, pool
         self.value_channels = _whole(ratio * out_channels) // heads * heads
+        if ratio > 0 and not self.value_channels:
+            raise ValueError(
+                f"ratio={ratio} of {out_channels} output channels leaves the {heads} heads none; "
+                "choose a larger ratio, fewer heads, or ratio=0 for the plain convolution."
+            )
         self.key_channels = max(_whole(key_ratio * out_channels) // heads, min_key_channels) * heads
         if self.key_channels < heads:
             raise ValueError(f"key_ratio={key_ratio} leaves the {heads} heads no keys; choose a larger one, or a min_key_channels above 0.")

@@ -25,10 +25,15 @@ class CBAM(Attends):
         reduction: the perceptron's hidden layer has C / reduction units, at least one.
         biases: in the perceptron (section 3, and the authors' code).
         spatial_norm: batch norm after the spatial convolution (the authors' code).
+
+    Raises:
+        ValueError: a reduction below 1.
     """
 
     def __init__(self, channels: int, reduction: int = 16, *, biases: bool = True, spatial_norm: bool = True) -> None:
         super().__init__()
+        if reduction < 1:
+            raise ValueError(f"reduction={reduction} reduces nothing; use 1 or more")
         hidden = max(1, channels // reduction)
         self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=biases), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=biases))
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)

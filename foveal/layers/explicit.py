@@ -198,8 +198,15 @@ class ExplicitAttention(Attends):
             raise ValueError(f"kernel_size={kernel_size} has no centre; choose an odd one.")
         if impl == "separable" and not KERNELS[kernel].separable:
             raise ValueError(f"impl='separable' cannot make kernel={kernel!r}, which does not factor; choose impl='auto'.")
+        if heads < 1:
+            raise ValueError(f"heads={heads} leaves nothing that attends; choose 1 or more.")
         if value_channels is None:
             value_channels = math.floor(ratio * out_channels + 1e-9) // heads * heads
+            if ratio > 0 and not value_channels:
+                raise ValueError(
+                    f"ratio={ratio} of {out_channels} output channels leaves the {heads} heads none; "
+                    "choose a larger ratio, fewer heads, or ratio=0 for the plain convolution."
+                )
         if not 0 <= value_channels <= out_channels or value_channels % heads:
             raise ValueError(
                 f"{value_channels} value channels in {heads} heads do not fit {out_channels} output channels; "
@@ -324,6 +331,10 @@ class ExplicitAttention(Attends):
 
     # What it shows
 
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the queries, for the ``grid`` of `attention_map_of`."""
+        return -(-grid[0] // self._mixing_stride), -(-grid[1] // self._mixing_stride)
+
     def attention_map_of(self, query: tuple[int, int], grid: tuple[int, int]) -> Tensor:
         """The row of the map that belongs to one query, as an image.
 
@@ -346,9 +357,9 @@ class ExplicitAttention(Attends):
         return weights.reshape(-1, *grid)
 
     def _central_map(self, v: Tensor) -> Tensor:
-        self._grid = height, width = v.shape[-2], v.shape[-1]
-        central = (-(-height // self._mixing_stride) // 2, -(-width // self._mixing_stride) // 2)
-        return self.attention_map_of(central, self._grid).expand(len(v), -1, -1, -1)
+        self._grid = (v.shape[-2], v.shape[-1])
+        height, width = self.output_grid(self._grid)
+        return self.attention_map_of((height // 2, width // 2), self._grid).expand(len(v), -1, -1, -1)
 
     def describe(self) -> str:
         """The radius, and its pixels on the grid of the map that was kept last."""

@@ -33,7 +33,7 @@ class GatherExcite(Attends):
         size: (height, width) of the features, for the learned global extent.
 
     Raises:
-        ValueError: an extent that is no power of two, an unknown ``params``, or no ``size`` where one is needed.
+        ValueError: an extent that is no power of two, an unknown ``params``, a reduction below 1, or no ``size`` where one is needed.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class GatherExcite(Attends):
             raise ValueError(f"params={params!r} is unknown; use none, theta or theta_plus")
         if params != "none" and not extent and size is None:
             raise ValueError("gathering everything by a learned kernel needs to know how much; give size=(height, width) of the features")
+        if reduction < 1:
+            raise ValueError(f"reduction={reduction} reduces nothing; use 1 or more")
         self.extent = extent
         self.gather: nn.Module
         if params == "none":

@@ -74,6 +74,8 @@ class SpatialSoftmaxAttention(Attends):
         self.heads = 1 if maps in ("one", "mean") else k
         if k < 1 or channels % self.heads:
             raise ValueError(f"{k} maps cannot share {channels} channels equally; choose a count that divides them")
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size={kernel_size} is no size; use an odd number from 1")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} would shift the maps by half a position; use an odd one")
         if softmax_axis == "channel" and (self.heads == 1 or mode == "pool"):
@@ -90,6 +92,8 @@ class SpatialSoftmaxAttention(Attends):
                 raise ValueError("attn_input='fixed' learns a map of one size; give size=(height, width) of the features")
             self.logit_map = nn.Parameter(torch.empty(1, k, *size))
         if mode == "gate":
+            if attn_input == "uniform":
+                raise ValueError("a gate over uniform maps never gets a gradient; use mode='scaled' or another attn_input")
             start = (0.0 if init == "random" else 1.0) if gate is None else gate
             if start == 0 and init == "zero":
                 raise ValueError("a gate of 0 over logits of 0 never gets a gradient; use gate=1.0 or init='random'")

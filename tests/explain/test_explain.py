@@ -13,12 +13,12 @@ from PIL import Image
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
-from foveal.explain.page import stage_of
+from foveal.explain.page import _from_the_edge, stage_of
 from foveal.explain.pictures import colour, one_view, thumbnail
 from foveal.explain.terminal import table
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
-from foveal.layers import ExplicitAttention, augment_convs
+from foveal.layers import ExplicitAttention, attention_maps, augment_convs
 from foveal.runs import classify, create_model
 
 NASTY = ("<script>alert(1)</script>", 'a "quoted" & $class', "third", "fourth")
@@ -162,6 +162,17 @@ def test_attention_maps_are_shown_head_by_head(image, seen, tmp_path):
     page = Page(report(image, replace(seen, maps=maps), tmp_path / "page.html").read_text(encoding="utf-8"))
     assert len(page.of("figure")) == (1 + 3) + 1 + 1
     assert "stage <3>, head 2" in page.text
+
+
+@pytest.mark.parametrize("attn_stride, column", [("query", 6.5), ("pool", 3)])
+def test_the_query_on_the_border_is_in_the_middle_of_it(attn_stride, column):
+    layer = ExplicitAttention(4, 8, stride=2, ratio=0.5, attn_stride=attn_stride)
+    network = torch.nn.Sequential(layer)
+    with attention_maps(network) as maps:
+        network(torch.rand(1, 4, 14, 14 if attn_stride == "query" else 12))
+    edge = _from_the_edge(network, maps)["0, query at the border"][0]
+    at = (edge.sum(0) * torch.arange(edge.shape[1])).sum()
+    assert edge.sum(1).argmax() == 0 and at.item() == pytest.approx(column, abs=0.1)
 
 
 def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):

@@ -187,7 +187,8 @@ def test_autocast_and_channels_last():
 
 
 @pytest.mark.parametrize(
-    "options", [{"kernel_size": 2}, {"ratio": 1.5}, {"heads": 0}, {"size": (0, 4)}, {"key_ratio": 0.0, "min_key_channels": 0}]
+    "options",
+    [{"kernel_size": 2}, {"ratio": 1.5}, {"heads": 0}, {"size": (0, 4)}, {"key_ratio": 0.0, "min_key_channels": 0}, {"ratio": 0.01}],
 )
 def test_impossible_options_are_one_sentence(options):
     with pytest.raises(ValueError, match=r"; .*\."):

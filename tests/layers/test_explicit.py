@@ -86,7 +86,7 @@ def test_has_the_shape_of_the_convolution_that_it_stands_for(options):
 
 def test_without_values_it_is_the_convolution_and_with_values_only_there_is_none():
     x = torch.randn(2, 4, 6, 6)
-    plain = ExplicitAttention(4, 8, stride=2, ratio=0.1)
+    plain = ExplicitAttention(4, 8, stride=2, ratio=0)
     assert plain.value_channels == 0 and list(plain.state_dict()) == ["conv.weight"]
     torch.testing.assert_close(plain(x), F.conv2d(x, plain.conv.weight, stride=2, padding=1))
     assert plain.describe() == "" and plain.fold() is plain
@@ -101,7 +101,7 @@ def test_without_values_it_is_the_convolution_and_with_values_only_there_is_none
 
 def test_the_share_is_rounded_down_to_whole_channels_and_to_the_heads():
     assert [ExplicitAttention(8, w, ratio=0.1).value_channels for w in (64, 128, 256, 512)] == [6, 12, 25, 51]
-    assert [ExplicitAttention(8, w, ratio=0.1, heads=8).value_channels for w in (64, 128, 256, 512)] == [0, 8, 24, 48]
+    assert [ExplicitAttention(8, w, ratio=0.1, heads=8).value_channels for w in (128, 256, 512)] == [8, 24, 48]
     assert ExplicitAttention(8, 100, ratio=0.29).value_channels == 29  # 0.29 * 100 is 28.999999999999996
     assert ExplicitAttention(8, 100, value_channels=7).value_channels == 7
 
@@ -118,6 +118,8 @@ def test_parameters_are_those_of_the_formula():
         ({"kernel": "sinc"}, "kernel"), ({"coord": "mm"}, "coord"), ({"attn_stride": "skip"}, "attn_stride"), ({"impl": "fast"}, "impl"),
         ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "factor"), ({"ratio": 1.2}, "ratio"),
         ({"value_channels": 5, "heads": 2}, "heads"), ({"radius_init": 0.0}, "radius_init"), ({"radius_param": "exp"}, "radius_param"),
+        ({"radius_init": "wide"}, "radius_init"), ({"heads": 0}, "heads=0"), ({"ratio": 0.05}, "ratio=0 for the plain"),
+        ({"heads": 16}, "fewer heads"),
     ],
 )  # fmt: skip
 def test_impossible_options(options, word):

@@ -174,6 +174,8 @@ def test_non_local_is_the_identity_at_the_start_of_training_and_learns():
         (lambda: GatherExcite(16, 3), "use 2, 4 or 8"),
         (lambda: GatherExcite(16, 0, "theta"), "give size"),
         (lambda: GatherExcite(16, 2, "phi"), "theta_plus"),
+        (lambda: GatherExcite(16, 2, "theta_plus", reduction=0), "1 or more"),
+        (lambda: CBAM(16, 0), "1 or more"),
         (lambda: NonLocal(16, "mean"), "embedded"),
     ],
 )

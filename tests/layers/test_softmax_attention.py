@@ -159,6 +159,8 @@ def test_what_it_says_of_its_map():
         ({"mode": "faithful", "clip": 4}, "use it with mode='scaled'"),
         ({"temperature": 0.0}, "positive number"),
         ({"kernel_size": 2}, "odd"),
+        ({"kernel_size": -1}, "odd number from 1"),
+        ({"mode": "gate", "attn_input": "uniform"}, "uniform maps never"),
         ({"mode": "soft"}, "scaled, faithful"),
     ],
 )
