@@ -2,7 +2,7 @@
 
 Rows, claims and sources are package data, one YAML file a table. Measured numbers come from run folders and from nothing else: a
 run counts for a row if its model has the row's name and options, it was trained to its end, and `foveal evaluate` has seen all
-test images. Runs are averaged over seeds only; whatever else differs makes them another line.
+images of the table's split. Runs are averaged over seeds only; whatever else differs makes them another line, which says what it is.
 
 Example:
     >>> found = table("cifar", "no/such/folder")
@@ -21,13 +21,15 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from foveal.errors import ConfigError, FovealError
-from foveal.runs import CARD, METRICS, WEIGHTS, Run, constructor, wrapper_options
+from foveal.glimpse.base import WholeImage
+from foveal.runs import CARD, CONFIG, METRICS, WEIGHTS, Run, constructor, wrapper_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +42,7 @@ _SAME_RESULT = (
     "tensorboard",
 )  # fmt: skip
 _SAME_DATA = ("root", "download")
+_SAME_MODEL = ("num_classes",)  # the data says how many
 
 
 class Published(NamedTuple):
@@ -54,10 +57,11 @@ class Measured:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        how: length, schedule and scale, in words.
+        how: length, schedule and scale, in words, then each setting that is not the table's or not the same in all lines of the row.
         mean, best: accuracy in %.
         deviation: sample standard deviation, None of a single run.
-        milliseconds: an image, at the best batch; of the fastest run, None where none was timed.
+        milliseconds: an image, at the best batch; of the fastest run, None where none was timed or not all on the same machine.
+        device: the type of device that was timed, ``cpu`` or ``cuda``; None without ``milliseconds``.
         seeds: of the runs.
         runs: their folders.
     """
@@ -67,6 +71,7 @@ class Measured:
     deviation: float | None
     best: float
     milliseconds: float | None
+    device: str | None
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
 
@@ -154,6 +159,8 @@ def table(name: str, runs: str | Path = "runs") -> Tables:
             left_out.append((str(folder), result))
         elif result is not None:
             found.append(result)
+    found, repeated = _newest(found)
+    left_out += repeated
     rows = tuple(_row(line, key, about, found) for key, about in content["tables"].items() for line in content["rows"])
     used = {run for row in rows for group in row.measured for run in group.runs}
     left_out += [(run.folder, "its model, with these options, is no row") for run in found if run.folder not in used]
@@ -162,44 +169,69 @@ def table(name: str, runs: str | Path = "runs") -> Tables:
 
 
 class _Result(NamedTuple):
-    """What one run folder says."""
+    """What one run folder says; ``way`` is everything that could change the result, except the seed, by dotted name."""
 
     folder: str
+    written: float
     data: str
     model: dict[str, Any]
     seed: int
-    way: str
+    way: dict[str, Any]
     how: str
     accuracy: float
-    top5: float | None
+    top5: float
     milliseconds: float | None
+    machine: tuple[str, str]
 
 
 def _result(folder: Path, tables: Mapping[str, Any]) -> _Result | str | None:
     """The result of a run; why it has none; or None where it is about something else."""
     run = Run(folder)
-    data = run.config.get("data") or {}
-    about = next((about for about in tables.values() if about["data"] == data.get("name")), None)
-    if about is None:
-        return None
-    if not _finished(run):
-        return "is not trained to its end; go on by --resume"
+    config = run.config
     file = folder / "evaluation.json"
-    if not file.is_file() or file.stat().st_mtime < (folder / WEIGHTS).stat().st_mtime:
-        return f"has no evaluation of these weights; foveal evaluate {folder}"
+    reading, remedy = CONFIG, "copy it again or train again"
     try:
+        name = config["data"]["name"]
+        about = next((about for about in tables.values() if about["data"] == name), None)
+        if about is None:
+            return None
+        way, how = _way(config), _how(config)
+        reading, remedy = METRICS, "copy it again, go on by --resume or train again"
+        if not _finished(run):
+            return "is not trained to its end; go on by --resume"
+        written = (folder / WEIGHTS).stat().st_mtime
+        if not file.is_file() or file.stat().st_mtime < written:
+            return f"has no evaluation of these weights; foveal evaluate {folder}"
+        reading, remedy = file.name, f"foveal evaluate {folder}"
         evaluation = json.loads(file.read_text())
         point = next(point for point in evaluation["points"] if point["kind"] == "learned")
-        if point["images"] != about["images"] or evaluation["split"] == "train":
-            return f"was evaluated on {point['images']:,} {evaluation['split']} images, not on the {about['images']:,} of the table"
-        batched = point.get("batched") or {}
-        config = run.config
+        images, split = point["images"], evaluation["split"]
+        if (images, split) != (about["images"], about["split"]):
+            wanted = f"the {about['images']:,} {about['split']} images of the table"
+            return f"was evaluated on {images:,} {split} images, not on {wanted}; foveal evaluate {folder} --split {about['split']}"
+        milliseconds = (point.get("batched") or {}).get("p50")
         return _Result(
-            str(folder), data["name"], _told(run.card["model"]), config["seed"], _way(config), _how(config), 100 * point["accuracy"],
-            None if point["top5"] is None else 100 * point["top5"], batched.get("p50"),
+            str(folder), written, name, _told(run.card["model"]), int(config["seed"]), way, how,
+            100 * float(point["accuracy"]), 100 * float(point["top5"]), None if milliseconds is None else float(milliseconds),
+            (str(evaluation["device"]).partition(":")[0], str(evaluation["machine"])),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, StopIteration):
-        return f"its evaluation.json or config.yaml is damaged; foveal evaluate {folder}"
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, StopIteration, csv.Error):
+        # Whatever it is that does not look as foveal writes it: one bad folder must not hide the others.
+        return f"its {reading} is damaged; {remedy}"
+
+
+def _newest(found: list[_Result]) -> tuple[list[_Result], list[tuple[str, str]]]:
+    """One run of each seed and way, and what is left out: the same training twice is no second seed."""
+    kept: dict[tuple[str, int], _Result] = {}
+    for run in sorted(found, key=lambda run: run.written):
+        kept[json.dumps(run.way, sort_keys=True), run.seed] = run
+    repeated = [
+        (run.folder, f"repeats the training of {newest.folder}, which is newer, seed included; train with another --seed")
+        for run in found
+        if (newest := kept[json.dumps(run.way, sort_keys=True), run.seed]) is not run
+    ]
+    gone = {folder for folder, _ in repeated}
+    return [run for run in found if run.folder not in gone], repeated
 
 
 def _finished(run: Run) -> bool:
@@ -208,37 +240,82 @@ def _finished(run: Run) -> bool:
     if not file.is_file() or not (run.path / WEIGHTS).is_file():
         return False
     with file.open(newline="") as lines:
-        last = next(iter(list(csv.DictReader(lines))[-1:]), None)
-    if last is None:
+        rows = list(csv.DictReader(lines))
+    if not rows:
         return False
-    step = int(last["step"])
+    step, epoch = int(rows[-1]["step"]), float(rows[-1]["epoch"])
     steps, epochs, line = run.config.get("steps"), run.config.get("epochs"), run.config.get("log_every") or 1
     ended = [step + line > steps] if steps else []
     # Four digits of the epoch are written.
-    ended += [float(last["epoch"]) * (1 + (line - 1) / max(step, 1)) >= epochs * 0.999] if epochs else []
-    return any(ended) or bool(run.config.get("max_time"))
+    ended += [epoch * (1 + (line - 1) / max(step, 1)) >= epochs * 0.999] if epochs else []
+    if most := run.config.get("max_time"):
+        seconds = [float(row["seconds"]) for row in rows]
+        # Lines are a number of steps apart, not of seconds.
+        ended.append(seconds[-1] + max(b - a for a, b in pairwise([0.0, *seconds])) >= most)
+    return any(ended)
 
 
 def _told(model: Mapping[str, Any]) -> dict[str, Any]:
     """Name and options of a model, without what says how images are given to it and without the defaults of its constructor."""
-    defaults = {key: spec.default for key, spec in inspect.signature(constructor(model["name"])).parameters.items()}
-    quiet = {"num_classes", "pretrained", *wrapper_options()}
-    return {key: value for key, value in model.items() if key not in quiet and not (key in defaults and defaults[key] == value)}
+    quiet = {"pretrained", *wrapper_options()}
+    return {key: value for key, value in _set(model).items() if key not in quiet}
 
 
-def _way(config: Mapping[str, Any]) -> str:
-    """Everything that could change the result, except the seed."""
+def _set(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and options of a model without defaults, so that a default that is written down changes nothing."""
+    signatures = (inspect.signature(WholeImage), inspect.signature(constructor(model["name"])))
+    defaults = {"pretrained": False} | {key: spec.default for signature in signatures for key, spec in signature.parameters.items()}
+    return {key: value for key, value in model.items() if key not in _SAME_MODEL and not (key in defaults and defaults[key] == value)}
+
+
+def _way(config: Mapping[str, Any]) -> dict[str, Any]:
     way = {key: value for key, value in config.items() if key not in _SAME_RESULT}
     way["data"] = {key: value for key, value in config["data"].items() if key not in _SAME_DATA}
-    return json.dumps(way, sort_keys=True)
+    way["model"] = _set(config["model"])
+    # 32 is short for 32-true.
+    way["precision"] = str(config["precision"]).removesuffix("-true")
+    # An option that an older version did not write yet is one that is not set.
+    return {key: value for key, value in _flat(way) if value is not None}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+_IN_WORDS = ("epochs", "steps", "max_time", "data.train", "optimiser.schedule", "batch_size", "precision")
+"""What `_how` says of every run."""
 
 
 def _how(config: Mapping[str, Any]) -> str:
-    length = f"{config['epochs']:g} epochs" if config.get("epochs") else f"{config['steps']:,} steps" if config.get("steps") else "by time"
+    limits = {
+        "epochs": f"{config['epochs']:g} epochs" if config.get("epochs") else "",
+        "steps": f"{config['steps']:,} steps" if config.get("steps") else "",
+        "max_time": f"{config['max_time']:,g} s" if config.get("max_time") else "",
+    }
+    # The first that was reached ended the run.
+    length = " or ".join(filter(None, limits.values()))
     few = config["data"].get("train")
     of = f" of {few:,} images" if few else ""
     precision = "" if str(config["precision"]).startswith("32") else f", {config['precision']}"
     return f"{length}{of}, {config['optimiser']['schedule']}, batches of {config['batch_size']}{precision}"
+
+
+def _unusual(way: Mapping[str, Any], others: list[dict[str, Any]], usual: Mapping[str, Any]) -> str:
+    """What is not the table's, and what tells a line of a row from its others, as the flags that set it."""
+    keys = [*usual, *(key for key in way if key not in (*usual, *_IN_WORDS))]
+    different = [
+        key for key in keys
+        if (way.get(key) != usual[key] if key in usual else any(other.get(key) != way[key] for other in others))
+    ]  # fmt: skip
+    return "".join(f", {key} {_value(way.get(key))}" for key in different)
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: list[_Result]) -> Row:
@@ -246,7 +323,8 @@ def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: lis
     by_way: dict[str, list[_Result]] = {}
     for run in found:
         if run.data == about["data"] and run.model == model:
-            by_way.setdefault(run.way, []).append(run)
+            by_way.setdefault(json.dumps(run.way, sort_keys=True), []).append(run)
+    ways = [runs[0].way for runs in by_way.values()]
     claimed, published = line.get("claimed", {}).get(key), line.get("published", {}).get(key)
     parameters, macs = (line.get("cost") or {}).get(about["data"], (None, None))
     return Row(
@@ -257,21 +335,27 @@ def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: lis
         recipe=f"{about['data']}/{line['recipe']}" if "recipe" in line else None,
         claimed=tuple(claimed) if isinstance(claimed, list) else claimed,
         published=tuple(Published(*entry) for entry in published) if isinstance(published, list) else published,
-        measured=tuple(_averaged(runs, about["metric"]) for runs in sorted(by_way.values(), key=len, reverse=True)),
+        measured=tuple(
+            _averaged(runs, about["metric"], _unusual(runs[0].way, ways, about["usual"]))
+            for runs in sorted(by_way.values(), key=len, reverse=True)
+        ),
         parameters=parameters,
         macs=macs,
     )
 
 
-def _averaged(runs: list[_Result], metric: str) -> Measured:
+def _averaged(runs: list[_Result], metric: str, unusual: str) -> Measured:
     values = [getattr(run, metric) for run in runs]
-    timed = [run.milliseconds for run in runs if run.milliseconds is not None]
+    timed = [run for run in runs if run.milliseconds is not None]
+    # Times of two machines are no times of one network.
+    fastest = min(timed, key=lambda run: run.milliseconds or 0) if len({run.machine for run in timed}) == 1 else None
     return Measured(
-        how=runs[0].how,
+        how=runs[0].how + unusual,
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
         best=max(values),
-        milliseconds=min(timed, default=None),
+        milliseconds=None if fastest is None else fastest.milliseconds,
+        device=None if fastest is None else fastest.machine[0],
         seeds=tuple(run.seed for run in runs),
         runs=tuple(run.folder for run in runs),
     )
@@ -304,8 +388,11 @@ def _drawn(title: str, rows: list[Row]) -> Table:
 
 
 def _measured_cells(group: Measured | None) -> tuple[str, ...]:
+    from rich.markup import escape
+
     if group is None:
         return ("", "", "", "", "")
     spread = "" if group.deviation is None else f" ± {group.deviation:.2f}"
-    speed = "" if group.milliseconds is None else f"{group.milliseconds:.3g}"
-    return f"{group.mean:.2f}{spread}", f"{group.best:.2f}", str(len(group.runs)), group.how, speed
+    speed = "" if group.milliseconds is None else f"{group.milliseconds:.3g} {group.device}"
+    # A path or a list may look like rich's markup.
+    return f"{group.mean:.2f}{spread}", f"{group.best:.2f}", str(len(group.runs)), escape(group.how), speed

@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from importlib.resources import files
 
 import pytest
 import torch
@@ -18,21 +19,27 @@ from foveal.runs import create_model
 WRAPPER = {"image_size": None, "mean": None, "std": None, "squash": False, "antialias": True, "crop": None}
 
 
-def make_run(folder, accuracy, *, seed=0, model=None, epoch=200, schedule="step", images=10_000, split="test", data=None, top5=0.99):
+def make_run(
+    folder, accuracy, *, seed=0, model=None, epoch=200, schedule="step", images=10_000, split="test", data=None, top5=0.99,
+    optimiser=None, seconds=900, machine=("cpu", "laptop"), **config,
+):  # fmt: skip
     """A run folder as training and evaluation leave it, without weights that anybody could load."""
     folder.mkdir(parents=True)
     model = {"pretrained": False, **WRAPPER, **(model or {"name": "resnet20_cifar"})}
     config = {
-        "model": model, "data": {"name": "cifar10", "root": f"somewhere/{seed}", "train": None} | (data or {}),
-        "epochs": 200, "steps": None, "max_time": None, "batch_size": 128, "precision": "32", "log_every": 50,
-        "seed": seed, "device": "cuda" if seed else "cpu", "optimiser": {"name": "sgd", "schedule": schedule},
-    }  # fmt: skip
+        "model": model, "data": {"name": "cifar10", "root": f"somewhere/{seed}", "train": None, "augmentation": "crop_flip"} | (data or {}),
+        "epochs": 200, "steps": None, "max_time": None, "batch_size": 128, "precision": "32", "log_every": 50, "init_from": None,
+        "seed": seed, "device": "cuda" if seed else "cpu",
+        "optimiser": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4, "schedule": schedule} | (optimiser or {}),
+    } | config  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "config.json").write_text(json.dumps({"model": model, "class_names": []}))
-    (folder / "metrics.csv").write_text(f"step,epoch\n50,0.128\n{391 * epoch},{epoch}\n")
+    card = {key: value for key, value in model.items() if key != "pretrained"}
+    (folder / "config.json").write_text(json.dumps({"model": card, "class_names": []}))
+    (folder / "metrics.csv").write_text(f"step,epoch,seconds\n50,0.128,5.0\n100,0.256,10.0\n{391 * epoch},{epoch},{seconds}\n")
     (folder / "model.safetensors").write_bytes(b"")
     point = {"kind": "learned", "images": images, "accuracy": accuracy, "top5": top5, "batched": {"p50": 0.5 + seed}}
-    (folder / "evaluation.json").write_text(json.dumps({"split": split, "points": [point]}))
+    about = {"split": split, "device": machine[0], "machine": machine[1]}
+    (folder / "evaluation.json").write_text(json.dumps(about | {"points": [point]}))
     return folder
 
 
@@ -99,7 +106,7 @@ def test_seeds_are_averaged_and_nothing_else(tmp_path):
     assert not found.left_out
     step, *others = row_of(found, "ResNet-20").measured
     assert step.mean == pytest.approx(100 * statistics.fmean(values)) and step.deviation == pytest.approx(100 * statistics.stdev(values))
-    assert (step.best, step.seeds, step.milliseconds) == (pytest.approx(92.0), (0, 1, 2), 0.5)
+    assert (step.best, step.seeds, step.milliseconds, step.device) == (pytest.approx(92.0), (0, 1, 2), 0.5, "cpu")
     assert step.how == "200 epochs, step, batches of 128"
     assert {(group.how, round(group.mean), group.deviation) for group in others} == {
         ("200 epochs, cosine, batches of 128", 95, None), ("200 epochs of 10,000 images, step, batches of 128", 80, None),
@@ -130,6 +137,8 @@ def test_options_decide_the_row(tmp_path):
         ({"epoch": 150}, "not trained to its end"),
         ({"images": 9_000}, "9,000 test images, not on the 10,000"),
         ({"split": "train"}, "train images"),
+        ({"split": "val"}, "10,000 val images, not on the 10,000 test images"),
+        ({"epoch": 3, "max_time": 36_000}, "not trained to its end"),
         ({"model": {"name": "no_such_net"}}, "no model of this name"),
     ],
 )
@@ -153,10 +162,120 @@ def test_damaged_and_old_evaluations_are_left_out(tmp_path):
     assert all(f"foveal evaluate {tmp_path / name}" in reason for name, reason in reasons.items())
 
 
+@pytest.mark.parametrize("damage", [
+    ("metrics.csv", "step,epoch,seconds\n50,0.128,5.0\n78200"), ("metrics.csv", "step,epoch\nmany,\x01\n"), ("metrics.csv", "\n\n1,2\n"),
+    ("config.yaml", "data: cifar10"), ("config.yaml", "data: {name: cifar10}"), ("config.yaml", "- a"), ("config.yaml", "data: {name: [}"),
+    ("config.json", "[]"), ("config.json", '{"model": {"name": "resnet20_cifar"}, "class_names": 3}'),
+    ("evaluation.json", "[]"), ("evaluation.json", '{"split": "test", "points": [{"kind": "learned", "images": "all"}]}'),
+])  # fmt: skip
+def test_a_bad_folder_is_left_out_and_hides_no_other(tmp_path, damage):
+    make_run(tmp_path / "a", 0.5)
+    make_run(tmp_path / "b", 0.9)
+    (tmp_path / "a" / damage[0]).write_text(damage[1])
+    found = table("cifar", tmp_path)
+    ((folder, reason),) = found.left_out
+    assert folder == str(tmp_path / "a") and (damage[0] in reason or "evaluated on all" in reason)
+    assert row_of(found, "ResNet-20").measured[0].runs == (str(tmp_path / "b"),)
+
+
+@pytest.mark.parametrize("seconds", [36_001, 35_100])
+def test_time_ends_a_run_too(tmp_path, seconds):
+    """The last line may be as far from the end as the line before is from it."""
+    run = make_run(tmp_path / "a", 0.5, epoch=30, max_time=36_000)
+    (run / "metrics.csv").write_text(f"step,epoch,seconds\n50,14,17000\n100,28,34000\n11000,30,{seconds}\n")
+    assert row_of(table("cifar", tmp_path), "ResNet-20").measured[0].how == "200 epochs or 36,000 s, step, batches of 128"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"init_from": "runs/[/other]"}, "init_from runs/[/other]"),
+        ({"model": {"name": "resnet20_cifar", "pretrained": "resnet20.th"}}, "model.pretrained resnet20.th"),
+        ({"model": {"name": "resnet20_cifar", "image_size": 64}}, "model.image_size 64"),
+        ({"data": {"augmentation": "none"}}, "data.augmentation none"),
+        ({"optimiser": {"lr": 0.05, "weight_decay": 5e-4}}, "optimiser.lr 0.05, optimiser.weight_decay 0.0005"),
+        ({"optimiser": {"name": "adam"}}, "optimiser.name adam"),
+        ({"precision": "bf16-mixed"}, "bf16-mixed"),
+    ],
+)
+def test_what_is_not_the_recipes_is_said_beside_no_other_run_too(tmp_path, change, words):
+    make_run(tmp_path / "a", 0.9, **change)
+    found = table("cifar", tmp_path)
+    assert row_of(found, "ResNet-20").measured[0].how == f"200 epochs, step, batches of 128, {words}"
+    assert words.split(", ")[0] in printed(found)
+
+
+def test_lines_of_a_row_never_read_the_same(tmp_path):
+    changes = [{}, {"ema": 0.99}, {"accumulate": 2}, {"objective": {"smoothing": 0.1}}, {"optimiser": {"warmup": 400}}]
+    for i, change in enumerate(changes):
+        make_run(tmp_path / f"{i}", 0.9, **({"ema": None} | change))
+    make_run(tmp_path / "older", 0.9, seed=1)  # which knew of no such option
+    groups = row_of(table("cifar", tmp_path), "ResNet-20").measured
+    assert [len(group.runs) for group in groups] == [2, 1, 1, 1, 1]
+    words = ("128", "ema 0.99", "accumulate 2", "objective.smoothing 0.1", "optimiser.warmup 400")
+    assert all(group.how.endswith(word) for group, word in zip(groups, words, strict=True))
+
+
+def test_the_usual_settings_are_those_of_the_recipes():
+    from foveal.recipes import load_recipe
+
+    for name in names():
+        content = yaml.safe_load(files("foveal.evaluation").joinpath("tables", f"{name}.yaml").read_text())
+        usual = content["tables"]["cifar10" if name == "cifar" else "top1"]["usual"]
+        for row in table(name, "nowhere").rows:
+            if row.recipe is not None and row.data in ("cifar10", "top1"):
+                recipe = load_recipe(row.recipe)
+                recipe["model"] = {"name": recipe["model"]} if isinstance(recipe["model"], str) else recipe["model"]
+                for key, value in usual.items():
+                    section, _, option = key.rpartition(".")
+                    assert (recipe[section] if section else recipe).get(option) == value, (row.recipe, key)
+
+
+def test_a_written_default_is_no_difference(tmp_path):
+    make_run(tmp_path / "a", 0.90)
+    run = make_run(tmp_path / "b", 0.91, seed=1, precision="32-true")
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"model": {"name": "resnet20_cifar", "num_classes": None}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert row_of(table("cifar", tmp_path), "ResNet-20").measured[0].seeds == (0, 1)
+
+
+def test_a_training_repeated_is_no_second_seed(tmp_path):
+    for i, name in enumerate("acb"):
+        make_run(tmp_path / name, 0.9 + i / 100)
+        os.utime(tmp_path / name / "model.safetensors", (i + 1, i + 1))
+    found = table("cifar", tmp_path)
+    (group,) = row_of(found, "ResNet-20").measured
+    assert (group.mean, group.deviation, group.runs) == (pytest.approx(92), None, (str(tmp_path / "b"),))
+    assert [folder for folder, _ in found.left_out] == [str(tmp_path / "a"), str(tmp_path / "c")]
+    assert all(f"repeats the training of {tmp_path / 'b'}" in reason for _, reason in found.left_out)
+
+
+def test_times_of_two_machines_are_not_compared(tmp_path):
+    make_run(tmp_path / "a", 0.9, machine=("cuda:0", "fast"))
+    assert "0.5 cuda" in printed(table("cifar", tmp_path))
+    make_run(tmp_path / "b", 0.9, seed=1)
+    (group,) = row_of(table("cifar", tmp_path), "ResNet-20").measured
+    assert (group.milliseconds, group.device, len(group.runs)) == (None, None, 2)
+
+
+def test_networks_that_are_not_shipped_have_published_numbers_alone():
+    """Bello et al., table of CIFAR-100."""
+    found = table("cifar", "nowhere")
+    for name, value in (("SE-WRN-28-10", 81.0), ("GE-WRN-28-10", 79.8)):
+        row = row_of(found, name, "cifar100")
+        assert (row.published, row.model, row.recipe) == (((value, "aa"),), None, None)
+        assert row_of(found, name).published is None
+
+
 def test_imagenet_has_two_tables(tmp_path):
-    make_run(tmp_path / "a", 0.77, top5=0.93, model={"name": "seresnet50", "image_size": 224}, images=50_000, data={"name": "imagenet"})
+    model, data = {"name": "seresnet50", "image_size": 224}, {"name": "imagenet", "augmentation": "inception"}
+    make_run(tmp_path / "a", 0.77, top5=0.93, model=model, images=50_000, data=data, split="val")
+    make_run(tmp_path / "b", 0.77, top5=0.93, model=model, images=50_000, data=data, split="test")
     found = table("imagenet", tmp_path)
     assert [row_of(found, "SE-ResNet-50", data).measured[0].mean for data in ("top1", "top5")] == [pytest.approx(77), pytest.approx(93)]
+    assert row_of(found, "SE-ResNet-50", "top1").measured[0].how == "200 epochs, step, batches of 128"
+    ((folder, reason),) = found.left_out
+    assert folder == str(tmp_path / "b") and "not on the 50,000 val images" in reason
     assert row_of(found, "ExpAtt-ResNet-152", "top1").claimed == (80.0,)
     assert row_of(found, "ExpAtt-ResNet-152", "top5").claimed == row_of(found, "ExpAtt-ResNet-50", "top1").published == NOT_FOUND
     assert row_of(found, "attention CNN", "top1").model is None
