@@ -486,11 +486,11 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.prediction import count, parse_budget
-    from foveal.recipes.flags import parse_settings
+    from foveal.recipes.flags import as_nested, parse_settings
     from foveal.runs import create_model, list_models, load
 
     folder = Path(args.model).is_dir() and args.model not in list_models()
-    model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **parse_settings(args.set))
+    model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **as_nested(parse_settings(args.set)))
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count(model, args.image_size, locations)

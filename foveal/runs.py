@@ -164,10 +164,13 @@ def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
-    """The sentence for an option that a model does not take; the error itself if it is another."""
-    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '(\w+)'", str(error))
+    """The sentence for an option that a model does not take, or not with this value; the error itself where no option was given."""
+    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'", str(error))
     if not found or found[2] not in options:
-        return error
+        if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
+            return error  # nobody chose anything: a bug
+        reason = str(error).strip().partition("\n")[0]
+        return ConfigError(f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists types")
     build = getattr(build, "func", build)
     takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
     known = {

@@ -276,6 +276,7 @@ def test_cost_takes_options_classes_and_runs(capsys, run):
     code, said = failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4")
     assert code == 1 and "no option 'gird'; did you mean grid" in said
     assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
+    assert main(["cost", "aa_resnet20_cifar", "--image-size", "32", "--set", "conv_options.heads=1"]) == 0
 
 
 def test_table_prints_columns_and_json(capsys, tmp_path, run):

@@ -68,6 +68,8 @@ def test_listing():
         ({"name": "tnet", "basesize": 3}, "model tnet: there is no option 'basesize'; did you mean base_size"),
         ({"name": "test_resnet", "drop_rat": 3}, "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate"),
         ({"name": "resnet20_cifar", "place": "front"}, "model resnet20_cifar: place='front' is unknown; use block"),
+        ({"name": "resnet20_cifar", "widths": 16}, r"model resnet20_cifar: an option has a value of a wrong type \("),
+        ({"name": "resnet20_cifar", "a.b": 1}, "model resnet20_cifar: there is no option 'a.b'"),
         ({"name": "test_resnet", "pretrained": "none.safetensors"}, "none.safetensors: there is no such file of weights"),
     ],
 )
