@@ -129,14 +129,20 @@ class BagNetTNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def _build(name: str, pretrained: bool, **kwargs: Any) -> BagNetTNet:
+    return build_model_with_cfg(
+        BagNetTNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True}, **kwargs
+    )
+
+
 @register_model
 def bagnet77_tnet(pretrained: bool = False, **kwargs: Any) -> BagNetTNet:
     """Receptive field 77 px; 20,033,664 parameters without the classifier."""
-    return build_model_with_cfg(BagNetTNet, "bagnet77_tnet", pretrained, **kwargs)
+    return _build("bagnet77_tnet", pretrained, **kwargs)
 
 
 @register_model
 def test_bagnet_tnet(pretrained: bool = False, **kwargs: Any) -> BagNetTNet:
     """The same shape with few channels, for tests."""
     # Fewer than 16 crash torch 2.15 on a CPU, in the backward pass of a strided 1x1 convolution with channels last.
-    return build_model_with_cfg(BagNetTNet, "test_bagnet_tnet", pretrained, **{"widths": (16,) * 4, "features": 16, **kwargs})
+    return _build("test_bagnet_tnet", pretrained, **{"widths": (16,) * 4, "features": 16, **kwargs})

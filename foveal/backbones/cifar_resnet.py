@@ -86,6 +86,8 @@ class CifarResNet(nn.Module):
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
             raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32, 44, 56 or 110")
+        if len(widths) != 3:
+            raise ValueError(f"widths={widths} are not the channels of three stages; give three numbers")
         _check("shortcut", shortcut, ("A", "B"))
         _check("place", place, ("block", "stage", "middle", "last", "none"))
         _check("head", head, ("gap", "attnpool", "flatten"))
@@ -237,7 +239,8 @@ def _check(name: str, value: str, choices: Any) -> None:
 
 
 def _known(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
-    takes = [name for name in inspect.signature(make).parameters if name not in ("channels", "in_channels", "out_channels")]
+    network_s = ("channels", "in_channels", "out_channels", "stride") + (("kernel_size", "size") if kind in CONVS else ())
+    takes = [name for name in inspect.signature(make).parameters if name not in network_s]
     for name in options or {}:
         if name not in takes:
             raise ValueError(f"{kind} takes no option {name!r}; use {', '.join(takes)}")
@@ -258,7 +261,9 @@ def filter_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
 
 def _register(name: str, what: str, **ours: Any) -> None:
     def make(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-        return build_model_with_cfg(CifarResNet, name, pretrained, pretrained_filter_fn=filter_keys, **{**ours, **kwargs})
+        return build_model_with_cfg(
+            CifarResNet, name, pretrained, pretrained_filter_fn=filter_keys, feature_cfg={"out_indices": (0, 1, 2)}, **{**ours, **kwargs}
+        )
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = what

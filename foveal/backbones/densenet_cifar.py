@@ -57,25 +57,31 @@ class DenseNetCifar(DenseNet):
         self.feature_ends = [0] + [end - 2 for end in self.feature_ends[1:]]
 
 
+def _build(name: str, pretrained: bool, **kwargs: Any) -> DenseNetCifar:
+    return build_model_with_cfg(
+        DenseNetCifar, name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True}, **kwargs
+    )
+
+
 @register_model
 def densenet_bc_100_12_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """769,162 parameters with 10 classes, 800,032 with 100; published errors 4.51 and 22.27 %."""
-    return build_model_with_cfg(DenseNetCifar, "densenet_bc_100_12_cifar", pretrained, **kwargs)
+    return _build("densenet_bc_100_12_cifar", pretrained, **kwargs)
 
 
 @register_model
 def densenet_bc_250_24_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """15,324,406 parameters with 10 classes, 15,480,556 with 100; published errors 3.62 and 17.60 %."""
-    return build_model_with_cfg(DenseNetCifar, "densenet_bc_250_24_cifar", pretrained, **{"depth": 250, "growth_rate": 24, **kwargs})
+    return _build("densenet_bc_250_24_cifar", pretrained, **{"depth": 250, "growth_rate": 24, **kwargs})
 
 
 @register_model
 def densenet_bc_190_40_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """25,624,430 parameters with 10 classes, 25,821,620 with 100; published errors 3.46 and 17.18 %."""
-    return build_model_with_cfg(DenseNetCifar, "densenet_bc_190_40_cifar", pretrained, **{"depth": 190, "growth_rate": 40, **kwargs})
+    return _build("densenet_bc_190_40_cifar", pretrained, **{"depth": 190, "growth_rate": 40, **kwargs})
 
 
 @register_model
 def test_densenet_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """Two layers a block, for tests."""
-    return build_model_with_cfg(DenseNetCifar, "test_densenet_cifar", pretrained, **{"depth": 16, "growth_rate": 8, **kwargs})
+    return _build("test_densenet_cifar", pretrained, **{"depth": 16, "growth_rate": 8, **kwargs})

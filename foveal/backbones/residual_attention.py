@@ -169,11 +169,13 @@ class ResidualAttentionNet(nn.Module):
         r: int = 1,
     ) -> None:
         super().__init__()
+        if len(widths) != len(depths) + 1:
+            raise ValueError(f"widths={widths} are not the stem's and one for each of depths={depths}; give as many and one more")
         self.in_chans, self.num_features = in_chans, widths[-1]
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"stages.{i}"} for i, c in enumerate(widths[1:])]
         self.stem = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         stages = []
-        for i, (c_in, c, depth) in enumerate(zip(widths, widths[1:], depths, strict=False)):
+        for i, (c_in, c, depth) in enumerate(zip(widths[:-1], widths[1:], depths, strict=True)):
             attention = (AttentionModule(c, depth, mask, p, t, r) for _ in range(modules))
             stages.append(nn.Sequential(ResidualUnit(c_in, c, stride=2 if i else 1), *attention, ResidualUnit(c, c)))
         self.stages = nn.Sequential(*stages)
@@ -202,19 +204,25 @@ class ResidualAttentionNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def _build(name: str, pretrained: bool, **kwargs: Any) -> ResidualAttentionNet:
+    return build_model_with_cfg(
+        ResidualAttentionNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2), "flatten_sequential": True}, **kwargs
+    )
+
+
 @register_model
 def attention56_cifar(pretrained: bool = False, **kwargs: Any) -> ResidualAttentionNet:
     """One attention module in each stage; 1,030,362 parameters."""
-    return build_model_with_cfg(ResidualAttentionNet, "attention56_cifar", pretrained, **kwargs)
+    return _build("attention56_cifar", pretrained, **kwargs)
 
 
 @register_model
 def attention92_cifar(pretrained: bool = False, **kwargs: Any) -> ResidualAttentionNet:
     """Two attention modules in each stage; 1,841,242 parameters; published: 1.9 million, errors 4.99 % and, of 100 classes, 21.71 %."""
-    return build_model_with_cfg(ResidualAttentionNet, "attention92_cifar", pretrained, **{"modules": 2, **kwargs})
+    return _build("attention92_cifar", pretrained, **{"modules": 2, **kwargs})
 
 
 @register_model
 def test_attention_cifar(pretrained: bool = False, **kwargs: Any) -> ResidualAttentionNet:
     """The same shape with few channels, for tests."""
-    return build_model_with_cfg(ResidualAttentionNet, "test_attention_cifar", pretrained, **{"widths": (16, 16, 32, 64), **kwargs})
+    return _build("test_attention_cifar", pretrained, **{"widths": (16, 16, 32, 64), **kwargs})

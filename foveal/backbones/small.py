@@ -23,6 +23,9 @@ default_cfgs = {
 }  # fmt: skip
 
 
+FEATURES = {"out_indices": (0, 1, 2, 3), "feature_cls": "hook"}
+
+
 class PlainConvNet(nn.Module):
     """Stages of 3x3 convolution, batch norm and ReLU, with max pooling between them and average pooling at the end.
 
@@ -66,4 +69,4 @@ class PlainConvNet(nn.Module):
 @register_model
 def plain_convnet_32(pretrained: bool = False, **kwargs: Any) -> PlainConvNet:
     """Four convolutions for looks of 32 px and up."""
-    return build_model_with_cfg(PlainConvNet, "plain_convnet_32", pretrained, **kwargs)
+    return build_model_with_cfg(PlainConvNet, "plain_convnet_32", pretrained, feature_cfg=dict(FEATURES), **kwargs)

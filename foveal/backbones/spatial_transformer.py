@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor
 
-from foveal.backbones.small import PlainConvNet
+from foveal.backbones.small import FEATURES, PlainConvNet
 from foveal.layers.spatial_transformer import SpatialTransformer
 
 default_cfgs = {
@@ -60,4 +60,4 @@ class SpatialTransformerCNN(PlainConvNet):
 @register_model
 def stn_cnn(pretrained: bool = False, **kwargs: Any) -> SpatialTransformerCNN:
     """Four convolutions behind an affine spatial transformer."""
-    return build_model_with_cfg(SpatialTransformerCNN, "stn_cnn", pretrained, **kwargs)
+    return build_model_with_cfg(SpatialTransformerCNN, "stn_cnn", pretrained, feature_cfg=dict(FEATURES), **kwargs)

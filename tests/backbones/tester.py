@@ -62,6 +62,17 @@ class BackboneTester:
             torch.testing.assert_close(net.get_classifier()(pooled), net(x))
         assert pooled.shape == (2, net.num_features) and features.shape[1] == net.num_features
 
+    def test_feature_maps_have_the_shapes_of_its_modules(self, net):
+        x, seen = self.images(net), []
+        net.eval()
+        for info in net.feature_info:
+            net.get_submodule(info["module"]).register_forward_hook(lambda _m, _i, out: seen.append(out))
+        taps = self.make(features_only=True).eval()
+        with torch.inference_mode():
+            net(x)
+            maps = taps(x)
+        assert [m.shape for m in maps] == [m.shape for m in seen] and taps.feature_info.channels() == [m.shape[1] for m in maps]
+
     def test_classifiers_come_and_go(self, net):
         x = self.images(net, 1)
         with torch.inference_mode():
