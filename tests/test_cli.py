@@ -313,7 +313,7 @@ def test_table_says_which_runs_it_leaves_out_and_why(capsys, tmp_path, monkeypat
     assert main(["evaluate", str(out), "--device", "cpu", "--quiet"]) == 0
     capsys.readouterr()
     assert main(["table", "cifar", "--runs", str(tmp_path / "runs")]) == 0
-    assert "was evaluated on 4 test images, not on the 10,000 of the table" in capsys.readouterr().err
+    assert "was evaluated on 4 test images, not on" in capsys.readouterr().err
 
 
 def test_flags_of_a_soft_attention_network_reach_it(tmp_path, monkeypatch):

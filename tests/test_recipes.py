@@ -56,8 +56,12 @@ def shrunk(name):
 def shrunk_dense(name):
     """Flags that make a network of the soft-attention tables shallow; of the wide ones also thin."""
     model = load_recipe(name)["model"]["name"]
+    share = "0.25"  # a tenth of so few channels does not make attention augmentation's eight heads
     if name.startswith("imagenet/") and name in SOFT:
-        return ["--model.image_size", "64", "--model.layers", "[1,1,1,1]", "--model.channels", "[16,32,32,64]"]
+        thin = ["--model.image_size", "64", "--model.layers", "[1,1,1,1]", "--model.channels", "[16,32,32,64]"]
+        return [*thin, "--model.ratio", share] if model.startswith("aa_") else thin
+    if model == "aa_wrn_28_10_cifar":
+        return ["--model.depth", "10", "--model.width", "2", "--model.conv_options.ratio", share]
     if "resnet" in model and model.endswith("_cifar"):
         return ["--model.depth", "8"]
     return {

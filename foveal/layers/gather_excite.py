@@ -1,6 +1,7 @@
 """Gather-Excite: channels weighted by what a wide neighbourhood of each position holds (Hu et al., NeurIPS 2018, arXiv 1810.12348).
 
 Example:
+    >>> import torch
     >>> GatherExcite(64)(torch.rand(2, 64, 8, 8)).shape
     torch.Size([2, 64, 8, 8])
     >>> sum(p.numel() for p in GatherExcite(64).parameters())
