@@ -134,13 +134,19 @@ def as_flat(values: dict[str, Any], keys: Iterable[str] | None = None, prefix: s
 
 
 def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of `as_flat`."""
+    """The reverse of `as_flat`.
+
+    Raises:
+        UsageError: a key stands for a value and for a section.
+    """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *way, last = key.split(".")
         at = nested
         for part in way:
             at = at.setdefault(part, {})
+            if not isinstance(at, dict):
+                raise UsageError(f"{key}: {part} has a value already; give the one or the other")
         at[last] = value
     return nested
 
