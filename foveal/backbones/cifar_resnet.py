@@ -40,6 +40,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.backbones.head import Headed
 from foveal.layers import CBAM, AttentionAugmentation, ExplicitAttention, GatherExcite, NonLocal, SpatialSoftmaxAttention, augment_convs
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
@@ -52,7 +53,7 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
 CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1)}
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Headed):
     """A 3x3 convolution, three stages of n blocks on grids of 32, 16 and 8, pooling, and a linear classifier: depth 6 n + 2.
 
     Args:
@@ -123,18 +124,10 @@ class CifarResNet(nn.Module):
         }[head]()
         self.num_features = channels * sides[2] ** 2 if head == "flatten" else channels
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
         if conv is not None:
             _check("conv", conv, CONVS)
-            augment_convs(self, partial(CONVS[conv], **_known(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+            augment_convs(self, partial(CONVS[conv], **known_options(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -145,12 +138,8 @@ class CifarResNet(nn.Module):
             x = self.act(self.bn(x))
         return self.attention(x)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pool(x)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def pooled(self, x: Tensor) -> Tensor:
+        return self.pool(x)
 
 
 class PostactBlock(nn.Module):
@@ -173,20 +162,24 @@ class PostactBlock(nn.Module):
 
 
 class PreactBlock(nn.Module):
-    """norm, ReLU, conv, norm, ReLU, conv, attention; plus the shortcut, which sees activated features if it changes them; ``after``."""
+    """norm, ReLU, conv, norm, ReLU, dropout, conv, attention; plus the shortcut, which sees activated features
+    if it changes them; ``after``.
+    """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module, drop_rate: float = 0.0
+    ) -> None:
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), conv3x3(in_channels, channels, stride)
         self.bn2, self.conv2 = nn.BatchNorm2d(channels), conv3x3(channels, channels)
-        self.attention, self.after = attention, after
+        self.drop, self.attention, self.after = nn.Dropout(drop_rate), attention, after
         self.shortcut: nn.Module | None = None
         if stride > 1 or in_channels != channels:
             self.shortcut = (ShortcutA if shortcut == "A" else conv1x1)(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
-        y = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        y = self.conv2(self.drop(F.relu(self.bn2(self.conv1(activated)))))
         return self.after(self.attention(y) + (x if self.shortcut is None else self.shortcut(activated)))
 
 
@@ -230,7 +223,7 @@ def attention_layer(kind: str, channels: int, options: Mapping[str, Any] | None 
     _check("attention", kind, ATTENTION)
     make = ATTENTION[kind]
     sized = {"size": size} if "size" in inspect.signature(make).parameters else {}
-    return make(channels, **sized | _known(kind, make, options))
+    return make(channels, **sized | known_options(kind, make, options))
 
 
 def _check(name: str, value: str, choices: Any) -> None:
@@ -238,7 +231,7 @@ def _check(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name}={value!r} is unknown; use {', '.join(choices)}")
 
 
-def _known(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
+def known_options(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
     network_s = ("channels", "in_channels", "out_channels", "stride") + (("kernel_size", "size") if kind in CONVS else ())
     takes = [name for name in inspect.signature(make).parameters if name not in network_s]
     for name in options or {}:

@@ -29,6 +29,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.backbones.head import Headed
 from foveal.layers import Attends
 
 Mask = Literal["mixed", "channel", "spatial"]
@@ -143,7 +144,7 @@ class AttentionModule(Attends):
         return torch.sigmoid(x)
 
 
-class ResidualAttentionNet(nn.Module):
+class ResidualAttentionNet(Headed):
     """The Residual Attention Network for CIFAR.
 
     Args:
@@ -183,25 +184,13 @@ class ResidualAttentionNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.stages(self.stem(x))))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def pooled(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
 
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> ResidualAttentionNet:

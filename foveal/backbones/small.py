@@ -15,6 +15,8 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from foveal.backbones.head import Headed
+
 default_cfgs = {
     "plain_convnet_32": {
         "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
@@ -26,7 +28,7 @@ default_cfgs = {
 FEATURES = {"out_indices": (0, 1, 2, 3), "feature_cls": "hook"}
 
 
-class PlainConvNet(nn.Module):
+class PlainConvNet(Headed):
     """Stages of 3x3 convolution, batch norm and ReLU, with max pooling between them and average pooling at the end.
 
     Args:
@@ -45,25 +47,13 @@ class PlainConvNet(nn.Module):
             conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
             stages.append(nn.Sequential(pool, conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)))
         self.stages = nn.Sequential(*stages)
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.stages(x)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def pooled(self, x: Tensor) -> Tensor:
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
 
 
 @register_model

@@ -22,9 +22,9 @@ from typing import Any
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from foveal.backbones.cifar_resnet import _known, conv1x1, conv3x3
+from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, known_options
+from foveal.backbones.head import Headed
 from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs
 
 default_cfgs = {
@@ -38,7 +38,7 @@ default_cfgs = {
 CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation}
 
 
-class WideResNet(nn.Module):
+class WideResNet(Headed):
     """A 3x3 convolution to 16 channels, three stages of n pre-activation blocks on grids of 32, 16 and 8, pooling, a linear classifier.
 
     Args:
@@ -69,7 +69,8 @@ class WideResNet(nn.Module):
         for i, wide in enumerate(widths):
             blocks = []
             for j in range(n):
-                blocks.append(WideBlock(channels, wide, 2 if i > 0 and j == 0 else 1, drop_rate))
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(PreactBlock(channels, wide, stride, "B", nn.Identity(), nn.Identity(), drop_rate))
                 channels = wide
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
@@ -77,45 +78,17 @@ class WideResNet(nn.Module):
         self.pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
         self.num_features = channels
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
         if conv is not None:
             if conv not in CONVS:
                 raise ValueError(f"conv={conv!r} is unknown; use {' or '.join(CONVS)}.")
-            augment_convs(self, partial(CONVS[conv], **_known(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+            augment_convs(self, partial(CONVS[conv], **known_options(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pool(x)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-class WideBlock(nn.Module):
-    """norm, ReLU, conv, norm, ReLU, dropout, conv; plus the shortcut, a convolution of the activated input where channels change."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), conv3x3(in_channels, channels, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(channels), conv3x3(channels, channels)
-        self.drop = nn.Dropout(drop_rate)
-        self.shortcut = conv1x1(in_channels, channels, stride) if stride > 1 or in_channels != channels else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        y = self.conv2(self.drop(F.relu(self.bn2(self.conv1(activated)))))
-        return y + (x if self.shortcut is None else self.shortcut(activated))
+    def pooled(self, x: Tensor) -> Tensor:
+        return self.pool(x)
 
 
 def _build(name: str, pretrained: bool, kwargs: dict[str, Any], **ours: Any) -> WideResNet:

@@ -1,0 +1,52 @@
+"""What our networks have in common behind their features: pooling, and a linear classifier that can be exchanged, as timm's have it.
+
+Example:
+    >>> import torch
+    >>> class Means(Headed):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.num_features = 3
+    ...         self.reset_classifier(5)
+    ...     def forward_features(self, x):
+    ...         return x
+    ...     def pooled(self, x):
+    ...         return x.mean((2, 3))
+    >>> Means()(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 5])
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Headed(nn.Module):
+    """A network of `forward_features`, `pooled` and a linear classifier ``fc``.
+
+    Attributes:
+        num_features: length of what the classifier sees.
+    """
+
+    num_features: int
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, c, h, w) features."""
+        raise NotImplementedError
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features to (B, num_features)."""
+        raise NotImplementedError
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pooled(x)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
