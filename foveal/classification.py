@@ -6,7 +6,7 @@ sees it, half-open, floats, and may reach outside the image.
 
 Example:
     >>> import numpy as np, torch
-    >>> looks = Glimpses(image=np.array([0, 0]), box=np.array([[0, 0, 64, 64], [32, 0, 64, 32.]]), size=(16, 16),
+    >>> looks = Glimpses(image=np.array([0, 0]), box=np.array([[0, 0, 64, 64], [32, 0, 64, 32.]]), size=np.array([16, 16]),
     ...                  level=np.array([1, 2]), parent=np.array([-1, 0]), probability=torch.tensor([1, 0.5]),
     ...                  contribution=torch.tensor([[0.5, 0.0], [1.5, 0.5]]))
     >>> batch = Classification(logits=torch.tensor([[2.0, 0.5]]), glimpses=looks, class_names=("cat", "dog"))
@@ -58,7 +58,7 @@ class Glimpses(Sequence[Glimpse]):
     Attributes:
         image: (M,) int, which image of the batch; ascending.
         box: (M, 4) float64.
-        size: (height, width) every box was resampled to.
+        size: (M, 2) int, (height, width) each box was resampled to; a pair stands for all.
         level: (M,) int, processing level.
         parent: (M,) int, row of the glimpse it was chosen from, counted within its own image; -1 for none.
         probability: (M,) tensor.
@@ -67,11 +67,14 @@ class Glimpses(Sequence[Glimpse]):
 
     image: np.ndarray
     box: np.ndarray
-    size: tuple[int, int]
+    size: np.ndarray
     level: np.ndarray
     parent: np.ndarray
     probability: Tensor
     contribution: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", np.broadcast_to(np.asarray(self.size), (len(self.image), 2)))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -81,14 +84,14 @@ class Glimpses(Sequence[Glimpse]):
         if isinstance(index, slice | np.ndarray):
             rows = torch.as_tensor(np.arange(len(self))[index], device=self.probability.device)
             return Glimpses(
-                self.image[index], self.box[index], self.size, self.level[index], self.parent[index],
+                self.image[index], self.box[index], self.size[index], self.level[index], self.parent[index],
                 self.probability[rows], None if self.contribution is None else self.contribution[rows],
             )  # fmt: skip
         parent = int(self.parent[index])
         return Glimpse(
             image=int(self.image[index]),
             box=tuple(map(float, self.box[index])),  # type: ignore[arg-type]
-            size=self.size,
+            size=tuple(map(int, self.size[index])),  # type: ignore[arg-type]
             level=int(self.level[index]),
             parent=None if parent < 0 else parent,
             probability=float(self.probability[index].detach()),
@@ -181,7 +184,7 @@ class Classification:
             glimpses=Glimpses(
                 image=np.concatenate([g.image + o for g, o in zip(looks, offsets, strict=False)]),
                 box=np.concatenate([g.box for g in looks]),
-                size=looks[0].size,
+                size=np.concatenate([g.size for g in looks]),
                 level=np.concatenate([g.level for g in looks]),
                 parent=np.concatenate([g.parent for g in looks]),
                 probability=torch.cat([g.probability.cpu() for g in looks]),

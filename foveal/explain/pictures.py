@@ -67,9 +67,14 @@ def glimpse_pictures(
         fill: value of each channel outside the image; the model's mean is what becomes 0 for it.
         antialias: as the model resamples.
     """
-    looks = classification.glimpses
-    seen = _look(one_view(image), looks.box, looks.size, fill=None if fill is None else torch.tensor(fill), antialias=antialias)
-    return [to_picture(pixels) for pixels in seen]
+    views, looks = one_view(image), classification.glimpses
+    ground = None if fill is None else torch.tensor(fill)
+    pictures: dict[int, Image.Image] = {}
+    for size in {g.size for g in looks}:
+        rows = (looks.size == size).all(1).nonzero()[0]
+        seen = _look(views, looks.box[rows], size, fill=ground, antialias=antialias)
+        pictures |= {int(row): to_picture(pixels) for row, pixels in zip(rows, seen, strict=True)}
+    return [pictures[row] for row in range(len(looks))]
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

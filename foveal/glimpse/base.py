@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
+from foveal.glimpse.policies import POLICIES
 from foveal.images.views import Look, Views, as_views
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
@@ -63,10 +65,14 @@ class GlimpseClassifier(nn.Module, ABC):
 
     Attributes:
         locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
+        policies: the ways of selecting cells that the model knows.
+        objective: kind of objective that it is trained with unless told otherwise.
         class_names: set when trained or loaded.
     """
 
     locations: tuple[int, ...] = ()
+    policies: tuple[str, ...] = POLICIES
+    objective: type[Any] = CrossEntropy
     mean: Tensor
     std: Tensor
 
@@ -128,9 +134,12 @@ class GlimpseClassifier(nn.Module, ABC):
         Args:
             images: views, or a (B, C, H, W) tensor in [0, 1].
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
-            policy: how cells are selected: ``"greedy"`` (most probable), ``"sampled"``, ``"random"``, ...
+            policy: how cells are selected: ``"greedy"`` (most probable) or another of ``policies``.
             draws: randomness for policies that need it; a fixed seed if None.
             contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False spares that.
+
+        Raises:
+            ConfigError: a budget that cannot be met, or a policy that the model does not know.
         """
 
     @abstractmethod
@@ -139,9 +148,19 @@ class GlimpseClassifier(nn.Module, ABC):
     ) -> list[Rollout]:
         """Try the batch once for each policy, with gradients."""
 
-    @abstractmethod
     def default_objective(self) -> Objective:
         """What this model is trained with unless told otherwise."""
+        return self.objective()
+
+    def check_policies(self, policies: Sequence[str]) -> None:
+        """See that the model knows these ways of selecting cells.
+
+        Raises:
+            ConfigError: it does not know one.
+        """
+        for policy in policies:
+            if policy not in self.policies:
+                raise ConfigError(f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group name, for learning rates and weight decay of their own."""
@@ -204,7 +223,7 @@ class WholeImage(GlimpseClassifier):
             maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
             logits = self.network(self.see(views, which, box))
         looks = Glimpses(
-            image=which, box=box, size=self.size, level=np.ones_like(which), parent=np.full_like(which, -1),
+            image=which, box=box, size=np.array(self.size), level=np.ones_like(which), parent=np.full_like(which, -1),
             probability=torch.ones(len(which)), contribution=logits if contributions else None,
         )  # fmt: skip
         return Classification(logits, looks, self.class_names, maps, views.bytes_read)
@@ -215,9 +234,6 @@ class WholeImage(GlimpseClassifier):
         views = as_views(images)
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
-
-    def default_objective(self) -> Objective:
-        return CrossEntropy()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to submodule."""
@@ -234,6 +250,11 @@ class WholeImage(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return self.network
+
+
+def on_host(cells: Tensor) -> np.ndarray:
+    """Chosen cells, for the geometry; shapes alone are counted on the meta device, where any cell will do."""
+    return np.zeros(cells.shape, dtype=np.int64) if cells.is_meta else cells.cpu().numpy()
 
 
 def per_band(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """Selection: which k cells of a grid to look at, and how probable that choice was.
 
 A policy orders the cells; the first k are chosen. ``greedy`` takes the most probable, ``sampled`` draws without
-replacement (Gumbel top-k: Kool et al. 2019, arXiv 1903.06059), ``random`` is uniform without replacement and ``centre``
-takes the cells nearest the middle.
+replacement (Gumbel top-k: Kool et al. 2019, arXiv 1903.06059), ``random`` is uniform without replacement, ``centre``
+takes the cells nearest the middle and ``exhaustive`` takes them all, whatever the budget says.
 
 Example:
     >>> import torch
@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-POLICIES = ("greedy", "sampled", "random", "centre")
+POLICIES = ("greedy", "sampled", "random", "centre", "exhaustive")
 
 NEVER = -1e9
 """Score of a masked cell: finite, so that a grid with every cell masked still has gradients that are numbers."""
@@ -32,7 +32,7 @@ def choose(policy: str, log_p: Tensor, k: int, noise: Tensor | None = None) -> T
         policy: one of `POLICIES`.
         log_p: (..., K) log-probabilities, from scores that are `NEVER` for cells that may not be chosen (they come last all
             the same, should there be fewer than k others).
-        k: cells to choose, at most K.
+        k: cells to choose, at most K; ``exhaustive`` is meant for all K.
         noise: (..., K) standard Gumbel noise, for ``sampled`` and ``random``.
 
     Returns:
@@ -53,6 +53,8 @@ def choose(policy: str, log_p: Tensor, k: int, noise: Tensor | None = None) -> T
         side = math.isqrt(log_p.shape[-1])
         axis = torch.arange(side, device=log_p.device) - (side - 1) / 2
         order = log_p.where(log_p < NEVER / 2, 0) - (axis[:, None] ** 2 + axis**2).flatten()
+    elif policy == "exhaustive":
+        order = log_p.where(log_p < NEVER / 2, 0)
     else:
         raise ValueError(f"no policy is called {policy!r}; there are {', '.join(POLICIES)}")
     return order.sort(dim=-1, descending=True, stable=True).indices[..., :k]
@@ -93,5 +95,5 @@ def certain(log_p: Tensor, cells: Tensor) -> Tensor:
     return log_p.new_zeros(cells.shape)
 
 
-CHOICE_LIKELIHOOD = {"random": uniform, "centre": certain}
+CHOICE_LIKELIHOOD = {"random": uniform, "centre": certain, "exhaustive": certain}
 """Likelihood of the choices of policies that do not follow the learned distribution."""

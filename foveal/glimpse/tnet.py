@@ -37,7 +37,7 @@ import foveal.backbones  # noqa: F401  (registers our backbones with timm)
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, per_band
+from foveal.glimpse.base import GlimpseClassifier, on_host, per_band
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -180,8 +180,7 @@ class _Traversal:
 
     def log_probability(self, policy: str, likelihood: Any) -> Tensor:
         """(R, N - 1) of each choice given those before it in the same grid; of the learned policy, unless another chose."""
-        if policy in ("random", "centre"):
-            likelihood = CHOICE_LIKELIHOOD[policy]
+        likelihood = CHOICE_LIKELIHOOD.get(policy, likelihood)
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
         return torch.cat(steps, dim=1) if steps else self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
 
@@ -216,6 +215,7 @@ class TNet(GlimpseClassifier):
         ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
     """
 
+    objective: type[Any] = TNetObjective
     cell_weights: Tensor
 
     def __init__(
@@ -300,6 +300,9 @@ class TNet(GlimpseClassifier):
 
     def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[str], draws: Draws) -> _Traversal:
         """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
+        self.check_policies(policies)
+        if "exhaustive" in policies:  # rollouts side by side look equally often
+            locations = (self.grid.cells,) * len(locations)
         images, tries = len(views), len(policies)
         which, boxes = np.arange(images), self.root(views.sizes)
         position = torch.zeros(images, 3, device=self.mean.device)
@@ -318,7 +321,7 @@ class TNet(GlimpseClassifier):
             chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
             log_p.append(p)
             cells.append(chosen)
-            taken = np.take_along_axis(candidates, _on_host(chosen)[..., None], axis=2)
+            taken = np.take_along_axis(candidates, on_host(chosen)[..., None], axis=2)
             position = self._descend(position, chosen, depth)
             looked = np.repeat(which, n * k)
             seen = self.see(views, looked, taken.reshape(-1, 4))
@@ -370,7 +373,7 @@ class TNet(GlimpseClassifier):
         glimpses = Glimpses(
             image=np.repeat(np.arange(len(views)), count),
             box=seen.boxes.reshape(-1, 4),
-            size=self.size,
+            size=np.array(self.size),
             level=np.tile(seen.level, len(views)),
             parent=np.tile(seen.parent, len(views)),
             probability=F.pad(p, (1, 0), value=1.0).flatten(),
@@ -404,9 +407,6 @@ class TNet(GlimpseClassifier):
         ]  # fmt: skip
 
     # ---- the rest of the contract
-
-    def default_objective(self) -> Objective:
-        return TNetObjective()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         backbone = {id(p) for p in self.backbone.parameters()}
@@ -495,11 +495,6 @@ def _cell_weights(grid: Grid, map_side: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _on_host(cells: Tensor) -> np.ndarray:
-    """The chosen cells, for the geometry; shapes alone are counted on the meta device, where any cell will do."""
-    return np.zeros(cells.shape, dtype=np.int64) if cells.is_meta else cells.cpu().numpy()
-
-
 # --------------------------------------------------------------------------------------------------------- presets
 
 register("tnet")(TNet)
@@ -507,6 +502,8 @@ register("tnet")(TNet)
 
 class ReferenceTNet(TNet):
     """TNet as published; see the presets for what differs between data sets."""
+
+    objective = ReferenceTNetObjective
 
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
         options = {"score_scale": None, "padded_grid": True, "mean": (0.5,), "std": (0.5,), "squash": True, "antialias": False, **options}

@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,6 +28,14 @@ from foveal.objectives.rollout import Rollout
 
 class Objective(Protocol):
     """What a trainer needs to know of an objective."""
+
+    @property
+    def trains(self) -> tuple[str, ...] | None:
+        """Groups of the model's parameters that learn, see `GlimpseClassifier.parameter_groups`; all if None.
+
+        The others are left as they are: they get no gradient, and what holds nothing else is in evaluation mode.
+        """
+        ...
 
     def plan(self, progress: float) -> tuple[str, ...]:
         """Policies of the rollouts wanted at this point of training (0 to 1), e.g. ``("sampled", "greedy")``."""
@@ -47,26 +56,50 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the whole rollout; what dense networks are trained with.
 
     Args:
         label_smoothing: share of the probability spread over all classes.
+        image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
+        policy: how cells are chosen meanwhile, in models that choose.
+        trains: groups of the model's parameters that learn; all if None.
         class_weights: weight of each class, in the order of the logits; equal weights if None.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
-        self.label_smoothing = label_smoothing
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
+    label_smoothing: float = 0.0
+    image_share: float = 1.0
+    policy: str = "greedy"
+    trains: tuple[str, ...] | None = None
+    class_weights: Sequence[float] | None = None
 
     def plan(self, progress: float) -> tuple[str, ...]:
-        return ("greedy",)
+        return (self.policy,)
 
     def initial_state(self) -> Tensor:
         return torch.zeros(0)
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits = rollouts[0].logits
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype, non_blocking=True)
-        loss = F.cross_entropy(logits, target, weight=weights, label_smoothing=self.label_smoothing)
+        (tried,) = rollouts
+        loss = perception(tried, target, self.image_share, self.class_weights, self.label_smoothing)
         return loss, state, {"loss": loss.detach()}
+
+
+def perception(
+    tried: Rollout, target: Tensor, image_share: float, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of the whole rollout and, with the rest of the weight, of every look alone."""
+    whole = cross_entropy(tried.logits, target, class_weights, label_smoothing)
+    if image_share == 1:
+        return whole
+    return image_share * whole + (1 - image_share) * cross_entropy(tried.glimpse_logits, target, class_weights, label_smoothing)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
+    if logits.ndim == 3:
+        target = target[:, None].expand(logits.shape[:2]).flatten()
+        logits = logits.flatten(0, 1)
+    weights = None if class_weights is None else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    return F.cross_entropy(logits, target, weight=weights, label_smoothing=label_smoothing)

@@ -18,20 +18,22 @@ from torch import Tensor
 
 @dataclass
 class Rollout:
-    """One rollout of B images, N glimpses each, the thumbnail first, then level by level.
+    """One rollout of B images, N glimpses each, level by level, in the order they were chosen.
 
     Attributes:
         logits: (B, classes) of the whole rollout.
         glimpse_logits: (B, N, classes) of each glimpse alone; where the head is additive and glimpses are averaged,
             their mean is ``logits`` (see ``additive``).
         level: (N,) int, processing level of each glimpse; 1 is the thumbnail.
-        log_probability: (B, N - 1) log probability with which each chosen glimpse was chosen, given the choices before
-            it in the same grid; carries the policy's gradient. The thumbnail is not chosen.
-        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids; about -1e9 where a cell is masked.
+        log_probability: (B, M) log probability (or density) with which each of the M chosen glimpses was chosen, given the choices
+            before it; carries the policy's gradient. A thumbnail is not chosen.
+        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids, or of the n choices from one
+            grid; very low where a cell is masked.
         parent: (N,) int, glimpse each was chosen from; -1 for the thumbnail.
-        cells: (B, N - 1) int, cell chosen in the parent's grid.
+        cells: (B, M) int, cell chosen in the parent's grid.
         fused: (B, D) the vector that was classified, or None.
         additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, up to what dropout adds.
+        values: (B, M) reward that the model itself expects before each choice, or None.
         policy: how the cells were chosen; ``log_probability`` is the learned policy's all the same.
     """
 
@@ -44,6 +46,7 @@ class Rollout:
     cells: Tensor | None = None
     fused: Tensor | None = None
     additive: bool = True
+    values: Tensor | None = None
     policy: str = "greedy"
 
     def __post_init__(self) -> None:

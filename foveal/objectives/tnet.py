@@ -19,21 +19,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.objectives.objective import cross_entropy, perception
 from foveal.objectives.rollout import Rollout
-
-
-def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
-    if logits.ndim == 3:
-        target = target[:, None].expand(logits.shape[:2]).flatten()
-        logits = logits.flatten(0, 1)
-    return F.cross_entropy(logits, target, weight=None if class_weights is None else class_weights.to(logits))
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
@@ -70,6 +64,7 @@ class ReferenceTNetObjective:
         class_weights: weight of each class in the cross-entropies.
     """
 
+    trains: ClassVar[None] = None
     image_share: float
     policy_weight: float = 0.1
     feature_levels: int | None = None
@@ -84,8 +79,7 @@ class ReferenceTNetObjective:
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        share = self.image_share
+        weights, share = self.class_weights, self.image_share
         right = (tried.logits.argmax(-1) == target).float()
         loss_image = cross_entropy(tried.logits, target, weights)
         log = {"loss_image": loss_image.detach()}
@@ -171,6 +165,7 @@ class TNetObjective:
         class_weights: weight of each class in the cross-entropies.
     """
 
+    trains: ClassVar[None] = None
     image_share: float = 0.3
     policy_weight: float = 1.0
     warm_up: float = 0.1
@@ -184,20 +179,14 @@ class TNetObjective:
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
-        perception = self.perception(tried, target)
+        perceived = perception(tried, target, self.image_share, self.class_weights)
         if tried.policy != "sampled" or tried.glimpses_per_image == 1:
-            return perception, state, {"loss": perception.detach()}
+            return perceived, state, {"loss": perceived.detach()}
         credits = self.credit(tried, target)
-        loss = perception - self.policy_weight * ((credits - state) * tried.log_probability).sum(1).mean()
+        loss = perceived - self.policy_weight * ((credits - state) * tried.log_probability).sum(1).mean()
         mean = credits.mean()
-        log = {"loss": loss.detach(), "loss_perception": perception.detach(), "credit": mean, "baseline": state}
+        log = {"loss": loss.detach(), "loss_perception": perceived.detach(), "credit": mean, "baseline": state}
         return loss, 0.95 * state + 0.05 * mean.to(state), log
-
-    def perception(self, tried: Rollout, target: Tensor) -> Tensor:
-        """Cross-entropy of the whole and of every look alone."""
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        whole = cross_entropy(tried.logits, target, weights)
-        return self.image_share * whole + (1 - self.image_share) * cross_entropy(tried.glimpse_logits, target, weights)
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         """(B, N - 1) what each choice is credited with, detached."""

@@ -21,9 +21,7 @@ from foveal.data import DataModule, data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
-from foveal.glimpse.tnet import ReferenceTNet
-from foveal.objectives.objective import CrossEntropy
-from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
 from foveal.runs import constructor, create_classifier
@@ -101,9 +99,8 @@ def _dense_options() -> list[Option]:
 
 def _objective_options(name: str | None, model: str) -> list[Option]:
     """Options of the objective of this name, or of the model's own; they change its defaults, which the model decides."""
-    target = target_of(constructor(model)) if model in REGISTRY else None
-    own = CrossEntropy if target is None else ReferenceTNetObjective if issubclass(target, ReferenceTNet) else TNetObjective
-    build = {None: own, "cross_entropy": CrossEntropy, "tnet": TNetObjective, "tnet.reference": ReferenceTNetObjective}.get(name, own)
+    own = target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
+    build = OBJECTIVES.get(name or "", own)
     options = options_of(build, "objective", skip=("class_weights",))
     named = Option("objective.name", str | None, None, "which objective; --objective NAME for short", unset=True)
     return [named, *(replace(o, hint=o.hint | None, default=None, unset=True) for o in options)]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -29,13 +29,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
 from foveal.draws import Draws
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.objectives.objective import Objective
+from foveal.objectives import OBJECTIVES, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.training.config import FitConfig
 from foveal.training.optimisation import build, lr_factor
@@ -116,6 +116,7 @@ class Task(pl.LightningModule):
     Attributes:
         batches_per_epoch: forward passes of an epoch.
         total_batches: of the run; `ENDLESS` where only time ends it.
+        frozen: modules that the objective leaves as they are.
         validates: there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded.
         stop_requested: set it to stop after the step.
@@ -128,6 +129,7 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.frozen = freeze(model, objective.trains)
         self.data = data
         self.config = config
         self.register_buffer("objective_state", objective.initial_state().clone())
@@ -212,6 +214,8 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(np.random.SeedSequence((self.config.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)[0] >> 1))
+        for module in self.frozen:
+            module.eval()
         factor = lr_factor(self.config.optimiser, self.step, self.progress)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = group["base_lr"] * factor
@@ -260,7 +264,7 @@ class Task(pl.LightningModule):
         if not len(target):
             # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this one; the last
             # is the classifier's, which every rollout uses, so that no parameter gets a gradient that it has not elsewhere.
-            return 0.0 * list(self.model.parameters())[-1].sum(), {}, 0
+            return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
         log["accuracy"] = (rollouts[0].logits.argmax(-1) == target).float().mean()
@@ -323,25 +327,44 @@ def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, clas
     Raises:
         ConfigError: an unknown name or option.
     """
-    from foveal.objectives.objective import CrossEntropy
-    from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
-
-    named = {"cross_entropy": CrossEntropy, "tnet": TNetObjective, "tnet.reference": ReferenceTNetObjective}
     options = dict(options or {})
     name = options.pop("name", None)
     if class_weights is not None:
         options["class_weights"] = tuple(class_weights)
     try:
         if name is not None:
-            return named[name](**options)
-        default = model.default_objective()
-        if not options:
-            return default
-        return replace(default, **options) if hasattr(default, "__dataclass_fields__") else type(default)(**options)  # type: ignore[type-var]
+            return OBJECTIVES[name](**options)
+        return replace(model.default_objective(), **options)  # type: ignore[type-var]
     except KeyError as error:
-        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(named)}") from error
+        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(OBJECTIVES)}") from error
     except TypeError as error:
         raise ConfigError(f"objective: {error}; use options that it has") from error
+
+
+def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:
+    """Take the gradient from all groups of parameters but these, and see that norms in between keep their statistics.
+
+    Args:
+        model: the model; its parameters are changed.
+        trains: names of the groups that learn; all if None.
+
+    Returns:
+        The modules that hold frozen parameters and no others, which belong in evaluation mode.
+
+    Raises:
+        ConfigError: the model has no such group.
+    """
+    if trains is None:
+        return []
+    groups = model.parameter_groups()
+    for name in trains:
+        if name not in groups:
+            raise ConfigError(f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
+    for name, parameters in groups.items():
+        for p in parameters:
+            p.requires_grad_(name in trains)
+    held = [(module, list(module.parameters())) for module in model.modules()]
+    return [module for module, parameters in held if parameters and not any(p.requires_grad for p in parameters)]
 
 
 def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:

@@ -233,7 +233,7 @@ def test_the_policy_terms_reach_nothing_else(reference, monkeypatch):
 def test_the_default_objective_routes_gradients_likewise(monkeypatch):
     torch.manual_seed(0)
     model = TNet(num_classes=3, backbone="plain_convnet_32", locations=(2,))
-    monkeypatch.setattr("foveal.objectives.tnet.cross_entropy", lambda logits, *_: logits.sum() * 0)
+    monkeypatch.setattr("foveal.objectives.objective.cross_entropy", lambda logits, *_: logits.sum() * 0)
     got = gradients(model, model.default_objective())
     assert got["location"] > 0 and got["backbone"] == got["position"] == got["classifier"] == 0
 
