@@ -62,6 +62,11 @@ class GlimpseClassifier(nn.Module, ABC):
         mean, std: normalisation, per channel, of values in [0, 1].
         squash: the first look is the whole image, squashed to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
+        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all of what
+            augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
+
+    Raises:
+        ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
 
     Attributes:
         locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
@@ -85,12 +90,16 @@ class GlimpseClassifier(nn.Module, ABC):
         *,
         squash: bool = False,
         antialias: bool = True,
+        crop: float | None = None,
     ) -> None:
         super().__init__()
+        if crop is not None and (squash or not 0 < crop <= 1):
+            raise ConfigError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
         self.num_classes = num_classes
         self.size = size
         self.squash = squash
         self.antialias = antialias
+        self.crop = crop
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -103,7 +112,9 @@ class GlimpseClassifier(nn.Module, ABC):
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         """(B, 4) box of the first look at images of ``sizes`` (B, 2)."""
-        return whole_image(sizes) if self.squash else enclosing_square(sizes)
+        if self.squash or (self.crop is not None and self.training):
+            return whole_image(sizes)
+        return enclosing_square(sizes) if self.crop is None else centred_square(sizes, self.crop)
 
     def first_looks(self, size: tuple[int, int]) -> list[Look]:
         """The looks at an image of this size that are known before any forward pass: a loader can read them ahead."""
@@ -178,20 +189,16 @@ class WholeImage(GlimpseClassifier):
         network: (B, C, h, w) normalised images to (B, classes) logits, as timm's models do.
         image_size: side, or (height, width), that the whole image is resampled to.
         mean, std: normalisation; those of ``network.pretrained_cfg`` (or 0.5, 0.5) if None.
-        squash: see `GlimpseClassifier`.
+        squash: squash the whole image to ``size``, instead of the centred square around it.
+        antialias: resample with antialiasing.
         crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation
             left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if None.
-
-    Raises:
-        ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
     """
 
     def __init__(
         self, network: nn.Module, image_size: int | tuple[int, int] | None = None, *, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True, crop: float | None = None,
     ) -> None:  # fmt: skip
-        if crop is not None and (squash or not 0 < crop <= 1):
-            raise ConfigError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
         card = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
         size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
@@ -199,15 +206,9 @@ class WholeImage(GlimpseClassifier):
         super().__init__(
             classes, (size, size) if isinstance(size, int) else tuple(size),
             per_band(mean or card.get("mean", (0.5,)), channels), per_band(std or card.get("std", (0.5,)), channels),
-            squash=squash, antialias=antialias,
+            squash=squash, antialias=antialias, crop=crop,
         )  # fmt: skip
         self.network = network.to(memory_format=torch.channels_last)
-        self.crop = crop
-
-    def root(self, sizes: np.ndarray) -> np.ndarray:
-        if self.crop is None:
-            return super().root(sizes)
-        return whole_image(sizes) if self.training else centred_square(sizes, self.crop)
 
     def forward(
         self,
