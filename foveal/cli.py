@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ your own images, in one folder a class:
 foveal COMMAND --help tells more; every command takes --quiet, and those that run a model take --device, --precision,
 --batch-size, --workers and --seed.
 """
+
+
+POLICY = "how cells are chosen: greedy, sampled, random, centre, exhaustive or another that the model knows (default: greedy)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,12 +82,13 @@ def _run(argv: list[str]) -> int:
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["data"]) else (argv, [])
+    typed = shlex.join(["foveal", *argv, *data])
     args = _parser().parse_args(argv)
     if args.command is None:
         _parser().print_help()
         return 0
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if args.quiet else logging.INFO)
-    args.data = data
+    args.data, args.typed = data, typed
     return args.run(args)
 
 
@@ -123,6 +128,10 @@ def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
 def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
+
+
+def _policy(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _positive(text: str) -> int:
@@ -227,6 +236,7 @@ chosen by --data and --data.KEY, as for foveal fit.
 
   foveal evaluate runs/demo --locations 0..4
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
+  foveal evaluate runs/demo --policy centre,exhaustive          other ways to choose where to look, beside the learned one
   foveal evaluate runs/photos --data folder --data.root other/ --split test
 """,
     )  # fmt: skip
@@ -234,6 +244,10 @@ chosen by --data and --data.KEY, as for foveal fit.
     parser.add_argument(
         "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: up to the run's)"
     )
+    parser.add_argument(
+        "--policy", type=_policy, default=(), metavar="NAMES",
+        help="ways to choose cells, beside the learned one and random: centre,exhaustive or others that the model knows",
+    )  # fmt: skip
     parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
     parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN)")
@@ -251,10 +265,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     budgets = parse_locations(args.locations) if args.locations else None
     with _progress("evaluating", args.quiet) as show:
         result = evaluate(
-            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, out=args.out or run.path,
-            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
-            on_progress=show,
+            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
+            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, on_progress=show, policies=args.policy,
         )  # fmt: skip
+    result.about["command"] = args.typed
+    result.write(args.out or run.path)
     console = Console()
     # Away from a terminal rich would fold the table to 80 columns.
     Console(width=None if console.is_terminal else 160).print(result.table())
@@ -295,11 +310,13 @@ goes on, lists those images at the end and exits with 1. The same command again 
 
   foveal predict runs/demo photo.png
   foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 --out predictions.parquet
+  foveal predict runs/demo photos/ --policy random --seed 1     with looks that nothing guides, to compare with
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
     parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: lines of path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
@@ -312,8 +329,9 @@ def _predict(args: argparse.Namespace) -> int:
     locations = parse_budget(args.locations) if args.locations else None
     with _progress("predicting", args.quiet) as show:
         done = predict(
-            args.path, args.images, locations=locations, batch_size=args.batch_size, threads=args.workers, device=args.device,
-            precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite, on_progress=show,
+            args.path, args.images, locations=locations, policy=args.policy, batch_size=args.batch_size, threads=args.workers,
+            device=args.device, precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
+            on_progress=show,
         )  # fmt: skip
     for row in done.rows:
         if not row["error"]:
@@ -336,6 +354,7 @@ probable classes, and the cost.
 
   foveal explain runs/demo photo.png --out report.html
   foveal explain runs/slides slide.svs --locations 3,2 --overlay looked.png
+  foveal explain runs/demo photo.png --policy exhaustive        what every cell adds
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
@@ -343,6 +362,7 @@ probable classes, and the cost.
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone, as PNG")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
     _add_where(parser)
 
 
@@ -352,8 +372,9 @@ def _explain(args: argparse.Namespace) -> int:
 
     locations = parse_budget(args.locations) if args.locations else None
     seen = explain(
-        args.path, args.image, args.out, locations=locations, device=args.device, precision=args.precision, overlay_out=args.overlay
-    )
+        args.path, args.image, args.out, locations=locations, policy=args.policy, device=args.device, precision=args.precision,
+        overlay_out=args.overlay,
+    )  # fmt: skip
     if not args.quiet:
         show(seen)
         print(f"The page is {args.out}")

@@ -212,6 +212,9 @@ def test_predict_without_a_file_prints_a_table(capsys, run, images):
         (["evaluate", "RUN", "--locations", "3..1"], "backwards"),
         (["evaluate", "RUN", "--data", "nonsense"], "no data set of this name"),
         (["explain", "RUN", "nowhere.png"], "nowhere.png"),
+        (["predict", "RUN", "x.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
+        (["explain", "RUN", "nowhere.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
+        (["evaluate", "RUN", "--policy", "centre,telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
     ],
 )
 def test_errors_are_one_sentence(capsys, run, argv, words):
@@ -224,6 +227,28 @@ def test_evaluate_writes_table_file_and_curve(capsys, run, tmp_path):
     assert json.loads((tmp_path / "evaluation.json").read_text())
     assert Image.open(tmp_path / "tradeoff.png").size[0] > 300
     assert "random" in capsys.readouterr().out
+
+
+def test_evaluate_sets_policies_side_by_side(capsys, run, tmp_path):
+    assert (
+        main(["evaluate", str(run), "--locations", "1..2", "--policy", "centre,exhaustive", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    )
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {p["kind"] for p in stored["points"]} == {"learned", "random", "centre", "exhaustive"}
+    assert "--policy centre,exhaustive" in stored["command"]
+    assert "exhaustive" in capsys.readouterr().out
+
+
+def test_predict_and_explain_by_other_policies(run, images, tmp_path):
+    image, out = str(images / "0_0.png"), tmp_path / "rows.jsonl"
+    for policy, looks in (("centre", 2), ("exhaustive", 9)):
+        assert main(["predict", str(run), image, "--policy", policy, "--out", str(out), "--overwrite", "--device", "cpu", "--quiet"]) == 0
+        (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+        assert row["locations"] == looks
+    assert row["glimpses"][1]["box"][:2] == [0, 0] and row["glimpses"][-1]["box"][2:] == [128, 128]
+    page = tmp_path / "report.html"
+    assert main(["explain", str(run), image, "--policy", "exhaustive", "--out", str(page), "--device", "cpu", "--quiet"]) == 0
+    assert page.read_text().count("data:image") >= 10
 
 
 def test_explain_writes_one_page(run, images, tmp_path):

@@ -20,8 +20,10 @@ from torch import Tensor
 from foveal.data import Batch
 from foveal.draws import Draws
 from foveal.errors import DataError
+from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.prediction.device import autocast
+from foveal.prediction.rows import budget_taken
 
 
 class Plan(NamedTuple):
@@ -40,6 +42,10 @@ class Scores:
         correct, correct5: images whose class came first, or among the first five.
         nll: sum of the negative log-likelihoods of the labels, in nats.
         locations: sum of the looks beyond the first.
+        coverage: sum of the shares of the images inside the boxes chosen.
+        diversity: sum, over images with two looks or more beyond the first, of the mean distance between them.
+        several: images with that many.
+        budget: the budget that the looks at an image amounted to.
     """
 
     images: int = 0
@@ -47,15 +53,26 @@ class Scores:
     correct5: int = 0
     nll: float = 0.0
     locations: int = 0
+    coverage: float = 0.0
+    diversity: float = 0.0
+    several: int = 0
+    budget: tuple[int, ...] = ()
 
-    def add(self, logits: Tensor, target: Tensor, locations: np.ndarray) -> None:
+    def add(self, logits: Tensor, target: Tensor) -> None:
         """Count (B, classes) logits against (B,) labels."""
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         self.images += len(target)
         self.correct += int(top[:, 0].sum())
         self.correct5 += int(top.any(1).sum())
         self.nll += float(F.cross_entropy(logits.double(), target, reduction="sum"))
-        self.locations += int(locations.sum())
+
+    def add_looks(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
+        """Count the (B, N, 4) boxes chosen in images of these sizes (B, 2)."""
+        self.locations += int((~np.isnan(boxes[..., 0])).sum())
+        self.coverage += float(coverage(boxes, sizes).sum())
+        apart = diversity(boxes, sizes)
+        self.diversity += float(np.nansum(apart))
+        self.several += int((~np.isnan(apart)).sum())
 
 
 class Judged(NamedTuple):
@@ -110,10 +127,10 @@ def judge(
             good = torch.tensor([i for i in range(len(batch)) if i not in bad], dtype=torch.long)
             sizes.append(batch.views.sizes[good.numpy()])
             indices.append(batch.index[good.numpy()])
-            for score, result in zip(scores, seen, strict=True):
-                score.add(
-                    result.logits[good.to(device)].cpu(), batch.target[good.to(device)].cpu(), np.asarray(result.locations)[good.numpy()]
-                )
+            for plan, score, result in zip(plans, scores, seen, strict=True):
+                score.add(result.logits[good.to(device)].cpu(), batch.target[good.to(device)].cpu())
+                score.add_looks(chosen_boxes(result.glimpses, len(batch))[good.numpy()], sizes[-1])
+                score.budget = budget_taken(result, plan.locations, plan.policy)
         on_batch()
     if not scores[0].images:
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")

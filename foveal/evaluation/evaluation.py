@@ -1,4 +1,4 @@
-"""Accuracy against cost at every budget, beside random looks and beside the dense network.
+"""Accuracy against cost at every budget, beside random looks, other policies and the dense network.
 
 Example:
     >>> from foveal.data import get_data
@@ -34,10 +34,11 @@ from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device
-from foveal.prediction.rows import check_locations, ready
+from foveal.prediction.rows import check_locations, check_policies, ready
 from foveal.runs import Run, replacing
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 HOW = (
@@ -54,10 +55,13 @@ class Point:
     """A model at one budget.
 
     Attributes:
-        kind: ``"learned"`` looks, ``"random"`` looks of the same model, or ``"against"``, another model.
+        kind: ``"learned"`` looks, ``"random"`` looks of the same model or those of another policy, by its name; or ``"against"``,
+            another model.
         name: what to call it.
         locations: budget.
         total_locations: looks beyond the first that an image got, mean.
+        coverage: share of the image inside the boxes of these looks, mean.
+        diversity: distance between two of them, in units where the image's sides span -1 to 1, mean; None with fewer than two.
         images: how many were classified.
         accuracy: share whose class came first.
         interval: its 95 % confidence interval (Wilson).
@@ -72,6 +76,8 @@ class Point:
     name: str
     locations: tuple[int, ...]
     total_locations: float
+    coverage: float
+    diversity: float | None
     images: int
     accuracy: float
     interval: tuple[float, float]
@@ -127,9 +133,12 @@ class Evaluation:
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """The result for people, to be printed by rich."""
-        return _table(self)
+        from rich.console import Group
+
+        others = [kind for kind in dict.fromkeys(point.kind for point in self.points) if kind not in ("learned", "random", "against")]
+        return Group(_table(self), *([_policy_table(self, ["learned", "random", *others])] if others else []))
 
 
 def evaluate(
@@ -137,6 +146,7 @@ def evaluate(
     against: str | Path | Run | nn.Module | Sequence[str | Path | Run | nn.Module] | None = None, split: str | None = None,
     batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto", precision: str = "32", seed: int = 0,
     measured: bool = True, seconds: float = 0.5, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
+    policies: Sequence[str] = (),
 ) -> Evaluation:  # fmt: skip
     """Find accuracy and cost at every budget.
 
@@ -155,21 +165,20 @@ def evaluate(
         seconds: least time of each measurement.
         out: folder for ``evaluation.json`` and ``tradeoff.png``; nothing is written if None.
         on_progress: called with how many batches are done, and how many there are.
+        policies: ways of selecting cells to try beside the model's own and random looks. ``exhaustive`` does not heed budgets: it
+            gets one point for each number of levels, at the budget that it amounts to.
 
     Raises:
-        ConfigError: a budget or option that does not fit.
+        ConfigError: a budget, policy or option that does not fit.
         DataError: other classes than the model's, no such split, or no image that can be read.
         RunError: a run folder that is none.
     """
     where = find_device(device)
-    if data.train is not None:
-        data = replace(data, train=data.train.plain())
-    split = split or ("test" if data.test is not None and len(data.test) else "val")
     models = [model, *(against if isinstance(against, list | tuple) else [] if against is None else [against])]
-    first, *others = (_ready(m, where) for m in models)
-    name, *other_names = _names(models)
-    for judged in (first, *others):
-        _check_classes(judged, data)
+    first, *others = ready_for(models, data, where)
+    name, *other_names = names_of(models)
+    plans = plans_of(first, budgets, policies)
+    data, split = plain_split(data, split)
     batches = -(-len(data.split(split)) // batch_size) * (1 + len(others))
     done = 0
 
@@ -183,68 +192,104 @@ def evaluate(
         loader = data.loader(split, batch_size=batch_size, workers=workers, seed=seed, first_looks=judged.first_looks, shuffle=False)
         found = judge(judged, loader, plans, precision=precision, seed=seed, on_batch=step)
         costs = _measure(judged, data.split(split), found.good, plans, precision, seconds) if measured else {}
-        kinds = ["random" if plan.policy == "random" else kind for plan in plans]
+        kinds = [kind if plan.policy == "greedy" else plan.policy for plan in plans]
         rows = zip(kinds, plans, found.scores, strict=True)
-        return [_point(k, name, judged, plan, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
+        return [_point(k, name, judged, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
 
-    points, found = points_of(first, "learned", name, _plans(first, budgets))
+    points, found = points_of(first, "learned", name, plans)
     errors = dict(found.errors)
     for other, other_name in zip(others, other_names, strict=True):
         more, also = points_of(other, "against", other_name, [Plan(tuple(other.locations))])
         points += more
         errors |= dict(also.errors)
-    about = {
-        "model": name, "data": data.name, "split": split, "classes": len(data.classes), "image_size": list(found.size),
-        "device": str(where), "machine": _machine(where), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": precision, "seed": seed, "how": HOW,
-    }  # fmt: skip
+    about = {"model": name, "image_size": list(found.size), **circumstances(data, split, where, precision, seed), "how": HOW}
     result = Evaluation(about, tuple(points), _dense(first, found.size), tuple(errors.items()))
     if out is not None:
         result.write(out)
     return result
 
 
-def _ready(model: Any, device: torch.device) -> GlimpseClassifier:
-    return ready(model.path if isinstance(model, Run) else model, device)
+def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> list[GlimpseClassifier]:
+    """Classifiers, on the device, in evaluation mode.
+
+    Args:
+        models: classifiers, dense networks and run folders.
+        data: what they are to classify.
+        device: where to.
+
+    Raises:
+        DataError, ConfigError: one has other classes.
+        RunError: a run folder that is none.
+    """
+    found = [ready(model.path if isinstance(model, Run) else model, device) for model in models]
+    for model in found:
+        if model.class_names:
+            check_classes(model.class_names, data)
+        elif model.num_classes != len(data.classes):
+            what = f"has {len(data.classes)} classes, the model {model.num_classes}"
+            raise ConfigError(f"{data.name}: {what}; use data with the model's classes")
+    return found
 
 
-def _names(models: Sequence[Any]) -> list[str]:
+def names_of(models: Sequence[Any]) -> list[str]:
     """A name for each model: its run folder, or a number."""
     paths = [model.path if isinstance(model, Run) else model for model in models]
     return [str(path) if isinstance(path, str | Path) else f"model {i}" if i else "model" for i, path in enumerate(paths)]
 
 
-def _check_classes(model: GlimpseClassifier, data: DataModule) -> None:
-    if model.class_names:
-        check_classes(model.class_names, data)
-    elif model.num_classes != len(data.classes):
-        raise ConfigError(f"{data.name}: has {len(data.classes)} classes, the model {model.num_classes}; use data with the model's classes")
+def plain_split(data: DataModule, split: str | None) -> tuple[DataModule, str]:
+    """The data without anything random, and the split to judge by: ``"test"`` if None, or ``"val"`` where there is no test split."""
+    if data.train is not None:
+        data = replace(data, train=data.train.plain())
+    return data, split or ("test" if data.test is not None and len(data.test) else "val")
 
 
-def _plans(model: GlimpseClassifier, budgets: Sequence[Sequence[int]] | None) -> list[Plan]:
-    """Learned looks at every budget, then random ones."""
+def plans_of(model: GlimpseClassifier, budgets: Sequence[Sequence[int]] | None, policies: Sequence[str]) -> list[Plan]:
+    """Learned looks at every budget, then random ones and those of other policies.
+
+    Raises:
+        ConfigError: a budget or a policy that the model does not know.
+    """
+    check_policies(model, policies)
     if budgets is None:
         first, *rest = model.locations or (0,)
         budgets = [(k, *rest) if k else () for k in range(first + 1)]
     learned = [Plan(check_locations(model, budget)) for budget in budgets]
-    return learned + [Plan(plan.locations, "random") for plan in learned if plan.locations]
+    beside = [policy for policy in dict.fromkeys(["random", *policies]) if policy in model.policies and policy != "greedy"]
+    plans = [Plan(plan.locations, policy) for policy in beside for plan in learned if plan.locations]
+    # One exhaustive plan says what all would that have as many levels.
+    deepest = {len(plan.locations): plan for plan in plans if plan.policy == "exhaustive"}
+    return learned + [plan for plan in plans if plan.policy != "exhaustive" or deepest[len(plan.locations)] == plan]
+
+
+def circumstances(data: DataModule, split: str, device: torch.device, precision: str, seed: int) -> dict[str, Any]:
+    """On what and where something was found out, for a file of results."""
+    from foveal import __version__
+
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+    return {
+        "data": data.name, "split": split, "classes": len(data.classes), "device": str(device),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine, "threads": torch.get_num_threads(),
+        "foveal": __version__, "torch": torch.__version__, "precision": precision, "seed": seed,
+    }  # fmt: skip
 
 
 def _point(
     kind: str,
     name: str,
     model: GlimpseClassifier,
-    plan: Plan,
     scores: Scores,
     size: tuple[int, int],
     costs: tuple[Measured | None, Measured | None],
 ) -> Point:
-    cost = count(model, size, plan.locations)
+    cost = count(model, size, scores.budget)
     return Point(
         kind=kind,
         name=name,
-        locations=plan.locations,
+        locations=scores.budget,
         total_locations=scores.locations / scores.images,
+        coverage=scores.coverage / scores.images,
+        diversity=scores.diversity / scores.several if scores.several else None,
         images=scores.images,
         accuracy=scores.correct / scores.images,
         interval=wilson(scores.correct, scores.images),
@@ -266,7 +311,7 @@ def _measure(
     def views_of(n: int) -> Views:
         return dataset.batch(0, good[:n].tolist(), 0).to(device).views
 
-    learned = [plan for plan in plans if plan.policy != "random"]
+    learned = [plan for plan in plans if plan.policy == "greedy"]
     largest = min(LARGEST_BATCH.get(device.type, 64), len(good))
     best = best_batch(model, views_of, largest, locations=max(learned).locations, precision=precision, seconds=seconds).batch_size
     return {
@@ -291,28 +336,24 @@ def _dense(model: GlimpseClassifier, full: tuple[int, int]) -> tuple[DenseCost, 
     return tuple(costs)
 
 
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
-
-
 def _table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{evaluation.about['model']} on {evaluation.about['data']}, {evaluation.about['split']}", title_justify="left")
     table.add_column("")
-    for name in ("locations", "in all", "accuracy, 95 %", "random looks", "MACs", "ms/image", "p95", "ms at batch", "memory", "read"):
+    measured = ("MACs", "ms/image", "p95", "ms at batch", "memory", "read")
+    for name in ("locations", "in all", "covered", "accuracy, 95 %", "random looks", *measured):
         table.add_column(name, justify="right")
     random = {point.locations: point for point in evaluation.points if point.kind == "random"}
     for point in evaluation.points:
-        if point.kind != "random":
+        if point.kind in ("learned", "against"):
             beside = random.get(point.locations)
             one, many = point.single, point.batched
             table.add_row(
                 "learned looks" if point.kind == "learned" and random else point.name,
                 format_budget(point.locations),
                 f"{point.total_locations:g}",
+                f"{100 * point.coverage:.1f} %" if point.total_locations else "",
                 f"{100 * point.accuracy:.1f} %  {100 * point.interval[0]:.1f} to {100 * point.interval[1]:.1f}",
                 "" if beside is None else f"{100 * beside.accuracy:.1f} %",
                 _si(point.macs),
@@ -324,7 +365,24 @@ def _table(evaluation: Evaluation) -> Table:
             )
     for cost in evaluation.dense:
         size = f"{cost.size[0]} x {cost.size[1]}"
-        table.add_row(f"{cost.name} ({size})", "", "", "", "", "takes no such image" if cost.macs is None else _si(cost.macs), *[""] * 5)
+        macs = "takes no such image" if cost.macs is None else _si(cost.macs)
+        table.add_row(f"{cost.name} ({size})", *[""] * 5, macs, *[""] * 5)
+    return table
+
+
+def _policy_table(evaluation: Evaluation, kinds: Sequence[str]) -> Table:
+    """A row a budget, a column a policy."""
+    from rich.table import Table
+
+    table = Table(title="accuracy (and image covered) by policy, %", title_justify="left")
+    table.add_column("locations", justify="right")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    points = {(point.kind, point.locations): point for point in evaluation.points}
+    for budget in sorted({budget for kind, budget in points if kind != "against"}):
+        row = [points.get((kind, budget)) for kind in kinds]
+        cells = ["" if p is None else f"{100 * p.accuracy:.1f} ({100 * p.coverage:.0f})" for p in row]
+        table.add_row(format_budget(budget), *cells)
     return table
 
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from foveal.evaluation.evaluation import Evaluation
 
 BLUE, GREY, ORANGE, INK = "#2f6fb0", "#8a8f98", "#c8642a", "#222831"
+OTHERS = ("#3a8f5c", "#8b5fb8", "#b8a02f", "#c0417a", "#2fa3a3")
+"""Colours of policies beside the learned one and random looks."""
 
 
 def draw_tradeoff(evaluation: Evaluation, file: Path) -> None:
-    """Draw accuracy against MACs: learned and random looks as curves, other models as points, dense costs as lines; PNG."""
+    """Draw accuracy against MACs: every policy as a curve, other models as points, dense costs as lines; PNG."""
     # The figure by itself, not pyplot: nothing global is touched and no display is needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,18 +35,22 @@ def draw_tradeoff(evaluation: Evaluation, file: Path) -> None:
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for kind, label, colour in (("random", "random looks", GREY), ("learned", "learned looks", BLUE), ("against", None, ORANGE)):
+    others = [kind for kind in dict.fromkeys(p.kind for p in evaluation.points) if kind not in ("learned", "random", "against")]
+    policies = [(kind, f"{kind} looks", OTHERS[i % len(OTHERS)]) for i, kind in enumerate(others)]
+    for kind, label, colour in (
+        ("random", "random looks", GREY), *policies, ("learned", "learned looks", BLUE), ("against", None, ORANGE),
+    ):  # fmt: skip
         points = sorted((p for p in evaluation.points if p.kind == kind), key=lambda p: p.macs)
         if not points:
             continue
         x, y = [p.macs for p in points], [100 * p.accuracy for p in points]
         spread = [[100 * (p.accuracy - p.interval[0]) for p in points], [100 * (p.interval[1] - p.accuracy) for p in points]]
-        line = "none" if kind == "against" else "--" if kind == "random" else "-"
+        line = {"against": "none", "learned": "-"}.get(kind, "--")
         axes.errorbar(
             x, y, spread, color=colour, marker="s" if kind == "against" else "o", markersize=5, linestyle=line, capsize=3, label=label
         )
         for p in points:
-            if kind != "random":
+            if kind in ("learned", "against"):
                 text = p.name if kind == "against" else format_budget(p.locations)
                 axes.annotate(text, (p.macs, 100 * p.accuracy), (6, -12), textcoords="offset points", color=colour, fontsize=8)
     for cost in evaluation.dense:

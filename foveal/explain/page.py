@@ -40,7 +40,7 @@ from foveal.images import BlankViews, ImageViews
 from foveal.layers import ExplicitAttention, captions
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
-from foveal.prediction.rows import check_locations, ready
+from foveal.prediction.rows import budget_taken, check_locations, check_policies, ready
 from foveal.runs import Run, open_for, replacing
 
 SHOWN = 3
@@ -90,7 +90,7 @@ def explain(
         path: the image.
         out: the page.
         locations: budget; the model's own if None.
-        policy: how cells are selected.
+        policy: how cells are selected, one of ``model.policies``.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: of policies that draw.
@@ -103,10 +103,11 @@ def explain(
     """
     classifier = ready(model.path if isinstance(model, Run) else model, find_device(device))
     budget = check_locations(classifier, locations)
+    check_policies(classifier, [policy])
     where = classifier.mean.device
     with torch.inference_mode(), autocast(precision, where):
         # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
-        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget)
+        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy)
     start = time.perf_counter()
     with open_for(classifier, path) as image:
         views = ImageViews([image])
@@ -118,7 +119,8 @@ def explain(
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = int(views.bytes_read[0])
-        costs = Costs(count(classifier, size, budget).macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
+        macs = count(classifier, size, budget_taken(batch, budget, policy)).macs
+        costs = Costs(macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
         report(

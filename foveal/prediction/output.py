@@ -31,7 +31,7 @@ from torch import nn
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.prediction.device import find_device
-from foveal.prediction.rows import COLUMNS, Row, as_text, check_locations, failed_row, find_images, predict_rows, ready
+from foveal.prediction.rows import COLUMNS, Row, as_text, check_locations, check_policies, failed_row, find_images, predict_rows, ready
 from foveal.runs import replacing
 
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -87,6 +87,7 @@ def predict(
     start = time.perf_counter()
     classifier = ready(model, find_device(device))
     budget = check_locations(classifier, locations)
+    check_policies(classifier, [policy])
     found = find_images([paths] if isinstance(paths, str | Path) else paths)
     output = None
     if out is not None:

@@ -96,6 +96,26 @@ def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -
     return tuple(model.locations if locations is None else locations)
 
 
+def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
+    """See that a model can select cells in these ways.
+
+    Raises:
+        ConfigError: it does not know one, or does not choose where to look.
+    """
+    for policy in policies:
+        if policy != "greedy" and not model.locations:
+            raise ConfigError(f"--policy {policy}: this model looks once, at the whole image; leave --policy out")
+    model.check_policies(policies)
+
+
+def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tuple[int, ...]:
+    """The budget that the looks at an image amount to: ``exhaustive`` takes every cell, whatever it is told."""
+    if policy != "exhaustive":
+        return tuple(budget)
+    looks = np.bincount(seen.glimpses.level[seen.glimpses.image == 0])[1:]
+    return tuple((looks[1:] // looks[:-1]).tolist())
+
+
 def predict_rows(
     model: GlimpseClassifier | nn.Module | str | Path, images: Sequence[str | Path], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
@@ -107,7 +127,7 @@ def predict_rows(
         model: a classifier, a dense network, or the path of a run folder.
         images: files.
         locations: budget; the model's own if None.
-        policy: how cells are selected.
+        policy: how cells are selected, one of ``model.policies``.
         batch_size: images of a batch; at most two batches are open at a time.
         threads: that open images; one for each image of a batch, but not more than twice the processors, if None.
         device: see `find_device`.
@@ -119,11 +139,12 @@ def predict_rows(
         The rows of each batch, in the order of ``images``.
 
     Raises:
-        ConfigError: a budget, device or precision that does not fit. What is wrong with an image is in its row instead.
+        ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row instead.
     """
     where = find_device(device)
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
+    check_policies(classifier, [policy])
     macs: dict[int, int] = {}
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
@@ -144,7 +165,8 @@ def predict_rows(
                     share = (time.perf_counter() - start) / len(good)
                     looks = len(seen[0].glimpses)
                     if looks not in macs:
-                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), budget).macs
+                        taken = budget_taken(seen, budget, policy)
+                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), taken).macs
                     for i, (path, image) in enumerate(good.items()):
                         broken = views.errors.get(i)
                         results[path] = (

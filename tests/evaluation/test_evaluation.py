@@ -1,5 +1,6 @@
 import io
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -89,3 +90,63 @@ def test_what_does_not_fit_is_told():
         evaluate(create_model("test_resnet", num_classes=6), data(), budgets=[(2,)], measured=False, device="cpu")
     with pytest.raises(DataError, match="no split 'train'"):
         evaluate(tnet(), data(), split="train", measured=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def several():
+    """A TNet, its policies and what they came to."""
+    budgets = [(), (1,), (3,), (2, 1), (1, 2)]
+    return evaluate(tnet(locations=(3,)), data(), budgets=budgets, policies=("centre", "exhaustive"), measured=False, device="cpu")
+
+
+def test_every_policy_at_every_budget(several):
+    points = {(p.kind, p.locations): p for p in several.points}
+    assert len(points) == len(several.points) == 5 + 4 + 4 + 2
+    for policy in ("learned", "random", "centre"):
+        assert {b for kind, b in points if kind == policy} == {(1,), (3,), (2, 1), (1, 2), *([()] if policy == "learned" else [])}
+    assert [points["centre", b].total_locations for b in [(1,), (3,), (2, 1), (1, 2)]] == [1, 3, 4, 3]
+    # Every cell, whatever the budget: once for each number of levels.
+    assert [b for kind, b in points if kind == "exhaustive"] == [(9,), (9, 9)]
+    every = points["exhaustive", (9,)]
+    assert (every.total_locations, every.macs) == (9, count(tnet(), 8, (9,)).macs)
+    assert points["exhaustive", (9, 9)].total_locations == 90
+
+
+def test_coverage_and_diversity_of_known_choices(several):
+    points = {(p.kind, p.locations): p for p in several.points}
+    # Cells of an 8 x 8 image are regions of half its side, their middles a quarter of it apart.
+    assert points["learned", ()].coverage == 0 and points["learned", ()].diversity is None
+    assert points["centre", (1,)].coverage == 0.25 and points["centre", (1,)].diversity is None
+    assert points["learned", (1,)].coverage == 0.25
+    assert points["exhaustive", (9,)].coverage == 1
+    cells = [(y, x) for y in (-0.5, 0, 0.5) for x in (-0.5, 0, 0.5)]
+    pairs = [math.dist(a, b) for i, a in enumerate(cells) for b in cells[:i]]
+    assert points["exhaustive", (9,)].diversity == pytest.approx(sum(pairs) / 36)
+    assert 0.25 < points["random", (3,)].coverage < 0.8
+
+
+def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
+    shown = Console(width=100, record=True, file=io.StringIO())
+    shown.print(several.table())
+    lines = shown.export_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("accuracy (and"))
+    assert lines[start + 2].replace("┃", " ").split() == ["locations", "learned", "random", "centre", "exhaustive"]
+    assert max(map(len, lines[start:])) <= 80
+    assert [line.split("│")[5] for line in lines[start:] if line.split("│")[1:2] == ["         9 "]] == [" 16.7 (100) "]
+    several.write(tmp_path)
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {"foveal", "torch", "device", "seed"} < set(stored) and stored["points"][-1]["kind"] == "exhaustive"
+
+
+def test_policies_that_fit_not(tmp_path):
+    with pytest.raises(ConfigError, match="policy telepathy: TNet does not know it; use one of greedy"):
+        evaluate(tnet(), data(), budgets=[()], policies=("centre", "telepathy"), measured=False, device="cpu")
+    with pytest.raises(ConfigError, match="--policy centre: this model looks once"):
+        evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measured=False, device="cpu")
+
+
+def test_what_a_policy_asked_for_twice_or_anyway_adds():
+    points = evaluate(
+        tnet(), data(), budgets=[(1,)], policies=("random", "greedy", "centre", "centre"), measured=False, device="cpu"
+    ).points
+    assert [p.kind for p in points] == ["learned", "random", "centre"]
