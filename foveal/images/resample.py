@@ -186,7 +186,7 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
 
     Args:
         pixels: (N, C, H, W), any real dtype, any memory layout.
-        rows, cols: size of a block.
+        rows, cols: size of a block, powers of two.
 
     Returns:
         (N, C, ceil(H / rows), ceil(W / cols)), float32 (float64 stays).
@@ -200,29 +200,29 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
     step = rows * max(1, _STRIP // max(1, rows * w * c * n))
     out = pixels.new_empty((n, c, -(-h // rows), -(-w // cols)), dtype=dtype)
     for top in range(0, h, step):
-        strip = _average(pixels[:, :, top : top + step].to(dtype), 2, rows)
-        out[:, :, top // rows : top // rows + strip.shape[2]] = _average(strip, 3, cols)
+        total = _total(_total(pixels[:, :, top : top + step].to(dtype), 2, rows), 3, cols)
+        out[:, :, top // rows : top // rows + total.shape[2]] = total.div_(rows * cols)
     return out
 
 
-def _average(x: Tensor, dim: int, by: int) -> Tensor:
-    """Means of runs of ``by`` along a dimension; the last run may be shorter."""
+def _total(x: Tensor, dim: int, by: int) -> Tensor:
+    """Sums of runs of ``by``, a power of two, along a dimension; that of a last, shorter run is scaled up to as many."""
     if by == 1:
         return x
     full = x.shape[dim] // by
     parts = []
     if full:
-        runs = x.narrow(dim, 0, full * by).unflatten(dim, (full, by))
-        if by < 8 or dim == 3:
-            # Adding slices is several times faster than reducing over a short dimension.
-            total = runs.select(dim + 1, 0).clone()
-            for k in range(1, by):
-                total += runs.select(dim + 1, k)
-            parts.append(total.div_(by))
+        runs = x.narrow(dim, 0, full * by)
+        if dim == 2 and by >= 8:
+            runs = runs.unflatten(dim, (full, by)).sum(dim + 1)
         else:
-            parts.append(runs.mean(dim + 1))
+            # Adding neighbours is several times faster than reducing over a short dimension.
+            for _ in range(by.bit_length() - 1):
+                even, odd = runs.unflatten(dim, (-1, 2)).unbind(dim + 1)
+                runs = even + odd
+        parts.append(runs)
     if full * by < x.shape[dim]:
-        parts.append(x.narrow(dim, full * by, x.shape[dim] - full * by).mean(dim, keepdim=True))
+        parts.append(x.narrow(dim, full * by, x.shape[dim] - full * by).mean(dim, keepdim=True).mul_(by))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
