@@ -41,8 +41,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-import foveal.backbones
-import foveal.glimpse.tnet  # noqa: F401  (both register their models)
+import foveal.glimpse.dram
+import foveal.glimpse.ram
+import foveal.glimpse.saccader
+import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage

@@ -13,15 +13,18 @@ Example:
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
+import foveal.backbones  # noqa: F401  (registers our backbones with timm)
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
@@ -120,13 +123,13 @@ class GlimpseClassifier(nn.Module, ABC):
         """The looks at an image of this size that are known before any forward pass: a loader can read them ahead."""
         return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
 
-    def see(self, views: Views, which: np.ndarray, boxes: np.ndarray) -> Tensor:
-        """Look at boxes and normalise: (N, C, height, width), 0 outside the image.
+    def see(self, views: Views, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told otherwise.
 
         Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
         """
         fill = torch.tensor(self._fill)
-        seen = views.look(which, boxes, self.size, fill=fill, antialias=self.antialias)
+        seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
         seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
@@ -251,6 +254,26 @@ class WholeImage(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return self.network
+
+
+def create_network(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
+    """A network of timm's or ours for a model that looks.
+
+    Args:
+        name: timm name.
+        in_chans: bands of its input.
+        pretrained: load timm's pretrained weights, or those of this file.
+        options: further keywords for `timm.create_model`.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see timm.list_models()"]
+        raise ConfigError(f"backbone {name}: timm knows no such model; did you mean {', '.join(close)}")
+    if isinstance(pretrained, str):
+        options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
+    return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
 
 
 def on_host(cells: Tensor) -> np.ndarray:

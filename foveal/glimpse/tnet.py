@@ -19,7 +19,6 @@ Example:
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +26,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-import foveal.backbones  # noqa: F401  (registers our backbones with timm)
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, create_network, on_host, per_band
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -243,7 +240,7 @@ class TNet(GlimpseClassifier):
         squash: bool = False,
         antialias: bool = True,
     ) -> None:
-        network = _create_backbone(backbone, in_chans, pretrained, backbone_options or {})
+        network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})})
         card = getattr(network, "pretrained_cfg", None) or {}
         side = base_size or card.get("input_size", (3, 224, 224))[-1]
         mean = mean or card.get("mean", (0.5,))
@@ -456,15 +453,6 @@ class _Dense(nn.Module):
 def _embed(network: Any, x: Tensor) -> Tensor:
     """(N, C, h, w) to (N, D): what a timm network gives its classifier."""
     return network.forward_head(network.forward_features(x), pre_logits=True)
-
-
-def _create_backbone(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see timm.list_models()"]
-        raise ConfigError(f"backbone {name}: timm knows no such model; did you mean {', '.join(close)}")
-    if isinstance(pretrained, str):
-        options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, num_classes=0, **options)
 
 
 def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:

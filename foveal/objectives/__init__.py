@@ -8,13 +8,28 @@ Example:
 from typing import Any
 
 from foveal.objectives.objective import CrossEntropy, Objective
+from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
+from foveal.objectives.saccader import SaccaderLocations, SaccaderObjective
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 
-__all__ = ["OBJECTIVES", "CrossEntropy", "Objective", "ReferenceTNetObjective", "Rollout", "TNetObjective"]
+__all__ = [
+    "OBJECTIVES",
+    "CrossEntropy",
+    "Objective",
+    "RecurrentObjective",
+    "ReferenceTNetObjective",
+    "Rollout",
+    "SaccaderLocations",
+    "SaccaderObjective",
+    "TNetObjective",
+]
 
 OBJECTIVES: dict[str, type[Any]] = {
     "cross_entropy": CrossEntropy,
+    "recurrent": RecurrentObjective,
+    "saccader": SaccaderObjective,
+    "saccader_locations": SaccaderLocations,
     "tnet": TNetObjective,
     "tnet.reference": ReferenceTNetObjective,
 }

@@ -165,16 +165,13 @@ def _task(config: FitConfig, model: GlimpseClassifier, data: DataModule) -> Task
 
 
 def _begin_with(source: Path, task: Task) -> None:
-    """Weights of another run, and what its objective remembered; or weights of a file."""
-    if not source.is_dir():
-        weights = read_weights(source)
-        check_fit(task.model, weights, source)
-        task.model.load_state_dict(weights)
-        return
-    weights = load(source).state_dict()
-    check_fit(task.model, weights, source)
-    task.model.load_state_dict(weights)
-    if (source / LAST).is_file():
+    """Weights of another run, and what its objective remembered; or weights of a file. Parts that they know nothing of begin anew."""
+    weights = load(source).state_dict() if source.is_dir() else read_weights(source)
+    known = {name.partition(".")[0] for name in weights}
+    anew = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in known}
+    check_fit(task.model, {**anew, **weights}, source)
+    task.model.load_state_dict({**anew, **weights})
+    if source.is_dir() and (source / LAST).is_file():
         state = read_checkpoint(source / LAST)["state_dict"].get("objective_state")
         if state is not None and state.shape == task.objective_state.shape:
             task.objective_state.copy_(state)

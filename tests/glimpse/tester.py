@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from foveal.classification import Classification
 from foveal.draws import Draws
+from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews, TensorViews, Views
 
@@ -29,11 +30,19 @@ class CountingViews(TensorViews):
 
 
 class GlimpseClassifierTester:
-    """Inherit and define ``make``; override the attributes where the model is special."""
+    """Inherit and define ``make``; override the attributes where the model is special.
+
+    Attributes:
+        image: (channels, height, width) of test images.
+        budgets: that the model can meet.
+        additive: glimpses' contributions add up to the logits.
+        looks_once: the chosen glimpses are parts of the first look, at which no other look is taken.
+    """
 
     image = (3, 96, 96)
     budgets: tuple[tuple[int, ...], ...] = ((),)
     additive = True
+    looks_once = False
 
     def make(self) -> GlimpseClassifier:
         raise NotImplementedError
@@ -72,12 +81,20 @@ class GlimpseClassifierTester:
     def test_glimpses_are_what_was_looked_at(self, model):
         views = CountingViews(self.images())
         out = self.run(model, views)
-        told = sorted((g.image, g.box) for g in out.glimpses)
+        told = sorted((g.image, g.box) for g in out.glimpses if g.level == 1 or not self.looks_once)
         assert told == sorted(views.looks)
         for one in out:
             for i, g in enumerate(one.glimpses):
                 assert (g.parent is None) == (i == 0) and (g.parent is None or g.parent < i)
                 assert 0 < g.probability <= 1 + 1e-6
+
+    def test_every_policy_is_known_and_no_other(self, model):
+        for policy in model.policies:
+            out = self.run(model, self.images(), policy=policy, draws=Draws(0, 0, np.arange(2)))
+            assert torch.isfinite(out.logits).all() and len(set(out.locations.tolist())) == 1
+        if model.locations:
+            with pytest.raises(ConfigError, match="does not know it; use one of greedy"):
+                self.run(model, self.images(), policy="clairvoyant")
 
     def test_a_batch_is_its_images(self, model):
         images = self.images(3)

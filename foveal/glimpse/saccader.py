@@ -1,0 +1,510 @@
+"""Saccader: hard attention that reads classes off a few windows of the image, chosen one after another.
+
+"Saccader: Improving Accuracy of Hard Attention Models for Vision", Elsayed, Kornblith and Le, NeurIPS 2019, arXiv
+1908.07644; the mechanics follow the released TensorFlow code (google-research/saccader). A BagNet, whose features see
+one window of the image each, gives what every cell of a map speaks for (*what*). A small convolutional network over
+its features says *where* to look; the cell picks one place at a time and never the same twice. The logits at the
+chosen cells are averaged: each glimpse's share of the answer is exact.
+
+It is trained in three stages: classes from all cells; locations from the cells that speak most for the predicted
+class ("ordered logits"); then all together, by cross-entropy and policy gradient.
+
+The released form sees the whole image before it chooses, so that it buys insight and no time. `saccader_separate`
+(section 5 of the specification) finds locations in a small version of the image and classifies what is there at full
+resolution, by a network of its own: its cost does not grow with the image.
+
+Example:
+    >>> import torch
+    >>> model = Saccader(num_classes=4, backbone="test_bagnet_lowd", image_size=32, locations=(3,)).eval()
+    >>> looked = model(torch.rand(1, 3, 96, 128))
+    >>> looked.locations.tolist(), [g.size for g in looked.glimpses][:2]
+    ([3], [(32, 32), (13, 13)])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.backbones.bagnet import BagNet
+from foveal.classification import Classification, Glimpses
+from foveal.draws import Draws
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier, create_network, on_host, per_band
+from foveal.glimpse.grid import outside
+from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, POLICIES, choose
+from foveal.glimpse.registry import register
+from foveal.images.views import Views, as_views
+from foveal.objectives.objective import Objective
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.saccader import SaccaderObjective
+
+BARRED = 1e5
+"""What is taken from the scores of cells that were visited (spec 3.3): finite, and exact in float32, which the cell keeps to."""
+
+# ------------------------------------------------------------------------------------------------ modules (spec 3)
+
+
+def attention_network(channels: int) -> nn.Sequential:
+    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before (spec 3.1)."""
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        width = channels // 2
+        for kernel, dilation in ((1, 1), (3, 2)):
+            conv = nn.Conv2d(channels, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+    return nn.Sequential(*layers)
+
+
+class SaccaderCell(nn.Module):
+    """Scores the cells for the next glimpse, from the same mixed features at every step (spec 3.3).
+
+    A softmax over the cells pools a query, a softmax over its channels weighs them, and the weighted channels are the
+    scores. Visited cells take no part in the pooling and cannot be chosen again.
+
+    Args:
+        channels: of the mixed features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, channels))
+
+    def forward(self, mixed: Tensor, barred: Tensor) -> Tensor:
+        """(B, N, C) and (B, N), 0 where a cell is free and 1 or more where it is not, to (B, N) scores."""
+        penalty = BARRED * barred
+        pooled = ((mixed @ self.query.T).squeeze(-1) / math.sqrt(mixed.shape[-1]) - penalty).softmax(-1)
+        channels = (pooled[:, None] @ mixed).softmax(-1)
+        return (mixed @ channels.transpose(1, 2)).squeeze(-1) - penalty
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+@dataclass
+class _Seen:
+    """What one look at a batch gives: F channels of features, N cells."""
+
+    look: Tensor  # (B, C, S, S)
+    root: np.ndarray  # (B, 4)
+    features: Tensor  # (B, F, h, w)
+    what: Tensor  # (B, N, D)
+    barred: Tensor  # (B, N), 1 where a cell lies beside the image
+
+
+@dataclass
+class _Saccades:
+    """Cells chosen one after another."""
+
+    cells: Tensor  # (B, T)
+    log_p: Tensor | None  # (B, T, N) of the learned policy, where it was asked
+    log_probability: Tensor  # (B, T) with which the policy in force chose
+
+
+class Saccader(GlimpseClassifier):
+    """Saccader on any BagNet.
+
+    Beside the usual policies it knows some that need no learning (spec 3.3, 3.4): ``ordered_logits``, the cells that
+    speak most for the predicted class; ``sobel_mean`` and ``sobel_var``, the windows with the most contrast, or the
+    most unequal; ``random_released`` and ``centre_released``, as the released code draws them: two uniform
+    coordinates that are rounded, which favours the inner cells and may come back, and the same middle cell each time.
+
+    With no locations it is the BagNet itself, the mean over all cells.
+
+    Args:
+        num_classes: classes.
+        backbone: a network of `foveal.backbones.bagnet`.
+        backbone_options: further keywords for it.
+        pretrained: load these weights into the backbone.
+        in_chans: bands of the images.
+        image_size: side that the image is resampled to; the backbone's own if None.
+        locations: default budget, glimpses.
+        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off (spec 2.4), not by the window that was seen.
+        mean, std: normalisation; the backbone's if None.
+        squash: squash the whole image, rather than look at the square around it.
+        antialias: resample with antialiasing.
+        crop: look at a centred square of this share of the image's shorter side instead.
+
+    Raises:
+        ConfigError: another backbone, images too small for its window, or a budget that the grid cannot meet.
+    """
+
+    objective: type[Any] = SaccaderObjective
+    policies = (*POLICIES, "ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        backbone: str = "bagnet77_lowd",
+        backbone_options: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        in_chans: int = 3,
+        image_size: int | None = None,
+        locations: Sequence[int] = (6,),
+        released_boxes: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        squash: bool = False,
+        antialias: bool = True,
+        crop: float | None = None,
+    ) -> None:
+        network = create_network(backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})})
+        if not isinstance(network, BagNet):
+            raise ConfigError(f"backbone {backbone}: its features see more than a window of the image; use a bagnet, say bagnet77_lowd")
+        card = getattr(network, "pretrained_cfg", None) or {}
+        side = image_size or card.get("input_size", (3, 224, 224))[-1]
+        mean, std = mean or card.get("mean", (0.5,)), std or card.get("std", (0.5,))
+        super().__init__(
+            num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias, crop=crop
+        )
+        if side < network.receptive_field:
+            raise ConfigError(f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images")
+        self.released_boxes = released_boxes
+        self.side = network.grid(side)
+        self.locations = self._budget(locations)
+        self.glimpse_size = (network.receptive_field, network.receptive_field)
+        self.backbone = network
+        self.attention = attention_network(network.feature_channels)
+        where, what = network.feature_channels // 4, network.num_features
+        self.mix = nn.Conv2d(where + what, what, 1)
+        self.cell = SaccaderCell(what)
+        for module in (self.attention, self.mix, self.cell):
+            module.apply(_glorot)
+        self.to(memory_format=torch.channels_last)
+
+    # ---- one look at the image (spec 2, 3.2)
+
+    def perceive(self, views: Views) -> _Seen:
+        """The one look at each image, and what its cells say."""
+        root = self.root(views.sizes)
+        look = self.see(views, np.arange(len(views)), root)
+        features = self.backbone.forward_features(look)
+        what = self.backbone.reduce(features).flatten(2).transpose(1, 2)
+        beside = torch.from_numpy(outside(self._windows(root), views.sizes)).to(what.device, non_blocking=True)
+        return _Seen(look, root, features, what, beside.to(torch.promote_types(what.dtype, torch.float32)))
+
+    def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
+        """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are (spec 4.2)."""
+        features, what = seen.features, seen.what.transpose(1, 2).unflatten(2, (self.side, self.side))
+        if imitating:
+            features, what = features.detach(), what.detach()
+        mixed = self.mix(torch.cat([self.attention(features), what], dim=1))
+        return mixed.flatten(2).transpose(1, 2).to(seen.barred.dtype)
+
+    def _windows(self, root: np.ndarray) -> np.ndarray:
+        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes ``root``."""
+        window, size = self.backbone.receptive_field, self.size[0]
+        start = self.backbone.jump * np.arange(self.side, dtype=np.float64)
+        if self.released_boxes:
+            share, place = 1 - window / size, np.linspace(-1, 1, self.side)
+            start = np.trunc((size * (share * place + 3) - window) / 2) - size
+        y, x = np.repeat(start, self.side), np.tile(start, self.side)
+        inside = np.stack([y, x, y + window, x + window], axis=-1)
+        scale = (root[:, 2:] - root[:, :2]) / size
+        return np.tile(root[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
+
+    # ---- the saccades (spec 3.3, 3.4)
+
+    def saccade(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None) -> _Saccades:
+        """Choose ``count`` cells.
+
+        Args:
+            seen: of `perceive`.
+            policy: one of ``policies``.
+            count: glimpses.
+            draws: randomness.
+            purpose: tells rollouts of the same images apart.
+            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If None
+                they are computed where the learned policy chooses.
+        """
+        if not count:
+            return _Saccades(torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0])
+        given, chances = self._unlearned(seen, policy, count, draws, purpose)
+        if given is None and mixed is None:
+            mixed = self._mixed(seen, imitating=False)
+        if mixed is None:
+            return _Saccades(cast(Tensor, given), None, chances)
+        noise = None
+        if policy == "sampled":
+            noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1])).to(mixed)
+        kind = mixed.device.type if torch.amp.is_autocast_available(mixed.device.type) else "cpu"
+        barred, cells, log_p = seen.barred, [], []
+        with torch.autocast(kind, enabled=False):
+            for t in range(count):
+                log_p.append(self.cell(mixed, barred).log_softmax(-1))
+                scores = log_p[-1].detach() if noise is None else log_p[-1].detach() + noise[:, t]
+                cells.append(scores.argmax(-1, keepdim=True) if given is None else given[:, t : t + 1])
+                # A visited cell comes after all others, those beside the image among them.
+                barred = barred.scatter(1, cells[-1], 2.0)
+        steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
+        return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
+
+    def _unlearned(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str) -> tuple[Tensor | None, Tensor]:
+        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that does."""
+        images, device, certain = len(seen.what), seen.what.device, seen.barred.new_zeros(len(seen.what), count)
+        if policy in ("greedy", "sampled"):
+            return None, certain
+        if policy == "random_released":
+            place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
+            y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
+            inner = torch.full((self.side,), 1 / (self.side - 1), dtype=torch.float64)
+            inner[[0, -1]] /= 2
+            return (y * self.side + x).to(device), (inner[y] * inner[x]).log().to(certain)
+        if policy == "centre_released":
+            return torch.full((images, count), self.side**2 // 2, device=device), certain
+        scores = seen.barred.new_zeros(images, self.side**2)
+        if policy == "ordered_logits":
+            scores = self._speaking_for_the_answer(seen)
+        elif policy.startswith("sobel"):
+            scores = self._contrast(seen.look, variance=policy == "sobel_var").to(scores)
+        scores = scores.masked_fill(seen.barred > 0, NEVER)
+        noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", self.side**2)).to(scores) if policy == "random" else None
+        cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
+        return cells, CHOICE_LIKELIHOOD.get(policy, CHOICE_LIKELIHOOD["centre"])(scores, cells)
+
+    def _speaking_for_the_answer(self, seen: _Seen) -> Tensor:
+        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label (spec 3.4)."""
+        what, head = seen.what.detach(), cast(nn.Linear, self.backbone.fc)
+        answer = head(what.mean(1)).argmax(-1)
+        return (what @ head.weight.detach()[answer].to(what.dtype)[..., None]).squeeze(-1)  # the bias changes no order
+
+    def _contrast(self, look: Tensor, variance: bool) -> Tensor:
+        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window (spec 3.4)."""
+        grey = look.new_tensor((0.2989, 0.587, 0.114) if look.shape[1] == 3 else (1 / look.shape[1],) * look.shape[1])
+        grey = (look * grey[:, None, None]).sum(1, keepdim=True)
+        edge = look.new_tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
+        slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="reflect"), torch.stack([edge, edge.T])[:, None])
+        energy = slopes.square().sum(1, keepdim=True)
+        window, jump = self.backbone.receptive_field, self.backbone.jump
+        mean = F.avg_pool2d(energy.sqrt(), window, jump)
+        if variance:
+            mean = (F.avg_pool2d(energy, window, jump) - mean.square()) * (window**2 / (window**2 - 1))
+        return mean.flatten(1)
+
+    # ---- what comes of it
+
+    def read(self, views: Views, seen: _Seen, cells: Tensor) -> Tensor:
+        """(B, T, classes) logits of each chosen cell alone."""
+        return self.backbone.fc(_at(seen.what, cells))
+
+    def forward(
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        policy: str = "greedy",
+        draws: Draws | None = None,
+        contributions: bool = True,
+    ) -> Classification:
+        views, count = as_views(images), self._count(locations, policy)
+        seen = self.perceive(views)
+        chosen = self.saccade(seen, policy, count, draws or Draws(0, 0, np.arange(len(views))))
+        alone = self.read(views, seen, chosen.cells) if count else self.backbone.fc(seen.what.mean(1, keepdim=True))
+        glimpses = self.glimpses(seen, chosen, alone / alone.shape[1] if contributions else None)
+        return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
+
+    def boxes(self, seen: _Seen, cells: Tensor) -> np.ndarray:
+        """(B, T, 4) where the chosen cells look, in full-resolution pixels."""
+        return np.take_along_axis(self._windows(seen.root), on_host(cells)[..., None], axis=1)
+
+    def glimpses(self, seen: _Seen, chosen: _Saccades, share: Tensor | None) -> Glimpses:
+        """The first look and the chosen ones, and what each added to the logits: ``share`` (B, T, classes) of the chosen ones, beside
+        which the first adds nothing, or (B, 1, classes) of the first where it is alone."""
+        images, count = chosen.cells.shape
+        if share is not None and count:
+            share = F.pad(share, (0, 0, 1, 0))
+        return Glimpses(
+            image=np.repeat(np.arange(images), count + 1),
+            box=np.concatenate([seen.root[:, None], self.boxes(seen, chosen.cells)], axis=1).reshape(-1, 4),
+            size=np.tile(np.array([self.size, *[self.glimpse_size] * count]), (images, 1)),
+            level=np.tile([1] + [2] * count, images),
+            parent=np.tile([-1] + [0] * count, images),
+            probability=F.pad(chosen.log_probability.exp(), (1, 0), value=1.0).flatten(),
+            contribution=None if share is None else share.flatten(0, 1),
+        )
+
+    def rollouts(
+        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        """Try the batch once for each policy.
+
+        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not asked. Where a
+        policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
+        """
+        self.check_policies(policies)
+        views, count = as_views(images), self._count(locations, "")
+        seen = self.perceive(views)
+        learning = [name for name in policies if name != "exhaustive"]
+        mixed = self._mixed(seen, imitating="ordered_logits" in policies) if learning else None
+        tried = []
+        for number, name in enumerate(policies):
+            if name == "exhaustive":
+                tried.append(self._whole(seen))
+                continue
+            chosen = self.saccade(seen, name, count, draws, str(number), mixed)
+            tried.append(self._rollout(self.read(views, seen, chosen.cells), chosen, name))
+        return tried
+
+    def _whole(self, seen: _Seen) -> Rollout:
+        logits = self.backbone.fc(seen.what.mean(1))
+        return Rollout(logits, logits[:, None], level=np.array([1]), policy="exhaustive")
+
+    def _rollout(self, alone: Tensor, chosen: _Saccades, policy: str) -> Rollout:
+        """The rollout of glimpses whose logits (B, T, classes) are averaged."""
+        scores = cast(Tensor, chosen.log_p)
+        return Rollout(
+            logits=alone.mean(1), glimpse_logits=alone, level=np.full(alone.shape[1], 2), parent=np.zeros(alone.shape[1], dtype=int),
+            log_probability=scores.gather(-1, chosen.cells[..., None]).squeeze(-1), scores=[scores], cells=chosen.cells, policy=policy,
+        )  # fmt: skip
+
+    # ---- the rest of the contract
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``backbone``, the BagNet and its classifier; ``location``, what chooses; what else there is by its name."""
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "location": []}
+        for name, part in self.named_children():
+            group = "location" if name in ("attention", "mix", "cell") else name
+            groups.setdefault(group, []).extend(p for p in part.parameters() if p.requires_grad)
+        return groups
+
+    def dense(self) -> nn.Module:
+        return self.backbone
+
+    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
+        if locations is None:
+            return self.locations
+        budget = tuple(int(k) for k in locations)
+        if len(budget) > 1 or any(not 0 <= k <= self.side**2 for k in budget):
+            told, most = ",".join(map(str, budget)), self.side**2
+            raise ConfigError(f"locations {told}: this model has one grid, of {most} cells; give one number, 0 to {most}")
+        return budget if budget != (0,) else ()
+
+    def _count(self, locations: Sequence[int] | None, policy: str) -> int:
+        """Glimpses of a budget."""
+        self.check_policies([policy] if policy else [])
+        budget = self._budget(locations)
+        return (self.side**2 if policy == "exhaustive" else budget[0]) if budget else 0
+
+
+def _at(values: Tensor, cells: Tensor) -> Tensor:
+    """(B, T, D) rows ``cells`` (B, T) of (B, N, D)."""
+    return values.gather(1, cells[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _glorot(module: nn.Module) -> None:
+    """TensorFlow's defaults: Glorot's uniform weights, zero biases."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, SaccaderCell):
+        nn.init.xavier_uniform_(module.query)
+
+
+# ------------------------------------------------------------------------------------------------ a separate classifier (spec 5)
+
+
+class SaccaderSeparate(Saccader):
+    """Saccader that finds locations in a small version of the image and classifies what is there by another network.
+
+    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits are
+    averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the classifier is
+    added. With no locations it is the BagNet on the small version.
+
+    Args:
+        num_classes: classes.
+        classifier: timm name of the network that classifies glimpses.
+        classifier_options: further keywords for it.
+        pretrained: load timm's pretrained weights into the classifier, or those of this file.
+        glimpse_size: side that a glimpse is resampled to; the classifier's own input size if None.
+        options: of `Saccader`; its ``pretrained`` is ``locator_pretrained`` here.
+
+    Raises:
+        ConfigError: see `Saccader`.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        classifier: str = "resnet50",
+        classifier_options: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        glimpse_size: int | None = None,
+        locator_pretrained: bool | str = False,
+        backbone: str = "bagnet77_lowd",
+        backbone_options: dict[str, Any] | None = None,
+        in_chans: int = 3,
+        image_size: int | None = None,
+        locations: Sequence[int] = (6,),
+        released_boxes: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        squash: bool = False,
+        antialias: bool = True,
+        crop: float | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes, backbone=backbone, backbone_options=backbone_options, pretrained=locator_pretrained, in_chans=in_chans,
+            image_size=image_size, locations=locations, released_boxes=released_boxes, mean=mean, std=std, squash=squash,
+            antialias=antialias, crop=crop,
+        )  # fmt: skip
+        network = create_network(classifier, in_chans, pretrained, {"num_classes": num_classes, **(classifier_options or {})})
+        card = getattr(network, "pretrained_cfg", None) or {}
+        side = glimpse_size or card.get("input_size", (3, 224, 224))[-1]
+        self.glimpse_size = (side, side)
+        self.classifier = network.to(memory_format=torch.channels_last)
+        # Both networks see the same image, each normalised as it was trained.
+        own_mean, own_std = (torch.tensor(per_band(card.get(key, (0.5,)), in_chans)) for key in ("mean", "std"))
+        self.register_buffer("gain", (self.std / own_std)[:, None, None], persistent=False)
+        self.register_buffer("shift", ((self.mean - own_mean) / own_std)[:, None, None], persistent=False)
+
+    def read(self, views: Views, seen: _Seen, cells: Tensor) -> Tensor:
+        which = np.repeat(np.arange(len(views)), cells.shape[1])
+        looked = self.see(views, which, self.boxes(seen, cells).reshape(-1, 4), self.glimpse_size)
+        return self.classifier(torch.addcmul(self.shift, looked, self.gain)).unflatten(0, (len(views), -1))
+
+    def dense(self) -> nn.Module:
+        return self.classifier
+
+
+# ------------------------------------------------------------------------------------------------ presets
+
+register("saccader")(Saccader)
+register("saccader_separate")(SaccaderSeparate)
+
+
+class ReferenceSaccader(Saccader):
+    """Saccader as released; its stages are three runs, see the recipes."""
+
+    def default_objective(self) -> Objective:
+        return SaccaderObjective(pretraining=0.0)
+
+
+_AS_RELEASED: dict[str, Any] = {
+    "backbone_options": {"downsample_bn": "main"}, "released_boxes": True, "antialias": False, "crop": 224 / 246,
+}  # fmt: skip
+
+
+@register("saccader_bagnet77.reference")
+def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
+    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001 classes."""
+    return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
+
+
+@register("saccader_nasnetalarge.reference")
+def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> SaccaderSeparate:
+    """ImageNet: locations found at 224 px, glimpses of 113 px cut as from images of 331 px and classified by NASNet-A (large)."""
+    preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}
+    return SaccaderSeparate(num_classes, locations=locations, **{**preset, **options})

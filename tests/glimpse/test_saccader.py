@@ -1,0 +1,431 @@
+"""Saccader: geometry, cell, policies and stages (spec sections 2.4, 3, 4, 5, 11)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from foveal.draws import Draws
+from foveal.errors import ConfigError
+from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen
+from foveal.images.views import TensorViews
+from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
+from foveal.prediction.cost import count
+from foveal.runs import create_model
+from foveal.training.task import freeze
+from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
+
+TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
+
+
+class TestSaccader(GlimpseClassifierTester):
+    budgets = ((), (1,), (3,), (20,))
+    looks_once = True
+
+    def make(self):
+        return awake(Saccader(num_classes=5, **TINY))
+
+
+class TestSaccaderWithBottleneckAndReleasedBoxes(GlimpseClassifierTester):
+    image = (4, 70, 90)
+    budgets = ((2,),)
+    looks_once = True
+
+    def make(self):
+        options = {**TINY, "backbone": "test_bagnet", "backbone_options": {"downsample_bn": "main"}}
+        return awake(Saccader(num_classes=3, in_chans=4, released_boxes=True, **options))
+
+
+class TestSaccaderSeparate(GlimpseClassifierTester):
+    budgets = ((), (1,), (6,))
+
+    def make(self):
+        return awake(SaccaderSeparate(num_classes=4, classifier="test_resnet", glimpse_size=32, **TINY))
+
+
+def awake(model: Saccader) -> Saccader:
+    """With every weight that starts at zero or one moved away from there, so that nothing is hidden behind a zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def model() -> Saccader:
+    torch.manual_seed(0)
+    return awake(Saccader(num_classes=5, **TINY)).double().eval()
+
+
+def images(n: int = 2, side: int = 45) -> torch.Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)).double()  # looks are float32
+
+
+def repeated(model: Saccader, n: int) -> _Seen:
+    """What is seen of one image, n times."""
+    seen = model.perceive(TensorViews(images(1)))
+    return _Seen(seen.look, seen.root, seen.features, seen.what.detach().expand(n, -1, -1), seen.barred.expand(n, -1))
+
+
+def draws(n: int = 2, seed: int = 0) -> Draws:
+    return Draws(seed, 0, np.arange(n))
+
+
+# ------------------------------------------------------------------------------------------------ counts and geometry
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "total"),
+    [("saccader_bagnet77.reference", 35_523_625, 35_583_913), ("saccader_nasnetalarge.reference", None, 124_537_764)],
+)
+def test_totals_are_those_of_the_paper(name, trainable, total):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=1001)
+    statistics = sum(b.numel() for key, b in model.named_buffers() if key.endswith(("running_mean", "running_var")))
+    assert sum(p.numel() for p in model.parameters()) + statistics == total
+    assert trainable is None or sum(p.numel() for p in model.parameters()) == trainable
+
+
+def test_parts_have_the_parameters_of_the_specification():
+    with torch.device("meta"):
+        model = create_model("saccader_bagnet77.reference", num_classes=1001)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    statistics = sum(b.numel() for key, b in model.attention.named_buffers() if not key.endswith("tracked"))
+    assert parts["attention"] + statistics == 14_430_208 and (parts["mix"], parts["cell"]) == (524_800, 512)
+
+
+def test_macs_by_hand():
+    model = Saccader(num_classes=5, **TINY)
+    cells, features, what = model.side**2, model.backbone.feature_channels, model.backbone.num_features
+    dense = count(model.backbone, 45).macs - 5 * what
+    half, quarter = features // 2, features // 4
+    where = cells * (features * half + 9 * half**2 + half * quarter + 9 * quarter**2)
+    mix = cells * (quarter + what) * what
+    step = 3 * cells * what  # query, pooling, scores
+    assert count(model, 500, (4,)).macs == dense + where + mix + 4 * (step + 5 * what)
+    assert count(model, 500, ()).macs == dense + 5 * what
+
+
+def test_released_boxes_are_those_of_the_released_formula():
+    expected = [0, 8, 16, 24, 32, 40, 49, 57, 65, 73, 81, 89, 98, 106, 114, 122, 130, 138, 147]
+    with torch.device("meta"):
+        released, ours = create_model("saccader_bagnet77.reference"), Saccader(num_classes=2)
+    square = np.array([[0.0, 0.0, 224.0, 224.0]])
+    for model, starts in ((released, expected), (ours, [8 * i for i in range(19)])):
+        boxes = model._windows(square).reshape(19, 19, 4)
+        assert boxes[0, :, 1].tolist() == boxes[:, 0, 0].tolist() == starts
+        assert (boxes[..., 2:] - boxes[..., :2] == 77).all()
+
+
+def test_what_a_glimpse_adds_depends_on_its_box_and_nothing_else(model):
+    x = images().requires_grad_()
+    model.size = (45, 45)
+    out = model(TensorViews(x), draws=draws())
+    for number in (1, 2):
+        glimpse = out[0].glimpses[number]
+        (gradient,) = torch.autograd.grad(glimpse.contribution.sum(), x, retain_graph=True)
+        touched = gradient[0].abs().sum(0) > 0
+        y0, x0, y1, x1 = map(int, glimpse.box)
+        inside = torch.zeros_like(touched)
+        inside[y0:y1, x0:x1] = True
+        assert (y1 - y0, x1 - x0) == glimpse.size and torch.equal(touched, inside) and not gradient[1].any()
+
+
+def test_boxes_follow_the_image_to_full_resolution(model):
+    small, large = (model(x).glimpses.box for x in (images(), F.interpolate(images(), scale_factor=4, mode="nearest")))
+    assert large.max() == 180
+    steps = (large - np.tile(large[:1, :2], 2)) / 4 % model.backbone.jump
+    assert set(np.unique(steps[1:5, :2])) == {0.0} and small.max() == 45
+
+
+# ------------------------------------------------------------------------------------------------ the cell
+
+
+def slow_cell(mixed: np.ndarray, query: np.ndarray, visited: np.ndarray) -> np.ndarray:
+    """Section 3.3, a cell and a channel at a time."""
+    cells, channels = mixed.shape
+    spatial = [sum(query[c] * mixed[n, c] for c in range(channels)) / math.sqrt(channels) - 1e5 * visited[n] for n in range(cells)]
+    alpha = np.exp(np.array(spatial) - max(spatial))
+    alpha /= alpha.sum()
+    values = [sum(alpha[n] * mixed[n, c] for n in range(cells)) for c in range(channels)]
+    beta = np.exp(np.array(values) - max(values))
+    beta /= beta.sum()
+    return np.array([sum(beta[c] * mixed[n, c] for c in range(channels)) - 1e5 * visited[n] for n in range(cells)])
+
+
+def test_the_cell_is_the_one_of_the_specification():
+    rng = np.random.default_rng(0)
+    cell = SaccaderCell(6).double()
+    mixed, query, visited = rng.normal(size=(3, 9, 6)), rng.normal(size=6), rng.integers(0, 2, (3, 9)).astype(float)
+    cell.query.data[0] = torch.from_numpy(query)
+    scores = cell(torch.from_numpy(mixed), torch.from_numpy(visited)).detach().numpy()
+    for i in range(3):
+        np.testing.assert_allclose(scores[i], slow_cell(mixed[i], query, visited[i]), rtol=1e-12)
+
+
+def test_greedy_saccades_follow_the_cell_and_mark_what_was_visited(model):
+    seen = model.perceive(TensorViews(images()))
+    mixed = model._mixed(seen, imitating=False)
+    chosen = model.saccade(seen, "greedy", 5, draws())
+    for i in range(2):
+        visited = np.zeros(model.side**2)
+        for t in range(5):
+            scores = slow_cell(mixed[i].detach().numpy(), model.cell.query[0].detach().numpy(), visited)
+            assert chosen.cells[i, t] == scores.argmax()
+            p = np.exp(scores - scores.max())
+            assert float(chosen.log_probability[i, t].detach().exp()) == pytest.approx(p[scores.argmax()] / p.sum(), rel=1e-9)
+            visited[scores.argmax()] = 1
+
+
+@pytest.mark.parametrize("policy", ["greedy", "sampled", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var", "exhaustive"])
+def test_no_cell_is_chosen_twice(model, policy):
+    cells = model.side**2
+    out = model.saccade(model.perceive(TensorViews(images())), policy, cells, draws()).cells
+    assert all(sorted(row) == list(range(cells)) for row in out.tolist())
+
+
+def test_cells_beside_the_image_come_last(model):
+    wide = torch.rand(1, 3, 20, 80, dtype=torch.float64)
+    chosen = model.saccade(seen := model.perceive(TensorViews(wide)), "sampled", model.side**2, draws(1)).cells[0]
+    beside = seen.barred[0, chosen] > 0
+    assert 0 < beside.sum() < len(beside) and not beside[: -int(beside.sum())].any()
+
+
+def test_sampling_draws_from_the_policy(model):
+    n = 4000
+    seen = repeated(model, n)
+    mixed = model._mixed(model.perceive(TensorViews(images(1))), imitating=False).detach().expand(n, -1, -1)
+    chosen = model.saccade(seen, "sampled", 2, draws(n), mixed=mixed)
+    p = chosen.log_p[0, 0].exp()
+    found = torch.bincount(chosen.cells[:, 0], minlength=len(p)) / n
+    often = p * n > 20
+    assert often.sum() > 3 and ((found - p).abs() < 4.5 * (p * (1 - p) / n).sqrt())[often].all()
+
+
+def test_autocast_leaves_the_cell_in_full_precision():
+    torch.manual_seed(0)
+    model = awake(Saccader(num_classes=5, **TINY)).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = model.perceive(TensorViews(images().float()))
+        chosen = model.saccade(seen, "greedy", 10, draws())
+    assert seen.what.dtype == torch.bfloat16 and chosen.log_p.dtype == torch.float32
+    assert torch.isfinite(chosen.log_p).all() and all(len(set(row)) == 10 for row in chosen.cells.tolist())
+
+
+# ------------------------------------------------------------------------------------------------ policies without learning
+
+
+def test_all_cells_are_the_bagnet_itself(model):
+    x = images(3)
+    own = model.backbone((x - model.mean[:, None, None]) / model.std[:, None, None])
+    for out in (model(x, (), "greedy"), model(x, (model.side**2,), "ordered_logits"), model(x, policy="exhaustive")):
+        torch.testing.assert_close(out.logits, own, rtol=1e-9, atol=1e-9)
+
+
+def test_ordered_logits_are_the_cells_that_speak_most_for_the_predicted_class(model):
+    x = images(4)
+    look = (x - model.mean[:, None, None]) / model.std[:, None, None]
+    what = model.backbone.reduce(model.backbone.forward_features(look))
+    maps = F.conv2d(what, model.backbone.fc.weight[..., None, None], model.backbone.fc.bias)
+    answer = model.backbone(look).argmax(1)
+    cells = model.saccade(model.perceive(TensorViews(x)), "ordered_logits", 5, draws(4)).cells
+    for i in range(4):
+        of_answer = maps[i, answer[i]].flatten()
+        assert cells[i].tolist() == of_answer.argsort(descending=True)[:5].tolist()
+    one = model(x, (1,), "ordered_logits").logits
+    torch.testing.assert_close(one, torch.stack([maps[i].flatten(1)[:, cells[i, 0]] for i in range(4)]))
+
+
+def test_sobel_windows_by_hand(model):
+    x = images(2)
+    seen = model.perceive(TensorViews(x))
+    grey = (seen.look * torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(1).numpy()
+    padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    down = padded[:, 2:] - padded[:, :-2]
+    across = padded[:, :, 2:] - padded[:, :, :-2]
+    gy = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+    gx = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    edge = np.sqrt(gx**2 + gy**2)
+    side, jump = model.backbone.receptive_field, model.backbone.jump
+    for name, statistic in (("sobel_mean", np.mean), ("sobel_var", lambda w: np.var(w, ddof=1))):
+        cells = model.saccade(seen, name, 4, draws()).cells
+        for i in range(2):
+            value = [
+                statistic(edge[i, jump * r : jump * r + side, jump * c : jump * c + side])
+                for r in range(model.side) for c in range(model.side)
+            ]  # fmt: skip
+            assert cells[i].tolist() == np.argsort(value)[::-1][:4].tolist()
+
+
+def test_random_as_released_favours_inner_cells_and_may_come_back(model):
+    n = 3000
+    out = model.saccade(repeated(model, n), "random_released", 2, draws(n))
+    share = torch.bincount(out.cells[:, 0], minlength=model.side**2) / n
+    grid = share.reshape(model.side, model.side)
+    inner, border, corner = grid[1:-1, 1:-1].mean(), grid[0, 1:-1].mean(), grid[0, 0]
+    assert float(border / inner) == pytest.approx(0.5, abs=0.15) and float(corner / inner) == pytest.approx(0.25, abs=0.2)
+    assert (out.cells[:, 0] == out.cells[:, 1]).any()
+    expected = torch.full((model.side,), 1.0 / (model.side - 1))
+    expected[[0, -1]] /= 2
+    rows, cols = out.cells[:, 0] // model.side, out.cells[:, 0] % model.side
+    torch.testing.assert_close(out.log_probability[:, 0].exp().float(), expected[rows] * expected[cols])
+
+
+def test_the_middle_as_released_is_the_same_cell_each_time(model):
+    cells = model.saccade(model.perceive(TensorViews(images())), "centre_released", 3, draws()).cells
+    assert set(cells.flatten().tolist()) == {model.side**2 // 2}
+    assert model.saccade(model.perceive(TensorViews(images())), "centre", 1, draws()).cells.flatten().tolist() == [model.side**2 // 2] * 2
+
+
+# ------------------------------------------------------------------------------------------------ the three stages
+
+
+def stage(model, objective, target=(0, 1, 2, 3)):
+    model.train()
+    model.zero_grad(set_to_none=True)
+    rollouts = model.rollouts(images(4), objective.plan(1.0), draws(4))
+    loss, _, log = objective(rollouts, torch.tensor(target), objective.initial_state())
+    loss.backward()
+    return loss, log, {name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters()}
+
+
+def test_stage_one_trains_the_bagnet_alone(model):
+    _, _, touched = stage(model, CrossEntropy(policy="exhaustive"))
+    assert all(hit == name.startswith("backbone") for name, hit in touched.items())
+
+
+@pytest.mark.parametrize("rollout", ["teacher", "sampled"])
+def test_stage_two_trains_what_chooses_alone(model, rollout):
+    _, log, touched = stage(model, SaccaderLocations(rollout))
+    assert all(hit != name.startswith("backbone") for name, hit in touched.items())
+    assert rollout == "sampled" or float(log["barred"]) == 0
+
+
+def test_stage_two_starts_at_a_uniform_policy():
+    torch.manual_seed(0)
+    model = Saccader(num_classes=5, **TINY)
+    for rollout in ("teacher", "sampled"):
+        log = stage(model.double(), SaccaderLocations(rollout))[1]
+        assert float(log["loss"]) == pytest.approx(math.log(model.side**2), abs=0.35)
+
+
+def test_barred_cells_are_told_apart_from_the_loss_that_means_something(model):
+    objective = SaccaderLocations("sampled")
+    rollouts = model.rollouts(images(4), objective.plan(0.0), draws(4))
+    sampled, wanted = rollouts[0].cells, rollouts[1].cells
+    barred = [[wanted[i, t] in sampled[i, :t] for t in range(4)] for i in range(4)]
+    rollouts[0].cells[0, 0] = wanted[0, 1]  # make sure that there is one
+    barred[0][1] = True
+    log = objective(rollouts, torch.zeros(4, dtype=torch.long), torch.zeros(0))[2]
+    assert float(log["barred"]) == pytest.approx(np.mean(barred))
+
+
+def test_stage_three_trains_everything(model):
+    assert all(stage(model, SaccaderObjective(pretraining=0.0))[2].values())
+
+
+def test_stage_three_by_hand(model):
+    objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7, samples=2)
+    rollouts = model.train().rollouts(images(4), objective.plan(0.0), draws(4))
+    assert [r.policy for r in rollouts] == ["sampled"] * 2 and not torch.equal(rollouts[0].cells, rollouts[1].cells)
+    target = torch.tensor([int(rollouts[0].logits[0].argmax()), 1, 2, int(rollouts[1].logits[3].argmax())])
+    loss = objective(rollouts, target, torch.zeros(0))[0]
+    right = [[float(r.logits[i].argmax() == target[i]) for i in range(4)] for r in rollouts]
+    mean = sum(map(sum, right)) / 8
+    policy = [
+        -(right[s][i] - mean) * float(rollouts[s].log_probability[i, t].detach()) for s in range(2) for i in range(4) for t in range(4)
+    ]
+    classes = [-float(r.logits[i].detach().log_softmax(-1)[target[i]]) for r in rollouts for i in range(4)]
+    assert 0 < mean < 1 and float(loss.detach()) == pytest.approx(np.mean(classes) + 0.7 * np.mean(policy), rel=1e-9)
+
+
+@pytest.mark.parametrize("punish", [False, True])
+def test_a_reward_that_is_the_same_for_all_teaches_no_location(model, punish):
+    objective = SaccaderObjective(pretraining=0.0, punish=punish)
+    rollouts = model.rollouts(images(4), objective.plan(0.0), draws(4))
+    answer = rollouts[0].logits.argmax(-1)
+    for target in (answer, (answer + 1) % 5):
+        loss, _, log = objective(rollouts, target, torch.zeros(0))
+        assert float(loss) == pytest.approx(float(log["loss_classes"]), abs=1e-12)
+
+
+def test_one_run_goes_through_all_stages():
+    objective = SaccaderObjective(pretraining=0.6)
+    assert objective.plan(0.59) == ("exhaustive", "ordered_logits") and objective.plan(0.6) == ("sampled",)
+
+
+def test_a_frozen_part_keeps_weights_and_statistics(model):
+    frozen = freeze(model.train(), ("location",))
+    for module in frozen:
+        module.eval()
+    assert not any(p.requires_grad for p in model.backbone.parameters()) and all(p.requires_grad for p in model.attention.parameters())
+    assert not any(m.training for m in model.backbone.modules()) and all(m.training for m in model.attention.modules())
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    stage_before = model.attention[1].running_mean.clone()
+    rollouts = model.rollouts(images(4), ("ordered_logits",), draws(4))
+    SaccaderLocations()(rollouts, torch.zeros(4, dtype=torch.long), torch.zeros(0))[0].backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+    assert not torch.equal(model.attention[1].running_mean, stage_before)
+    with pytest.raises(ConfigError, match="no group of parameters 'policy'; use backbone or location"):
+        freeze(model, ("policy",))
+
+
+# ------------------------------------------------------------------------------------------------ a separate classifier
+
+
+def separate(**options) -> SaccaderSeparate:
+    torch.manual_seed(0)
+    return awake(SaccaderSeparate(num_classes=4, classifier="test_resnet", glimpse_size=24, **{**TINY, **options})).eval()
+
+
+def test_the_separate_classifier_sees_full_resolution_normalised_its_own_way():
+    model = separate(mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.125))
+    x = torch.rand(2, 3, 180, 180, generator=torch.Generator().manual_seed(0))
+    views = CountingViews(x)
+    with torch.no_grad():
+        out = model(views, (3,))
+        card = timm.get_pretrained_cfg("test_resnet")
+        for one, image in zip(out, x, strict=True):
+            looks = []
+            for g in one.glimpses[1:]:
+                y0, x0, y1, x1 = map(int, g.box)
+                assert (y1 - y0, x1 - x0) == (52, 52) and g.size == (24, 24)
+                patch = F.interpolate(image[None, :, y0:y1, x0:x1], (24, 24), mode="bilinear", antialias=True)
+                looks.append((patch - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None])
+            torch.testing.assert_close(model.classifier(torch.cat(looks)).mean(0), one.logits, rtol=1e-2, atol=2e-2)
+    assert len(views.looks) == 2 + 6
+
+
+def test_the_separate_classifier_finds_locations_as_saccader_does():
+    model = separate()
+    alone = Saccader(num_classes=4, **TINY)
+    alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("classifier")})
+    x = torch.rand(2, 3, 90, 90, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(x).glimpses.box == alone.eval()(x).glimpses.box).all()
+        torch.testing.assert_close(model(x, ()).logits, alone(x, ()).logits)
+
+
+# ------------------------------------------------------------------------------------------------ wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet18"}, "backbone resnet18: its features see more than a window of the image; use a bagnet"),
+        ({"backbone": "bagnet7"}, "backbone bagnet7: timm knows no such model; did you mean bagnet"),
+        ({"image_size": 12}, "image_size 12: test_bagnet_lowd looks at windows of 13 px; choose larger images"),
+        ({"locations": (2, 1)}, "locations 2,1: this model has one grid, of 81 cells; give one number, 0 to 81"),
+        ({"locations": (82,)}, "locations 82: this model has one grid"),
+        ({"crop": 0.9, "squash": True}, "crop=0.9 with squash=True cannot be done"),
+    ],
+)
+def test_options_that_do_not_fit_get_a_sentence(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Saccader(num_classes=2, **{**TINY, **options})
