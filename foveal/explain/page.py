@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews
-from foveal.layers import ExplicitAttention, captions
+from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import budget_taken, check_locations, check_policies, ready
@@ -284,11 +283,6 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
         heading = f"<h3>{escape(stage)}</h3>" if stage else ""
         parts.append(f'{heading}<div class="{kind}">{"".join(group)}</div>')
     return f"<section><h2>Attention maps</h2><p>{HOW_TO_READ}</p>{''.join(parts)}</section>"
-
-
-def stage_of(name: str) -> str:
-    """The part of a network that a module belongs to: ``layer1`` for ``layer1.0.conv1``, ``stages.0`` for ``stages.0.3.attention``."""
-    return re.match(r"[^.]*(\.\d+(?=\.\d))*", name)[0]  # type: ignore[index]
 
 
 def _cost_lines(costs: Costs) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from foveal.layers.augmented import AttentionAugmentation
 from foveal.layers.cbam import CBAM
 from foveal.layers.explicit import ExplicitAttention
 from foveal.layers.gather_excite import GatherExcite
-from foveal.layers.maps import Attends, attention_maps, captions
+from foveal.layers.maps import Attends, attention_maps, captions, stage_of
 from foveal.layers.non_local import NonLocal
 from foveal.layers.softmax_attention import SpatialSoftmaxAttention
 from foveal.layers.spatial_transformer import SpatialTransformer
@@ -23,6 +23,7 @@ __all__ = [
     "Attends",
     "attention_maps",
     "captions",
+    "stage_of",
     "AttentionAugmentation",
     "ExplicitAttention",
     "augment_convs",

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from foveal.layers.explicit import ExplicitAttention, Radius
+from foveal.layers.maps import stage_of
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -71,8 +72,8 @@ def share_radius(model: Net, scope: Literal["head", "module", "stage", "global"]
 
     Args:
         model: any network; what it has learned of the radii that are given up is lost.
-        scope: one radius for each "head", which is how layers come, so that nothing is done; for each "module"; for each "stage", which
-            is the first part of a module's name that ends in a digit, such as ``layer2``; or one for the whole model ("global").
+        scope: one radius for each "head", which is how layers come, so that nothing is done; for each "module"; for each "stage", see
+            `stage_of`; or one for the whole model ("global").
 
     Returns:
         The same model.
@@ -86,18 +87,12 @@ def share_radius(model: Net, scope: Literal["head", "module", "stage", "global"]
     for name, layer in list(model.named_modules()):
         if scope == "head" or not isinstance(layer, ExplicitAttention) or layer.radius is None:
             continue
-        group = {"module": name, "stage": _stage_of(name), "global": ""}[scope]
+        group = {"module": name, "stage": stage_of(name), "global": ""}[scope]
         if group not in shared:
             own = layer.radius
             shared[group] = Radius(own.init, 1, own.param, own.raw.requires_grad).to(own.raw)
         layer.radius = shared[group]
     return model
-
-
-def _stage_of(name: str) -> str:
-    parts = name.split(".")
-    stage = next((i for i, part in enumerate(parts) if part[-1:].isdigit()), len(parts) - 1)
-    return ".".join(parts[: stage + 1])
 
 
 def _convs_of(model: nn.Module, stage: int, basic_conv: Literal[1, 2, "both"]) -> list[tuple[str, nn.Conv2d]]:

@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -74,3 +75,8 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def captions(model: nn.Module) -> dict[str, str]:
     """What the attending modules say of themselves, by module name."""
     return {name: said for name, module in model.named_modules() if isinstance(module, Attends) and (said := module.describe())}
+
+
+def stage_of(name: str) -> str:
+    """The part of a network that a module belongs to: ``layer1`` for ``layer1.0.conv1``, ``stages.0`` for ``stages.0.3.attention``."""
+    return re.match(r"[^.]*(\.\d+(?=\.\d))*", name)[0]  # type: ignore[index]

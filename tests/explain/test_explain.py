@@ -13,7 +13,7 @@ from PIL import Image
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
-from foveal.explain.page import _from_the_edge, stage_of
+from foveal.explain.page import _from_the_edge
 from foveal.explain.pictures import colour, one_view, thumbnail
 from foveal.explain.terminal import table
 from foveal.glimpse.base import WholeImage
@@ -192,11 +192,6 @@ def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
         f"<figcaption>0.attention<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} times the mean" in text
     )
     assert len(text) < 500_000
-
-
-def test_stages_of_modules():
-    names = ("layer1.0.conv1", "stages.0.3.attention", "stages.0.3.1", "attention", "head.pool", "blocks.3")
-    assert [stage_of(name) for name in names] == ["layer1", "stages.0", "stages.0.3", "attention", "head", "blocks"]
 
 
 def test_a_file_is_explained_with_the_radius_of_every_gaussian(tmp_path):

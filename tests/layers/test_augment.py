@@ -9,7 +9,7 @@ from timm.layers import BlurPool2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveal.layers import ExplicitAttention, augment_convs, share_radius
+from foveal.layers import ExplicitAttention, augment_convs, share_radius, stage_of
 
 NARROW = {"channels": (16, 32, 64, 128), "num_classes": 5}
 
@@ -135,6 +135,11 @@ def test_what_cannot_be_swapped(name, options, arguments, word):
             augment_convs(model, ExplicitAttention)
         with pytest.raises(ValueError, match=word):
             augment_convs(model, ExplicitAttention, **arguments)
+
+
+def test_stages_of_modules():
+    names = ("layer1.0.conv1", "stages.0.3.attention", "stages.0.3.1", "attention", "head.pool", "blocks.3")
+    assert [stage_of(name) for name in names] == ["layer1", "stages.0", "stages.0.3", "attention", "head", "blocks"]
 
 
 @pytest.mark.parametrize("scope, count", [("head", 24), ("module", 6), ("stage", 3), ("global", 1)])
