@@ -8,10 +8,11 @@ Example:
 
 from foveal.backbones.attention_resnet import AttentionResNet
 from foveal.backbones.augmented_resnet import AAResNet, ExpAttResNet
-from foveal.backbones.bagnet import BagNetTNet
+from foveal.backbones.bagnet import BagNet, BagNetTNet
 from foveal.backbones.cifar_resnet import CifarResNet
 from foveal.backbones.densenet_cifar import DenseNetCifar
 from foveal.backbones.residual_attention import ResidualAttentionNet
+from foveal.backbones.slim_resnet import SlimResNetV2
 from foveal.backbones.small import PlainConvNet
 from foveal.backbones.spatial_transformer import SpatialTransformerCNN
 from foveal.backbones.wide_resnet import WideResNet
@@ -19,12 +20,14 @@ from foveal.backbones.wide_resnet import WideResNet
 __all__ = [
     "AAResNet",
     "AttentionResNet",
+    "BagNet",
     "BagNetTNet",
     "CifarResNet",
     "DenseNetCifar",
     "ExpAttResNet",
     "PlainConvNet",
     "ResidualAttentionNet",
+    "SlimResNetV2",
     "SpatialTransformerCNN",
     "WideResNet",
 ]

@@ -1,0 +1,240 @@
+"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the plane.
+
+A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean itself. The model
+classifies from what it remembers, after as many looks as the budget says.
+
+Example:
+    >>> import torch
+    >>> policy = GaussianPolicy(features=4, limit=0.5, sd=0.1)
+    >>> mean = policy(torch.randn(3, 4))
+    >>> where = policy.choose("sampled", mean, torch.rand(3, 2))
+    >>> bool((where.abs() <= 0.5).all()), policy.log_density(where, mean).shape
+    (True, torch.Size([3]))
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveal.classification import Classification, Glimpses
+from foveal.draws import Draws
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier, on_host
+from foveal.images.views import Views, as_views
+from foveal.objectives.recurrent import RecurrentObjective
+from foveal.objectives.rollout import Rollout
+
+
+class LSTMCell(nn.Module):
+    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of 1.
+
+    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in this order.
+
+    Args:
+        features: length of the input.
+        hidden: length of the state.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.gates = nn.Linear(features + hidden, 4 * hidden)
+        nn.init.xavier_uniform_(self.gates.weight)
+        nn.init.zeros_(self.gates.bias)
+        nn.init.ones_(self.gates.bias[hidden : 2 * hidden])
+
+    def zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The state before anything was seen."""
+        return (self.gates.weight.new_zeros(rows, self.hidden),) * 2
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(R, features) and the state, to the next state: the (R, hidden) output, and the cell."""
+        output, cell = state
+        let_in, forget, propose, give_out = self.gates(torch.cat([x, output.to(x.dtype)], 1)).chunk(4, 1)
+        cell = forget.sigmoid() * cell + let_in.sigmoid() * propose.tanh()
+        return give_out.sigmoid() * cell.tanh(), cell
+
+
+class GaussianPolicy(nn.Module):
+    """Where to look next: a Gaussian with a learned mean and a fixed standard deviation, in both coordinates alike.
+
+    Args:
+        features: length of what the mean is read from.
+        limit: largest coordinate, of 1 at the border of the image.
+        sd: standard deviation.
+    """
+
+    def __init__(self, features: int, limit: float, sd: float) -> None:
+        super().__init__()
+        self.limit, self.sd = limit, sd
+        self.emit = nn.Linear(features, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, features) to the (R, 2) mean, y and x within the limit."""
+        return self.limit * self.emit(x).float().tanh()
+
+    def choose(self, policy: str, mean: Tensor, uniform: Tensor) -> Tensor:
+        """(R, 2) places: the mean, a draw around it that is kept within the limit, anywhere, or the middle. No gradient passes.
+
+        Args:
+            policy: ``greedy``, ``sampled``, ``random`` or ``centre``.
+            mean: (R, 2).
+            uniform: (R, 2) numbers that are uniform between 0 and 1.
+        """
+        if policy == "greedy":
+            return mean.detach()
+        if policy == "centre":
+            return torch.zeros_like(mean)
+        if policy == "random":
+            return self.limit * (2 * uniform - 1)
+        return (mean.detach() + self.sd * torch.special.ndtri(uniform)).clamp(-self.limit, self.limit)
+
+    def log_density(self, where: Tensor, mean: Tensor) -> Tensor:
+        """(R,) of places (R, 2), as if none had been moved to the limit; the gradient goes to the mean."""
+        z = (where - mean) / self.sd
+        return -(z.square() / 2 + math.log(self.sd * math.sqrt(2 * math.pi))).sum(1)
+
+
+@dataclass
+class Trace:
+    """What became of R rows, the images of every rollout in turn, in T steps after the first look.
+
+    Attributes:
+        features: (R, 1 + T, D) what was known after each look, as the classifier reads it.
+        where: (R, T, 2) places, y and x.
+        log_density: (R, T) of each under the learned policy.
+        values: (R, T) reward expected before each, or None.
+    """
+
+    features: Tensor
+    where: Tensor
+    log_density: Tensor
+    values: Tensor | None = None
+
+
+class RecurrentAttention(GlimpseClassifier):
+    """A classifier that looks once and then at one place after another, which it chooses by a `GaussianPolicy`.
+
+    A place has a density and no probability: the probability of every glimpse is 1.
+
+    Args:
+        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after each chosen one.
+        locations: default budget: one number.
+        options: of `GlimpseClassifier`.
+
+    Attributes:
+        classifier: linear; reads `Trace.features`.
+        where: the policy.
+
+    Raises:
+        ConfigError: an unknown ``aggregate``, or a budget of several levels.
+    """
+
+    policies = ("greedy", "sampled", "random", "centre")
+    objective: type[Any] = RecurrentObjective
+    classifier: nn.Linear
+    where: GaussianPolicy
+
+    def __init__(self, *base: Any, aggregate: str = "last", locations: Sequence[int], **options: Any) -> None:
+        super().__init__(*base, **options)
+        if aggregate not in ("last", "mean"):
+            raise ConfigError(f"aggregate={aggregate}: is not known; use last or mean")
+        self.aggregate = aggregate
+        self.locations = self._budget(locations)
+
+    @abstractmethod
+    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+        """Look at a batch once per policy, ``steps`` times after the first look."""
+
+    @abstractmethod
+    def boxes(self, sizes: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes of the looks at images of ``sizes`` (B, 2).
+
+        Args:
+            sizes: (height, width) of each.
+            where: (B, T, 2) places.
+
+        Returns:
+            (B, 4) of the first look, (B, T, 4) of those after it.
+        """
+
+    def glimpse_sizes(self, steps: int) -> np.ndarray:
+        """(1 + steps, 2) what each look is resampled to."""
+        return np.tile(np.array(self.size), (1 + steps, 1))
+
+    def decide(self, policy_features: Tensor, policies: Sequence[str], draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+        """Places of all rollouts in this step, (R, 2), and their log-density, (R,)."""
+        mean = self.where(policy_features)
+        drawn = [np.zeros((len(draws.samples), 2))] * len(policies)
+        for i, policy in enumerate(policies):
+            if policy in ("sampled", "random"):
+                drawn[i] = draws.uniform(f"location {step} {i}", 2)
+        uniform = [torch.from_numpy(u).to(mean) for u in drawn]
+        places = [self.where.choose(*of) for of in zip(policies, mean.chunk(len(policies)), uniform, strict=True)]
+        place = torch.cat(places)
+        return place, self.where.log_density(place, mean)
+
+    def forward(
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        policy: str = "greedy",
+        draws: Draws | None = None,
+        contributions: bool = True,
+    ) -> Classification:
+        self.check_policies([policy])
+        views, (steps, *_) = as_views(images), (*self._budget(locations), 0)
+        seen = self.trace(views, steps, [policy], draws or Draws(0, 0, np.arange(len(views))))
+        chosen = self.classifier(seen.features[:, 1:] if steps and self.aggregate == "mean" else seen.features[:, -1:])
+        contribution = None
+        if contributions and self.aggregate == "mean":
+            contribution = (chosen if not steps else torch.cat([torch.zeros_like(chosen[:, :1]), chosen / steps], 1)).flatten(0, 1)
+        first, boxes = self.boxes(views.sizes, on_host(seen.where))
+        count, level, parent = 1 + steps, np.array([1] + [2] * steps), np.array([-1] + [0] * steps)
+        glimpses = Glimpses(
+            image=np.repeat(np.arange(len(views)), count),
+            box=np.concatenate([first[:, None], boxes], axis=1).reshape(-1, 4),
+            size=np.tile(self.glimpse_sizes(steps), (len(views), 1)),
+            level=np.tile(level, len(views)),
+            parent=np.tile(parent, len(views)),
+            probability=torch.ones(len(views) * count),
+            contribution=contribution,
+        )
+        return Classification(chosen.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
+
+    def rollouts(
+        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        self.check_policies(policies)
+        views, tries, (steps, *_) = as_views(images), len(policies), (*self._budget(locations), 0)
+        seen = self.trace(views, steps, policies, draws)
+        alone = self.classifier(seen.features)
+        logits = alone[:, 1:].mean(1) if steps and self.aggregate == "mean" else alone[:, -1]
+        values = [None] * tries if seen.values is None else seen.values.chunk(tries)
+        parts = zip(policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True)
+        return [
+            Rollout(
+                logits=whole, glimpse_logits=each, level=np.array([1] + [2] * steps), parent=np.array([-1] + [0] * steps),
+                log_probability=log_density, values=value, additive=False, policy=name,
+            )
+            for name, whole, each, log_density, value in parts
+        ]  # fmt: skip
+
+    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
+        """() or one positive number."""
+        if locations is None:
+            return self.locations
+        budget = tuple(int(k) for k in locations)
+        if len(budget) > 1 or any(k < 0 for k in budget):
+            raise ConfigError(
+                f"locations {','.join(map(str, budget))}: {type(self).__name__} looks at one place after another; give one number"
+            )
+        return () if 0 in budget else budget
