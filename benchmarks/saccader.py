@@ -1,0 +1,113 @@
+"""Does Saccader's training teach where to look? Its three stages on CIFAR-10, beside policies that need no learning and DRAM.
+
+Stage 1 is trained once; what follows from it, and DRAM, once for each seed. Accuracy and coverage of the test images by number
+of glimpses, for: the three stages; the same without stage 2; after stage 2 alone; all stages in one run; ordered logits, Sobel and
+random looks of the BagNet of stage 1; DRAM. Runs that are finished are not trained again, and rows that are there are kept.
+
+    python benchmarks/saccader.py --root data/cifar10 --folder runs/saccader --seeds 0 1 2 --out benchmarks/results/saccader.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import write
+
+from foveal import get_data, load
+from foveal.evaluation.accuracy import Plan, judge
+from foveal.runs import METRICS, WEIGHTS
+
+GLIMPSES = (1, 2, 3, 4, 6, 8, 12, 20)
+UNLEARNED = ("ordered_logits", "random", "random_released", "sobel_mean", "sobel_var", "centre")
+CHAINS = {  # recipe, and the run it begins with
+    "stage 2": ("cifar10/saccader_stage2", "stage 1"),
+    "saccader": ("cifar10/saccader_stage3", "stage 2"),
+    "without stage 2": ("cifar10/saccader_stage3", "stage 1"),
+    "one run": ("cifar10/saccader", None),
+    "dram": ("cifar10/dram", None),
+}
+
+
+def folder_of(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(' ', '_')}.{0 if name == 'stage 1' else seed}"
+
+
+def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None:
+    """Train a run, unless it is finished; goes on with one that was interrupted."""
+    recipe, before = CHAINS.get(name, ("cifar10/saccader_stage1", None))
+    out = folder_of(folder, name, seed)
+    if (out / WEIGHTS).is_file():
+        return
+    command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--out", str(out), "--quiet"]
+    command += ["--init_from", str(folder_of(folder, before, seed))] if before else []
+    command += ["--resume"] if (out / "last.ckpt").is_file() else ["--overwrite"]
+    subprocess.run([*command, *flags], check=True)
+
+
+def rows_of(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
+    """Accuracy and coverage by policy and number of glimpses."""
+    model = load(run, device=device)
+    known = [k for k in GLIMPSES if name == "dram" or k <= model.side**2]
+    policies = ("greedy", *UNLEARNED) if name == "stage 1" else ("greedy", "random")
+    if name == "saccader":
+        policies = ("greedy", "ordered_logits", "random")
+    plans = [Plan(()), *(Plan((k,), policy) for policy in policies if (name, policy) != ("stage 1", "greedy") for k in known)]
+    found = judge(model, data.loader("test", batch_size=batch_size, shuffle=False), plans, seed=seed)
+    seconds = float((run / METRICS).read_text().strip().splitlines()[-1].split(",")[2])
+    return [
+        {
+            "run": name, "seed": seed, "policy": plan.policy, "glimpses": plan.locations[0] if plan.locations else 0,
+            "accuracy": s.correct / s.images, "coverage": s.coverage / s.images, "images": s.images, "training_seconds": seconds,
+        }
+        for plan, s in zip(plans, found.scores, strict=True)
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with CIFAR-10's files")
+    parser.add_argument("--folder", type=Path, default=Path("runs/saccader"), help="where the run folders go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=["stage 1", *CHAINS], choices=["stage 1", *CHAINS])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--epochs", type=json.loads, default={}, help='epochs of a row instead of its recipe\'s, as {"stage 1": 15}')
+    parser.add_argument("--jobs", type=int, default=2, help="seeds trained at a time")
+    parser.add_argument("--out", default=None)
+    args = parser.parse_args()
+
+    def flags(name: str) -> list[str]:
+        chosen = ["--epochs", str(args.epochs[name])] if name in args.epochs else []
+        return [*chosen, "--device", args.device, "--precision", args.precision]
+
+    def chain(seed: int) -> None:
+        for name in (row for row in args.rows if row != "stage 1"):
+            fit(args.folder, args.root, name, seed, flags(name))
+
+    if "stage 1" in args.rows:
+        fit(args.folder, args.root, "stage 1", 0, flags("stage 1"))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(chain, args.seeds))
+
+    data = get_data("cifar10", root=args.root)
+    rows = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else []
+    for name in args.rows:
+        for seed in [0] if name == "stage 1" else args.seeds:
+            if any((row["run"], row["seed"]) == (name, seed) for row in rows):
+                continue
+            rows += rows_of(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
+            write(args.out, rows, device=args.device, seed=None)
+            for row in rows[-len(GLIMPSES) :]:
+                print(name, seed, row["policy"], row["glimpses"], f"{100 * row['accuracy']:.2f} %  covering {row['coverage']:.3f}")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
