@@ -40,7 +40,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, cifar_card
 from foveal.layers import CBAM, AttentionAugmentation, ExplicitAttention, GatherExcite, NonLocal, SpatialSoftmaxAttention, augment_convs
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
@@ -260,10 +260,7 @@ def _register(name: str, what: str, **ours: Any) -> None:
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = what
-    default_cfgs[name] = {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "conv1", "classifier": "fc",
-    }  # fmt: skip
+    default_cfgs[name] = cifar_card("conv1")
     globals()[name] = register_model(make)
 
 

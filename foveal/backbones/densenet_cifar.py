@@ -19,13 +19,12 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.densenet import DenseNet
 from torch import nn
 
+from foveal.backbones.head import cifar_card
+
 default_cfgs = {
-    name: {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "features.conv0", "classifier": "classifier",
-    }
+    name: cifar_card("features.conv0", "classifier")
     for name in ("densenet_bc_100_12_cifar", "densenet_bc_250_24_cifar", "densenet_bc_190_40_cifar", "test_densenet_cifar")
-}  # fmt: skip
+}
 
 
 class DenseNetCifar(DenseNet):

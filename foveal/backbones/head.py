@@ -1,4 +1,4 @@
-"""What our networks have in common behind their features: pooling, and a linear classifier that can be exchanged, as timm's have it.
+"""What our networks have in common: pooling and a linear classifier that can be exchanged, as timm's have them, and CIFAR's data card.
 
 Example:
     >>> import torch
@@ -17,7 +17,22 @@ Example:
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+
+def cifar_card(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
+    """What timm wants to know of a network for CIFAR: 32 px, three stages, the mean and deviation of CIFAR-10.
+
+    Args:
+        first_conv: name of the module that sees the image.
+        classifier: name of the last one.
+    """
+    return {
+        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": first_conv, "classifier": classifier,
+    }  # fmt: skip
 
 
 class Headed(nn.Module):

@@ -29,18 +29,12 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, cifar_card
 from foveal.layers import Attends
 
 Mask = Literal["mixed", "channel", "spatial"]
 
-default_cfgs = {
-    name: {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "stem", "classifier": "fc",
-    }
-    for name in ("attention56_cifar", "attention92_cifar", "test_attention_cifar")
-}  # fmt: skip
+default_cfgs = {name: cifar_card("stem") for name in ("attention56_cifar", "attention92_cifar", "test_attention_cifar")}
 
 
 class NormActConv(nn.Sequential):

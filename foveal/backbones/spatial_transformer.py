@@ -18,15 +18,11 @@ from typing import Any, ClassVar
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor
 
+from foveal.backbones import small
 from foveal.backbones.small import FEATURES, PlainConvNet
 from foveal.layers.spatial_transformer import SpatialTransformer
 
-default_cfgs = {
-    "stn_cnn": {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": ("transformer.localisation.0", "stages.0.1"), "classifier": "fc",
-    }
-}  # fmt: skip
+default_cfgs = {"stn_cnn": small.default_cfgs["plain_convnet_32"] | {"first_conv": ("transformer.localisation.0", "stages.0.1")}}
 
 
 class SpatialTransformerCNN(PlainConvNet):

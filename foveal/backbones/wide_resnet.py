@@ -24,16 +24,10 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, known_options
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, cifar_card
 from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs
 
-default_cfgs = {
-    name: {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": "conv1", "classifier": "fc",
-    }
-    for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")
-}  # fmt: skip
+default_cfgs = {name: cifar_card("conv1") for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")}
 
 CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation}
 
