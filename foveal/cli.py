@@ -546,7 +546,8 @@ the seeds of your runs, from the evaluation.json of each, and the best of them. 
 found" is written where somebody looked for a number in vain.
 
 A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has
-seen all test images. Runs that differ in anything but the seed are lines of their own.
+seen every image of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything but the
+seed are lines of their own.
 
   foveal fit cifar10/attn_resnet110 --seed 1 --out runs/attn_1
   foveal evaluate runs/attn_1
