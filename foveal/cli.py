@@ -29,6 +29,7 @@ from foveal.errors import ConfigError, FovealError, RunError
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
+    from foveal.evaluation import Evaluation, Occlusion
     from foveal.runs import Run
 
 DESCRIPTION = """Classify large images by looking where it matters."""
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
-    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["data"]) else (argv, [])
+    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["occlude"], ["data"]) else (argv, [])
     typed = shlex.join(["foveal", *argv, *data])
     args = _parser().parse_args(argv)
     if args.command is None:
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for add in (_add_fit, _add_evaluate, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table):
+    for add in (_add_fit, _add_evaluate, _add_occlude, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table):
         add(commands)
     return parser
 
@@ -255,8 +256,6 @@ chosen by --data and --data.KEY, as for foveal fit.
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from foveal.evaluation import evaluate
     from foveal.prediction import parse_locations
     from foveal.runs import Run
@@ -268,11 +267,19 @@ def _evaluate(args: argparse.Namespace) -> int:
             run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
             workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, on_progress=show, policies=args.policy,
         )  # fmt: skip
-    result.about["command"] = args.typed
-    result.write(args.out or run.path)
+    return _give(result, args.typed, args.out or run.path)
+
+
+def _give(result: Evaluation | Occlusion, typed: str, out: str | Path | None) -> int:
+    """Print a result's table, write its files into a folder, list the images that failed."""
+    from rich.console import Console
+
     console = Console()
     # Away from a terminal rich would fold the table to 80 columns.
     Console(width=None if console.is_terminal else 160).print(result.table())
+    result.about["command"] = typed
+    if out is not None:
+        result.write(out)
     _tell_failed(result.errors)
     return 1 if result.errors else 0
 
@@ -297,6 +304,54 @@ def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
         print(f"foveal: {len(failed)} image{'s' if len(failed) > 1 else ''} failed:", file=sys.stderr)
     for path, error in failed:
         print(f"  {error if error.startswith(path) else f'{path}: {error}'}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------- occlude
+
+
+def _add_occlude(commands: Any) -> None:
+    parser = _add(
+        commands, "occlude", _occlude, "hide what a model looked at, and see what is still known",
+        """The model classifies an image at each budget; the looks that it chose are hidden under the mean colour; then it classifies
+what is left, and so do the judges named by --by. If it looks at what matters, accuracy falls faster than where random looks,
+which always stand beside, hide as much. Writes occlusion.json and occlusion.png, accuracy against the share hidden, into
+--out. The images are those of the run; other ones are chosen by --data and --data.KEY, as for foveal fit.
+
+  foveal occlude runs/demo
+  foveal occlude runs/demo --locations 1..8 --policy centre --out runs/demo
+  foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other --limit 500 --out occlusion/
+""",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="RUN", help="run folder of a model that chooses where to look")
+    parser.add_argument(
+        "--locations", metavar="BUDGET", help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: up to the run's)"
+    )
+    parser.add_argument(
+        "--policy", type=_policy, default=(), metavar="NAMES", help="ways to choose what is hidden, beside the learned one and random"
+    )
+    parser.add_argument(
+        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
+    )
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: print the table only)")
+    _add_running(parser, batch_size=32)
+
+
+def _occlude(args: argparse.Namespace) -> int:
+    from foveal.evaluation import occlude
+    from foveal.prediction import parse_locations
+    from foveal.runs import Run
+
+    run = Run(args.path)
+    budgets = parse_locations(args.locations) if args.locations else None
+    with _progress("occluding", args.quiet) as show:
+        result = occlude(
+            run, _data_of(run, args.data), budgets=budgets, policies=args.policy, judges=args.by, split=args.split, limit=args.limit,
+            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
+            on_progress=show,
+        )  # fmt: skip
+    return _give(result, args.typed, args.out)
 
 
 # ---------------------------------------------------------------------------------------------------------- predict

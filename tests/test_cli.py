@@ -53,7 +53,7 @@ def test_version_and_help(capsys):
     assert "foveal fit demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "predict", "explain", "models", "data", "cost", "table"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "occlude", "predict", "explain", "models", "data", "cost", "table"])
 def test_help_of_each_command_shows_examples(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -214,6 +214,8 @@ def test_predict_without_a_file_prints_a_table(capsys, run, images):
         (["explain", "RUN", "nowhere.png"], "nowhere.png"),
         (["predict", "RUN", "x.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
         (["explain", "RUN", "nowhere.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
+        (["occlude", "RUN", "--locations", "0"], "hides nothing"),
+        (["occlude", "RUN", "--by", "nowhere"], "there is no such run folder"),
         (["evaluate", "RUN", "--policy", "centre,telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
     ],
 )
@@ -249,6 +251,17 @@ def test_predict_and_explain_by_other_policies(run, images, tmp_path):
     page = tmp_path / "report.html"
     assert main(["explain", str(run), image, "--policy", "exhaustive", "--out", str(page), "--device", "cpu", "--quiet"]) == 0
     assert page.read_text().count("data:image") >= 10
+
+
+def test_occlude_hides_the_looks_before_judges(capsys, run, tmp_path):
+    argv = ["occlude", str(run), "--locations", "1..2", "--policy", "centre", "--by", str(run), "--limit", "6", "--device", "cpu"]
+    assert main(argv) == 0
+    assert "centre" in capsys.readouterr().out
+    assert main([*argv, "--out", str(tmp_path), "--quiet"]) == 0
+    stored = json.loads((tmp_path / "occlusion.json").read_text())
+    assert stored["command"].startswith("foveal occlude") and stored["images"] == 6 and stored["limit"] == 6
+    assert [p["kind"] for p in stored["points"]] == ["whole", *["learned"] * 2, *["random"] * 2, *["centre"] * 2]  # one judge, not two
+    assert Image.open(tmp_path / "occlusion.png").size[0] > 300
 
 
 def test_explain_writes_one_page(run, images, tmp_path):

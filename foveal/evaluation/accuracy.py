@@ -144,4 +144,5 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     p, n = successes / trials, trials
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # At none or all of the trials the bound is the proportion itself, but for rounding.
+    return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)

@@ -123,15 +123,7 @@ class Evaluation:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / "evaluation.json") as unfinished:
-                unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-            with replacing(folder / "tradeoff.png") as unfinished:
-                draw_tradeoff(self, unfinished)
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        write_results(folder, "evaluation.json", self.as_dict(), "tradeoff.png", lambda file: draw_tradeoff(self, file))
 
     def table(self) -> Group:
         """The result for people, to be printed by rich."""
@@ -229,6 +221,23 @@ def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> 
             what = f"has {len(data.classes)} classes, the model {model.num_classes}"
             raise ConfigError(f"{data.name}: {what}; use data with the model's classes")
     return found
+
+
+def write_results(folder: str | Path, name: str, content: dict[str, Any], picture: str, draw: Callable[[Path], None]) -> None:
+    """Write JSON and a picture into a folder, which is made.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / name) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        with replacing(folder / picture) as unfinished:
+            draw(unfinished)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def names_of(models: Sequence[Any]) -> list[str]:

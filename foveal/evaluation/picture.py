@@ -1,4 +1,4 @@
-"""Accuracy against multiply-accumulates, as a picture.
+"""Accuracy against multiply-accumulates, and against what is hidden, as pictures.
 
 Example:
     >>> import tempfile
@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,17 @@ from foveal.prediction.budget import format_budget
 
 if TYPE_CHECKING:
     from foveal.evaluation.evaluation import Evaluation
+    from foveal.evaluation.occlusion import Occlusion
 
 BLUE, GREY, ORANGE, INK = "#2f6fb0", "#8a8f98", "#c8642a", "#222831"
 OTHERS = ("#3a8f5c", "#8b5fb8", "#b8a02f", "#c0417a", "#2fa3a3")
 """Colours of policies beside the learned one and random looks."""
+
+
+def _colours(kinds: Iterable[str]) -> dict[str, str]:
+    """A colour for each policy; the learned one comes last, to be drawn over the others."""
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in ("learned", "random", "against", "whole")]
+    return {"random": GREY, **{kind: OTHERS[i % len(OTHERS)] for i, kind in enumerate(others)}, "learned": BLUE}
 
 
 def draw_tradeoff(evaluation: Evaluation, file: Path) -> None:
@@ -35,11 +43,8 @@ def draw_tradeoff(evaluation: Evaluation, file: Path) -> None:
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    others = [kind for kind in dict.fromkeys(p.kind for p in evaluation.points) if kind not in ("learned", "random", "against")]
-    policies = [(kind, f"{kind} looks", OTHERS[i % len(OTHERS)]) for i, kind in enumerate(others)]
-    for kind, label, colour in (
-        ("random", "random looks", GREY), *policies, ("learned", "learned looks", BLUE), ("against", None, ORANGE),
-    ):  # fmt: skip
+    policies = [(kind, f"{kind} looks", colour) for kind, colour in _colours(p.kind for p in evaluation.points).items()]
+    for kind, label, colour in (*policies, ("against", None, ORANGE)):
         points = sorted((p for p in evaluation.points if p.kind == kind), key=lambda p: p.macs)
         if not points:
             continue
@@ -67,4 +72,34 @@ def draw_tradeoff(evaluation: Evaluation, file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, loc="best")
+    figure.savefig(file, format="png")
+
+
+def draw_occlusion(occlusion: Occlusion, file: Path) -> None:
+    """Draw accuracy against the share of the image that is hidden: a panel a judge, a line a policy; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    judges = list(dict.fromkeys(point.judge for point in occlusion.points))
+    figure = Figure(figsize=(1 + 4.6 * len(judges), 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, judge in zip(figure.subplots(1, len(judges), sharey=True, squeeze=False)[0], judges, strict=True):
+        of_judge = [p for p in occlusion.points if p.judge == judge]
+        (whole,) = [p for p in of_judge if p.kind == "whole"]
+        for kind, colour in _colours(p.kind for p in of_judge).items():
+            points = [whole, *sorted((p for p in of_judge if p.kind == kind), key=lambda p: p.hidden)]
+            spread = [[100 * (p.accuracy - p.interval[0]) for p in points], [100 * (p.interval[1] - p.accuracy) for p in points]]
+            if len(points) > 1:
+                axes.errorbar(
+                    [100 * p.hidden for p in points], [100 * p.accuracy for p in points], spread, color=colour, marker="o", markersize=5,
+                    linestyle="-" if kind == "learned" else "--", capsize=3, label=f"{kind} looks hidden",
+                )  # fmt: skip
+        axes.set_xlabel("hidden, % of the image")
+        axes.set_title(f"judged by {judge}", fontsize=9, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="best", fontsize=8)
+    figure.axes[0].set_ylabel("accuracy, % (bars: 95 % interval)")
+    about = occlusion.about
+    figure.suptitle(f"{about['model']}: {about['data']}, {about['split']}, {about['images']} images", fontsize=10, x=0.01, ha="left")
     figure.savefig(file, format="png")

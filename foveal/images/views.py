@@ -351,6 +351,46 @@ class ImageViews(Views):
         return np.array([v.image.tiles_decoded for v in self.views], dtype=np.int64)
 
 
+class Occluded(Views):
+    """Views of which boxes are hidden: what a look shows of them is its fill.
+
+    Looks are those of the views beneath, with every pixel hidden whose centre lies in a box. Boxes on whole pixels are hidden exactly
+    where they are looked at 1:1; a look that shrinks blends a little of a box's rim into the pixels around it.
+
+    Args:
+        views: the views beneath.
+        boxes: (B, N, 4) (y0, x0, y1, x1) in full-resolution pixels, half-open; NaN for none.
+    """
+
+    def __init__(self, views: Views, boxes: np.ndarray) -> None:
+        self.views = views
+        self.boxes = np.asarray(boxes, dtype=np.float64)
+        self.sizes = views.sizes
+        self.channels = views.channels
+        self.errors = views.errors
+
+    def look(
+        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
+        seen = self.views.look(which, boxes, size, fill=fill, antialias=antialias)
+        hidden = self.boxes[np.asarray(which)]
+        rows, columns = (_centres_inside(boxes, hidden, axis, int(size[axis])) for axis in (0, 1))
+        mask = torch.from_numpy(rows.swapaxes(1, 2) @ columns > 0).to(seen.device)
+        ground = seen.new_zeros(self.channels) if fill is None else fill.to(seen)
+        return torch.where(mask[:, None], ground[:, None, None], seen)
+
+    @property
+    def bytes_read(self) -> np.ndarray | None:
+        return self.views.bytes_read
+
+
+def _centres_inside(looks: np.ndarray, boxes: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """(n, N, count) float32, 1 where the centre of a look's row (or column) lies within a box."""
+    first, last = np.asarray(looks, dtype=np.float64)[:, axis, None], np.asarray(looks, dtype=np.float64)[:, axis + 2, None]
+    centres = (first + (np.arange(count) + 0.5) * (last - first) / count)[:, None]
+    return ((boxes[..., axis, None] <= centres) & (centres < boxes[..., axis + 2, None])).astype(np.float32)
+
+
 class BlankViews(Views):
     """Views of nothing, of any size, for counting what a model costs without holding an image."""
 

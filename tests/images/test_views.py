@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foveal.errors import ImageError
-from foveal.images import ArrayPyramid, BlankViews, ImageViews, Look, TensorViews, View, as_views, open_image, resample
+from foveal.images import ArrayPyramid, BlankViews, ImageViews, Look, Occluded, TensorViews, View, as_views, open_image, resample
 from tests.images.files import photo, write_pyramid
 
 FILL = torch.tensor([0.1, 0.5, 0.9])
@@ -177,3 +177,32 @@ def test_a_level_left_by_the_thumbnail_changes_no_look(dtype, side):
     views.look(which, boxes, (32, 32)).zero_()
     assert torch.equal(views.images, before)
     torch.testing.assert_close(views.look(which, boxes, (32, 32), fill=torch.full((3,), 0.5)), fresh, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", [None, FILL])
+def test_occlusion_is_painting_the_pixels(tmp_path, fill):
+    pixels = torch.from_numpy(np.stack([photo(48, 64, seed=s) for s in range(2)])).permute(0, 3, 1, 2)
+    hidden = np.array([[[8, 4, 20, 30], [12, 20, 30, 70]], [[-5, -5, 6, 7], [np.nan] * 4]])
+    painted = pixels.float() / 255
+    ground = (torch.zeros(3) if fill is None else fill)[:, None, None]
+    painted[0, :, 8:20, 4:30] = painted[0, :, 12:30, 20:] = painted[1, :, :6, :7] = ground
+    for i, image in enumerate(pixels):
+        write_pyramid(tmp_path / f"{i}.tif", image.permute(1, 2, 0).numpy())
+    which, boxes = np.array([0, 1, 0, 1]), np.array([[0, 0, 48, 64], [0, 0, 48, 64], [4, 10, 52, 74], [-4, -4, 44, 60.0]])
+    expected = TensorViews(painted).look(which, boxes, (48, 64), fill=fill)
+    for views in (TensorViews(pixels), ImageViews([open_image(tmp_path / f"{i}.tif") for i in range(2)])):
+        occluded = Occluded(views, hidden)
+        torch.testing.assert_close(occluded.look(which, boxes, (48, 64), fill=fill), expected, atol=1e-6, rtol=0)
+        assert occluded.sizes is views.sizes and occluded.channels == 3 and occluded.errors is views.errors
+        assert (occluded.bytes_read is None) == (views.bytes_read is None)
+
+
+def test_pixels_of_a_smaller_look_are_hidden_by_their_centres():
+    views = Occluded(TensorViews(torch.ones(1, 1, 8, 8)), np.array([[[0, 1, 2.9, 3], [7, 7, 7, 8]]]))
+    seen = views.look(np.array([0]), np.array([[0, 0, 8, 8.0]]), (4, 4))[0, 0]
+    expected = torch.ones(4, 4)  # rows' and columns' centres are at 1, 3, 5 and 7
+    expected[0, 0] = 0
+    assert torch.equal(seen, expected)
+    assert torch.equal(
+        Occluded(views.views, np.empty((1, 0, 4))).look(np.array([0]), np.array([[0, 0, 8, 8.0]]), (4, 4)), torch.ones(1, 1, 4, 4)
+    )

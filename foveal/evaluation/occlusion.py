@@ -1,0 +1,230 @@
+"""What a model looked at, hidden: does the answer depend on it?
+
+The occlusion experiment of Saccader (Elsayed et al. 2019, arXiv 1908.07644) for any model that looks: it classifies an image, the
+union of the boxes that it chose is hidden under the mean colour of the training images (0 after normalisation), and judges classify
+what is left. A policy that picks what matters takes away more accuracy than random looks that cover the same area. The model itself
+is the first judge, at its own budget; it may look elsewhere then. Which network judged in the paper is not known: give several.
+
+Example:
+    >>> from foveal.data import get_data
+    >>> from foveal.runs import create_model
+    >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
+    >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
+    >>> [(point.kind, point.locations, point.images) for point in occlude(model, data).points]
+    [('whole', (), 20), ('learned', (1,), 20), ('learned', (2,), 20), ('random', (1,), 20), ('random', (2,), 20)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from foveal.data import DataModule
+from foveal.draws import Draws
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation.accuracy import Plan, Scores, wilson
+from foveal.evaluation.coverage import chosen_boxes
+from foveal.evaluation.evaluation import circumstances, names_of, plain_split, plans_of, ready_for, write_results
+from foveal.evaluation.picture import draw_occlusion
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import Look, Occluded, Views
+from foveal.prediction.budget import format_budget
+from foveal.prediction.device import autocast, find_device
+from foveal.prediction.rows import budget_taken
+from foveal.runs import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HOW = (
+    "The union of the boxes that the model chose is hidden under the judge's mean colour, which is 0 after normalisation: pixels of a look "
+    "whose centre lies in a box. The first look is not chosen and hides nothing. hidden: share of the image, mean over images. Every judge "
+    "looks at its own budget and most probable cells, elsewhere if it likes."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How often a judge is right about what is left of the images.
+
+    Attributes:
+        judge: who judges, a run folder or ``"model"``.
+        kind: what is hidden: ``"learned"`` or ``"random"`` looks, or those of another policy, by its name; ``"whole"`` for nothing.
+        locations: budget of these looks.
+        total_locations: how many they were for an image, mean.
+        hidden: share of the image that they cover, mean.
+        images: how many were classified.
+        accuracy: share whose class came first.
+        interval: its 95 % confidence interval (Wilson).
+    """
+
+    judge: str
+    kind: str
+    locations: tuple[int, ...]
+    total_locations: float
+    hidden: float
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """Result of `occlude`; ``about`` says on what, where and how."""
+
+    about: dict[str, Any]
+    points: tuple[Verdict, ...]
+    errors: tuple[tuple[str, str], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Content of ``occlusion.json``."""
+        errors = [{"image": image, "error": error} for image, error in self.errors]
+        return {**self.about, "points": [asdict(point) for point in self.points], "errors": errors}
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``occlusion.json`` and ``occlusion.png``.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        write_results(folder, "occlusion.json", self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
+
+    def table(self) -> Table:
+        """The result for people, to be printed by rich."""
+        return _table(self)
+
+
+def occlude(
+    model: GlimpseClassifier | Run | str | Path, data: DataModule, *, budgets: Sequence[Sequence[int]] | None = None,
+    policies: Sequence[str] = (), judges: Sequence[GlimpseClassifier | nn.Module | Run | str | Path] = (), split: str | None = None,
+    limit: int | None = None, batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto", precision: str = "32",
+    seed: int = 0, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
+) -> Occlusion:  # fmt: skip
+    """Hide what a model looked at and see what is still known.
+
+    Args:
+        model: a classifier that looks, or its run folder.
+        data: images with labels.
+        budgets: looks to hide, see `foveal.prediction.parse_locations`; if None from one to the model's own budget.
+        policies: ways of selecting the looks, beside the model's own and random ones, which stand beside always.
+        judges: who classifies what is left, beside the model itself: classifiers, dense networks and run folders.
+        split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
+        limit: use so many images at most, drawn by the seed; all if None.
+        batch_size: images at a time.
+        workers: processes that read ahead.
+        device: see `foveal.prediction.find_device`.
+        precision: see `foveal.prediction.autocast`.
+        seed: of policies that draw, and of the images drawn.
+        out: folder for ``occlusion.json`` and ``occlusion.png``; nothing is written if None.
+        on_progress: called with how many batches are done, and how many there are.
+
+    Raises:
+        ConfigError: a model that does not choose where to look, or a budget, policy or option that does not fit.
+        DataError: other classes than the model's, no such split, or no image that can be read.
+        RunError: a run folder that is none.
+    """
+    where = find_device(device)
+    named = dict(zip(names_of([model, *judges]), [model, *judges], strict=True))  # nobody judges twice
+    panel, names = ready_for(list(named.values()), data, where), list(named)
+    looker = panel[0]
+    if not looker.locations:
+        raise ConfigError(
+            f"{names[0]}: this model looks once, at the whole image, so it chooses nothing to hide; give one that looks closer"
+        )
+    plans = [plan for plan in plans_of(looker, budgets, policies) if plan.locations]
+    if not plans:
+        raise ConfigError("--locations 0: hides nothing; give one look or more, say 1..4")
+    data, split = plain_split(data, split)
+    count = min(len(data.split(split)), limit or len(data.split(split)))
+    size = min(batch_size, count)
+    loader = data.loader(
+        split, batch_size=size, workers=workers, seed=seed, first_looks=partial(_first_looks, panel),
+        shuffle=limit is not None,
+    )  # fmt: skip
+    batches = -(-count // size)
+    looks = [Scores() for _ in plans]
+    verdicts: dict[tuple[Plan | None, int], Scores] = {(p, j): Scores() for p in (None, *plans) for j in range(len(panel))}
+    errors: list[tuple[str, str]] = []
+    for number, batch in zip(range(batches), loader, strict=False):
+        errors += batch.errors
+        if len(batch):
+            batch = batch.to(where)
+            views, draws = batch.views, Draws(seed, 0, batch.index)
+            with torch.inference_mode(), autocast(precision, where):
+                choices = [looker(views, locations=p.locations, policy=p.policy, draws=draws, contributions=False) for p in plans]
+                boxes = [chosen_boxes(choice.glimpses, len(batch)) for choice in choices]
+                left: dict[Plan | None, Views] = dict(zip(plans, (Occluded(views, hide) for hide in boxes), strict=True))
+                left[None] = views
+                seen = {(plan, j): panel[j](left[plan], contributions=False).logits.cpu() for plan, j in verdicts}
+            errors += [(f"image {batch.index[i]}", reason) for i, reason in views.errors.items()]
+            # The last batch may hold more images than are wanted.
+            good = np.array([i for i in range(min(len(batch), count - number * size)) if i not in views.errors], dtype=np.int64)
+            for key, logits in seen.items():
+                verdicts[key].add(logits[good], batch.target.cpu()[good])
+            for plan, score, choice, hide in zip(plans, looks, choices, boxes, strict=True):
+                score.add_looks(hide[good], views.sizes[good])
+                score.budget = budget_taken(choice, plan.locations, plan.policy)
+        if on_progress is not None:
+            on_progress(number + 1, batches)
+    images = verdicts[None, 0].images
+    if not images:
+        raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
+    about = {
+        "model": names[0], "judges": [{"name": name, "locations": judge.locations} for name, judge in zip(names, panel, strict=True)],
+        "images": images, "limit": limit, **circumstances(data, split, where, precision, seed), "how": HOW,
+    }  # fmt: skip
+    looked: dict[Plan | None, Scores] = {None: Scores(), **dict(zip(plans, looks, strict=True))}
+    points = [_verdict(names[j], hidden, looked[hidden], score) for (hidden, j), score in verdicts.items()]
+    result = Occlusion(about, tuple(points), tuple(dict(errors).items()))
+    if out is not None:
+        result.write(out)
+    return result
+
+
+def _first_looks(panel: Sequence[GlimpseClassifier], size: tuple[int, int]) -> list[Look]:
+    return list(dict.fromkeys(look for judge in panel for look in judge.first_looks(size)))
+
+
+def _verdict(judge: str, plan: Plan | None, looks: Scores, score: Scores) -> Verdict:
+    return Verdict(
+        judge=judge,
+        kind="whole" if plan is None else "learned" if plan.policy == "greedy" else plan.policy,
+        locations=looks.budget,
+        total_locations=looks.locations / score.images,
+        hidden=looks.coverage / score.images,
+        images=score.images,
+        accuracy=score.correct / score.images,
+        interval=wilson(score.correct, score.images),
+    )
+
+
+def _table(occlusion: Occlusion) -> Table:
+    from rich.table import Table
+
+    about = occlusion.about
+    title = f"{about['model']} on {about['data']}, {about['split']}, {about['images']} images: accuracy of what is left, %"
+    table = Table(title=title, title_justify="left")
+    table.add_column("hidden looks")
+    for name in ("locations", "hidden, %", *(f"by {judge['name']}" for judge in about["judges"])):
+        table.add_column(name, justify="right")
+    kind = None
+    columns = len(about["judges"])
+    for start in range(0, len(occlusion.points), columns):
+        row = occlusion.points[start : start + columns]
+        if row[0].kind != kind:
+            table.add_section()
+        kind = row[0].kind
+        table.add_row(
+            "none" if kind == "whole" else kind,
+            format_budget(row[0].locations),
+            f"{100 * row[0].hidden:.1f}",
+            *(f"{100 * p.accuracy:.1f}  {100 * p.interval[0]:.1f} to {100 * p.interval[1]:.1f}" for p in row),
+        )
+    return table
