@@ -8,7 +8,9 @@ Example:
 """
 
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.dram import DRAM
 from foveal.glimpse.grid import Grid
+from foveal.glimpse.ram import RAM
 from foveal.glimpse.tnet import TNet
 
-__all__ = ["GlimpseClassifier", "Grid", "TNet", "WholeImage"]
+__all__ = ["DRAM", "RAM", "GlimpseClassifier", "Grid", "TNet", "WholeImage"]

@@ -131,5 +131,5 @@ class RAM(RecurrentAttention):
     def dense(self) -> nn.Module:
         """The layers of a glimpse for the whole image, shrunk to one patch."""
         features = self.channels * self.size[0] * self.size[1]
-        layers = [nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, self.num_classes)]
-        return nn.Sequential(*layers).to(self.mean.device)
+        shrunk: list[nn.Module] = [nn.AdaptiveAvgPool2d(self.size), nn.Flatten(), nn.Linear(features, 128), nn.ReLU()]
+        return nn.Sequential(*shrunk, nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, self.num_classes)).to(self.mean.device)
