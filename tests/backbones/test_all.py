@@ -31,7 +31,8 @@ def test_shapes_of_the_large(name):
         net = timm.create_model(name, num_classes=7, in_chans=2).eval()
         x = torch.empty(1, 2, *net.pretrained_cfg["input_size"][1:])
         features = net.forward_features(x)
-        assert features.shape[1] == net.num_features == net.forward_head(features, pre_logits=True).shape[1]
+        assert features.shape[1] == getattr(net, "feature_channels", net.num_features)
+        assert net.num_features == net.forward_head(features, pre_logits=True).shape[1]
         assert net.forward_head(features).shape == (1, 7)
         net.reset_classifier(0)
         assert net.forward_head(features).shape == (1, net.num_features)

@@ -60,7 +60,7 @@ class BackboneTester:
             pooled = net.forward_head(features, pre_logits=True)
             torch.testing.assert_close(net.forward_head(features), net(x), rtol=0, atol=0)
             torch.testing.assert_close(net.get_classifier()(pooled), net(x))
-        assert pooled.shape == (2, net.num_features) and features.shape[1] == net.num_features
+        assert pooled.shape == (2, net.num_features) and features.shape[1] == getattr(net, "feature_channels", net.num_features)
 
     def test_feature_maps_have_the_shapes_of_its_modules(self, net):
         x, seen = self.images(net), []
