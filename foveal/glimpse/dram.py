@@ -64,8 +64,9 @@ def windows(field: Tensor, where: Tensor, sides: Sequence[float], size: int) -> 
     axis = where.new_tensor(sides)[:, None] * unit
     y, x = (axis + at[:, None, None] for at in where.unbind(1))  # (R, windows, size)
     grid = torch.stack([x[:, :, None, :].expand(-1, -1, size, -1), y[..., None].expand(-1, -1, -1, size)], -1)
-    seen = F.grid_sample(field, grid.flatten(1, 2).to(field), mode="bilinear", padding_mode="border", align_corners=False)
-    return seen.unflatten(2, (len(sides), size)).transpose(1, 2).flatten(1, 2)
+    exact = torch.promote_types(field.dtype, torch.float32)  # halves cannot tell places apart
+    seen = F.grid_sample(field.to(exact), grid.flatten(1, 2).to(exact), mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.to(field.dtype).unflatten(2, (len(sides), size)).transpose(1, 2).flatten(1, 2)
 
 
 def finest_only(seen: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class DRAM(RecurrentAttention):
     def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
         field = with_coordinates(self.see(views, np.arange(images), self.root(views.sizes)))
-        seen = self.perceive(field, field.new_zeros(images, 2), context=True)
+        seen = self.perceive(field, torch.zeros(images, 2, device=field.device), context=True)
         context, _ = self.recognise(seen, self.recognise.zeros(images))
         # What the context step left in the classification memory is forgotten; the location memory reads its output first (spec 6.2).
         rows = images * tries

@@ -98,12 +98,12 @@ class RAM(RecurrentAttention):
         which = np.tile(np.arange(len(views)), tries)
         seen = self.see(views, np.repeat(which, self.patches), boxes.reshape(-1, 4))
         seen = seen.contiguous().unflatten(0, (-1, self.patches))
-        glimpse = self.glimpse(torch.cat([self.what_seen(seen), self.where_seen(where)], 1))
+        glimpse = self.glimpse(torch.cat([self.what_seen(seen), self.where_seen(where.to(seen.dtype))], 1))
         return self.core(torch.cat([glimpse, state], 1))
 
     def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
-        middle = self.mean.new_zeros(images, 2)
+        middle = torch.zeros(images, 2, device=self.mean.device)
         state = self.glance(views, middle, self.mean.new_zeros(images, 256)).repeat(tries, 1)
         rows, features = images * tries, [state]
         places, densities, values = [state.new_zeros(rows, 0, 2)], [state.new_zeros(rows, 0)], [state.new_zeros(rows, 0)]

@@ -79,7 +79,8 @@ class GaussianPolicy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, features) to the (R, 2) mean, y and x within the limit."""
-        return self.limit * self.emit(x).float().tanh()
+        emitted = self.emit(x)
+        return self.limit * emitted.to(torch.promote_types(emitted.dtype, torch.float32)).tanh()
 
     def choose(self, policy: str, mean: Tensor, uniform: Tensor) -> Tensor:
         """(R, 2) places: the mean, a draw around it that is kept within the limit, anywhere, or the middle. No gradient passes.
