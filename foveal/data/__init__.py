@@ -11,6 +11,7 @@ Example:
 import foveal.data.cifar
 import foveal.data.digits
 import foveal.data.folder
+import foveal.data.megapixel
 import foveal.data.published  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader

@@ -1,0 +1,234 @@
+"""Megapixel MNIST: a few handwritten digits on a large black canvas, among strokes that look like digits from afar.
+
+"Processing Megapixel Images with Deep Attention-Sampling Models", Katharopoulos and Fleuret, ICML 2019, arXiv
+1905.03711, section 4.1; the details follow the authors' script (idiap/attention-sampling, scripts/make_mnist.py).
+Theirs: 5 digits of 28 px that do not overlap, 3 of them of the class to be told and 2 drawn from all others; 50 patches
+of noise, each one of 50 patterns of two straight lines across 28 px; 5,000 canvases for training and 1,000 for testing, of
+MNIST's own training and test digits. Ours: noise covers no digit (theirs may), so that a small canvas can be solved as well;
+validation, on digits held out of training; and the task of a single digit.
+
+A canvas is never drawn whole: it is a list of patches, and a look composes those that its box touches (`Scattered`). What
+looking costs does not depend on the canvas' size.
+
+Example:
+    >>> import numpy as np
+    >>> canvas = Scattered(np.full((1, 28, 28), 255, np.uint8), np.array([[1000, 36]]), 3000)
+    >>> canvas.look(np.array([[1000, 0, 1064, 64]]), (64, 64)).sum().item(), canvas.look(np.array([[0, 0, 1, 1]]), (1, 1)).item()
+    (784.0, 0.0)
+    >>> megapixel_digits("/nowhere", download=False)
+    Traceback (most recent call last):
+    ...
+    foveal.errors.DataError: /nowhere: there is no MNIST in this folder, or a file is damaged; correct the path, or let it be downloaded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from foveal.data.dataset import Dataset, FirstLooks, Loaded
+from foveal.data.module import DataModule, register
+from foveal.draws import generator
+from foveal.errors import ConfigError, DataError
+from foveal.images import Pyramid, View
+from foveal.images.pyramid import Stored, Window
+
+SIDE = 28
+PATTERNS = 50
+DIGITS = {"majority": (3, 2), "one": (1, 0)}
+"""Digits of the class that is to be told, and of others, for each task."""
+HELD_OUT = 12
+"""One in so many of MNIST's training digits, the last ones, is kept for validation: 5,000."""
+_COARSEST = 16  # px; the levels of smaller thumbnails are not worth their bookkeeping
+
+
+@register
+def megapixel_digits(
+    root: str, download: bool = True, canvas: int = 1500, task: str = "majority", noise: int = 50, train: int = 5000, val: int = 500,
+    test: int = 1000, seed: int = 0,
+) -> DataModule:  # fmt: skip
+    """MNIST's digits scattered over black canvases of one band, among patches of noise; ten classes.
+
+    Canvas i of a split is a function of (seed, split, i). Training canvases have MNIST's training digits but for the last twelfth, which
+    validation has; test canvases have its test digits. Each split has noise patterns of its own. A canvas' boxes are those of the digits
+    that bear its class.
+
+    Args:
+        root: folder that holds torchvision's ``MNIST/raw``.
+        download: fetch what is not there.
+        canvas: side of an image in pixels.
+        task: ``majority``, five digits of which three share the class to be told; or ``one``, a single digit.
+        noise: patches of noise.
+        train, val, test: images of each split; 0 leaves the split out.
+        seed: another seed, other images.
+
+    Raises:
+        ConfigError: there is no such task, or the patches do not fit.
+        DataError: the files are not there, damaged, or cannot be downloaded.
+    """
+    if task not in DIGITS:
+        raise ConfigError(f"data megapixel_digits: there is no task {task!r}; use one of {', '.join(DIGITS)}")
+    patches = sum(DIGITS[task]) + noise
+    # Patches that are placed at random, one after the other, get stuck a little above half the canvas.
+    if patches * SIDE**2 > 0.4 * canvas**2:
+        raise ConfigError(f"data megapixel_digits: {patches} patches of {SIDE} px do not fit on {canvas} px; use a larger canvas or fewer")
+    counts = {"train": train, "val": val, "test": test}
+    halves = {half: _read(Path(root).expanduser(), half == "train", download) for half in ("train", "test")}
+    held_out = len(halves["train"][1]) // HELD_OUT
+    of_split = {"train": ("train", slice(None, -held_out)), "val": ("train", slice(-held_out, None)), "test": ("test", slice(None))}
+    splits = {}
+    for split, count in counts.items():
+        if count:
+            half, part = of_split[split]
+            images, labels = halves[half]
+            splits[split] = Canvases(images[part], labels[part], split, count, canvas=canvas, digits=DIGITS[task], noise=noise, seed=seed)
+    return DataModule(classes=Canvases.classes, name="megapixel_digits", **splits)
+
+
+class Canvases(Dataset):
+    """Canvases of a split.
+
+    Args:
+        images: (n, 28, 28) uint8 digits.
+        labels: (n,) their classes.
+        split: enters what is drawn.
+        count: canvases.
+        canvas: side in pixels.
+        digits: of the class that is to be told, and of others.
+        noise: patches of noise.
+        seed: enters what is drawn.
+    """
+
+    classes = tuple("0123456789")
+    channels = 1
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, split: str, count: int, *, canvas: int, digits: tuple[int, int], noise: int, seed: int
+    ) -> None:
+        self._split = split
+        self._canvas = canvas
+        self._patches = np.concatenate([images, strokes(PATTERNS, generator(seed, 0, 0, f"megapixel strokes {split}"))])
+        self.targets = np.empty(count, dtype=np.int64)
+        # Which patches lie on each canvas, and the top left corner of each; the digits that count first.
+        self._chosen = np.empty((count, sum(digits) + noise), dtype=np.int32)
+        self._corners = np.empty((count, sum(digits) + noise, 2), dtype=np.int32)
+        same, other = ([np.flatnonzero((labels == c) == alike) for c in range(10)] for alike in (True, False))
+        for i in range(count):
+            rng = generator(seed, 0, i, f"megapixel {split}")
+            self.targets[i] = c = rng.integers(10)
+            drawn = [rng.choice(same[c], digits[0]), rng.choice(other[c], digits[1]), len(images) + rng.integers(PATTERNS, size=noise)]
+            self._chosen[i] = np.concatenate(drawn)
+            self._corners[i] = _places(sum(digits) + noise, canvas, rng)
+        that_count = self._corners[:, : digits[0]].astype(np.float64)
+        self.boxes = list(np.concatenate([that_count, that_count + SIDE], axis=-1))
+
+    def open(self, i: int) -> Scattered:
+        """Canvas ``i``, to be looked at."""
+        return Scattered(self._patches[self._chosen[i]], self._corners[i], self._canvas, path=f"megapixel_digits {self._split} {i}")
+
+    def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
+        index = np.asarray(indices, dtype=np.int64)
+        views = [View(self.open(i)) for i in index.tolist()]
+        for view in views if first_looks is not None else ():
+            view.prefetch(first_looks(view.size))
+        return Loaded(views, torch.from_numpy(self.targets[index]), index)
+
+
+class Scattered(Pyramid):
+    """Small square patches on a black canvas, one band; only what a box touches is drawn.
+
+    Level l has the means of blocks of 2^l x 2^l pixels, exactly; the last block of a side may be smaller. ``bytes_read`` counts
+    the pixels of the windows that were drawn, a byte each: what a file of such levels would hold of them. ``tiles_decoded``
+    counts patches.
+
+    Args:
+        patches: (n, s, s) uint8.
+        corners: (n, 2) top left pixel of each; where patches overlap they add up.
+        side: of the canvas, in pixels.
+        path: for messages.
+    """
+
+    def __init__(self, patches: np.ndarray, corners: np.ndarray, side: int, *, path: str = "canvas") -> None:
+        sides = [side]
+        while sides[-1] > _COARSEST:
+            sides.append(-(-sides[-1] // 2))
+        super().__init__(path, [(s, s) for s in sides], 1, np.dtype(np.float32), value_range=(0, 255), halved=True)
+        self._patches = patches
+        self._corners = np.asarray(corners, dtype=np.int64)
+
+    def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
+        return [(self._draw(level, window)[..., None], None) for level, window in requests]
+
+    def _draw(self, level: int, box: Window) -> np.ndarray:
+        """(height, width) float32 pixels of a window of a level."""
+        (y0, x0, y1, x1), block = box, 1 << level
+        out = np.zeros((y1 - y0, x1 - x0), np.float32)
+        side = self._patches.shape[-1]
+        first, last = self._corners >> level, (self._corners + side - 1) >> level
+        touched = np.flatnonzero(((last >= (y0, x0)) & (first < (y1, x1))).all(1))
+        # Which blocks a patch's rows and columns fall into, counted from its first; sums of so few whole numbers are exact.
+        into = ((self._corners[touched] % block)[..., None] + np.arange(side)) >> level
+        rows, cols = (into[:, :, None] == np.arange((side + block - 2) // block + 1)[:, None]).astype(np.float32).swapaxes(0, 1)
+        sums = rows @ self._patches[touched].astype(np.float32) @ cols.swapaxes(1, 2)
+        for patch, (y, x) in zip(sums, (first[touched] - (y0, x0)).tolist(), strict=True):
+            target = out[max(y, 0) : max(y + len(patch), 0), max(x, 0) : max(x + len(patch), 0)]
+            top, left = max(-y, 0), max(-x, 0)
+            target += patch[top : top + target.shape[0], left : left + target.shape[1]]
+        height, width = (np.minimum(block, self.size[0] - np.arange(*ends) * block) for ends in ((y0, y1), (x0, x1)))
+        self._count(out.size, len(touched))
+        return out / (height[:, None] * width).astype(np.float32)
+
+
+def strokes(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Patches of noise as published: two straight lines from a corner, a pixel thin.
+
+    Angles are uniform between 0 and 72 degrees; the second line is another patch's first, mirrored with the probability of 0.44 that
+    two flips by a third each come to. Pixels are between 80 and 100 % white.
+
+    Returns:
+        (count, 28, 28) uint8.
+    """
+    slopes = np.tan(rng.random(count) * np.pi / 2.5)
+    lines = np.zeros((count, SIDE, SIDE), dtype=bool)
+    for line, slope in zip(lines, slopes, strict=True):
+        y = np.linspace(0, min(SIDE - 0.51, (SIDE - 0.51) / slope), 2 * SIDE)
+        line[np.round(y).astype(int), np.round(slope * y).astype(int)] = True
+    others = lines[rng.permutation(count)]
+    mirrored = rng.random(count) < 0.44
+    others[mirrored] = others[mirrored, :, ::-1]
+    return ((lines | others) * rng.uniform(0.8, 1, lines.shape) * 255).astype(np.uint8)
+
+
+def _places(count: int, canvas: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 2) top left corners of patches that do not overlap: those that lie on one that stays, or on an earlier one, are moved."""
+    corners, stays, moving = np.zeros((count, 2), dtype=np.int32), np.zeros(count, dtype=bool), np.arange(count)
+    while len(moving):
+        corners[moving] = rng.integers(0, canvas - SIDE + 1, (len(moving), 2))
+        near = np.abs(corners[moving, None] - corners) < SIDE
+        before = stays | (np.arange(count) < moving[:, None])
+        clash = (near[..., 0] & near[..., 1] & before).any(1)
+        stays[moving[~clash]] = True
+        moving = moving[clash]
+    return corners
+
+
+def _read(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 28, 28) uint8 digits of MNIST's training or test half, and their classes."""
+    from torchvision.datasets import MNIST
+
+    try:
+        found = MNIST(str(root), train=train)
+    except Exception as error:  # a damaged file leads torchvision to any of them
+        if not download:
+            raise DataError(
+                f"{root}: there is no MNIST in this folder, or a file is damaged; correct the path, or let it be downloaded"
+            ) from error
+        try:
+            found = MNIST(str(root), train=train, download=True)
+        except Exception as failed:
+            reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
+            raise DataError(f"{root}: MNIST cannot be downloaded to this folder ({reason}); bring its files there") from failed
+    return found.data.numpy(), found.targets.numpy()
