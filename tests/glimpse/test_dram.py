@@ -12,9 +12,10 @@ from foveal.cli import main
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
+from foveal.images.views import TensorViews
 from foveal.prediction.cost import count
 from foveal.runs import create_classifier
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
+from tests.glimpse.tester import GlimpseClassifierTester
 
 TINY = {"backbone": "test_resnetv2_slim", "image_size": 48, "base_size": 16, "hidden": 12}
 
@@ -27,16 +28,13 @@ def tiny(**changes) -> DRAM:
 class TestDRAM(GlimpseClassifierTester):
     budgets = ((), (1,), (2,), (7,))
     additive = False
+    looks_once = True
 
     def make(self) -> DRAM:
         return DRAM(num_classes=3, locations=(2,), **TINY)
 
-    def test_glimpses_are_what_was_looked_at(self, model):
-        """It looks once; the glimpses are cut from that look, and lie in it."""
-        views = CountingViews(self.images())
-        out = self.run(model, views)
-        assert views.looks == [(i, one.glimpses[0].box) for i, one in enumerate(out)]
-        for one in out:
+    def test_glimpses_lie_in_the_first_look(self, model):
+        for one in self.run(model, self.images()):
             assert [g.parent for g in one.glimpses] == [None, 0, 0] and [g.probability for g in one.glimpses] == [1, 1, 1]
             assert [g.size for g in one.glimpses] == [(48, 48), (16, 16), (16, 16)]
             y0, x0, y1, x1 = one.glimpses[0].box
@@ -190,7 +188,7 @@ def test_places_stay_within_the_limit(policy):
     model = tiny(sd=5.0)
     with torch.no_grad():
         model.where.emit.weight.mul_(100)
-        seen = model.trace(CountingViews(torch.rand(3, 3, 48, 48)), 4, [policy], Draws(0, 0, np.arange(3)))
+        seen = model.trace(TensorViews(torch.rand(3, 3, 48, 48)), 4, [policy], Draws(0, 0, np.arange(3)))
     assert seen.where.shape == (3, 4, 2) and seen.where.abs().max() <= model.where.limit == pytest.approx(2 / 3)
 
 
