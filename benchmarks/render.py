@@ -1,0 +1,331 @@
+"""Writes the measured numbers of the docs, from the JSON files under ``benchmarks/results``.
+
+In a Markdown file this script owns what stands between a pair of marks: a table, on lines of its own, or a figure in a sentence.
+
+    <!-- table: bundled -->
+    <!-- end -->
+    A step took <!-- value: expatt_step -->1.10<!-- end --> times as long.
+
+    python benchmarks/render.py            fills all marks of README.md, benchmarks/README.md and docs/*.md
+    python benchmarks/render.py --check    writes nothing; shows what differs, and exits with 1 where something does
+
+Each name is a function below, from what a results file holds to the rows of a table (the first is its head) or to a text. Only the
+standard library is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+OPEN, END = r"<!-- *(\w+): *(\S+) *-->", "<!-- *end *-->"
+MARKED = re.compile(rf"{OPEN}(.*?)({END}|(?={OPEN})|\Z)|{END}", re.DOTALL)
+
+Number = Decimal | float  # results are read as decimals, so that what ends in a 5 is rounded as one expects
+Row = Sequence[object]
+MARKS: dict[tuple[str, str], tuple[str, Callable[[Any], str]]] = {}  # (kind, name) -> results file, what it becomes
+
+
+def table(name: str, file: str) -> Callable[[Callable[[Any], Iterable[Row]]], Callable[[Any], Iterable[Row]]]:
+    """Register a function from the content of ``benchmarks/results/<file>`` to rows."""
+
+    def register(rows_of: Callable[[Any], Iterable[Row]]) -> Callable[[Any], Iterable[Row]]:
+        MARKS["table", name] = file, lambda record: f"\n{markdown(rows_of(record))}\n"
+        return rows_of
+
+    return register
+
+
+def value(name: str, file: str, text_of: Callable[[Any], str]) -> None:
+    MARKS["value", name] = file, text_of
+
+
+# ------------------------------------------------------------------------------------------------------------------ forms
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    head, *body = ([str(cell).replace("|", r"\|") for cell in row] for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def number(x: Number) -> str:
+    """Three digits, or all that stand before the point; two of what is small."""
+    exact = Decimal(x)
+    size = abs(exact)
+    return f"{exact:.2g}" if size < 0.1 else f"{exact:,.{2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def by_seed(shares: Iterable[Number | None]) -> str:
+    """Shares in %, one for each seed."""
+    return ", ".join("diverged" if share is None else f"{100 * share:.1f}" for share in shares)
+
+
+def spread(shares: Sequence[Number | None]) -> str:
+    """Mean and standard deviation of shares over the seeds, in %; a dash where a run diverged, nothing where there was none."""
+    known = [100 * Decimal(share) for share in shares if share is not None]
+    if len(known) < len(shares):
+        return "–"
+    return f"{mean(known):.1f} ± {stdev(known):.1f}" if len(known) > 1 else "".join(f"{share:.1f}" for share in known)
+
+
+def ratio(found: dict[str, Number]) -> str:
+    """The median of ratios with their quartiles."""
+    return f"{number(found['median'])} ({number(found['q1'])} to {number(found['q3'])})"
+
+
+def groups(rows: Iterable[dict], *keys: str, order: Iterable[str] = ()) -> dict[Any, list[dict]]:
+    """Rows that agree in ``keys``, in the order of their first one; those whose first key is in ``order`` come first."""
+    found: dict[Any, list[dict]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]], []).append(row)
+    wanted = [name for name in order if name in found]
+    return {name: found[name] for name in [*wanted, *found]}
+
+
+def asked(question: str, record: Any) -> list[dict]:
+    return [row for row in record["results"] if row["question"] == question]
+
+
+def budget(locations: Sequence[int]) -> str:
+    return f"`{','.join(map(str, locations))}`"
+
+
+# ----------------------------------------------------------------------------------------------------------------- tables
+
+
+@table("bundled", "bundled.json")
+def bundled(record: Any) -> Iterator[Row]:
+    runs = groups(record["results"]["runs"], "contender")
+    steps = {name: f"{rows[0]['steps']:,}" for name, rows in runs.items()}
+    yield f"{record['results']['processor_seconds_each']:.0f} s of one core each", "steps", "accuracy by seed, %"
+    for contender, key, label in (
+        ("tnet", "accuracy", "TNet, a thumbnail of 32 px and two looks of 32 px at images of 256 px"),
+        ("tnet", "thumbnail", "the same checkpoints, thumbnail only"),
+        ("tnet", "random", "the same checkpoints, two looks at random"),
+        ("thumbnail only", "accuracy", "the same network trained on thumbnails only"),
+        ("random looks", "accuracy", "the same network trained with two looks at random"),
+        ("dense", "accuracy", "the same backbone on the whole image"),
+    ):
+        yield label, steps[contender], by_seed(row[key] for row in runs[contender])
+
+
+def accuracies(contender: str) -> Callable[[Any], str]:
+    return lambda record: by_seed(row["accuracy"] for row in record["results"]["runs"] if row["contender"] == contender)
+
+
+OBJECTIVES = {
+    "ours": "ours: what was gained over the context, unbiased",
+    "ours, every budget": "the same, averaged over the budgets up to the one spent",
+    "leave-one-out credit": "what the rest loses without it (biased)",
+    "published reward, sampled": "the published reward, right or wrong, on sampled looks",
+    "published": "the published objective as it is: top-k for a sample, unit-norm scores",
+    "random looks": "nothing: looks at random throughout",
+    "probability to come": "probability of the right class, of this look and later ones",
+    "gain in probability": "gain in probability of this look and later ones",
+    "reward to come": "drop in cross-entropy by this look and later ones",
+    "reward to come, unit-norm scores": "the same with unit-norm scores",
+    "reward to come, no warm-up": "the same without the warm-up",
+    "two rollouts, each the other's baseline": "two rollouts, each the other's baseline",
+    "self-critical": "self-critical",
+    "exhaustive teacher on 1 batch in 4": "an exhaustive teacher on one batch in four",
+}
+
+
+@table("objectives", "objectives.json")
+def objectives(record: Any) -> Iterator[Row]:
+    yield "what a look is credited with", "steps", "accuracy by seed, %", "the same checkpoints at random looks"
+    for name, rows in groups(record["results"], "variant", order=OBJECTIVES).items():
+        chosen, random = by_seed(row["accuracy"]["2"] for row in rows), by_seed(row["random"] for row in rows)
+        yield OBJECTIVES.get(name, name), f"{rows[0]['steps']:,}", chosen, random
+
+
+SOFT = {
+    "plain": "plain",
+    "attention, uniform control": "attention, uniform control",
+    "attention, scaled": "attention, `scaled`",
+    "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",
+}
+
+
+@table("soft_attention", "soft_attention.json")
+def soft_attention(record: Any) -> Iterator[Row]:
+    scale = record["results"]["scale"]
+    yield f"{scale['train']:,} images, {scale['epochs']} epochs, learning rate {scale['lr']}", "test accuracy, %", "by seed"
+    for name, rows in groups(record["results"]["runs"], "contender", order=SOFT).items():
+        shares = [row["accuracy"] for row in rows]
+        yield SOFT.get(name, name), spread(shares), by_seed(shares)
+
+
+@table("explicit_attention", "explicit_attention.json")
+def explicit_attention(record: Any) -> Iterator[Row]:
+    yield "grid", "batch", "dense / separable", "`auto` / the faster of the two", "attention augmentation / `auto`"
+    for row in asked("branch", record):
+        augmentation = ratio(row["augmentation_over_auto"]) if "augmentation_over_auto" in row else "left out: over 4 GiB of logits"
+        yield row["grid"], row["batch"], ratio(row["dense_over_separable"]), ratio(row["auto_over_faster"]), augmentation
+
+
+@table("cifar_weights", "cifar_weights.json")
+def cifar_weights(record: Any) -> Iterator[Row]:
+    yield "", "wrong", "error, %", "published, %"
+    for row in record["results"]:
+        yield f"ResNet-{row['depth']}", f"{row['wrong']:,} of {row['images']:,}", f"{row['error']:.2f}", f"{row['published']:.2f}"
+
+
+@table("cifar_loader", "cifar_loader.json")
+def cifar_loader(record: Any) -> Iterator[Row]:
+    found = record["results"]
+    yield f"`{found['model']}`, batches of {found['batch']}", "ms", "images / s", "over the step on a batch that is there"
+    for row in found["rows"]:
+        yield row["what"], number(row["ms"]), f"{row['images_per_second']:,}", ratio(row["of_the_step"])
+
+
+@table("readers", "readers.json")
+def readers(record: Any) -> Iterator[Row]:
+    libraries = list(record[0]["compared_with"])
+    yield "file", "pixels", "levels", "type", "windows", *(f"from {name}" for name in libraries)
+    for row in record:
+        found = row["compared_with"]
+        windows = max(told["windows"] for told in found.values() if isinstance(told, dict))
+        worst = (found[name]["max_difference"] if isinstance(found[name], dict) else "cannot" for name in libraries)
+        yield row["file"], "{:,} x {:,}".format(*row["size"]), row["levels"], f"{row['dtype']} x {row['channels']}", windows, *worst
+
+
+@table("traversal", "traversal.json")
+def traversal(record: Any) -> Iterator[Row]:
+    keys = "preset", "side", "batch"
+    dense = groups(asked("dense", record), *keys)
+    yield "preset", "image, px", "locations", "batch", "TNet / its backbone on the same crops", "dense / TNet", "MACs, dense / TNet"
+    for (preset, side, batch), [row] in groups(asked("memory", record), *keys).items():
+        [other] = dense[preset, side, batch]
+        floor, speed_up = ratio(row["tnet_over_floor"]), ratio(other["speed_up"])
+        yield preset, f"{side:,}", budget(row["locations"]), batch, floor, speed_up, number(other["macs_ratio"])
+
+
+@table("traversal_training", "traversal.json")
+def traversal_training(record: Any) -> Iterator[Row]:
+    yield "preset", "image, px", "locations", "batch", "TNet's step / its backbone on the same crops", "dense step / TNet's"
+    for row in asked("training", record):
+        floor, dense = ratio(row["step_over_floor"]), ratio(row["dense_over_step"])
+        yield row["preset"], f"{row['side']:,}", budget(row["locations"]), row["batch"], floor, dense
+
+
+@table("traversal_disk", "traversal_disk.json")
+def traversal_disk(record: Any) -> Iterator[Row]:
+    yield "preset", "image, px", "file, MB", "locations", "read, kB", "prediction, ms", "over the backbone alone", "peak memory, MiB"
+    for row in record["results"]:
+        file, read, memory = row["file_bytes"] / 10**6, row["bytes_read"] / 10**3, row["peak_above_warm_kib"] / 2**10
+        cost = number(row["prediction_ms"]), ratio(row["prediction_over_floor"]), number(memory)
+        yield row["preset"], f"{row['side']:,}", number(file), budget(row["locations"]), number(read), *cost
+
+
+SACCADER = {
+    "saccader": "all three stages",
+    "without stage 2": "stages 1 and 3",
+    "one run": "all in one run",
+    "stage 2": "stages 1 and 2",
+    "stage 1": "stage 1",
+    "dram": "DRAM",
+}
+
+
+def by_glimpses(record: Any, what: str) -> Iterator[Row]:
+    """A row for each run and policy, a column for each number of glimpses; 0 is the model without a look."""
+    counts = sorted({row["glimpses"] for row in record["results"]})
+    yield f"{what}, %, by glimpses", "policy", *counts
+    for run, rows in groups(record["results"], "run", order=SACCADER).items():
+        for policy, same in groups(rows, "policy").items():
+            cells = groups(same, "glimpses")
+            yield SACCADER.get(run, run), f"`{policy}`", *(spread([row[what] for row in cells.get(count, [])]) for count in counts)
+
+
+@table("saccader", "saccader.json")
+def saccader(record: Any) -> Iterator[Row]:
+    return by_glimpses(record, "accuracy")
+
+
+@table("saccader_coverage", "saccader.json")
+def saccader_coverage(record: Any) -> Iterator[Row]:
+    return by_glimpses(record, "coverage")
+
+
+@table("looking_cost", "looking_cost.json")
+def looking_cost(record: Any) -> Iterator[Row]:
+    yield "image, px", "model", "GMACs", "ms", "peak memory, MiB", "read, kB"
+    for row in record["results"]:
+        found = row["measured"]
+        memory = "" if not found or found["peak_memory"] is None else number(found["peak_memory"] / 2**20)
+        measured = (number(found["p50"]), memory, number(found["bytes_read"] / 10**3)) if found else ("counted only", "", "")
+        yield f"{row['side']:,}", row["model"], number(row["macs"] / 10**9), *measured
+
+
+value("bundled_accuracy", "bundled.json", accuracies("tnet"))
+value("bundled_every_budget", "bundled.json", accuracies("tnet, credit averaged over budgets"))
+value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))
+for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", "traversal_disk"):
+    value(f"{stem}_device", f"{stem}.json", lambda record: record["device"])
+
+
+# ------------------------------------------------------------------------------------------------------------------ files
+
+
+def content(kind: str, name: str, where: str) -> tuple[str, str]:
+    """What belongs between the marks, and the results file that says so."""
+    if (kind, name) not in MARKS:
+        raise SystemExit(f"{where}: benchmarks/render.py knows no {kind} {name!r}; correct the mark or write the function")
+    file, text_of = MARKS[kind, name]
+    if not (RESULTS / file).is_file():
+        raise SystemExit(f"{where}: the {kind} {name!r} needs benchmarks/results/{file}, which is not there; run its benchmark first")
+    return text_of(json.loads((RESULTS / file).read_text(encoding="utf-8"), parse_float=Decimal)), f"benchmarks/results/{file}"
+
+
+def render(page: str, text: str) -> tuple[str, list[str]]:
+    """The page with all marks filled, and a unified diff for each one that was not as it should be."""
+    differences: list[str] = []
+
+    def fill(mark: re.Match[str]) -> str:
+        kind, name, old, end, *_ = mark.groups()
+        where = f"{page}:{text.count(chr(10), 0, mark.start()) + 1}"
+        if not end:
+            what = f"the mark of {kind} {name!r} is not closed" if kind else "this mark closes none"
+            raise SystemExit(f"{where}: {what}; each mark needs its own <!-- end -->")
+        if kind == "value" and not text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()].strip():
+            raise SystemExit(f"{where}: the value {name!r} begins a line, which Markdown takes for HTML; put a word before it")
+        new, source = content(kind, name, where)
+        if new != old:
+            lines = difflib.unified_diff(old.strip().splitlines(), new.strip().splitlines(), f"{page} {kind} {name}", source, lineterm="")
+            differences.append("\n".join(lines) or f"{page} {kind} {name}: the marks belong on lines of their own")
+        return text[mark.start() : mark.start(3)] + new + end
+
+    return MARKED.sub(fill, text), differences
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs from the results")
+    check = parser.parse_args().check
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    # All pages are rendered before the first is written: a mistake in one leaves all as they are.
+    rendered = {page: render(page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")) for page in pages}
+    for page, (text, differences) in rendered.items():
+        if check:
+            print(*differences, sep="\n", end="\n" if differences else "")
+        elif differences:
+            temporary = page.with_name(page.name + ".part")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(page)
+            print(f"{page.relative_to(ROOT)} is written")
+    return int(check and any(differences for _, differences in rendered.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

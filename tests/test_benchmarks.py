@@ -1,0 +1,159 @@
+"""Benchmarks are honest: what the docs say is what the results files say, and these say how they were made."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.json"))
+BARE = {"readers.json"}  # written without a head: nothing in it is timed or drawn at random
+UNUSED: set[str] = set()  # results files that no page tells of, on purpose
+
+
+def render(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Without site-packages: the script needs only the standard library."""
+    command = [sys.executable, "-I", "-S", "-X", "utf8", str(root / "benchmarks" / "render.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The pages and the results, to be changed."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def pages(root: Path) -> dict[Path, bytes]:
+    return {page: page.read_bytes() for page in (root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").iterdir())}
+
+
+def test_docs_say_what_the_results_say():
+    done = render(ROOT, "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_result_is_noticed_and_written(copy):
+    change(copy / "benchmarks" / "results" / "bundled.json", '"accuracy": 0.932', '"accuracy": 0.5005')
+    before = pages(copy)
+    done = render(copy, "--check")
+    assert done.returncode == 1
+    assert "--- README.md table bundled\n+++ benchmarks/results/bundled.json\n" in done.stdout
+    assert "--- benchmarks/README.md value bundled_accuracy\n" in done.stdout
+    assert [line[-18:] for line in done.stdout.splitlines() if line.startswith(("-|", "+|"))] == [
+        "93.2, 93.4, 92.2 |",
+        "50.0, 93.4, 92.2 |",
+    ]
+    assert pages(copy) == before
+    assert render(copy).returncode == 0
+    expected = {page: text.replace(b"93.2, 93.4, 92.2", b"50.0, 93.4, 92.2") for page, text in before.items()}
+    assert pages(copy) == expected
+    assert render(copy, "--check").returncode == 0
+
+
+def test_a_figure_typed_by_hand_is_noticed_and_undone(copy):
+    before = pages(copy)
+    change(copy / "docs" / "soft_attention.md", "| 737 of 10,000 |", "| 736 of 10,000 |")
+    done = render(copy, "--check")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("--- docs/soft_attention.md table cifar_weights\n")
+    assert render(copy).returncode == 0
+    assert pages(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table: nonsense -->\n<!-- end -->", "docs/new.md:3: benchmarks/render.py knows no table 'nonsense'"),
+        ("<!-- tabel: bundled -->\n<!-- end -->", "docs/new.md:3: benchmarks/render.py knows no tabel 'bundled'"),
+        ("<!-- table: bundled -->\n", "docs/new.md:3: the mark of table 'bundled' is not closed"),
+        (
+            "<!-- table: bundled -->\n\n<!-- table: objectives -->\n<!-- end -->",
+            "docs/new.md:3: the mark of table 'bundled' is not closed",
+        ),
+        ("text\n<!-- end -->", "docs/new.md:4: this mark closes none"),
+        ("<!-- value: expatt_step --><!-- end --> times", "docs/new.md:3: the value 'expatt_step' begins a line"),
+        ("<!-- table: cifar_loader -->\n<!-- end -->", "the table 'cifar_loader' needs benchmarks/results/cifar_loader.json"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(copy, text, message):
+    (copy / "docs" / "new.md").write_text(f"# New\n\n{text}\n")
+    if "cifar_loader" in text:
+        (copy / "benchmarks" / "README.md").write_text("")
+        (copy / "benchmarks" / "results" / "cifar_loader.json").unlink()
+    change(copy / "README.md", "93.2, 93.4, 92.2", "99.9, 99.9, 99.9")
+    before = pages(copy)
+    for flags in ((), ("--check",)):
+        done = render(copy, *flags)
+        assert done.returncode == 1
+        assert message in done.stderr and done.stderr.count("\n") == 1
+    assert pages(copy) == before
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_say_how_they_were_made(name):
+    if name not in BARE:
+        record = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+        assert {"command", "device", "versions", "seed", "results"} <= set(record)
+        assert record["command"].startswith("python benchmarks/") and {"python", "torch"} <= set(record["versions"])
+        assert record["results"]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_results_file_is_told_of(copy, name):
+    (copy / "benchmarks" / "results" / name).unlink()
+    done = render(copy, "--check")
+    assert (done.returncode, name in done.stderr) == ((0, False) if name in UNUSED else (1, True)), f"{name}: no page has a mark for it"
+
+
+def test_mean_and_standard_deviation_over_seeds(copy):
+    rng = np.random.default_rng(0)
+    accuracy = {(policy, k): rng.integers(0, 10_001, 3) / 10_000 for policy in ("greedy", "random") for k in (1, 20)}
+    rows = [
+        {"run": "saccader", "seed": seed, "policy": policy, "glimpses": k, "accuracy": float(share), "coverage": 0.25}
+        for (policy, k), shares in accuracy.items()
+        for seed, share in enumerate(shares)
+    ]
+    rows.append({"run": "stage 1", "seed": 0, "policy": "greedy", "glimpses": 0, "accuracy": 0.71, "coverage": 1.0})
+    (copy / "benchmarks" / "results" / "saccader.json").write_text(json.dumps({"results": rows}))
+    page = copy / "docs" / "new.md"
+    page.write_text("<!-- table: saccader -->\n<!-- end -->\n\n<!-- table: saccader_coverage -->\n<!-- end -->\n")
+    assert render(copy).returncode == 0
+    first, second = page.read_text().split("\n\n")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[1:-1]]
+    assert table[0] == ["accuracy, %, by glimpses", "policy", "0", "1", "20"]
+    for row, policy in zip(table[2:4], ("greedy", "random"), strict=True):
+        told = [f"{100 * accuracy[policy, k].mean():.1f} ± {100 * accuracy[policy, k].std(ddof=1):.1f}" for k in (1, 20)]
+        assert row == ["all three stages", f"`{policy}`", "", *told]
+    assert table[4:] == [["stage 1", "`greedy`", "71.0", "", ""]]
+    assert "| stage 1 | `greedy` | 100.0 |" in second
+
+
+def test_cost_of_looking(copy):
+    told = {"batch_size": 1, "p50": 123.45, "p95": 130.0, "repeats": 9, "peak_memory": 3 * 2**20, "bytes_read": 65_500.0}
+    rows = [
+        {"model": "tnet", "side": 4096, "macs": 1_234_567_890, "parameters": 1, "measured": told},
+        {"model": "tnet", "side": 4096, "macs": 12_345_678_900, "parameters": 1, "measured": None},
+        {"model": "tnet", "side": 224, "macs": 12_345_678, "parameters": 1, "measured": told | {"peak_memory": None}},
+    ]
+    (copy / "benchmarks" / "results" / "looking_cost.json").write_text(json.dumps({"results": rows}))
+    page = copy / "docs" / "new.md"
+    page.write_text("<!-- table: looking_cost -->\n<!-- end -->\n")
+    assert render(copy).returncode == 0
+    assert page.read_text().splitlines()[3:6] == [
+        "| 4,096 | tnet | 1.23 | 123 | 3.00 | 65.5 |",
+        "| 4,096 | tnet | 12.3 | counted only |  |  |",
+        "| 224 | tnet | 0.012 | 123 |  | 65.5 |",
+    ]
