@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.json"))
-BARE = {"readers.json"}  # written without a head: nothing in it is timed or drawn at random
+BARE = {"readers.json"}  # rows alone: benchmarks/readers.py writes without the harness
 UNUSED: set[str] = set()  # results files that no page tells of, on purpose
 
 
