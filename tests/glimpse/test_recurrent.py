@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from foveal.draws import Draws
+from foveal.glimpse.dram import DRAM
+from foveal.glimpse.ram import RAM
 from foveal.glimpse.recurrent import GaussianPolicy, LSTMCell
 
 
@@ -67,3 +70,15 @@ def test_means_stay_within_the_limit():
     policy = GaussianPolicy(3, 0.6, 0.1)
     means = policy(1000 * torch.randn(50, 3))
     assert means.shape == (50, 2) and means.abs().max() <= 0.6 < means.abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "model", [RAM(num_classes=3, base_size=6), DRAM(num_classes=3, backbone="test_resnetv2_slim", image_size=48, base_size=16, hidden=12)]
+)
+def test_other_precisions_train_and_keep_places_exact(model, dtype):
+    objective = model.to(dtype).default_objective()
+    tried = model.rollouts(torch.rand(4, 3, 48, 48), objective.plan(0), Draws(0, 0, np.arange(4)), locations=(2,))
+    loss, _, _ = objective(tried, torch.arange(4) % 3, objective.initial_state())
+    loss.backward()
+    assert torch.isfinite(loss) and tried[0].log_probability.dtype == torch.promote_types(dtype, torch.float32)
