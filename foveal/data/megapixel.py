@@ -164,22 +164,21 @@ class Scattered(Pyramid):
 
     def _draw(self, level: int, box: Window) -> np.ndarray:
         """(height, width) float32 pixels of a window of a level."""
-        (y0, x0, y1, x1), block = box, 1 << level
-        out = np.zeros((y1 - y0, x1 - x0), np.float32)
-        side = self._patches.shape[-1]
+        (y0, x0, y1, x1), block, side = box, 1 << level, self._patches.shape[-1]
         first, last = self._corners >> level, (self._corners + side - 1) >> level
         touched = np.flatnonzero(((last >= (y0, x0)) & (first < (y1, x1))).all(1))
         # Which blocks a patch's rows and columns fall into, counted from its first; sums of so few whole numbers are exact.
-        into = ((self._corners[touched] % block)[..., None] + np.arange(side)) >> level
-        rows, cols = (into[:, :, None] == np.arange((side + block - 2) // block + 1)[:, None]).astype(np.float32).swapaxes(0, 1)
+        blocks = (side + block - 2) // block + 1
+        into = (self._corners[touched, :, None] % block + np.arange(side)) >> level
+        rows, cols = (into[:, :, None] == np.arange(blocks)[:, None]).astype(np.float32).swapaxes(0, 1)
         sums = rows @ self._patches[touched].astype(np.float32) @ cols.swapaxes(1, 2)
-        for patch, (y, x) in zip(sums, (first[touched] - (y0, x0)).tolist(), strict=True):
-            target = out[max(y, 0) : max(y + len(patch), 0), max(x, 0) : max(x + len(patch), 0)]
-            top, left = max(-y, 0), max(-x, 0)
-            target += patch[top : top + target.shape[0], left : left + target.shape[1]]
+        # A margin takes what reaches beyond the window.
+        total = np.zeros((y1 - y0 + 2 * blocks, x1 - x0 + 2 * blocks), np.float32)
+        for patch, (y, x) in zip(sums, (first[touched] - (y0, x0) + blocks).tolist(), strict=True):
+            total[y : y + blocks, x : x + blocks] += patch
         height, width = (np.minimum(block, self.size[0] - np.arange(*ends) * block) for ends in ((y0, y1), (x0, x1)))
-        self._count(out.size, len(touched))
-        return out / (height[:, None] * width).astype(np.float32)
+        self._count((y1 - y0) * (x1 - x0), len(touched))
+        return total[blocks:-blocks, blocks:-blocks] / (height[:, None] * width).astype(np.float32)
 
 
 def strokes(count: int, rng: np.random.Generator) -> np.ndarray:

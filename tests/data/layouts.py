@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -212,4 +213,20 @@ def _write_cifar(folder: Path, files: list[str], meta: str, labels: str, names: 
         part = {"data": rng.integers(0, 256, (images, 3072), np.uint8), labels: [n % classes for n in range(images)]}
         (folder / file).write_bytes(pickle.dumps(part))
     (folder / meta).write_bytes(pickle.dumps({names: [f"class_{c}" for c in range(classes)]}))
+    return root
+
+
+def make_mnist(root: Path) -> Path:
+    """MNIST as torchvision unpacks it: 240 and 60 digits of noise, row i of class i % 10.
+
+    The first two pixels are a digit's row number (that of the test digits begins at 1,000) in base 200.
+    """
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for half, first, count in (("train", 0, 240), ("t10k", 1000, 60)):
+        images, rows = rng.integers(0, 256, (count, 28, 28), np.uint8), first + np.arange(count)
+        images[:, 0, :2] = np.stack([rows // 200, rows % 200], axis=1)
+        (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
+        (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + (rows % 10).astype(np.uint8).tobytes())
     return root
