@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foveal.errors import ConfigError
@@ -12,10 +13,12 @@ from foveal.recipes import find_recipe, list_recipes, load_recipe, merge, parse_
 from foveal.recipes.configure import configure
 from tests.data import layouts
 
-PUBLISHED = [name for name in list_recipes() if name not in ("demo", "folder", "ram_digits")]
+MEGAPIXEL = [name for name in list_recipes() if name.startswith("megapixel/")]
+PUBLISHED = [name for name in list_recipes() if name not in ("demo", "folder", "ram_digits", *MEGAPIXEL)]
+SACCADERS = [name for name in PUBLISHED if "/saccader" in name]
 DRAMS = [name for name in PUBLISHED if "/dram" in name]
 TNETS = [name for name in PUBLISHED if name.endswith(".reference") and name not in DRAMS]
-SOFT = [name for name in PUBLISHED if name not in TNETS + DRAMS]
+SOFT = [name for name in PUBLISHED if name not in TNETS + DRAMS + SACCADERS]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,11 @@ def shrunk(name):
         flags += ["--data.image_size", "128", "--model.image_size", "128"]
     elif name.startswith("fmow/tnet"):
         flags += ["--data.image_size", "224"]
-    elif name in DRAMS:
+    elif name == "imagenet/dram.reference":
         flags += ["--model.image_size", "64", "--model.base_size", "24", "--model.hidden", "16", "--model.backbone", "test_resnetv2_slim"]
+    elif name.startswith("imagenet/saccader"):
+        flags += ["--model.backbone", "test_bagnet_lowd", "--model.image_size", "45"]
+        flags += ["--model.classifier", "test_resnet", "--model.glimpse_size", "32"] if "nasnet" in name else []
     if name.startswith(("cub/tnet", "nabirds/tnet")):
         flags += ["--model.locations", "1"]
     if name.endswith("step2.reference"):
@@ -164,13 +170,14 @@ def test_locations_trained_with_are_the_published_ones():
 def test_recipe_runs(name, roots, tmp_path):
     from foveal.training import fit
 
-    flags = [*shrunk(name), "--data.root", str(roots(name.partition("/")[0])), "--out", str(tmp_path / "run")]
-    if "init_from" in load_recipe(name):
-        before = ["--data.root", str(roots("fmow")), "--out", str(tmp_path / "before")]
-        config, out, how = configure("fmow/tnet_step1.reference", [*shrunk("fmow/tnet_step1.reference"), *before])
-        flags += ["--init-from", str(fit(config, out, **how).path)]
-    config, out, how = configure(name, flags)
-    run = fit(config, out, **how)
+    def trained(name):
+        flags = [*shrunk(name), "--data.root", str(roots(name.partition("/")[0])), "--out", str(tmp_path / name)]
+        if before := load_recipe(name).get("init_from"):
+            flags += ["--init-from", str(trained(before.removeprefix("runs/")).path)]
+        config, out, how = configure(name, flags)
+        return fit(config, out, **how)
+
+    run = trained(name)
     assert run.load_model().num_classes == 2
     line = (run.path / "metrics.csv").read_text().splitlines()[-1]
     assert line.startswith("1,") and "nan" not in line
@@ -194,6 +201,23 @@ def test_recipe_for_the_digits_runs(tmp_path):
     few = ["--data.train", "8", "--data.val", "4", "--data.test", "4", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--quiet"]
     config, out, how = configure("ram_digits", [*few, "--out", str(tmp_path / "run")])
     assert fit(config, out, **how).load_model().locations == tuple(load_recipe("ram_digits")["model"]["locations"])
+
+
+@pytest.mark.parametrize("name", MEGAPIXEL)
+def test_recipe_for_megapixel_digits_runs(name, roots, tmp_path):
+    from foveal.training import fit
+
+    few = ["--data.root", str(roots("mnist")), "--data.train", "4", "--data.val", "2", "--data.test", "2"]
+    flags = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]
+    config, out, how = configure(name, [*few, *flags])
+    model = fit(config, out, **how).load_model()
+    root = np.array([[0.0, 0, config.data["canvas"], config.data["canvas"]]])
+    first = model.grid.boxes(root)[0]
+    last = model.grid.boxes(first)
+    # The last looks are at native resolution, and no digit is cut by more than 3 px in all cells of its look.
+    assert (last[..., 2:] - last[..., :2] == model.size).all()
+    starts = np.unique(last[0, :, 0])
+    assert np.diff(starts).max() <= model.size[0] - 28 + 3
 
 
 def test_recipes_merge_and_name_what_replaces_what(tmp_path):

@@ -132,8 +132,9 @@ class Canvases(Dataset):
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
         views = [View(self.open(i)) for i in index.tolist()]
-        for view in views if first_looks is not None else ():
-            view.prefetch(first_looks(view.size))
+        if first_looks is not None:
+            for view in views:
+                view.prefetch(first_looks(view.size))
         return Loaded(views, torch.from_numpy(self.targets[index]), index)
 
 

@@ -1,0 +1,112 @@
+"""What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
+
+Trains each recipe for the given seconds on one thread; then, on the test canvases, accuracy at the recipe's budget, at random looks of
+as many and of the thumbnail alone; milliseconds, peak memory, multiply-accumulates and bytes for one image; and the same costs of the
+backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a byte each: canvases are drawn where they are looked
+at, which the milliseconds include. Runs that are finished are not trained again, and rows that are there are kept.
+
+    python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import write
+
+from foveal import get_data, load
+from foveal.evaluation.accuracy import Plan, judge
+from foveal.evaluation.cost import count, measure
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.recipes import load_recipe
+from foveal.runs import METRICS, WEIGHTS
+
+CANVASES = (500, 1000, 1500, 3000)
+TASKS = ("one", "majority")
+
+
+def recipe_of(task: str, canvas: int) -> str:
+    return f"megapixel/{'one_' if task == 'one' else ''}{canvas}"
+
+
+def fit(recipe: str, root: str, seed: int, seconds: float, out: Path) -> None:
+    """Train a run, unless it is finished; processor time is that of the training, not of the wall clock, and kept beside it."""
+    if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
+        return
+    command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--max_time", str(seconds)]
+    command += ["--epochs", "1000000", "--workers", "0", "--device", "cpu", "--out", str(out), "--overwrite", "--quiet"]
+    before = os.times()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    after = os.times()
+    took = after.children_user + after.children_system - before.children_user - before.children_system
+    (out / "processor_seconds").write_text(f"{took:.1f}\n")
+
+
+def costs(model: GlimpseClassifier, data: Any, canvas: int, locations: tuple[int, ...] | None) -> dict[str, Any]:
+    """Of one image at a time."""
+    measured = measure(model, lambda n: data.test.batch(0, range(n), 0).views, locations=locations, seconds=2)
+    return {
+        "ms": round(measured.p50, 3), "ms_p95": round(measured.p95, 3), "peak_memory": measured.peak_memory,
+        "bytes": measured.bytes_read, "macs": count(model, canvas, locations).macs,
+    }  # fmt: skip
+
+
+def row_of(task: str, canvas: int, seed: int, run: Path, root: str, images: int) -> dict[str, Any]:
+    recipe = recipe_of(task, canvas)
+    data = get_data(**{**load_recipe(recipe)["data"], "root": root, "train": 0, "val": 0, "test": images})
+    model = load(run, device="cpu").eval()
+    plans = {"accuracy": Plan(model.locations), "random": Plan(model.locations, "random"), "thumbnail": Plan(())}
+    found = judge(model, data.loader("test", batch_size=50), list(plans.values()), seed=seed)
+    whole = WholeImage(model.dense().eval(), canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
+    trained = (run / METRICS).read_text().strip().splitlines()
+    steps, _, seconds = (float(v) for v in trained[-1].split(",")[:3])
+    return {
+        "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
+        "steps": int(steps), "training_seconds": seconds, "processor_seconds": float((run / "processor_seconds").read_text()),
+        **{name: s.correct / s.images for name, s in zip(plans, found.scores, strict=True)},
+        "looking": costs(model, data, canvas, None),
+        "whole_canvas": costs(whole, data, canvas, ()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with torchvision's MNIST/raw")
+    parser.add_argument("--folder", type=Path, default=Path("runs/megapixel"), help="where the run folders go")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--canvases", type=int, nargs="+", choices=CANVASES, default=list(CANVASES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seconds", type=float, default=1800, help="training time of each run, on one thread")
+    parser.add_argument("--images", type=int, default=1000, help="test canvases")
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else []
+    kept = {(row["task"], row["canvas"], row["seed"]) for row in rows}
+    for task in args.tasks:
+        for canvas in args.canvases:
+            for seed in args.seeds:
+                if (task, canvas, seed) not in kept:
+                    run = args.folder / f"{task}_{canvas}_{seed}"
+                    fit(recipe_of(task, canvas), args.root, seed, args.seconds, run)
+                    rows.append(row_of(task, canvas, seed, run, args.root, args.images))
+                    write(args.out, rows, seed=None)
+    for row in rows:
+        right = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in ("accuracy", "random", "thumbnail"))
+        print(f"{row['task']} {row['canvas']} px, seed {row['seed']}: {right}")
+        for what in ("looking", "whole_canvas"):
+            c = row[what]
+            memory = (c["peak_memory"] or 0) / 2**20
+            print(f"    {what}: {c['ms']:.1f} ms, {memory:.0f} MiB, {c['macs'] / 1e6:.1f} MMAC, {c['bytes'] / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
