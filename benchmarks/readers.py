@@ -9,12 +9,12 @@ opens them, tifffile's decoding of a whole page for the rest. Of each level up t
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from pathlib import Path
 
 import numpy as np
+from harness import write
 
 from foveal.errors import ImageError
 from foveal.images import Pyramid, open_image
@@ -104,9 +104,7 @@ def main() -> None:
         found = ", ".join(f"{name} {value}" for name, value in worst.items())
         kind = f"{row['dtype']}x{row['channels']}"
         print(f"{row['file']:34} {row['size'][0]:>7}x{row['size'][1]:<7} {row['levels']:>6} {kind:>9} {row['open_ms']:>8}  {found}")
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write(arguments.out, rows, seed=None)
 
 
 if __name__ == "__main__":

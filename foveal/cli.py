@@ -246,7 +246,7 @@ chosen by --data and --data.KEY, as for foveal fit.
         "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: up to the run's)"
     )
     parser.add_argument(
-        "--policy", type=_policy, default=(), metavar="NAMES",
+        "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
         help="ways to choose cells, beside the learned one and random: centre,exhaustive or others that the model knows",
     )  # fmt: skip
     parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
@@ -315,10 +315,10 @@ def _add_occlude(commands: Any) -> None:
         """The model classifies an image at each budget; the looks that it chose are hidden under the mean colour; then it classifies
 what is left, and so do the judges named by --by. If it looks at what matters, accuracy falls faster than where random looks,
 which always stand beside, hide as much. Writes occlusion.json and occlusion.png, accuracy against the share hidden, into
---out. The images are those of the run; other ones are chosen by --data and --data.KEY, as for foveal fit.
+the run. The images are those of the run; other ones are chosen by --data and --data.KEY, as for foveal fit.
 
   foveal occlude runs/demo
-  foveal occlude runs/demo --locations 1..8 --policy centre --out runs/demo
+  foveal occlude runs/demo --locations 1..8 --policy centre
   foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other --limit 500 --out occlusion/
 """,
     )  # fmt: skip
@@ -327,14 +327,15 @@ which always stand beside, hide as much. Writes occlusion.json and occlusion.png
         "--locations", metavar="BUDGET", help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: up to the run's)"
     )
     parser.add_argument(
-        "--policy", type=_policy, default=(), metavar="NAMES", help="ways to choose what is hidden, beside the learned one and random"
-    )
+        "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
+        help="ways to choose what is hidden, beside the learned one and random",
+    )  # fmt: skip
     parser.add_argument(
         "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
     )
     parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: print the table only)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
     _add_running(parser, batch_size=32)
 
 
@@ -351,7 +352,7 @@ def _occlude(args: argparse.Namespace) -> int:
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
             on_progress=show,
         )  # fmt: skip
-    return _give(result, args.typed, args.out)
+    return _give(result, args.typed, args.out or run.path)
 
 
 # ---------------------------------------------------------------------------------------------------------- predict

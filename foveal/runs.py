@@ -510,7 +510,8 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def clear(out: Path) -> None:
     """Remove the run in a folder, with what was found out about its model."""
-    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, "evaluation.json", "tradeoff.png", CONFIG):
+    found_out = ("evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png")
+    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *found_out, CONFIG):
         (out / name).unlink(missing_ok=True)
 
 

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.classification import Classification
 from foveal.data import Batch
 from foveal.draws import Draws
 from foveal.errors import DataError
 from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.prediction.device import autocast
-from foveal.prediction.rows import budget_taken
 
 
 class Plan(NamedTuple):
@@ -137,6 +137,14 @@ def judge(
     every = np.concatenate(sizes)
     median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
     return Judged(scores, errors, (int(median[0]), int(median[1])), np.concatenate(indices))
+
+
+def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tuple[int, ...]:
+    """The budget that the looks at an image amount to: ``exhaustive`` takes every cell, whatever it is told."""
+    if policy != "exhaustive":
+        return tuple(budget)
+    looks = np.bincount(seen.glimpses.level[seen.glimpses.image == 0])[1:]
+    return tuple((looks[1:] // looks[:-1]).tolist())
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

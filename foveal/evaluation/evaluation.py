@@ -186,7 +186,7 @@ def evaluate(
         costs = _measure(judged, data.split(split), found.good, plans, precision, seconds) if measured else {}
         kinds = [kind if plan.policy == "greedy" else plan.policy for plan in plans]
         rows = zip(kinds, plans, found.scores, strict=True)
-        return [_point(k, name, judged, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
+        return [_point(k, name, judged, plan, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
 
     points, found = points_of(first, "learned", name, plans)
     errors = dict(found.errors)
@@ -287,11 +287,12 @@ def _point(
     kind: str,
     name: str,
     model: GlimpseClassifier,
+    plan: Plan,
     scores: Scores,
     size: tuple[int, int],
     costs: tuple[Measured | None, Measured | None],
 ) -> Point:
-    cost = count(model, size, scores.budget)
+    cost = count(model, size, plan.locations, plan.policy)
     return Point(
         kind=kind,
         name=name,

@@ -29,7 +29,7 @@ from torch import nn
 from foveal.data import DataModule
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation.accuracy import Plan, Scores, wilson
+from foveal.evaluation.accuracy import Plan, Scores, budget_taken, wilson
 from foveal.evaluation.coverage import chosen_boxes
 from foveal.evaluation.evaluation import circumstances, names_of, plain_split, plans_of, ready_for, write_results
 from foveal.evaluation.picture import draw_occlusion
@@ -37,7 +37,6 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Look, Occluded, Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.device import autocast, find_device
-from foveal.prediction.rows import budget_taken
 from foveal.runs import Run
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from foveal.images import BlankViews, ImageViews
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
-from foveal.prediction.rows import budget_taken, check_locations, check_policies, ready
+from foveal.prediction.rows import check_locations, check_policies, ready
 from foveal.runs import Run, open_for, replacing
 
 SHOWN = 3
@@ -118,7 +118,7 @@ def explain(
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = int(views.bytes_read[0])
-        macs = count(classifier, size, budget_taken(batch, budget, policy)).macs
+        macs = count(classifier, size, budget, policy).macs
         costs = Costs(macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})

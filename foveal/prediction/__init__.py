@@ -2,7 +2,7 @@
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
             seed=0, out=None, resume=True, on_progress=None) -> Summary
-    count(model, image_size, locations=None) -> Cost
+    count(model, image_size, locations=None, policy="greedy") -> Cost
     parse_locations("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
     parse_budget("2,1") -> (2, 1)                        # one budget, for everything else
 

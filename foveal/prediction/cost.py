@@ -40,13 +40,14 @@ class Cost:
     macs: int
 
 
-def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None) -> Cost:
+def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str = "greedy") -> Cost:
     """Count what ``model`` costs for one image. No image is held, whatever its size.
 
     Args:
         model: a classifier that looks, or a dense network, which is given the image at full size.
         image_size: side, or (height, width), in full-resolution pixels.
         locations: budget; the model's own if None. Dense networks have none.
+        policy: how cells are selected: some ways cost more than others.
 
     Raises:
         ConfigError: a dense network that does not take images of this size.
@@ -56,7 +57,7 @@ def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequen
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters_and_statistics=sum(p.numel() for p in model.parameters()) + statistics,
-        macs=_looking_macs(model, size, locations) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
+        macs=_looking_macs(model, size, locations, policy) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
     )
 
 
@@ -77,11 +78,11 @@ def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
         ) from error
 
 
-def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None) -> int:
+def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str) -> int:
     def classify(device: str) -> int:
         copied = copy.deepcopy(model).to(device)
         views = BlankViews(1, size, model.channels, device)
-        return _macs(copied, lambda: copied(views, locations=locations, contributions=False))
+        return _macs(copied, lambda: copied(views, locations=locations, policy=policy, contributions=False))
 
     try:
         return classify("meta")

@@ -108,14 +108,6 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
     model.check_policies(policies)
 
 
-def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tuple[int, ...]:
-    """The budget that the looks at an image amount to: ``exhaustive`` takes every cell, whatever it is told."""
-    if policy != "exhaustive":
-        return tuple(budget)
-    looks = np.bincount(seen.glimpses.level[seen.glimpses.image == 0])[1:]
-    return tuple((looks[1:] // looks[:-1]).tolist())
-
-
 def predict_rows(
     model: GlimpseClassifier | nn.Module | str | Path, images: Sequence[str | Path], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
@@ -165,8 +157,7 @@ def predict_rows(
                     share = (time.perf_counter() - start) / len(good)
                     looks = len(seen[0].glimpses)
                     if looks not in macs:
-                        taken = budget_taken(seen, budget, policy)
-                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), taken).macs
+                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), budget, policy).macs
                     for i, (path, image) in enumerate(good.items()):
                         broken = views.errors.get(i)
                         results[path] = (
