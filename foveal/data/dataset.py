@@ -80,6 +80,10 @@ class Dataset(ABC):
         """(classes,) images of each class."""
         return np.bincount(self.targets, minlength=len(self.classes))
 
+    def objects(self, i: int) -> np.ndarray | None:
+        """(k, 4) boxes of the object in image ``i`` as `plain` shows it; None where nobody drew any."""
+        return None if self.boxes is None else self.boxes[i]
+
     def plain(self) -> Dataset:
         """The same images without anything random, to be judged by."""
         return self
@@ -243,6 +247,14 @@ class ImageDataset(Dataset):
         same = copy.copy(self)
         same.reading = self.reading.plain()
         return same
+
+    def objects(self, i: int) -> np.ndarray | None:
+        if self.boxes is None or self.regions is not None:
+            return None
+        if self.reading.image_size is None:
+            return self.boxes[i]
+        with open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range) as image:
+            return self.boxes[i] * (self.reading.image_size / np.tile(np.array(image.size), 2))
 
     def path(self, i: int) -> str:
         """File of sample ``i``."""

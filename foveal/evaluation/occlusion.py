@@ -16,7 +16,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveal.data import DataModule
+from foveal.data import Batch, DataModule
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import Plan, Scores, budget_taken, wilson
@@ -141,37 +141,25 @@ def occlude(
     if not plans:
         raise ConfigError("--locations 0: hides nothing; give one look or more, say 1..4")
     data, split = plain_split(data, split)
-    count = min(len(data.split(split)), limit or len(data.split(split)))
-    size = min(batch_size, count)
-    loader = data.loader(
-        split, batch_size=size, workers=workers, seed=seed, first_looks=partial(_first_looks, panel),
-        shuffle=limit is not None,
-    )  # fmt: skip
-    batches = -(-count // size)
     looks = [Scores() for _ in plans]
     verdicts: dict[tuple[Plan | None, int], Scores] = {(p, j): Scores() for p in (None, *plans) for j in range(len(panel))}
     errors: list[tuple[str, str]] = []
-    for number, batch in zip(range(batches), loader, strict=False):
-        errors += batch.errors
-        if len(batch):
-            batch = batch.to(where)
-            views, draws = batch.views, Draws(seed, 0, batch.index)
-            with torch.inference_mode(), autocast(precision, where):
-                choices = [looker(views, locations=p.locations, policy=p.policy, draws=draws, contributions=False) for p in plans]
-                boxes = [chosen_boxes(choice.glimpses, len(batch)) for choice in choices]
-                left: dict[Plan | None, Views] = dict(zip(plans, (Occluded(views, hide) for hide in boxes), strict=True))
-                left[None] = views
-                seen = {(plan, j): panel[j](left[plan], contributions=False).logits.cpu() for plan, j in verdicts}
-            errors += [(f"image {batch.index[i]}", reason) for i, reason in views.errors.items()]
-            # The last batch may hold more images than are wanted.
-            good = np.array([i for i in range(min(len(batch), count - number * size)) if i not in views.errors], dtype=np.int64)
-            for key, logits in seen.items():
-                verdicts[key].add(logits[good], batch.target.cpu()[good])
-            for plan, score, choice, hide in zip(plans, looks, choices, boxes, strict=True):
-                score.add_looks(hide[good], views.sizes[good])
-                score.budget = budget_taken(choice, plan.locations, plan.policy)
-        if on_progress is not None:
-            on_progress(number + 1, batches)
+    for batch, good in sample(
+        data, split, panel, errors, limit=limit, batch_size=batch_size, workers=workers, seed=seed, device=where, on_progress=on_progress
+    ):
+        views, draws = batch.views, Draws(seed, 0, batch.index)
+        with torch.inference_mode(), autocast(precision, where):
+            choices = [looker(views, locations=p.locations, policy=p.policy, draws=draws, contributions=False) for p in plans]
+            boxes = [chosen_boxes(choice.glimpses, len(batch)) for choice in choices]
+            left: dict[Plan | None, Views] = dict(zip(plans, (Occluded(views, hide) for hide in boxes), strict=True))
+            left[None] = views
+            seen = {(plan, j): panel[j](left[plan], contributions=False).logits.cpu() for plan, j in verdicts}
+        rows = good()
+        for key, logits in seen.items():
+            verdicts[key].add(logits[rows], batch.target.cpu()[rows])
+        for plan, score, choice, hide in zip(plans, looks, choices, boxes, strict=True):
+            score.add_looks(hide[rows], views.sizes[rows])
+            score.budget = budget_taken(choice, plan.locations, plan.policy)
     images = verdicts[None, 0].images
     if not images:
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
@@ -185,6 +173,44 @@ def occlude(
     if out is not None:
         result.write(out)
     return result
+
+
+def sample(
+    data: DataModule, split: str, panel: Sequence[GlimpseClassifier], errors: list[tuple[str, str]], *, limit: int | None,
+    batch_size: int, workers: int, seed: int, device: torch.device, on_progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[Batch, Callable[[], np.ndarray]]]:  # fmt: skip
+    """Batches of a split, or of ``limit`` images of it drawn by the seed, on the device.
+
+    Args:
+        data, split: where from.
+        panel: who will look at them.
+        errors: gets the images that fail.
+        limit, batch_size, workers, seed, device, on_progress: as of `occlude`.
+
+    Yields:
+        A batch, and what tells, once it was looked at, which of its rows count: those that could be read and are within the limit.
+    """
+    count = min(len(data.split(split)), limit or len(data.split(split)))
+    size = min(batch_size, count)
+    loader = data.loader(
+        split, batch_size=size, workers=workers, seed=seed, first_looks=partial(_first_looks, panel),
+        shuffle=limit is not None,
+    )  # fmt: skip
+    batches = -(-count // size)
+    for number, batch in zip(range(batches), loader, strict=False):
+        errors += batch.errors
+        if len(batch):
+            batch = batch.to(device)
+            bad = batch.views.errors
+            # The last batch may hold more images than are wanted.
+            yield batch, partial(_readable, min(len(batch), count - number * size), bad)
+            errors += [(f"image {batch.index[i]}", reason) for i, reason in bad.items()]
+        if on_progress is not None:
+            on_progress(number + 1, batches)
+
+
+def _readable(wanted: int, bad: Container[int]) -> np.ndarray:
+    return np.array([i for i in range(wanted) if i not in bad], dtype=np.int64)
 
 
 def _first_looks(panel: Sequence[GlimpseClassifier], size: tuple[int, int]) -> list[Look]:

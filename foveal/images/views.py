@@ -360,11 +360,13 @@ class Occluded(Views):
     Args:
         views: the views beneath.
         boxes: (B, N, 4) (y0, x0, y1, x1) in full-resolution pixels, half-open; NaN for none.
+        inverse: show the boxes and hide everything else.
     """
 
-    def __init__(self, views: Views, boxes: np.ndarray) -> None:
+    def __init__(self, views: Views, boxes: np.ndarray, inverse: bool = False) -> None:
         self.views = views
         self.boxes = np.asarray(boxes, dtype=np.float64)
+        self.inverse = inverse
         self.sizes = views.sizes
         self.channels = views.channels
         self.errors = views.errors
@@ -375,7 +377,7 @@ class Occluded(Views):
         seen = self.views.look(which, boxes, size, fill=fill, antialias=antialias)
         hidden = self.boxes[np.asarray(which)]
         rows, columns = (_centres_inside(boxes, hidden, axis, int(size[axis])) for axis in (0, 1))
-        mask = torch.from_numpy(rows.swapaxes(1, 2) @ columns > 0).to(seen.device)
+        mask = torch.from_numpy((rows.swapaxes(1, 2) @ columns > 0) != self.inverse).to(seen.device)
         ground = seen.new_zeros(self.channels) if fill is None else fill.to(seen)
         return torch.where(mask[:, None], ground[:, None, None], seen)
 
