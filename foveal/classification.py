@@ -173,6 +173,24 @@ class Classification:
         return (self[i] for i in range(len(self)))
 
     @classmethod
+    def merge(cls, parts: Sequence[tuple[np.ndarray, Classification]], bytes_read: np.ndarray | None = None) -> Classification:
+        """One batch out of parts, each with the (n,) int positions of its images in the batch."""
+        which = np.concatenate([images for images, _ in parts])
+        looks = [part.glimpses for _, part in parts]
+        image = np.concatenate([images[g.image] for (images, _), g in zip(parts, looks, strict=True)])
+        order = np.argsort(image, kind="stable")
+        additive = all(g.contribution is not None for g in looks)
+        whole = Glimpses(
+            image=image, box=np.concatenate([g.box for g in looks]), size=np.concatenate([g.size for g in looks]),
+            level=np.concatenate([g.level for g in looks]), parent=np.concatenate([g.parent for g in looks]),
+            probability=torch.cat([g.probability for g in looks]),
+            contribution=torch.cat([g.contribution for g in looks]) if additive else None,  # type: ignore[misc]
+        )  # fmt: skip
+        logits = torch.cat([part.logits for _, part in parts])
+        rows = torch.from_numpy(np.argsort(which)).to(logits.device)
+        return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read)
+
+    @classmethod
     def cat(cls, parts: Sequence[Classification]) -> Classification:
         """Join batches into one, moving everything to the CPU."""
         offsets = np.cumsum([0, *(len(p) for p in parts)])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,6 +33,9 @@ from foveal.images.views import Look, Views, as_views
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
+
+Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
+"""See `GlimpseClassifier.walk`."""
 
 
 def enclosing_square(sizes: np.ndarray) -> np.ndarray:
@@ -155,6 +158,25 @@ class GlimpseClassifier(nn.Module, ABC):
         Raises:
             ConfigError: a budget that cannot be met, or a policy that the model does not know.
         """
+
+    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+        """Classify greedily, a few looks at a time; whoever drives this says which images are worth looking at further.
+
+        Args:
+            images: see `forward`.
+            locations: the most looks to take.
+            at_once: cells of the first grid to look into before asking again.
+            contributions: see `forward`.
+
+        Yields:
+            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first look, last before the
+            last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot stop on the way yield nothing.
+
+        Returns:
+            The classification of all images, each with the looks that it got.
+        """
+        yield from ()
+        return self(images, locations, contributions=contributions)
 
     @abstractmethod
     def rollouts(

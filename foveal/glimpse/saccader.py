@@ -37,7 +37,7 @@ from foveal.backbones.bagnet import BagNet
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, create_network, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
 from foveal.glimpse.grid import outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, POLICIES, choose
 from foveal.glimpse.registry import register
@@ -292,9 +292,9 @@ class Saccader(GlimpseClassifier):
 
     # ---- what comes of it
 
-    def read(self, views: Views, seen: _Seen, cells: Tensor) -> Tensor:
-        """(B, T, classes) logits of each chosen cell alone."""
-        return self.backbone.fc(_at(seen.what, cells))
+    def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
+        """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
+        return self.backbone.fc(seen.what[torch.from_numpy(which).to(cells.device)[:, None], cells])
 
     def forward(
         self,
@@ -305,31 +305,65 @@ class Saccader(GlimpseClassifier):
         contributions: bool = True,
     ) -> Classification:
         views, count = as_views(images), self._count(locations, policy)
-        seen = self.perceive(views)
-        chosen = self.saccade(seen, policy, count, draws or Draws(0, 0, np.arange(len(views))))
-        alone = self.read(views, seen, chosen.cells) if count else self.backbone.fc(seen.what.mean(1, keepdim=True))
-        glimpses = self.glimpses(seen, chosen, alone / alone.shape[1] if contributions else None)
-        return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
+        everyone, seen = np.arange(len(views)), self.perceive(views)
+        chosen = self.saccade(seen, policy, count, draws or Draws(0, 0, everyone))
+        alone = self.read(views, seen, everyone, chosen.cells) if count else self._whole(seen)[:, None]
+        return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
-    def boxes(self, seen: _Seen, cells: Tensor) -> np.ndarray:
-        """(B, T, 4) where the chosen cells look, in full-resolution pixels."""
-        return np.take_along_axis(self._windows(seen.root), on_host(cells)[..., None], axis=1)
+    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+        """See `GlimpseClassifier.walk`. All cells are chosen beforehand, which costs little beside a look by a separate classifier."""
+        views, count = as_views(images), self._count(locations, "greedy")
+        which, done, seen = np.arange(len(views)), [], self.perceive(views)
+        chosen = self.saccade(seen, "greedy", count, Draws(0, 0, which))
+        whole = self._whole(seen)
+        alone = whole[:, None][:, :0]
 
-    def glimpses(self, seen: _Seen, chosen: _Saccades, share: Tensor | None) -> Glimpses:
-        """The first look and the chosen ones, and what each added to the logits: ``share`` (B, T, classes) of the chosen ones, beside
-        which the first adds nothing, or (B, 1, classes) of the first where it is alone."""
-        images, count = chosen.cells.shape
+        def classified(rows: np.ndarray, alone: Tensor) -> tuple[np.ndarray, Classification]:
+            at, looks = torch.from_numpy(rows).to(whole.device), alone.shape[1]
+            cells, chance = chosen.cells[at, :looks], chosen.log_probability[at, :looks]
+            return rows, self._classified(seen.root[rows], cells, chance, alone if looks else whole[at, None], contributions)
+
+        for start in range(0, count, at_once):
+            going = yield which, alone.mean(1) if start else whole
+            on = torch.from_numpy(going).to(whole.device)
+            if not going.all():
+                done.append(classified(which[~going], alone[~on]))
+            which, alone = which[going], alone[on]
+            if not len(which):
+                break
+            cells = chosen.cells[torch.from_numpy(which).to(whole.device), start : start + at_once]
+            alone = torch.cat([alone, self.read(views, seen, which, cells)], 1)
+        if len(which):
+            done.append(classified(which, alone))
+        return Classification.merge(done, views.bytes_read)
+
+    def _whole(self, seen: _Seen) -> Tensor:
+        """(B, classes) what the BagNet itself says: the mean over all cells."""
+        return self.backbone.fc(seen.what.mean(1))
+
+    def _classified(
+        self, root: np.ndarray, cells: Tensor, log_p: Tensor, alone: Tensor, contributions: bool, read: np.ndarray | None = None
+    ) -> Classification:
+        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T, classes), or (R, 1,
+        classes) of the first look where nothing was chosen; else it adds nothing itself."""
+        images, count = cells.shape
+        share = alone / alone.shape[1] if contributions else None
         if share is not None and count:
             share = F.pad(share, (0, 0, 1, 0))
-        return Glimpses(
+        glimpses = Glimpses(
             image=np.repeat(np.arange(images), count + 1),
-            box=np.concatenate([seen.root[:, None], self.boxes(seen, chosen.cells)], axis=1).reshape(-1, 4),
+            box=np.concatenate([root[:, None], self.boxes(root, cells)], axis=1).reshape(-1, 4),
             size=np.tile(np.array([self.size, *[self.glimpse_size] * count]), (images, 1)),
             level=np.tile([1] + [2] * count, images),
             parent=np.tile([-1] + [0] * count, images),
-            probability=F.pad(chosen.log_probability.exp(), (1, 0), value=1.0).flatten(),
+            probability=F.pad(log_p.exp(), (1, 0), value=1.0).flatten(),
             contribution=None if share is None else share.flatten(0, 1),
         )
+        return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=read)
+
+    def boxes(self, root: np.ndarray, cells: Tensor) -> np.ndarray:
+        """(R, T, 4) where cells (R, T) look, in full-resolution pixels of images seen in the boxes ``root`` (R, 4)."""
+        return np.take_along_axis(self._windows(root), on_host(cells)[..., None], axis=1)
 
     def rollouts(
         self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
@@ -347,15 +381,12 @@ class Saccader(GlimpseClassifier):
         tried = []
         for number, name in enumerate(policies):
             if name == "exhaustive":
-                tried.append(self._whole(seen))
+                whole = self._whole(seen)
+                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=name))
                 continue
             chosen = self.saccade(seen, name, count, draws, str(number), mixed)
-            tried.append(self._rollout(self.read(views, seen, chosen.cells), chosen, name))
+            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, name))
         return tried
-
-    def _whole(self, seen: _Seen) -> Rollout:
-        logits = self.backbone.fc(seen.what.mean(1))
-        return Rollout(logits, logits[:, None], level=np.array([1]), policy="exhaustive")
 
     def _rollout(self, alone: Tensor, chosen: _Saccades, policy: str) -> Rollout:
         """The rollout of glimpses whose logits (B, T, classes) are averaged."""
@@ -392,11 +423,6 @@ class Saccader(GlimpseClassifier):
         self.check_policies([policy] if policy else [])
         budget = self._budget(locations)
         return (self.side**2 if policy == "exhaustive" else budget[0]) if budget else 0
-
-
-def _at(values: Tensor, cells: Tensor) -> Tensor:
-    """(B, T, D) rows ``cells`` (B, T) of (B, N, D)."""
-    return values.gather(1, cells[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _glorot(module: nn.Module) -> None:
@@ -470,10 +496,10 @@ class SaccaderSeparate(Saccader):
         self.register_buffer("gain", (self.std / own_std)[:, None, None], persistent=False)
         self.register_buffer("shift", ((self.mean - own_mean) / own_std)[:, None, None], persistent=False)
 
-    def read(self, views: Views, seen: _Seen, cells: Tensor) -> Tensor:
-        which = np.repeat(np.arange(len(views)), cells.shape[1])
-        looked = self.see(views, which, self.boxes(seen, cells).reshape(-1, 4), self.glimpse_size)
-        return self.classifier(torch.addcmul(self.shift, looked, self.gain)).unflatten(0, (len(views), -1))
+    def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
+        boxes = self.boxes(seen.root[which], cells)
+        looked = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
+        return self.classifier(torch.addcmul(self.shift, looked, self.gain)).unflatten(0, (len(which), -1))
 
     def dense(self) -> nn.Module:
         return self.classifier

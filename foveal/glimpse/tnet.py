@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, create_network, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -166,14 +166,28 @@ class FeatureWeighting(nn.Module):
 
 @dataclass
 class _Traversal:
-    """What one traversal of a batch saw: rows are images (of every rollout in turn), columns glimpses."""
+    """What a traversal saw: rows are images (of every rollout in turn), columns glimpses."""
 
     features: Tensor  # (R, N, D)
     boxes: np.ndarray  # (R, N, 4)
     level: np.ndarray  # (N,)
-    parent: np.ndarray  # (N,)
+    parent: np.ndarray  # (N,), -1 for a look that was not chosen from any of these
     log_p: list[Tensor]  # for each level with grids: (R, n, K)
     cells: list[Tensor]  # for each level with grids: (R, n, k)
+
+    def join(self, below: _Traversal) -> _Traversal:
+        """These looks, and those that were chosen from the first of them."""
+        return _Traversal(
+            torch.cat([self.features, below.features], 1), np.concatenate([self.boxes, below.boxes], 1),
+            np.concatenate([self.level, below.level]),
+            np.concatenate([self.parent, np.where(below.parent < 0, 0, below.parent + len(self.level))]),
+            [*self.log_p, *below.log_p], [*self.cells, *below.cells],
+        )  # fmt: skip
+
+    def rows(self, which: np.ndarray) -> _Traversal:
+        """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
+        kept = torch.from_numpy(which).to(self.features.device)
+        return _Traversal(self.features[kept], self.boxes[which], self.level, self.parent, [], [])
 
     def log_probability(self, policy: str, likelihood: Any) -> Tensor:
         """(R, N - 1) of each choice given those before it in the same grid; of the learned policy, unless another chose."""
@@ -300,35 +314,66 @@ class TNet(GlimpseClassifier):
         self.check_policies(policies)
         if "exhaustive" in policies:  # rollouts side by side look equally often
             locations = (self.grid.cells,) * len(locations)
-        images, tries = len(views), len(policies)
-        which, boxes = np.arange(images), self.root(views.sizes)
-        position = torch.zeros(images, 3, device=self.mean.device)
-        tagged, scores = self.perceive(self.see(views, which, boxes), position, describe=bool(locations))
-        features, all_boxes = [tagged[:, None].repeat(tries, 1, 1)], [np.tile(boxes[:, None], (tries, 1, 1))]
-        level, parent, first = [np.array([1])], [np.array([-1])], 0
-        which, position = np.tile(which, tries), position.repeat(tries, 1)
-        log_p, cells = [], []
+        tries = len(policies)
+        thumbnail, scores = self._thumbnail(views, bool(locations), tries)
+
+        def select(log_p: Tensor, k: int, depth: int) -> Tensor:
+            parts = zip(policies, log_p.chunk(tries), strict=True)
+            return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
+
+        which = np.tile(np.arange(len(views)), tries)
+        return thumbnail.join(self._expand(views, which, thumbnail.boxes, scores, locations, select))
+
+    def _thumbnail(self, views: Views, describe: bool, tries: int = 1) -> tuple[_Traversal, Tensor | None]:
+        """The first look at every image, ``tries`` times over, and the scores of its cells."""
+        boxes = self.root(views.sizes)
+        position = torch.zeros(len(views), 3, device=self.mean.device)
+        tagged, scores = self.perceive(self.see(views, np.arange(len(views)), boxes), position, describe=describe)
+        scores = None if scores is None else scores.repeat(tries, 1)[:, None]
+        features, boxes = tagged[:, None].repeat(tries, 1, 1), np.tile(boxes[:, None], (tries, 1, 1))
+        return _Traversal(features, boxes, np.array([1]), np.array([-1]), [], []), scores
+
+    def _expand(
+        self, views: Views, which: np.ndarray, boxes: np.ndarray, scores: Tensor | None, locations: Sequence[int],
+        select: Callable[[Tensor, int, int], Tensor],
+    ) -> _Traversal:  # fmt: skip
+        """Look into the first looks at images, level by level.
+
+        Args:
+            views: the images.
+            which: (R,) image of each row.
+            boxes: (R, 1, 4) the first looks.
+            scores: (R, 1, K) of their cells.
+            locations: how many cells to choose from each grid of each level.
+            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K) log-probabilities.
+        """
+        position = torch.zeros(len(which), 3, device=self.mean.device)
+        found = _Traversal(
+            position.new_zeros(len(which), 0, self.classifier.in_features), boxes[:, :0], np.zeros(0, int), np.zeros(0, int), [], []
+        )
+        own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
-            n = all_boxes[-1].shape[1]
-            candidates = self.grid.boxes(all_boxes[-1])
-            scores = scores.repeat(tries, 1)[:, None] if depth == 1 else scores.unflatten(0, (-1, n))  # type: ignore[union-attr]
-            masked = torch.from_numpy(outside(candidates, np.tile(views.sizes, (tries, 1)))).to(scores.device, non_blocking=True)
-            p = scores.masked_fill(masked, NEVER).log_softmax(-1)
-            parts = zip(policies, p.chunk(tries), strict=True)
-            chosen = torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
-            log_p.append(p)
-            cells.append(chosen)
-            taken = np.take_along_axis(candidates, on_host(chosen)[..., None], axis=2)
+            candidates = self.grid.boxes(boxes)
+            log_p = self._log_p(cast(Tensor, scores), candidates, views.sizes[which])
+            chosen = select(log_p, k, depth)
+            count = chosen[0].numel() if len(chosen) else 0
+            boxes = np.take_along_axis(candidates, on_host(chosen)[..., None], axis=2).reshape(len(which), count, 4)
             position = self._descend(position, chosen, depth)
-            looked = np.repeat(which, n * k)
-            seen = self.see(views, looked, taken.reshape(-1, 4))
-            tagged, scores = self.perceive(seen, position, describe=depth < len(locations))
-            features.append(tagged.unflatten(0, (-1, n * k)))
-            all_boxes.append(taken.reshape(len(which), n * k, 4))
-            level.append(np.full(n * k, depth + 1))
-            parent.append(first + np.arange(n * k) // k)
-            first += n
-        return _Traversal(torch.cat(features, 1), np.concatenate(all_boxes, 1), np.concatenate(level), np.concatenate(parent), log_p, cells)
+            seen = self.see(views, np.repeat(which, count), boxes.reshape(-1, 4))
+            tagged, below = self.perceive(seen, position, describe=depth < len(locations))
+            scores = None if below is None else below.unflatten(0, (-1, count))
+            parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
+            found = _Traversal(
+                torch.cat([found.features.to(tagged.dtype), tagged.unflatten(0, (-1, count))], 1), np.concatenate([found.boxes, boxes], 1),
+                np.concatenate([found.level, np.full(count, depth + 1)]), np.concatenate([found.parent, parent]),
+                [*found.log_p, log_p], [*found.cells, chosen],
+            )  # fmt: skip
+        return found
+
+    def _log_p(self, scores: Tensor, candidates: np.ndarray, sizes: np.ndarray) -> Tensor:
+        """(R, n, K) log-probabilities of the cells of n grids, with their boxes (R, n, K, 4) in images of ``sizes`` (R, 2)."""
+        masked = torch.from_numpy(outside(candidates, sizes)).to(scores.device, non_blocking=True)
+        return scores.masked_fill(masked, NEVER).log_softmax(-1)
 
     def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
@@ -362,21 +407,56 @@ class TNet(GlimpseClassifier):
         views = as_views(images)
         draws = draws or Draws(0, 0, np.arange(len(views)))
         seen = self._traverse(views, self._budget(locations), [policy], draws)
+        return self._classified(seen, seen.log_probability(policy, self.likelihood), contributions, views.bytes_read)
+
+    def _classified(self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None) -> Classification:
+        """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
         fused, weight = self._fuse(seen.features)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
         contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
-        count = len(seen.level)
-        p = seen.log_probability(policy, self.likelihood).exp()
+        images, count = seen.features.shape[:2]
         glimpses = Glimpses(
-            image=np.repeat(np.arange(len(views)), count),
+            image=np.repeat(np.arange(images), count),
             box=seen.boxes.reshape(-1, 4),
             size=np.array(self.size),
-            level=np.tile(seen.level, len(views)),
-            parent=np.tile(seen.parent, len(views)),
-            probability=F.pad(p, (1, 0), value=1.0).flatten(),
+            level=np.tile(seen.level, images),
+            parent=np.tile(seen.parent, images),
+            probability=F.pad(log_p.exp(), (1, 0), value=1.0).flatten(),
             contribution=contribution,
         )
-        return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=views.bytes_read)
+        return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
+
+    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies below it."""
+        views, budget = as_views(images), self._budget(locations)
+        which, done = np.arange(len(views)), []
+        known, first = self._thumbnail(views, bool(budget))
+        chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
+        if budget:
+            scores = cast(Tensor, first)
+            log_p = self._log_p(scores, self.grid.boxes(known.boxes), views.sizes)
+            order = choose("greedy", log_p, budget[0])
+            turns = self.likelihood(log_p, order)[:, 0]
+        for start in range(0, budget[0] if budget else 0, at_once):
+            going = yield which, self.classifier(self._fuse(known.features)[0])
+            if not going.all():
+                on = torch.from_numpy(going).to(order.device)
+                done.append((which[~going], self._classified(known.rows(~going), chances[~on], contributions)))
+                which, known, chances, scores, order, turns = which[going], known.rows(going), chances[on], scores[on], order[on], turns[on]
+            if not len(which):
+                break
+            cells = order[..., start : start + at_once]
+
+            def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
+                return cells if depth == 1 else choose("greedy", log_p, k)
+
+            below = self._expand(views, which, known.boxes[:, :1], scores, budget, select)
+            # Of the first level's choices the likelihood follows all that came before, not only these.
+            chance = below.log_probability("greedy", self.likelihood)[:, cells.shape[2] :]
+            known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
+        if len(which):
+            done.append((which, self._classified(known, chances, contributions)))
+        return Classification.merge(done, views.bytes_read)
 
     def rollouts(
         self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None

@@ -180,3 +180,51 @@ class GlimpseClassifierTester:
         dense = model.dense().eval()
         with torch.inference_mode():
             assert dense(torch.zeros(1, self.image[0], *model.size)).shape == (1, model.num_classes)
+
+    # ---- looking on, a few at a time
+
+    def drive(self, model, images, wanted, locations=None):
+        """Walk while ``wanted(image, turn)`` says so; returns the classification, and what was seen on the way."""
+        with torch.inference_mode():
+            walk, told = model.walk(images, locations), []
+            try:
+                which, logits = next(walk)
+                while True:
+                    told.append((which.copy(), logits.clone()))
+                    which, logits = walk.send(np.array([wanted(int(i), len(told)) for i in which]))
+            except StopIteration as end:
+                return end.value, told
+
+    def test_a_walk_to_the_end_is_the_classification(self, model):
+        images = self.images(3)
+        whole, told = self.drive(model, images, lambda image, turn: True)
+        straight = self.run(model, images)
+        torch.testing.assert_close(whole.logits, straight.logits, rtol=1e-4, atol=1e-5)
+        for one, other in zip(whole, straight, strict=True):
+            assert sorted(g.box for g in one.glimpses) == sorted(g.box for g in other.glimpses)
+            probable = [sorted(round(g.probability, 5) for g in seen.glimpses) for seen in (one, other)]
+            assert probable[0] == pytest.approx(probable[1], abs=1e-4)
+        if told:
+            first = self.run(model, images, locations=())
+            torch.testing.assert_close(told[0][1], first.logits, rtol=1e-4, atol=1e-5)
+
+    def test_a_walk_leaves_images_behind(self, model):
+        images, size = self.images(3), model.locations[:1] or (0,)
+        if not self.drive(model, images, lambda image, turn: True)[1]:
+            pytest.skip("this model cannot stop on the way")
+        views = CountingViews(images)
+        turns = {0: 0, 1: min(1, size[0]), 2: size[0]}  # how many turns each image gets
+        out, told = self.drive(model, views, lambda image, turn: turn <= turns[image])
+        for i in range(3):
+            budget = (turns[i], *model.locations[1:]) if turns[i] else ()
+            alone = self.run(model, images[i : i + 1], locations=budget)[0]
+            torch.testing.assert_close(out[i].logits, alone.logits, rtol=1e-4, atol=1e-5)
+            assert sorted(g.box for g in out[i].glimpses) == sorted(g.box for g in alone.glimpses)
+            if self.additive:
+                total = torch.stack([g.contribution for g in out[i].glimpses]).sum(0)
+                torch.testing.assert_close(total, out[i].logits, rtol=1e-4, atol=1e-5)
+            parents = [g.parent for g in out[i].glimpses]
+            assert parents[0] is None and all(0 <= p < n for n, p in enumerate(parents) if n)
+        assert [which.tolist() for which, _ in told] == [[0, 1, 2], [1, 2], *[[2]] * (size[0] - 2)][: size[0]]
+        if not self.looks_once:
+            assert len(views.looks) == sum(len(one.glimpses) for one in out)
