@@ -29,7 +29,7 @@ from foveal.errors import ConfigError, FovealError, RunError
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
-    from foveal.evaluation import Evaluation, Occlusion
+    from foveal.evaluation import Evaluation, Faithfulness, Occlusion
     from foveal.runs import Run
 
 DESCRIPTION = """Classify large images by looking where it matters."""
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
-    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["occlude"], ["data"]) else (argv, [])
+    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
     typed = shlex.join(["foveal", *argv, *data])
     args = _parser().parse_args(argv)
     if args.command is None:
@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for add in (_add_fit, _add_evaluate, _add_occlude, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table):
+    for add in (
+        _add_fit, _add_evaluate, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -270,7 +272,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     return _give(result, args.typed, args.out or run.path)
 
 
-def _give(result: Evaluation | Occlusion, typed: str, out: str | Path | None) -> int:
+def _give(result: Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
     """Print a result's table, write its files into a folder, list the images that failed."""
     from rich.console import Console
 
@@ -351,6 +353,54 @@ def _occlude(args: argparse.Namespace) -> int:
             run, _data_of(run, args.data), budgets=budgets, policies=args.policy, judges=args.by, split=args.split, limit=args.limit,
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
             on_progress=show,
+        )  # fmt: skip
+    return _give(result, args.typed, args.out or run.path)
+
+
+# --------------------------------------------------------------------------------------------------------- faithful
+
+
+def _add_faithful(commands: Any) -> None:
+    parser = _add(
+        commands, "faithful", _faithful, "does the answer depend on the regions that a model points at?",
+        """Regions are ranked: the boxes a model chose to look at, the cells of a network's last attention map or of the one named by --map,
+or those of Grad-CAM at the module named by --cam. Deletion hides them one after another, best first, under the mean colour;
+insertion shows nothing else; the probability of the class predicted should fall early in the one and rise early in the
+other. The pointing game asks whether the best region lies on the object, where the data has boxes. Random regions of equal
+area stand beside everything. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run;
+other ones are chosen by --data and --data.KEY, as for foveal fit.
+
+  foveal faithful runs/demo
+  foveal faithful runs/demo --locations 4 --by runs/dense --limit 500
+  foveal faithful runs/attention --map layer3
+  foveal faithful runs/dense --cam layer4 --out gradcam/
+""",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="RUN", help="run folder")
+    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1, of a model that looks (default: the run's)")
+    parser.add_argument("--map", metavar="NAME", help="attention map, by its module or part of the network (default: the last)")
+    parser.add_argument("--cam", metavar="LAYER", help="Grad-CAM at this module; needs pip install 'foveal[cam]'")
+    parser.add_argument(
+        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
+    )
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
+    _add_running(parser, batch_size=32)
+
+
+def _faithful(args: argparse.Namespace) -> int:
+    from foveal.evaluation import faithful
+    from foveal.prediction import parse_budget
+    from foveal.runs import Run
+
+    run = Run(args.path)
+    locations = parse_budget(args.locations) if args.locations else None
+    with _progress("hiding and showing", args.quiet) as show:
+        result = faithful(
+            run, _data_of(run, args.data), locations=locations, attention=args.map, cam=args.cam, judges=args.by, split=args.split,
+            limit=args.limit, batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision,
+            seed=args.seed, on_progress=show,
         )  # fmt: skip
     return _give(result, args.typed, args.out or run.path)
 

@@ -1,0 +1,480 @@
+"""Does the answer depend on the regions that a model points at? Deletion, insertion and the pointing game.
+
+Every classifier ranks regions of an image: one that looks, the boxes it chose; one that attends, the cells of an attention map; any
+convolutional network, the cells of Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, as captum computes it). *Deletion* hides the
+regions one after another, best first, under the mean colour; *insertion* shows nothing else (Petsiuk et al. 2018, RISE,
+arXiv 1806.07421, section 4.3; they insert into a blurred image). A ranking is faithful if the probability of the class that was
+predicted falls early in the one and rises early in the other. The *pointing game* (Zhang et al. 2016, arXiv 1608.00507, section 4.2)
+asks whether the best region lies on the object, where somebody drew a box around it.
+
+Random regions stand beside everything: the same ones, in the same order, moved together by a random distance and wrapped around at
+the image's edges, so that area, shape and overlap are equal at every step.
+
+Example:
+    >>> from foveal.data import get_data
+    >>> from foveal.runs import create_model
+    >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
+    >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
+    >>> result = faithful(model, data)
+    >>> [(curve.change, len(curve.probability)) for curve in result.curves], [hits.what for hits in result.pointing]
+    ([('deletion', 3), ('insertion', 3)], ['centre on the object', 'half of the object covered'])
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.classification import Classification
+from foveal.data import DataModule
+from foveal.draws import Draws
+from foveal.errors import ConfigError, DataError, FovealError
+from foveal.evaluation.accuracy import wilson
+from foveal.evaluation.coverage import chosen_boxes, coverage
+from foveal.evaluation.evaluation import circumstances, names_of, plain_split, ready_for, write_results
+from foveal.evaluation.occlusion import sample
+from foveal.evaluation.picture import BLUE, GREY
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.images import Occluded, Views
+from foveal.layers import Attends
+from foveal.prediction.device import autocast, find_device
+from foveal.prediction.rows import check_locations
+from foveal.runs import Run
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+STEPS = 10
+"""Steps of a curve, or as many as there are looks."""
+FINEST = 16
+"""Cells a side; finer maps are averaged over areas."""
+
+HOW = (
+    "probability: of the class that the model predicted for the whole image, mean over images; accuracy: share classified rightly. auc: "
+    "area under the curve of an image's probability against the share of it hidden or shown (trapezoids), divided by the range of that "
+    "share; mean over images. random: the same regions moved together by a random distance, wrapped around at the edges. difference: auc "
+    "less auc_random, with its 95 % interval over images (paired, normal). Hidden pixels have the judge's mean colour, 0 after "
+    "normalisation. Every judge looks at its own budget and most probable cells, elsewhere if it likes. Pointing: whichever class was "
+    "predicted, without tolerance."
+)
+
+CHANGES = ("deletion", "insertion")
+POINTING = ("centre on the object", "half of the object covered")
+
+Ranking = tuple[str, Callable[[Views], tuple[Tensor, np.ndarray]], int]
+"""What the regions are; views to (B, classes) logits and (B, N, 4) boxes inside the images, best first, NaN at the end; steps."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What regions hidden or shown one after another, and random ones, do to the answers of a judge.
+
+    Attributes:
+        judge: who classifies, a run folder or ``"model"``.
+        change: ``"deletion"`` or ``"insertion"``.
+        share: share of the image hidden or shown at each step, mean; the first is 0.
+        probability, accuracy: at each step, means.
+        random_probability, random_accuracy: with random regions.
+        auc, auc_random: normalised areas under the curves, see `area`; means.
+        difference: ``auc - auc_random``.
+        interval: its 95 % confidence interval over images, paired.
+    """
+
+    judge: str
+    change: str
+    share: tuple[float, ...]
+    probability: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    random_probability: tuple[float, ...]
+    random_accuracy: tuple[float, ...]
+    auc: float
+    auc_random: float
+    difference: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The pointing game.
+
+    Attributes:
+        what: ``"centre on the object"``: that of the best region lies in a box of the object; ``"half of the object covered"``: by one
+            of the boxes that were looked at.
+        images: how many have boxes.
+        share: of these, those where it is so.
+        interval: its 95 % confidence interval (Wilson).
+        random, random_interval: the same of random regions.
+    """
+
+    what: str
+    images: int
+    share: float
+    interval: tuple[float, float]
+    random: float
+    random_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Result of `faithful`; ``about`` says on what, where and how."""
+
+    about: dict[str, Any]
+    curves: tuple[Curve, ...]
+    pointing: tuple[Hits, ...]
+    errors: tuple[tuple[str, str], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Content of ``faithfulness.json``."""
+        found = {"curves": [asdict(curve) for curve in self.curves], "pointing": [asdict(hits) for hits in self.pointing]}
+        return {**self.about, **found, "errors": [{"image": image, "error": error} for image, error in self.errors]}
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``faithfulness.json`` and ``faithfulness.png``.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        write_results(folder, "faithfulness.json", self.as_dict(), "faithfulness.png", partial(_draw, self))
+
+    def table(self) -> Group:
+        """The result for people, to be printed by rich."""
+        return _table(self)
+
+
+def faithful(
+    model: GlimpseClassifier | nn.Module | Run | str | Path, data: DataModule, *, locations: Sequence[int] | None = None,
+    attention: str | None = None, cam: str | None = None, judges: Sequence[GlimpseClassifier | nn.Module | Run | str | Path] = (),
+    split: str | None = None, limit: int | None = None, batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto",
+    precision: str = "32", seed: int = 0, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
+) -> Faithfulness:  # fmt: skip
+    """Hide and show the regions that a model points at, and see whether its answer follows.
+
+    A model that looks closer points at the boxes that it chose: in the order of what they added to the predicted class where it is
+    additive, else in the order chosen. A network that attends points at the cells of its last attention map, mean over heads.
+
+    Args:
+        model: a classifier, a dense network, or a run folder.
+        data: images with labels.
+        locations: budget of the looks; the model's own if None.
+        attention: attention map to take instead of the last, by the name of its module or of a part of the network (its last map then).
+        cam: Grad-CAM at this module's output instead, (B, channels, h, w); needs captum. Cells that Grad-CAM would cut off at 0 keep their
+            order.
+        judges: who classifies what is left, beside the model itself: classifiers, dense networks and run folders.
+        split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
+        limit: use so many images at most, drawn by the seed; all if None.
+        batch_size: images at a time.
+        workers: processes that read ahead.
+        device: see `foveal.prediction.find_device`.
+        precision: see `foveal.prediction.autocast`.
+        seed: of the random regions, and of the images drawn.
+        out: folder for ``faithfulness.json`` and ``faithfulness.png``; nothing is written if None.
+        on_progress: called with how many batches are done, and how many there are.
+
+    Raises:
+        ConfigError: a model that points at nothing, or a budget, map, module or option that does not fit; captum is not installed.
+        DataError: other classes than the model's, no such split, or no image that can be read.
+        RunError: a run folder that is none.
+    """
+    where = find_device(device)
+    named = dict(zip(names_of([model, *judges]), [model, *judges], strict=True))  # nobody judges twice
+    panel, names = ready_for(list(named.values()), data, where), list(named)
+    kind, rank, steps = _ranker(panel[0], names[0], locations, attention, cam)
+    data, split = plain_split(data, split)
+    errors: list[tuple[str, str]] = []
+    rows: dict[Any, list[np.ndarray]] = defaultdict(list)
+    for batch, good in sample(
+        data, split, panel, errors, limit=limit, batch_size=batch_size, workers=workers, seed=seed, device=where, on_progress=on_progress
+    ):
+        views, sizes = batch.views, batch.views.sizes
+        with autocast(precision, where):
+            logits, boxes = rank(views)
+        moves = np.floor(Draws(seed, 0, batch.index).uniform("random regions", 2) * sizes)
+        regions = {False: boxes[:, :, None], True: shifted(boxes, sizes, moves)}
+        parts = {random: [_first(of, step / steps) for step in range(steps + 1)] for random, of in regions.items()}
+        found: dict[Any, np.ndarray] = {"share": np.stack([coverage(part, sizes) for part in parts[False]], 1)}
+        for j, change, random in product(range(len(panel)), CHANGES, parts):
+            with torch.inference_mode(), autocast(precision, where):
+                changed = (Occluded(views, part, inverse=change == "insertion") for part in parts[random])
+                answers = [_answer(panel[j](left, contributions=False), logits.argmax(1), batch.target) for left in changed]
+            found[j, change, random] = np.stack(answers, 1)
+        for i in (rows_that_count := good()):
+            try:
+                objects = data.split(split).objects(int(batch.index[i]))
+            except FovealError as error:
+                errors.append((f"image {batch.index[i]}", str(error)))
+                continue
+            if objects is not None and len(objects) and not np.isnan(boxes[i, :1]).any():
+                centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
+                at = [_inside(centre, objects), _inside((centre + moves[i]) % sizes[i], objects)]
+                rows[POINTING[0]].append(np.array([at]))
+                rows[POINTING[1]].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
+        for key, values in found.items():
+            rows[key].append(values[rows_that_count])
+    seen = {key: np.concatenate(values) for key, values in rows.items()}
+    if not len(seen.get("share", ())):
+        raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
+    about = {
+        "model": names[0], "regions": kind,
+        "judges": [{"name": name, "locations": judge.locations} for name, judge in zip(names, panel, strict=True)],
+        "images": len(seen["share"]), "limit": limit, **circumstances(data, split, where, precision, seed), "how": HOW,
+    }  # fmt: skip
+    curves = [
+        _curve(name, change, seen["share"], seen[j, change, False], seen[j, change, True])
+        for (j, name), change in product(enumerate(names), CHANGES)
+    ]
+    pointing = [_hits(what, seen[what]) for what in POINTING if what in seen and (what == POINTING[0] or kind == "looks")]
+    result = Faithfulness(about, tuple(curves), tuple(pointing), tuple(dict(errors).items()))
+    if out is not None:
+        result.write(out)
+    return result
+
+
+# ---- rankings
+
+
+def _ranker(model: GlimpseClassifier, name: str, locations: Sequence[int] | None, attention: str | None, cam: str | None) -> Ranking:
+    """What the regions are, what ranks them, and the steps to show them in."""
+    if attention is not None and cam is not None:
+        raise ConfigError(f"--map {attention} and --cam {cam}: regions are ranked by one of them; leave the other out")
+    if model.locations or not isinstance(model, WholeImage):
+        if attention is not None or cam is not None:
+            raise ConfigError(f"{name}: this model chooses where to look, and its looks are ranked; leave --map and --cam out")
+        budget = check_locations(model, model.locations if locations is None else locations)
+        looks = int(np.cumprod(budget).sum())
+        if not looks:
+            raise ConfigError("--locations 0: shows no region; give one look or more, say 4")
+        return "looks", partial(_rank_looks, model, budget), min(looks, STEPS)
+    if locations is not None:
+        raise ConfigError(f"--locations {','.join(map(str, locations))}: {name} looks once, at the whole image; leave it out")
+    maps = [of for of, module in model.network.named_modules() if isinstance(module, Attends)]
+    if cam is None and maps:
+        fit = [of for of in maps if attention is None or of == attention or of.startswith(f"{attention}.")]
+        if not fit:
+            raise ConfigError(f"--map {attention}: {name} has no attention there; use one of {', '.join(maps)}")
+        return f"map {fit[-1]}", partial(_rank_attention, model, fit[-1]), STEPS
+    layers = [part["module"] for part in getattr(model.network, "feature_info", ())] or [of for of, _ in model.network.named_children()]
+    if cam is None:
+        raise ConfigError(f"{name}: this model neither looks closer nor attends; rank regions by Grad-CAM, --cam {layers[-1]}")
+    if cam not in dict(model.network.named_modules()):
+        raise ConfigError(f"--cam {cam}: {name} has no module of this name; use one such as {', '.join(layers)}")
+    return f"cam {cam}", partial(_rank_cam, model, cam), STEPS
+
+
+@torch.inference_mode()
+def _rank_looks(model: GlimpseClassifier, budget: tuple[int, ...], views: Views) -> tuple[Tensor, np.ndarray]:
+    seen = model(views, locations=budget)
+    boxes = chosen_boxes(seen.glimpses, len(views))
+    if seen.glimpses.contribution is not None:
+        looks = seen.glimpses.contribution.float().cpu().numpy()
+        added = looks[np.arange(len(looks)), seen.logits.argmax(1).cpu().numpy()[seen.glimpses.image]]
+        table = np.full(boxes.shape[:2], -np.inf)
+        table[~np.isnan(boxes[..., 0])] = added[seen.glimpses.level > 1]
+        boxes = np.take_along_axis(boxes, np.argsort(-table, 1, kind="stable")[..., None], 1)
+    return seen.logits, np.clip(boxes, 0, np.tile(views.sizes, 2)[:, None])
+
+
+@torch.inference_mode()
+def _rank_attention(model: WholeImage, name: str, views: Views) -> tuple[Tensor, np.ndarray]:
+    seen = model(views)
+    return seen.logits, cells(seen.maps[name].mean(1), model.root(views.sizes), views.sizes)
+
+
+def _rank_cam(model: WholeImage, layer: str, views: Views) -> tuple[Tensor, np.ndarray]:
+    with torch.no_grad():
+        seen = model.see(views, np.arange(len(views)), model.root(views.sizes))
+        logits = model.network(seen)
+    return logits, cells(grad_cam(model.network, layer, seen, logits.argmax(1)), model.root(views.sizes), views.sizes)
+
+
+def grad_cam(network: nn.Module, layer: str, images: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) before it is cut off at 0.
+
+    Args:
+        network: (B, C, H, W) to (B, classes).
+        layer: name of the module that gives the maps.
+        images: normalised.
+        target: (B,) class to explain.
+
+    Returns:
+        (B, h, w) at the resolution of the maps.
+
+    Raises:
+        ConfigError: the module gives no (B, channels, h, w); captum is not installed.
+    """
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError as error:
+        raise ConfigError(f"--cam {layer}: captum is not installed; run pip install 'foveal[cam]'") from error
+    # Something must need a gradient where all weights are frozen.
+    found = LayerGradCam(network, network.get_submodule(layer)).attribute(images.detach().requires_grad_(), target=target)
+    if not isinstance(found, Tensor) or found.ndim != 4 or getattr(network, "output_fmt", "NCHW") == "NHWC":
+        raise ConfigError(f"--cam {layer}: this module gives no maps, (batch, channels, height, width); name a convolutional one")
+    return found[:, 0].detach().float()
+
+
+def cells(values: Tensor, root: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Cells of maps as boxes, greatest value first, equal ones in reading order.
+
+    Args:
+        values: (B, h, w) maps; more than `FINEST` cells a side are averaged over areas.
+        root: (B, 4) box that each map covers.
+        sizes: (B, 2) of the images.
+
+    Returns:
+        (B, N, 4) parts of the cells inside the images; NaN at the end for cells without.
+    """
+    height, width = (min(side, FINEST) for side in values.shape[1:])
+    values = F.adaptive_avg_pool2d(values[:, None].float().cpu(), (height, width)).flatten(1)
+    y, x = np.divmod(np.arange(height * width), width)
+    step = (root[:, 2:] - root[:, :2]) / (height, width)
+    corner = root[:, None, :2] + np.stack([y, x], -1) * step[:, None]
+    boxes = np.clip(np.concatenate([corner, corner + step[:, None]], -1), 0, np.tile(sizes, 2)[:, None])
+    outside = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+    boxes[outside] = np.nan
+    order = np.argsort(np.where(outside, np.inf, -values.numpy()), 1, kind="stable")
+    return np.take_along_axis(boxes, order[..., None], 1)
+
+
+def shifted(boxes: np.ndarray, sizes: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Boxes moved and wrapped around at the edges of their images.
+
+    Args:
+        boxes: (B, N, 4) inside the images.
+        sizes: (B, 2) of the images.
+        moves: (B, 2) down and to the right, 0 to the image's size.
+
+    Returns:
+        (B, N, 4, 4): four pieces of each box, some of them empty.
+    """
+    wrapped = moves[:, None] - np.array([(0, 0), (0, 1), (1, 0), (1, 1)]) * sizes[:, None]
+    return np.clip(boxes[:, :, None] + np.tile(wrapped, 2)[:, None], 0, np.tile(sizes, 2)[:, None, None])
+
+
+def _first(regions: np.ndarray, share: float) -> np.ndarray:
+    """(B, M, 4) boxes of the first regions of (B, N, pieces, 4), so many that they are a share of each image's; NaN elsewhere."""
+    count = np.round(share * (~np.isnan(regions[..., 0, 0])).sum(1)).astype(int)
+    taken = regions[:, : count.max(initial=0)]
+    kept = np.arange(taken.shape[1]) < count[:, None]
+    return np.where(kept[..., None, None], taken, np.nan).reshape(len(regions), -1, 4)
+
+
+# ---- scores
+
+
+def area(share: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Normalised area under curves: mean height over the range of the share, by trapezoids.
+
+    sum_i (s_i - s_i-1) (p_i + p_i-1) / 2, divided by s_n - s_0. RISE goes from 0 to 1, where this is its area; looks reach only as far as
+    they cover the image. A curve of no width counts with its mean height.
+
+    Args:
+        share: (B, n) of the image, ascending.
+        probability: (B, n).
+
+    Returns:
+        (B,).
+    """
+    width = np.diff(share)
+    total = width.sum(1)
+    mean = (width * (probability[:, 1:] + probability[:, :-1]) / 2).sum(1)
+    return np.divide(mean, total, out=probability.mean(1), where=total > 0)
+
+
+def _answer(seen: Classification, predicted: Tensor, target: Tensor) -> np.ndarray:
+    """(B, 2): probability of the class that was predicted, and whether the class is right."""
+    chance = seen.probabilities.gather(1, predicted[:, None])[:, 0]
+    return torch.stack([chance.double(), (seen.logits.argmax(1) == target).double()], 1).cpu().numpy()
+
+
+def _curve(judge: str, change: str, share: np.ndarray, ranked: np.ndarray, random: np.ndarray) -> Curve:
+    auc, auc_random = area(share, ranked[..., 0]), area(share, random[..., 0])
+    apart = auc - auc_random
+    half = 1.959964 * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else 1.0
+    difference = float(apart.mean())
+    means = [tuple(of.mean(0).tolist()) for of in (share, *np.moveaxis(ranked, 2, 0), *np.moveaxis(random, 2, 0))]
+    return Curve(
+        judge, change, means[0], means[1], means[2], means[3], means[4], auc=float(auc.mean()), auc_random=float(auc_random.mean()),
+        difference=difference, interval=(max(difference - half, -1.0), min(difference + half, 1.0)),
+    )  # fmt: skip
+
+
+def _hits(what: str, hits: np.ndarray) -> Hits:
+    images, (chosen, random) = len(hits), hits.sum(0).tolist()
+    return Hits(what, images, chosen / images, wilson(chosen, images), random / images, wilson(random, images))
+
+
+def _inside(point: np.ndarray, objects: np.ndarray) -> bool:
+    return bool(((objects[:, :2] <= point) & (point < objects[:, 2:])).all(1).any())
+
+
+def _half_covered(regions: np.ndarray, objects: np.ndarray) -> bool:
+    """Whether one of (N, pieces, 4) regions covers half or more of one of (k, 4) boxes."""
+    pieces = np.nan_to_num(regions)[:, :, None]
+    shared = np.clip(np.minimum(pieces[..., 2:], objects[:, 2:]) - np.maximum(pieces[..., :2], objects[:, :2]), 0, None).prod(-1).sum(1)
+    return bool((2 * shared >= (objects[:, 2:] - objects[:, :2]).prod(1)).any())
+
+
+# ---- for people
+
+
+def _table(result: Faithfulness) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    about = result.about
+    title = f"{about['model']} ({about['regions']}) on {about['data']}, {about['split']}, {about['images']} images: area under the curve, %"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "judged by"):
+        table.add_column(name)
+    for name in ("of the image", "ranked", "random", "difference, 95 %"):
+        table.add_column(name, justify="right")
+    for c in result.curves:
+        span = f"{100 * c.difference:+.1f}  {100 * c.interval[0]:+.1f} to {100 * c.interval[1]:+.1f}"
+        table.add_row(c.change, c.judge, f"{100 * c.share[-1]:.1f} %", f"{100 * c.auc:.1f}", f"{100 * c.auc_random:.1f}", span)
+    if not result.pointing:
+        return Group(table)
+    game = Table(title=f"pointing game, {result.pointing[0].images} images with boxes, %", title_justify="left")
+    game.add_column("")
+    for name in ("ranked, 95 %", "random, 95 %"):
+        game.add_column(name, justify="right")
+    for h in result.pointing:
+        pairs = ((h.share, h.interval), (h.random, h.random_interval))
+        game.add_row(h.what, *(f"{100 * share:.1f}  {100 * low:.1f} to {100 * high:.1f}" for share, (low, high) in pairs))
+    return Group(table, game)
+
+
+def _draw(result: Faithfulness, file: Path) -> None:
+    """Draw the probability against the share of the image: a row a judge, deletion and insertion side by side; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = len(result.curves) // len(CHANGES)
+    figure = Figure(figsize=(9, 0.6 + 3.6 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, c in zip(figure.subplots(rows, len(CHANGES), sharey=True, squeeze=False).flat, result.curves, strict=True):
+        share = [100 * s for s in c.share]
+        kinds = (("random", GREY, "--", c.random_probability, c.auc_random), (result.about["regions"], BLUE, "-", c.probability, c.auc))
+        for label, colour, line, probability, auc in kinds:
+            label = f"{label}: area {100 * auc:.1f} %"
+            axes.plot(share, [100 * p for p in probability], color=colour, linestyle=line, marker="o", markersize=4, label=label)
+        axes.set_xlabel(f"{'hidden' if c.change == 'deletion' else 'shown'}, % of the image")
+        axes.set_title(f"{c.change}, judged by {c.judge}", fontsize=9, loc="left")
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="best", fontsize=8)
+    figure.supylabel("probability of the class predicted, %", fontsize=10)
+    about = result.about
+    figure.suptitle(f"{about['model']}: {about['data']}, {about['split']}, {about['images']} images", fontsize=10, x=0.01, ha="left")
+    figure.savefig(file, format="png")
