@@ -29,7 +29,7 @@ from foveal.errors import ConfigError, FovealError, RunError
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
-    from foveal.evaluation import Evaluation, Faithfulness, Occlusion
+    from foveal.evaluation import Comparison, Evaluation, Faithfulness, Occlusion
     from foveal.runs import Run
 
 DESCRIPTION = """Classify large images by looking where it matters."""
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
-    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
+    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
     typed = shlex.join(["foveal", *argv, *data])
     args = _parser().parse_args(argv)
     if args.command is None:
@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        _add_fit, _add_evaluate, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models, _add_data, _add_cost, _add_table,
+        _add_fit, _add_evaluate, _add_compare, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models, _add_data, _add_cost,
+        _add_table,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -149,7 +150,13 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-_positive.__name__ = _natural.__name__ = "number"  # what argparse calls them in its errors
+def _seconds(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return float(text)
+
+
+_positive.__name__ = _natural.__name__ = _seconds.__name__ = "number"  # what argparse calls them in its errors
 
 
 def _take(argv: list[str], section: str) -> tuple[list[str], list[str]]:
@@ -272,7 +279,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     return _give(result, args.typed, args.out or run.path)
 
 
-def _give(result: Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
+def _give(result: Comparison | Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
     """Print a result's table, write its files into a folder, list the images that failed."""
     from rich.console import Console
 
@@ -306,6 +313,47 @@ def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
         print(f"foveal: {len(failed)} image{'s' if len(failed) > 1 else ''} failed:", file=sys.stderr)
     for path, error in failed:
         print(f"  {error if error.startswith(path) else f'{path}: {error}'}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------- compare
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add(
+        commands, "compare", _compare, "accuracy, calibration and cost of several models on the same images",
+        """Any run folders, of models that look and of dense ones; and names of networks, which have no weights, so that only their cost is
+found. Times are taken in turn. Writes comparison.json and comparison.png, accuracy against MACs, time and memory with the
+Pareto front marked, into --out. The images are those of the first run; other ones are chosen by --data and --data.KEY, as
+for foveal fit.
+
+  foveal compare runs/demo runs/dense
+  foveal compare runs/tnet runs/saccader runs/dense --locations 0..6 --out results/
+  foveal compare runs/photos efficientnet_b0 --data folder --data.root other/ --split test
+""",
+    )  # fmt: skip
+    parser.add_argument("paths", metavar="RUN_OR_MODEL", nargs="+", help="run folders, and names of networks, see foveal models")
+    parser.add_argument(
+        "--locations", metavar="BUDGET",
+        help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them (default: none, and each run's own)",
+    )  # fmt: skip
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    parser.add_argument("--out", metavar="FOLDER", default="comparison", help="where to write (default: comparison)")
+    parser.add_argument("--seconds", type=_seconds, default=0.5, metavar="S", help="least time of each measurement (default: 0.5)")
+    _add_running(parser, batch_size=32)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from foveal.evaluation import compare, first_run
+    from foveal.prediction import parse_locations
+
+    budgets = parse_locations(args.locations) if args.locations else None
+    data = _data_of(first_run(args.paths), args.data)
+    with _progress("comparing", args.quiet) as show:
+        result = compare(
+            args.paths, data, budgets=budgets, split=args.split, batch_size=args.batch_size, workers=args.workers or 0, device=args.device,
+            precision=args.precision, seed=args.seed, seconds=args.seconds, on_progress=show,
+        )  # fmt: skip
+    return _give(result, args.typed, args.out)
 
 
 # ---------------------------------------------------------------------------------------------------------- occlude

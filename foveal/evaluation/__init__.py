@@ -3,6 +3,10 @@
     evaluate(model, data, *, budgets=None, against=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0,
              measured=True, seconds=0.5, out=None, on_progress=None, policies=()) -> Evaluation
                                        # out: folder for evaluation.json and tradeoff.png
+    compare(models, data, *, budgets=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0, measured=True,
+            seconds=0.5, out=None, on_progress=None) -> Comparison     # out: folder for comparison.json and comparison.png
+    first_run(models) -> the Run whose data a comparison uses; pareto(costs, values); paired_interval(first, second)
+    said(logits, target, temperature=1.0) -> Said; expected_calibration_error(confidence, correct); fit_temperature(logits, target)
     occlude(model, data, *, budgets=None, policies=(), judges=(), split=None, limit=None, batch_size=32, workers=0, device="auto",
             precision="32", seed=0, out=None, on_progress=None) -> Occlusion     # out: folder for occlusion.json and occlusion.png
     faithful(model, data, *, locations=None, attention=None, cam=None, judges=(), split=None, limit=None, batch_size=32, workers=0,
@@ -10,6 +14,7 @@
                                        # out: folder for faithfulness.json and faithfulness.png
     table(name, runs="runs") -> Tables     # published tables beside what runs have reached
     coverage(boxes, sizes) -> share of each image inside the union of its boxes; diversity(boxes, sizes); chosen_boxes(glimpses, images)
+    Comparison: .points, .errors, .about, .table(), .as_dict(), .write(folder)
     Occlusion: .points, .errors, .about, .table(), .as_dict(), .write(folder)
     Faithfulness: .curves, .pointing, .errors, .about, .table(), .as_dict(), .write(folder)
     Evaluation: .points, .dense, .errors, .about, .table() (for rich), .as_dict(), .write(folder)
@@ -20,7 +25,9 @@ Example:
 """
 
 from foveal.evaluation.accuracy import Plan, judge, wilson
-from foveal.evaluation.cost import Cost, Measured, best_batch, count, measure
+from foveal.evaluation.calibration import Said, expected_calibration_error, fit_temperature, said
+from foveal.evaluation.compare import Comparison, Standing, compare, first_run, paired_interval, pareto
+from foveal.evaluation.cost import Cost, Measured, Trial, best_batch, count, measure, measure_in_turn
 from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
 from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
 from foveal.evaluation.faithfulness import Curve, Faithfulness, Hits, faithful
@@ -28,7 +35,8 @@ from foveal.evaluation.occlusion import Occlusion, Verdict, occlude
 from foveal.evaluation.tables import Tables, table
 
 __all__ = [
-    "Cost", "Curve", "DenseCost", "Evaluation", "Faithfulness", "Hits", "Measured", "Occlusion", "Plan", "Point", "Tables", "Verdict",
-    "best_batch", "chosen_boxes", "count", "coverage", "diversity", "evaluate", "faithful", "judge", "measure", "occlude", "table",
-    "wilson",
+    "Comparison", "Cost", "Curve", "DenseCost", "Evaluation", "Faithfulness", "Hits", "Measured", "Occlusion", "Plan", "Point", "Said",
+    "Standing", "Tables", "Trial", "Verdict", "best_batch", "chosen_boxes", "compare", "count", "coverage", "diversity", "evaluate",
+    "expected_calibration_error", "faithful", "first_run", "fit_temperature", "judge", "measure", "measure_in_turn", "occlude",
+    "paired_interval", "pareto", "said", "table", "wilson",
 ]  # fmt: skip

@@ -83,17 +83,19 @@ class Judged(NamedTuple):
         errors: (path or name of the image, one sentence) of images that could not be read; they count nowhere.
         size: (height, width) of the image of median area.
         good: indices of the images that could be read.
+        logits: for each plan (images that could be read, classes) float32; none unless they were to be kept.
     """
 
     scores: list[Scores]
     errors: list[tuple[str, str]]
     size: tuple[int, int]
     good: np.ndarray
+    logits: list[Tensor]
 
 
 def judge(
     model: GlimpseClassifier, batches: Iterable[Batch], plans: Sequence[Plan], *, precision: str = "32", seed: int = 0,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None, keep_logits: bool = False,
 ) -> Judged:  # fmt: skip
     """Classify every batch by every plan.
 
@@ -104,6 +106,7 @@ def judge(
         precision: see `autocast`.
         seed: of policies that draw; what they draw depends on the image's index alone.
         on_batch: called after each batch.
+        keep_logits: keep the logits of every image and plan, 4 bytes a class.
 
     Raises:
         DataError: no image could be read.
@@ -112,6 +115,7 @@ def judge(
     errors: list[tuple[str, str]] = []
     sizes: list[np.ndarray] = []
     indices: list[np.ndarray] = []
+    kept: list[list[Tensor]] = [[] for _ in plans]
     device = model.mean.device
     for batch in batches:
         errors += batch.errors
@@ -127,8 +131,11 @@ def judge(
             good = torch.tensor([i for i in range(len(batch)) if i not in bad], dtype=torch.long)
             sizes.append(batch.views.sizes[good.numpy()])
             indices.append(batch.index[good.numpy()])
-            for plan, score, result in zip(plans, scores, seen, strict=True):
-                score.add(result.logits[good.to(device)].cpu(), batch.target[good.to(device)].cpu())
+            for plan, score, mine, result in zip(plans, scores, kept, seen, strict=True):
+                logits = result.logits[good.to(device)].cpu()
+                score.add(logits, batch.target[good.to(device)].cpu())
+                if keep_logits:
+                    mine.append(logits.float())
                 score.add_looks(chosen_boxes(result.glimpses, len(batch))[good.numpy()], sizes[-1])
                 score.budget = budget_taken(result, plan.locations, plan.policy)
         on_batch()
@@ -136,7 +143,7 @@ def judge(
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")
     every = np.concatenate(sizes)
     median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
-    return Judged(scores, errors, (int(median[0]), int(median[1])), np.concatenate(indices))
+    return Judged(scores, errors, (int(median[0]), int(median[1])), np.concatenate(indices), [torch.cat(mine) for mine in kept if mine])
 
 
 def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tuple[int, ...]:

@@ -312,15 +312,17 @@ def _point(
     )
 
 
+def opener(dataset: Dataset, good: np.ndarray, device: torch.device) -> Callable[[int], Views]:
+    """What opens the first n of these images of a data set, for `measure`."""
+    return lambda n: dataset.batch(0, good[:n].tolist(), 0).to(device).views
+
+
 def _measure(
     model: GlimpseClassifier, dataset: Dataset, good: np.ndarray, plans: Sequence[Plan], precision: str, seconds: float
 ) -> dict[Plan, tuple[Measured, Measured]]:
     """Time each plan of learned looks, at batch 1 and at the batch that is best for the largest budget."""
     device = model.mean.device
-
-    def views_of(n: int) -> Views:
-        return dataset.batch(0, good[:n].tolist(), 0).to(device).views
-
+    views_of = opener(dataset, good, device)
     learned = [plan for plan in plans if plan.policy == "greedy"]
     largest = min(LARGEST_BATCH.get(device.type, 64), len(good))
     best = best_batch(model, views_of, largest, locations=max(learned).locations, precision=precision, seconds=seconds).batch_size
@@ -366,7 +368,7 @@ def _table(evaluation: Evaluation) -> Table:
                 f"{100 * point.coverage:.1f} %" if point.total_locations else "",
                 f"{100 * point.accuracy:.1f} %  {100 * point.interval[0]:.1f} to {100 * point.interval[1]:.1f}",
                 "" if beside is None else f"{100 * beside.accuracy:.1f} %",
-                _si(point.macs),
+                format_si(point.macs),
                 "" if one is None else f"{one.p50:.3g}",
                 "" if one is None else f"{one.p95:.3g}",
                 "" if many is None else f"{many.p50:.3g} at {many.batch_size}",
@@ -375,7 +377,7 @@ def _table(evaluation: Evaluation) -> Table:
             )
     for cost in evaluation.dense:
         size = f"{cost.size[0]} x {cost.size[1]}"
-        macs = "takes no such image" if cost.macs is None else _si(cost.macs)
+        macs = "takes no such image" if cost.macs is None else format_si(cost.macs)
         table.add_row(f"{cost.name} ({size})", *[""] * 5, macs, *[""] * 5)
     return table
 
@@ -396,7 +398,7 @@ def _policy_table(evaluation: Evaluation, kinds: Sequence[str]) -> Table:
     return table
 
 
-def _si(number: float) -> str:
+def format_si(number: float) -> str:
     """A number with three digits and k, M, G or T."""
     for unit in ("", "k", "M", "G"):
         if abs(number) < 999.5:

@@ -1,4 +1,4 @@
-"""Accuracy against multiply-accumulates, and against what is hidden, as pictures.
+"""Accuracy against cost, of one model and of several, and against what is hidden, as pictures.
 
 Example:
     >>> import tempfile
@@ -13,13 +13,16 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from foveal.prediction.budget import format_budget
 
 if TYPE_CHECKING:
+    from foveal.evaluation.compare import Comparison, Standing
     from foveal.evaluation.evaluation import Evaluation
     from foveal.evaluation.occlusion import Occlusion
 
@@ -103,3 +106,115 @@ def draw_occlusion(occlusion: Occlusion, file: Path) -> None:
     about = occlusion.about
     figure.suptitle(f"{about['model']}: {about['data']}, {about['split']}, {about['images']} images", fontsize=10, x=0.01, ha="left")
     figure.savefig(file, format="png")
+
+
+PANELS = {
+    "macs": "multiply-accumulates an image",
+    "ms": "milliseconds an image, at batch 1",
+    "memory": "peak memory at batch 1, MiB",
+}
+PAGE = 4096
+"""Bytes that memory is counted in on a CPU: less cannot be seen, and a logarithmic axis has no 0."""
+
+
+def draw_comparison(comparison: Comparison, file: Path) -> None:
+    """Draw accuracy against MACs, time and memory, a colour a model; PNG of 1600 px."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels, palette = comparison.labels(), (BLUE, ORANGE, *OTHERS)
+    colours = {model: palette[i % len(palette)] for i, model in enumerate(labels)}
+    figure = Figure(figsize=(16, 6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True))
+    for axes, (kind, title) in panels:
+        axes.set_xscale("log")
+        axes.margins(x=0.25, y=0.15)
+        for model, colour in colours.items():
+            _draw_model(axes, kind, [p for p in comparison.points if p.model == model], colour)
+        front = sorted((_cost(p, kind), 100 * (p.accuracy or 0)) for p in comparison.points if kind in p.front)
+        if front:
+            right = axes.get_xlim()[1]
+            axes.step(*zip(*front, (right, front[-1][1]), strict=True), where="post", color=INK, linewidth=5, alpha=0.18, zorder=0)
+            axes.set_xlim(right=right)
+        else:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_xlabel(title, fontsize=11)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("accuracy, %", fontsize=11)
+    about = comparison.about
+    figure.suptitle(
+        f"{about['data']}, {about['split']}, {about['images']} images, {about['machine']}\n"
+        "filled: learned looks or the whole image, with its 95 % interval; hollow: random looks; numbers: locations; "
+        "grey band: Pareto front; dotted: models without weights", fontsize=10, x=0.01, ha="left",
+    )  # fmt: skip
+    figure.draw_without_rendering()  # places the axes, which labels must know
+    figure.set_layout_engine("none")
+    for axes, (kind, _) in panels:
+        _label(axes, kind, comparison.points, labels, colours)
+    figure.savefig(file, format="png")
+
+
+def _cost(point: Standing, kind: str) -> float | None:
+    cost = point.cost(kind)
+    return cost if cost is None or kind != "memory" else max(cost, PAGE) / 2**20
+
+
+def _draw_model(axes: Any, kind: str, points: list[Standing], colour: str) -> None:
+    """One model's budgets as a line, its random looks as another, or what it costs where it has no weights."""
+    points = sorted((p for p in points if _cost(p, kind) is not None), key=lambda p: p.locations)
+    known = [p for p in points if p.accuracy is not None and p.interval is not None]
+    x, y = [_cost(p, kind) for p in known], [100 * (p.accuracy or 0) for p in known]
+    spread = [[100 * (p.accuracy - p.interval[0]) for p in known], [100 * (p.interval[1] - p.accuracy) for p in known]]  # type: ignore[index, operator]
+    if known:
+        axes.errorbar(x, y, spread, color=colour, marker="o", markersize=7, linewidth=1.8, elinewidth=1, capsize=3)
+    random = [(_cost(p, kind), 100 * p.random) for p in known if p.random is not None]
+    if random:
+        axes.plot(*zip(*random, strict=True), color=colour, marker="o", markersize=7, markerfacecolor="white", linestyle="--", linewidth=1)
+    for p in points[len(known) :]:
+        axes.axvline(_cost(p, kind), color=colour, linestyle=":", linewidth=1.5)
+
+
+def _label(axes: Any, kind: str, points: Iterable[Standing], labels: Mapping[str, str], colours: Mapping[str, str]) -> None:
+    """Name each model at its best point and each budget at its own, where there is room."""
+    from matplotlib.transforms import Bbox
+
+    drawn = [(p, cost) for p in points if (cost := _cost(p, kind)) is not None]
+    # Markers, and points along the lines; one may write on the front.
+    lines = [_along(axes.transData.transform(line.get_xydata())) for line in axes.lines if line.get_zorder()]
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for line in lines for x, y in line]
+    best = {p.model: p for p, _ in sorted(drawn, key=lambda pair: (pair[0].accuracy or 0, pair[0].locations))}
+    for p, cost in sorted(drawn, key=lambda pair: best[pair[0].model] is not pair[0]):
+        named = best[p.model] is p
+        text = labels[p.model] if named else ""
+        if any(other is not p and other.model == p.model for other, _ in drawn):
+            text = f"{text} {format_budget(p.locations)}".strip()
+        if text:
+            y, height = (100 * p.accuracy, "data") if p.accuracy is not None else (0.97, "axes fraction")
+            placed = _place(axes, text, (cost, y), height, taken, color=colours[p.model], fontsize=11 if named else 9)
+            taken.append(placed)
+
+
+def _along(corners: np.ndarray) -> np.ndarray:
+    """Points on a polyline, every fifth of each of its pieces."""
+    where = np.linspace(0, len(corners) - 1, 5 * len(corners) - 4)
+    return np.stack([np.interp(where, np.arange(len(corners)), values) for values in corners.T], 1)
+
+
+def _place(axes: Any, text: str, at: tuple[float, float], height: str, taken: list[Any], **style: Any) -> Any:
+    """Write beside a point, on the side where least is in the way; the box that the text takes."""
+    sides = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
+    above_below = ((10, "bottom"), (-10, "top"), (24, "bottom"), (-24, "top"))
+    sides += [(dx, dy, ha, va) for dy, va in above_below for dx, ha in ((0, "center"), (8, "left"), (-8, "right"))]
+    room, tries = axes.bbox, []
+    for rank, (dx, dy, ha, va) in enumerate(sides):
+        note = axes.annotate(text, at, (dx, dy), ("data", height), "offset points", ha=ha, va=va, **style)
+        box = note.get_window_extent(axes.figure.canvas.get_renderer())
+        outside = not (room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)
+        tries.append((box.count_overlaps(taken) + 2 * outside, rank, note, box))
+    chosen = min(tries, key=lambda attempt: attempt[:2])
+    for attempt in tries:
+        if attempt is not chosen:
+            attempt[2].remove()
+    return chosen[3]

@@ -1,0 +1,303 @@
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+
+from foveal.classification import Classification, Glimpses
+from foveal.cli import main
+from foveal.data import DataModule, TensorDataset
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation import compare, evaluate, fit_temperature, paired_interval, pareto
+from foveal.evaluation.cost import Trial, measure_in_turn
+from foveal.glimpse.base import WholeImage
+from foveal.images.views import TensorViews
+from foveal.prediction import count
+from foveal.runs import ModelInfo, as_classifier, create_model, save_model
+from tests.evaluation.test_accuracy import Looker
+from tests.training.tiny import Spoilt
+
+NAMES = tuple("abcdef")
+
+
+def split(per_class, kind=TensorDataset, bad=()):
+    target = torch.arange(6).repeat(per_class)
+    images = target[:, None, None, None].expand(-1, 3, 8, 8).to(torch.uint8).contiguous()
+    made = kind(images, target, NAMES)
+    if bad:
+        made.bad = bad
+    return made
+
+
+def data(**splits):
+    return DataModule(classes=NAMES, name="numbers", **({"val": split(3), "test": split(5)} | splits))
+
+
+def tnet(**options):
+    return create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, **options)
+
+
+def pareto_by_force(costs, values):
+    points = list(zip(costs, values, strict=True))
+    return [not any((c <= cost and v >= value) and (c, v) != (cost, value) for c, v in points) for cost, value in points]
+
+
+def test_the_front_is_what_nothing_dominates():
+    rng = np.random.default_rng(0)
+    for size in [0, 1, 2, *range(3, 60)]:
+        costs, values = rng.integers(1, 9, size).tolist(), rng.integers(0, 9, size).tolist()  # many ties
+        assert pareto(costs, values) == pareto_by_force(costs, values)
+
+
+def test_paired_interval_by_hand():
+    # Of 20 images the first alone is right about 7, the second alone about 1: Agresti's own R code gives these limits.
+    first, second = np.array([1] * 8 + [0] * 12, bool), np.array([1] + [0] * 7 + [1] + [0] * 11, bool)
+    b, c, n = 7, 1, 20
+    middle = (b - c) / (n + 2)
+    sd = math.sqrt((b + c + 1) - (b - c) ** 2 / (n + 2)) / (n + 2)
+    assert paired_interval(first, second) == pytest.approx((middle - 1.959964 * sd, middle + 1.959964 * sd))
+    low, high = paired_interval(second, first)
+    assert (-high, -low) == pytest.approx(paired_interval(first, second))
+    assert paired_interval(np.ones(2, bool), np.zeros(2, bool))[1] == 1
+
+
+@pytest.mark.parametrize(("n", "both", "first", "second"), [(60, 0.3, 0.2, 0.1), (200, 0.7, 0.1, 0.02), (500, 0.05, 0.4, 0.4)])
+def test_paired_interval_covers_the_difference_95_times_of_100(n, both, first, second):
+    rng = np.random.default_rng(n)
+    cells = rng.multinomial(n, [both, first, second, 1 - both - first - second], 2000)
+    covered = 0
+    for b, f, s, _ in cells:
+        one, other = np.zeros(n, bool), np.zeros(n, bool)
+        one[: b + f] = True
+        other[:b] = other[b + f : b + f + s] = True
+        low, high = paired_interval(one, other)
+        covered += low <= first - second <= high
+    assert 0.935 < covered / 2000 < 0.975
+
+
+class Counting(WholeImage):
+    """Notes when it was called."""
+
+    def __init__(self, calls, name):
+        super().__init__(torch.nn.Identity(), image_size=8)
+        self.calls, self.name = calls, name
+
+    def forward(self, images, locations=None, policy="greedy", draws=None, contributions=True):
+        self.calls.append(self.name)
+        none = Glimpses(np.zeros(0, int), np.zeros((0, 4)), (8, 8), np.zeros(0, int), np.zeros(0, int), torch.zeros(0))
+        return Classification(torch.zeros(len(images), 2), none)
+
+
+def test_models_are_timed_in_turn():
+    calls, rounds = [], []
+    trials = [Trial(Counting(calls, name), lambda n: TensorViews(torch.zeros(n, 3, 8, 8)), n) for name, n in [("a", 1), ("b", 4)]]
+    found = measure_in_turn(trials, seconds=1e-9, on_round=lambda: rounds.append(0))
+    assert calls == ["a", "b", "a", "a", "b", "b", *["a", "b"] * 5]  # once for memory, to warm up, five rounds
+    assert [(m.batch_size, m.repeats) for m in found] == [(1, 5), (4, 5)] and len(rounds) == 5
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    torch.manual_seed(0)
+    models = [tnet(locations=(2,)), create_model("test_efficientnet", num_classes=6), "test_resnet"]
+    told = []
+    result = compare(
+        models, data(), device="cpu", seconds=1e-3, batch_size=7, out=folder, on_progress=lambda done, total: told.append((done, total))
+    )
+    return models, result, folder, told
+
+
+def test_standings(comparison):
+    models, result, _, told = comparison
+    points = result.points
+    assert [(p.model, p.locations) for p in points] == [("model", ()), ("model", (2,)), ("model 1", ()), ("test_resnet", ())]
+    expected = evaluate(models[0], data(), budgets=[(), (2,)], against=[models[1]], measured=False, device="cpu").points
+    learned = {(p.name, p.locations): p for p in expected if p.kind in ("learned", "against")}
+    for p in points[:3]:
+        same = learned[p.model, p.locations]
+        assert (p.accuracy, p.interval, p.macs, p.parameters) == (same.accuracy, same.interval, same.macs, same.parameters)
+        assert p.nll == pytest.approx(same.nll) and p.images == 30 and p.total_locations == same.total_locations
+        assert 0 <= p.ece <= 1 and 0.05 <= p.temperature <= 20 and 0 <= p.ece_after <= 1
+        assert p.single.batch_size == 1 and p.batched.p50 > 0
+    (random,) = [p for p in expected if p.kind == "random"]
+    assert points[1].random == random.accuracy and points[1].gap == points[1].accuracy - random.accuracy
+    assert points[1].gap_interval[0] <= points[1].gap <= points[1].gap_interval[1]
+    assert points[0].random is points[2].random is None
+    bare = points[3]
+    assert bare.accuracy is bare.nll is bare.images is None and bare.front == () and bare.single.p50 > 0
+    assert bare.macs == count(as_classifier(create_model("test_resnet", num_classes=6)), 8).macs
+    # Three batches of validation and five of test images for two models; three searches and five rounds.
+    assert told == [(i, 2 * (3 + 5) + 3 + 5) for i in range(1, 25)]
+
+
+def test_fronts_are_among_learned_looks(comparison):
+    points = comparison[1].points[:3]
+    for kind, costs in [("macs", [p.macs for p in points]), ("ms", [p.single.p50 for p in points])]:
+        assert [kind in p.front for p in points] == pareto_by_force(costs, [p.accuracy for p in points])
+
+
+def test_the_temperature_is_that_of_the_validation_images(comparison):
+    models, result, *_ = comparison
+    batch = data().val.batch(0, range(18), 0)
+    with torch.inference_mode():
+        logits = as_classifier(models[1]).eval()(batch.views).logits
+        seen = as_classifier(models[1])(data().test.batch(0, range(30), 0).views).logits
+    p = result.points[2]
+    assert p.temperature == pytest.approx(fit_temperature(logits, batch.target), rel=1e-3)
+    after = F.cross_entropy(seen.double() / p.temperature, torch.from_numpy(data().test.targets))
+    assert p.nll_after == pytest.approx(float(after), rel=1e-5)
+
+
+def test_files(comparison):
+    _, result, folder, _ = comparison
+    assert sorted(p.name for p in folder.iterdir()) == ["comparison.json", "comparison.png"]
+    stored = json.loads((folder / "comparison.json").read_text())
+    assert stored["models"] == ["model", "model 1", "test_resnet"] and stored["images"] == 30
+    assert {"device", "machine", "foveal", "torch", "seed", "precision", "how"} < set(stored)
+    assert stored["notes"] == ["test_resnet: has no weights, so that only its cost stands here; train it by foveal fit"]
+    assert stored["points"][1]["gap"] == result.points[1].gap and stored["points"][3]["accuracy"] is None
+    assert Image.open(folder / "comparison.png").size == (1600, 600)
+
+
+def test_the_tables_fit_160_columns(comparison):
+    shown = Console(width=160, record=True, file=io.StringIO())
+    shown.print(comparison[1].table())
+    text = shown.export_text()
+    assert max(map(len, text.splitlines())) <= 160 and "…" not in text
+    assert text.count("model 1 ") == 2 and text.count("test_resnet ") == 2
+
+
+def test_a_gap_where_there_must_be_one():
+    points = compare([Looker()], data(test=split(20)), budgets=[(6,)], measured=False, device="cpu").points
+    assert points[0].accuracy == 1 and points[0].random < 0.4
+    assert 0.5 < points[0].gap_interval[0] < points[0].gap == 1 - points[0].random
+
+
+def test_sweeps_are_for_those_that_can_meet_them():
+    models = [tnet(locations=(2, 1)), create_model("test_efficientnet", num_classes=6)]
+    points = compare(models, data(), budgets=[(), (1,), (10,)], measured=False, device="cpu")
+    assert [p.locations for p in points.points] == [(), (1,), ()]
+    (note,) = points.about["notes"]
+    assert note.startswith("model: budget 10 is left out: ")
+
+
+def test_without_other_validation_images_there_is_no_temperature():
+    dense = create_model("test_resnet", num_classes=6)
+    for splits, reason in [({"val": None}, "there are no validation images"), ({"test": None}, "the validation images are those compared")]:
+        found = compare([dense], data(**splits), measured=False, device="cpu")
+        assert found.about["notes"] == [f"no temperature was fitted: {reason}"]
+        assert found.points[0].temperature is found.points[0].nll_after is found.points[0].ece_after is None
+        assert found.points[0].nll > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
+
+
+class Squeamish(Looker):
+    """Cannot read images of one class."""
+
+    def forward(self, images, **options):
+        found = super().forward(images, **options)
+        bad = found.logits[:, :4].argmax(1) == 3 if options.get("policy") != "random" else []
+        images.errors.update(dict.fromkeys(np.flatnonzero(bad).tolist(), "too dark"))
+        return found
+
+
+def test_an_image_that_one_model_cannot_read_counts_for_none():
+    found = compare(
+        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), budgets=[(6,)], measured=False, device="cpu"
+    )
+    # Of 30 images two cannot be opened, and five are of the class that the second model cannot read.
+    assert [p.images for p in found.points] == [23, 23] and [p.accuracy for p in found.points] == [1, 1]
+    assert [name for name, _ in found.errors] == ["0.png", "4.png", "image 3", "image 9", "image 15", "image 21", "image 27"]
+
+
+def test_what_does_not_fit_is_told():
+    here = {"measured": False, "device": "cpu"}
+    with pytest.raises(ConfigError, match="test_resnet, test_vit: no model here has weights"):
+        compare(["test_resnet", "test_vit"], data(), **here)
+    with pytest.raises(ConfigError, match="resnet5000: there is no model of this name"):
+        compare([tnet(), "resnet5000"], data(), **here)
+    with pytest.raises(ConfigError, match="--locations 2: these models look once"):
+        compare([create_model("test_resnet", num_classes=6)], data(), budgets=[(2,)], **here)
+    with pytest.raises(ConfigError, match="--locations 10: model can meet none of it"):
+        compare([tnet()], data(), budgets=[(10,)], **here)
+    with pytest.raises(DataError, match="no image could be read by every model"):
+        compare([Nothing((0, 1, 2)), Nothing((3, 4, 5))], data(val=None), **here)
+
+
+class Nothing(Looker):
+    """Cannot read images of some classes."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images, **options):
+        found = super().forward(images, **{**options, "locations": (6,), "policy": "greedy"})
+        images.errors.update({i: "too dark" for i, says in enumerate(found.logits.argmax(1).tolist()) if says in self.classes})
+        return found
+
+
+TINY = [
+    "--data.canvas",
+    "64",
+    "--data.digit",
+    "12,16",
+    "--data.distractors",
+    "1",
+    "--data.train",
+    "8",
+    "--data.val",
+    "8",
+    "--data.test",
+    "12",
+]
+HERE = ["--device", "cpu", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    short = ["--steps", "1", "--batch-size", "8", *TINY, *HERE]
+    looks = ["--model.backbone", "plain_convnet_32", "--model.locations", "2"]
+    assert main(["fit", "demo", *looks, *short, "--out", str(folder / "looks")]) == 0
+    assert main(["fit", "demo", "--model", "plain_convnet_32", "--model.image_size", "32", *short, "--out", str(folder / "dense")]) == 0
+    return folder
+
+
+def test_the_command(runs, tmp_path, capsys):
+    argv = ["compare", str(runs / "looks"), str(runs / "dense"), "test_resnet", "--locations", "0..2", "--seconds", "0.001", *HERE]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 160 and "test_resnet: has no weights" in shown
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [p["locations"] for p in stored["points"]] == [[], [1], [2], [], []]
+    assert [p["model"] for p in stored["points"]] == [*[str(runs / "looks")] * 3, str(runs / "dense"), "test_resnet"]
+    assert stored["command"].startswith("foveal compare ") and stored["images"] == 12 and stored["split"] == "test"
+    for p in stored["points"][:4]:
+        assert p["interval"][0] <= p["accuracy"] <= p["interval"][1] and p["temperature"] > 0 and p["nll_after"] > 0
+    assert Image.open(tmp_path / "out" / "comparison.png").width == 1600
+
+
+def test_the_command_says_what_does_not_fit(runs, tmp_path, capsys):
+    other = tmp_path / "other"
+    model = as_classifier(create_model("test_resnet", num_classes=10), image_size=32)
+    save_model(other, model, ModelInfo({"name": "test_resnet", "image_size": 32}, tuple("012x456789")))
+    for argv, said in [
+        ([runs / "looks", other], f"{runs / 'looks'} and {other}: class 3 is '3' in the one and 'x' in the other"),
+        ([runs / "nowhere", runs / "dense"], "there is no such run folder"),
+        (["test_resnet"], "test_resnet: no model here has weights"),
+        ([runs / "looks", "resnet5000"], "resnet5000: there is no model of this name"),
+        ([runs / "looks", "--locations", "x"], "is no budget"),
+    ]:
+        assert main(["compare", *map(str, argv), *HERE, "--out", str(tmp_path / "out")]) == 1
+        err = capsys.readouterr().err.strip()
+        assert said in err and "\n" not in err
+    assert main(["compare", str(runs / "looks"), "--seconds", "0"]) == 2
+    assert "0 is not more than 0" in capsys.readouterr().err
+    assert main(["compare", "--help"]) == 0
+    assert capsys.readouterr().out.count("foveal compare") >= 3
