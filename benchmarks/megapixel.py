@@ -64,7 +64,9 @@ def row_of(task: str, canvas: int, seed: int, run: Path, root: str, images: int)
     model = load(run, device="cpu").eval()
     plans = {"accuracy": Plan(model.locations), "random": Plan(model.locations, "random"), "thumbnail": Plan(())}
     found = judge(model, data.loader("test", batch_size=50), list(plans.values()), seed=seed)
-    whole = WholeImage(model.dense().eval(), canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
+    dense = model.dense()
+    dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
+    whole = WholeImage(dense, canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
     trained = (run / METRICS).read_text().strip().splitlines()
     steps, _, seconds = (float(v) for v in trained[-1].split(",")[:3])
     return {
