@@ -29,7 +29,8 @@ from foveal.errors import ConfigError, FovealError, RunError
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
-    from foveal.evaluation import Comparison, Evaluation, Faithfulness, Occlusion
+    from foveal.evaluation import Comparison, EarlyExit, Evaluation, Faithfulness, Occlusion
+    from foveal.prediction import Exit
     from foveal.runs import Run
 
 DESCRIPTION = """Classify large images by looking where it matters."""
@@ -247,6 +248,7 @@ chosen by --data and --data.KEY, as for foveal fit.
   foveal evaluate runs/demo --locations 0..4
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
   foveal evaluate runs/demo --policy centre,exhaustive          other ways to choose where to look, beside the learned one
+  foveal evaluate runs/demo --budget 3locations --budget 20MMAC   stop looking at images that are sure; costs are of the mean image
   foveal evaluate runs/photos --data folder --data.root other/ --split test
 """,
     )  # fmt: skip
@@ -258,6 +260,12 @@ chosen by --data and --data.KEY, as for foveal fit.
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
         help="ways to choose cells, beside the learned one and random: centre,exhaustive or others that the model knows",
     )  # fmt: skip
+    parser.add_argument(
+        "--budget", action="append", default=[], metavar="COST",
+        help="instead: leave each image once it is sure, so that the mean image costs 2.0GMAC, 15ms or 3locations; the threshold is found"
+        " on validation images and kept in the run; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks before asking again (default: 1)")
     parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
     parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN)")
@@ -270,6 +278,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from foveal.runs import Run
 
     run = Run(args.path)
+    if args.budget:
+        return _stop_early(run, args)
     budgets = parse_locations(args.locations) if args.locations else None
     with _progress("evaluating", args.quiet) as show:
         result = evaluate(
@@ -279,7 +289,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     return _give(result, args.typed, args.out or run.path)
 
 
-def _give(result: Comparison | Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
+def _stop_early(run: Run, args: argparse.Namespace) -> int:
+    from foveal.evaluation import stop_early
+    from foveal.prediction import parse_budget
+
+    locations = parse_budget(args.locations) if args.locations else None
+    with _progress("stopping early", args.quiet) as show:
+        result = stop_early(
+            run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, split=args.split,
+            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, on_progress=show,
+        )  # fmt: skip
+    return _give(result, args.typed, args.out or run.path)
+
+
+def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
     """Print a result's table, write its files into a folder, list the images that failed."""
     from rich.console import Console
 
@@ -465,12 +488,17 @@ goes on, lists those images at the end and exits with 1. The same command again 
   foveal predict runs/demo photo.png
   foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 --out predictions.parquet
   foveal predict runs/demo photos/ --policy random --seed 1     with looks that nothing guides, to compare with
+  foveal predict runs/demo photos/ --budget 3locations          easy images get fewer looks than hard ones, three on average
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
+    parser.add_argument(
+        "--budget", metavar="COST",
+        help="leave each image once it is sure; cost of the mean image: 2.0GMAC, 15ms or 3locations; --locations is then the most looks",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: lines of path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
@@ -481,11 +509,12 @@ def _predict(args: argparse.Namespace) -> int:
     from foveal.prediction import parse_budget, predict
 
     locations = parse_budget(args.locations) if args.locations else None
+    until = _exit(args) if args.budget else None
     with _progress("predicting", args.quiet) as show:
         done = predict(
             args.path, args.images, locations=locations, policy=args.policy, batch_size=args.batch_size, threads=args.workers,
             device=args.device, precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
-            on_progress=show,
+            until=until, on_progress=show,
         )  # fmt: skip
     for row in done.rows:
         if not row["error"]:
@@ -495,6 +524,27 @@ def _predict(args: argparse.Namespace) -> int:
         print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
     _tell_failed(done.failed)
     return 1 if done.failed else 0
+
+
+def _exit(args: argparse.Namespace) -> Exit:
+    """The exit of this budget: as it was solved before, or solved now on the run's validation images."""
+    from foveal.evaluation import solve
+    from foveal.prediction import parse_budget, read_exits, write_exits
+    from foveal.runs import Run
+
+    if args.policy != "greedy":
+        raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
+    run, most = Run(args.path), parse_budget(args.locations) if args.locations else None
+    known = read_exits(run.path).get(args.budget)
+    if known is not None and most in (None, known.locations):
+        return known
+    with _progress("finding when to stop", args.quiet) as show:
+        found = solve(
+            run, _data_of(run, []), [args.budget], locations=most, batch_size=args.batch_size, device=args.device, precision=args.precision,
+            on_progress=show,
+        )  # fmt: skip
+    write_exits(run.path, found)
+    return found[0]
 
 
 # ---------------------------------------------------------------------------------------------------------- explain

@@ -12,6 +12,8 @@
     faithful(model, data, *, locations=None, attention=None, cam=None, judges=(), split=None, limit=None, batch_size=32, workers=0,
              device="auto", precision="32", seed=0, out=None, on_progress=None) -> Faithfulness
                                        # out: folder for faithfulness.json and faithfulness.png
+    stop_early(model, data, budgets, *, locations=None, at_once=1, split=None, batch_size=8, ...) -> EarlyExit
+                                       # solve(...): thresholds that spend a wanted mean cost; spend(...): what they give
     table(name, runs="runs") -> Tables     # published tables beside what runs have reached
     coverage(boxes, sizes) -> share of each image inside the union of its boxes; diversity(boxes, sizes); chosen_boxes(glimpses, images)
     Comparison: .points, .errors, .about, .table(), .as_dict(), .write(folder)
@@ -29,14 +31,15 @@ from foveal.evaluation.calibration import Said, expected_calibration_error, fit_
 from foveal.evaluation.compare import Comparison, Standing, compare, first_run, paired_interval, pareto
 from foveal.evaluation.cost import Cost, Measured, Trial, best_batch, count, measure, measure_in_turn
 from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
+from foveal.evaluation.early_exit import EarlyExit, Spent, solve, spend, stop_early
 from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
 from foveal.evaluation.faithfulness import Curve, Faithfulness, Hits, faithful
 from foveal.evaluation.occlusion import Occlusion, Verdict, occlude
 from foveal.evaluation.tables import Tables, table
 
 __all__ = [
-    "Comparison", "Cost", "Curve", "DenseCost", "Evaluation", "Faithfulness", "Hits", "Measured", "Occlusion", "Plan", "Point", "Said",
-    "Standing", "Tables", "Trial", "Verdict", "best_batch", "chosen_boxes", "compare", "count", "coverage", "diversity", "evaluate",
-    "expected_calibration_error", "faithful", "first_run", "fit_temperature", "judge", "measure", "measure_in_turn", "occlude",
-    "paired_interval", "pareto", "said", "table", "wilson",
+    "Comparison", "Cost", "Curve", "DenseCost", "EarlyExit", "Evaluation", "Faithfulness", "Hits", "Measured", "Occlusion", "Plan",
+    "Point", "Said", "Spent", "Standing", "Tables", "Trial", "Verdict", "best_batch", "chosen_boxes", "compare", "count", "coverage",
+    "diversity", "evaluate", "expected_calibration_error", "faithful", "first_run", "fit_temperature", "judge", "measure",
+    "measure_in_turn", "occlude", "paired_interval", "pareto", "said", "solve", "spend", "stop_early", "table", "wilson",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Many images in, one row an image out: `predict`; and what a prediction costs: `count`.
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
-            seed=0, out=None, resume=True, on_progress=None) -> Summary
+            seed=0, until=None, out=None, resume=True, on_progress=None) -> Summary     # until: an Exit, to stop early
+    look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
     count(model, image_size, locations=None, policy="greedy") -> Cost
     parse_locations("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
     parse_budget("2,1") -> (2, 1)                        # one budget, for everything else
@@ -14,10 +15,11 @@ Example:
 from foveal.prediction.budget import parse_budget, parse_locations
 from foveal.prediction.cost import Cost, count
 from foveal.prediction.device import autocast, find_device
+from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.output import Summary, predict
 from foveal.prediction.rows import COLUMNS, SUFFIXES, find_images, predict_rows
 
 __all__ = [
-    "COLUMNS", "SUFFIXES", "Cost", "Summary", "autocast", "count", "find_device", "find_images", "parse_budget", "parse_locations",
-    "predict", "predict_rows",
+    "COLUMNS", "SUFFIXES", "Cost", "Exit", "Summary", "autocast", "count", "find_device", "find_images", "look_until", "parse_budget",
+    "parse_cost", "parse_locations", "predict", "predict_rows", "read_exits", "write_exits",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from torch import nn
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.prediction.device import find_device
+from foveal.prediction.early_exit import Exit
 from foveal.prediction.rows import COLUMNS, Row, as_text, check_locations, check_policies, failed_row, find_images, predict_rows, ready
 from foveal.runs import replacing
 
@@ -63,7 +64,7 @@ class Summary:
 def predict(
     model: GlimpseClassifier | nn.Module | str | Path, paths: str | Path | Sequence[str | Path], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
-    top_k: int = 5, seed: int = 0, out: str | Path | None = None, resume: bool = True,
+    top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
 ) -> Summary:  # fmt: skip
     """Classify many images: one row an image, see `foveal.prediction.rows.COLUMNS`.
@@ -78,7 +79,7 @@ def predict(
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file; rows are returned if None.
         resume: continue ``out`` if it is there; else it is replaced.
         on_progress: called after each batch with how many images are done, how many there are, and the batch's rows.
-        locations, policy, batch_size, threads, device, precision, top_k, seed: see `foveal.prediction.rows.predict_rows`.
+        locations, policy, batch_size, threads, device, precision, top_k, seed, until: see `foveal.prediction.rows.predict_rows`.
 
     Raises:
         ConfigError: an option that does not fit, or an output that was not made with the same model and options.
@@ -99,12 +100,14 @@ def predict(
             "top_k": top_k,
             "seed": seed,
         }
+        if until is not None:
+            settings["until"] = [until.threshold, list(until.locations), until.at_once]
         output = Output(Path(out), settings, resume)
     todo = [(path, error) for path, error in found if output is None or as_text(path) not in output.done]
     nothing = [failed_row(path, error) for path, error in todo if error]
     batches = predict_rows(
         classifier, [path for path, error in todo if not error], locations=budget, policy=policy, batch_size=batch_size, threads=threads,
-        device=device, precision=precision, top_k=top_k, seed=seed,
+        device=device, precision=precision, top_k=top_k, seed=seed, until=until,
     )  # fmt: skip
     done, failed, kept = len(found) - len(todo), [], []
     for rows in chain([nothing] if nothing else [], batches):

@@ -33,6 +33,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import SUFFIXES, ImageViews, View
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
+from foveal.prediction.early_exit import Exit, budget_of, look_until
 from foveal.runs import as_classifier, load, open_for
 
 Row = dict[str, Any]
@@ -111,7 +112,7 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
 def predict_rows(
     model: GlimpseClassifier | nn.Module | str | Path, images: Sequence[str | Path], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
-    top_k: int = 5, seed: int = 0,
+    top_k: int = 5, seed: int = 0, until: Exit | None = None,
 ) -> Iterator[list[Row]]:  # fmt: skip
     """Classify image files; while the model runs on one batch, the next is opened.
 
@@ -126,6 +127,7 @@ def predict_rows(
         precision: see `autocast`.
         top_k: classes listed for each image.
         seed: of policies that draw; with the path, it decides what is drawn.
+        until: when to stop looking at an image; it says how often to look at most.
 
     Yields:
         The rows of each batch, in the order of ``images``.
@@ -137,7 +139,7 @@ def predict_rows(
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    macs: dict[int, int] = {}
+    macs: dict[tuple[int, ...], int] = {}
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]
@@ -152,17 +154,21 @@ def predict_rows(
                     samples = np.array([zlib.crc32(as_text(path).encode()) for path in good])
                     start = time.perf_counter()
                     with torch.inference_mode(), autocast(precision, where):
-                        seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
+                        if until is None:
+                            seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
+                        else:
+                            seen = look_until(classifier, views, until.threshold, until.locations, until.at_once)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
-                    looks = len(seen[0].glimpses)
-                    if looks not in macs:
-                        macs[looks] = count(classifier, (int(views.sizes[0, 0]), int(views.sizes[0, 1])), budget, policy).macs
                     for i, (path, image) in enumerate(good.items()):
-                        broken = views.errors.get(i)
-                        results[path] = (
-                            failed_row(path, broken) if broken else _row(path, seen[i], top_k, macs[looks], image.seconds + share)
-                        )
+                        if broken := views.errors.get(i):
+                            results[path] = failed_row(path, broken)
+                            continue
+                        one = seen[i]
+                        spent = budget if until is None else budget_of(one.glimpses, until.locations)
+                        if spent not in macs:
+                            macs[spent] = count(classifier, (int(views.sizes[i, 0]), int(views.sizes[i, 1])), spent, policy).macs
+                        results[path] = _row(path, one, top_k, macs[spent], image.seconds + share)
             finally:
                 for image in good.values():
                     if image.view is not None:

@@ -1,0 +1,317 @@
+"""Which threshold spends a wanted cost on the mean image, solved on validation images; and what stopping early then gives.
+
+Example:
+    >>> sure = np.array([[0.3, 0.6, 0.9], [0.8, 0.9, 0.95]])
+    >>> mean_cost(sure, np.array([1.0, 2.0, 3.0]), 0.7), mean_cost(sure, np.array([1.0, 2.0, 3.0]), 0.2)
+    (2.0, 1.0)
+    >>> round(threshold_for(sure, np.array([1.0, 2.0, 3.0]), 1.5), 2)
+    0.6
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from foveal.data import Batch, DataModule
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation.accuracy import wilson
+from foveal.evaluation.cost import Trial, measure_in_turn
+from foveal.evaluation.evaluation import circumstances, plain_split
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.prediction.budget import format_budget
+from foveal.prediction.cost import count
+from foveal.prediction.device import autocast, find_device
+from foveal.prediction.early_exit import Exit, confidence, look_until, parse_cost, turns, write_exits
+from foveal.prediction.rows import check_locations, ready
+from foveal.runs import Run, replacing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NEVER_SURE = 2.0
+
+
+def solve(
+    model: GlimpseClassifier | nn.Module | Run | str, data: DataModule, budgets: Sequence[str], *, locations: Sequence[int] | None = None,
+    at_once: int = 1, split: str = "val", batch_size: int = 8, workers: int = 0, device: str | torch.device = "auto",
+    precision: str = "32", seconds: float = 0.5, on_progress: Callable[[int, int], None] | None = None,
+) -> list[Exit]:  # fmt: skip
+    """Find the thresholds by which the mean image costs what is wanted, by bisection.
+
+    A time is taken for what a whole batch of images costs at each budget, divided by their number; as images leave a batch,
+    those that remain may take a little longer each.
+
+    Args:
+        model: a classifier that can stop on the way, or a run folder.
+        data: images; their labels are not needed.
+        budgets: mean costs of an image, see `foveal.prediction.early_exit.parse_cost`.
+        locations: the most looks to take; the model's own budget if None.
+        at_once: cells of the first grid to look into before asking again.
+        split: images to solve on.
+        batch_size: images at a time.
+        workers, device, precision: see `foveal.evaluation.evaluate`.
+        seconds: least time of each measurement, where a time is asked for.
+        on_progress: called with how many batches are done, and how many there are.
+
+    Raises:
+        ConfigError: a budget that the first look alone exceeds, or a model that cannot stop on the way.
+        DataError: no such split, or no image that can be read.
+    """
+    wanted = [parse_cost(text) for text in budgets]
+    where = find_device(device)
+    judged = ready(model.path if isinstance(model, Run) else model, where)
+    ends = turns(judged, check_locations(judged, locations), at_once)
+    if len(ends) == 1:
+        raise ConfigError(f"--budget {budgets[0]}: the model looks once, so that it cannot stop on the way; leave --budget out")
+    images = data.split(split)
+    loader = data.loader(split, batch_size=batch_size, workers=workers, first_looks=judged.first_looks, shuffle=False)
+    total = -(-len(images) // batch_size)
+    sure, size = _confidences(judged, loader, ends, at_once, precision, lambda done: on_progress and on_progress(done, total))
+    some = list(range(min(batch_size, len(images))))
+
+    def price_in(unit: str) -> np.ndarray:
+        """(T,) what an image costs that is left after each turn."""
+        if unit == "locations":
+            return np.array([sum(np.cumprod(end)) for end in ends], dtype=float)
+        if unit == "macs":
+            return np.array([count(judged, size, end).macs for end in ends], dtype=float)
+        trials = [Trial(judged, lambda n: images.batch(0, some[:n], 0).to(where).views, len(some), end) for end in ends]
+        timed = [result.p50 for result in measure_in_turn(trials, precision=precision, seconds=seconds)]
+        return np.maximum.accumulate(np.array(timed))
+
+    prices = {unit: price_in(unit) for unit in {unit for _, unit in wanted}}
+    found = []
+    for text, (cost, unit) in zip(budgets, wanted, strict=True):
+        price = prices[unit]
+        if cost < price[0]:
+            raise ConfigError(f"--budget {text}: the first look alone costs {price[0]:.4g} {unit}; allow more")
+        threshold = threshold_for(sure, price, cost)
+        spent = mean_cost(sure, price, threshold)
+        on: dict[str, Any] = {"batch_size": len(some), "machine": circumstances(data, split, where, precision, 0)["machine"]}
+        found.append(Exit(text, threshold, ends[-1], at_once, spent, unit, len(sure), **(on if unit == "ms" else {})))
+    return found
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a way to spend looks gave.
+
+    Attributes:
+        name: a fixed budget as it is typed, or that of an exit.
+        stops: whether images were left early.
+        locations, macs: looks beyond the first and multiply-accumulates of the mean image.
+        images: how many were classified.
+        accuracy: share whose class came first.
+        interval: its 95 % confidence interval (Wilson).
+        milliseconds: of the mean image, from opening it to its class, in batches of ``batch_size``.
+        batch_size: images at a time.
+    """
+
+    name: str
+    stops: bool
+    locations: float
+    macs: float
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+    milliseconds: float
+    batch_size: int
+
+
+def spend(
+    model: GlimpseClassifier | nn.Module | Run | str, data: DataModule, exits: Sequence[Exit], *, split: str | None = None,
+    batch_size: int = 8, device: str | torch.device = "auto", precision: str = "32", on_progress: Callable[[int, int], None] | None = None,
+) -> list[Spent]:  # fmt: skip
+    """Classify all images by fixed budgets and by exits, batch by batch in turn, so that what else the machine does falls on all alike.
+
+    Args:
+        model: a classifier that can stop on the way, or a run folder.
+        data: images with labels.
+        exits: of `solve`; the fixed budgets beside them are those at which their images can end.
+        split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
+        batch_size, device, precision, on_progress: see `solve`.
+
+    Returns:
+        The fixed budgets, then the exits.
+
+    Raises:
+        DataError: no such split, or no image that can be read.
+    """
+    where = find_device(device)
+    judged = ready(model.path if isinstance(model, Run) else model, where)
+    data, split = plain_split(data, split)
+    images = data.split(split)
+    ends = list(dict.fromkeys(end for one in exits for end in turns(judged, one.locations, one.at_once)))
+    ways: list[Exit | tuple[int, ...]] = [*ends, *exits]
+    right, looks, seconds = np.zeros(len(ways)), np.zeros(len(ways)), np.zeros(len(ways))
+    spent: list[Counter[tuple[int, ...]]] = [Counter() for _ in ways]
+    total, size = 0, (0, 0)
+    starts = range(0, len(images), batch_size)
+    for number, start in enumerate([0, *starts]):  # the first batch is taken twice, and does not count before
+        rows = list(range(start, min(start + batch_size, len(images))))
+        for i, way in enumerate(ways):
+            began = time.perf_counter()
+            batch = images.batch(0, rows, 0).to(where)
+            if not len(batch):
+                continue
+            with torch.inference_mode(), autocast(precision, where):
+                if isinstance(way, Exit):
+                    seen = look_until(judged, batch.views, way.threshold, way.locations, way.at_once)
+                else:
+                    seen = judged(batch.views, locations=way, contributions=False)
+                answer = seen.logits.argmax(-1).cpu()
+            took = time.perf_counter() - began
+            if number:
+                good = [j for j in range(len(batch)) if j not in batch.views.errors]
+                right[i] += int((answer == batch.target.cpu())[good].sum())
+                looks[i] += np.asarray(seen.locations)[good].sum()
+                first = np.bincount(seen.glimpses.image[seen.glimpses.level == 2], minlength=len(batch))[good]
+                below = (way.locations if isinstance(way, Exit) else way)[1:]
+                spent[i].update((int(k), *below) if k else () for k in first)
+                seconds[i] += took
+                total, size = total + (len(good) if i == 0 else 0), (int(batch.views.sizes[0, 0]), int(batch.views.sizes[0, 1]))
+        if on_progress is not None:
+            on_progress(number, len(starts))
+    if not total:
+        raise DataError("none of the images could be read; check the data")
+    macs = {end: count(judged, size, end).macs for counter in spent for end in counter}
+    return [
+        Spent(
+            name=way.budget if isinstance(way, Exit) else format_budget(way), stops=isinstance(way, Exit), locations=looks[i] / total,
+            macs=sum(n * macs[end] for end, n in spent[i].items()) / total, images=total, accuracy=right[i] / total,
+            interval=wilson(int(right[i]), total), milliseconds=1e3 * seconds[i] / total, batch_size=batch_size,
+        )
+        for i, way in enumerate(ways)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Result of `stop_early`; ``about`` says on what, where and how."""
+
+    about: dict[str, Any]
+    exits: tuple[Exit, ...]
+    ways: tuple[Spent, ...]
+    errors: tuple[tuple[str, str], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Content of ``early_exit.json``."""
+        return {**self.about, "exits": [asdict(one) for one in self.exits], "ways": [asdict(way) for way in self.ways]}
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``early_exit.json``, and keep the thresholds in ``exits.json``.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_exits(folder, self.exits)
+            with replacing(folder / "early_exit.json") as unfinished:
+                unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def table(self) -> Table:
+        """The result for people, to be printed by rich."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.about['model']} on {self.about['data']}, {self.about['split']}", title_justify="left")
+        table.add_column("")
+        for name in ("budget", "threshold", "looks", "MACs", "accuracy, 95 %", f"ms/image at {self.ways[0].batch_size}"):
+            table.add_column(name, justify="right")
+        thresholds = {one.budget: one.threshold for one in self.exits}
+        for way in self.ways:
+            table.add_row(
+                "stops early" if way.stops else "fixed", way.name,
+                ("never sure" if thresholds[way.name] > 1 else f"{thresholds[way.name]:.3f}") if way.stops else "",
+                f"{way.locations:.2f}", f"{way.macs:.3g}",
+                f"{100 * way.accuracy:.1f} %  {100 * way.interval[0]:.1f} to {100 * way.interval[1]:.1f}", f"{way.milliseconds:.3g}",
+            )  # fmt: skip
+        return table
+
+
+def stop_early(
+    model: GlimpseClassifier | nn.Module | Run | str, data: DataModule, budgets: Sequence[str], *, locations: Sequence[int] | None = None,
+    at_once: int = 1, split: str | None = None, batch_size: int = 8, workers: int = 0, device: str | torch.device = "auto",
+    precision: str = "32", on_progress: Callable[[int, int], None] | None = None,
+) -> EarlyExit:  # fmt: skip
+    """Solve budgets on the validation images, and see on others what stopping early gives beside fixed budgets; see `solve`, `spend`."""
+    name = str(model.path) if isinstance(model, Run) else type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    exits = solve(
+        model, data, budgets, locations=locations, at_once=at_once, batch_size=batch_size, workers=workers, device=device,
+        precision=precision, on_progress=on_progress,
+    )  # fmt: skip
+    ways = spend(model, data, exits, split=split, batch_size=batch_size, device=device, precision=precision, on_progress=on_progress)
+    about = {"model": name, **circumstances(*plain_split(data, split), find_device(device), precision, 0)}
+    return EarlyExit(about, tuple(exits), tuple(ways))
+
+
+def mean_cost(sure: np.ndarray, price: np.ndarray, threshold: float) -> float:
+    """What the mean image costs, if each is left as soon as it is as sure as the threshold.
+
+    Args:
+        sure: (N, T) confidence of each image after each turn.
+        price: (T,) cost of an image that is left after each turn; rising.
+        threshold: see `foveal.prediction.early_exit.look_until`.
+    """
+    leaves = sure >= threshold
+    leaves[:, -1] = True
+    return float(price[leaves.argmax(1)].mean())
+
+
+def threshold_for(sure: np.ndarray, price: np.ndarray, cost: float) -> float:
+    """The largest threshold that keeps the mean image within a cost; of those between two confidences the upper."""
+    steps = np.append(np.unique(sure[:, :-1]), NEVER_SURE)
+    low, high = 0, len(steps)  # the cost rises with the threshold
+    while high - low > 1:
+        middle = (low + high) // 2
+        if mean_cost(sure, price, steps[middle]) <= cost:
+            low = middle
+        else:
+            high = middle
+    return float(steps[low])
+
+
+def _confidences(
+    model: GlimpseClassifier, batches: Iterable[Batch], ends: Sequence[tuple[int, ...]], at_once: int, precision: str,
+    on_batch: Callable[[int], object],
+) -> tuple[np.ndarray, tuple[int, int]]:  # fmt: skip
+    """(N, T) confidence of every image after each turn, and the size of an image of median area."""
+    rows, sizes, failed = [], [], ""
+    for number, batch in enumerate(batches, start=1):
+        if len(batch):
+            batch = batch.to(model.mean.device)
+            sure = []
+            with torch.inference_mode(), autocast(precision, model.mean.device):
+                walk = model.walk(batch.views, ends[-1], at_once, False)
+                try:
+                    which, logits = next(walk)
+                    while True:
+                        sure.append(confidence(logits))
+                        which, logits = walk.send(np.ones(len(which), dtype=bool))
+                except StopIteration as end:
+                    sure.append(confidence(end.value.logits))
+            good = [i for i in range(len(batch)) if i not in batch.views.errors]
+            failed = next(iter(batch.views.errors.values()), failed)
+            if len(sure) != len(ends):
+                raise ConfigError(f"--budget: {type(model).__name__} cannot stop on the way; use --locations instead")
+            rows.append(torch.stack(sure, 1)[good].float().cpu().numpy())
+            sizes.append(batch.views.sizes[good])
+        on_batch(number)
+    if not sum(map(len, rows)):
+        raise DataError(f"none of the images could be read ({failed or 'there are none'}); check the data")
+    every = np.concatenate(sizes)
+    median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
+    return np.concatenate(rows), (int(median[0]), int(median[1]))

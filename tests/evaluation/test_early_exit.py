@@ -1,0 +1,75 @@
+"""Thresholds that spend a wanted cost, and what they give."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from foveal.errors import ConfigError
+from foveal.evaluation import solve, stop_early
+from foveal.evaluation.early_exit import NEVER_SURE, mean_cost, threshold_for
+from foveal.prediction import count
+from foveal.prediction.early_exit import read_exits
+from foveal.runs import create_model
+from tests.evaluation.test_accuracy import data
+
+
+def tnet(**options):
+    return create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, locations=(3,), **options)
+
+
+def test_the_threshold_is_the_largest_that_keeps_within_the_cost():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        sure = rng.random((30, 4))
+        price = np.cumsum(rng.random(4))
+        wanted = rng.uniform(price[0], price[-1])
+        found = threshold_for(sure, price, wanted)
+        allowed = [t for t in [*np.unique(sure), NEVER_SURE] if mean_cost(sure, price, t) <= wanted]
+        assert mean_cost(sure, price, found) == mean_cost(sure, price, max(allowed)) <= wanted
+
+
+def test_mean_cost_by_hand():
+    sure = np.array([[0.2, 0.9, 0.1], [0.6, 0.1, 0.1]])
+    price = np.array([1.0, 3.0, 9.0])
+    assert [mean_cost(sure, price, t) for t in (0.1, 0.5, 0.7, 0.95)] == [1.0, 2.0, 6.0, 9.0]
+
+
+def test_budgets_are_met_in_looks_and_in_products():
+    model, images = tnet(), data(5)
+    price = [count(model, 8, (k,) if k else ()).macs for k in range(4)]
+    budgets = ["3locations", f"{price[3]}mac", "1.5locations", f"{(price[1] + price[2]) // 2}mac", f"{price[0]}mac"]
+    whole, all_products, some, some_products, least = solve(model, images, budgets, split="test", device="cpu")
+    assert whole.threshold == all_products.threshold == NEVER_SURE and (whole.cost, all_products.cost) == (3, price[3])
+    assert 0 < some.cost <= 1.5 and price[0] < some_products.cost <= (price[1] + price[2]) / 2 and least.cost == price[0]
+    assert least.threshold < some.threshold < NEVER_SURE and some.images == 30
+
+
+def test_the_report(tmp_path):
+    result = stop_early(tnet(), replace(data(4), val=data(4).test), ["1locations", "1000ms"], split="test", device="cpu", batch_size=7)
+    result.write(tmp_path)
+    fixed, early = [w for w in result.ways if not w.stops], [w for w in result.ways if w.stops]
+    assert [w.name for w in fixed] == ["0", "1", "2", "3"] and [w.locations for w in fixed] == [0, 1, 2, 3]
+    assert [w.macs for w in fixed] == [count(tnet(), 8, (k,)).macs for k in range(4)]
+    assert [w.name for w in early] == ["1locations", "1000ms"] and early[1].locations == 3
+    assert all(w.images == 24 and w.milliseconds > 0 and w.interval[0] <= w.accuracy <= w.interval[1] for w in result.ways)
+    assert read_exits(tmp_path) == {one.budget: one for one in result.exits}
+    stored = json.loads((tmp_path / "early_exit.json").read_text())
+    assert stored["ways"][0]["name"] == "0" and stored["exits"][1]["machine"] and result.table().row_count == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "message"),
+    [
+        (tnet, "1mac", r"--budget 1mac: the first look alone costs \d.*macs; allow more"),
+        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "the model looks once, so that it cannot stop on the way"),
+        (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop on the way; use --locations instead"),
+        (tnet, "many", "--budget many: is no cost"),
+    ],
+)
+def test_what_cannot_be_solved_gets_a_sentence(model, budget, message):
+    with pytest.raises(ConfigError, match=message):
+        solve(model(), data(8), [budget], split="test", device="cpu", seconds=0.01)
