@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -218,6 +219,8 @@ class TNet(GlimpseClassifier):
         weighting: weigh feature vectors by a learned gate rather than equally.
         head_dropout: dropout before the classifier.
         padded_grid: cells placed as the released code places them.
+        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as their batches are
+            of one level each: where thumbnails look unlike close looks, those of all together fit neither. The paper keeps one set.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the first look, rather than look at the square around it.
         antialias: resample with antialiasing.
@@ -249,6 +252,7 @@ class TNet(GlimpseClassifier):
         weighting: bool = False,
         head_dropout: float = 0.0,
         padded_grid: bool = False,
+        level_statistics: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         squash: bool = False,
@@ -263,6 +267,11 @@ class TNet(GlimpseClassifier):
         self.backbone = network.to(memory_format=torch.channels_last)
         self.grid = Grid(grid, region, padded_grid)
         self.locations = self._budget(locations)
+        self.statistics = 1 + len(self.locations) if level_statistics else 1
+        for norm in _batch_norms(network):
+            for name, start in (("running_mean", torch.zeros_like), ("running_var", torch.ones_like)):
+                for level in range(2, self.statistics + 1):
+                    norm.register_buffer(f"{name}_{level}", start(norm.get_buffer(name)))
         self.location_features = location_features or _descriptive_module(network, side, grid)
         channels, map_side, features = self._probe(in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
@@ -276,13 +285,14 @@ class TNet(GlimpseClassifier):
 
     # ---- one look (spec 3.1)
 
-    def perceive(self, seen: Tensor, position: Tensor, describe: bool = True) -> tuple[Tensor, Tensor | None]:
+    def perceive(self, seen: Tensor, position: Tensor, describe: bool = True, level: int = 1) -> tuple[Tensor, Tensor | None]:
         """Pass looks through the backbone.
 
         Args:
             seen: (N, C, h, w) normalised looks.
             position: (N, 3) grid coordinates y, x and scale of each look.
             describe: score the cells of the looks' grids; the last level needs none.
+            level: processing level of the looks.
 
         Returns:
             (N, D) tagged feature vectors, and (N, side**2) scores (None unless ``describe``).
@@ -290,7 +300,8 @@ class TNet(GlimpseClassifier):
         tapped: list[Tensor] = []
         tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
         try:
-            feature = _embed(self.backbone, seen)
+            with _running_statistics(self.backbone, min(level, self.statistics)):
+                feature = _embed(self.backbone, seen)
         finally:
             tap.remove()
         tagged = self.position(feature, position)
@@ -360,7 +371,7 @@ class TNet(GlimpseClassifier):
             boxes = np.take_along_axis(candidates, on_host(chosen)[..., None], axis=2).reshape(len(which), count, 4)
             position = self._descend(position, chosen, depth)
             seen = self.see(views, np.repeat(which, count), boxes.reshape(-1, 4))
-            tagged, below = self.perceive(seen, position, describe=depth < len(locations))
+            tagged, below = self.perceive(seen, position, depth < len(locations), level=depth + 1)
             scores = None if below is None else below.unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
@@ -517,6 +528,28 @@ class TNet(GlimpseClassifier):
         feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
         described = _as_map(tapped[0], probe)
         return described.shape[1], described.shape[2], feature.shape[1]
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Those that keep running statistics."""
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
+    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual names."""
+
+    def swap() -> None:
+        for norm in _batch_norms(network) if level > 1 else ():
+            for name in ("running_mean", "running_var"):
+                here, there = name, f"{name}_{level}"
+                norm._buffers[here], norm._buffers[there] = norm._buffers[there], norm._buffers[here]
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 class _Dense(nn.Module):

@@ -252,3 +252,32 @@ def test_unknown_backbone_and_feature():
         TNet(num_classes=2, backbone="efficientnet_b00")
     with pytest.raises(ConfigError, match="stages"):
         TNet(num_classes=2, backbone="plain_convnet_32", location_features="blocks.3")
+
+
+# ---------------------------------------------------------------------------------------------------- statistics of levels
+
+
+class TestTNetWithStatisticsOfLevels(GlimpseClassifierTester):
+    budgets = ((), (2,), (2, 1), (1, 1, 1))
+
+    def make(self):
+        return TNet(num_classes=4, backbone="plain_convnet_32", base_size=32, locations=(2, 1), level_statistics=True)
+
+
+@pytest.mark.parametrize("level_statistics", [True, False])
+def test_statistics_of_levels_are_those_of_their_looks(level_statistics):
+    """With a momentum of 1 evaluation normalises as the last training batch did, level by level, up to the variance's n / (n - 1)."""
+    torch.manual_seed(0)
+    model = TNet(num_classes=4, backbone="plain_convnet_32", base_size=32, locations=(2, 1), level_statistics=level_statistics)
+    norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    images = torch.rand(16, 3, 128, 128)
+    images[:, :, ::2] *= 0.1  # stripes that a thumbnail averages away
+    with torch.no_grad():
+        (trained,) = model.train().rollouts(images, ("greedy",), Draws(0, 0, np.arange(16)))
+        (judged,) = model.eval().rollouts(images, ("greedy",), Draws(0, 0, np.arange(16)))
+    gap = (trained.glimpse_logits - judged.glimpse_logits).abs().mean((0, 2))
+    assert (gap < 0.02).all() if level_statistics else gap[0] > 0.1
+    kept = [name for name in model.state_dict() if name.endswith(("running_mean_2", "running_mean_3"))]
+    assert len(kept) == (2 * len(norms) if level_statistics else 0)
