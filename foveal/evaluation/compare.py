@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from foveal.data import DataModule
+from foveal.data import DataModule, Dataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import Judged, Plan, judge, wilson
 from foveal.evaluation.calibration import Said, expected_calibration_error, fit_temperature, said
@@ -59,11 +59,11 @@ HOW = (
     "accuracy, calibration: over the images that every model could read. interval: 95 %, Wilson. gap: accuracy by learned looks less that "
     "by random ones at the same budget; its interval: 95 %, for paired proportions, Wald's with half an image added to each cell (Agresti "
     "and Min, Statistics in Medicine 24, 2005). nll: nats. ece: 15 equally wide bins of the confidence. temperature: makes the labels of "
-    "the validation images most likely; nll_after and ece_after: with logits divided by it. macs: as torch's flop counter sees them, "
-    "halved, for the image of median area. Milliseconds an image: from opening it to its class, files in the page cache, one process, "
-    "models in turn; single: at batch 1; batched: at the batch that was fastest for the model's largest budget. peak_memory, bytes_read: "
-    "of the first call; memory is the growth of the process on a CPU, without weights, and torch's peak on a GPU, with them. front: the "
-    "costs for which no model here is at least as accurate and as cheap, and better in one; random looks do not compete."
+    "the validation images most likely, from 0.05 to 20; nll_after and ece_after: with logits divided by it. macs: as torch's flop counter "
+    "sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, files in the page cache, one "
+    "process, models in turn; single: at batch 1; batched: at the batch that was fastest for the model's largest budget. peak_memory, "
+    "bytes_read: of the first call; memory is the growth of the process on a CPU, without weights, and torch's peak on a GPU, with them. "
+    "front: the costs for which no model here is at least as accurate and as cheap, and better in one; random looks do not compete."
 )
 
 COSTS = ("macs", "ms", "memory")
@@ -362,9 +362,10 @@ def _no_temperature(data: DataModule, split: str) -> str | None:
     return "the validation images are those compared" if split == "val" else None
 
 
-def _reading_notes(name: str, model: GlimpseClassifier, images: Any) -> list[str]:
-    """What a model is not used to in the way that images are read here."""
-    trained, here = (getattr(getattr(what, "reading", what), "image_size", None) for what in (model, images))
+def _reading_notes(name: str, model: GlimpseClassifier, images: Dataset) -> list[str]:
+    """What the model of a run is not used to in the way that images are read here."""
+    here = getattr(getattr(images, "reading", None), "image_size", None)
+    trained = getattr(model, "image_size", here)
     if trained == here:
         return []
     sides = [f"resized to {side} px first" if side else "of their own size" for side in (trained, here)]

@@ -139,6 +139,7 @@ def draw_comparison(comparison: Comparison, file: Path) -> None:
             axes.set_xlim(right=right)
         else:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
+        _tick(axes, kind)
         axes.set_xlabel(title, fontsize=11)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -161,6 +162,16 @@ def _cost(point: Standing, kind: str) -> float | None:
     return cost if cost is None or kind != "memory" else max(cost, PAGE) / 2**20
 
 
+def _tick(axes: Any, kind: str) -> None:
+    """Numbers as people write them along a logarithmic axis, more of them the shorter it is."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(EngFormatter() if kind == "macs" else FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _draw_model(axes: Any, kind: str, points: list[Standing], colour: str) -> None:
     """One model's budgets as a line, its random looks as another, or what it costs where it has no weights."""
     points = sorted((p for p in points if _cost(p, kind) is not None), key=lambda p: p.locations)
@@ -168,7 +179,8 @@ def _draw_model(axes: Any, kind: str, points: list[Standing], colour: str) -> No
     x, y = [_cost(p, kind) for p in known], [100 * (p.accuracy or 0) for p in known]
     spread = [[100 * (p.accuracy - p.interval[0]) for p in known], [100 * (p.interval[1] - p.accuracy) for p in known]]  # type: ignore[index, operator]
     if known:
-        axes.errorbar(x, y, spread, color=colour, marker="o", markersize=7, linewidth=1.8, elinewidth=1, capsize=3)
+        axes.errorbar(x, y, spread, fmt="none", ecolor=colour, alpha=0.4, elinewidth=1, capsize=3)
+        axes.plot(x, y, color=colour, marker="o", markersize=7, linewidth=1.8)
     random = [(_cost(p, kind), 100 * p.random) for p in known if p.random is not None]
     if random:
         axes.plot(*zip(*random, strict=True), color=colour, marker="o", markersize=7, markerfacecolor="white", linestyle="--", linewidth=1)

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from foveal.classification import Classification, Glimpses
 from foveal.cli import main
-from foveal.data import DataModule, TensorDataset
+from foveal.data import DataModule, ImageDataset, TensorDataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import compare, evaluate, fit_temperature, paired_interval, pareto
 from foveal.evaluation.cost import Trial, measure_in_turn
@@ -187,6 +188,35 @@ def test_sweeps_are_for_those_that_can_meet_them():
     assert note.startswith("model: budget 10 is left out: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "own"),
+    [
+        ("saccader", {"backbone": "test_bagnet_lowd", "image_size": 32, "locations": (3,)}, [(), (3,)]),
+        ("dram", {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (3,)}, [(), (3,)]),
+    ],
+)
+def test_any_model_that_looks(name, options, own):
+    found = compare([create_model(name, num_classes=6, **options)], data(val=None), measured=False, device="cpu")
+    left_out = sum("is left out" in note for note in found.about["notes"])
+    assert [p.locations for p in found.points] == own[left_out:]
+    assert found.points[-1].gap_interval is not None
+
+
+def test_files_and_the_bytes_that_were_read(tmp_path):
+    target = np.arange(12) % 6
+    paths = [str(tmp_path / f"{i}.png") for i in range(12)]
+    for path, t in zip(paths, target, strict=True):
+        Image.fromarray(np.full((40, 48, 3), 40 * t, np.uint8)).save(path)
+    (tmp_path / "5.png").write_bytes(b"broken")
+    files = data(test=ImageDataset(paths, target, NAMES), val=None)
+    found = compare([tnet(locations=(2,)), create_model("test_resnet", num_classes=6)], files, device="cpu", seconds=1e-3)
+    assert [p.images for p in found.points] == [11] * 3
+    assert [path for path, _ in found.errors] == [paths[5]]
+    sizes = [Path(path).stat().st_size for i, path in enumerate(paths) if i != 5]
+    assert [p.batched.bytes_read for p in found.points] == pytest.approx([np.mean(sizes[: p.batched.batch_size]) for p in found.points])
+    assert found.about["image_size"] == [40, 48]
+
+
 def test_without_other_validation_images_there_is_no_temperature():
     dense = create_model("test_resnet", num_classes=6)
     for splits, reason in [({"val": None}, "there are no validation images"), ({"test": None}, "the validation images are those compared")]:
@@ -194,6 +224,14 @@ def test_without_other_validation_images_there_is_no_temperature():
         assert found.about["notes"] == [f"no temperature was fitted: {reason}"]
         assert found.points[0].temperature is found.points[0].nll_after is found.points[0].ece_after is None
         assert found.points[0].nll > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
+
+
+def test_images_that_are_read_otherwise_are_told():
+    model = as_classifier(create_model("test_resnet", num_classes=6))
+    model.image_size = 64  # as it is in a run whose images were resized
+    found = compare([model], data(val=None), measured=False, device="cpu")
+    told = "model: was trained on images resized to 64 px first, and these are of their own size; that may cost it accuracy"
+    assert told in found.about["notes"]
 
 
 class Squeamish(Looker):
