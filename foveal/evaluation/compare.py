@@ -77,7 +77,7 @@ class Standing:
     Attributes:
         model: its run folder or name.
         locations: budget.
-        total_locations: looks beyond the first that an image got, mean; this and what follows is None for a model without weights.
+        total_locations: looks beyond the first that an image got, mean; None, as all up to the costs, for a model without weights.
         images: how many were classified.
         accuracy, interval: share whose class came first, and its 95 % confidence interval (Wilson).
         random: accuracy of random looks at the same budget; None where there are no looks to choose.
@@ -113,9 +113,9 @@ class Standing:
 
     def cost(self, kind: str) -> float | None:
         """One of `COSTS`: multiply-accumulates, milliseconds or bytes; None where it was not measured."""
-        if kind == "macs" or self.single is None:
-            return self.macs if kind == "macs" else None
-        return self.single.p50 if kind == "ms" else self.single.peak_memory
+        if kind == "macs":
+            return self.macs
+        return self.single and (self.single.p50 if kind == "ms" else self.single.peak_memory)
 
 
 @dataclass(frozen=True)
