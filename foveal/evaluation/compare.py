@@ -115,7 +115,9 @@ class Standing:
         """One of `COSTS`: multiply-accumulates, milliseconds or bytes; None where it was not measured."""
         if kind == "macs":
             return self.macs
-        return self.single and (self.single.p50 if kind == "ms" else self.single.peak_memory)
+        if self.single is None:
+            return None
+        return self.single.p50 if kind == "ms" else self.single.peak_memory
 
 
 @dataclass(frozen=True)
