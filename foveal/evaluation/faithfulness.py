@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.classification import Classification
-from foveal.data import DataModule
+from foveal.data import DataModule, Dataset
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError, FovealError
 from foveal.evaluation.accuracy import wilson
@@ -70,7 +70,7 @@ HOW = (
 )
 
 CHANGES = ("deletion", "insertion")
-POINTING = ("centre on the object", "half of the object covered")
+CENTRE, COVERED = "centre on the object", "half of the object covered"
 
 Ranking = tuple[str, Callable[[Views], tuple[Tensor, np.ndarray]], int]
 """What the regions are; views to (B, classes) logits and (B, N, 4) boxes inside the images, best first, NaN at the end; steps."""
@@ -208,19 +208,16 @@ def faithful(
                 changed = (Occluded(views, part, inverse=change == "insertion") for part in parts[random])
                 answers = [_answer(panel[j](left, contributions=False), logits.argmax(1), batch.target) for left in changed]
             found[j, change, random] = np.stack(answers, 1)
-        for i in (rows_that_count := good()):
-            try:
-                objects = data.split(split).objects(int(batch.index[i]))
-            except FovealError as error:
-                errors.append((f"image {batch.index[i]}", str(error)))
-                continue
-            if objects is not None and len(objects) and not np.isnan(boxes[i, :1]).any():
-                centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
-                at = [_inside(centre, objects), _inside((centre + moves[i]) % sizes[i], objects)]
-                rows[POINTING[0]].append(np.array([at]))
-                rows[POINTING[1]].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
+        counted = good()
         for key, values in found.items():
-            rows[key].append(values[rows_that_count])
+            rows[key].append(values[counted])
+        for i in counted.tolist():
+            objects = _objects(data.split(split), int(batch.index[i]), errors)
+            if len(objects) and not np.isnan(boxes[i, :1]).any():
+                centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
+                rows[CENTRE].append(np.array([[_inside(at, objects) for at in (centre, (centre + moves[i]) % sizes[i])]]))
+                if kind == "looks":
+                    rows[COVERED].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
     seen = {key: np.concatenate(values) for key, values in rows.items()}
     if not len(seen.get("share", ())):
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
@@ -233,7 +230,7 @@ def faithful(
         _curve(name, change, seen["share"], seen[j, change, False], seen[j, change, True])
         for (j, name), change in product(enumerate(names), CHANGES)
     ]
-    pointing = [_hits(what, seen[what]) for what in POINTING if what in seen and (what == POINTING[0] or kind == "looks")]
+    pointing = [_hits(what, seen[what]) for what in (CENTRE, COVERED) if what in seen]
     result = Faithfulness(about, tuple(curves), tuple(pointing), tuple(dict(errors).items()))
     if out is not None:
         result.write(out)
@@ -281,7 +278,7 @@ def _rank_looks(model: GlimpseClassifier, budget: tuple[int, ...], views: Views)
         table = np.full(boxes.shape[:2], -np.inf)
         table[~np.isnan(boxes[..., 0])] = added[seen.glimpses.level > 1]
         boxes = np.take_along_axis(boxes, np.argsort(-table, 1, kind="stable")[..., None], 1)
-    return seen.logits, np.clip(boxes, 0, np.tile(views.sizes, 2)[:, None])
+    return seen.logits, _clipped(boxes, views.sizes[:, None])
 
 
 @torch.inference_mode()
@@ -339,7 +336,7 @@ def cells(values: Tensor, root: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     y, x = np.divmod(np.arange(height * width), width)
     step = (root[:, 2:] - root[:, :2]) / (height, width)
     corner = root[:, None, :2] + np.stack([y, x], -1) * step[:, None]
-    boxes = np.clip(np.concatenate([corner, corner + step[:, None]], -1), 0, np.tile(sizes, 2)[:, None])
+    boxes = _clipped(np.concatenate([corner, corner + step[:, None]], -1), sizes[:, None])
     outside = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
     boxes[outside] = np.nan
     order = np.argsort(np.where(outside, np.inf, -values.numpy()), 1, kind="stable")
@@ -358,7 +355,12 @@ def shifted(boxes: np.ndarray, sizes: np.ndarray, moves: np.ndarray) -> np.ndarr
         (B, N, 4, 4): four pieces of each box, some of them empty.
     """
     wrapped = moves[:, None] - np.array([(0, 0), (0, 1), (1, 0), (1, 1)]) * sizes[:, None]
-    return np.clip(boxes[:, :, None] + np.tile(wrapped, 2)[:, None], 0, np.tile(sizes, 2)[:, None, None])
+    return _clipped(boxes[:, :, None] + np.tile(wrapped, 2)[:, None], sizes[:, None, None])
+
+
+def _clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The parts of boxes (..., 4) inside images of sizes (..., 2)."""
+    return np.clip(boxes, 0, np.concatenate([sizes, sizes], -1))
 
 
 def _first(regions: np.ndarray, share: float) -> np.ndarray:
@@ -412,6 +414,16 @@ def _curve(judge: str, change: str, share: np.ndarray, ranked: np.ndarray, rando
 def _hits(what: str, hits: np.ndarray) -> Hits:
     images, (chosen, random) = len(hits), hits.sum(0).tolist()
     return Hits(what, images, chosen / images, wilson(chosen, images), random / images, wilson(random, images))
+
+
+def _objects(dataset: Dataset, i: int, errors: list[tuple[str, str]]) -> np.ndarray:
+    """(k, 4) boxes of the object in an image, none where they cannot be read either."""
+    try:
+        objects = dataset.objects(i)
+    except FovealError as error:
+        errors.append((f"image {i}", str(error)))
+        objects = None
+    return np.empty((0, 4)) if objects is None else objects
 
 
 def _inside(point: np.ndarray, objects: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluation import faithful
 from foveal.evaluation.faithfulness import area, cells, grad_cam, shifted
 from foveal.glimpse.base import WholeImage
-from foveal.images import as_views
+from foveal.images import Occluded, TensorViews, as_views
 from foveal.layers import Attends
 from foveal.runs import ModelInfo, create_classifier, save_model
 from tests.evaluation.test_occlusion import CLASSES, Spotter
@@ -169,6 +169,14 @@ def test_regions_moved_by_every_distance_cover_everything_alike():
     assert (covered[0] == 6).all() and (covered[1] == 12).all()
 
 
+def test_what_is_shown_and_what_is_hidden_make_up_the_image():
+    views, boxes = TensorViews(torch.rand(2, 3, 12, 10)), np.array([[[1, 2, 5, 6.0]], [[0, 0, 0, 0]]])
+    whole, fill = np.array([[0, 0, 12, 10.0]] * 2), torch.tensor([0.1, 0.2, 0.3])
+    hidden, shown = (Occluded(views, boxes, inverse).look(np.arange(2), whole, (12, 10), fill=fill) for inverse in (False, True))
+    torch.testing.assert_close(hidden + shown, views.images + fill[:, None, None])
+    assert torch.equal(shown[0, :, 1:5, 2:6], views.images[0, :, 1:5, 2:6]) and torch.equal(hidden[1], views.images[1])
+
+
 def test_cells_lie_in_the_image_best_first():
     values = torch.tensor([[[1.0, 4, 2], [0, 3, 3]]])
     wide = cells(values, np.array([[-20, 0, 40, 90.0]]), np.array([[20, 90]]))[0]
@@ -216,6 +224,23 @@ def test_no_boxes_no_game():
     some.boxes = [np.empty((0, 4))] * 15 + [np.array([[0, 0, 24, 24.0]])] * 5
     (at, _) = faithful(Seer(), DataModule(classes=CLASSES, test=some, name="squares"), device="cpu").pointing
     assert (at.images, at.share, at.random) == (5, 1, 1)
+
+
+def test_boxes_that_cannot_be_read_cost_the_game_alone():
+    class Unreadable(list):
+        def __getitem__(self, i):
+            if i == 3:
+                raise DataError("3.json: is empty; unpack it again")
+            return super().__getitem__(i)
+
+    images = data(10)
+    images.test.boxes = Unreadable(images.test.boxes)
+    result = faithful(Seer(), images, device="cpu")
+    assert (
+        result.about["images"] == 10
+        and result.pointing[0].images == 9
+        and result.errors == (("image 3", "3.json: is empty; unpack it again"),)
+    )
 
 
 def test_a_data_set_says_where_its_object_is(tmp_path):
@@ -319,6 +344,11 @@ def runs(tmp_path_factory):
         save_model(folder, model, ModelInfo({"name": name, **options}, tuple("0123456789")))
         (folder / "config.yaml").write_text(yaml.safe_dump({"data": images}))
     return folders["tnet"], folders["plain_convnet_32"]
+
+
+def test_help_shows_examples(capsys):
+    assert main(["faithful", "--help"]) == 0
+    assert capsys.readouterr().out.count("foveal faithful runs/") >= 3
 
 
 def test_the_command(capsys, runs, tmp_path):
