@@ -1,6 +1,6 @@
 """Published data sets, in the layouts that they are downloaded in: ImageNet, fMoW, CUB-200-2011, NABirds.
 
-Each is split as its publishers say. Boxes of objects, where there are any, only keep random crops from losing the object.
+Each is split as its publishers say. Boxes of objects, where there are any, keep random crops from losing the object, and say where it is.
 
 Example:
     >>> get_data("imagenet", root="/nowhere")
