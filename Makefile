@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-EXTRAS := demo,log,vips,openslide,geo,dev
+EXTRAS := demo,log,cam,vips,openslide,geo,dev
 RUN    := runs/demo
 
 .PHONY: setup demo test slow lint format

@@ -55,6 +55,12 @@ CONFIG, METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
     "config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
 )  # fmt: skip
 
+FOUND_OUT = (
+    "evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png", "faithfulness.json", "faithfulness.png", "exits.json",
+    "early_exit.json",
+)  # fmt: skip
+"""What commands write into a run about its model."""
+
 # --------------------------------------------------------------------------------------------------- models by name
 
 
@@ -510,8 +516,7 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def clear(out: Path) -> None:
     """Remove the run in a folder, with what was found out about its model."""
-    found_out = ("evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png")
-    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *found_out, CONFIG):
+    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *FOUND_OUT, CONFIG):
         (out / name).unlink(missing_ok=True)
 
 

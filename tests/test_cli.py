@@ -53,7 +53,7 @@ def test_version_and_help(capsys):
     assert "foveal fit demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "occlude", "predict", "explain", "models", "data", "cost", "table"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "compare", "occlude", "faithful", "predict", "explain", "models", "data", "cost", "table"])
 def test_help_of_each_command_shows_examples(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
