@@ -191,9 +191,9 @@ def cifar_loader(record: Any) -> Iterator[Row]:
 
 @table("readers", "readers.json")
 def readers(record: Any) -> Iterator[Row]:
-    libraries = list(record[0]["compared_with"])
+    libraries = list(record["results"][0]["compared_with"])
     yield "file", "pixels", "levels", "type", "windows", *(f"from {name}" for name in libraries)
-    for row in record:
+    for row in record["results"]:
         found = row["compared_with"]
         windows = max(told["windows"] for told in found.values() if isinstance(told, dict))
         worst = (found[name]["max_difference"] if isinstance(found[name], dict) else "cannot" for name in libraries)

@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.json"))
-BARE = {"readers.json"}  # rows alone: benchmarks/readers.py writes without the harness
 UNUSED: set[str] = set()  # results files that no page tells of, on purpose
 
 
@@ -104,11 +103,10 @@ def test_mistakes_are_one_sentence_and_write_nothing(copy, text, message):
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_say_how_they_were_made(name):
-    if name not in BARE:
-        record = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
-        assert {"command", "device", "versions", "seed", "results"} <= set(record)
-        assert record["command"].startswith("python benchmarks/") and {"python", "torch"} <= set(record["versions"])
-        assert record["results"]
+    record = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+    assert {"command", "device", "versions", "seed", "results"} <= set(record)
+    assert record["command"].startswith("python benchmarks/") and {"python", "torch"} <= set(record["versions"])
+    assert record["results"]
 
 
 @pytest.mark.parametrize("name", RESULTS)
