@@ -53,7 +53,9 @@ def test_version_and_help(capsys):
     assert "foveal fit demo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "compare", "occlude", "faithful", "predict", "explain", "models", "data", "cost", "table"])
+@pytest.mark.parametrize(
+    "command", ["fit", "evaluate", "compare", "occlude", "faithful", "predict", "explain", "models", "data", "cost", "table"]
+)
 def test_help_of_each_command_shows_examples(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -387,3 +389,39 @@ def test_output_is_flushed(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["--version"]) == 0
+
+
+# ---- every model that looks, by the same commands
+
+LOOKING = {
+    "tnet": ["--model.backbone", "plain_convnet_32", "--model.base_size", "32", "--model.locations", "2"],
+    "saccader": ["--model.backbone", "test_bagnet_lowd", "--model.image_size", "64", "--model.locations", "3"],
+    "saccader_separate": [
+        "--model.backbone", "test_bagnet_lowd", "--model.image_size", "64", "--model.locations", "3", "--model.classifier", "test_resnet",
+        "--model.glimpse_size", "32",
+    ],
+    "dram": [
+        "--model.backbone", "plain_convnet_32", "--model.image_size", "64", "--model.base_size", "24", "--model.hidden", "32",
+        "--model.locations", "2",
+    ],
+    "ram": ["--model.locations", "2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", LOOKING)
+def test_every_model_that_looks_goes_through_the_same_commands(capsys, images, tmp_path, model):
+    few = [x for i, x in enumerate(TINY) if not x.startswith("--model") and not TINY[i - 1].startswith("--model")]
+    run, picture = str(tmp_path / "run"), str(sorted(images.iterdir())[0])
+    assert main(["fit", "--data", "digits", "--model", model, *LOOKING[model], *few, "--steps", "2", "--out", run]) == 0
+    assert main(["evaluate", run, "--locations", "0..2", "--policy", "centre", "--device", "cpu", "--quiet"]) == 0
+    points = json.loads(Path(run, "evaluation.json").read_text())["points"]
+    assert {"learned", "random", "centre"} <= {p["kind"] for p in points} and all(0 <= p["coverage"] <= 1 for p in points)
+    assert main(["occlude", run, "--locations", "1", "--device", "cpu", "--quiet", "--limit", "4"]) == 0
+    assert main(["predict", run, str(images), "--locations", "1", "--out", str(tmp_path / "p.jsonl"), "--device", "cpu", "--quiet"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(row["locations"] == 1 and len(row["glimpses"]) == 2 and row["error"] is None for row in rows)
+    assert main(["explain", run, picture, "--out", str(tmp_path / "r.html"), "--device", "cpu", "--quiet"]) == 0
+    assert (tmp_path / "r.html").read_text().count('class="look"') == 1 + int(LOOKING[model][LOOKING[model].index("--model.locations") + 1])
+    capsys.readouterr()
+    assert main(["cost", run, "--image-size", "3000", "--locations", "1", "--json"]) == 0
+    assert {json.loads(capsys.readouterr().out)["macs"]} == {row["macs"] for row in rows}  # whatever the size of the image
