@@ -293,6 +293,8 @@ def _stop_early(run: Run, args: argparse.Namespace) -> int:
     from foveal.evaluation import stop_early
     from foveal.prediction import parse_budget
 
+    if args.policy or args.against:
+        raise ConfigError("--budget: stands beside fixed budgets of the same model; leave --policy and --against out")
     locations = parse_budget(args.locations) if args.locations else None
     with _progress("stopping early", args.quiet) as show:
         result = stop_early(
@@ -529,15 +531,17 @@ def _predict(args: argparse.Namespace) -> int:
 def _exit(args: argparse.Namespace) -> Exit:
     """The exit of this budget: as it was solved before, or solved now on the run's validation images."""
     from foveal.evaluation import solve
-    from foveal.prediction import parse_budget, read_exits, write_exits
-    from foveal.runs import Run
+    from foveal.prediction import fingerprint, parse_budget, read_exits, write_exits
+    from foveal.runs import Run, load
 
     if args.policy != "greedy":
         raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
     run, most = Run(args.path), parse_budget(args.locations) if args.locations else None
     known = read_exits(run.path).get(args.budget)
     if known is not None and most in (None, known.locations):
-        return known
+        batch = args.batch_size if known.unit == "ms" else known.batch_size
+        if (known.model, known.precision, known.batch_size) == (fingerprint(load(run.path)), args.precision, batch):
+            return known
     with _progress("finding when to stop", args.quiet) as show:
         found = solve(
             run, _data_of(run, []), [args.budget], locations=most, batch_size=args.batch_size, device=args.device, precision=args.precision,

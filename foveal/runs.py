@@ -325,7 +325,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
     card = {
         "foveal": __version__,
         # Weights come from this folder: rebuilding must not fetch the ones training began with.
-        "model": {key: value for key, value in info.model.items() if key != "pretrained"},
+        "model": without_weights(info.model),
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
         "channels": model.channels,
@@ -339,6 +339,11 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
     }
     with replacing(folder / CARD) as unfinished:
         unfinished.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """A model's options, but for those that say where its first weights come from."""
+    return {key: value for key, value in options.items() if not key.endswith("pretrained")}
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:

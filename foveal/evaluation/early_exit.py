@@ -32,6 +32,7 @@ from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, confidence, look_until, parse_cost, turns, write_exits
+from foveal.prediction.output import fingerprint
 from foveal.prediction.rows import check_locations, ready
 from foveal.runs import Run, replacing
 
@@ -70,9 +71,11 @@ def solve(
     wanted = [parse_cost(text) for text in budgets]
     where = find_device(device)
     judged = ready(model.path if isinstance(model, Run) else model, where)
-    ends = turns(judged, check_locations(judged, locations), at_once)
+    ends = turns(check_locations(judged, locations), at_once)
     if len(ends) == 1:
-        raise ConfigError(f"--budget {budgets[0]}: the model looks once, so that it cannot stop on the way; leave --budget out")
+        raise ConfigError(
+            f"--budget {budgets[0]}: with one look there is nowhere to stop on the way; use a model that looks, and --locations 1 or more"
+        )
     images = data.split(split)
     loader = data.loader(split, batch_size=batch_size, workers=workers, first_looks=judged.first_looks, shuffle=False)
     total = -(-len(images) // batch_size)
@@ -90,7 +93,7 @@ def solve(
         return np.maximum.accumulate(np.array(timed))
 
     prices = {unit: price_in(unit) for unit in {unit for _, unit in wanted}}
-    found = []
+    found, weights = [], fingerprint(judged)
     for text, (cost, unit) in zip(budgets, wanted, strict=True):
         price = prices[unit]
         if cost < price[0]:
@@ -98,7 +101,7 @@ def solve(
         threshold = threshold_for(sure, price, cost)
         spent = mean_cost(sure, price, threshold)
         on: dict[str, Any] = {"batch_size": len(some), "machine": circumstances(data, split, where, precision, 0)["machine"]}
-        found.append(Exit(text, threshold, ends[-1], at_once, spent, unit, len(sure), **(on if unit == "ms" else {})))
+        found.append(Exit(text, threshold, ends[-1], at_once, spent, unit, len(sure), weights, precision, **(on if unit == "ms" else {})))
     return found
 
 
@@ -131,6 +134,7 @@ class Spent:
 def spend(
     model: GlimpseClassifier | nn.Module | Run | str, data: DataModule, exits: Sequence[Exit], *, split: str | None = None,
     batch_size: int = 8, device: str | torch.device = "auto", precision: str = "32", on_progress: Callable[[int, int], None] | None = None,
+    errors: dict[str, str] | None = None,
 ) -> list[Spent]:  # fmt: skip
     """Classify all images by fixed budgets and by exits, batch by batch in turn, so that what else the machine does falls on all alike.
 
@@ -140,6 +144,7 @@ def spend(
         exits: of `solve`; the fixed budgets beside them are those at which their images can end.
         split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
         batch_size, device, precision, on_progress: see `solve`.
+        errors: gets path or name of images that could not be read, with one sentence.
 
     Returns:
         The fixed budgets, then the exits.
@@ -151,7 +156,7 @@ def spend(
     judged = ready(model.path if isinstance(model, Run) else model, where)
     data, split = plain_split(data, split)
     images = data.split(split)
-    ends = list(dict.fromkeys(end for one in exits for end in turns(judged, one.locations, one.at_once)))
+    ends = list(dict.fromkeys(end for one in exits for end in turns(one.locations, one.at_once)))
     ways: list[Exit | tuple[int, ...]] = [*ends, *exits]
     right, looks, seconds = np.zeros(len(ways)), np.zeros(len(ways)), np.zeros(len(ways))
     spent: list[Counter[tuple[int, ...]]] = [Counter() for _ in ways]
@@ -162,6 +167,8 @@ def spend(
         for i, way in enumerate(ways):
             began = time.perf_counter()
             batch = images.batch(0, rows, 0).to(where)
+            if errors is not None:
+                errors |= dict(batch.errors)
             if not len(batch):
                 continue
             with torch.inference_mode(), autocast(precision, where):
@@ -171,6 +178,8 @@ def spend(
                     seen = judged(batch.views, locations=way, contributions=False)
                 answer = seen.logits.argmax(-1).cpu()
             took = time.perf_counter() - began
+            if errors is not None:
+                errors |= {f"image {batch.index[j]}": reason for j, reason in batch.views.errors.items()}
             if number:
                 good = [j for j in range(len(batch)) if j not in batch.views.errors]
                 right[i] += int((answer == batch.target.cpu())[good].sum())
@@ -253,9 +262,12 @@ def stop_early(
         model, data, budgets, locations=locations, at_once=at_once, batch_size=batch_size, workers=workers, device=device,
         precision=precision, on_progress=on_progress,
     )  # fmt: skip
-    ways = spend(model, data, exits, split=split, batch_size=batch_size, device=device, precision=precision, on_progress=on_progress)
+    errors: dict[str, str] = {}
+    ways = spend(
+        model, data, exits, split=split, batch_size=batch_size, device=device, precision=precision, on_progress=on_progress, errors=errors
+    )
     about = {"model": name, **circumstances(*plain_split(data, split), find_device(device), precision, 0)}
-    return EarlyExit(about, tuple(exits), tuple(ways))
+    return EarlyExit(about, tuple(exits), tuple(ways), tuple(errors.items()))
 
 
 def mean_cost(sure: np.ndarray, price: np.ndarray, threshold: float) -> float:

@@ -42,7 +42,7 @@ from foveal.glimpse.grid import outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, POLICIES, choose
 from foveal.glimpse.registry import register
 from foveal.images.views import Views, as_views
-from foveal.objectives.objective import Objective
+from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderObjective
 
@@ -81,7 +81,7 @@ class SaccaderCell(nn.Module):
     def forward(self, mixed: Tensor, barred: Tensor) -> Tensor:
         """(B, N, C) and (B, N), 0 where a cell is free and 1 or more where it is not, to (B, N) scores."""
         penalty = BARRED * barred
-        pooled = ((mixed @ self.query.T).squeeze(-1) / math.sqrt(mixed.shape[-1]) - penalty).softmax(-1)
+        pooled = ((mixed @ self.query.T.to(mixed.dtype)).squeeze(-1) / math.sqrt(mixed.shape[-1]) - penalty).softmax(-1)
         channels = (pooled[:, None] @ mixed).softmax(-1)
         return (mixed @ channels.transpose(1, 2)).squeeze(-1) - penalty
 
@@ -99,6 +99,11 @@ class _Seen:
     what: Tensor  # (B, N, D)
     barred: Tensor  # (B, N), 1 where a cell lies beside the image
 
+    def rows(self, which: np.ndarray) -> _Seen:
+        """What was seen of some images."""
+        at = torch.from_numpy(which).to(self.what.device)
+        return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
+
 
 @dataclass
 class _Saccades:
@@ -107,6 +112,10 @@ class _Saccades:
     cells: Tensor  # (B, T)
     log_p: Tensor | None  # (B, T, N) of the learned policy, where it was asked
     log_probability: Tensor  # (B, T) with which the policy in force chose
+
+    def rows(self, on: Tensor) -> _Saccades:
+        """Those of some images (B,) bool."""
+        return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
 class Saccader(GlimpseClassifier):
@@ -236,9 +245,8 @@ class Saccader(GlimpseClassifier):
         noise = None
         if policy == "sampled":
             noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1])).to(mixed)
-        kind = mixed.device.type if torch.amp.is_autocast_available(mixed.device.type) else "cpu"
         barred, cells, log_p = seen.barred, [], []
-        with torch.autocast(kind, enabled=False):
+        with _exactly(mixed.device):
             for t in range(count):
                 log_p.append(self.cell(mixed, barred).log_softmax(-1))
                 scores = log_p[-1].detach() if noise is None else log_p[-1].detach() + noise[:, t]
@@ -256,16 +264,18 @@ class Saccader(GlimpseClassifier):
         if policy == "random_released":
             place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
             y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
-            inner = torch.full((self.side,), 1 / (self.side - 1), dtype=torch.float64)
-            inner[[0, -1]] /= 2
+            inner = torch.full((self.side,), 1 / max(self.side - 1, 1), dtype=torch.float64)
+            inner[[0, -1]] /= 2 if self.side > 1 else 1
             return (y * self.side + x).to(device), (inner[y] * inner[x]).log().to(certain)
         if policy == "centre_released":
-            return torch.full((images, count), self.side**2 // 2, device=device), certain
+            middle = round((self.side - 1) / 2)
+            return torch.full((images, count), middle * (self.side + 1), device=device), certain
         scores = seen.barred.new_zeros(images, self.side**2)
-        if policy == "ordered_logits":
-            scores = self._speaking_for_the_answer(seen)
-        elif policy.startswith("sobel"):
-            scores = self._contrast(seen.look, variance=policy == "sobel_var").to(scores)
+        with _exactly(device):  # the order of scores that are close must not be a matter of rounding
+            if policy == "ordered_logits":
+                scores = self._speaking_for_the_answer(seen).to(scores)
+            elif policy.startswith("sobel"):
+                scores = self._contrast(seen.look.to(scores.dtype), variance=policy == "sobel_var")
         scores = scores.masked_fill(seen.barred > 0, NEVER)
         noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", self.side**2)).to(scores) if policy == "random" else None
         cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
@@ -273,9 +283,11 @@ class Saccader(GlimpseClassifier):
 
     def _speaking_for_the_answer(self, seen: _Seen) -> Tensor:
         """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label (spec 3.4)."""
-        what, head = seen.what.detach(), cast(nn.Linear, self.backbone.fc)
-        answer = head(what.mean(1)).argmax(-1)
-        return (what @ head.weight.detach()[answer].to(what.dtype)[..., None]).squeeze(-1)  # the bias changes no order
+        head = cast(nn.Linear, self.backbone.fc)
+        weight, what = head.weight.detach().to(seen.barred.dtype), seen.what.detach().to(seen.barred.dtype)
+        bias = None if head.bias is None else head.bias.detach().to(what.dtype)
+        answer = F.linear(what.mean(1), weight, bias).argmax(-1)
+        return (what @ weight[answer][..., None]).squeeze(-1)  # the bias changes no order
 
     def _contrast(self, look: Tensor, variance: bool) -> Tensor:
         """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window (spec 3.4)."""
@@ -311,30 +323,31 @@ class Saccader(GlimpseClassifier):
         return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
     def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
-        """See `GlimpseClassifier.walk`. All cells are chosen beforehand, which costs little beside a look by a separate classifier."""
+        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once: beside features and
+        attention network that costs nothing. A separate classifier's looks are taken one by one."""
         views, count = as_views(images), self._count(locations, "greedy")
         which, done, seen = np.arange(len(views)), [], self.perceive(views)
-        chosen = self.saccade(seen, "greedy", count, Draws(0, 0, which))
         whole = self._whole(seen)
-        alone = whole[:, None][:, :0]
+        chosen, alone = self.saccade(seen, "greedy", 0, Draws(0, 0, which)), whole[:, None][:, :0]
 
-        def classified(rows: np.ndarray, alone: Tensor) -> tuple[np.ndarray, Classification]:
-            at, looks = torch.from_numpy(rows).to(whole.device), alone.shape[1]
-            cells, chance = chosen.cells[at, :looks], chosen.log_probability[at, :looks]
-            return rows, self._classified(seen.root[rows], cells, chance, alone if looks else whole[at, None], contributions)
+        def classified(rows: np.ndarray, on: Tensor) -> tuple[np.ndarray, Classification]:
+            looks = alone.shape[1]
+            cells, chance = chosen.cells[on, :looks], chosen.log_probability[on, :looks]
+            own = alone[on] if looks else whole[torch.from_numpy(rows).to(whole.device), None]
+            return rows, self._classified(seen.root[rows], cells, chance, own, contributions)
 
         for start in range(0, count, at_once):
             going = yield which, alone.mean(1) if start else whole
             on = torch.from_numpy(going).to(whole.device)
             if not going.all():
-                done.append(classified(which[~going], alone[~on]))
+                done.append(classified(which[~going], ~on))
             which, alone = which[going], alone[on]
             if not len(which):
                 break
-            cells = chosen.cells[torch.from_numpy(which).to(whole.device), start : start + at_once]
-            alone = torch.cat([alone, self.read(views, seen, which, cells)], 1)
-        if len(which):
-            done.append(classified(which, alone))
+            chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), "greedy", count, Draws(0, 0, which))
+            alone = torch.cat([alone, self.read(views, seen, which, chosen.cells[:, start : start + at_once])], 1)
+        if len(which) or not done:
+            done.append(classified(which, torch.ones(len(which), dtype=torch.bool, device=whole.device)))
         return Classification.merge(done, views.bytes_read)
 
     def _whole(self, seen: _Seen) -> Tensor:
@@ -377,6 +390,10 @@ class Saccader(GlimpseClassifier):
         views, count = as_views(images), self._count(locations, "")
         seen = self.perceive(views)
         learning = [name for name in policies if name != "exhaustive"]
+        if learning and not count:
+            raise ConfigError(
+                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more, or by the policy exhaustive"
+            )
         mixed = self._mixed(seen, imitating="ordered_logits" in policies) if learning else None
         tried = []
         for number, name in enumerate(policies):
@@ -423,6 +440,11 @@ class Saccader(GlimpseClassifier):
         self.check_policies([policy] if policy else [])
         budget = self._budget(locations)
         return (self.side**2 if policy == "exhaustive" else budget[0]) if budget else 0
+
+
+def _exactly(device: torch.device) -> torch.autocast:
+    """A context without autocast."""
+    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
 
 def _glorot(module: nn.Module) -> None:
@@ -497,6 +519,10 @@ class SaccaderSeparate(Saccader):
         self.register_buffer("shift", ((self.mean - own_mean) / own_std)[:, None, None], persistent=False)
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
+        # Batch norms see whole rollouts in training; else there may be hundreds of cells, which memory does not hold.
+        return torch.cat([self._look_at(views, seen, which, part) for part in cells.split(cells.shape[1] if self.training else 16, 1)], 1)
+
+    def _look_at(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         boxes = self.boxes(seen.root[which], cells)
         looked = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
         return self.classifier(torch.addcmul(self.shift, looked, self.gain)).unflatten(0, (len(which), -1))
@@ -529,8 +555,17 @@ def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,
     return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
 
 
+class ReferenceSaccaderSeparate(SaccaderSeparate):
+    """The separate classifier as published, tuned on the glimpses of a Saccader that is left as it is."""
+
+    objective = CrossEntropy
+
+    def default_objective(self) -> Objective:
+        return CrossEntropy(trains=("classifier",))
+
+
 @register("saccader_nasnetalarge.reference")
-def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> SaccaderSeparate:
-    """ImageNet: locations found at 224 px, glimpses of 113 px cut as from images of 331 px and classified by NASNet-A (large)."""
+def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccaderSeparate:
+    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A (large)."""
     preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}
-    return SaccaderSeparate(num_classes, locations=locations, **{**preset, **options})
+    return ReferenceSaccaderSeparate(num_classes, locations=locations, **{**preset, **options})

@@ -269,9 +269,9 @@ class TNet(GlimpseClassifier):
         self.locations = self._budget(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
-            for name, start in (("running_mean", torch.zeros_like), ("running_var", torch.ones_like)):
+            for name in ("running_mean", "running_var"):
                 for level in range(2, self.statistics + 1):
-                    norm.register_buffer(f"{name}_{level}", start(norm.get_buffer(name)))
+                    norm.register_buffer(f"{name}_{level}", norm.get_buffer(name).clone())
         self.location_features = location_features or _descriptive_module(network, side, grid)
         channels, map_side, features = self._probe(in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
@@ -465,7 +465,7 @@ class TNet(GlimpseClassifier):
             # Of the first level's choices the likelihood follows all that came before, not only these.
             chance = below.log_probability("greedy", self.likelihood)[:, cells.shape[2] :]
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
-        if len(which):
+        if len(which) or not done:
             done.append((which, self._classified(known, chances, contributions)))
         return Classification.merge(done, views.bytes_read)
 

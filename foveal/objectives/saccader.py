@@ -70,7 +70,8 @@ class SaccaderLocations:
         wanted = cast(Tensor, rollouts[-1].cells)
         each, free = imitation(rollouts[0], wanted)
         best = rollouts[0].scores[0].argmax(-1)
-        log = {"loss": each[free].mean().detach(), "barred": 1 - free.float().mean(), "agreement": best.eq(wanted).float().mean()}
+        mean_of_free = (each.detach() * free).sum() / free.sum().clamp(min=1)
+        log = {"loss": mean_of_free, "barred": 1 - free.float().mean(), "agreement": best.eq(wanted).float().mean()}
         return each.mean(), state, log
 
 
@@ -78,7 +79,8 @@ class SaccaderLocations:
 class SaccaderObjective:
     """Stage 3: cross-entropy of the averaged glimpses, and REINFORCE for where they were taken (spec 4.3).
 
-    loss = CE - w mean over images and steps of (reward - mean reward) log-probability, with the reward 1 for a right answer.
+    loss = CE - w mean over images and steps of (reward - mean reward) log-probability, with the reward 1 for a right answer. The mean
+    reward is that of the images that one process holds: give each several.
 
     Args:
         pretraining: share of the run, from its beginning, that learns classes from all cells and from the glimpses of ordered logits,

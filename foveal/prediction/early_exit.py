@@ -49,6 +49,8 @@ class Exit:
         cost: mean cost on the images it was solved on, in ``unit``.
         unit: ``macs``, ``ms`` or ``locations``.
         images: how many they were.
+        model: fingerprint of the weights, for which alone it holds.
+        precision: of the arithmetic.
         batch_size, machine: what milliseconds hold for; None for other units.
     """
 
@@ -59,6 +61,8 @@ class Exit:
     cost: float
     unit: str
     images: int
+    model: str = ""
+    precision: str = "32"
     batch_size: int | None = None
     machine: str | None = None
 
@@ -104,7 +108,7 @@ def confidence(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).amax(-1)
 
 
-def turns(model: GlimpseClassifier, locations: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
+def turns(locations: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
     """The budgets that an image can end with, the first look alone first."""
     if not locations:
         return [()]

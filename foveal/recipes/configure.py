@@ -108,7 +108,7 @@ def _objective_options(name: str | None, model: str) -> list[Option]:
 
 def describe(config: FitConfig, data: DataModule, out: Path) -> str:
     """What is about to be trained on what, how big it is, and where it goes: a few lines."""
-    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained", "num_classes")}
+    options = {key: value for key, value in config.model.items() if key not in ("name", "num_classes") and not key.endswith("pretrained")}
     model = create_classifier(config.model["name"], num_classes=len(data.classes), **options)
     count = sum(p.numel() for p in model.parameters())
     splits = ", ".join(f"{len(images):,} {split}" for split in ("train", "val", "test") if (images := getattr(data, split)) is not None)

@@ -55,6 +55,7 @@ from foveal.runs import (
     read_weights,
     replacing,
     save_model,
+    without_weights,
     write_card,
 )  # fmt: skip
 from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
@@ -105,7 +106,7 @@ def fit(
     checkpoint = read_checkpoint(out / LAST) if resume else None
     data = data or get_data(**config.data)
     model = _model(config, data, resume)
-    task = _task(config, model, data)
+    task = _task(config, model, data, resume)
     resolved = _resolved(config, task)
     if stored is not None and checkpoint is not None:
         _same(resolved, stored.to_dict())
@@ -136,7 +137,7 @@ def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifi
     torch.manual_seed(config.seed)
     options = {**config.model}
     if resume:
-        options.pop("pretrained", None)
+        options = without_weights(options)
     classes = options.pop("num_classes", len(data.classes))
     if classes != len(data.classes):
         raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
@@ -151,12 +152,12 @@ def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifi
     return model
 
 
-def _task(config: FitConfig, model: GlimpseClassifier, data: DataModule) -> Task:
+def _task(config: FitConfig, model: GlimpseClassifier, data: DataModule, resume: bool = False) -> Task:
     weights = data.class_weights() if config.class_weights == "balanced" else config.class_weights
     if weights is not None and len(weights) != len(data.classes):
         raise ConfigError(f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced")
     task = Task(model, objective_for(model, config.objective, weights), data, config)
-    if config.init_from:
+    if config.init_from and not resume:
         _begin_with(Path(config.init_from), task)
     if config.compile:
         for part in model.children():

@@ -263,7 +263,7 @@ class Task(pl.LightningModule):
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
         if not len(target):
             # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this one; the last
-            # is the classifier's, which every rollout uses, so that no parameter gets a gradient that it has not elsewhere.
+            # is mostly the classifier's, which every rollout uses, so that no parameter gets a gradient that it has not elsewhere.
             return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
@@ -354,15 +354,20 @@ def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Mo
     Raises:
         ConfigError: the model has no such group.
     """
-    if trains is None:
+    for p in getattr(model, "frozen_parameters", []):  # by the objective before
+        p.requires_grad_(True)
+    frozen: list[nn.Parameter] = []
+    if trains is not None:
+        groups = model.parameter_groups()
+        for name in trains:
+            if name not in groups:
+                raise ConfigError(f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
+        frozen = [p for name, parameters in groups.items() for p in parameters if name not in trains]
+    for p in frozen:
+        p.requires_grad_(False)
+    model.__dict__["frozen_parameters"] = frozen
+    if not frozen:
         return []
-    groups = model.parameter_groups()
-    for name in trains:
-        if name not in groups:
-            raise ConfigError(f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
-    for name, parameters in groups.items():
-        for p in parameters:
-            p.requires_grad_(name in trains)
     held = [(module, list(module.parameters())) for module in model.modules()]
     return [module for module, parameters in held if parameters and not any(p.requires_grad for p in parameters)]
 

@@ -65,7 +65,7 @@ def test_the_report(tmp_path):
     ("model", "budget", "message"),
     [
         (tnet, "1mac", r"--budget 1mac: the first look alone costs \d.*macs; allow more"),
-        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "the model looks once, so that it cannot stop on the way"),
+        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "with one look there is nowhere to stop on the way"),
         (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop on the way; use --locations instead"),
         (tnet, "many", "--budget many: is no cost"),
     ],

@@ -283,6 +283,38 @@ def test_the_middle_as_released_is_the_same_cell_each_time(model):
     assert model.saccade(model.perceive(TensorViews(images())), "centre", 1, draws()).cells.flatten().tolist() == [model.side**2 // 2] * 2
 
 
+@pytest.mark.parametrize(("side", "cells", "middle"), [(33, 6, 14), (37, 7, 24), (13, 1, 0)])
+def test_the_middle_of_other_grids(side, cells, middle):
+    model = Saccader(num_classes=2, backbone="test_bagnet_lowd", image_size=side, locations=(1,)).eval()
+    seen = model.perceive(TensorViews(torch.rand(2, 3, side, side)))
+    assert model.side == cells and model.saccade(seen, "centre_released", 2, draws()).cells.tolist() == [[middle] * 2] * 2
+    released = model.saccade(seen, "random_released", 2, draws())
+    assert released.cells.max() < cells**2 and torch.isfinite(released.log_probability).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_policies_decide_in_full_precision(dtype):
+    torch.manual_seed(0)
+    model = awake(Saccader(num_classes=5, **TINY)).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        seen = model.perceive(TensorViews(images(8).float()))
+        ordered = model.saccade(seen, "ordered_logits", 20, draws(8)).cells
+        edges = model.saccade(seen, "sobel_var", 20, draws(8)).cells
+    what, head = seen.what.double(), model.double().backbone.fc
+    answer = head(what.mean(1)).argmax(-1)
+    spoken = head(what).gather(-1, answer[:, None, None].expand(-1, what.shape[1], 1)).squeeze(-1).gather(1, ordered)
+    assert (spoken.diff(dim=1) <= 1e-5).all()
+    plain = model.float().saccade(model.perceive(TensorViews(images(8).float())), "sobel_var", 20, draws(8)).cells
+    assert (edges == plain).float().mean() > 0.9
+
+
+def test_nothing_can_be_learned_from_no_glimpse():
+    model = Saccader(num_classes=2, **{**TINY, "locations": (0,)})
+    with pytest.raises(ConfigError, match="locations 0: with no glimpse there is nothing to learn from"):
+        model.rollouts(torch.rand(2, 3, 45, 45), ("sampled",), draws())
+    assert model.rollouts(torch.rand(2, 3, 45, 45), ("exhaustive",), draws())[0].logits.shape == (2, 2)
+
+
 # ------------------------------------------------------------------------------------------------ the three stages
 
 
@@ -374,6 +406,7 @@ def test_a_frozen_part_keeps_weights_and_statistics(model):
     assert not torch.equal(model.attention[1].running_mean, stage_before)
     with pytest.raises(ConfigError, match="no group of parameters 'policy'; use backbone or location"):
         freeze(model, ("policy",))
+    assert freeze(model, None) == [] and all(p.requires_grad for p in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ a separate classifier

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.errors import ConfigError, RunError
 from foveal.images import ImageViews, open_image
-from foveal.prediction import predict
+from foveal.prediction import count, predict
 from foveal.prediction.early_exit import Exit, confidence, look_until, parse_cost, read_exits, turns, write_exits
 from foveal.runs import create_model
 from tests.images.files import photo, write_pyramid
@@ -35,15 +36,14 @@ def test_what_is_no_cost_gets_a_sentence(text):
 
 
 def test_turns_are_the_budgets_that_an_image_can_end_with():
-    model = create_model("tnet", backbone="test_efficientnet", num_classes=2, base_size=32)
-    assert turns(model, (3, 2), 1) == [(), (1, 2), (2, 2), (3, 2)]
-    assert turns(model, (5,), 2) == [(), (2,), (4,), (5,)] and turns(model, (), 1) == [()]
+    assert turns((3, 2), 1) == [(), (1, 2), (2, 2), (3, 2)]
+    assert turns((5,), 2) == [(), (2,), (4,), (5,)] and turns((), 1) == [()]
 
 
 def test_images_leave_as_soon_as_they_are_sure(model):
     images = torch.rand(6, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        ends = turns(model, (3, 1), 1)
+        ends = turns((3, 1), 1)
         sure = torch.stack([confidence(model(images, end).logits) for end in ends], 1)
         for threshold in (0.0, float(sure[:, :3].median()), 2.0):
             seen = look_until(model, images, threshold, (3, 1), contributions=True)
@@ -52,6 +52,19 @@ def test_images_leave_as_soon_as_they_are_sure(model):
                 end = ends[reached[0] if reached else -1]
                 torch.testing.assert_close(one.logits, model(images[i : i + 1], end)[0].logits, rtol=1e-4, atol=1e-5)
                 assert one.locations == sum(np.cumprod(end))
+
+
+@pytest.mark.parametrize("name", ["tnet", "saccader", "saccader_separate"])
+def test_what_is_left_after_the_first_look_costs_no_more(name):
+    options = {"backbone": "test_efficientnet", "base_size": 32} if name == "tnet" else {"backbone": "test_bagnet_lowd", "image_size": 45}
+    options |= {"classifier": "test_resnet", "glimpse_size": 32} if name == "saccader_separate" else {}
+    model = create_model(name, num_classes=3, locations=(2,), **options).eval()
+    for threshold, budget in ((0.0, ()), (2.0, (2,))):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            look_until(model, torch.rand(1, 3, 90, 90), threshold)
+        spent, told = counter.get_total_flops() // 2, count(model, 90, budget).macs
+        # Logits on the way, and contributions, are a few products more.
+        assert told <= spent <= 1.01 * told
 
 
 def test_what_is_not_looked_at_is_not_read(model, tmp_path):
@@ -74,7 +87,10 @@ def test_rows_say_what_each_image_cost(model, folder):
 
 
 def test_exits_are_kept_beside_each_other(tmp_path):
-    one, other = Exit("3locations", 0.7, (4, 1), 1, 2.9, "locations", 50), Exit("5ms", 0.9, (4, 1), 2, 4.9, "ms", 50, 8, "a machine")
+    one, other = (
+        Exit("3locations", 0.7, (4, 1), 1, 2.9, "locations", 50),
+        Exit("5ms", 0.9, (4, 1), 2, 4.9, "ms", 50, "abc", "32", 8, "a machine"),
+    )
     write_exits(tmp_path, [one])
     write_exits(tmp_path, [other])
     assert read_exits(tmp_path) == {"3locations": one, "5ms": other}
