@@ -146,7 +146,7 @@ def test_cost_of_looking(copy):
         {"model": "tnet", "side": 4096, "macs": 12_345_678_900, "parameters": 1, "measured": None},
         {"model": "tnet", "side": 224, "macs": 12_345_678, "parameters": 1, "measured": told | {"peak_memory": None}},
     ]
-    (copy / "benchmarks" / "results" / "looking_cost.json").write_text(json.dumps({"results": rows}))
+    (copy / "benchmarks" / "results" / "looking_cost.json").write_text(json.dumps({"device": "a machine", "results": rows}))
     page = copy / "docs" / "new.md"
     page.write_text("<!-- table: looking_cost -->\n<!-- end -->\n")
     assert render(copy).returncode == 0
