@@ -4,7 +4,7 @@ One tiled pyramidal JPEG file a size, in the page cache; a prediction opens it, 
 the whole image at the size it is given: at 224 px, whatever the file has, and at the file's own size. Weights are random: cost does not
 depend on them. What is too large to run is counted only.
 
-    python benchmarks/looking_cost.py --folder /tmp/pyramids --seconds 10 --out benchmarks/results/looking_cost.json
+    python benchmarks/looking_cost.py --folder runs/pyramids --seconds 10 --out benchmarks/results/looking_cost.json
 """
 
 from __future__ import annotations

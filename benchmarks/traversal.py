@@ -8,7 +8,7 @@ Four questions, each answered against a floor that is measured in the same run:
 (d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step beside it
 
     python benchmarks/traversal.py memory dense training --out benchmarks/results/traversal.json
-    python benchmarks/traversal.py disk --folder /tmp/pyramids --out benchmarks/results/traversal_disk.json
+    python benchmarks/traversal.py disk --folder runs/pyramids --out benchmarks/results/traversal_disk.json
 """
 
 from __future__ import annotations
