@@ -268,6 +268,15 @@ def looking_cost(record: Any) -> Iterator[Row]:
         yield f"{row['side']:,}", row["model"], number(row["macs"] / 10**9), *measured
 
 
+@table("megapixel", "megapixel.json")
+def megapixel(record: Any) -> Iterator[Row]:
+    yield "task", "canvas, px", "seed", "accuracy, %", "random looks", "thumbnail", "ms", "MMACs", "whole canvas, ms", "MMACs of it"
+    for row in record["results"]:
+        shares = (f"{100 * row[key]:.1f}" for key in ("accuracy", "random", "thumbnail"))
+        costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in (("ms", 1), ("macs", 10**6)))
+        yield row["task"], f"{row['canvas']:,}", row["seed"], *shares, *costs
+
+
 value("bundled_accuracy", "bundled.json", accuracies("tnet"))
 value("bundled_every_budget", "bundled.json", accuracies("tnet, credit averaged over budgets"))
 value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))
