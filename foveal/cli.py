@@ -135,6 +135,17 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
 
 
+def _add_judging(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that hides parts of images from judges."""
+    parser.add_argument(
+        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
+    )
+    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
+    _add_running(parser, batch_size=32)
+
+
 def _policy(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -405,13 +416,7 @@ the run. The images are those of the run; other ones are chosen by --data and --
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
         help="ways to choose what is hidden, beside the learned one and random",
     )  # fmt: skip
-    parser.add_argument(
-        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
-    )
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
-    _add_running(parser, batch_size=32)
+    _add_judging(parser)
 
 
 def _occlude(args: argparse.Namespace) -> int:
@@ -453,13 +458,7 @@ other ones are chosen by --data and --data.KEY, as for foveal fit.
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1, of a model that looks (default: the run's)")
     parser.add_argument("--map", metavar="NAME", help="attention map, by its module or part of the network (default: the last)")
     parser.add_argument("--cam", metavar="LAYER", help="Grad-CAM at this module; needs pip install 'foveal[cam]'")
-    parser.add_argument(
-        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
-    )
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
-    _add_running(parser, batch_size=32)
+    _add_judging(parser)
 
 
 def _faithful(args: argparse.Namespace) -> int:

@@ -13,15 +13,14 @@ Example:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from foveal.data.dataset import TensorDataset
+from foveal.data.dataset import TensorDataset, torchvision_set
 from foveal.data.module import DataModule, register
 from foveal.draws import generator
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError
 
 
 @register
@@ -93,20 +92,6 @@ def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, au
 
 def _read(kind: str, root: Path, train: bool, download: bool) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
     """(N, 3, 32, 32) uint8 images of a split, their targets, and the classes."""
-    from torchvision import datasets
-
-    read: Any = getattr(datasets, kind)
-    try:
-        found = read(root, train=train)
-    except Exception as error:  # a damaged file leads unpickling to any of them
-        if not download:
-            raise DataError(
-                f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or let it be downloaded"
-            ) from error
-        try:
-            found = read(root, train=train, download=True)
-        except Exception as failed:
-            reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
-            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); bring its files there") from failed
+    found = torchvision_set(kind, root, train, download)
     pixels = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
     return pixels, np.array(found.targets, dtype=np.int64), tuple(found.classes)

@@ -18,6 +18,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor
 from foveal.data.augmentation import AUGMENTATIONS, TENSOR_AUGMENTATIONS, change_pixels, change_view, crop_flip, draw_change, draw_crop_flip
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
-from foveal.errors import ConfigError, FovealError
+from foveal.errors import ConfigError, DataError, FovealError
 from foveal.images import ImageViews, Look, TensorViews, View, Views, open_image
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
@@ -290,3 +291,26 @@ class ImageDataset(Dataset):
         if first_looks is not None:
             view.prefetch(first_looks(view.size))
         return view
+
+
+def torchvision_set(kind: str, root: Path, train: bool, download: bool) -> Any:
+    """One of torchvision's data sets, by the name of its class; fetched if it is not there and may be.
+
+    Raises:
+        DataError: the files are not there, damaged, or cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    read: Any = getattr(datasets, kind)
+    try:
+        return read(root, train=train)
+    except Exception as error:  # a damaged file leads torchvision to any of them
+        if not download:
+            raise DataError(
+                f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or let it be downloaded"
+            ) from error
+        try:
+            return read(root, train=train, download=True)
+        except Exception as failed:
+            reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
+            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); bring its files there") from failed

@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveal.data.dataset import Dataset, FirstLooks, Loaded
+from foveal.data.dataset import Dataset, FirstLooks, Loaded, torchvision_set
 from foveal.data.module import DataModule, register
 from foveal.draws import generator
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError
 from foveal.images import Pyramid, View
 from foveal.images.pyramid import Stored, Window
 
@@ -217,18 +217,5 @@ def _places(count: int, canvas: int, rng: np.random.Generator) -> np.ndarray:
 
 def _read(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """(n, 28, 28) uint8 digits of MNIST's training or test half, and their classes."""
-    from torchvision.datasets import MNIST
-
-    try:
-        found = MNIST(str(root), train=train)
-    except Exception as error:  # a damaged file leads torchvision to any of them
-        if not download:
-            raise DataError(
-                f"{root}: there is no MNIST in this folder, or a file is damaged; correct the path, or let it be downloaded"
-            ) from error
-        try:
-            found = MNIST(str(root), train=train, download=True)
-        except Exception as failed:
-            reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
-            raise DataError(f"{root}: MNIST cannot be downloaded to this folder ({reason}); bring its files there") from failed
+    found = torchvision_set("MNIST", root, train, download)
     return found.data.numpy(), found.targets.numpy()

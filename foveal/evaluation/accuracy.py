@@ -141,9 +141,14 @@ def judge(
         on_batch()
     if not scores[0].images:
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")
+    return Judged(scores, errors, median_size(sizes), np.concatenate(indices), [torch.cat(mine) for mine in kept if mine])
+
+
+def median_size(sizes: Sequence[np.ndarray]) -> tuple[int, int]:
+    """(height, width) of the image of median area, of batches of (n, 2) sizes."""
     every = np.concatenate(sizes)
-    median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
-    return Judged(scores, errors, (int(median[0]), int(median[1])), np.concatenate(indices), [torch.cat(mine) for mine in kept if mine])
+    height, width = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]].tolist()
+    return height, width
 
 
 def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from torch import nn
 
 from foveal.data import Batch, DataModule
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation.accuracy import wilson
+from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import Trial, measure_in_turn
 from foveal.evaluation.evaluation import circumstances, plain_split
 from foveal.glimpse.base import GlimpseClassifier
@@ -324,6 +324,4 @@ def _confidences(
         on_batch(number)
     if not sum(map(len, rows)):
         raise DataError(f"none of the images could be read ({failed or 'there are none'}); check the data")
-    every = np.concatenate(sizes)
-    median = every[np.argsort(every.prod(1), kind="stable")[len(every) // 2]]
-    return np.concatenate(rows), (int(median[0]), int(median[1]))
+    return np.concatenate(rows), median_size(sizes)

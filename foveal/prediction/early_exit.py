@@ -33,7 +33,7 @@ from foveal.runs import replacing
 
 EXITS = "exits.json"
 
-_UNITS = {"mac": (1.0, "macs"), "ms": (1.0, "ms"), "location": (1.0, "locations")}
+_UNITS = {"mac": "macs", "ms": "ms", "location": "locations"}
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -76,8 +76,7 @@ def parse_cost(text: str) -> tuple[float, str]:
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt]?)(mac)s?|(ms)|(location)s?)", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
         raise ConfigError(f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations")
-    factor, unit = _UNITS[(found[3] or found[4] or found[5]).lower()]
-    return float(found[1]) * factor * _PREFIXES[(found[2] or "").lower()], unit
+    return float(found[1]) * _PREFIXES[(found[2] or "").lower()], _UNITS[(found[3] or found[4] or found[5]).lower()]
 
 
 def look_until(
