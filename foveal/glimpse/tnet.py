@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,6 +197,18 @@ class _Traversal:
         return torch.cat(steps, dim=1) if steps else self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
 
 
+@dataclass
+class _Grids:
+    """Grids laid over looks, n for each row."""
+
+    boxes: np.ndarray  # (R, n, K, 4) of the cells
+    log_p: Tensor  # (R, n, K)
+
+    def rows(self, which: np.ndarray) -> _Grids:
+        """Some rows' (bool)."""
+        return _Grids(self.boxes[which], self.log_p[torch.from_numpy(which).to(self.log_p.device)])
+
+
 class TNet(GlimpseClassifier):
     """The Traversal Network on any timm backbone.
 
@@ -285,17 +297,16 @@ class TNet(GlimpseClassifier):
 
     # ---- one look (spec 3.1)
 
-    def perceive(self, seen: Tensor, position: Tensor, describe: bool = True, level: int = 1) -> tuple[Tensor, Tensor | None]:
+    def perceive(self, seen: Tensor, position: Tensor, level: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pass looks through the backbone.
 
         Args:
             seen: (N, C, h, w) normalised looks.
             position: (N, 3) grid coordinates y, x and scale of each look.
-            describe: score the cells of the looks' grids; the last level needs none.
             level: processing level of the looks.
 
         Returns:
-            (N, D) tagged feature vectors, and (N, side**2) scores (None unless ``describe``).
+            (N, D) tagged feature vectors, and what `score` takes.
         """
         tapped: list[Tensor] = []
         tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
@@ -304,10 +315,11 @@ class TNet(GlimpseClassifier):
                 feature = _embed(self.backbone, seen)
         finally:
             tap.remove()
-        tagged = self.position(feature, position)
-        if not describe:
-            return tagged, None
-        return tagged, self.location(self.describe(_as_map(tapped[0], self.backbone)), feature)
+        return self.position(feature, position), (_as_map(tapped[0], self.backbone), feature)
+
+    def score(self, features: Tensor, feature: Tensor) -> Tensor:
+        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells."""
+        return self.location(self.describe(features), feature)
 
     def describe(self, features: Tensor) -> Tensor:
         """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
@@ -326,59 +338,62 @@ class TNet(GlimpseClassifier):
         if "exhaustive" in policies:  # rollouts side by side look equally often
             locations = (self.grid.cells,) * len(locations)
         tries = len(policies)
-        thumbnail, scores = self._thumbnail(views, bool(locations), tries)
+        thumbnail, look = self._thumbnail(views, tries)
+        if not locations:
+            return thumbnail
 
         def select(log_p: Tensor, k: int, depth: int) -> Tensor:
             parts = zip(policies, log_p.chunk(tries), strict=True)
             return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
 
         which = np.tile(np.arange(len(views)), tries)
-        return thumbnail.join(self._expand(views, which, thumbnail.boxes, scores, locations, select))
+        grids = self._grids(thumbnail.boxes, self.score(*look).repeat(tries, 1), views.sizes[which])
+        return thumbnail.join(self._expand(views, which, grids, locations, select))
 
-    def _thumbnail(self, views: Views, describe: bool, tries: int = 1) -> tuple[_Traversal, Tensor | None]:
-        """The first look at every image, ``tries`` times over, and the scores of its cells."""
+    def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
+        """The first look at every image, ``tries`` times over, and once what `score` takes."""
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
-        tagged, scores = self.perceive(self.see(views, np.arange(len(views)), boxes), position, describe=describe)
-        scores = None if scores is None else scores.repeat(tries, 1)[:, None]
+        tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
         features, boxes = tagged[:, None].repeat(tries, 1, 1), np.tile(boxes[:, None], (tries, 1, 1))
-        return _Traversal(features, boxes, np.array([1]), np.array([-1]), [], []), scores
+        return _Traversal(features, boxes, np.array([1]), np.array([-1]), [], []), look
+
+    def _grids(self, boxes: np.ndarray, scores: Tensor, sizes: np.ndarray) -> _Grids:
+        """Grids over looks (R, n, 4) into images of ``sizes`` (R, 2), with scores (R n, K)."""
+        cells = self.grid.boxes(boxes)
+        return _Grids(cells, self._log_p(scores.unflatten(0, boxes.shape[:2]), cells, sizes))
 
     def _expand(
-        self, views: Views, which: np.ndarray, boxes: np.ndarray, scores: Tensor | None, locations: Sequence[int],
-        select: Callable[[Tensor, int, int], Tensor],
-    ) -> _Traversal:  # fmt: skip
+        self, views: Views, which: np.ndarray, grids: _Grids, locations: Sequence[int], select: Callable[[Tensor, int, int], Tensor]
+    ) -> _Traversal:
         """Look into the first looks at images, level by level.
 
         Args:
             views: the images.
             which: (R,) image of each row.
-            boxes: (R, 1, 4) the first looks.
-            scores: (R, 1, K) of their cells.
+            grids: over the first looks, one for each row.
             locations: how many cells to choose from each grid of each level.
             select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K) log-probabilities.
         """
         position = torch.zeros(len(which), 3, device=self.mean.device)
-        found = _Traversal(
-            position.new_zeros(len(which), 0, self.classifier.in_features), boxes[:, :0], np.zeros(0, int), np.zeros(0, int), [], []
-        )
+        nothing = position.new_zeros(len(which), 0, self.classifier.in_features)
+        found = _Traversal(nothing, grids.boxes[:, 0, :0], np.zeros(0, int), np.zeros(0, int), [], [])
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
-            candidates = self.grid.boxes(boxes)
-            log_p = self._log_p(cast(Tensor, scores), candidates, views.sizes[which])
-            chosen = select(log_p, k, depth)
+            chosen = select(grids.log_p, k, depth)
             count = chosen[0].numel() if len(chosen) else 0
-            boxes = np.take_along_axis(candidates, on_host(chosen)[..., None], axis=2).reshape(len(which), count, 4)
+            boxes = np.take_along_axis(grids.boxes, on_host(chosen)[..., None], axis=2).reshape(len(which), count, 4)
             position = self._descend(position, chosen, depth)
             seen = self.see(views, np.repeat(which, count), boxes.reshape(-1, 4))
-            tagged, below = self.perceive(seen, position, depth < len(locations), level=depth + 1)
-            scores = None if below is None else below.unflatten(0, (-1, count))
+            tagged, look = self.perceive(seen, position, level=depth + 1)
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
                 torch.cat([found.features.to(tagged.dtype), tagged.unflatten(0, (-1, count))], 1), np.concatenate([found.boxes, boxes], 1),
                 np.concatenate([found.level, np.full(count, depth + 1)]), np.concatenate([found.parent, parent]),
-                [*found.log_p, log_p], [*found.cells, chosen],
+                [*found.log_p, grids.log_p], [*found.cells, chosen],
             )  # fmt: skip
+            if depth < len(locations):
+                grids = self._grids(boxes, self.score(*look), views.sizes[which])
         return found
 
     def _log_p(self, scores: Tensor, candidates: np.ndarray, sizes: np.ndarray) -> Tensor:
@@ -441,29 +456,31 @@ class TNet(GlimpseClassifier):
         """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies below it."""
         views, budget = as_views(images), self._budget(locations)
         which, done = np.arange(len(views)), []
-        known, first = self._thumbnail(views, bool(budget))
+        known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
-        if budget:
-            scores = cast(Tensor, first)
-            log_p = self._log_p(scores, self.grid.boxes(known.boxes), views.sizes)
-            order = choose("greedy", log_p, budget[0])
-            turns = self.likelihood(log_p, order)[:, 0]
         for start in range(0, budget[0] if budget else 0, at_once):
             going = yield which, self.classifier(self._fuse(known.features)[0])
+            on = torch.from_numpy(going).to(chances.device)
             if not going.all():
-                on = torch.from_numpy(going).to(order.device)
                 done.append((which[~going], self._classified(known.rows(~going), chances[~on], contributions)))
-                which, known, chances, scores, order, turns = which[going], known.rows(going), chances[on], scores[on], order[on], turns[on]
+                which, known, chances = which[going], known.rows(going), chances[on]
             if not len(which):
                 break
+            if not start:  # where to look is worked out for those alone that go on
+                grids = self._grids(known.boxes, self.score(*(part[on] for part in look)), views.sizes[which])
+                order = choose("greedy", grids.log_p, budget[0])
+                turns = self.likelihood(grids.log_p, order)[:, 0]
+            elif not going.all():
+                grids, order, turns = grids.rows(going), order[on], turns[on]
             cells = order[..., start : start + at_once]
 
             def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
                 return cells if depth == 1 else choose("greedy", log_p, k)
 
-            below = self._expand(views, which, known.boxes[:, :1], scores, budget, select)
+            below = self._expand(views, which, grids, budget, select)
             # Of the first level's choices the likelihood follows all that came before, not only these.
-            chance = below.log_probability("greedy", self.likelihood)[:, cells.shape[2] :]
+            below.log_p, below.cells = below.log_p[1:], below.cells[1:]
+            chance = below.log_probability("greedy", self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
         if len(which) or not done:
             done.append((which, self._classified(known, chances, contributions)))
