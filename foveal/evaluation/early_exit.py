@@ -13,21 +13,22 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import median_size, wilson
-from foveal.evaluation.cost import Trial, measure_in_turn
+from foveal.evaluation.cost import REPEATS, WARM_UP
 from foveal.evaluation.evaluation import circumstances, plain_split
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
@@ -49,7 +50,7 @@ def solve(
 ) -> list[Exit]:  # fmt: skip
     """Find the thresholds by which the mean image costs what is wanted, by bisection.
 
-    A time is taken for what a whole batch of images costs at each budget, divided by their number; as images leave a batch,
+    A time is what a whole batch has taken after each turn of looking, divided by the number of its images; as images leave a batch,
     those that remain may take a little longer each.
 
     Args:
@@ -61,7 +62,7 @@ def solve(
         split: images to solve on.
         batch_size: images at a time.
         workers, device, precision: see `foveal.evaluation.evaluate`.
-        seconds: least time of each measurement, where a time is asked for.
+        seconds: least time of the measurement, where a time is asked for.
         on_progress: called with how many batches are done, and how many there are.
 
     Raises:
@@ -88,9 +89,7 @@ def solve(
             return np.array([sum(np.cumprod(end)) for end in ends], dtype=float)
         if unit == "macs":
             return np.array([count(judged, size, end).macs for end in ends], dtype=float)
-        trials = [Trial(judged, lambda n: images.batch(0, some[:n], 0).to(where).views, len(some), end) for end in ends]
-        timed = [result.p50 for result in measure_in_turn(trials, precision=precision, seconds=seconds)]
-        return np.maximum.accumulate(np.array(timed))
+        return _times(judged, lambda: images.batch(0, some, 0).to(where).views, ends[-1], at_once, precision, seconds) / len(some)
 
     prices = {unit: price_in(unit) for unit in {unit for _, unit in wanted}}
     found, weights = [], fingerprint(judged)
@@ -305,16 +304,8 @@ def _confidences(
     for number, batch in enumerate(batches, start=1):
         if len(batch):
             batch = batch.to(model.mean.device)
-            sure = []
             with torch.inference_mode(), autocast(precision, model.mean.device):
-                walk = model.walk(batch.views, ends[-1], at_once, False)
-                try:
-                    which, logits = next(walk)
-                    while True:
-                        sure.append(confidence(logits))
-                        which, logits = walk.send(np.ones(len(which), dtype=bool))
-                except StopIteration as end:
-                    sure.append(confidence(end.value.logits))
+                sure = [confidence(logits) for logits in _looking_on(model, batch.views, ends[-1], at_once)]
             good = [i for i in range(len(batch)) if i not in batch.views.errors]
             failed = next(iter(batch.views.errors.values()), failed)
             if len(sure) != len(ends):
@@ -325,3 +316,31 @@ def _confidences(
     if not sum(map(len, rows)):
         raise DataError(f"none of the images could be read ({failed or 'there are none'}); check the data")
     return np.concatenate(rows), median_size(sizes)
+
+
+def _times(
+    model: GlimpseClassifier, views_of: Callable[[], Views], locations: Sequence[int], at_once: int, precision: str, seconds: float
+) -> np.ndarray:
+    """(T,) milliseconds from opening a batch to knowing how sure its images are after each turn; medians."""
+    times: list[list[float]] = []
+    began = time.perf_counter()
+    while len(times) < WARM_UP + REPEATS or time.perf_counter() - began < seconds:
+        start, ended = time.perf_counter(), []
+        with torch.inference_mode(), autocast(precision, model.mean.device):
+            for logits in _looking_on(model, views_of(), locations, at_once):
+                confidence(logits).cpu()
+                ended.append(1e3 * (time.perf_counter() - start))
+        times.append(ended)
+    return np.median(times[WARM_UP:], 0)
+
+
+def _looking_on(model: GlimpseClassifier, views: Views, locations: Sequence[int], at_once: int) -> Iterator[Tensor]:
+    """(n, classes) logits of all images after each turn, when none is left early."""
+    walk = model.walk(views, locations, at_once, False)
+    try:
+        which, logits = next(walk)
+        while True:
+            yield logits
+            which, logits = walk.send(np.ones(len(which), dtype=bool))
+    except StopIteration as end:
+        yield end.value.logits

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from foveal.errors import ConfigError
 from foveal.evaluation import solve, stop_early
-from foveal.evaluation.early_exit import NEVER_SURE, mean_cost, threshold_for
+from foveal.evaluation.cost import REPEATS, WARM_UP
+from foveal.evaluation.early_exit import NEVER_SURE, _times, mean_cost, threshold_for
+from foveal.images.views import TensorViews
 from foveal.prediction import count
 from foveal.prediction.early_exit import read_exits
 from foveal.runs import create_model
@@ -73,3 +77,22 @@ def test_the_report(tmp_path):
 def test_what_cannot_be_solved_gets_a_sentence(model, budget, message):
     with pytest.raises(ConfigError, match=message):
         solve(model(), data(8), [budget], split="test", device="cpu", seconds=0.01)
+
+
+def test_a_time_is_that_of_looking_on_turn_by_turn():
+    """Not that of the fixed budgets, whose looks are taken all at once: each turn waits, whatever it looks at."""
+
+    class Slow(TensorViews):
+        def look(self, which, boxes, size, **options):
+            time.sleep(0.02)
+            return super().look(which, boxes, size, **options)
+
+    model, opened = tnet().eval(), []
+
+    def views():
+        opened.append(1)
+        return Slow(torch.rand(4, 3, 64, 64))
+
+    one, two = (_times(model, views, (3,), at_once, "32", 0.0) for at_once in (1, 2))
+    assert len(one) == 4 and len(two) == 3 and (np.diff(one) > 20).all() and (np.diff(two) > 20).all()
+    assert 20 < one[0] < one[-1] > 80 and len(opened) == 2 * (WARM_UP + REPEATS)
