@@ -1,9 +1,10 @@
 """What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
 
-Trains each recipe for the given seconds on one thread; then, on the test canvases, accuracy at the recipe's budget, at random looks of
-as many and of the thumbnail alone; milliseconds, peak memory, multiply-accumulates and bytes for one image; and the same costs of the
-backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a byte each: canvases are drawn where they are looked
-at, which the milliseconds include. Runs that are finished are not trained again, and rows that are there are kept.
+Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names: of the next smaller canvas, or of
+one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many and of the thumbnail alone;
+how many of the digits that count the last looks held; milliseconds, peak memory, multiply-accumulates and bytes for one image; and the
+same costs of the backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a byte each: canvases are drawn
+where they are looked at, which the milliseconds include. Runs that are finished are not trained again, and rows that are there are kept.
 
     python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
 """
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from harness import write
 
@@ -36,17 +38,44 @@ def recipe_of(task: str, canvas: int) -> str:
     return f"megapixel/{'one_' if task == 'one' else ''}{canvas}"
 
 
-def fit(recipe: str, root: str, seed: int, seconds: float, out: Path) -> None:
-    """Train a run, unless it is finished; processor time is that of the training, not of the wall clock, and kept beside it."""
-    if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
-        return
+def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tuple[Path, float]:
+    """Train a run and those that it follows from, unless they are finished.
+
+    Returns:
+        Its folder, and the seconds of training of all of them. Processor time is that of the training, not of the wall clock, and is kept
+        beside the run.
+    """
+    out, spent = folder / f"{recipe.removeprefix('megapixel/')}_{seed}", 0.0
     command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--max_time", str(seconds)]
     command += ["--epochs", "1000000", "--workers", "0", "--device", "cpu", "--out", str(out), "--overwrite", "--quiet"]
-    before = os.times()
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after = os.times()
-    took = after.children_user + after.children_system - before.children_user - before.children_system
-    (out / "processor_seconds").write_text(f"{took:.1f}\n")
+    if source := load_recipe(recipe).get("init_from"):
+        first, spent = fit(source.removeprefix("runs/"), root, seed, seconds, folder)
+        command += ["--init-from", str(first)]
+    if not ((out / WEIGHTS).is_file() and (out / "processor_seconds").is_file()):
+        start = os.times()
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        end = os.times()
+        took = end.children_user + end.children_system - start.children_user - start.children_system
+        (out / "processor_seconds").write_text(f"{took:.1f}\n")
+    return out, spent + trained(out)[1]
+
+
+def trained(run: Path) -> tuple[int, float]:
+    """Updates and seconds of a run."""
+    steps, _, seconds = (float(v) for v in (run / METRICS).read_text().strip().splitlines()[-1].split(",")[:3])
+    return int(steps), seconds
+
+
+def found(model: GlimpseClassifier, data: Any) -> float:
+    """Share of the digits that count of which some last look held all but 3 px, as the recipes' grids allow."""
+    shares = []
+    for batch in data.loader("test", batch_size=50):
+        looks = model(batch.views, contributions=False).glimpses
+        last = looks.box[looks.level == looks.level.max()].reshape(len(batch), -1, 1, 4)
+        digits = np.stack([data.test.boxes[i] for i in batch.index])[:, None]
+        held = (last[..., :2] <= digits[..., :2] + 3) & (last[..., 2:] >= digits[..., 2:] - 3)
+        shares.append(held.all(-1).any(1).mean())
+    return round(float(np.mean(shares)), 4)
 
 
 def costs(model: GlimpseClassifier, data: Any, canvas: int, locations: tuple[int, ...] | None) -> dict[str, Any]:
@@ -58,21 +87,22 @@ def costs(model: GlimpseClassifier, data: Any, canvas: int, locations: tuple[int
     }  # fmt: skip
 
 
-def row_of(task: str, canvas: int, seed: int, run: Path, root: str, images: int) -> dict[str, Any]:
+def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str, images: int) -> dict[str, Any]:
     recipe = recipe_of(task, canvas)
     data = get_data(**{**load_recipe(recipe)["data"], "root": root, "train": 0, "val": 0, "test": images})
     model = load(run, device="cpu").eval()
     plans = {"accuracy": Plan(model.locations), "random": Plan(model.locations, "random"), "thumbnail": Plan(())}
-    found = judge(model, data.loader("test", batch_size=50), list(plans.values()), seed=seed)
+    judged = judge(model, data.loader("test", batch_size=50), list(plans.values()), seed=seed)
     dense = model.dense()
     dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
     whole = WholeImage(dense, canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
-    trained = (run / METRICS).read_text().strip().splitlines()
-    steps, _, seconds = (float(v) for v in trained[-1].split(",")[:3])
+    steps, seconds = trained(run)
     return {
         "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
-        "steps": int(steps), "training_seconds": seconds, "processor_seconds": float((run / "processor_seconds").read_text()),
-        **{name: s.correct / s.images for name, s in zip(plans, found.scores, strict=True)},
+        "steps": steps, "training_seconds": seconds, "processor_seconds": float((run / "processor_seconds").read_text()),
+        "training_seconds_of_chain": round(chain, 1),
+        **{name: s.correct / s.images for name, s in zip(plans, judged.scores, strict=True)},
+        "found": found(model, data),
         "looking": costs(model, data, canvas, None),
         "whole_canvas": costs(whole, data, canvas, ()),
     }  # fmt: skip
@@ -96,9 +126,8 @@ def main() -> None:
         for canvas in args.canvases:
             for seed in args.seeds:
                 if (task, canvas, seed) not in kept:
-                    run = args.folder / f"{task}_{canvas}_{seed}"
-                    fit(recipe_of(task, canvas), args.root, seed, args.seconds, run)
-                    rows.append(row_of(task, canvas, seed, run, args.root, args.images))
+                    run, chain = fit(recipe_of(task, canvas), args.root, seed, args.seconds, args.folder)
+                    rows.append(row_of(task, canvas, seed, run, chain, args.root, args.images))
                     write(args.out, rows, seed=None)
     for row in rows:
         right = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in ("accuracy", "random", "thumbnail"))

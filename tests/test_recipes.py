@@ -203,15 +203,30 @@ def test_recipe_for_the_digits_runs(tmp_path):
     assert fit(config, out, **how).load_model().locations == tuple(load_recipe("ram_digits")["model"]["locations"])
 
 
-@pytest.mark.parametrize("name", MEGAPIXEL)
-def test_recipe_for_megapixel_digits_runs(name, roots, tmp_path):
+@pytest.fixture(scope="module")
+def canvases(roots, tmp_path_factory):
+    """A run of a recipe for megapixel digits, made when it is first asked for, after those that it begins with."""
     from foveal.training import fit
 
-    few = ["--data.root", str(roots("mnist")), "--data.train", "4", "--data.val", "2", "--data.test", "2"]
-    flags = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]
-    config, out, how = configure(name, [*few, *flags])
-    model = fit(config, out, **how).load_model()
-    root = np.array([[0.0, 0, config.data["canvas"], config.data["canvas"]]])
+    made = {}
+
+    def run(name):
+        if name not in made:
+            flags = ["--data.root", str(roots("mnist")), "--data.train", "4", "--data.val", "2", "--data.test", "2", "--steps", "1"]
+            flags += ["--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet", "--out", str(tmp_path_factory.mktemp("run"))]
+            if before := load_recipe(name).get("init_from"):
+                flags += ["--init-from", str(run(before.removeprefix("runs/")).path)]
+            config, out, how = configure(name, flags)
+            made[name] = fit(config, out, **how)
+        return made[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", MEGAPIXEL)
+def test_recipe_for_megapixel_digits_runs(name, canvases):
+    model, canvas = canvases(name).load_model(), load_recipe(name)["data"]["canvas"]
+    root = np.array([[0.0, 0, canvas, canvas]])
     first = model.grid.boxes(root)[0]
     last = model.grid.boxes(first)
     # The last looks are at native resolution, and no digit is cut by more than 3 px in all cells of its look.
