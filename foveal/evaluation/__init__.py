@@ -18,7 +18,7 @@
     coverage(boxes, sizes) -> share of each image inside the union of its boxes; diversity(boxes, sizes); chosen_boxes(glimpses, images)
     Comparison: .points, .errors, .about, .table(), .as_dict(), .write(folder)
     Occlusion: .points, .errors, .about, .table(), .as_dict(), .write(folder)
-    Faithfulness: .curves, .pointing, .errors, .about, .table(), .as_dict(), .write(folder)
+    Faithfulness: .curves, .pointing, .found, .errors, .about, .table(), .as_dict(), .write(folder)
     Evaluation: .points, .dense, .errors, .about, .table() (for rich), .as_dict(), .write(folder)
 
 Example:
@@ -33,12 +33,12 @@ from foveal.evaluation.cost import Cost, Measured, Trial, best_batch, count, mea
 from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
 from foveal.evaluation.early_exit import EarlyExit, Spent, solve, spend, stop_early
 from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
-from foveal.evaluation.faithfulness import Curve, Faithfulness, Hits, faithful
+from foveal.evaluation.faithfulness import Curve, Faithfulness, Found, Hits, faithful
 from foveal.evaluation.occlusion import Occlusion, Verdict, occlude
 from foveal.evaluation.tables import Tables, table
 
 __all__ = [
-    "Comparison", "Cost", "Curve", "DenseCost", "EarlyExit", "Evaluation", "Faithfulness", "Hits", "Measured", "Occlusion", "Plan",
+    "Comparison", "Cost", "Curve", "DenseCost", "EarlyExit", "Evaluation", "Faithfulness", "Found", "Hits", "Measured", "Occlusion", "Plan",
     "Point", "Said", "Spent", "Standing", "Tables", "Trial", "Verdict", "best_batch", "chosen_boxes", "compare", "count", "coverage",
     "diversity", "evaluate", "expected_calibration_error", "faithful", "first_run", "fit_temperature", "judge", "measure",
     "measure_in_turn", "occlude", "paired_interval", "pareto", "said", "solve", "spend", "stop_early", "table", "wilson",

@@ -71,6 +71,7 @@ HOW = (
 
 CHANGES = ("deletion", "insertion")
 CENTRE, COVERED = "centre on the object", "half of the object covered"
+INSIDE = "half of the object inside"
 
 Ranking = tuple[str, Callable[[Views], tuple[Tensor, np.ndarray]], int]
 """What the regions are; views to (B, classes) logits and (B, N, 4) boxes inside the images, best first, NaN at the end; steps."""
@@ -126,17 +127,36 @@ class Hits:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The object in the regions hidden or shown so far: unlike the pointing game, comparable between regions of other sizes.
+
+    Attributes:
+        images: how many have boxes.
+        share: share of the image in the regions at each step, mean; the first is 0.
+        half: share of images of whose object half or more lies in these.
+        random_half: the same of random regions.
+    """
+
+    images: int
+    share: tuple[float, ...]
+    half: tuple[float, ...]
+    random_half: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Faithfulness:
-    """Result of `faithful`; ``about`` says on what, where and how."""
+    """Result of `faithful`; ``about`` says on what, where and how, ``found`` is None where no image has boxes."""
 
     about: dict[str, Any]
     curves: tuple[Curve, ...]
     pointing: tuple[Hits, ...]
+    found: Found | None
     errors: tuple[tuple[str, str], ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Content of ``faithfulness.json``."""
-        found = {"curves": [asdict(curve) for curve in self.curves], "pointing": [asdict(hits) for hits in self.pointing]}
+        found: dict[str, Any] = {"curves": [asdict(curve) for curve in self.curves], "pointing": [asdict(hits) for hits in self.pointing]}
+        found["found"] = None if self.found is None else asdict(self.found)
         return {**self.about, **found, "errors": [{"image": image, "error": error} for image, error in self.errors]}
 
     def write(self, folder: str | Path) -> None:
@@ -216,6 +236,8 @@ def faithful(
             if len(objects) and not np.isnan(boxes[i, :1]).any():
                 centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
                 rows[CENTRE].append(np.array([[_inside(at, objects) for at in (centre, (centre + moves[i]) % sizes[i])]]))
+                inside = [[_half_inside(part[i], objects) for part in steps_of] for steps_of in parts.values()]
+                rows[INSIDE].append(np.array([[found["share"][i], *inside]]))
                 if kind == "looks":
                     rows[COVERED].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
     seen = {key: np.concatenate(values) for key, values in rows.items()}
@@ -231,7 +253,8 @@ def faithful(
         for (j, name), change in product(enumerate(names), CHANGES)
     ]
     pointing = [_hits(what, seen[what]) for what in (CENTRE, COVERED) if what in seen]
-    result = Faithfulness(about, tuple(curves), tuple(pointing), tuple(dict(errors).items()))
+    known = Found(len(seen[INSIDE]), *(tuple(row) for row in seen[INSIDE].mean(0).tolist())) if INSIDE in seen else None
+    result = Faithfulness(about, tuple(curves), tuple(pointing), known, tuple(dict(errors).items()))
     if out is not None:
         result.write(out)
     return result
@@ -435,6 +458,15 @@ def _half_covered(regions: np.ndarray, objects: np.ndarray) -> bool:
     pieces = np.nan_to_num(regions)[:, :, None]
     shared = np.clip(np.minimum(pieces[..., 2:], objects[:, 2:]) - np.maximum(pieces[..., :2], objects[:, :2]), 0, None).prod(-1).sum(1)
     return bool((2 * shared >= (objects[:, 2:] - objects[:, :2]).prod(1)).any())
+
+
+def _half_inside(regions: np.ndarray, objects: np.ndarray) -> bool:
+    """Whether half or more of one of (k, 4) boxes lies in (N, 4) regions together."""
+    for box in objects:
+        touching = regions[(regions[:, :2] < box[2:]).all(1) & (regions[:, 2:] > box[:2]).all(1)]
+        if coverage((touching - np.tile(box[:2], 2))[None], (box[2:] - box[:2])[None])[0] >= 0.5:
+            return True
+    return False
 
 
 # ---- for people

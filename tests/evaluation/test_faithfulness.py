@@ -217,9 +217,28 @@ def test_half_of_the_object_is_enough(wider, share):
     assert half.share == share
 
 
+def test_the_object_inside_the_regions_pixel_by_pixel():
+    wide = np.array([0, -4, 0, 4])
+    result = faithful(attending(), data(50, boxes=lambda around: around + wide), device="cpu")
+    images, _, around = squares(50)
+    moves = np.floor(Draws(0, 0, np.arange(50)).uniform("random regions", 2) * 24).astype(int)
+    expected = np.zeros((2, 11))
+    for image, (y0, x0, y1, x1), move in zip(images, (around + wide).astype(int), moves, strict=True):
+        bright = image[0].reshape(3, 8, 3, 8).mean((1, 3)).flatten()
+        order = np.argsort(-bright.numpy(), kind="stable")
+        for step in range(11):
+            shown = np.isin(np.arange(9), order[: round(step * 9 / 10)]).reshape(3, 3).repeat(8, 0).repeat(8, 1)
+            for row, mask in zip(expected, (shown, np.roll(shown, tuple(move), (0, 1))), strict=True):
+                row[step] += mask[y0:y1, max(x0, 0) : x1].sum() >= (y1 - y0) * (x1 - x0) / 2
+    assert result.found.images == 50 and result.found.share == result.curves[0].share
+    assert result.found.half == pytest.approx(expected[0] / 50) and result.found.random_half == pytest.approx(expected[1] / 50)
+    assert 0 < result.found.random_half[3] < result.found.half[3]
+
+
 def test_no_boxes_no_game():
     none = DataModule(classes=CLASSES, test=TensorDataset(*squares(20)[:2], CLASSES), name="squares")
-    assert faithful(Seer(), none, device="cpu").pointing == ()
+    without = faithful(Seer(), none, device="cpu")
+    assert without.pointing == () and without.found is None and without.as_dict()["found"] is None
     some = TensorDataset(*squares(20)[:2], CLASSES)
     some.boxes = [np.empty((0, 4))] * 15 + [np.array([[0, 0, 24, 24.0]])] * 5
     (at, _) = faithful(Seer(), DataModule(classes=CLASSES, test=some, name="squares"), device="cpu").pointing
@@ -359,7 +378,12 @@ def test_the_command(capsys, runs, tmp_path):
     stored = json.loads((runs[0] / "faithfulness.json").read_text())
     assert stored["command"].startswith("foveal faithful") and stored["regions"] == "looks"
     assert {"model", "judges", "split", "device", "machine", "torch", "foveal", "seed", "how"} < set(stored)
-    assert len(stored["curves"]) == 4 and stored["pointing"][1]["images"] == 8 and len(stored["curves"][0]["probability"]) == 3
+    assert (
+        len(stored["found"]["half"]) == 3
+        and len(stored["curves"]) == 4
+        and stored["pointing"][1]["images"] == 8
+        and len(stored["curves"][0]["probability"]) == 3
+    )
     assert Image.open(runs[0] / "faithfulness.png").size[0] > 1000
     assert main(["faithful", tnet, "--locations", "4", "--out", str(tmp_path), "--quiet", "--device", "cpu"]) == 0
     assert len(json.loads((tmp_path / "faithfulness.json").read_text())["curves"][0]["share"]) == 5
