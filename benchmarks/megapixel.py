@@ -1,9 +1,9 @@
 """What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
 
 Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names: of the next smaller canvas, or of
-one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many and of the thumbnail alone;
-how many of the digits that count the last looks held; milliseconds, peak memory, multiply-accumulates and bytes for one image; and the
-same costs of the backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a byte each: canvases are drawn
+one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many, of the thumbnail alone and at
+other budgets; how many of the digits that count the last looks held; milliseconds, peak memory, multiply-accumulates and bytes for one
+image; and the same costs of the backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a byte each: canvases are drawn
 where they are looked at, which the milliseconds include. Runs that are finished are not trained again, and rows that are there are kept.
 
     python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
@@ -32,6 +32,7 @@ from foveal.runs import METRICS, WEIGHTS
 
 CANVASES = (500, 1000, 1500, 3000)
 TASKS = ("one", "majority")
+BUDGETS = ((1, 1), (2, 1), (5, 1))
 
 
 def recipe_of(task: str, canvas: int) -> str:
@@ -91,8 +92,9 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
     recipe = recipe_of(task, canvas)
     data = get_data(**{**load_recipe(recipe)["data"], "root": root, "train": 0, "val": 0, "test": images})
     model = load(run, device="cpu").eval()
-    plans = {"accuracy": Plan(model.locations), "random": Plan(model.locations, "random"), "thumbnail": Plan(())}
-    judged = judge(model, data.loader("test", batch_size=50), list(plans.values()), seed=seed)
+    plans = [Plan(model.locations), Plan(model.locations, "random"), Plan(()), *map(Plan, BUDGETS)]
+    judged = judge(model, data.loader("test", batch_size=50), plans, seed=seed)
+    right = [s.correct / s.images for s in judged.scores]
     dense = model.dense()
     dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
     whole = WholeImage(dense, canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
@@ -101,7 +103,8 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
         "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
         "steps": steps, "training_seconds": seconds, "processor_seconds": float((run / "processor_seconds").read_text()),
         "training_seconds_of_chain": round(chain, 1),
-        **{name: s.correct / s.images for name, s in zip(plans, judged.scores, strict=True)},
+        **dict(zip(("accuracy", "random", "thumbnail"), right, strict=False)),
+        "by_budget": {",".join(map(str, budget)): share for budget, share in zip(BUDGETS, right[3:], strict=True)},
         "found": found(model, data),
         "looking": costs(model, data, canvas, None),
         "whole_canvas": costs(whole, data, canvas, ()),
