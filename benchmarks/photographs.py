@@ -1,0 +1,278 @@
+"""Photographs: is it better to look, or to push the whole image through the same backbone?
+
+RSSCN7, 2,800 aerial scenes of 400 px in 7 classes. TNet, Saccader with a separate classifier, and the dense network on a thumbnail, at
+half and at full resolution, all with MobileNetV2, from ImageNet's weights and from nothing; each trained for the same processor time of
+one core. Images with odd numbers are for training, the last 40 odd ones of each class among them for validation, even ones are the test.
+
+Then, on the test images: accuracy at every budget, at random looks, and with images left as soon as they are sure, at thresholds found on
+the validation images; and, for the first seed, milliseconds an image from opening its file to its class, all contenders in turn. Runs that
+are finished are not trained again, and rows that are there are kept.
+
+    python benchmarks/photographs.py --root rsscn7 --weights imagenet-mobilenetv2-int8.npz --out benchmarks/results/photographs.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mobilenet_int8
+import numpy as np
+import torch
+from harness import milliseconds, ratio, write
+from torch import Tensor
+from training import affordable, fit
+
+from foveal import get_data, load
+from foveal.data import DataModule
+from foveal.data.folder import list_classes
+from foveal.evaluation.accuracy import Plan, judge
+from foveal.evaluation.early_exit import mean_cost, threshold_for
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.prediction.cost import count
+from foveal.prediction.early_exit import confidence, look_until
+from foveal.runs import WEIGHTS
+
+SIDE = 400
+LAST_TRAINING = 320  # images with odd numbers after it are for validation
+SCALES = 4  # of each class, images 1 to 100 are of the first, 101 to 200 of the second, and so on
+STARTS = ("pretrained", "scratch")
+MOST = 4  # looks
+EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
+
+COMMON = [
+    "--data", "manifest", "--data.augmentation", "light", "--batch_size", "32", "--workers", "0",
+    "--device", "cpu", "--optimiser", "adamw", "--optimiser.lr", "1e-3", "--optimiser.weight_decay", "1e-2",
+    "--optimiser.schedule", "cosine", "--optimiser.warmup", "20", "--val_every", "1000000",
+]  # fmt: skip
+
+
+class Phase(NamedTuple):
+    """A run of training: its share of the time, its flags, and whether its backbone begins with ImageNet's weights."""
+
+    share: float
+    flags: list[str]
+    backbone: bool = True
+
+
+def dense(side: int) -> list[Phase]:
+    return [Phase(1, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
+
+
+CONTENDERS = {
+    "tnet": [
+        Phase(1, [
+            "--model", "tnet", "--model.backbone", "mobilenetv2_100", "--model.backbone_options", "{pad_type: same}",
+            "--model.base_size", "128", "--model.locations", "[2]",
+        ]),
+    ],
+    # The locator's windows are 33 px of 96, so that a glimpse is a third of the image's side.
+    "saccader": [
+        Phase(1 / 3, [
+            "--model", "saccader", "--model.backbone", "bagnet_small", "--model.image_size", "96", "--model.locations", "[4]",
+            "--model.backbone_options", "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}",
+        ], backbone=False),
+        Phase(2 / 3, [
+            "--model", "saccader_separate", "--model.backbone", "bagnet_small", "--model.image_size", "96", "--model.locations", "[4]",
+            "--model.backbone_options", "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}", "--model.classifier", "mobilenetv2_100",
+            "--model.classifier_options", "{pad_type: same}", "--model.glimpse_size", "96",
+            "--objective", "cross_entropy", "--objective.trains", "[classifier]",
+        ]),
+    ],
+    "dense 100": dense(100),
+    "dense 200": dense(200),
+    "dense 400": dense(400),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------------ data
+
+
+def number_of(path: str) -> int:
+    """1 to 400: ``aGrass/a017.webp`` is the 17th of its class."""
+    return int("".join(filter(str.isdigit, Path(path).stem)))
+
+
+def split_of(path: str) -> str:
+    number = number_of(path)
+    return "test" if number % 2 == 0 else "val" if number > LAST_TRAINING else "train"
+
+
+def prepare(root: Path, folder: Path) -> tuple[Path, list[str]]:
+    """Write the table of images, and return it with the training images."""
+    rows = [(str(Path(path).resolve()), label, split_of(path)) for label, paths in list_classes(root).items() for path in paths]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return folder / "table.csv", [path for path, _, split in rows if split == "train"]
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+class Job(NamedTuple):
+    contender: str
+    start: str
+    seed: int
+
+    def run(self, folder: Path, phase: int = -1) -> Path:
+        phases = range(len(CONTENDERS[self.contender]))
+        stage = f"_{phases[phase] + 1}" if len(phases) > 1 else ""
+        return folder / f"{self.contender.replace(' ', '_')}{stage}_{self.start}_{self.seed}"
+
+
+def flags_of(job: Job, phase: int, table: Path, weights: Path, folder: Path) -> list[str]:
+    _, flags, backbone = CONTENDERS[job.contender][phase]
+    flags = [*COMMON, "--data.file", str(table), *flags]
+    if job.start == "pretrained" and backbone:
+        flags += ["--model.pretrained", str(weights)]
+    return flags + (["--init-from", str(job.run(folder, phase - 1))] if phase else [])
+
+
+def train(job: Job, steps: Sequence[int], table: Path, weights: Path, folder: Path) -> None:
+    """All phases of a contender that are not there yet; how long each took is kept beside its weights."""
+    for phase, most in enumerate(steps):
+        out = job.run(folder, phase)
+        if not (out / WEIGHTS).is_file() or not (out / "trained.json").is_file():
+            took = fit(flags_of(job, phase, table, weights, folder), out, steps=most, seed=job.seed)
+            (out / "trained.json").write_text(json.dumps({"steps": most, "processor_seconds": round(took, 1)}) + "\n")
+
+
+# --------------------------------------------------------------------------------------------------------------- judging
+
+
+def budgets_of(model: GlimpseClassifier) -> list[tuple[int, ...]]:
+    return [(k,) if k else () for k in range(MOST + 1)] if model.locations else [()]
+
+
+def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Iterator[dict[str, Any]]:
+    """A row for each budget, each number of random looks, and each way of leaving images early."""
+    budgets = budgets_of(model)
+    plans = [Plan(budget) for budget in budgets]
+    drawn = [Plan(budget, "random") for budget in budgets if budget]
+    found = judge(model, data.loader("test", batch_size=40), [*plans, *drawn], seed=job.seed, keep_logits=True)
+    target = np.asarray(data.test.targets)[found.good]
+    scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.good]
+    macs = np.array([count(model, SIDE, budget).macs for budget in budgets])
+
+    def row(looks: float, policy: str, answer: np.ndarray, cost: float, **more: Any) -> dict[str, Any]:
+        right = answer == target
+        by_scale = [round(float(right[scale == s].mean()), 4) for s in range(SCALES)]
+        return {**job._asdict(), "looks": looks, "policy": policy, "accuracy": round(float(right.mean()), 4), "by_scale": by_scale,
+                "macs": round(cost), "images": len(right), **more}  # fmt: skip
+
+    for plan, logits in zip([*plans, *drawn], found.logits, strict=True):
+        looks = sum(plan.locations)
+        yield row(looks, plan.policy if looks else "none", logits.argmax(-1).numpy(), macs[looks])
+    if model.locations and job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
+        known = judge(model, data.loader("val", batch_size=40), plans, keep_logits=True)
+        sure = np.stack([confidence(logits).numpy() for logits in known.logits], 1)
+        seen = np.stack([confidence(logits).numpy() for logits in found.logits[: len(plans)]], 1)
+        answers = np.stack([logits.argmax(-1).numpy() for logits in found.logits[: len(plans)]], 1)
+        price = np.arange(len(plans), dtype=float)
+        for wanted in EXITS:
+            threshold = threshold_for(sure, price, wanted)
+            leaves = seen >= threshold
+            leaves[:, -1] = True
+            turn = leaves.argmax(1)
+            answer = answers[np.arange(len(turn)), turn]
+            looks = round(mean_cost(seen, price, threshold), 4)
+            yield row(looks, "exit", answer, macs[turn].mean(), wanted=wanted, threshold=threshold)
+
+
+# ---------------------------------------------------------------------------------------------------------------- timing
+
+
+def time_rows(start: str, folder: Path, data: DataModule, rows: list[dict[str, Any]], batch: int, images: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds an image of every contender's first seed, batch by batch in turn; ratios are of the batches' pairs, to dense 400."""
+    ways: dict[tuple[str, str, float], Callable[[Any], Tensor]] = {}
+    for contender in CONTENDERS:
+        job = Job(contender, start, 0)
+        if not (job.run(folder) / WEIGHTS).is_file():
+            continue
+        model = load(job.run(folder), device="cpu").eval()
+        for budget in budgets_of(model):
+            ways[contender, "greedy" if budget else "none", sum(budget)] = lambda views, m=model, b=budget: m(views, b, contributions=False)
+        for row in rows:
+            if row["policy"] == "exit" and (row["contender"], row["start"], row["seed"]) == job:
+                key = contender, "exit", row["wanted"]
+                ways[key] = lambda views, m=model, r=row: look_until(m, views, r["threshold"], (MOST,))
+    times = {key: [] for key in ways}
+    some = np.random.default_rng(0).permutation(len(data.test))[:images]
+    with torch.inference_mode():
+        for number, which in enumerate([some[:batch], *(some[i : i + batch] for i in range(0, len(some), batch))]):
+            for key, classify in ways.items():
+                began = time.perf_counter()
+                classify(data.test.batch(0, which.tolist(), 0).views).logits.argmax(-1).tolist()
+                if number:  # the first batch is taken twice
+                    times[key].append((time.perf_counter() - began) / len(which))
+    slowest = np.array(times["dense 400", "none", 0])
+    for (contender, policy, looks), mine in times.items():
+        yield {"start": start, "contender": contender, "policy": policy, "looks": looks, "batch": batch, "images": len(some),
+               "ms": milliseconds(np.array(mine)), "mean_ms": round(1e3 * float(np.mean(mine)), 3),
+               "of_dense_400": ratio(np.array(mine), slowest)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder with the seven class folders of RSSCN7")
+    parser.add_argument("--weights", required=True, help="archive of MobileNetV2, see mobilenet_int8.py")
+    parser.add_argument("--folder", type=Path, default=Path("runs/photographs"), help="where the run folders go")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=300, help="processor time of each training")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--train-only", action="store_true", help="leave judging to another call")
+    parser.add_argument("--timed-images", type=int, default=480)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    table, training_images = prepare(args.root, args.folder)
+    weights = args.folder / "mobilenetv2.safetensors"
+    if not weights.is_file():
+        mobilenet_int8.write(args.weights, training_images[:: max(1, len(training_images) // 256)][:256], weights)
+
+    steps_file = args.folder / "steps.json"
+    steps = json.loads(steps_file.read_text()) if steps_file.is_file() else {}
+    for name in args.contenders:
+        if name not in steps:
+            trial = Job(name, "pretrained", -1)
+            steps[name] = []
+            for phase, (share, *_) in enumerate(CONTENDERS[name]):
+                flags = flags_of(trial, phase, table, weights, args.folder)
+                steps[name].append(affordable(flags, share * args.seconds, trial.run(args.folder, phase)))
+            steps_file.write_text(json.dumps(steps) + "\n")
+    print("steps:", steps, flush=True)
+    jobs = [Job(name, start, seed) for start in args.starts for seed in args.seeds for name in args.contenders]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: train(job, steps[job.contender], table, weights, args.folder), jobs))
+    if args.train_only:
+        return
+
+    data = get_data("manifest", file=str(table))
+    found = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
+    rows, trained = found.get("rows", []), found.get("trained", [])
+    kept = {(row["contender"], row["start"], row["seed"]) for row in rows}
+    torch.set_num_threads(2)
+    for job in jobs:
+        if job not in kept:
+            phases = [json.loads((job.run(args.folder, i) / "trained.json").read_text()) for i in range(len(CONTENDERS[job.contender]))]
+            trained.append({**job._asdict(), "phases": phases})
+            model = load(job.run(args.folder), device="cpu").eval()
+            rows += accuracy_rows(job, model, data)
+            print(*job, "done", flush=True)
+            write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows}, seed=None)
+    times = [row for batch in (1, 16) for row in time_rows(args.starts[0], args.folder, data, rows, batch, args.timed_images)]
+    write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows, "times": times}, seed=None)
+    for row in times:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
