@@ -223,7 +223,7 @@ def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jso
 def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The command line as the parser wants it, and what goes through untyped.
 
-    ``--model X`` is ``--model.name X``; hyphens and underscores are one; a flag without a value is true; ``2,1`` is a list.
+    ``--model X`` is ``--model.name X``, and so for every section that has a name; hyphens and underscores are one; a flag without a value is true; ``2,1`` is a list.
     """
     known, through, i = [], {}, 0
     while i < len(argv):
@@ -236,7 +236,7 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
             raise UsageError(f"{token}: is not expected here; a recipe comes first, and values after their --key")
         key, equals, value = token[2:].partition("=")
         key = key.replace("-", "_")
-        key = f"{key}.name" if key in SECTIONS and f"{key}.name" in by_key else key
+        key = f"{key}.name" if f"{key}.name" in by_key else key
         if not equals:
             if i < len(argv) and not argv[i].startswith("--"):
                 value, i = argv[i], i + 1
