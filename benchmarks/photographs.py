@@ -48,7 +48,7 @@ EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
 
 COMMON = [
     "--data", "manifest", "--data.augmentation", "light", "--batch_size", "32", "--workers", "0",
-    "--device", "cpu", "--optimiser", "adamw", "--optimiser.lr", "1e-3", "--optimiser.weight_decay", "1e-2",
+    "--device", "cpu", "--optimiser.name", "adamw", "--optimiser.lr", "1e-3", "--optimiser.weight_decay", "1e-2",
     "--optimiser.schedule", "cosine", "--optimiser.warmup", "20", "--val_every", "1000000",
 ]  # fmt: skip
 
