@@ -1,8 +1,8 @@
 """What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
 
-Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is trained first: of the next
-smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many, of
-the thumbnail alone and at other budgets; how many of the digits that count the last looks held; milliseconds, peak memory,
+Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is trained first: of the
+next smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many,
+of the thumbnail alone and at other budgets; how many of the digits that count the last looks held; milliseconds, peak memory,
 multiply-accumulates and bytes for one image; and the same costs of the backbone pushed over the whole canvas. Pixels are those of an
 uncompressed pyramid, a byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are finished are
 not trained again, and rows that are there are kept.
