@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import write
+from training import affordable, fit
 
 from foveal import get_data, load
 from foveal.draws import Draws
@@ -33,28 +31,6 @@ CONTENDERS = {
     "random looks": ["--objective.warm_up", "1.0"],
     "dense": ["--model", "plain_convnet_32", "--model.image_size", "256"],
 }
-TRIAL = 8  # seconds that two trial runs must differ by
-
-
-def fit(name: str, steps: int, seed: int, out: Path) -> float:
-    """Train, and return the seconds of processor time that it took."""
-    command = [sys.executable, "-m", "foveal.cli", "fit", "demo", *CONTENDERS[name], "--seed", str(seed), "--max_time", "1e6"]
-    command += ["--steps", str(steps), "--out", str(out), "--overwrite", "--quiet"]
-    before = os.times()
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def affordable(name: str, seconds: float, folder: Path) -> int:
-    """Steps that fit; what comes before the first one is not counted."""
-    few = more = 5
-    start = fit(name, few, 0, folder / "trial")
-    took = 0.0
-    while took < TRIAL:
-        more *= 2
-        took = fit(name, more, 0, folder / "trial") - start
-    return round(seconds * (more - few) / took)
 
 
 def accuracy(model: GlimpseClassifier, data: Any, locations: tuple[int, ...], policy: str = "greedy") -> float:
@@ -91,13 +67,13 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed) for name in args.contenders for seed in (args.seeds if name == "tnet" else args.other_seeds or args.seeds)]
-    steps = {name: affordable(name, args.seconds, args.folder) for name in args.contenders}
+    steps = {name: affordable(["demo", *CONTENDERS[name]], args.seconds, args.folder / "trial") for name in args.contenders}
     print("steps:", steps, flush=True)
 
     def train(job: tuple[str, int]) -> Path:
         name, seed = job
         out = args.folder / f"{name.replace(' ', '_')}_{seed}"
-        fit(name, steps[name], seed, out)
+        fit(["demo", *CONTENDERS[name]], out, steps=steps[name], seed=seed)
         return out
 
     with ThreadPoolExecutor(2) as pool:

@@ -63,8 +63,8 @@ class Phase(NamedTuple):
     backbone: bool = True
 
 
-def dense(side: int) -> list[Phase]:
-    return [Phase(1, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
+def dense(side: int, share: float = 1) -> list[Phase]:
+    return [Phase(share, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
 
 
 CONTENDERS = {
@@ -90,6 +90,7 @@ CONTENDERS = {
     "dense 100": dense(100),
     "dense 200": dense(200),
     "dense 400": dense(400),
+    "dense 400, longer": dense(400, share=4),
 }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ class Job(NamedTuple):
     def run(self, folder: Path, phase: int = -1) -> Path:
         phases = range(len(CONTENDERS[self.contender]))
         stage = f"_{phases[phase] + 1}" if len(phases) > 1 else ""
-        return folder / f"{self.contender.replace(' ', '_')}{stage}_{self.start}_{self.seed}"
+        return folder / f"{self.contender.replace(',', '').replace(' ', '_')}{stage}_{self.start}_{self.seed}"
 
 
 def flags_of(job: Job, phase: int, table: Path, weights: Path, folder: Path) -> list[str]:

@@ -21,10 +21,12 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
         seed: of the run.
     """
     command = [sys.executable, "-m", "foveal.cli", "fit", *flags, "--seed", str(seed), "--steps", str(steps), "--max_time", "1e6"]
-    before = os.times()
-    subprocess.run([*command, "--out", str(out), "--overwrite", "--quiet"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    run = subprocess.Popen([*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, status, used = os.wait4(run.pid, 0)  # of this run alone, while others may end beside it
+    run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    return used.ru_utime + used.ru_stime
 
 
 def affordable(flags: Sequence[str], seconds: float, folder: Path) -> int:

@@ -152,7 +152,9 @@ def test_all_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path
     subprocess.run(command, check=True)
     found = json.loads((tmp_path / "out.json").read_text())["results"]
     assert {(row["contender"], row["start"]) for row in found["rows"]} == {
-        (name, start) for name in ("tnet", "saccader", "dense 100", "dense 200", "dense 400") for start in ("pretrained", "scratch")
+        (name, start)
+        for name in ("tnet", "saccader", "dense 100", "dense 200", "dense 400", "dense 400, longer")
+        for start in ("pretrained", "scratch")
     }
     assert {row["policy"] for row in found["rows"] if row["contender"] == "tnet"} == {"none", "greedy", "random", "exit"}
     assert all(row["ms"] > 0 for row in found["times"])
