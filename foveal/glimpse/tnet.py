@@ -324,11 +324,12 @@ class TNet(GlimpseClassifier):
     def describe(self, features: Tensor) -> Tensor:
         """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
         if self.location_index is not None:
-            cells = features[..., self.location_index, :][..., self.location_index]
-        else:
-            rows = self.cell_weights.to(features.dtype)
-            cells = rows @ features @ rows.T
-        return cells.flatten(2).transpose(1, 2)
+            return features[..., self.location_index, :][..., self.location_index].flatten(2).transpose(1, 2)
+        rows = self.cell_weights.to(features.dtype)
+        images, channels, _, width = features.shape
+        # Channels are last in memory: averaged as they lie, down first, then across.
+        down = rows @ features.permute(0, 2, 3, 1).flatten(2)
+        return (rows @ down.reshape(-1, width, channels)).reshape(images, -1, channels)
 
     # ---- the traversal (spec 3.1, 5)
 
