@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import write
+from training import fit
 
 from foveal import get_data, load
 from foveal.evaluation import solve
@@ -46,15 +44,12 @@ TASKS: dict[str, dict[str, Any]] = {  # what differs from the demo
 }  # fmt: skip
 
 
-def fit(folder: Path, task: str, seed: int) -> Path:
-    """Train a run, unless it is finished."""
+def run_of(folder: Path, task: str, seed: int) -> Path:
+    """A run, trained unless it is finished."""
     out, how = folder / f"{task}_{seed}", TASKS[task]
-    if (out / WEIGHTS).is_file():
-        return out
-    command = [sys.executable, "-m", "foveal.cli", "fit", "demo", "--data.canvas", str(how["canvas"]), *how["flags"], "--seed", str(seed)]
-    command += ["--steps", str(how["steps"]), "--max_time", "1e6", "--out", str(out), "--overwrite", "--quiet"]
-    command += ["--init_from", str(fit(folder, how["after"], seed))] if "after" in how else []
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if not (out / WEIGHTS).is_file():
+        after = ["--init_from", str(run_of(folder, how["after"], seed))] if "after" in how else []
+        fit(["demo", "--data.canvas", str(how["canvas"]), *how["flags"], *after], out, steps=how["steps"], seed=seed)
     return out
 
 
@@ -162,10 +157,10 @@ def main() -> None:
         for task in args.tasks:
             for seed in TASKS[task]["seeds"]:
                 if (task, seed) not in kept:
-                    results["ways"] += rows_of(task, seed, fit(args.folder, task, seed), args.rounds)
+                    results["ways"] += rows_of(task, seed, run_of(args.folder, task, seed), args.rounds)
                     write(args.out, results, seed=None)
             if task not in {row["task"] for row in results["turns"]}:
-                results["turns"] += turns_of(task, fit(args.folder, task, 0))
+                results["turns"] += turns_of(task, run_of(args.folder, task, 0))
                 write(args.out, results, seed=None)
     for row in results["turns"]:
         print(row["task"], f"{row['images']} left: one more look, {row['as']} {row['processor_ms']:.3f} ms an image")

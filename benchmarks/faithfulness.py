@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from harness import write
+from training import fit
 
 from foveal import get_data, load
 from foveal.evaluation import faithful
@@ -41,19 +39,13 @@ CONTENDERS: dict[str, dict[str, Any]] = {  # how it is trained, and the ways to 
 }  # fmt: skip
 
 
-def fit(folder: Path, name: str, seed: int) -> Path:
-    """Train a run, unless it is finished; the processor time it took is kept beside it."""
+def run_of(folder: Path, name: str, seed: int) -> Path:
+    """A run, trained unless it is finished; the processor time it took is kept beside it."""
     out = folder / f"{name}_{seed}"
-    if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
-        return out
-    command = [sys.executable, "-m", "foveal.cli", "fit", "demo", *CONTENDERS[name]["flags"], "--seed", str(seed)]
-    command += [part for key, value in DATA.items() for part in (f"--data.{key}", json.dumps(value))]
-    command += ["--steps", str(CONTENDERS[name]["steps"]), "--max_time", "1e6", "--out", str(out), "--overwrite", "--quiet"]
-    before = os.times()
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after = os.times()
-    took = after.children_user + after.children_system - before.children_user - before.children_system
-    (out / "processor_seconds").write_text(f"{took:.1f}\n")
+    if not (out / WEIGHTS).is_file() or not (out / "processor_seconds").is_file():
+        drawn = [part for key, value in DATA.items() for part in (f"--data.{key}", json.dumps(value))]
+        took = fit(["demo", *CONTENDERS[name]["flags"], *drawn], out, steps=CONTENDERS[name]["steps"], seed=seed)
+        (out / "processor_seconds").write_text(f"{took:.1f}\n")
     return out
 
 
@@ -95,7 +87,7 @@ def main() -> None:
     kept = {(row["contender"], row["seed"], row["way"]) for row in rows}
     for seed in args.seeds:
         for name, how in CONTENDERS.items():
-            run = fit(args.folder, name, seed)
+            run = run_of(args.folder, name, seed)
             for way in how["ways"]:
                 if (name, seed, way) not in kept:
                     area = next((row["area"] for row in rows if row["way"] == "two looks"), None)
