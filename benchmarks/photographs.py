@@ -45,6 +45,7 @@ LAST_TRAINING = 320  # images with odd numbers after it are for validation
 SCALES = 4  # of each class, images 1 to 100 are of the first, 101 to 200 of the second, and so on
 STARTS = ("pretrained", "scratch")
 MOST = 4  # looks
+RANDOM = (2, MOST)  # looks that are also taken at random
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
 PARTS = 10  # that the timed images are divided into, for the spread
 
@@ -158,7 +159,7 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
     """A row for each budget, each number of random looks, and each way of leaving images early."""
     budgets = budgets_of(model)
     plans = [Plan(budget) for budget in budgets]
-    drawn = [Plan(budget, "random") for budget in budgets if budget]
+    drawn = [Plan((k,), "random") for k in RANDOM if model.locations]
     found = judge(model, data.loader("test", batch_size=40), [*plans, *drawn], seed=job.seed, keep_logits=True)
     target = np.asarray(data.test.targets)[found.good]
     scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.good]
