@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -277,9 +278,153 @@ def megapixel(record: Any) -> Iterator[Row]:
         yield row["task"], f"{row['canvas']:,}", row["seed"], *shares, *costs
 
 
+def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
+    """The value at ``x`` on straight lines between points, of which the first pair around it counts; None beyond them all."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if min(x0, x1) <= x <= max(x0, x1):
+            return y0 if x0 == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return None
+
+
+def beside_fixed(exits: Sequence[dict], fixed: Sequence[dict], cost: str) -> str:
+    """What exits gain in accuracy on fixed budgets mixed to cost as much, and save in % on those mixed to be as accurate; means."""
+    gained: list[float | None] = []
+    saved: list[float | None] = []
+    for row in exits:
+        same = [(float(f[cost]), float(f["accuracy"])) for f in fixed if (f["seed"], f["batch"]) == (row["seed"], row["batch"])]
+        spent, accuracy = float(row[cost]), float(row["accuracy"])
+        reached, needed = between(spent, same), between(accuracy, [(right, much) for much, right in same])
+        gained.append(None if reached is None else 100 * (accuracy - reached))
+        saved.append(None if needed is None else 100 * (1 - spent / needed))
+    return f"{signed(gained, 1)}, {signed(saved, 0)} %"
+
+
+def signed(values: Sequence[float | None], digits: int) -> str:
+    """Their mean, or a dash where one is missing."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known):+.{digits}f}" if len(known) == len(values) else "–"
+
+
+def early_exit(task: str) -> Callable[[Any], Iterator[Row]]:
+    def rows_of(record: Any) -> Iterator[Row]:
+        found = [row for row in record["results"]["ways"] if row["task"] == task]
+        fixed = [row for row in found if row["way"] == "fixed"]
+        batches = sorted({row["batch"] for row in found})
+        yield "", "looks", "accuracy by seed, %", "MMACs", "beside fixed", *chain(*((f"ms at {b}", "beside fixed") for b in batches))
+        for (way, name), rows in groups(found, "way", "name").items():
+            at = groups(rows, "batch")
+            one, *_ = at.values()
+            cells: list[str] = []
+            for cost, unit, same in (("macs", 10**6, one), *(("processor_ms", 1, at.get(batch, [])) for batch in batches)):
+                cells.append(number(mean(float(row[cost]) / unit for row in same)) if same else "")
+                cells.append(beside_fixed(same, fixed, cost) if same and way == "exit" else "")
+            label, looks = f"early exit, {name}" if way == "exit" else name, mean(float(row["looks"]) for row in one)
+            yield label, f"{looks:.2f}", by_seed(row["accuracy"] for row in one), *cells
+
+    return rows_of
+
+
+for task in ("small", "large"):
+    table(f"early_exit_{task}", "early_exit.json")(early_exit(task))
+
+
+def kept(record: Any) -> str:
+    """From how little to how much of a budget in milliseconds was spent, by the clock."""
+    found = [row for row in record["results"]["ways"] if row.get("budget", "").endswith("ms")]
+    shares = sorted(float(row["ms"]) / float(row["budget"].removesuffix("ms")) for row in found)
+    return f"{shares[0]:.1f} and {shares[-1]:.1f}"
+
+
+value("early_exit_kept", "early_exit.json", kept)
+
+
+@table("early_exit_turns", "early_exit.json")
+def early_exit_turns(record: Any) -> Iterator[Row]:
+    columns = groups(record["results"]["turns"], "task", "as")
+    label = {"small": "32 px", "large": "64 px", "budget": "one more of a budget", "turn": "a turn of its own"}
+    yield "images left in the batch", *(f"{label[task]}, {label[kind]}" for task, kind in columns)
+    for images in sorted({row["images"] for row in record["results"]["turns"]}):
+        yield images, *(number(row["processor_ms"]) for rows in columns.values() for row in rows if row["images"] == images)
+
+
+def beside(rows: Sequence[dict], what: str) -> Callable[[str, str], str]:
+    """Shares in % by seed, and those of random regions behind them."""
+
+    def told(key: str, random: str) -> str:
+        return " (".join(by_seed(row[what][name] for row in rows) for name in (key, random)) + ")"
+
+    return told
+
+
+@table("faithfulness", "faithfulness.json")
+def faithfulness(record: Any) -> Iterator[Row]:
+    yield "", "accuracy", "deletion", "insertion", "pointing", "half of the digit inside", "right without them", "right by them alone"
+    for (contender, way), rows in groups(record["results"], "contender", "way").items():
+        deletion, insertion = beside(rows, "deletion"), beside(rows, "insertion")
+        curves = deletion("auc", "auc_random"), insertion("auc", "auc_random")
+        equal = deletion("accuracy", "accuracy_random"), insertion("accuracy", "accuracy_random")
+        places = beside(rows, "pointing")("share", "random"), beside(rows, "inside")("half", "random")
+        yield f"{POINTERS[contender]}: {way}", by_seed(row["accuracy"] for row in rows), *curves, *places, *equal
+
+
+POINTERS = {"tnet": "TNet", "dense": "its backbone, dense", "attention": "ResNet-8, attention pooling"}
+
+
+PHOTOGRAPHS = {
+    "dense 100": "dense, 100 px",
+    "dense 200": "dense, 200 px",
+    "dense 400": "dense, 400 px",
+    "dense 400, longer": "dense, 400 px, trained four times as long",
+    "tnet": "TNet",
+    "saccader": "Saccader, separate classifier",
+}
+WAYS = {"none": "first look alone", "greedy": "looks: {}", "random": "looks at random: {}", "exit": "until sure, looks on average: {}"}
+
+
+def photograph_ways(record: Any, start: str) -> Iterator[tuple[str, list[dict], dict[int, dict]]]:
+    """What each way to classify is called, its rows by seed, and its times by batch."""
+    keys = "contender", "policy", "asked"
+    timed = groups(record["results"].get("times", []), *keys)
+    found = groups((row for row in record["results"]["rows"] if row["start"] == start), *keys)
+    contenders, ways = list(PHOTOGRAPHS), list(WAYS)
+    for key in sorted(found, key=lambda key: (contenders.index(key[0]), ways.index(key[1]), key[2])):
+        contender, policy, asked = key
+        how = "" if contender.startswith("dense") else ", " + WAYS[policy].format(f"{asked:g}")
+        times = {row["batch"]: row for row in timed.get(key, []) if row["start"] == start}
+        yield PHOTOGRAPHS[contender] + how, found[key], times
+
+
+@table("photographs", "photographs.json")
+def photographs(record: Any) -> Iterator[Row]:
+    scratch = {label: rows for label, rows, _ in photograph_ways(record, "scratch")}
+    yield "", "from ImageNet's weights, %", "from nothing, %", "MMACs", "ms, 1 at a time", "ms, 16 at a time", "of dense 400 px"
+    for label, rows, times in photograph_ways(record, "pretrained"):
+        shares = (spread([row["accuracy"] for row in some]) for some in (rows, scratch.get(label, [])))
+        ms = (number(times[batch]["ms"]) if batch in times else "" for batch in (1, 16))
+        macs = number(mean(row["macs"] for row in rows) / 10**6)
+        yield label, *shares, macs, *ms, ratio(times[16]["of_dense_400"]) if 16 in times else ""
+
+
+@table("photographs_scales", "photographs.json")
+def photographs_scales(record: Any) -> Iterator[Row]:
+    yield "from ImageNet's weights, %", *(f"images {100 * scale + 1} to {100 * scale + 100}" for scale in range(4))
+    for label, rows, _ in photograph_ways(record, "pretrained"):
+        if rows[0]["policy"] in ("none", "greedy"):
+            yield label, *(spread([row["by_scale"][scale] for row in rows]) for scale in range(4))
+
+
+@table("photographs_training", "photographs.json")
+def photographs_training(record: Any) -> Iterator[Row]:
+    yield "", "steps of 32 images", "processor time, s"
+    for name, rows in groups(record["results"]["trained"], "contender", order=PHOTOGRAPHS).items():
+        steps = " + ".join(str(phase["steps"]) for phase in rows[0]["phases"])
+        yield PHOTOGRAPHS[name], steps, number(mean(sum(phase["processor_seconds"] for phase in row["phases"]) for row in rows))
+
+
 value("bundled_accuracy", "bundled.json", accuracies("tnet"))
 value("bundled_every_budget", "bundled.json", accuracies("tnet, credit averaged over budgets"))
 value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))
+value("faithfulness_area", "faithfulness.json", lambda record: f"{100 * record['results'][0]['area']:.1f}")
 for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", "traversal_disk"):
     value(f"{stem}_device", f"{stem}.json", lambda record: record["device"])
 

@@ -155,3 +155,26 @@ def test_cost_of_looking(copy):
         "| 4,096 | tnet | 12.3 | counted only |  |  |",
         "| 224 | tnet | 0.012 | 123 |  | 65.5 |",
     ]
+
+
+def test_early_exit_beside_mixed_fixed_budgets(copy):
+    told = {"task": "small", "seed": 0, "batch": 1}
+    fixed = ((0, 10_000_000, 1.0, 0.5), (1, 20_000_000, 3.0, 0.9))
+    ways = [told | {"way": "fixed", "name": str(k), "looks": k, "macs": n, "processor_ms": t, "accuracy": a} for k, n, t, a in fixed]
+    exits = (
+        # Fixed budgets mixed to the same products are right on 62 %, and to the same time on 70 %; on 80 % for 17.5 and 2.5.
+        ("0.5 looks", 13_000_000, 2.0, 0.8),
+        # Slower than all of them, and more accurate: nothing to compare with.
+        ("9 looks", 90_000_000, 4.0, 0.95),
+    )
+    ways += [told | {"way": "exit", "name": name, "looks": 0.5, "macs": n, "processor_ms": t, "accuracy": a} for name, n, t, a in exits]
+    (copy / "benchmarks" / "results" / "early_exit.json").write_text(json.dumps({"results": {"ways": ways, "turns": []}}))
+    page = copy / "docs" / "new.md"
+    page.write_text("<!-- table: early_exit_small -->\n<!-- end -->\n")
+    assert render(copy).returncode == 0
+    assert page.read_text().splitlines()[3:7] == [
+        "| 0 | 0.00 | 50.0 | 10.0 |  | 1.00 |  |",
+        "| 1 | 1.00 | 90.0 | 20.0 |  | 3.00 |  |",
+        "| early exit, 0.5 looks | 0.50 | 80.0 | 13.0 | +18.0, +26 % | 2.00 | +10.0, +20 % |",
+        "| early exit, 9 looks | 0.50 | 95.0 | 90.0 | –, – % | 4.00 | –, – % |",
+    ]
