@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="processor time of each training")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--train-only", action="store_true", help="leave judging to another call")
-    parser.add_argument("--timed-images", type=int, default=480)
+    parser.add_argument("--timed-images", type=int, default=480, help="0 for none: where the machine is busy")
     parser.add_argument("--out")
     args = parser.parse_args()
     table, training_images = prepare(args.root, args.folder)
@@ -266,7 +266,6 @@ def main() -> None:
     found = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
     rows, trained = found.get("rows", []), found.get("trained", [])
     kept = {(row["contender"], row["start"], row["seed"]) for row in rows}
-    torch.set_num_threads(2)
     for job in jobs:
         if job not in kept:
             phases = [json.loads((job.run(args.folder, i) / "trained.json").read_text()) for i in range(len(CONTENDERS[job.contender]))]
@@ -275,6 +274,8 @@ def main() -> None:
             rows += accuracy_rows(job, model, data)
             print(*job, "done", flush=True)
             write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows}, seed=None)
+    if not args.timed_images:
+        return
     times = [row for batch in (1, 16) for row in time_rows(args.starts[0], args.folder, data, rows, batch, args.timed_images)]
     write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows, "times": times}, seed=None)
     for row in times:
