@@ -38,7 +38,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.prediction.cost import count
 from foveal.prediction.early_exit import confidence, look_until
-from foveal.runs import WEIGHTS
+from foveal.runs import WEIGHTS, replacing
 
 SIDE = 400
 LAST_TRAINING = 320  # images with odd numbers after it are for validation
@@ -112,7 +112,7 @@ def prepare(root: Path, folder: Path) -> tuple[Path, list[str]]:
     """Write the table of images, and return it with the training images."""
     rows = [(str(Path(path).resolve()), label, split_of(path)) for label, paths in list_classes(root).items() for path in paths]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "table.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     return folder / "table.csv", [path for path, _, split in rows if split == "train"]
 
