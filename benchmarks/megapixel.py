@@ -2,10 +2,10 @@
 
 Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is trained first: of the
 next smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many,
-of the thumbnail alone and at other budgets; how many of the digits that count the last looks held; milliseconds, peak memory,
-multiply-accumulates and bytes for one image; and the same costs of the backbone pushed over the whole canvas. Pixels are those of an
-uncompressed pyramid, a byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are finished are
-not trained again, and rows that are there are kept.
+of the thumbnail alone and at other budgets; how many of the digits that count the last looks held, and how that decides; milliseconds,
+peak memory, multiply-accumulates and bytes for one image; and the same costs of the backbone pushed over the whole canvas. Pixels are
+those of an uncompressed pyramid, a byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are
+finished are not trained again, and rows that are there are kept but for their costs, which are measured in turn.
 
     python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
 """
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from harness import write
 
 from foveal import get_data, load
 from foveal.evaluation.accuracy import Plan, judge
-from foveal.evaluation.cost import count, measure
+from foveal.evaluation.cost import Trial, count, measure_in_turn
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.recipes import load_recipe
 from foveal.runs import METRICS, WEIGHTS
@@ -40,6 +41,10 @@ def recipe_of(task: str, canvas: int) -> str:
     return f"megapixel/{'one_' if task == 'one' else ''}{canvas}"
 
 
+def run_of(recipe: str, seed: int, folder: Path) -> Path:
+    return folder / f"{recipe.removeprefix('megapixel/')}_{seed}"
+
+
 def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tuple[Path, float]:
     """Train a run and those that it follows from, unless they are finished.
 
@@ -47,7 +52,7 @@ def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tupl
         Its folder, and the seconds of training of all of them. Processor time is that of the training, not of the wall clock, and is kept
         beside the run.
     """
-    out, spent = folder / f"{recipe.removeprefix('megapixel/')}_{seed}", 0.0
+    out, spent = run_of(recipe, seed, folder), 0.0
     command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--max_time", str(seconds)]
     command += ["--epochs", "1000000", "--workers", "0", "--device", "cpu", "--out", str(out), "--overwrite", "--quiet"]
     if source := load_recipe(recipe).get("init_from"):
@@ -68,25 +73,27 @@ def trained(run: Path) -> tuple[int, float]:
     return int(steps), seconds
 
 
-def found(model: GlimpseClassifier, data: Any) -> float:
-    """Share of the digits that count of which some last look held all but 3 px, as the recipes' grids allow."""
-    shares = []
+def found(model: GlimpseClassifier, data: Any) -> dict[str, Any]:
+    """Of how many of the digits that count some last look held all but 3 px, as the recipes' grids allow, and what comes of it.
+
+    Returns:
+        The share of all; and by how many were found in an image, from none to all, the images and the share of them that were right.
+    """
+    count, right = [], []
     for batch in data.loader("test", batch_size=50):
-        looks = model(batch.views, contributions=False).glimpses
-        last = looks.box[looks.level == looks.level.max()].reshape(len(batch), -1, 1, 4)
+        looked = model(batch.views, contributions=False)
+        last = looked.glimpses.box[looked.glimpses.level == looked.glimpses.level.max()].reshape(len(batch), -1, 1, 4)
         digits = np.stack([data.test.boxes[i] for i in batch.index])[:, None]
         held = (last[..., :2] <= digits[..., :2] + 3) & (last[..., 2:] >= digits[..., 2:] - 3)
-        shares.append(held.all(-1).any(1).mean())
-    return round(float(np.mean(shares)), 4)
-
-
-def costs(model: GlimpseClassifier, data: Any, canvas: int, locations: tuple[int, ...] | None) -> dict[str, Any]:
-    """Of one image at a time."""
-    measured = measure(model, lambda n: data.test.batch(0, range(n), 0).views, locations=locations, seconds=2)
+        count.append(held.all(-1).any(1).sum(1))
+        right.append((looked.logits.argmax(-1) == batch.target).numpy())
+    every, answers, digits = np.concatenate(count), np.concatenate(right), len(data.test.boxes[0])
+    split = [answers[every == n] for n in range(digits + 1)]
     return {
-        "ms": round(measured.p50, 3), "ms_p95": round(measured.p95, 3), "peak_memory": measured.peak_memory,
-        "bytes": measured.bytes_read, "macs": count(model, canvas, locations).macs,
-    }  # fmt: skip
+        "found": round(float(every.mean() / digits), 4),
+        "images_by_found": [len(part) for part in split],
+        "right_by_found": [round(float(part.mean()), 4) if len(part) else None for part in split],
+    }
 
 
 def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str, images: int) -> dict[str, Any]:
@@ -96,9 +103,6 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
     plans = [Plan(model.locations), Plan(model.locations, "random"), Plan(()), *map(Plan, BUDGETS)]
     judged = judge(model, data.loader("test", batch_size=50), plans, seed=seed)
     right = [s.correct / s.images for s in judged.scores]
-    dense = model.dense()
-    dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
-    whole = WholeImage(dense, canvas, mean=model.mean.tolist(), std=model.std.tolist()).eval()
     steps, seconds = trained(run)
     return {
         "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
@@ -106,10 +110,26 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
         "training_seconds_of_chain": round(chain, 1),
         **dict(zip(("accuracy", "random", "thumbnail"), right, strict=False)),
         "by_budget": {",".join(map(str, budget)): share for budget, share in zip(BUDGETS, right[3:], strict=True)},
-        "found": found(model, data),
-        "looking": costs(model, data, canvas, None),
-        "whole_canvas": costs(whole, data, canvas, ()),
+        **found(model, data),
     }  # fmt: skip
+
+
+def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
+    """Measure one image at a time, all rows in turn, and write it into them."""
+    kinds, trials = ("looking", "whole_canvas"), []
+    for row in rows:
+        data = get_data(**{**load_recipe(row["recipe"])["data"], "root": root, "train": 0, "val": 0, "test": 1})
+        model = load(run_of(row["recipe"], row["seed"], folder), device="cpu").eval()
+        dense = model.dense()
+        dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
+        whole = WholeImage(dense, row["canvas"], mean=model.mean.tolist(), std=model.std.tolist()).eval()
+        trials += [Trial(m, lambda n, test=data.test: test.batch(0, range(n), 0).views) for m in (model, whole)]
+    for trial in trials[:2]:
+        trial.model(trial.views_of(1))  # what a process allocates once is no model's memory
+    measured = measure_in_turn(trials, seconds=3)
+    for (row, kind), trial, m in zip(product(rows, kinds), trials, measured, strict=True):
+        macs = count(trial.model, row["canvas"]).macs
+        row[kind] = {"ms": round(m.p50, 3), "ms_p95": round(m.p95, 3), "peak_memory": m.peak_memory, "bytes": m.bytes_read, "macs": macs}
 
 
 def main() -> None:
@@ -133,6 +153,8 @@ def main() -> None:
                     run, chain = fit(recipe_of(task, canvas), args.root, seed, args.seconds, args.folder)
                     rows.append(row_of(task, canvas, seed, run, chain, args.root, args.images))
                     write(args.out, rows, seed=None)
+    costs(rows, args.root, args.folder)
+    write(args.out, rows, seed=None)
     for row in rows:
         right = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in ("accuracy", "random", "thumbnail"))
         print(f"{row['task']} {row['canvas']} px, seed {row['seed']}: {right}")

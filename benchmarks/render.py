@@ -271,11 +271,35 @@ def looking_cost(record: Any) -> Iterator[Row]:
 
 @table("megapixel", "megapixel.json")
 def megapixel(record: Any) -> Iterator[Row]:
-    yield "task", "canvas, px", "seed", "accuracy, %", "random looks", "thumbnail", "ms", "MMACs", "whole canvas, ms", "MMACs of it"
+    budgets = list(record["results"][0]["by_budget"])
+    found = ("digits found", "right where all are", "where none is")
+    yield "task", "canvas, px", "seed", "locations", "accuracy, %", "random looks", "thumbnail", *(f"at {b}" for b in budgets), *found
     for row in record["results"]:
-        shares = (f"{100 * row[key]:.1f}" for key in ("accuracy", "random", "thumbnail"))
-        costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in (("ms", 1), ("macs", 10**6)))
-        yield row["task"], f"{row['canvas']:,}", row["seed"], *shares, *costs
+        every, none = row["right_by_found"][-1], row["right_by_found"][0]
+        own = [row["accuracy"], row["random"], row["thumbnail"], *(row["by_budget"][b] for b in budgets), row["found"], every, none]
+        told = ("" if share is None else f"{100 * share:.1f}" for share in own)
+        yield row["task"], f"{row['canvas']:,}", row["seed"], looks_of(row), *told
+
+
+@table("megapixel_training", "megapixel.json")
+def megapixel_training(record: Any) -> Iterator[Row]:
+    yield "task", "canvas, px", "seed", "updates", "seconds", "seconds of processor", "seconds with the runs before"
+    for row in record["results"]:
+        seconds = (f"{row[key]:,.0f}" for key in ("training_seconds", "processor_seconds", "training_seconds_of_chain"))
+        yield row["task"], f"{row['canvas']:,}", row["seed"], f"{row['steps']:,}", *seconds
+
+
+@table("megapixel_cost", "megapixel.json")
+def megapixel_cost(record: Any) -> Iterator[Row]:
+    units = (("ms", 1), ("peak_memory", 2**20), ("macs", 10**6), ("bytes", 10**3))
+    yield "locations", "canvas, px", "ms", "MiB", "MMACs", "read, kB", "whole canvas, ms", "MiB", "MMACs", "kB"
+    for row in record["results"]:
+        costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in units)
+        yield looks_of(row), f"{row['canvas']:,}", *costs
+
+
+def looks_of(row: dict) -> str:
+    return ",".join(map(str, row["locations"]))
 
 
 def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
