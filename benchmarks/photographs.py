@@ -35,6 +35,7 @@ from foveal.data.folder import list_classes
 from foveal.evaluation.accuracy import Plan, judge
 from foveal.evaluation.early_exit import mean_cost, threshold_for
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.host import keep_freed_memory
 from foveal.images import Views
 from foveal.prediction.cost import count
 from foveal.prediction.early_exit import confidence, look_until
@@ -47,6 +48,7 @@ STARTS = ("pretrained", "scratch")
 MOST = 4  # looks
 RANDOM = (2, MOST)  # looks that are also taken at random
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
+JUDGED = 16  # images at a time
 PARTS = 10  # that the timed images are divided into, for the spread
 
 COMMON = [
@@ -160,7 +162,7 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
     budgets = budgets_of(model)
     plans = [Plan(budget) for budget in budgets]
     drawn = [Plan((k,), "random") for k in RANDOM if model.locations]
-    found = judge(model, data.loader("test", batch_size=40), [*plans, *drawn], seed=job.seed, keep_logits=True)
+    found = judge(model, data.loader("test", batch_size=JUDGED), [*plans, *drawn], seed=job.seed, keep_logits=True)
     target = np.asarray(data.test.targets)[found.good]
     scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.good]
     macs = np.array([count(model, SIDE, budget).macs for budget in budgets])
@@ -175,7 +177,7 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
         looks = sum(plan.locations)
         yield row(plan.policy if looks else "none", looks, logits.argmax(-1).numpy(), looks, macs[looks])
     if model.locations and job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
-        known = judge(model, data.loader("val", batch_size=40), plans, keep_logits=True)
+        known = judge(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
         sure = np.stack([confidence(logits).numpy() for logits in known.logits], 1)
         seen = np.stack([confidence(logits).numpy() for logits in found.logits[: len(plans)]], 1)
         answers = np.stack([logits.argmax(-1).numpy() for logits in found.logits[: len(plans)]], 1)
@@ -262,6 +264,7 @@ def main() -> None:
     if args.train_only:
         return
 
+    keep_freed_memory()
     data = get_data("manifest", file=str(table))
     found = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
     rows, trained = found.get("rows", []), found.get("trained", [])
