@@ -93,7 +93,7 @@ CONTENDERS = {
     "dense 100": dense(100),
     "dense 200": dense(200),
     "dense 400": dense(400),
-    "dense 400, longer": dense(400, share=4),
+    "dense 400, longer": dense(400, share=2),
 }  # fmt: skip
 
 
