@@ -223,7 +223,8 @@ def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jso
 def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The command line as the parser wants it, and what goes through untyped.
 
-    ``--model X`` is ``--model.name X``, and so for every section that has a name; hyphens and underscores are one; a flag without a value is true; ``2,1`` is a list.
+    ``--model X`` is ``--model.name X``, and so for every section that has a name; hyphens and underscores are one; a flag without a
+    value is true; ``2,1`` is a list.
     """
     known, through, i = [], {}, 0
     while i < len(argv):
