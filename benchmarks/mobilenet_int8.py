@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from foveal import open_image
 from foveal.data.folder import list_images
 from foveal.images import as_views
+from foveal.runs import replacing
 
 SIDE = 224
 LEAST_VARIANCE = 1e-3  # of a channel that hardly varies on the images, and may elsewhere
@@ -106,9 +107,8 @@ def write(file: str | os.PathLike[str], images: Sequence[str], out: Path) -> Non
     network = convert(file)
     unfold(network, look_at(images, network))
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".part")
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, unfinished)
-    unfinished.replace(out)
+    with replacing(out) as unfinished:
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, unfinished)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from foveal.classification import Classification
 from foveal.data import DataModule
 from foveal.data.folder import list_classes
 from foveal.evaluation.accuracy import Plan, judge
-from foveal.evaluation.early_exit import mean_cost, threshold_for
+from foveal.evaluation.early_exit import left_after, threshold_for
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.images import Views
@@ -49,6 +49,8 @@ MOST = 4  # looks
 RANDOM = (2, MOST)  # looks that are also taken at random
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
 JUDGED = 16  # images at a time
+BATCHES = (1, 16)  # images at a time, timed
+YARDSTICK = "dense 400"
 PARTS = 10  # that the timed images are divided into, for the spread
 
 COMMON = [
@@ -176,7 +178,7 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
     for plan, logits in zip([*plans, *drawn], found.logits, strict=True):
         looks = sum(plan.locations)
         yield row(plan.policy if looks else "none", looks, logits.argmax(-1).numpy(), looks, macs[looks])
-    if model.locations and job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
+    if job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
         known = judge(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
         sure = np.stack([confidence(logits).numpy() for logits in known.logits], 1)
         seen = np.stack([confidence(logits).numpy() for logits in found.logits[: len(plans)]], 1)
@@ -184,30 +186,29 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
         price = np.arange(len(plans), dtype=float)
         for wanted in EXITS:
             threshold = threshold_for(sure, price, wanted)
-            leaves = seen >= threshold
-            leaves[:, -1] = True
-            turn = leaves.argmax(1)
+            turn = left_after(seen, threshold)
             answer = answers[np.arange(len(turn)), turn]
-            looks = round(mean_cost(seen, price, threshold), 4)
+            looks = round(float(price[turn].mean()), 4)
             yield row("exit", wanted, answer, looks, macs[turn].mean(), threshold=threshold)
 
 
 # ---------------------------------------------------------------------------------------------------------------- timing
 
 
-def time_rows(start: str, folder: Path, data: DataModule, rows: list[dict[str, Any]], batch: int, images: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds of the mean image for every contender's first seed, batch by batch in turn; ratios are to dense 400, part by part."""
+def time_rows(
+    jobs: Sequence[Job], folder: Path, data: DataModule, rows: list[dict[str, Any]], batch: int, images: int
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds of the mean image for each of these runs, batch by batch in turn; ratios are to dense 400, part by part."""
     ways: dict[tuple[str, str, float], Callable[[Views], Classification]] = {}
-    for contender in CONTENDERS:
-        job = Job(contender, start, 0)
-        if not (job.run(folder) / WEIGHTS).is_file():
-            continue
+    for job in jobs:
         model = load(job.run(folder), device="cpu").eval()
         for budget in budgets_of(model):
-            ways[contender, "greedy" if budget else "none", sum(budget)] = lambda views, m=model, b=budget: m(views, b, contributions=False)
+            ways[job.contender, "greedy" if budget else "none", sum(budget)] = lambda views, m=model, b=budget: m(
+                views, b, contributions=False
+            )
         for row in rows:
             if row["policy"] == "exit" and (row["contender"], row["start"], row["seed"]) == job:
-                key = contender, "exit", row["asked"]
+                key = job.contender, "exit", row["asked"]
                 ways[key] = lambda views, m=model, r=row: look_until(m, views, r["threshold"], (MOST,))
     some = np.random.default_rng(0).permutation(len(data.test))[:images]
     batches = [some[i : i + batch] for i in range(0, len(some), batch)]
@@ -220,10 +221,10 @@ def time_rows(start: str, folder: Path, data: DataModule, rows: list[dict[str, A
                 took[key][:, number] = time.perf_counter() - began, time.process_time() - worked
     # Images that are left early differ too much from each other for pairs of batches to be compared.
     parts = {key: np.stack([part.sum(1) for part in np.array_split(mine, PARTS, axis=1)], 1) for key, mine in took.items()}
-    whole = parts["dense 400", "none", 0]
+    whole = parts[YARDSTICK, "none", 0]
     for (contender, policy, asked), mine in parts.items():
         ms, processor_ms = (1e3 * mine.sum(1) / len(some)).round(3).tolist()
-        yield {"start": start, "contender": contender, "policy": policy, "asked": asked, "batch": batch, "images": len(some),
+        yield {"start": jobs[0].start, "contender": contender, "policy": policy, "asked": asked, "batch": batch, "images": len(some),
                "ms": ms, "processor_ms": processor_ms, "of_dense_400": ratio(mine[0], whole[0]),
                "processor_of_dense_400": ratio(mine[1], whole[1])}  # fmt: skip
 
@@ -242,6 +243,8 @@ def main() -> None:
     parser.add_argument("--timed-images", type=int, default=480, help="0 for none: where the machine is busy")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.timed_images and not args.train_only and YARDSTICK not in args.contenders:
+        parser.error(f"--timed-images: times are given beside those of {YARDSTICK!r}; add it to --contenders, or take --timed-images 0")
     table, training_images = prepare(args.root, args.folder)
     weights = args.folder / "mobilenetv2.safetensors"
     if not weights.is_file():
@@ -266,23 +269,24 @@ def main() -> None:
 
     keep_freed_memory()
     data = get_data("manifest", file=str(table))
-    found = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
-    rows, trained = found.get("rows", []), found.get("trained", [])
-    kept = {(row["contender"], row["start"], row["seed"]) for row in rows}
+    results = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {"trained": [], "rows": []}
+    kept = {(row["contender"], row["start"], row["seed"]) for row in results["rows"]}
     for job in jobs:
         if job not in kept:
             phases = [json.loads((job.run(args.folder, i) / "trained.json").read_text()) for i in range(len(CONTENDERS[job.contender]))]
-            trained.append({**job._asdict(), "phases": phases})
+            results["trained"].append({**job._asdict(), "seconds": args.seconds, "phases": phases})
             model = load(job.run(args.folder), device="cpu").eval()
-            rows += accuracy_rows(job, model, data)
+            results["rows"] += accuracy_rows(job, model, data)
             print(*job, "done", flush=True)
-            write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows}, seed=None)
-    if not args.timed_images:
-        return
-    times = [row for batch in (1, 16) for row in time_rows(args.starts[0], args.folder, data, rows, batch, args.timed_images)]
-    write(args.out, {"seconds_each": args.seconds, "trained": trained, "rows": rows, "times": times}, seed=None)
-    for row in times:
-        print(json.dumps(row))
+            write(args.out, results, seed=None)
+    if args.timed_images:
+        first = [Job(name, args.starts[0], args.seeds[0]) for name in args.contenders]
+        results["times"] = [
+            row for batch in BATCHES for row in time_rows(first, args.folder, data, results["rows"], batch, args.timed_images)
+        ]
+        write(args.out, results, seed=None)
+        for row in results["times"]:
+            print(json.dumps(row))
 
 
 if __name__ == "__main__":

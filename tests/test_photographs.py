@@ -135,26 +135,30 @@ def test_splits_are_by_number(benchmark, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive)]
-    command += [
-        "--folder",
-        str(tmp_path / "runs"),
-        "--seeds",
-        "0",
-        "--seconds",
-        "2",
-        "--timed-images",
-        "4",
-        "--out",
-        str(tmp_path / "out.json"),
-    ]
-    subprocess.run(command, check=True)
-    found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert {(row["contender"], row["start"]) for row in found["rows"]} == {
-        (name, start)
-        for name in ("tnet", "saccader", "dense 100", "dense 200", "dense 400", "dense 400, longer")
-        for start in ("pretrained", "scratch")
-    }
+def test_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "out.json"
+    runs.mkdir()
+    (runs / "steps.json").write_text(json.dumps({"tnet": [1], "saccader": [1, 1], "dense 100": [1], "dense 400": [1]}))
+    command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive), "--folder", str(runs)]
+    command += ["--seeds", "3", "--out", str(out), "--contenders"]
+    for more in (["tnet", "saccader", "dense 400", "--starts", "pretrained", "--timed-images", "4"], ["dense 100", "--timed-images", "0"]):
+        subprocess.run([*command, *more], check=True)
+    found = json.loads(out.read_text())["results"]
+    starts = {(name, "pretrained") for name in ("tnet", "saccader", "dense 400", "dense 100")} | {("dense 100", "scratch")}
+    assert {(row["contender"], row["start"]) for row in found["rows"]} == starts
     assert {row["policy"] for row in found["rows"] if row["contender"] == "tnet"} == {"none", "greedy", "random", "exit"}
+    # The second call added rows, and left the times of the first.
+    assert {(row["contender"], row["batch"]) for row in found["times"]} == {
+        (name, batch) for name in ("tnet", "saccader", "dense 400") for batch in (1, 16)
+    }
     assert all(row["ms"] > 0 for row in found["times"])
+
+
+def test_times_need_something_to_compare_with(archive, scenes, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive)]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path / "runs"), "--contenders", "tnet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "times are given beside those of 'dense 400'" in done.stderr
+    assert not (tmp_path / "runs").exists()

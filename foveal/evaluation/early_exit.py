@@ -277,9 +277,14 @@ def mean_cost(sure: np.ndarray, price: np.ndarray, threshold: float) -> float:
         price: (T,) cost of an image that is left after each turn; rising.
         threshold: see `foveal.prediction.early_exit.look_until`.
     """
+    return float(price[left_after(sure, threshold)].mean())
+
+
+def left_after(sure: np.ndarray, threshold: float) -> np.ndarray:
+    """(N,) turn after which each image is left: the first at which it is as sure as the threshold, or the last of (N, T)."""
     leaves = sure >= threshold
     leaves[:, -1] = True
-    return float(price[leaves.argmax(1)].mean())
+    return leaves.argmax(1)
 
 
 def threshold_for(sure: np.ndarray, price: np.ndarray, cost: float) -> float:
