@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveal.host import keep_freed_memory
+
 
 def synchronise(device: str) -> None:
     if device.startswith("cuda"):
@@ -25,20 +27,24 @@ def in_turn(
 ) -> dict[str, np.ndarray]:
     """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
 
-    Rounds go on until ``seconds`` have passed, but at least ``least`` times.
+    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each begins with another task, so that what one leaves in
+    the caches does not always fall on the same other one. Freed memory is kept, as ``foveal`` itself does.
     """
+    keep_freed_memory()
     for _ in range(warm_up):
         for task in tasks.values():
             task()
     times: dict[str, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
-    while time.perf_counter() - began < seconds or len(next(iter(times.values()))) < least:
-        for name, task in tasks.items():
+    order = list(tasks.items())
+    while time.perf_counter() - began < seconds or len(times[order[0][0]]) < least:
+        for name, task in order:
             synchronise(device)
             start = time.perf_counter()
             task()
             synchronise(device)
             times[name].append(time.perf_counter() - start)
+        order.append(order.pop(0))
     return {name: np.array(values) for name, values in times.items()}
 
 

@@ -1,8 +1,9 @@
 """Photographs: is it better to look, or to push the whole image through the same backbone?
 
 RSSCN7, 2,800 aerial scenes of 400 px in 7 classes. TNet, Saccader with a separate classifier, and the dense network on a thumbnail, at
-half and at full resolution, all with MobileNetV2, from ImageNet's weights and from nothing; each trained for the same processor time of
-one core. Images with odd numbers are for training, the last 40 odd ones of each class among them for validation, even ones are the test.
+half and at full resolution, all with MobileNetV2; trained from ImageNet's weights, the same for twice as long, and from nothing, all for
+the same processor time of one core. Images with odd numbers are for training, the last 40 odd ones of each class among them for
+validation, even ones are the test.
 
 Then, on the test images: accuracy at every budget, at random looks, and with images left as soon as they are sure, at thresholds found on
 the validation images; and, for the first seed, milliseconds an image from opening its file to its class, all contenders in turn. Runs that
@@ -44,7 +45,8 @@ from foveal.runs import WEIGHTS, replacing
 SIDE = 400
 LAST_TRAINING = 320  # images with odd numbers after it are for validation
 SCALES = 4  # of each class, images 1 to 100 are of the first, 101 to 200 of the second, and so on
-STARTS = ("pretrained", "scratch")
+LONGER = 2  # times the steps
+TRAININGS = {"pretrained": "from ImageNet's weights", "longer": f"the same, for {LONGER} times the steps", "scratch": "from nothing"}
 MOST = 4  # looks
 RANDOM = (2, MOST)  # looks that are also taken at random
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
@@ -68,8 +70,8 @@ class Phase(NamedTuple):
     backbone: bool = True
 
 
-def dense(side: int, share: float = 1) -> list[Phase]:
-    return [Phase(share, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
+def dense(side: int) -> list[Phase]:
+    return [Phase(1, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
 
 
 CONTENDERS = {
@@ -95,7 +97,6 @@ CONTENDERS = {
     "dense 100": dense(100),
     "dense 200": dense(200),
     "dense 400": dense(400),
-    "dense 400, longer": dense(400, share=2),
 }  # fmt: skip
 
 
@@ -126,26 +127,27 @@ def prepare(root: Path, folder: Path) -> tuple[Path, list[str]]:
 
 class Job(NamedTuple):
     contender: str
-    start: str
+    training: str
     seed: int
 
     def run(self, folder: Path, phase: int = -1) -> Path:
         phases = range(len(CONTENDERS[self.contender]))
         stage = f"_{phases[phase] + 1}" if len(phases) > 1 else ""
-        return folder / f"{self.contender.replace(',', '').replace(' ', '_')}{stage}_{self.start}_{self.seed}"
+        return folder / f"{self.contender.replace(' ', '_')}{stage}_{self.training}_{self.seed}"
 
 
 def flags_of(job: Job, phase: int, table: Path, weights: Path, folder: Path) -> list[str]:
     _, flags, backbone = CONTENDERS[job.contender][phase]
     flags = [*COMMON, "--data.file", str(table), *flags]
-    if job.start == "pretrained" and backbone:
+    if job.training != "scratch" and backbone:
         flags += ["--model.pretrained", str(weights)]
     return flags + (["--init-from", str(job.run(folder, phase - 1))] if phase else [])
 
 
 def train(job: Job, steps: Sequence[int], table: Path, weights: Path, folder: Path) -> None:
     """All phases of a contender that are not there yet; how long each took is kept beside its weights."""
-    for phase, most in enumerate(steps):
+    for phase, afforded in enumerate(steps):
+        most = afforded * (LONGER if job.training == "longer" else 1)
         out = job.run(folder, phase)
         if not (out / WEIGHTS).is_file() or not (out / "trained.json").is_file():
             took = fit(flags_of(job, phase, table, weights, folder), out, steps=most, seed=job.seed)
@@ -207,7 +209,7 @@ def time_rows(
                 views, b, contributions=False
             )
         for row in rows:
-            if row["policy"] == "exit" and (row["contender"], row["start"], row["seed"]) == job:
+            if row["policy"] == "exit" and (row["contender"], row["training"], row["seed"]) == job:
                 key = job.contender, "exit", row["asked"]
                 ways[key] = lambda views, m=model, r=row: look_until(m, views, r["threshold"], (MOST,))
     some = np.random.default_rng(0).permutation(len(data.test))[:images]
@@ -224,8 +226,8 @@ def time_rows(
     whole = parts[YARDSTICK, "none", 0]
     for (contender, policy, asked), mine in parts.items():
         ms, processor_ms = (1e3 * mine.sum(1) / len(some)).round(3).tolist()
-        yield {"start": jobs[0].start, "contender": contender, "policy": policy, "asked": asked, "batch": batch, "images": len(some),
-               "ms": ms, "processor_ms": processor_ms, "of_dense_400": ratio(mine[0], whole[0]),
+        yield {"training": jobs[0].training, "contender": contender, "policy": policy, "asked": asked, "batch": batch,
+               "images": len(some), "ms": ms, "processor_ms": processor_ms, "of_dense_400": ratio(mine[0], whole[0]),
                "processor_of_dense_400": ratio(mine[1], whole[1])}  # fmt: skip
 
 
@@ -235,9 +237,10 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="archive of MobileNetV2, see mobilenet_int8.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/photographs"), help="where the run folders go")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    told = "; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items())
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help=told)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=300, help="processor time of each training")
+    parser.add_argument("--seconds", type=float, default=300, help="processor time of a training; twice that of a longer one")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--train-only", action="store_true", help="leave judging to another call")
     parser.add_argument("--timed-images", type=int, default=480, help="0 for none: where the machine is busy")
@@ -261,7 +264,7 @@ def main() -> None:
                 steps[name].append(affordable(flags, share * args.seconds, trial.run(args.folder, phase)))
             steps_file.write_text(json.dumps(steps) + "\n")
     print("steps:", steps, flush=True)
-    jobs = [Job(name, start, seed) for start in args.starts for seed in args.seeds for name in args.contenders]
+    jobs = [Job(name, training, seed) for training in args.trainings for seed in args.seeds for name in args.contenders]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: train(job, steps[job.contender], table, weights, args.folder), jobs))
     if args.train_only:
@@ -270,17 +273,17 @@ def main() -> None:
     keep_freed_memory()
     data = get_data("manifest", file=str(table))
     results = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {"trained": [], "rows": []}
-    kept = {(row["contender"], row["start"], row["seed"]) for row in results["rows"]}
+    kept = {(row["contender"], row["training"], row["seed"]) for row in results["rows"]}
     for job in jobs:
         if job not in kept:
             phases = [json.loads((job.run(args.folder, i) / "trained.json").read_text()) for i in range(len(CONTENDERS[job.contender]))]
-            results["trained"].append({**job._asdict(), "seconds": args.seconds, "phases": phases})
+            results["trained"].append({**job._asdict(), "phases": phases})
             model = load(job.run(args.folder), device="cpu").eval()
             results["rows"] += accuracy_rows(job, model, data)
             print(*job, "done", flush=True)
             write(args.out, results, seed=None)
     if args.timed_images:
-        first = [Job(name, args.starts[0], args.seeds[0]) for name in args.contenders]
+        first = [Job(name, args.trainings[0], args.seeds[0]) for name in args.contenders]
         results["times"] = [
             row for batch in BATCHES for row in time_rows(first, args.folder, data, results["rows"], batch, args.timed_images)
         ]

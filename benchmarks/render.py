@@ -398,32 +398,34 @@ PHOTOGRAPHS = {
     "dense 100": "dense, 100 px",
     "dense 200": "dense, 200 px",
     "dense 400": "dense, 400 px",
-    "dense 400, longer": "dense, 400 px, trained twice as long",
     "tnet": "TNet",
     "saccader": "Saccader, separate classifier",
+}
+TRAININGS = {
+    "pretrained": "from ImageNet's weights, %",
+    "longer": "the same, trained twice as long, %",
+    "scratch": "from nothing, %",
 }
 WAYS = {"none": "first look alone", "greedy": "looks: {}", "random": "looks at random: {}", "exit": "until sure, looks wanted: {}"}
 
 
-def photograph_ways(record: Any, start: str) -> Iterator[tuple[str, list[dict], dict[int, dict]]]:
+def photograph_ways(record: Any, training: str) -> Iterator[tuple[str, list[dict], dict[int, dict]]]:
     """What each way to classify is called, its rows by seed, and its times by batch."""
     keys = "contender", "policy", "asked"
     timed = groups(record["results"].get("times", []), *keys)
-    found = groups((row for row in record["results"]["rows"] if row["start"] == start), *keys)
+    found = groups((row for row in record["results"]["rows"] if row["training"] == training), *keys)
     contenders, ways = list(PHOTOGRAPHS), list(WAYS)
     for key in sorted(found, key=lambda key: (contenders.index(key[0]), ways.index(key[1]), key[2])):
         contender, policy, asked = key
         how = "" if contender.startswith("dense") else ", " + WAYS[policy].format(f"{asked:g}")
-        times = {row["batch"]: row for row in timed.get(key, []) if row["start"] == start}
+        times = {row["batch"]: row for row in timed.get(key, []) if row["training"] == training}
         yield PHOTOGRAPHS[contender] + how, found[key], times
 
 
 @table("photographs", "photographs.json")
 def photographs(record: Any) -> Iterator[Row]:
-    starts = {"pretrained": "from ImageNet's weights, %", "scratch": "from nothing, %"}
-    found = {start: {label: rows for label, rows, _ in photograph_ways(record, start)} for start in starts}
-    found = {start: rows for start, rows in found.items() if rows}
-    yield "", *(starts[start] for start in found), "looks", "MMACs", "ms, 1 at a time", "ms, 16 at a time", "of dense 400 px"
+    found = {training: {label: rows for label, rows, _ in photograph_ways(record, training)} for training in TRAININGS}
+    yield "", *TRAININGS.values(), "looks", "MMACs", "ms, 1 at a time", "ms, 16 at a time", "of dense 400 px"
     for label, rows, times in photograph_ways(record, "pretrained"):
         shares = (spread([row["accuracy"] for row in seeds.get(label, [])]) for seeds in found.values())
         looks, macs = (mean(row[key] for row in rows) for key in ("looks", "macs"))
@@ -441,10 +443,15 @@ def photographs_scales(record: Any) -> Iterator[Row]:
 
 @table("photographs_training", "photographs.json")
 def photographs_training(record: Any) -> Iterator[Row]:
-    yield "", "steps of 32 images", "processor time, s"
-    for name, rows in groups(record["results"]["trained"], "contender", order=PHOTOGRAPHS).items():
-        steps = " + ".join(str(phase["steps"]) for phase in rows[0]["phases"])
-        yield PHOTOGRAPHS[name], steps, number(mean(sum(phase["processor_seconds"] for phase in row["phases"]) for row in rows))
+    yield "steps of 32 images, in so many seconds of processor time", *(title.removesuffix(", %") for title in TRAININGS.values())
+    for name, trainings in groups(record["results"]["trained"], "contender", order=PHOTOGRAPHS).items():
+        found = groups(trainings, "training")
+        yield PHOTOGRAPHS[name], *(training_told(found[training]) if training in found else "" for training in TRAININGS)
+
+
+def training_told(rows: list[dict]) -> str:
+    steps = " + ".join(str(phase["steps"]) for phase in rows[0]["phases"])
+    return f"{steps}, {number(mean(sum(phase['processor_seconds'] for phase in row['phases']) for row in rows))} s"
 
 
 value("photographs_timed", "photographs.json", lambda record: str(record["results"]["times"][0]["images"]))

@@ -141,11 +141,19 @@ def test_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
     (runs / "steps.json").write_text(json.dumps({"tnet": [1], "saccader": [1, 1], "dense 100": [1], "dense 400": [1]}))
     command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive), "--folder", str(runs)]
     command += ["--seeds", "3", "--out", str(out), "--contenders"]
-    for more in (["tnet", "saccader", "dense 400", "--starts", "pretrained", "--timed-images", "4"], ["dense 100", "--timed-images", "0"]):
+    for more in (
+        ["tnet", "saccader", "dense 400", "--trainings", "pretrained", "--timed-images", "4"],
+        ["dense 100", "--timed-images", "0"],
+    ):
         subprocess.run([*command, *more], check=True)
     found = json.loads(out.read_text())["results"]
-    starts = {(name, "pretrained") for name in ("tnet", "saccader", "dense 400", "dense 100")} | {("dense 100", "scratch")}
-    assert {(row["contender"], row["start"]) for row in found["rows"]} == starts
+    assert {(row["contender"], row["training"]) for row in found["rows"]} == {
+        *((name, "pretrained") for name in ("tnet", "saccader", "dense 400")),
+        *(("dense 100", training) for training in ("pretrained", "longer", "scratch")),
+    }
+    assert {(row["training"], phase["steps"]) for row in found["trained"] for phase in row["phases"]} == {
+        ("pretrained", 1), ("longer", 2), ("scratch", 1)
+    }  # fmt: skip
     assert {row["policy"] for row in found["rows"] if row["contender"] == "tnet"} == {"none", "greedy", "random", "exit"}
     # The second call added rows, and left the times of the first.
     assert {(row["contender"], row["batch"]) for row in found["times"]} == {
