@@ -72,7 +72,7 @@ class AAResNet(ResNet):
         bottleneck: blocks of three convolutions instead of two.
         stages: where attention is, counted from 1.
         basic_conv: which convolution of a block of two it replaces, 1, 2 or "both".
-        pool_stage2: attend on a grid of half the size in stage 2. The FLOPs published for these networks suggest that the paper did.
+        aa_pool_stage2: attend on a grid of half the size in stage 2. The FLOPs published for these networks suggest that the paper did.
         img_size: side of the images, in px, that the tables of positions are made for; they are resampled for others.
         options: keywords of `AttentionAugmentation` and of timm's ResNet.
 
@@ -82,12 +82,12 @@ class AAResNet(ResNet):
 
     def __init__(
         self, layers: tuple[int, ...] = (3, 4, 6, 3), bottleneck: bool = True, *, stages: Sequence[int] = (2, 3, 4),
-        basic_conv: Literal[1, 2, "both"] = 1, pool_stage2: bool = False, img_size: int = 224, **options: Any,
+        basic_conv: Literal[1, 2, "both"] = 1, aa_pool_stage2: bool = False, img_size: int = 224, **options: Any,
     ) -> None:  # fmt: skip
         attention, rest = _split(AttentionAugmentation, options)
         super().__init__(Bottleneck if bottleneck else BasicBlock, layers, **rest)  # type: ignore[arg-type]
         for stage in stages:
-            make = partial(AttentionAugmentation, **{"pool": pool_stage2 and stage == 2, **attention})
+            make = partial(AttentionAugmentation, **{"pool": aa_pool_stage2 and stage == 2, **attention})
             augment_convs(self, make, (stage,), basic_conv=basic_conv, image_size=img_size)
 
 

@@ -35,7 +35,7 @@ def parameters(model):
         ("expatt_resnet101", {}, 42_718_504), ("expatt_resnet152", {}, 57_656_118), ("aa_resnet34", {}, 20_749_552),
         ("aa_resnet50", {}, 25_813_872), ("aa_resnet101", {}, 45_391_208), ("aa_resnet152", {}, 61_622_496),
         # Half of stage 2's tables are not there: 4 or 8 blocks of 56 rows of 20.
-        ("aa_resnet50", {"pool_stage2": True}, 25_813_872 - 4 * 56 * 20), ("aa_resnet152", {"pool_stage2": True}, 61_622_496 - 8 * 56 * 20),
+        ("aa_resnet50", {"aa_pool_stage2": True}, 25_813_872 - 4 * 56 * 20), ("aa_resnet152", {"aa_pool_stage2": True}, 61_622_496 - 8 * 56 * 20),
     ],
 )  # fmt: skip
 def test_parameters_are_those_of_the_specification(name, options, expected):
@@ -49,8 +49,8 @@ def test_parameters_are_those_of_the_specification(name, options, expected):
         ("expatt_resnet50", {"impl": "dense"}, 7.99, 0.005), ("expatt_resnet50", {"impl": "separable"}, 7.93, 0.005),
         ("expatt_resnet101", {"impl": "dense"}, 15.11, 0.005), ("expatt_resnet101", {"impl": "separable"}, 15.02, 0.005),
         ("expatt_resnet152", {"impl": "dense"}, 22.29, 0.005), ("expatt_resnet152", {"impl": "separable"}, 22.12, 0.005),
-        ("aa_resnet152", {}, 26.4, 0.05), ("aa_resnet152", {"pool_stage2": True}, 24.3, 0.05),
-        ("aa_resnet101", {"pool_stage2": True}, 16.4, 0.05), ("aa_resnet50", {"pool_stage2": True}, 8.4, 0.05),
+        ("aa_resnet152", {}, 26.4, 0.05), ("aa_resnet152", {"aa_pool_stage2": True}, 24.3, 0.05),
+        ("aa_resnet101", {"aa_pool_stage2": True}, 16.4, 0.05), ("aa_resnet50", {"aa_pool_stage2": True}, 8.4, 0.05),
     ],
 )  # fmt: skip
 def test_flops_are_those_of_the_specification(name, options, gflops, tolerance):
@@ -63,7 +63,7 @@ def test_flops_are_those_of_the_specification(name, options, gflops, tolerance):
     [
         (["expatt_resnet34", "--set", "attn_stride=pool", "--set", "impl=dense"], 20_962_966, 7.17),
         (["expatt_resnet34", "--set", "basic_conv=2", "--set", "attn_stride=pool", "--set", "impl=separable"], 20_826_774, 7.08),
-        (["aa_resnet50", "--set", "pool_stage2=true"], 25_809_392, 8.43),
+        (["aa_resnet50", "--set", "aa_pool_stage2=true"], 25_809_392, 8.43),
     ],
 )
 def test_the_command_counts_the_same(argv, parameters, gflops, capsys):
@@ -80,7 +80,7 @@ def test_the_layers_are_where_the_specification_wants_them():
     grids = {name: tuple((t.shape[1] + 1) // 2 for t in (layer.rel_height, layer.rel_width)) for name, layer in found.items()}
     assert {grids[f"layer2.{b}.conv2"] for b in range(4)} == {(28, 28)}
     assert {grids[f"layer4.{b}.conv2"] for b in range(3)} == {(7, 7)}
-    pooled = meta("aa_resnet50", pool_stage2=True)
+    pooled = meta("aa_resnet50", aa_pool_stage2=True)
     assert [pooled.get_submodule(name).pool for name in found] == [True] * 4 + [False] * 9
 
 
