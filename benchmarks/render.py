@@ -154,6 +154,7 @@ SOFT = {
     "plain": "plain",
     "attention, uniform control": "attention, uniform control",
     "attention, scaled": "attention, `scaled`",
+    "attention, scaled, slower": "attention, `scaled`, at a fifth of the learning rate",
     "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",
 }
 

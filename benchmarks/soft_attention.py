@@ -1,8 +1,8 @@
 """Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
 
-Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule; the test accuracy is the last
-epoch's. Two run at a time, each on one thread. Runs that are there are not trained again, so that an interrupted benchmark goes on
-where it was.
+Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule, one of them also at a lower learning
+rate; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there are not trained again, so that an
+interrupted benchmark goes on where it was.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
 """
@@ -26,31 +26,34 @@ from foveal.runs import METRICS
 CONTENDERS = {
     "plain": "resnet20",
     "attention, scaled": "attn_resnet20",
+    "attention, scaled, slower": "attn_resnet20",
     "attention, scaled, at most 4": "attn_resnet20.clip",
     "attention, uniform control": "attn_resnet20.uniform",
     "SE": "se_resnet20",
     "CBAM": "cbam_resnet20",
     "ExpAtt": "expatt_resnet20",
 }
+SLOWER = 0.2  # of the learning rate, where the name says so
 
 
-def command(recipe: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
+def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
     flags = {
         "data.root": args.root, "data.train": args.train, "epochs": args.epochs, "seed": seed, "device": args.device,
-        "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup, "optimiser.lr": args.lr,
+        "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup,
+        "optimiser.lr": args.lr * (SLOWER if name.endswith("slower") else 1),
     }  # fmt: skip
     return [
-        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{recipe}", "--out", str(out), "--overwrite", "--quiet",
+        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{CONTENDERS[name]}", "--out", str(out), "--overwrite", "--quiet",
         *(text for key, value in flags.items() for text in (f"--{key}", str(value))),
     ]  # fmt: skip
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    out = args.folder / f"{CONTENDERS[name]}_{seed}"
+    out = args.folder / f"{name.replace(',', '').replace(' ', '_')}_{seed}"
     row: dict[str, Any] = {"contender": name, "seed": seed}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if not (out / "evaluation.json").is_file():
-        fit = subprocess.run(command(CONTENDERS[name], seed, args, out), check=False, env=environment, stderr=subprocess.PIPE, text=True)
+        fit = subprocess.run(command(name, seed, args, out), check=False, env=environment, stderr=subprocess.PIPE, text=True)
         if fit.returncode:
             if "the loss is" not in fit.stderr:
                 raise RuntimeError(fit.stderr)
@@ -85,16 +88,18 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
+    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup}
+    rows = []
     with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(lambda job: train(*job), jobs))
+        for row in pool.map(lambda job: train(*job), jobs):
+            rows.append(row)
+            write(args.out, {"scale": scale, "runs": rows}, device=args.device, seed=None)
     for name in args.contenders:
         mine = [row["accuracy"] for row in rows if row["contender"] == name]
         got = 100 * np.array([accuracy for accuracy in mine if accuracy is not None])
         if len(got):
             print(f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})", end="; ")
         print(f"{name}: {len(mine) - len(got)} of {len(mine)} diverged")
-    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup}
-    write(args.out, {"scale": scale, "runs": rows}, device=args.device, seed=None)
 
 
 if __name__ == "__main__":
