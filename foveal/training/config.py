@@ -21,7 +21,8 @@ import torch
 
 from foveal.errors import ConfigError
 
-PRECISIONS = ("32", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64", "64-true")
+PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+_LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 @dataclass
@@ -83,7 +84,7 @@ class FitConfig:
         max_time: seconds.
         batch_size: images of a forward pass, on all devices together.
         accumulate: forward passes of an update.
-        precision: ``32``, ``bf16-mixed``, ``16-mixed`` or ``64``.
+        precision: ``32``, ``bf16``, ``16`` or ``64``, or a name of Lightning's, whose ``bf16-mixed`` and ``16-mixed`` they are.
         ema: decay of a moving average of the weights, which is then what is validated and kept; None for none.
         class_weights: weight of each class in the objective; ``balanced`` is inverse to how often it is seen.
         seed: decides every draw.
@@ -126,6 +127,10 @@ class FitConfig:
     log_every: int = 50
     locations: tuple[int, ...] | None = None
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        # One spelling, so that runs that differ in nothing else are told to be the same.
+        self.precision = _LONG.get(str(self.precision), self.precision)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:

@@ -422,12 +422,20 @@ def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path, capsys, monkey
     assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "acc", "entropy", "img/s"))
 
 
+@pytest.mark.parametrize(("short", "long"), [("bf16", "bf16-mixed"), ("16", "16-mixed"), (16, "16-mixed")])
+def test_precision_has_one_spelling_in_a_run(short, long):
+    one, other = config(precision=short), config(precision=long)
+    one.check()
+    assert one == other and one.to_dict()["precision"] == long
+    assert replace(other, precision=short) == other
+
+
 # Not the usual tiny model in bfloat16: torch 2.15 takes memory it never wrote into the gradient of a depthwise convolution that
 # sees single pixels on a CPU.
 @pytest.mark.parametrize(
     "changes",
     [
-        {"precision": "bf16-mixed", "model": NORM_FREE},
+        {"precision": "bf16", "model": NORM_FREE},
         {"channels_last": True},
         {"tensorboard": True},
         {"optimiser": {"name": "sgd", "clip": 1.0}},
