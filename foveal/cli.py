@@ -44,8 +44,8 @@ EXAMPLES = """a first hour:
 your own images, in one folder a class:
   foveal fit --data.root photos/ --out runs/photos
 
-foveal COMMAND --help tells more; every command takes --quiet, and those that run a model take --device, --precision,
---batch-size, --workers and --seed.
+foveal COMMAND --help tells more; every command takes --quiet, those that run a model take --device, --precision and --seed,
+and of these all but explain, which takes one image, --batch-size and --workers.
 """
 
 
@@ -124,15 +124,15 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
 
 def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of every command that runs a model on many images."""
-    _add_where(parser)
+    _add_how(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
     parser.add_argument("--workers", type=_natural, metavar="N", help="processes or threads that open images (default: as many as help)")
-    parser.add_argument("--seed", type=_natural, default=0, help="of everything random (default: 0)")
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
+    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of everything random (default: 0)")
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
@@ -570,7 +570,7 @@ probable classes, and the cost.
     parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone, as PNG")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
-    _add_where(parser)
+    _add_how(parser)
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -580,7 +580,7 @@ def _explain(args: argparse.Namespace) -> int:
     locations = parse_budget(args.locations) if args.locations else None
     seen = explain(
         args.path, args.image, args.out, locations=locations, policy=args.policy, device=args.device, precision=args.precision,
-        overlay_out=args.overlay,
+        seed=args.seed, overlay_out=args.overlay,
     )  # fmt: skip
     if not args.quiet:
         show(seen)

@@ -267,6 +267,15 @@ def test_occlude_hides_the_looks_before_judges(capsys, run, tmp_path):
     assert Image.open(tmp_path / "occlusion.png").size[0] > 300
 
 
+def test_explain_draws_by_its_seed(run, images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("foveal.explain.show", lambda seen: drawn.append([g.box for g in seen.glimpses]))
+    random = ["explain", str(run), str(images / "0_0.png"), "--policy", "random", "--out", str(tmp_path / "r.html"), "--device", "cpu"]
+    for seed in (1, 2, 3, 1):
+        assert main([*random, "--seed", str(seed)]) == 0
+    assert drawn[0] == drawn[3] and len({str(boxes) for boxes in drawn}) > 1
+
+
 def test_explain_writes_one_page(run, images, tmp_path):
     page, picture = tmp_path / "report.html", tmp_path / "looked.png"
     assert main(["explain", str(run), str(images / "0_0.png"), "--out", str(page), "--overlay", str(picture), "--device", "cpu"]) == 0
