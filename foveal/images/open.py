@@ -92,7 +92,7 @@ def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, An
         return whole
     if not layout.tiled and height * width > max_pixels:
         claim = f"has {width} x {height} pixels in strips, more than the limit of {max_pixels:,}"
-        raise ImageError(f"{name}: {claim}; raise max_pixels or convert it to tiles")
+        raise ImageError(f"{name}: {claim}; convert it to tiles, or open it in Python by open_image(..., max_pixels=N)")
 
     def make(target: str) -> None:
         gaps = image.has_gaps or layout.masks[0] is not None or image.dtype.kind == "f"

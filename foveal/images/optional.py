@@ -33,7 +33,7 @@ import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 image = pyvips.Image.new_from_file(source, access="sequential", fail_on="warning")
 if image.width * image.height > limit:
-    sys.exit(f"claims {image.width} x {image.height} pixels, more than max_pixels")
+    sys.exit(f"claims {image.width} x {image.height} pixels, more than the limit of {limit:,}")
 if image.hasalpha():
     image = image.premultiply().cast(image.format)
 if image.interpretation == "cmyk":

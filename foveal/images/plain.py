@@ -83,26 +83,38 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
     if height * width > max_pixels:
         raise ImageError(
             f"{path}: claims {width} x {height} pixels, more than the limit of {max_pixels:,}; "
-            "if it is genuine, raise max_pixels or convert it to a tiled TIFF"
+            "if it is genuine, convert it to a tiled TIFF, or open it in Python by open_image(..., max_pixels=N)"
         )
     return header
 
 
 def _pillow(source: Any, kind: str) -> Any:
-    """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``."""
+    """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``.
+
+    An image of no pixels is returned as well, its size being all that can be had of it.
+    """
     from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
 
     classes: dict[str, Any] = {
         "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "BMP": BmpImagePlugin.BmpImageFile,
         "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
     }  # fmt: skip
-    return classes[kind](source)
+    image = classes[kind].__new__(classes[kind])
+    try:
+        image.__init__(source)
+    except SyntaxError:
+        # Pillow says "not identified" of files without pixels too; by then it knows their size.
+        if not image.mode or min(image.size) > 0:
+            raise
+    return image
 
 
 def _pillow_header(path: str, kind: str) -> Header:
     with _pillow(path, kind) as image:
         width, height = image.size
         metadata = {"orientation": _orientation(image.info.get("exif"))}
+        if min(width, height) < 1:
+            return Header(kind, (height, width), 3, np.uint8, metadata)
         if kind == "PNG":  # Pillow has no names for most of its 16-bit kinds
             image.fp.seek(24)
             depth, colour = image.fp.read(2)

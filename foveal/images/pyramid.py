@@ -317,5 +317,8 @@ def _range(path: str, dtype: np.dtype, bits: int | None) -> tuple[float, float]:
     if dtype.kind == "b":
         return 0.0, 1.0
     if dtype.kind != "u":
-        raise ImageError(f"{path}: pixels are {dtype}, whose range is not known; give value_range=(value of black, value of white)")
+        raise ImageError(
+            f"{path}: pixels are {dtype}, whose range is not known; train with --data.value_range BLACK,WHITE, which the run remembers,"
+            " or open it in Python by open_image(..., value_range=(BLACK, WHITE))"
+        )
     return 0.0, float((1 << bits) - 1 if bits else np.iinfo(dtype).max)

@@ -153,7 +153,7 @@ def test_decompression_bombs_are_refused_by_their_headers(tmp_path):
         with pytest.raises(ImageError, match=rf"{name}: claims .* max_pixels"):
             open_image(tmp_path / name)
     Image.new("L", (100, 100)).save(tmp_path / "small.png")
-    with pytest.raises(ImageError, match="max_pixels"):
+    with pytest.raises(ImageError, match=r"convert it to a tiled TIFF, or open it in Python by open_image\(..., max_pixels=N\)$"):
         open_image(tmp_path / "small.png", max_pixels=9999)
     assert open_image(tmp_path / "small.png", max_pixels=10000).size == (100, 100)
 
@@ -168,9 +168,16 @@ def test_limits_of_pillow_are_left_alone(tmp_path, monkeypatch, recwarn):
 
 
 def test_zero_sized(tmp_path):
-    (tmp_path / "a.png").write_bytes(_png(0, 10, 8, 2, zlib.compress(b"")))
-    with pytest.raises(ImageError, match=r"a\.png"):
-        open_image(tmp_path / "a.png")
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(data, "JPEG")
+    jpeg = bytearray(data.getvalue())
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", 10, 0)
+    ppm, png = b"P6\n0 10\n255\n", _png(0, 10, 8, 2, zlib.compress(b""))
+    for content in (png, jpeg, ppm):
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(ImageError, match=r"/a: the image is 0 x 10 pixels; there is nothing to see, make it again$"):
+            open_image(tmp_path / "a")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
