@@ -21,10 +21,12 @@ import difflib
 import fnmatch
 import inspect
 import json
+import logging
 import os
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -82,7 +84,9 @@ def constructor(name: str) -> Callable[..., Any]:
     if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*")):
         return timm.model_entrypoint(architecture)
     known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else list_models()
-    near = difflib.get_close_matches(name, known, 3)
+    # Of timm's thousand names some are always nearer.
+    ours = difflib.get_close_matches(name, [n for n in known if n in REGISTRY], 3)
+    near = list(dict.fromkeys([*ours, *difflib.get_close_matches(name, known, 3)]))[:3]
     raise ConfigError(f"{name}: there is no model of this name; {f'did you mean {_either(near)}' if near else 'foveal models lists them'}")
 
 
@@ -107,7 +111,10 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         weights = read_weights(Path(pretrained))
         if name not in REGISTRY:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    level = retries.level
     try:
+        retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
         return build(**options) if name in REGISTRY else timm.create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
@@ -116,10 +123,14 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        offline = ", or set HF_HUB_OFFLINE=1 where there is no network, to be told at once" if isinstance(error, OSError) else ""
         raise ConfigError(
-            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits as pretrained=FILE"
+            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
+            f" by --model.pretrained FILE or in Python pretrained=FILE{offline}"
         ) from error
+    finally:
+        retries.setLevel(level)
 
 
 def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
@@ -152,7 +163,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         ConfigError: there is no such file, or it holds anything else.
     """
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
     except Exception as error:  # the readers raise whatever a damaged file leads them to
@@ -161,6 +172,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
     return weights
+
+
+def _unpickled(file: Path) -> Any:
+    """What `torch.save` wrote, as far as it is tensors and plain values."""
+    with warnings.catch_warnings():
+        # Said of a file that torch goes on to refuse.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
@@ -429,7 +448,8 @@ class Run:
 
     def _weights(self, file: Path) -> dict[str, Tensor]:
         if not file.is_file():
-            hint = f"go on with it by --resume, or use which='last' to take {LAST}" if (self.path / LAST).is_file() else "train again"
+            go_on = f"go on by foveal fit --out {self.path} --resume, or in Python take {LAST} by which='last'"
+            hint = go_on if (self.path / LAST).is_file() else "train again"
             raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
         if file.suffix == ".safetensors":
             try:
@@ -441,12 +461,15 @@ class Run:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
+    again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / CONFIG}: is missing or damaged; start again with --overwrite") from error
+    except OSError as error:
+        raise RunError(f"{folder / CONFIG}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{folder / CONFIG}: is damaged; {again}") from error
     if not isinstance(config, dict):
-        raise RunError(f"{folder / CONFIG}: is not a list of options with values; start again with --overwrite")
+        raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
     return config
 
 
@@ -459,7 +482,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _unpickled(file)
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,7 @@ def test_listing():
     ("call", "sentence"),
     [
         ({"name": "tnett"}, "tnett: there is no model of this name; did you mean tnet"),
+        ({"name": "tnet_nope"}, "tnet_nope: there is no model of this name; did you mean tnet or "),
         ({"name": "resnet_18"}, "resnet_18: there is no model of this name; did you mean .*resnet18"),
         ({"name": "resnet18.a1_in1kk"}, "resnet18.a1_in1kk: there is no model of this name; did you mean .*resnet18.a1_in1k"),
         ({"name": "zzz"}, "zzz: there is no model of this name; foveal models lists them"),
@@ -99,6 +102,26 @@ def test_pretrained_weights_of_a_file(tmp_path, suffix):
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ConfigError, match=r"test_resnet: its pretrained weights do not load \([^\n]*$"):
         runs.create_model("test_resnet", pretrained=tmp_path / "part.pth")
+
+
+def test_pretrained_weights_without_a_network(monkeypatch, caplog):
+    def unreachable(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise FileNotFoundError("we cannot find the requested files in the local cache.")
+
+    monkeypatch.setattr("timm.create_model", unreachable)
+    with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or [^\n]* HF_HUB_OFFLINE=1 [^\n]*$"):
+        runs.create_model("test_resnet", pretrained=True)
+    assert "Retrying" not in caplog.text
+    logging.getLogger("huggingface_hub.utils._http").warning("as loud as before")
+    assert "as loud as before" in caplog.text
+
+
+def test_weights_that_would_run_code_are_refused_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": Path()}, protocol=4))
+    with pytest.raises(ConfigError, match=r"w.pth: is not a file of tensors alone"):
+        runs.read_weights(tmp_path / "w.pth")
+    assert not list(recwarn)
 
 
 # ---------------------------------------------------------------------------------------------------------- classify
@@ -204,7 +227,7 @@ def spoil(folder: Path, how: str) -> None:
         ("half a config.json", r"config.json: is damaged or not ours; "),
         ("another config.json", r"config.json: is damaged or not ours; "),
         ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
-        ("no best yet", r"model.safetensors: there are no weights, .*--resume"),
+        ("no best yet", r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python "),
         ("half the weights", r"model.safetensors: is damaged or half written; "),
         ("unknown model", r"config.json: tnet9: there is no model of this name; did you mean tnet"),
         ("other shapes", r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)"),
@@ -216,6 +239,21 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
     spoil(folder, how)
     with pytest.raises(RunError, match=rf"^[^\n]*{sentence}[^\n]*$"):
         runs.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("model: [", r"config.yaml: is damaged; .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
+        ("- 1", r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
+        (None, r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another --out"),
+    ],
+)
+def test_a_config_that_is_none(folder, content, sentence):
+    if content is not None:
+        (folder / "config.yaml").write_text(content)
+    with pytest.raises(RunError, match=rf"^[^\n]*{sentence}$"):
+        _ = runs.Run(folder).config
 
 
 def test_what_is_no_folder(tmp_path):
