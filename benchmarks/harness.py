@@ -8,13 +8,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from foveal.host import keep_freed_memory
+from foveal.host import keep_freed_memory, processor_name
 
 
 def synchronise(device: str) -> None:
@@ -62,8 +63,8 @@ def write(out: str | os.PathLike[str] | None, results: Any, *, device: str = "cp
     """Write ``results`` with what is needed to make them again: command, versions, machine, seed."""
     if out is None:
         return
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "timm", "foveal")}
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{processor_name()}, {torch.get_num_threads()} threads"
     record = {"command": " ".join(["python", *sys.argv]), "device": name, "versions": versions, "seed": seed, "results": results}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

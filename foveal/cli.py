@@ -302,7 +302,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _stop_early(run: Run, args: argparse.Namespace) -> int:
     from foveal.evaluation import stop_early
-    from foveal.prediction import parse_budget
+    from foveal.prediction import parse_budget, write_exits
 
     if args.policy or args.against:
         raise ConfigError("--budget: stands beside fixed budgets of the same model; leave --policy and --against out")
@@ -312,6 +312,8 @@ def _stop_early(run: Run, args: argparse.Namespace) -> int:
             run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, split=args.split,
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, on_progress=show,
         )  # fmt: skip
+    if not args.data:  # thresholds found on other data are not the run's
+        write_exits(run.path, result.exits)
     return _give(result, args.typed, args.out or run.path)
 
 
@@ -500,6 +502,7 @@ goes on, lists those images at the end and exits with 1. The same command again 
         "--budget", metavar="COST",
         help="leave each image once it is sure; cost of the mean image: 2.0GMAC, 15ms or 3locations; --locations is then the most looks",
     )  # fmt: skip
+    parser.add_argument("--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks before asking again (default: 1)")
     parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: lines of path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
@@ -528,26 +531,45 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _exit(args: argparse.Namespace) -> Exit:
-    """The exit of this budget: as it was solved before, or solved now on the run's validation images."""
+    """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation images."""
     from foveal.evaluation import solve
-    from foveal.prediction import fingerprint, parse_budget, read_exits, write_exits
+    from foveal.glimpse.base import GlimpseClassifier
+    from foveal.prediction import (
+        Exit,
+        find_device,
+        fingerprint,
+        format_budget,
+        machine_name,
+        parse_budget,
+        parse_cost,
+        read_exits,
+        write_exits,
+    )  # fmt: skip
     from foveal.runs import Run, load
 
     if args.policy != "greedy":
         raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
-    run, most = Run(args.path), parse_budget(args.locations) if args.locations else None
-    known = read_exits(run.path).get(args.budget)
-    if known is not None and most in (None, known.locations):
-        batch = args.batch_size if known.unit == "ms" else known.batch_size
-        if (known.model, known.precision, known.batch_size) == (fingerprint(load(run.path)), args.precision, batch):
-            return known
-    with _progress("finding when to stop", args.quiet) as show:
-        found = solve(
-            run, _data_of(run, []), [args.budget], locations=most, batch_size=args.batch_size, device=args.device, precision=args.precision,
-            on_progress=show,
-        )  # fmt: skip
-    write_exits(run.path, found)
-    return found[0]
+    run, unit = Run(args.path), parse_cost(args.budget)[1]
+    model = load(run.path)
+    own = model.locations if isinstance(model, GlimpseClassifier) else ()
+    most = parse_budget(args.locations) if args.locations else own
+    holds = {"batch_size": args.batch_size, "machine": machine_name(find_device(args.device))} if unit == "ms" else {}
+    wanted = Exit(args.budget, 0, most, args.at_once, 0, unit, 0, fingerprint(model), args.precision, **holds)
+    known = next((one for one in read_exits(run.path) if (one.asked, one.model) == (wanted.asked, wanted.model)), None)
+    if known is None:
+        with _progress("finding when to stop", args.quiet) as show:
+            (known,) = solve(
+                run, _data_of(run, []), [args.budget], locations=most, at_once=args.at_once, batch_size=args.batch_size, device=args.device,
+                precision=args.precision, on_progress=show,
+            )  # fmt: skip
+        write_exits(run.path, [known])
+    if not args.quiet:
+        spent = f"--locations {format_budget(known.locations)} is spent"
+        when = f"no image is left before {spent}"
+        if known.threshold <= 1:
+            when = f"images are left once they are {100 * known.threshold:.1f} % sure, or when {spent}"
+        print(f"foveal: {args.budget}: {when}", file=sys.stderr)
+    return known
 
 
 # ---------------------------------------------------------------------------------------------------------- explain

@@ -30,7 +30,7 @@ from torch import nn
 from foveal.data import DataModule, Dataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import Judged, Plan, judge, wilson
-from foveal.evaluation.calibration import Said, expected_calibration_error, fit_temperature, said
+from foveal.evaluation.calibration import COLDEST, HOTTEST, Said, expected_calibration_error, fit_temperature, said
 from foveal.evaluation.cost import REPEATS, Measured, Trial, best_batch, measure_in_turn
 from foveal.evaluation.evaluation import (
     LARGEST_BATCH,
@@ -252,9 +252,14 @@ def compare(
         for name in named
         for i, budget in enumerate(chosen[name])
     ]
+    notes += [
+        f"{p.model}: no temperature between {COLDEST:g} and {HOTTEST:g} makes its probabilities right, the bound is taken"
+        for p in standings
+        if p.temperature is not None and not 1.01 * COLDEST < p.temperature < 0.99 * HOTTEST
+    ]
     about = {
         "models": list(named), "images": len(common), "image_size": list(sizes[0]), **circumstances(data, split, where, precision, seed),
-        "notes": notes, "how": HOW,
+        "notes": list(dict.fromkeys(notes)), "how": HOW,
     }  # fmt: skip
     result = Comparison(about, tuple(_with_front(standings)), tuple(dict.fromkeys(errors)))
     if out is not None:

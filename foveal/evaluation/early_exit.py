@@ -26,15 +26,15 @@ from foveal.data import Batch, DataModule
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import REPEATS, WARM_UP
-from foveal.evaluation.evaluation import circumstances, plain_split
+from foveal.evaluation.evaluation import circumstances, plain_split, ready_for
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
-from foveal.prediction.device import autocast, find_device
-from foveal.prediction.early_exit import Exit, confidence, look_until, parse_cost, turns, write_exits
+from foveal.prediction.device import autocast, find_device, machine_name
+from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, turns
 from foveal.prediction.output import fingerprint
-from foveal.prediction.rows import check_locations, ready
+from foveal.prediction.rows import check_locations
 from foveal.runs import Run, replacing
 
 if TYPE_CHECKING:
@@ -67,16 +67,18 @@ def solve(
 
     Raises:
         ConfigError: a budget that the first look alone exceeds, or a model that cannot stop on the way.
-        DataError: no such split, or no image that can be read.
+        DataError: no such split, no image that can be read, or other classes than the model's.
     """
     wanted = [parse_cost(text) for text in budgets]
     where = find_device(device)
-    judged = ready(model.path if isinstance(model, Run) else model, where)
+    (judged,) = ready_for([model], data, where)
     ends = turns(check_locations(judged, locations), at_once)
     if len(ends) == 1:
         raise ConfigError(
             f"--budget {budgets[0]}: with one look there is nowhere to stop on the way; use a model that looks, and --locations 1 or more"
         )
+    if split == "val" and not (data.val is not None and len(data.val)):
+        raise DataError(f"{data.name}: --budget finds out on validation images when to stop, and there are none; give the data a val split")
     images = data.split(split)
     loader = data.loader(split, batch_size=batch_size, workers=workers, first_looks=judged.first_looks, shuffle=False)
     total = -(-len(images) // batch_size)
@@ -96,10 +98,11 @@ def solve(
     for text, (cost, unit) in zip(budgets, wanted, strict=True):
         price = prices[unit]
         if cost < price[0]:
-            raise ConfigError(f"--budget {text}: the first look alone costs {price[0]:.4g} {unit}; allow more")
+            at = f", {len(some)} images at a time" if unit == "ms" else ""
+            raise ConfigError(f"--budget {text}: the first look alone costs {format_cost(price[0], unit)}{at}; allow more")
         threshold = threshold_for(sure, price, cost)
         spent = mean_cost(sure, price, threshold)
-        on: dict[str, Any] = {"batch_size": len(some), "machine": circumstances(data, split, where, precision, 0)["machine"]}
+        on: dict[str, Any] = {"batch_size": batch_size, "machine": machine_name(where)}
         found.append(Exit(text, threshold, ends[-1], at_once, spent, unit, len(sure), weights, precision, **(on if unit == "ms" else {})))
     return found
 
@@ -152,7 +155,7 @@ def spend(
         DataError: no such split, or no image that can be read.
     """
     where = find_device(device)
-    judged = ready(model.path if isinstance(model, Run) else model, where)
+    (judged,) = ready_for([model], data, where)
     data, split = plain_split(data, split)
     images = data.split(split)
     ends = list(dict.fromkeys(end for one in exits for end in turns(one.locations, one.at_once)))
@@ -217,7 +220,7 @@ class EarlyExit:
         return {**self.about, "exits": [asdict(one) for one in self.exits], "ways": [asdict(way) for way in self.ways]}
 
     def write(self, folder: str | Path) -> None:
-        """Write ``early_exit.json``, and keep the thresholds in ``exits.json``.
+        """Write ``early_exit.json``; `foveal.prediction.write_exits` is what keeps thresholds for later predictions.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -225,7 +228,6 @@ class EarlyExit:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_exits(folder, self.exits)
             with replacing(folder / "early_exit.json") as unfinished:
                 unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
         except OSError as error:
@@ -243,7 +245,7 @@ class EarlyExit:
         for way in self.ways:
             table.add_row(
                 "stops early" if way.stops else "fixed", way.name,
-                ("never sure" if thresholds[way.name] > 1 else f"{thresholds[way.name]:.3f}") if way.stops else "",
+                ("all looks" if thresholds[way.name] > 1 else f"{thresholds[way.name]:.3f}") if way.stops else "",
                 f"{way.locations:.2f}", f"{way.macs:.3g}",
                 f"{100 * way.accuracy:.1f} %  {100 * way.interval[0]:.1f} to {100 * way.interval[1]:.1f}", f"{way.milliseconds:.3g}",
             )  # fmt: skip

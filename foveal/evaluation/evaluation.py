@@ -13,8 +13,6 @@ Example:
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
-from foveal.prediction.device import find_device
+from foveal.prediction.device import find_device, machine_name
 from foveal.prediction.rows import check_locations, check_policies, ready
 from foveal.runs import Run, replacing
 
@@ -275,10 +273,9 @@ def circumstances(data: DataModule, split: str, device: torch.device, precision:
     """On what and where something was found out, for a file of results."""
     from foveal import __version__
 
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
     return {
         "data": data.name, "split": split, "classes": len(data.classes), "device": str(device),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine, "threads": torch.get_num_threads(),
+        "machine": machine_name(device), "threads": torch.get_num_threads(),
         "foveal": __version__, "torch": torch.__version__, "precision": precision, "seed": seed,
     }  # fmt: skip
 

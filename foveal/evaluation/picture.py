@@ -129,14 +129,17 @@ def draw_comparison(comparison: Comparison, file: Path) -> None:
     panels = list(zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True))
     for axes, (kind, title) in panels:
         axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.15)
+        axes.margins(y=0.15)
         for model, colour in colours.items():
             _draw_model(axes, kind, [p for p in comparison.points if p.model == model], colour)
         front = sorted((_cost(p, kind), 100 * (p.accuracy or 0)) for p in comparison.points if kind in p.front)
+        costs = [cost for p in comparison.points if (cost := _cost(p, kind)) is not None]
+        if costs:
+            beside = max((max(costs) / min(costs)) ** 0.25, 2)
+            axes.set_xlim(min(costs) / beside, max(costs) * beside)
         if front:
-            right = axes.get_xlim()[1]
-            axes.step(*zip(*front, (right, front[-1][1]), strict=True), where="post", color=INK, linewidth=5, alpha=0.18, zorder=0)
-            axes.set_xlim(right=right)
+            last = axes.get_xlim()[1], front[-1][1]
+            axes.step(*zip(*front, last, strict=True), where="post", color=INK, linewidth=5, alpha=0.18, zorder=0)
         else:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
         _tick(axes, kind)

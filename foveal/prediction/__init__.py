@@ -12,14 +12,14 @@ Example:
     [(1, 1), (2, 1)]
 """
 
-from foveal.prediction.budget import parse_budget, parse_locations
+from foveal.prediction.budget import format_budget, parse_budget, parse_locations
 from foveal.prediction.cost import Cost, count
-from foveal.prediction.device import autocast, find_device
+from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.output import Summary, fingerprint, predict
 from foveal.prediction.rows import COLUMNS, SUFFIXES, find_images, predict_rows
 
 __all__ = [
-    "COLUMNS", "SUFFIXES", "Cost", "Exit", "Summary", "autocast", "count", "find_device", "find_images", "fingerprint", "look_until",
-    "parse_budget", "parse_cost", "parse_locations", "predict", "predict_rows", "read_exits", "write_exits",
+    "COLUMNS", "SUFFIXES", "Cost", "Exit", "Summary", "autocast", "count", "find_device", "find_images", "fingerprint", "format_budget",
+    "look_until", "machine_name", "parse_budget", "parse_cost", "parse_locations", "predict", "predict_rows", "read_exits", "write_exits",
 ]  # fmt: skip

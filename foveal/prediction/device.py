@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from foveal.errors import ConfigError
-from foveal.host import keep_freed_memory
+from foveal.host import keep_freed_memory, processor_name
 
 PRECISIONS = {
     "32": None,
@@ -41,6 +41,11 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def machine_name(device: torch.device) -> str:
+    """What times on this device hold for: the GPU's name, or model and number of the processors."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

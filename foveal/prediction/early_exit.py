@@ -66,6 +66,11 @@ class Exit:
     batch_size: int | None = None
     machine: str | None = None
 
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What was asked for, and under which conditions: two exits that agree in it answer the same question."""
+        return parse_cost(self.budget), self.locations, self.at_once, self.precision, self.batch_size, self.machine
+
 
 def parse_cost(text: str) -> tuple[float, str]:
     """A mean cost as people type it, and its unit: ``macs``, ``ms`` or ``locations``.
@@ -77,6 +82,14 @@ def parse_cost(text: str) -> tuple[float, str]:
     if found is None or not float(found[1]):
         raise ConfigError(f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations")
     return float(found[1]) * _PREFIXES[(found[2] or "").lower()], _UNITS[(found[3] or found[4] or found[5]).lower()]
+
+
+def format_cost(cost: float, unit: str) -> str:
+    """A cost as people type it: ``1.93GMAC``."""
+    if unit != "macs":
+        return f"{cost:.3g}{unit}"
+    prefix = max((p for p, scale in _PREFIXES.items() if cost >= scale), key=_PREFIXES.__getitem__, default="")
+    return f"{cost / _PREFIXES[prefix]:.3g}{prefix.upper() if prefix != 'k' else prefix}MAC"
 
 
 def look_until(
@@ -121,23 +134,23 @@ def budget_of(looks: Glimpses, locations: Sequence[int]) -> tuple[int, ...]:
     return (first, *locations[1:]) if first else ()
 
 
-def read_exits(folder: Path) -> dict[str, Exit]:
-    """The exits that were solved for a run, by the budget they were asked for by.
+def read_exits(folder: Path) -> list[Exit]:
+    """The exits that were solved for a run, on its own validation images.
 
     Raises:
         RunError: the file is damaged.
     """
     file = folder / EXITS
     if not file.is_file():
-        return {}
+        return []
     try:
-        return {text: Exit(**{**values, "locations": tuple(values["locations"])}) for text, values in json.loads(file.read_text()).items()}
+        return [Exit(**{**values, "locations": tuple(values["locations"])}) for values in json.loads(file.read_text())]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{file}: is damaged or not ours; delete it, and solve again by foveal evaluate --budget") from error
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:
-    """Keep exits beside those that are there already."""
-    kept = {text: asdict(one) for text, one in read_exits(folder).items()} | {one.budget: asdict(one) for one in exits}
+    """Keep exits beside those that are there already; of two that answer the same question the new one."""
+    kept = {one.asked: one for one in [*read_exits(folder), *exits]}
     with replacing(folder / EXITS) as unfinished:
-        unfinished.write_text(json.dumps(kept, indent=2) + "\n")
+        unfinished.write_text(json.dumps([asdict(one) for one in kept.values()], indent=2) + "\n")

@@ -101,7 +101,7 @@ def predict(
             "seed": seed,
         }
         if until is not None:
-            settings["until"] = [until.threshold, list(until.locations), until.at_once]
+            settings["budget"] = [until.threshold, list(until.locations), until.at_once]
         output = Output(Path(out), settings, resume)
     todo = [(path, error) for path, error in found if output is None or as_text(path) not in output.done]
     nothing = [failed_row(path, error) for path, error in todo if error]
@@ -195,7 +195,7 @@ class Output:
                 before = json.loads(file.readline())
         except ValueError:
             before = {}
-        changed = [key for key in self.settings if before.get(key) != self.settings[key]]
+        changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if changed:
             raise ConfigError(
                 f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or remove it and {self.journal.name}"

@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from foveal.cli import main
 from foveal.data import DataModule, ImageDataset, TensorDataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import compare, evaluate, fit_temperature, paired_interval, pareto
+from foveal.evaluation.calibration import COLDEST, HOTTEST
 from foveal.evaluation.cost import Trial, measure_in_turn
+from foveal.evaluation.picture import draw_comparison
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.prediction import count
@@ -161,9 +165,21 @@ def test_files(comparison):
     stored = json.loads((folder / "comparison.json").read_text())
     assert stored["models"] == ["model", "model 1", "test_resnet"] and stored["images"] == 30
     assert {"device", "machine", "foveal", "torch", "seed", "precision", "how"} < set(stored)
-    assert stored["notes"] == ["test_resnet: has no weights, so that only its cost stands here; train it by foveal fit"]
+    told, *at_bounds = stored["notes"]
+    assert told == "test_resnet: has no weights, so that only its cost stands here; train it by foveal fit"
+    bound = {p.model for p in result.points if p.temperature in (pytest.approx(COLDEST, rel=0.01), pytest.approx(HOTTEST, rel=0.01))}
+    assert {note.partition(": no temperature between")[0] for note in at_bounds} == bound
     assert stored["points"][1]["gap"] == result.points[1].gap and stored["points"][3]["accuracy"] is None
     assert Image.open(folder / "comparison.png").size == (1600, 600)
+
+
+def test_one_point_is_drawn_without_a_warning(comparison, tmp_path):
+    alone = replace(comparison[1], points=comparison[1].points[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        draw_comparison(alone, tmp_path / "alone.png")
+    assert Image.open(tmp_path / "alone.png").size == (1600, 600)
 
 
 def test_the_tables_fit_160_columns(comparison):
@@ -184,7 +200,7 @@ def test_sweeps_are_for_those_that_can_meet_them():
     models = [tnet(locations=(2, 1)), create_model("test_efficientnet", num_classes=6)]
     points = compare(models, data(), budgets=[(), (1,), (10,)], measured=False, device="cpu")
     assert [p.locations for p in points.points] == [(), (1,), ()]
-    (note,) = points.about["notes"]
+    note, *_ = points.about["notes"]
     assert note.startswith("model: budget 10 is left out: ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.errors import ConfigError, RunError
 from foveal.images import ImageViews, open_image
 from foveal.prediction import count, predict
-from foveal.prediction.early_exit import Exit, confidence, look_until, parse_cost, read_exits, turns, write_exits
+from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, read_exits, turns, write_exits
 from foveal.runs import create_model
 from tests.images.files import photo, write_pyramid
 
@@ -86,6 +87,13 @@ def test_rows_say_what_each_image_cost(model, folder):
         assert [(r["locations"], r["macs"], r["label"]) for r in rows] == [(r["locations"], r["macs"], r["label"]) for r in expected]
 
 
+def test_costs_are_told_as_they_are_typed():
+    assert [format_cost(*parse_cost(text)) for text in ("1.93GMAC", "10.9MMAC", "2kMAC", "15ms", "3locations")] == [
+        "1.93GMAC", "10.9MMAC", "2kMAC", "15ms", "3locations"
+    ]  # fmt: skip
+    assert format_cost(12.0, "macs") == "12MAC"
+
+
 def test_exits_are_kept_beside_each_other(tmp_path):
     one, other = (
         Exit("3locations", 0.7, (4, 1), 1, 2.9, "locations", 50),
@@ -93,8 +101,12 @@ def test_exits_are_kept_beside_each_other(tmp_path):
     )
     write_exits(tmp_path, [one])
     write_exits(tmp_path, [other])
-    assert read_exits(tmp_path) == {"3locations": one, "5ms": other}
-    for damaged in ("{", json.dumps({"a": {"threshold": 1}}), "[]"):
+    assert read_exits(tmp_path) == [one, other]
+    # Solved again, however it is typed, and under other conditions.
+    again, elsewhere = replace(one, budget="3.0 locations", threshold=0.6), replace(other, machine="another machine")
+    write_exits(tmp_path, [again, elsewhere])
+    assert read_exits(tmp_path) == [again, other, elsewhere]
+    for damaged in ("{", json.dumps({"a": {"threshold": 1}}), json.dumps([{"threshold": 1}])):
         (tmp_path / "exits.json").write_text(damaged)
         with pytest.raises(RunError, match=r"exits.json: is damaged or not ours; delete it"):
             read_exits(tmp_path)
