@@ -201,7 +201,7 @@ class Metrics(pl.Callback):
             self.sums[key] = self.sums.get(key, 0.0) + value.detach() * count  # stays on the device: reading it would wait for the step
         if not trainer.is_global_zero or not task.updates_after(batch_idx):
             return
-        if task.step % task.config.log_every == 0 and self.images:
+        if (task.step % task.config.log_every == 0 or task.progress >= 1) and self.images:
             self._write(
                 trainer,
                 task,

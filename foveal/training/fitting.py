@@ -23,7 +23,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,34 +95,39 @@ def fit(
     if config is not None:
         config.check()
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
-    out = claim(out, resume=resume, overwrite=overwrite) if main else Path(out)
-    stored = FitConfig.from_dict(read_config(out)) if resume else None
-    config = config or stored
-    if config is None:
-        raise ConfigError("config: is missing; give one, or resume a run")
-    if data is not None and config.data == FitConfig().data:
-        config = replace(config, data={"name": data.name})
-    config.check()
-    checkpoint = read_checkpoint(out / LAST) if resume else None
-    data = data or get_data(**config.data)
-    model = _model(config, data, resume)
-    task = _task(config, model, data, resume)
-    resolved = _resolved(config, task)
-    if stored is not None and checkpoint is not None:
-        _same(resolved, stored.to_dict())
-        check_fit(task, checkpoint["state_dict"], out / LAST)
-    reading = getattr(data.train, "reading", None)
-    how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-    info = ModelInfo(resolved["model"], data.classes, **how)
-    if main:
-        if not resume:
-            clear(out)
-        with replacing(out / CONFIG) as unfinished:
-            unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
-        write_card(out, model, info)
+    out = Path(out)
+    with _claimed(out, resume, overwrite) if main else nullcontext():
+        stored = FitConfig.from_dict(read_config(out)) if resume else None
+        config = config or stored
+        if config is None:
+            raise ConfigError("config: is missing; give one, or resume a run")
+        if data is not None and config.data == FitConfig().data:
+            config = replace(config, data={"name": data.name})
+        config.check()
+        checkpoint = read_checkpoint(out / LAST) if resume else None
+        data = data or get_data(**config.data)
+        model = _model(config, data, resume)
+        task = _task(config, model, data, resume)
+        task.configure_optimizers()  # Lightning does it when the run in the way is gone already
+        resolved = _resolved(config, task)
+        if stored is not None and checkpoint is not None:
+            _same(resolved, stored.to_dict())
+            check_fit(task, checkpoint["state_dict"], out / LAST)
+        reading = getattr(data.train, "reading", None)
+        how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
+        info = ModelInfo(resolved["model"], data.classes, **how)
+        if main:
+            if not resume:
+                clear(out)
+            with replacing(out / CONFIG) as unfinished:
+                unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
+            write_card(out, model, info)
     try:
         if checkpoint is None or not _finished(task, checkpoint):
             _train(task, config, out, resume, quiet)
+        elif main and not quiet:
+            after = f"finished already, after step {checkpoint['global_step']}"
+            print(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", file=sys.stderr)
     except Interrupted:
         if main:
             _export(out, model, info)
@@ -131,6 +136,20 @@ def fit(
     if main:
         _export(out, model, info)
     return Run(out)
+
+
+@contextmanager
+def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """`claim`, and leave no empty folder behind where what follows fails."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    claim(out, resume=resume, overwrite=overwrite)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it is not empty any more
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifier:

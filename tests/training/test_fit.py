@@ -57,6 +57,16 @@ def test_it_learns_and_the_run_says_so(tmp_path):
     assert foveal.runs.classify(model, image).label == "green"
 
 
+def test_metrics_tell_of_the_last_steps_too(tmp_path):
+    """Also of a run with fewer steps than lie between two lines."""
+    short = {"epochs": None, "steps": 5, "accumulate": 1, "ema": None, "data": {"name": "tiny_images", "val": 0}}
+    told = {n: read(fit(config(**short, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 3, 50)}
+    assert [[int(row["step"]) for row in rows] for rows in told.values()] == [[1, 2, 3, 4, 5], [3, 5], [5]]
+    losses = [float(row["loss"]) for row in told[1]]
+    assert float(told[3][-1]["loss"]) == pytest.approx(np.mean(losses[3:]), rel=1e-4)
+    assert float(told[50][-1]["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
+
+
 def test_validation_is_of_the_deployed_model(tmp_path):
     """The figure in metrics.csv is that of the greedy model that is written, averaged weights and all."""
     run = fit(config(), tmp_path / "run", quiet=True)
@@ -345,7 +355,12 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
 )
 def test_values_that_do_not_fit_get_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        fit(config(**changes), tmp_path / "run", quiet=True)
+        fit(config(**changes), tmp_path / "runs" / "run", quiet=True)
+    assert not list(tmp_path.iterdir()), "an empty folder was left behind"
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError):
+        fit(config(**changes), tmp_path / "mine", quiet=True)
+    assert (tmp_path / "mine").is_dir()
 
 
 # ------------------------------------------------------------------------------------------------------- odds and ends

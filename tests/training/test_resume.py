@@ -141,10 +141,12 @@ def test_terminated_in_the_step_before_a_validation(tmp_path, whole):
     same_runs(tmp_path / "run", whole)
 
 
-def test_a_finished_run_is_resumed_by_doing_nothing(tmp_path, whole, monkeypatch):
+def test_a_finished_run_is_resumed_by_doing_nothing(whole, monkeypatch, capsys):
     before = {file.name: file.read_bytes() for file in whole.iterdir()}
     monkeypatch.setattr(Task, "training_step", None)
-    fit(None, whole, resume=True, quiet=True)
+    fit(None, whole, resume=True)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"{whole}: finished already, after step 8; to train on, ")
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
