@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,34 @@ def test_fit_says_what_it_trains_and_goes_on_when_resumed(capsys, tmp_path):
     assert main(["fit", "--resume", "--out", str(out), "--steps", "3", "--quiet"]) == 0
     last = (out / "metrics.csv").read_text().splitlines()[-1]
     assert last.startswith("3,")
+
+
+def test_fit_says_first_what_cannot_be_resumed(capsys, run, tmp_path):
+    resume = ["fit", "demo", *[x for x in TINY if x != "--quiet"], "--steps", "4", "--resume", "--out"]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "last.ckpt").write_bytes(b"half")
+    for out, words in ((tmp_path / "nothing", "there is no last.ckpt to go on from"), (damaged, "is damaged or half written")):
+        assert main([*resume, str(out)]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and words in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_fit_says_at_the_end_how_many_images_could_not_be_read(capsys, tmp_path, quiet):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("dark", "light"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    (tmp_path / "data" / "train" / "dark" / "1.png").write_bytes(b"")
+    tiny = ["--model", "test_resnet", "--model.image_size", "32", "--batch-size", "6", "--steps", "2", "--device", "cpu", *quiet]
+    out = tmp_path / "run"
+    assert main(["fit", "--data.root", str(tmp_path / "data"), *tiny, "--out", str(out)]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"foveal: 1 image could not be read; see {out / 'bad_images.csv'}"
 
 
 def test_fit_trains_a_dense_network_by_the_same_command(tmp_path):
