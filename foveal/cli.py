@@ -86,9 +86,13 @@ def _run(argv: list[str]) -> int:
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
     typed = shlex.join(["foveal", *argv, *data])
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # argparse would have the program say this, with the usage of the program.
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command is None:
-        _parser().print_help()
+        parser.print_help()
         return 0
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if args.quiet else logging.INFO)
     args.data, args.typed = data, typed
@@ -118,7 +122,7 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
     return parser
 
@@ -747,11 +751,17 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.prediction import count, parse_budget
-    from foveal.recipes.flags import as_nested, parse_settings
+    from foveal.recipes.flags import UsageError, as_nested, parse_settings
     from foveal.runs import create_model, list_models, load
 
+    settings = as_nested(parse_settings(args.set))
+    classes = settings.pop("num_classes", args.num_classes)
+    if classes is not None and (type(classes) is not int or classes < 1):
+        raise UsageError(f"--set num_classes={classes}: is no number of classes; give 1 or more")
+    if args.num_classes not in (None, classes):
+        raise UsageError(f"--num-classes {args.num_classes}: --set num_classes={classes} says another number; give one of the two")
     folder = Path(args.model).is_dir() and args.model not in list_models()
-    model = load(args.model) if folder else create_model(args.model, num_classes=args.num_classes, **as_nested(parse_settings(args.set)))
+    model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count(model, args.image_size, locations)

@@ -69,6 +69,14 @@ def test_unknown_command_is_a_usage_error(capsys):
     assert "invalid choice" in capsys.readouterr().err
 
 
+def test_a_usage_error_shows_the_usage_of_its_command(capsys):
+    assert main(["predict", "runs/x", "a.png", "--tpo-k", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: foveal predict ") and said.endswith("foveal predict: error: unrecognized arguments: --tpo-k 1\n")
+    assert main(["--tpo-k"]) == 2
+    assert capsys.readouterr().err.startswith("usage: foveal [-h]")
+
+
 def test_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m foveal.cli models '*' | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -356,6 +364,19 @@ def test_cost_takes_options_classes_and_runs(capsys, run):
     assert code == 1 and "no option 'gird'; did you mean grid" in said
     assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
     assert main(["cost", "aa_resnet20_cifar", "--image-size", "32", "--set", "conv_options.heads=1"]) == 0
+
+
+def test_cost_takes_the_number_of_classes_as_an_option_too(capsys):
+    cost = ["cost", "test_resnet", "--image-size", "64", "--json"]
+    said = []
+    for more in (["--num-classes", "7"], ["--set", "num_classes=7"], ["--num-classes", "7", "--set", "num_classes=7"]):
+        assert main([*cost, *more]) == 0
+        said.append(json.loads(capsys.readouterr().out)["parameters"])
+    assert len(set(said)) == 1
+    code, said = failure(capsys, *cost, "--num-classes", "7", "--set", "num_classes=8")
+    assert code == 2 and said == "foveal: --num-classes 7: --set num_classes=8 says another number; give one of the two"
+    for value in ("many", "0", "true"):
+        assert failure(capsys, *cost, "--set", f"num_classes={value}")[0] == 2
 
 
 def test_table_prints_columns_and_json(capsys, tmp_path, run):
