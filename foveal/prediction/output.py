@@ -198,7 +198,8 @@ class Output:
         changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if changed:
             raise ConfigError(
-                f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or remove it and {self.journal.name}"
+                f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or replace it by --overwrite"
+                " (in Python resume=False)"
             )
         return True
 
