@@ -100,7 +100,7 @@ def test_failed_images_are_tried_again(folder, model, tmp_path):
 def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
     out = tmp_path / "rows.jsonl"
     predict(model, folder / "0.png", out=out, device="cpu")
-    with pytest.raises(ConfigError, match="begun with another locations; .* replace it by --overwrite"):
+    with pytest.raises(ConfigError, match=r"begun with another locations; .* replace it by --overwrite"):
         predict(model, folder, out=out, locations=(1,), device="cpu")
     torch.manual_seed(1)
     other = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1))
