@@ -293,7 +293,7 @@ def megapixel_training(record: Any) -> Iterator[Row]:
 @table("megapixel_cost", "megapixel.json")
 def megapixel_cost(record: Any) -> Iterator[Row]:
     units = (("ms", 1), ("peak_memory", 2**20), ("macs", 10**6), ("bytes", 10**3))
-    yield "locations", "canvas, px", "ms", "MiB", "MMACs", "read, kB", "whole canvas, ms", "MiB", "MMACs", "kB"
+    yield "locations", "canvas, px", "ms", "MiB", "MMACs", "read, kB", "whole canvas, ms", "MiB", "MMACs", "kB, as pixels"
     for row in record["results"]:
         costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in units)
         yield looks_of(row), f"{row['canvas']:,}", *costs
