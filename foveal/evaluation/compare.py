@@ -48,6 +48,7 @@ from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device
+from foveal.prediction.folding import fold_norms
 from foveal.prediction.rows import ready
 from foveal.runs import Run, create_classifier, list_models
 
@@ -61,7 +62,8 @@ HOW = (
     "and Min, Statistics in Medicine 24, 2005). nll: nats. ece: 15 equally wide bins of the confidence. temperature: makes the labels of "
     "the validation images most likely, from 0.05 to 20; nll_after and ece_after: with logits divided by it. macs: as torch's flop counter "
     "sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, files in the page cache, one "
-    "process, models in turn; single: at batch 1; batched: at the batch that was fastest for the model's largest budget. peak_memory, "
+    "process, batch norms folded as in predictions, models in turn; single: at batch 1; batched: at the batch that was fastest for the "
+    "model's largest budget. peak_memory, "
     "bytes_read: of the first call; memory is the growth of the process on a CPU, without weights, and torch's peak on a GPU, with them. "
     "front: the costs for which no model here is at least as accurate and as cheap, and better in one; random looks do not compete."
 )
@@ -404,7 +406,7 @@ def _measure(
 ) -> dict[tuple[str, tuple[int, ...]], tuple[Measured, Measured]]:  # fmt: skip
     """Time every model and budget at batch 1 and at the batch that is best for the model's largest budget, all in turn."""
     trials: dict[tuple[str, tuple[int, ...]], tuple[Trial, Trial]] = {}
-    for name, model in panel.items():
+    for name, model in ((name, fold_norms(model)) for name, model in panel.items()):
         largest = min(LARGEST_BATCH.get(model.mean.device.type, 64), images)
         best = best_batch(model, views_of, largest, locations=max(budgets[name]), precision=precision, seconds=seconds).batch_size
         trials |= {(name, b): (Trial(model, views_of, 1, b), Trial(model, views_of, best, b)) for b in budgets[name]}

@@ -33,6 +33,7 @@ from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, turns
+from foveal.prediction.folding import fold_norms
 from foveal.prediction.output import fingerprint
 from foveal.prediction.rows import check_locations
 from foveal.runs import Run, replacing
@@ -82,7 +83,8 @@ def solve(
     images = data.split(split)
     loader = data.loader(split, batch_size=batch_size, workers=workers, first_looks=judged.first_looks, shuffle=False)
     total = -(-len(images) // batch_size)
-    sure, size = _confidences(judged, loader, ends, at_once, precision, lambda done: on_progress and on_progress(done, total))
+    folded = fold_norms(judged)
+    sure, size = _confidences(folded, loader, ends, at_once, precision, lambda done: on_progress and on_progress(done, total))
     some = list(range(min(batch_size, len(images))))
 
     def price_in(unit: str) -> np.ndarray:
@@ -91,7 +93,7 @@ def solve(
             return np.array([sum(np.cumprod(end)) for end in ends], dtype=float)
         if unit == "macs":
             return np.array([count(judged, size, end).macs for end in ends], dtype=float)
-        return _times(judged, lambda: images.batch(0, some, 0).to(where).views, ends[-1], at_once, precision, seconds) / len(some)
+        return _times(folded, lambda: images.batch(0, some, 0).to(where).views, ends[-1], at_once, precision, seconds) / len(some)
 
     prices = {unit: price_in(unit) for unit in {unit for _, unit in wanted}}
     found, weights = [], fingerprint(judged)
@@ -158,6 +160,7 @@ def spend(
     (judged,) = ready_for([model], data, where)
     data, split = plain_split(data, split)
     images = data.split(split)
+    folded = fold_norms(judged)
     ends = list(dict.fromkeys(end for one in exits for end in turns(one.locations, one.at_once)))
     ways: list[Exit | tuple[int, ...]] = [*ends, *exits]
     right, looks, seconds = np.zeros(len(ways)), np.zeros(len(ways)), np.zeros(len(ways))
@@ -175,9 +178,9 @@ def spend(
                 continue
             with torch.inference_mode(), autocast(precision, where):
                 if isinstance(way, Exit):
-                    seen = look_until(judged, batch.views, way.threshold, way.locations, way.at_once)
+                    seen = look_until(folded, batch.views, way.threshold, way.locations, way.at_once)
                 else:
-                    seen = judged(batch.views, locations=way, contributions=False)
+                    seen = folded(batch.views, locations=way, contributions=False)
                 answer = seen.logits.argmax(-1).cpu()
             took = time.perf_counter() - began
             if errors is not None:

@@ -32,6 +32,7 @@ from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device, machine_name
+from foveal.prediction.folding import fold_norms
 from foveal.prediction.rows import check_locations, check_policies, ready
 from foveal.runs import Run, replacing
 
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 HOW = (
     "macs: as torch's flop counter sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, "
-    "files in the page cache, one process; single: at batch 1; batched: at the batch that was fastest for the largest budget. peak_memory, "
+    "files in the page cache, one process, batch norms folded as in predictions; single: at batch 1; batched: at the batch that was "
+    "fastest for the largest budget. peak_memory, "
     "bytes_read: of the first call; memory is the growth of the process on a CPU, and torch's peak on a GPU."
 )
 
@@ -318,7 +320,7 @@ def _measure(
     model: GlimpseClassifier, dataset: Dataset, good: np.ndarray, plans: Sequence[Plan], precision: str, seconds: float
 ) -> dict[Plan, tuple[Measured, Measured]]:
     """Time each plan of learned looks, at batch 1 and at the batch that is best for the largest budget."""
-    device = model.mean.device
+    device, model = model.mean.device, fold_norms(model)
     views_of = opener(dataset, good, device)
     learned = [plan for plan in plans if plan.policy == "greedy"]
     largest = min(LARGEST_BATCH.get(device.type, 64), len(good))

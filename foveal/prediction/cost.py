@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews
+
+Watcher = TypeVar("Watcher")
 
 
 @dataclass(frozen=True)
@@ -67,33 +71,47 @@ def input_channels(network: nn.Module) -> int:
 
 
 def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
-    network = copy.deepcopy(network).to("meta")
+    network = copy.deepcopy(network).to("meta").eval()
     images = torch.empty(1, input_channels(network), *size, device="meta")
+    counter = FlopCounterMode(display=False)
     try:
-        return _macs(network, lambda: network(images))
+        with torch.no_grad(), counter:
+            network(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{type(network).__name__}: does not take images of {size[0]} x {size[1]} px ({reason}); choose another size"
         ) from error
+    return counter.get_total_flops() // 2
 
 
 def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str) -> int:
-    def classify(device: str) -> int:
-        copied = copy.deepcopy(model).to(device)
+    counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy)
+    return counter.get_total_flops() // 2
+
+
+def look_at_nothing(
+    model: GlimpseClassifier, size: tuple[int, int], watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
+    locations: Sequence[int] | None = None, policy: str = "greedy",
+) -> Watcher:  # fmt: skip
+    """Let a copy of a model look at an image that is not there, to see what it does.
+
+    Args:
+        model: a classifier.
+        size: (height, width) of the image.
+        watching: given the copy, the context that it looks in; what entering the context gives is returned.
+        locations, policy: see `count`.
+    """
+
+    def look(device: str) -> Watcher:
+        copied = copy.deepcopy(model).to(device).eval()
         views = BlankViews(1, size, model.channels, device)
-        return _macs(copied, lambda: copied(views, locations=locations, policy=policy, contributions=False))
+        with torch.no_grad(), watching(copied) as watcher:
+            copied(views, locations=locations, policy=policy, contributions=False)
+        return watcher
 
     try:
-        return classify("meta")
+        return look("meta")
     except (NotImplementedError, RuntimeError):
         # A model that chooses where to look needs numbers to choose by, which meta tensors have not.
-        return classify("cpu")
-
-
-def _macs(model: nn.Module, call: Callable[[], object]) -> int:
-    model.eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        call()
-    return counter.get_total_flops() // 2
+        return look("cpu")

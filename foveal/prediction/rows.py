@@ -34,6 +34,7 @@ from foveal.images import SUFFIXES, ImageViews, View
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
+from foveal.prediction.folding import fold_norms
 from foveal.runs import as_classifier, load, open_for
 
 Row = dict[str, Any]
@@ -139,7 +140,7 @@ def predict_rows(
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    macs: dict[tuple[int, ...], int] = {}
+    classifier, macs = fold_norms(classifier), {}
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]

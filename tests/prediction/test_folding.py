@@ -1,0 +1,137 @@
+"""Batch norms folded into convolutions: the same answers, from fewer layers, and hands off where it would not be the same."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.layers import ScaledStdConv2d
+from torch import nn
+
+import foveal.backbones  # noqa: F401
+from foveal import classify
+from foveal.glimpse.base import WholeImage
+from foveal.images.views import TensorViews
+from foveal.prediction import count, predict
+from foveal.prediction.folding import fold_norms, norms_of
+from foveal.runs import create_model
+from tests.images.files import photo
+
+
+def worn(model):
+    """The model as training might have left it: statistics and scales that are not those of the beginning."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if value.is_floating_point():
+                    low, high = (-0.5, 0.5) if name in ("bias", "running_mean") else (0.5, 1.5)
+                    value.data = torch.rand(value.shape, generator=generator) * (high - low) + low
+    return model.eval()
+
+
+def dense(name, size=64, **options):
+    torch.manual_seed(0)
+    return worn(WholeImage(timm.create_model(name, num_classes=7, **options), image_size=size))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "left"),
+    [
+        ("resnet18", 64, 0), ("seresnet50", 64, 0), ("resnet50d", 64, 0), ("mobilenetv2_100", 64, 0), ("mobilenetv3_small_100", 64, 0),
+        ("efficientnet_b0", 64, 0), ("tf_efficientnet_b0", 64, 0), ("regnety_002", 64, 0), ("repvgg_a0", 64, None),
+        ("resnetv2_50d_evos", 64, None), ("densenet121", 64, None), ("convnext_atto", 64, 0), ("vit_tiny_patch16_224", 224, 0),
+        ("resnet20_cifar", 32, 0), ("preact_resnet110_cifar", 32, None), ("densenet_bc_100_12_cifar", 32, None), ("stn_cnn", 32, None),
+        ("expatt_resnet34", 64, None), ("aa_resnet34", 64, None), ("cbam_resnet20_cifar", 32, None), ("attention56_cifar", 32, None),
+        ("bagnet_small", 64, 4), ("plain_convnet_32", 32, 0), ("wrn_28_10_cifar", 32, None),
+    ],
+)  # fmt: skip
+def test_a_network_says_the_same(name, size, left):
+    model = dense(name, size, **({"img_size": size} if name == "aa_resnet34" else {}))
+    before = copy.deepcopy(model.state_dict())
+    folded, images = fold_norms(model), torch.rand(2, 3, size, size)
+    with torch.inference_mode():
+        expected, found = model(images).logits, folded(images).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert left is None or len(norms_of(folded)) == left
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model itself is as it was
+    assert count(model, size).macs == count(folded, size).macs
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tnet", {"backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1)}),
+        ("tnet", {"backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1), "location_features": "conv_stem"}),
+        ("saccader", {"backbone": "test_bagnet", "image_size": 64, "locations": (3,)}),
+        ("saccader_separate", {
+            "backbone": "test_bagnet", "image_size": 64, "locations": (2,), "classifier": "test_resnet", "glimpse_size": 32,
+        }),
+        ("dram", {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (2,)}),
+    ],
+)  # fmt: skip
+def test_a_model_that_looks_looks_at_the_same_places(name, options):
+    torch.manual_seed(0)
+    model = worn(create_model(name, num_classes=4, **options))
+    folded, images = fold_norms(model), TensorViews(torch.rand(3, 3, 96, 96))
+    assert len(norms_of(folded)) < len(norms_of(model)) or not norms_of(model)
+    with torch.inference_mode():
+        expected, found = model(images), folded(images)
+    assert torch.allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
+    assert found.glimpses.box == pytest.approx(expected.glimpses.box, abs=1e-3)
+
+
+class Net(nn.Module):
+    """A convolution, a norm, and something that may stand in the way."""
+
+    num_classes = 2
+
+    def __init__(self, way):
+        super().__init__()
+        make = ScaledStdConv2d if way == "weights made anew" else nn.Conv2d
+        self.way, self.conv, self.norm = way, make(3, 4, 3, padding=1), nn.BatchNorm2d(4, affine=way != "no scale")
+        self.other, self.head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        z = self.conv(x)
+        y = self.norm(z)
+        if self.way == "used beside":
+            y = y + z
+        if self.way == "two norms":
+            y = y + self.other(z)
+        if self.way == "used again":
+            y = y + self.conv(x)
+        if self.way == "norm again":
+            y = self.norm(y)
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("way", "left"),
+    [
+        ("plain", 1), ("no scale", 1), ("used beside", 2), ("two norms", 2), ("used again", 2), ("norm again", 2), ("weights made anew", 2),
+    ],
+)  # fmt: skip
+def test_only_what_stays_the_same_is_folded(way, left):
+    model = worn(WholeImage(Net(way), image_size=16))
+    folded, images = fold_norms(model), torch.rand(2, 3, 16, 16)
+    assert len(norms_of(folded)) == left
+    assert torch.allclose(folded(images).logits, model(images).logits, atol=1e-5)
+
+
+def test_statistics_of_each_level_stay():
+    options = {"backbone": "test_efficientnet", "base_size": 32, "locations": (1,), "level_statistics": True}
+    model = worn(create_model("tnet", num_classes=4, **options))
+    assert len(norms_of(fold_norms(model))) == len(norms_of(model)) > 0
+
+
+def test_predictions_are_those_of_the_model(tmp_path):
+    for i in range(3):
+        Image.fromarray(photo(90, 80, seed=i)).save(tmp_path / f"{i}.png")
+    torch.manual_seed(0)
+    model = worn(create_model("tnet", num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2,)))
+    rows = predict(model, tmp_path, device="cpu", top_k=4).rows
+    for row in rows:
+        seen = classify(model, row["path"])
+        assert row["label"] == seen.label and row["probability"] == pytest.approx(float(seen.probabilities.max()), abs=1e-5)
