@@ -1,14 +1,15 @@
 """What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole network?
 
-Three questions, what is compared is taken in turn in one run:
+Four questions, what is compared is taken in turn in one run:
 
-(a) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable, as `auto` chooses, and
+(a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto` chooses
+(b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable, as `auto` chooses, and
             attention augmentation (d_k = 160 in 8 heads, values a multiple of 8), on the grids of a ResNet; time and peak memory
-(b) layer:  forward and backward of the layer over those of the 3x3 convolution that it stands for
-(c) step:   one SGD step of expatt_resnet50 over one of resnet50, same batch
+(c) layer:  forward and backward of the layer over those of the 3x3 convolution that it stands for
+(d) step:   one SGD step of expatt_resnet50 over one of resnet50, same batch
 
-    python benchmarks/explicit_attention.py branch layer step --out benchmarks/results/explicit_attention.json
-    python benchmarks/explicit_attention.py branch layer step --device cuda --batch 1 16 128 --step-batch 128
+    python benchmarks/explicit_attention.py mixing branch layer step --out benchmarks/results/explicit_attention.json
+    python benchmarks/explicit_attention.py mixing branch layer step --device cuda --batch 1 16 128 --step-batch 128
 
 Memory is the most that torch's allocator held during a step, beyond what it held before; what libraries take for themselves is not in it.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import timm
 import torch
@@ -75,25 +77,43 @@ def peak_bytes(task: Callable[[], None], device: str) -> int:
     return peak
 
 
-def compare(modules: dict[str, nn.Module], grid: int, args: argparse.Namespace, batch: int) -> tuple[dict, dict[str, int]]:
-    """Times and peak bytes of forward and backward of each module on the same input."""
-    x = torch.randn(batch, WIDTHS[grid], grid, grid, device=args.device).to(memory_format=torch.channels_last).requires_grad_()
+def compare(
+    modules: dict[str, nn.Module], grid: int, args: argparse.Namespace, batch: int, channels: int | None = None
+) -> tuple[dict, dict[str, int]]:
+    """Times and peak bytes of forward and backward of each module on the same input, the ResNet's unless it has other channels."""
+    x = torch.randn(batch, channels or WIDTHS[grid], grid, grid, device=args.device).to(memory_format=torch.channels_last).requires_grad_()
     tasks = {n: once(m.to(args.device, memory_format=torch.channels_last), x, args.precision) for n, m in modules.items()}
     times = in_turn(tasks, seconds=args.seconds, device=args.device)
     return times, {name: peak_bytes(task, args.device) for name, task in tasks.items()}
+
+
+def mixing(args: argparse.Namespace) -> Iterator[dict]:
+    for grid in args.grids:
+        values = int(SHARE * WIDTHS[grid])
+        for batch in args.batch:
+            layers = {
+                i: ExplicitAttention(values, values, ratio=1, impl=i, output_projection=False) for i in ("dense", "separable", "auto")
+            }
+            for layer in layers.values():
+                layer.value = nn.Identity()
+            yield {"grid": grid, "values": values, "batch": batch} | forms(*compare(layers, grid, args, batch, values))
+
+
+def forms(times: dict[str, Any], peaks: dict[str, int]) -> dict[str, Any]:
+    """How the forms compare."""
+    faster = min(("dense", "separable"), key=lambda impl: milliseconds(times[impl]))
+    return {
+        "ms": {name: milliseconds(t) for name, t in times.items()}, "peak_bytes": peaks,
+        "dense_over_separable": ratio(times["dense"], times["separable"]), "auto_over_faster": ratio(times["auto"], times[faster]),
+        "peak_dense_over_separable": round(peaks["dense"] / peaks["separable"], 2),
+    }  # fmt: skip
 
 
 def branch(args: argparse.Namespace) -> Iterator[dict]:
     for grid in args.grids:
         for batch in args.batch:
             times, peaks = compare(branches(grid, batch), grid, args, batch)
-            faster = min(("dense", "separable"), key=lambda impl: milliseconds(times[impl]))
-            row = {
-                "grid": grid, "values": int(SHARE * WIDTHS[grid]), "batch": batch,
-                "ms": {name: milliseconds(t) for name, t in times.items()}, "peak_bytes": peaks,
-                "dense_over_separable": ratio(times["dense"], times["separable"]), "auto_over_faster": ratio(times["auto"], times[faster]),
-                "peak_dense_over_separable": round(peaks["dense"] / peaks["separable"], 2),
-            }  # fmt: skip
+            row = {"grid": grid, "values": int(SHARE * WIDTHS[grid]), "batch": batch} | forms(times, peaks)
             if "augmentation" in times:
                 row["augmentation_over_auto"] = ratio(times["augmentation"], times["auto"])
                 row["peak_augmentation_over_auto"] = round(peaks["augmentation"] / peaks["auto"], 2)
@@ -148,7 +168,7 @@ def step(args: argparse.Namespace) -> Iterator[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", nargs="+", choices=("branch", "layer", "step"))
+    parser.add_argument("questions", nargs="+", choices=("mixing", "branch", "layer", "step"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--grids", type=int, nargs="+", choices=WIDTHS, default=list(WIDTHS))
@@ -163,7 +183,7 @@ def main() -> None:
     torch.manual_seed(0)
     results = []
     for question in args.questions:
-        for row in {"branch": branch, "layer": layer, "step": step}[question](args):
+        for row in {"mixing": mixing, "branch": branch, "layer": layer, "step": step}[question](args):
             results.append({"question": question, "precision": args.precision} | row)
             print(json.dumps(results[-1]), flush=True)
             write(args.out, results, device=args.device)

@@ -170,10 +170,14 @@ def soft_attention(record: Any) -> Iterator[Row]:
 
 @table("explicit_attention", "explicit_attention.json")
 def explicit_attention(record: Any) -> Iterator[Row]:
-    yield "grid", "batch", "dense / separable", "`auto` / the faster of the two", "attention augmentation / `auto`"
+    forms = "mixing: dense / separable", "branch: dense / separable", "branch: `auto` / the faster of the two"
+    yield "grid", "batch", *forms, "branch: attention augmentation / `auto`"
+    mixing = groups(asked("mixing", record), "grid", "batch")
     for row in asked("branch", record):
         augmentation = ratio(row["augmentation_over_auto"]) if "augmentation_over_auto" in row else "left out: over 4 GiB of logits"
-        yield row["grid"], row["batch"], ratio(row["dense_over_separable"]), ratio(row["auto_over_faster"]), augmentation
+        [alone] = mixing[row["grid"], row["batch"]]
+        found = ratio(alone["dense_over_separable"]), ratio(row["dense_over_separable"]), ratio(row["auto_over_faster"])
+        yield row["grid"], row["batch"], *found, augmentation
 
 
 @table("cifar_weights", "cifar_weights.json")
@@ -206,11 +210,12 @@ def readers(record: Any) -> Iterator[Row]:
 def traversal(record: Any) -> Iterator[Row]:
     keys = "preset", "side", "batch"
     dense = groups(asked("dense", record), *keys)
-    yield "preset", "image, px", "locations", "batch", "TNet / its backbone on the same crops", "dense / TNet", "MACs, dense / TNet"
+    floors = "TNet / its backbone on the same crops", "the same, norms of both folded"
+    yield "preset", "image, px", "locations", "batch", *floors, "dense / TNet", "MACs, dense / TNet"
     for (preset, side, batch), [row] in groups(asked("memory", record), *keys).items():
         [other] = dense[preset, side, batch]
-        floor, speed_up = ratio(row["tnet_over_floor"]), ratio(other["speed_up"])
-        yield preset, f"{side:,}", budget(row["locations"]), batch, floor, speed_up, number(other["macs_ratio"])
+        floors = ratio(row["tnet_over_floor"]), ratio(row["tnet_over_folded_floor"])
+        yield preset, f"{side:,}", budget(row["locations"]), batch, *floors, ratio(other["speed_up"]), number(other["macs_ratio"])
 
 
 @table("traversal_training", "traversal.json")
@@ -223,10 +228,12 @@ def traversal_training(record: Any) -> Iterator[Row]:
 
 @table("traversal_disk", "traversal_disk.json")
 def traversal_disk(record: Any) -> Iterator[Row]:
-    yield "preset", "image, px", "file, MB", "locations", "read, kB", "prediction, ms", "over the backbone alone", "peak memory, MiB"
+    floors = "over the backbone alone", "the same, norms of both folded"
+    yield "preset", "image, px", "file, MB", "locations", "read, kB", "prediction, ms", *floors, "peak memory, MiB"
     for row in record["results"]:
         file, read, memory = row["file_bytes"] / 10**6, row["bytes_read"] / 10**3, row["peak_above_warm_kib"] / 2**10
-        cost = number(row["prediction_ms"]), ratio(row["prediction_over_floor"]), number(memory)
+        floors = ratio(row["prediction_over_floor"]), ratio(row["prediction_over_folded_floor"])
+        cost = number(row["prediction_ms"]), *floors, number(memory)
         yield row["preset"], f"{row['side']:,}", number(file), budget(row["locations"]), number(read), *cost
 
 

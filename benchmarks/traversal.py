@@ -5,6 +5,9 @@ Four questions, each answered against a floor that is measured in the same run:
 (a) memory:   TNet's prediction over the bare backbone on the same crops, in the same batches
 (b) dense:    TNet's prediction against the dense backbone on the whole image, beside the ratio of their MACs
 (c) disk:     one whole prediction (open, read, classify) of a tiled pyramid over the bare backbone on the same crops
+
+In (a) and (c) the floor is the backbone as timm has it, and once more with its batch norms folded as in predictions; in (b) all are folded.
+
 (d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step beside it
 
     python benchmarks/traversal.py memory dense training --out benchmarks/results/traversal.json
@@ -31,7 +34,8 @@ from foveal import create_model
 from foveal.draws import Draws
 from foveal.glimpse.tnet import TNet
 from foveal.images.views import TensorViews, Views
-from foveal.prediction.cost import count
+from foveal.prediction import count, fold_norms
+from foveal.runs import as_classifier
 
 PRESETS = {"reference": "tnet_efficientnet_b0.reference_fmow", "default": "tnet"}
 BUDGETS = {448: (2,), 896: (2, 1), 1792: (2, 1)}
@@ -75,6 +79,7 @@ def through(backbone: nn.Module, crops: list[Tensor]) -> list[Tensor]:
 def memory(device: str, batches: list[int], seconds: float, precision: str) -> Iterator[dict]:
     for preset in PRESETS:
         model = build(preset, device)
+        folded = fold_norms(model)
         for side, locations in BUDGETS.items():
             for batch in batches:
                 images = torch.rand(batch, 3, side, side, device=device)
@@ -84,8 +89,9 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                     model(looks, locations)
                     times = in_turn(
                         {
-                            "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
+                            "tnet": lambda m=folded, v=images, k=locations: m(TensorViews(v), k, contributions=False),
                             "floor": lambda m=model, c=crops: through(m.backbone, c),
+                            "folded": lambda m=folded, c=crops: through(m.backbone, c),
                             "resampling": lambda v=images, w=looks.asked: replay(TensorViews(v), w),
                         },
                         seconds=seconds, device=device,
@@ -93,14 +99,16 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                 yield {
                     "question": "memory", "preset": preset, "side": side, "locations": locations, "batch": batch, "precision": precision,
                     "tnet_ms": milliseconds(times["tnet"], batch), "floor_ms": milliseconds(times["floor"], batch),
-                    "resampling_ms": milliseconds(times["resampling"], batch), "tnet_over_floor": ratio(times["tnet"], times["floor"]),
+                    "folded_floor_ms": milliseconds(times["folded"], batch), "resampling_ms": milliseconds(times["resampling"], batch),
+                    "tnet_over_floor": ratio(times["tnet"], times["floor"]),
+                    "tnet_over_folded_floor": ratio(times["tnet"], times["folded"]),
                 }  # fmt: skip
 
 
 def dense(device: str, batches: list[int], seconds: float, precision: str) -> Iterator[dict]:
     for preset in PRESETS:
         model = build(preset, device)
-        network = model.dense().eval()
+        network, model = fold_norms(as_classifier(model.dense()).eval()).network, fold_norms(model)
         for side, locations in BUDGETS.items():
             macs = count(network, side).macs / count(model, side, locations).macs
             for batch in batches:
@@ -231,7 +239,8 @@ def one_file(folder: Path, preset: str, side: int, locations: tuple[int, ...], s
     from foveal import open_image
     from foveal.images import ImageViews
 
-    model = build(preset, "cpu")
+    bare = build(preset, "cpu")
+    model = fold_norms(bare)
     path = folder / f"{side}.tif"
 
     def predict(file: Path = path) -> int:
@@ -261,12 +270,18 @@ def one_file(folder: Path, preset: str, side: int, locations: tuple[int, ...], s
     wanted = [(looked.box[looked.level == level], model.size) for level in np.unique(looked.level)]
     with torch.inference_mode():
         times = in_turn(
-            {"prediction": predict, "floor": lambda: through(model.backbone, crops), "reading": lambda: only_read(wanted)}, seconds=seconds
-        )
+            {
+                "prediction": predict, "floor": lambda: through(bare.backbone, crops), "folded": lambda: through(model.backbone, crops),
+                "reading": lambda: only_read(wanted),
+            },
+            seconds=seconds,
+        )  # fmt: skip
     return {
         "preset": preset, "side": side, "locations": locations, "glimpses": sum(len(c) for c in crops), "bytes_read": bytes_read,
         "file_bytes": path.stat().st_size, "prediction_ms": milliseconds(times["prediction"]), "floor_ms": milliseconds(times["floor"]),
-        "open_and_read_ms": milliseconds(times["reading"]), "prediction_over_floor": ratio(times["prediction"], times["floor"]),
+        "folded_floor_ms": milliseconds(times["folded"]), "open_and_read_ms": milliseconds(times["reading"]),
+        "prediction_over_floor": ratio(times["prediction"], times["floor"]),
+        "prediction_over_folded_floor": ratio(times["prediction"], times["folded"]),
         "peak_above_warm_kib": peak,
     }  # fmt: skip
 

@@ -113,8 +113,8 @@ def describe(config: FitConfig, data: DataModule, out: Path) -> str:
     count = sum(p.numel() for p in model.parameters())
     splits = ", ".join(f"{len(images):,} {split}" for split in ("train", "val", "test") if (images := getattr(data, split)) is not None)
     beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
-    ends = ((config.epochs, "epochs"), (config.steps, "steps"), (config.max_time, "s"))
-    length = [f"{value:g} {unit}" for value, unit in ends if value is not None]
+    ends = ((config.epochs, "epoch"), (config.steps, "step"), (config.max_time, "second"))
+    length = [f"{value:g} {unit}{'' if value == 1 else 's'}" for value, unit in ends if value is not None]
     backbone = f" on {config.model['backbone']}" if "backbone" in config.model else ""
     return "\n".join((
         f"model  {config.model['name']}{backbone}: {count:,} parameters, looks of {model.size[0]} x {model.size[1]} px{beyond}",
