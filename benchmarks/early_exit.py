@@ -26,7 +26,7 @@ from training import fit
 from foveal import get_data, load
 from foveal.evaluation import solve
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.prediction import count
+from foveal.prediction import count, fold_norms
 from foveal.prediction.early_exit import look_until, turns
 from foveal.recipes import load_recipe
 from foveal.runs import WEIGHTS
@@ -93,7 +93,7 @@ def take(
 
 def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]]:
     """Fixed budgets; exits at a mean number of looks or products; exits at the time that fixed budgets take."""
-    data, model = data_of(task, 500, TASKS[task]["test"]), load(run, device="cpu").eval()
+    data, model = data_of(task, 500, TASKS[task]["test"]), fold_norms(load(run, device="cpu").eval())
     macs = np.array([count(model, TASKS[task]["canvas"], end).macs for end in turns(MOST, 1)])
 
     def exits(budgets: dict[str, str], at_once: int = 1, batch_size: int = 100) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]
 
 def turns_of(task: str, run: Path) -> list[dict[str, Any]]:
     """What one more look at every image takes, as one of a budget and as a turn of its own, by the images that are left in the batch."""
-    data, model = data_of(task, 0, max(LEFT)), load(run, device="cpu").eval()
+    data, model = data_of(task, 0, max(LEFT)), fold_norms(load(run, device="cpu").eval())
     rows = []
     for images in LEFT:
 

@@ -38,7 +38,7 @@ from foveal.evaluation.early_exit import left_after, threshold_for
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.images import Views
-from foveal.prediction.cost import count
+from foveal.prediction import count, fold_norms
 from foveal.prediction.early_exit import confidence, look_until
 from foveal.runs import WEIGHTS, replacing
 
@@ -203,7 +203,7 @@ def time_rows(
     """Milliseconds of the mean image for each of these runs, batch by batch in turn; ratios are to dense 400, part by part."""
     ways: dict[tuple[str, str, float], Callable[[Views], Classification]] = {}
     for job in jobs:
-        model = load(job.run(folder), device="cpu").eval()
+        model = fold_norms(load(job.run(folder), device="cpu").eval())
         for budget in budgets_of(model):
             ways[job.contender, "greedy" if budget else "none", sum(budget)] = lambda views, m=model, b=budget: m(
                 views, b, contributions=False
