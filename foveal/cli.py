@@ -559,7 +559,7 @@ def _exit(args: argparse.Namespace) -> Exit:
         parse_cost,
         read_exits,
         write_exits,
-    )  # fmt: skip
+    )
     from foveal.runs import Run, load
 
     if args.policy != "greedy":
