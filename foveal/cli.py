@@ -317,19 +317,31 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _stop_early(run: Run, args: argparse.Namespace) -> int:
     from foveal.evaluation import stop_early
-    from foveal.prediction import parse_budget, write_exits
+    from foveal.prediction import parse_budget, read_exits
 
     if args.policy or args.against:
         raise ConfigError("--budget: stands beside fixed budgets of the same model; leave --policy and --against out")
     locations = parse_budget(args.locations) if args.locations else None
+    read_exits(run.path)  # damaged ones should be told before the work is done
     with _progress("stopping early", args.quiet) as show:
         result = stop_early(
             run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, split=args.split,
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, on_progress=show,
         )  # fmt: skip
+    code = _give(result, args.typed, args.out or run.path)
     if not args.data:  # thresholds found on other data are not the run's
-        write_exits(run.path, result.exits)
-    return _give(result, args.typed, args.out or run.path)
+        _keep(run, result.exits)
+    return code
+
+
+def _keep(run: Run, exits: Sequence[Exit]) -> None:
+    """Keep thresholds for later predictions, where the run can be written."""
+    from foveal.prediction import write_exits
+
+    try:
+        write_exits(run.path, exits)
+    except OSError as error:
+        print(f"foveal: {run.path}: cannot be written ({error.strerror}); the thresholds are not kept", file=sys.stderr)
 
 
 def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
@@ -558,7 +570,6 @@ def _exit(args: argparse.Namespace) -> Exit:
         parse_budget,
         parse_cost,
         read_exits,
-        write_exits,
     )
     from foveal.runs import Run, load
 
@@ -577,7 +588,7 @@ def _exit(args: argparse.Namespace) -> Exit:
                 run, _data_of(run, []), [args.budget], locations=most, at_once=args.at_once, batch_size=args.batch_size, device=args.device,
                 precision=args.precision, on_progress=show,
             )  # fmt: skip
-        write_exits(run.path, [known])
+        _keep(run, [known])
     if not args.quiet:
         spent = f"--locations {format_budget(known.locations)} is spent"
         when = f"no image is left before {spent}"

@@ -68,6 +68,23 @@ def test_thresholds_found_on_other_data_are_not_the_runs(run, tmp_path):
     assert (tmp_path / "out" / "early_exit.json").is_file() and read_exits(run) == []
 
 
+def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_path, monkeypatch, capsys):
+    def refuse(folder, exits):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("foveal.prediction.write_exits", refuse)
+    assert main(["evaluate", str(run), "--budget", "1locations", "--out", str(tmp_path / "out"), *HERE]) == 0
+    assert (tmp_path / "out" / "early_exit.json").is_file()
+    assert "cannot be written (Permission denied); the thresholds are not kept" in capsys.readouterr().err
+
+
+def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch):
+    (run / "exits.json").write_text("{")
+    monkeypatch.setattr("foveal.evaluation.stop_early", lambda *args, **options: pytest.fail("the work was done"))
+    code, said = failure(capsys, "evaluate", run, "--budget", "1locations", *HERE)
+    assert code == 1 and "exits.json: is damaged or not ours; delete it" in said
+
+
 def test_data_must_have_the_models_classes_and_validation_images(run, images, tmp_path, capsys):
     for split in ("train", "val", "test"):
         for name in "ab":

@@ -51,7 +51,8 @@ class Exit:
         images: how many they were.
         model: fingerprint of the weights, for which alone it holds.
         precision: of the arithmetic.
-        batch_size, machine: what milliseconds hold for; None for other units.
+        batch_size, machine: what milliseconds were asked for; None for other units. Where validation images are fewer than a batch
+            has, they were measured on all there are.
     """
 
     budget: str

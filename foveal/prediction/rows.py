@@ -39,6 +39,9 @@ from foveal.runs import as_classifier, load, open_for
 
 Row = dict[str, Any]
 
+FOLD_FROM = 16
+"""Images from which on it pays to fold batch norms first."""
+
 COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
 """Columns of a prediction.
 
@@ -115,7 +118,7 @@ def predict_rows(
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None,
 ) -> Iterator[list[Row]]:  # fmt: skip
-    """Classify image files; while the model runs on one batch, the next is opened.
+    """Classify image files; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
         model: a classifier, a dense network, or the path of a run folder.
@@ -140,7 +143,9 @@ def predict_rows(
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    classifier, macs = fold_norms(classifier), {}
+    macs: dict[tuple[int, ...], int] = {}
+    if len(images) >= FOLD_FROM:
+        classifier = fold_norms(classifier)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]

@@ -108,7 +108,10 @@ def fit(
         data = data or get_data(**config.data)
         model = _model(config, data, resume)
         task = _task(config, model, data, resume)
-        task.configure_optimizers()  # Lightning does it when the run in the way is gone already
+        # What cannot be made should be told while the run in the way is still there.
+        task.configure_optimizers()
+        if config.tensorboard:
+            _tensorboard(out)
         resolved = _resolved(config, task)
         if stored is not None and checkpoint is not None:
             _same(resolved, stored.to_dict())

@@ -7,7 +7,9 @@ import timm
 import torch
 from PIL import Image
 from timm.layers import ScaledStdConv2d
+from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
 
 import foveal.backbones  # noqa: F401
 from foveal import classify
@@ -15,6 +17,7 @@ from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.prediction import count, predict
 from foveal.prediction.folding import fold_norms, norms_of
+from foveal.prediction.rows import FOLD_FROM
 from foveal.runs import create_model
 from tests.images.files import photo
 
@@ -40,11 +43,11 @@ def dense(name, size=64, **options):
     ("name", "size", "left"),
     [
         ("resnet18", 64, 0), ("seresnet50", 64, 0), ("resnet50d", 64, 0), ("mobilenetv2_100", 64, 0), ("mobilenetv3_small_100", 64, 0),
-        ("efficientnet_b0", 64, 0), ("tf_efficientnet_b0", 64, 0), ("regnety_002", 64, 0), ("repvgg_a0", 64, None),
-        ("resnetv2_50d_evos", 64, None), ("densenet121", 64, None), ("convnext_atto", 64, 0), ("vit_tiny_patch16_224", 224, 0),
-        ("resnet20_cifar", 32, 0), ("preact_resnet110_cifar", 32, None), ("densenet_bc_100_12_cifar", 32, None), ("stn_cnn", 32, None),
-        ("expatt_resnet34", 64, None), ("aa_resnet34", 64, None), ("cbam_resnet20_cifar", 32, None), ("attention56_cifar", 32, None),
-        ("bagnet_small", 64, 4), ("plain_convnet_32", 32, 0), ("wrn_28_10_cifar", 32, None),
+        ("efficientnet_b0", 64, 0), ("tf_efficientnet_b0", 64, 0), ("regnety_002", 64, 0), ("repvgg_a0", 64, 17),
+        ("resnetv2_50d_evos", 64, 0), ("densenet121", 64, 62), ("convnext_atto", 64, 0), ("vit_tiny_patch16_224", 224, 0),
+        ("resnet20_cifar", 32, 0), ("preact_resnet110_cifar", 32, 55), ("densenet_bc_100_12_cifar", 32, 51), ("stn_cnn", 32, 0),
+        ("expatt_resnet34", 64, 13), ("aa_resnet34", 64, 13), ("cbam_resnet20_cifar", 32, 0), ("attention56_cifar", 32, 36),
+        ("bagnet_small", 64, 4), ("plain_convnet_32", 32, 0), ("wrn_28_10_cifar", 32, 12),
     ],
 )  # fmt: skip
 def test_a_network_says_the_same(name, size, left):
@@ -54,7 +57,7 @@ def test_a_network_says_the_same(name, size, left):
     with torch.inference_mode():
         expected, found = model(images).logits, folded(images).logits
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert left is None or len(norms_of(folded)) == left
+    assert len(norms_of(folded)) == left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model itself is as it was
     assert count(model, size).macs == count(folded, size).macs
 
@@ -82,6 +85,11 @@ def test_a_model_that_looks_looks_at_the_same_places(name, options):
     assert found.glimpses.box == pytest.approx(expected.glimpses.box, abs=1e-3)
 
 
+class Takes(nn.Conv2d):
+    def forward(self, input, scale=1.0):
+        return super().forward(input) * scale
+
+
 class Net(nn.Module):
     """A convolution, a norm, and something that may stand in the way."""
 
@@ -89,13 +97,30 @@ class Net(nn.Module):
 
     def __init__(self, way):
         super().__init__()
-        make = ScaledStdConv2d if way == "weights made anew" else nn.Conv2d
+        make = {"weights made anew": ScaledStdConv2d, "another argument": Takes}.get(way, nn.Conv2d)
         self.way, self.conv, self.norm = way, make(3, 4, 3, padding=1), nn.BatchNorm2d(4, affine=way != "no scale")
-        self.other, self.head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.other, self.head, self.too = nn.BatchNorm2d(4), nn.Linear(4, 2), nn.ModuleList([self.conv])
+        if way == "parametrized":
+            orthogonal(self.conv, use_trivialization=False)
+        if way == "hooked":
+            self.conv.register_forward_hook(lambda module, given, out: 2 * out)
+        if way == "split":
+            self.norm = SplitBatchNorm2d(4, num_splits=2)
+        if way == "shared weights":
+            self.twin = nn.Conv2d(3, 4, 3, padding=1)
+            self.twin.weight = self.conv.weight
 
     def forward(self, x):
-        z = self.conv(x)
+        z = self.too[0](x) if self.way == "another name" else self.conv(x)
+        if self.way == "written":
+            buffer = torch.zeros_like(x.new_empty(len(x), 8, *x.shape[2:]))
+            buffer[:, :4] = z
+            return self.head((self.norm(z) + buffer[:, :4]).mean((2, 3)))
         y = self.norm(z)
+        if self.way == "read":
+            y = y + self.norm.weight[:, None, None]
+        if self.way == "shared weights":
+            y = y + self.twin(x)
         if self.way == "used beside":
             y = y + z
         if self.way == "two norms":
@@ -110,13 +135,15 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("way", "left"),
     [
-        ("plain", 1), ("no scale", 1), ("used beside", 2), ("two norms", 2), ("used again", 2), ("norm again", 2), ("weights made anew", 2),
+        ("plain", 1), ("no scale", 1), ("another name", 1), ("read", 1), ("shared weights", 1),
+        ("used beside", 2), ("two norms", 2), ("used again", 2), ("norm again", 2), ("written", 2),
+        ("weights made anew", 2), ("another argument", 2), ("parametrized", 2), ("hooked", 2), ("split", None),
     ],
 )  # fmt: skip
 def test_only_what_stays_the_same_is_folded(way, left):
     model = worn(WholeImage(Net(way), image_size=16))
     folded, images = fold_norms(model), torch.rand(2, 3, 16, 16)
-    assert len(norms_of(folded)) == left
+    assert len(norms_of(folded)) == (len(norms_of(model)) if left is None else left)
     assert torch.allclose(folded(images).logits, model(images).logits, atol=1e-5)
 
 
@@ -127,11 +154,12 @@ def test_statistics_of_each_level_stay():
 
 
 def test_predictions_are_those_of_the_model(tmp_path):
-    for i in range(3):
+    for i in range(FOLD_FROM):
         Image.fromarray(photo(90, 80, seed=i)).save(tmp_path / f"{i}.png")
     torch.manual_seed(0)
     model = worn(create_model("tnet", num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2,)))
     rows = predict(model, tmp_path, device="cpu", top_k=4).rows
+    assert len(rows) == FOLD_FROM
     for row in rows:
         seen = classify(model, row["path"])
         assert row["label"] == seen.label and row["probability"] == pytest.approx(float(seen.probabilities.max()), abs=1e-5)
