@@ -462,6 +462,20 @@ def training_told(rows: list[dict]) -> str:
     return f"{steps}, {number(mean(sum(phase['processor_seconds'] for phase in row['phases']) for row in rows))} s"
 
 
+@table("photographs_comparison", "photographs_comparison.json")
+def photographs_comparison(record: Any) -> Iterator[Row]:
+    calibration = "NLL", "after", "ECE", "after"
+    yield "", "accuracy and its interval, %", "more than by random looks, points", *calibration, "parameters, M", "memory, MiB"
+    for point in record["points"]:
+        contender = next(name for name in PHOTOGRAPHS if Path(point["model"]).name.startswith(name.replace(" ", "_")))
+        name = PHOTOGRAPHS[contender] + (f", looks: {sum(point['locations'])}" if point["locations"] else "")
+        low, high = (f"{100 * bound:.1f}" for bound in point["interval"])
+        gap = "" if point["gap"] is None else f"{100 * point['gap']:+.1f} ({' to '.join(f'{100 * b:+.1f}' for b in point['gap_interval'])})"
+        said = (f"{point[key]:.3f}" for key in ("nll", "nll_after", "ece", "ece_after"))
+        costs = point["parameters"] / 10**6, point["single"]["peak_memory"] / 2**20
+        yield name, f"{100 * point['accuracy']:.1f} ({low} to {high})", gap, *said, *map(number, costs)
+
+
 value("photographs_timed", "photographs.json", lambda record: str(record["results"]["times"][0]["images"]))
 value("bundled_accuracy", "bundled.json", accuracies("tnet"))
 value("bundled_every_budget", "bundled.json", accuracies("tnet, credit averaged over budgets"))
