@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveal import __version__
 from foveal.host import keep_freed_memory, processor_name
 
 
@@ -63,7 +64,8 @@ def write(out: str | os.PathLike[str] | None, results: Any, *, device: str = "cp
     """Write ``results`` with what is needed to make them again: command, versions, machine, seed."""
     if out is None:
         return
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "timm", "foveal")}
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "timm")}
+    versions["foveal"] = __version__  # which may run from where it lies, without being installed
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{processor_name()}, {torch.get_num_threads()} threads"
     record = {"command": " ".join(["python", *sys.argv]), "device": name, "versions": versions, "seed": seed, "results": results}
     path = Path(out)
