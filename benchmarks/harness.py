@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -29,8 +30,8 @@ def in_turn(
 ) -> dict[str, np.ndarray]:
     """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
 
-    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each begins with another task, so that what one leaves in
-    the caches does not always fall on the same other one. Freed memory is kept, as ``foveal`` itself does.
+    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each has an order of its own, drawn with a fixed seed, so that
+    what one leaves in the caches does not always fall on the same other one. Freed memory is kept, as ``foveal`` itself does.
     """
     keep_freed_memory()
     for _ in range(warm_up):
@@ -38,15 +39,15 @@ def in_turn(
             task()
     times: dict[str, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
-    order = list(tasks.items())
-    while time.perf_counter() - began < seconds or len(times[order[0][0]]) < least:
-        for name, task in order:
+    rounds, draws = 0, random.Random(0)
+    while time.perf_counter() - began < seconds or rounds < least:
+        rounds += 1
+        for name, task in draws.sample(list(tasks.items()), len(tasks)):
             synchronise(device)
             start = time.perf_counter()
             task()
             synchronise(device)
             times[name].append(time.perf_counter() - start)
-        order.append(order.pop(0))
     return {name: np.array(values) for name, values in times.items()}
 
 

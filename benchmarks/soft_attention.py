@@ -39,6 +39,7 @@ SLOWER = 0.2  # of the learning rate, where the name says so
 def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
     flags = {
         "data.root": args.root, "data.train": args.train, "epochs": args.epochs, "seed": seed, "device": args.device,
+        "precision": args.precision,
         "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup,
         "optimiser.lr": args.lr * (SLOWER if name.endswith("slower") else 1),
     }  # fmt: skip
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the training; the evaluation's is fp32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--device", default="cpu")
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
-    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup}
+    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup, "precision": args.precision}
     rows = []
     with ThreadPoolExecutor(2) as pool:
         for row in pool.map(lambda job: train(*job), jobs):

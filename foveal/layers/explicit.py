@@ -242,10 +242,7 @@ class ExplicitAttention(Attends):
         """A V for every head: (B, value_channels, H, W) to (B, value_channels, H_o, W_o)."""
         grid = (v.shape[-2], v.shape[-1])
         if self._separates(grid):
-            maps = self._ready(self._axis_maps, grid, v)
-            parts = v.chunk(len(maps[0]), 1)
-            mixed = [_mix_axes(part, rows, columns) for part, rows, columns in zip(parts, *maps, strict=True)]
-            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
+            return _by_head(_mix_axes, v, *self._ready(self._axis_maps, grid, v))
         if grid[0] * grid[1] <= DENSE_QUERIES:
             return _mix_all(v, self._ready(self._dense_map, grid, v)[0], -(-grid[1] // self._mixing_stride))
         return self._mix_in_pieces(v, grid)
@@ -289,9 +286,10 @@ class ExplicitAttention(Attends):
 
     def _axis_maps(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
         """Rows (heads, H_o, H) and columns (heads, W_o, W), each row adding up to 1."""
-        distances = self._distances(grid, v)
-        inverse = self._inverse_radius(grid, distances[0].dtype)
-        return tuple(self._weigh(d, inverse).to(v.dtype) for d in distances)
+        dy, dx = self._distances(grid, v)
+        inverse = self._inverse_radius(grid, dy.dtype)
+        rows = self._weigh(dy, inverse).to(v.dtype)
+        return rows, rows if grid[0] == grid[1] else self._weigh(dx, inverse).to(v.dtype)
 
     def _dense_map(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
         """(heads, H_o W_o, H W), each row adding up to 1."""
@@ -423,5 +421,11 @@ def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
 
 def _mix_all(v: Tensor, maps: Tensor, width: int) -> Tensor:
     """A V: (B, heads c, H, W) and (heads, H_o W_o, H W) to (B, heads c, H_o, W_o)."""
-    mixed = [F.linear(part.flatten(2), one) for part, one in zip(v.chunk(len(maps), 1), maps, strict=True)]
-    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)).unflatten(2, (-1, width))
+    return _by_head(F.linear, v.flatten(2), maps).unflatten(2, (-1, width))
+
+
+def _by_head(mix: Callable[..., Tensor], v: Tensor, *maps: Tensor) -> Tensor:
+    """``mix`` of each head's channels and its part of the maps, put together again."""
+    if len(maps[0]) == 1:
+        return mix(v, *(one[0] for one in maps))  # a part that is the whole would cost a copy of its gradient
+    return torch.cat([mix(part, *own) for part, *own in zip(v.chunk(len(maps[0]), 1), *maps, strict=True)], 1)
