@@ -17,6 +17,7 @@ import csv
 import difflib
 import inspect
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -197,8 +198,8 @@ def _result(folder: Path, tables: Mapping[str, Any]) -> _Result | str | None:
             return None
         way, how = _way(config), _how(config)
         reading, remedy = METRICS, "copy it again, go on by --resume or train again"
-        if not _finished(run):
-            return "is not trained to its end; go on by --resume"
+        if reason := _unfinished(run):
+            return reason
         written = (folder / WEIGHTS).stat().st_mtime
         if not file.is_file() or file.stat().st_mtime < written:
             return f"has no evaluation of these weights; foveal evaluate {folder}"
@@ -234,15 +235,17 @@ def _newest(found: list[_Result]) -> tuple[list[_Result], list[tuple[str, str]]]
     return [run for run in found if run.folder not in gone], repeated
 
 
-def _finished(run: Run) -> bool:
-    """Whether the last line of metrics.csv is as near to the end as lines are to each other."""
-    file = run.path / METRICS
-    if not file.is_file() or not (run.path / WEIGHTS).is_file():
-        return False
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows:
-        return False
+def _unfinished(run: Run) -> str | None:
+    """Why a run is not over, if it is not: the last line of metrics.csv is not as near to the end as lines are to each other."""
+    file, goes_on = run.path / METRICS, "is not trained to its end; go on by --resume"
+    rows: list[dict[str, str]] = []
+    if file.is_file():
+        with file.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    if rows and math.isnan(float(rows[-1].get("loss") or 0)):
+        return f"diverged in step {rows[-1]['step']}; train with a lower --optimiser.lr or --optimiser.clip 1"
+    if not rows or not (run.path / WEIGHTS).is_file():
+        return goes_on
     step, epoch = int(rows[-1]["step"]), float(rows[-1]["epoch"])
     steps, epochs, line = run.config.get("steps"), run.config.get("epochs"), run.config.get("log_every") or 1
     ended = [step + line > steps] if steps else []
@@ -252,7 +255,7 @@ def _finished(run: Run) -> bool:
         seconds = [float(row["seconds"]) for row in rows]
         # Lines are a number of steps apart, not of seconds.
         ended.append(seconds[-1] + max(b - a for a, b in pairwise([0.0, *seconds])) >= most)
-    return any(ended)
+    return None if any(ended) else goes_on
 
 
 def _told(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
 from foveal.runs import BAD_IMAGES, BEST, LAST, METRICS, replacing
-from foveal.training.task import ENDLESS, Task
+from foveal.training.task import ENDLESS, Diverged, Task
 
 _COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
 
@@ -138,7 +139,7 @@ class Checkpoints(pl.Callback):
     def save(self, trainer: pl.Trainer, task: Task, best: bool = False) -> None:
         """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
         if not all(bool(p.isfinite().all()) for p in task.parameters()):
-            raise RunError(task.failure("the weights are no longer numbers"))
+            raise task.diverged("the weights are no longer numbers")
         unfinished = self.folder / f".{LAST}.unfinished"
         trainer.save_checkpoint(unfinished)
         if not trainer.is_global_zero:
@@ -152,7 +153,8 @@ class Checkpoints(pl.Callback):
 class Metrics(pl.Callback):
     """Writes ``metrics.csv`` and shows where the run is: a bar on a terminal, else a line now and then.
 
-    Training values are means over the images of this process since the last line.
+    Training values are means over the images of this process since the last line. A run that diverges ends with a line for the step in
+    which that was found, with nan for its loss; going on before that step takes the line away.
 
     Args:
         file: where to.
@@ -219,7 +221,12 @@ class Metrics(pl.Callback):
             values = {key: float(trainer.callback_metrics[key]) for key in ("val_loss", "val_accuracy")}
             self._write(trainer, task, values)
 
-    def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float]) -> None:
+    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
+        if isinstance(exception, Diverged) and trainer.is_global_zero:
+            self._write(trainer, task, {"loss": math.nan}, exception.step)
+
+    def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float], step: int | None = None) -> None:
+        step = step or task.step
         speed = self._seen / max(time.monotonic() - self._since, 1e-9)
         shown = (("loss", "loss", ".3f"), ("accuracy", "acc", ".1%"), ("entropy", "entropy", ".2f"), ("val_accuracy", "val", ".1%"))
         self._shown |= {short: f"{short} {values[key]:{form}}" for key, short, form in shown if key in values}
@@ -227,8 +234,8 @@ class Metrics(pl.Callback):
             self._shown["speed"] = f"{speed * trainer.world_size:.0f} img/s"
             values = {**values, "images_per_second": speed * trainer.world_size}
             self._since, self._seen = time.monotonic(), 0
-        epoch = task.step * task.config.accumulate / task.batches_per_epoch
-        row = {"step": task.step, "epoch": f"{epoch:.4g}", "seconds": f"{task.elapsed:.1f}", **{k: f"{v:.6g}" for k, v in values.items()}}
+        epoch = step * task.config.accumulate / task.batches_per_epoch
+        row = {"step": step, "epoch": f"{epoch:.4g}", "seconds": f"{task.elapsed:.1f}", **{k: f"{v:.6g}" for k, v in values.items()}}
         header = _header(self.file)
         if set(row) <= set(header):
             with self.file.open("a", newline="") as file:
@@ -236,7 +243,7 @@ class Metrics(pl.Callback):
         else:
             self._rewrite([*(_rows(self.file) if header else []), row])
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=task.step)
+            logger.log_metrics(values, step=step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         header = list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)]))

@@ -104,6 +104,18 @@ class Late:
         return float(host), mark
 
 
+class Diverged(RunError):
+    """The loss or the weights are no longer numbers.
+
+    Attributes:
+        step: the update in which that was found.
+    """
+
+    def __init__(self, sentence: str, step: int) -> None:
+        super().__init__(sentence)
+        self.step = step
+
+
 class Task(pl.LightningModule):
     """Train a classifier with an objective on a data set.
 
@@ -234,7 +246,7 @@ class Task(pl.LightningModule):
         dist.all_reduce(shared)
         count, failed, stop, bad, self._clock = shared.tolist()
         if failed:
-            raise RunError(self.failure(f"the loss is {float(loss.detach())}", self.step + 1))
+            raise self.diverged(f"the loss is {float(loss.detach())}", self.step + 1)
         if bad:
             self._gather_bad_images()
         self.stopping = bool(stop)
@@ -249,7 +261,7 @@ class Task(pl.LightningModule):
     def _check(self, read: tuple[float, int] | None) -> None:
         """Stop the run if a loss, with the step it belongs to, is no number."""
         if read is not None and not math.isfinite(read[0]):
-            raise RunError(self.failure(f"the loss is {read[0]}", read[1]))
+            raise self.diverged(f"the loss is {read[0]}", read[1])
 
     def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
         """Loss, things to log and number of images that could be seen."""
@@ -279,13 +291,15 @@ class Task(pl.LightningModule):
             dist.all_gather_object(found, self.bad_images)
             self.bad_images = [pair for of_rank in found for pair in of_rank]
 
-    def failure(self, what: str, step: int | None = None) -> str:
-        """The sentence for a run that has diverged: in a step, or the one that is being taken."""
+    def diverged(self, what: str, step: int | None = None) -> Diverged:
+        """What to raise where a run has diverged: in a step, or the one that is being taken."""
         if step is None and (read := self._losses.rest()) is not None and not math.isfinite(read[0]):
             what, step = f"the loss is {read[0]}", read[1]  # which came before whatever was found
-        return (
-            f"{self.trainer.default_root_dir}: {what} in step {step or self.step + 1}; try a lower --optimiser.lr, --optimiser.clip 1 or"
-            " --precision 32, with --resume to go on from the last checkpoint before"
+        step = step or self.step + 1
+        return Diverged(
+            f"{self.trainer.default_root_dir}: {what} in step {step}; try a lower --optimiser.lr, --optimiser.clip 1 or"
+            " --precision 32, with --resume to go on from the last checkpoint before",
+            step,
         )
 
     # ---- validation

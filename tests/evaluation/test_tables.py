@@ -149,6 +149,14 @@ def test_what_does_not_count_is_left_out_with_the_reason(tmp_path, change, words
     assert words in reason and not any(row.measured for row in found.rows)
 
 
+def test_a_run_that_diverged_is_told_so(tmp_path):
+    folder = make_run(tmp_path / "a", 0.5, epoch=150)
+    (folder / "model.safetensors").unlink()  # which a run that diverges does not get to
+    (folder / "metrics.csv").write_text("step,epoch,seconds,loss\n50,0.128,5.0,2.1\n73,0.187,7.1,nan\n")
+    ((_, reason),) = table("cifar", tmp_path).left_out
+    assert reason == "diverged in step 73; train with a lower --optimiser.lr or --optimiser.clip 1"
+
+
 def test_damaged_and_old_evaluations_are_left_out(tmp_path):
     for name in ("none", "damaged", "old"):
         make_run(tmp_path / name, 0.5)

@@ -251,9 +251,12 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
             fit(config(**changes), tmp_path / "run", quiet=True)
     assert str(tmp_path / "run") in str(error.value)
     assert last(tmp_path / "run")["global_step"] == 3
+    end = read(tmp_path / "run/metrics.csv")[-1]
+    assert (end["step"], end["loss"]) == ("4", "nan")
     resumed = fit(config(**changes), tmp_path / "run", resume=True, quiet=True)
     plain = fit(config(**changes), tmp_path / "plain", quiet=True)
     assert (resumed.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
+    assert [row["loss"] for row in read(resumed.path / "metrics.csv")] == [row["loss"] for row in read(plain.path / "metrics.csv")]
 
 
 class Delayed(Late):
