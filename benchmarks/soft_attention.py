@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
-    scale = {"train": args.train, "epochs": args.epochs, "lr": args.lr, "schedule": "cosine", "warmup": args.warmup, "precision": args.precision}
+    scale = {key: getattr(args, key) for key in ("train", "epochs", "lr", "warmup", "precision")} | {"schedule": "cosine"}
     rows = []
     with ThreadPoolExecutor(2) as pool:
         for row in pool.map(lambda job: train(*job), jobs):

@@ -1,8 +1,8 @@
 """The front door: make a model by name, classify with it, keep it in a run folder.
 
-A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``last.ckpt`` and ``best.ckpt`` (to
-go on training), and ``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a
-model, and rebuild it without downloading anything.
+A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks with
+attention modules), ``last.ckpt`` and ``best.ckpt`` (to go on training), and ``model.safetensors`` with ``config.json`` (for
+everything else). The last two suffice to use a model, and rebuild it without downloading anything.
 
 Example:
     >>> import tempfile, torch
@@ -53,8 +53,8 @@ from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import Pyramid, Views, as_views, open_image, squash
 
-CONFIG, METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
-    "config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
+CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
+    "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
 )  # fmt: skip
 
 FOUND_OUT = (
@@ -544,7 +544,7 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def clear(out: Path) -> None:
     """Remove the run in a folder, with what was found out about its model."""
-    for name in (METRICS, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *FOUND_OUT, CONFIG):
+    for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *FOUND_OUT, CONFIG):
         (out / name).unlink(missing_ok=True)
 
 

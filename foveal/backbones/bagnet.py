@@ -29,7 +29,7 @@ from timm.layers import create_conv2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, Stage
 
 default_cfgs = {
     name: {
@@ -87,7 +87,7 @@ def _stages(
         for j, k in enumerate(ks):
             blocks.append(block(channels, width, k, stride if j == 0 else 1, i, j))
             channels = EXPANSION * width
-        stages.append(nn.Sequential(*blocks))
+        stages.append(Stage(*blocks))
         reduction *= stride
         info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{i}"})
     return nn.Sequential(*stages), info

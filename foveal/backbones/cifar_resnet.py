@@ -40,8 +40,17 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed, cifar_card
-from foveal.layers import CBAM, AttentionAugmentation, ExplicitAttention, GatherExcite, NonLocal, SpatialSoftmaxAttention, augment_convs
+from foveal.backbones.head import Headed, Stage, cifar_card
+from foveal.layers import (
+    CBAM,
+    AttentionAugmentation,
+    ExplicitAttention,
+    GatherExcite,
+    NarrowedConv,
+    NonLocal,
+    SpatialSoftmaxAttention,
+    augment_convs,
+)  # fmt: skip
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "softmax": SpatialSoftmaxAttention,
@@ -50,7 +59,9 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "ge": GatherExcite,
     "nl": NonLocal,
 }
-CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1)}
+CONVS: dict[str, Callable[..., nn.Module]] = {
+    "expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1), "narrow": NarrowedConv,
+}  # fmt: skip
 
 
 class CifarResNet(Headed):
@@ -67,7 +78,7 @@ class CifarResNet(Headed):
         attention_options: keywords of its layers; a ``size`` is added where they take one.
         place: where: ``block``, after the last batch norm (or convolution) of every residual branch; ``stage``, after each stage;
             ``middle``, after the middle block of stages 2 and 3; ``last``, before the pooling; ``none``.
-        conv: what replaces the first convolution of every block: ``expatt`` or ``aa``, see `CONVS`.
+        conv: what replaces the first convolution of every block: ``expatt``, ``aa`` or, as a control, ``narrow``, see `CONVS`.
         conv_options: keywords of its layers.
         widths: channels of the stages.
         head: what the classifier sees: ``gap``, the mean over positions; ``attnpool``, a weighted mean, see the ``pool`` mode of
@@ -112,7 +123,7 @@ class CifarResNet(Headed):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append((PreactBlock if preact else PostactBlock)(channels, width, stride, shortcut, in_branch, after))
                 channels = width
-            stages.append(nn.Sequential(*blocks))
+            stages.append(Stage(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
         if preact:
             self.bn, self.act = nn.BatchNorm2d(channels), nn.ReLU()

@@ -29,7 +29,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed, cifar_card
+from foveal.backbones.head import Headed, Stage, cifar_card
 from foveal.layers import Attends
 
 Mask = Literal["mixed", "channel", "spatial"]
@@ -172,7 +172,7 @@ class ResidualAttentionNet(Headed):
         stages = []
         for i, (c_in, c, depth) in enumerate(zip(widths[:-1], widths[1:], depths, strict=True)):
             attention = (AttentionModule(c, depth, mask, p, t, r) for _ in range(modules))
-            stages.append(nn.Sequential(ResidualUnit(c_in, c, stride=2 if i else 1), *attention, ResidualUnit(c, c)))
+            stages.append(Stage(ResidualUnit(c_in, c, stride=2 if i else 1), *attention, ResidualUnit(c, c)))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(self.num_features)
         for module in self.modules():

@@ -22,7 +22,7 @@ from timm.layers import create_pool2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, Stage
 
 default_cfgs = {
     name: {
@@ -91,7 +91,7 @@ class SlimResNetV2(Headed):
             for j in range(count):
                 blocks.append(Bottleneck(channels, width, 2 if j == count - 1 and not last else 1))
                 channels = 4 * width
-            stages.append(nn.Sequential(*blocks))
+            stages.append(Stage(*blocks))
             reduction *= 1 if last else 2
             self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)

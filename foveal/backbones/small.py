@@ -15,7 +15,7 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.head import Headed
+from foveal.backbones.head import Headed, Stage
 
 default_cfgs = {
     "plain_convnet_32": {
@@ -46,7 +46,7 @@ class PlainConvNet(Headed):
             pool = nn.MaxPool2d(2) if i else nn.Identity()
             conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
             stages.append(nn.Sequential(pool, conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)))
-        self.stages = nn.Sequential(*stages)
+        self.stages = Stage(*stages)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:

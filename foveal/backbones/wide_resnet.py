@@ -24,12 +24,12 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, known_options
-from foveal.backbones.head import Headed, cifar_card
-from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs
+from foveal.backbones.head import Headed, Stage, cifar_card
+from foveal.layers import AttentionAugmentation, ExplicitAttention, NarrowedConv, augment_convs
 
 default_cfgs = {name: cifar_card("conv1") for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")}
 
-CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation}
+CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation, "narrow": NarrowedConv}
 
 
 class WideResNet(Headed):
@@ -41,7 +41,7 @@ class WideResNet(Headed):
         num_classes: 0 leaves the classifier out.
         in_chans: bands of the input.
         drop_rate: share dropped between the two convolutions of a block; the paper tries 0.3.
-        conv: what replaces the first convolution of every block: ``expatt`` or ``aa``, see `CONVS`.
+        conv: what replaces the first convolution of every block: ``expatt``, ``aa`` or, as a control, ``narrow``, see `CONVS`.
         conv_options: keywords of its layers.
         img_size: side of the images, in px, that tables of positions are made for; they are resampled for others.
 
@@ -66,7 +66,7 @@ class WideResNet(Headed):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(PreactBlock(channels, wide, stride, "B", nn.Identity(), nn.Identity(), drop_rate))
                 channels = wide
-            stages.append(nn.Sequential(*blocks))
+            stages.append(Stage(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
         self.bn, self.act = nn.BatchNorm2d(channels), nn.ReLU()
         self.pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
@@ -75,7 +75,7 @@ class WideResNet(Headed):
         self.reset_classifier(num_classes)
         if conv is not None:
             if conv not in CONVS:
-                raise ValueError(f"conv={conv!r} is unknown; use {' or '.join(CONVS)}.")
+                raise ValueError(f"conv={conv!r} is unknown; use {', '.join(CONVS)}.")
             augment_convs(self, partial(CONVS[conv], **known_options(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Example:
     {}
 """
 
-from foveal.layers.augment import augment_convs, share_radius
+from foveal.layers.augment import NarrowedConv, augment_convs, share_radius
 from foveal.layers.augmented import AttentionAugmentation
 from foveal.layers.cbam import CBAM
 from foveal.layers.explicit import ExplicitAttention
@@ -30,6 +30,7 @@ __all__ = [
     "share_radius",
     "CBAM",
     "GatherExcite",
+    "NarrowedConv",
     "NonLocal",
     "SpatialSoftmaxAttention",
     "SpatialTransformer",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -65,6 +66,28 @@ def augment_convs(
             layer = make(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size[0], stride=conv.stride[0], **options)
         model.set_submodule(name, layer.to(conv.weight.dtype).train(conv.training))
     return model
+
+
+class NarrowedConv(nn.Sequential):
+    """A k x k convolution to fewer channels, and a 1x1 convolution from those to all: the control for layers in which some channels attend.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride: those of the convolution that it stands for.
+        ratio: share of the output channels, rounded down, that the first convolution does without.
+
+    Raises:
+        ValueError: a ratio that leaves no channel, or more than all.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, ratio: float = 0.1) -> None:
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratio={ratio} leaves no channels, or more than there are; choose a share from 0 to below 1.")
+        left = out_channels - math.floor(ratio * out_channels + 1e-9)
+        super().__init__(
+            nn.Conv2d(in_channels, left, kernel_size, stride, kernel_size // 2, bias=False), nn.Conv2d(left, out_channels, 1, bias=False)
+        )
+        for conv in self:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def share_radius(model: Net, scope: Literal["head", "module", "stage", "global"]) -> Net:

@@ -359,6 +359,13 @@ class ExplicitAttention(Attends):
         height, width = self.output_grid(self._grid)
         return self.attention_map_of((height // 2, width // 2), self._grid).expand(len(v), -1, -1, -1)
 
+    def figures(self) -> dict[str, Tensor]:
+        """The radius, in the units of ``coord``; of several heads each one's, counted from 0."""
+        if self.radius is None:
+            return {}
+        radii = self.radius().detach()
+        return {"radius": radii[0]} if len(radii) == 1 else {f"radius {head}": radius for head, radius in enumerate(radii)}
+
     def describe(self) -> str:
         """The radius, and its pixels on the grid of the map that was kept last."""
         if self.radius is None:

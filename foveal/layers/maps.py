@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,9 +45,27 @@ class Attends(nn.Module):
             with torch.no_grad():
                 self.attention_map = make().detach().float()
 
+    def figures(self) -> dict[str, Tensor]:
+        """Numbers to follow in training, by name: of the map that is kept, see `evenness`; none where none is."""
+        return {} if self.attention_map is None else evenness(self.attention_map)
+
     def describe(self) -> str:
         """A few words to stand under the map, such as the radius of a Gaussian; nothing if there is nothing to say."""
         return ""
+
+
+def evenness(maps: Tensor) -> dict[str, Tensor]:
+    """How even maps (B, heads, h, w) of weights are, of which those below 0 count as 0.
+
+    Returns:
+        ``entropy`` over the positions, the mean of all maps, as a share of a uniform one's; ``peak``, the largest weight of all over the
+        mean of its map.
+    """
+    share = maps.float().flatten(2).clamp(min=0)
+    share = share / share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    n = share.shape[2]
+    entropy = torch.special.entr(share).sum(2).mean() / math.log(n) if n > 1 else torch.ones(())
+    return {"entropy": entropy, "peak": n * share.max()}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import Attends, evenness
 
 CHOICES = {
     "maps": ("group", "one", "channel", "mean"),
@@ -156,9 +156,6 @@ class SpatialSoftmaxAttention(Attends):
         return self._said
 
     def _noted(self, multiplier: Tensor) -> Tensor:
-        share = multiplier.float().flatten(2).clamp(min=0)
-        share = share / share.sum(2, keepdim=True)
-        n = share.shape[2]
-        entropy = torch.special.entr(share).sum(2).mean() / math.log(n) if n > 1 else torch.ones(())
-        self._said = f"entropy {entropy:.3f}, peak {n * share.max():.1f} x the mean"
+        of = evenness(multiplier)
+        self._said = f"entropy {of['entropy']:.3f}, peak {of['peak']:.1f} x the mean"
         return multiplier

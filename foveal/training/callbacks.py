@@ -4,7 +4,7 @@ The order in which they are given to Lightning is the order of `callbacks`: weig
 
 Example:
     >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=0.99, quiet=True)]
-    ['Averaging', 'Metrics', 'BadImages', 'Checkpoints']
+    ['Averaging', 'Metrics', 'Attention', 'BadImages', 'Checkpoints']
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
-from foveal.runs import BAD_IMAGES, BEST, LAST, METRICS, replacing
+from foveal.layers import Attends, attention_maps
+from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS, replacing
 from foveal.training.task import ENDLESS, Diverged, Task
 
 _COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
+_FIGURES = ("step", "module", "figure", "value")
 
 TELL_EVERY = 15.0  # seconds between lines where there is no terminal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -39,7 +44,8 @@ class Interrupted(Exception):
 def callbacks(folder: Path, ema: float | None, quiet: bool) -> list[pl.Callback]:
     """Everything that happens around the steps of a run."""
     averaging = [Averaging(ema)] if ema else []
-    return [*averaging, Metrics(folder / METRICS, quiet), BadImages(folder / BAD_IMAGES), Checkpoints(folder)]
+    records = Metrics(folder / METRICS, quiet), Attention(folder / ATTENTION), BadImages(folder / BAD_IMAGES)
+    return [*averaging, *records, Checkpoints(folder)]
 
 
 class Averaging(pl.Callback):
@@ -246,11 +252,7 @@ class Metrics(pl.Callback):
             logger.log_metrics(values, step=step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        header = list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)]))
-        with replacing(self.file) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, header, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        _write_rows(self.file, list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)])), rows)
 
     def _show(self, task: Task, batch_idx: int) -> None:
         values = " ".join(self._shown.values())
@@ -266,6 +268,51 @@ class Metrics(pl.Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+class Attention(pl.Callback):
+    """Writes ``attention.csv``, of networks with attention modules: what they are at, in every ``log_every``-th update.
+
+    A line is one number of one module, see `Attends.figures`: a learned radius, or how even the maps of the batch were; compiled networks
+    are spared the maps, which would compile them twice.
+
+    Args:
+        file: where to.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.modules: dict[str, Attends] = {}
+        self._asked = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        self.modules = {name: module for name, module in task.model.named_modules() if isinstance(module, Attends)}
+        if self.file.exists():
+            _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= task.step])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        follows = task.updates_after(batch_idx) and (task.step + 1) % task.config.log_every == 0
+        if self.modules and follows and not task.config.compile:
+            self._asked.enter_context(attention_maps(task.model))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        if not (self.modules and task.updates_after(batch_idx) and task.step % task.config.log_every == 0):
+            return
+        found = {(name, what): value for name, module in self.modules.items() for what, value in module.figures().items()}
+        self._asked.close()
+        if not found:
+            return
+        values = torch.stack(list(found.values())).tolist()  # all at once: reading one waits for the device
+        new = not self.file.exists()
+        with self.file.open("a", newline="") as file:
+            lines = csv.writer(file)
+            lines.writerows([_FIGURES] * new)
+            lines.writerows((task.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True))
+
+    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
+        self._asked.close()
 
 
 class BadImages(pl.Callback):
@@ -305,6 +352,13 @@ def _header(file: Path) -> list[str]:
         return []
     with file.open(newline="") as lines:
         return next(csv.reader(lines), [])
+
+
+def _write_rows(file: Path, header: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    with replacing(file) as unfinished, unfinished.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, header, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

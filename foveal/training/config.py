@@ -97,7 +97,7 @@ class FitConfig:
         channels_last: keep images and weights channels last.
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
-        log_every: updates between lines of ``metrics.csv``.
+        log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
         locations: budget of validation; the model's own if None.
         tensorboard: log to TensorBoard too.
     """

@@ -8,9 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, save
+from timm.models import group_parameters
 from torch import nn
 
 import foveal.backbones  # noqa: F401
+from foveal.backbones.head import Headed
 from foveal.prediction.cost import count
 
 
@@ -95,6 +97,28 @@ class BackboneTester:
         other.load_state_dict(weights)
         with torch.inference_mode():
             torch.testing.assert_close(other(x), net.eval()(x), rtol=0, atol=0)
+
+    def test_activations_made_again_give_the_same_gradients(self, net):
+        gradients = []
+        for again in (False, True):
+            net.set_grad_checkpointing(again)
+            net.zero_grad()
+            torch.manual_seed(0)  # dropout
+            net.train()(self.images(net)).square().mean().backward()
+            gradients.append([p.grad.clone() for p in net.parameters()])
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("coarse", [False, True])
+    def test_depth_of_its_parameters(self, net, coarse):
+        names = [name for name, _ in net.named_parameters()]
+        depth = {name: d for d, group in group_parameters(net, net.group_matcher(coarse)).items() for name in group}
+        last = depth[names[-1]]
+        assert set(depth) == set(names) and depth[names[0]] == 0 and last == max(depth.values())
+        for i, info in enumerate(net.feature_info):
+            own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
+            assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
+            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all the same.
+            assert not isinstance(net, Headed) or all(d < last for d in own)
 
     def test_its_card(self, net):
         named = dict(net.named_modules())

@@ -9,7 +9,7 @@ from timm.layers import BlurPool2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveal.layers import ExplicitAttention, augment_convs, share_radius, stage_of
+from foveal.layers import ExplicitAttention, NarrowedConv, augment_convs, share_radius, stage_of
 
 NARROW = {"channels": (16, 32, 64, 128), "num_classes": 5}
 
@@ -19,6 +19,25 @@ def expatt(depth: int, basic_conv=1, **options) -> nn.Module:
         return augment_convs(
             timm.create_model(f"resnet{depth}"), partial(ExplicitAttention, ratio=0.1, **options), basic_conv=basic_conv
         ).eval()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_narrowed_convolution_stands_for_a_convolution(stride):
+    """A tenth of 64 channels, rounded down, is 6: of the parameters of the k x k convolution 58 / 64 are left, and 58 x 64 are added."""
+    plain, layer = nn.Conv2d(32, 64, 3, stride, 1, bias=False), NarrowedConv(32, 64, 3, stride, ratio=0.1)
+    x = torch.randn(2, 32, 9, 12)
+    assert layer(x).shape == plain(x).shape
+    assert parameters(layer) == 9 * 32 * 58 + 58 * 64
+    assert parameters(NarrowedConv(32, 64, ratio=0)) == parameters(plain) + 64 * 64
+    net = augment_convs(timm.create_model("resnet18", **NARROW), NarrowedConv)
+    assert next(name for name, module in net.named_modules() if isinstance(module, NarrowedConv)) == "layer2.0.conv1"
+    assert net(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1, 2])
+def test_a_narrowed_convolution_has_channels(ratio):
+    with pytest.raises(ValueError, match=f"ratio={ratio} leaves no channels, or more than there are"):
+        NarrowedConv(8, 8, ratio=ratio)
 
 
 def parameters(model: nn.Module) -> int:

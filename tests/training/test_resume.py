@@ -113,6 +113,23 @@ def test_cut_between_sparse_checkpoints(tmp_path, monkeypatch):
     same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes), plain)
 
 
+def test_attention_is_followed_in_a_resumed_run_too(tmp_path, monkeypatch):
+    """Every second update, once each; the last radius is the one that the run ends with."""
+    options = {"name": "test_resnet_cifar", "image_size": 32, "attention": "softmax", "conv": "expatt", "conv_options": {"ratio": 0.25}}
+    changes = {"model": options, "save_every": 3, "val_every": 100, "ema": None, "log_every": 2}
+    plain = fit(config(**changes), tmp_path / "plain", quiet=True)
+    run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes)
+    assert (run / "attention.csv").read_text() == (plain.path / "attention.csv").read_text()
+    with (run / "attention.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = {("layer1.0.attention", "entropy"), ("layer1.0.attention", "peak"), ("layer1.0.conv1", "radius")}
+    assert kinds < {(row["module"].removeprefix("network."), row["figure"]) for row in rows}
+    assert [row["step"] for row in rows if row["module"].endswith("layer2.0.conv1")] == ["2", "4", "6", "8"]
+    learned = plain.load_model(which="last").get_submodule(rows[-3]["module"]).radius()
+    assert rows[-3]["figure"] == "radius" and float(rows[-3]["value"]) == pytest.approx(learned.item(), rel=1e-5)
+    assert all(0 < float(row["value"]) <= 1 for row in rows if row["figure"] == "entropy")
+
+
 def test_resume_without_validation_and_with_workers(tmp_path, monkeypatch):
     changes = {"data": {"name": "tiny_images", "val": 0}, "ema": None}
     plain = fit(config(**changes), tmp_path / "plain", quiet=True).path
