@@ -818,7 +818,7 @@ seed are lines of their own.
 """,
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="cifar or imagenet")
-    parser.add_argument("--runs", metavar="FOLDER", default="runs", help="where to look for run folders (default: runs)")
+    parser.add_argument("--runs", metavar="FOLDER", help="where to look for run folders (default: runs)")
     parser.add_argument("--json", action="store_true", help="every row, those without a number too, as JSON")
 
 
@@ -827,7 +827,9 @@ def _table(args: argparse.Namespace) -> int:
 
     from foveal.evaluation import table
 
-    found = table(args.name, args.runs)
+    if args.runs is not None and not Path(args.runs).is_dir():
+        raise ConfigError(f"--runs {args.runs}: there is no such folder; check the path")
+    found = table(args.name, args.runs or "runs")
     if args.json:
         print(json.dumps(found.as_dict()))
         return 0

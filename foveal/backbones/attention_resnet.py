@@ -69,8 +69,10 @@ def _build(name: str, pretrained: bool, kwargs: dict[str, Any], **ours: Any) -> 
 @register_model
 def attn_resnet50(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
     """ResNet-50 with spatial softmax attention of kernel 1 in every bottleneck; ``attention_options`` are its keywords."""
-    options = {"kernel_size": 1, **(kwargs.pop("attention_options", None) or {})}
-    return _build("attn_resnet50", pretrained, kwargs, attention="softmax", attention_options=options)
+    options = kwargs.pop("attention_options", None) or {}
+    if kwargs.get("attention", "softmax") == "softmax":
+        options = {"kernel_size": 1, **options}
+    return _build("attn_resnet50", pretrained, {"attention": "softmax", **kwargs}, attention_options=options)
 
 
 @register_model

@@ -122,6 +122,7 @@ class BagNet(Headed):
             path is normalised a second time, and the shortcut is not, so that what such a block adds in training does not depend on the
             magnitude of the scale before, and the scale's zero at the start, where its gradient is about 316 times as large, holds nothing
             back. ``shortcut``, as in textbooks; has as many parameters.
+        drop_rate: dropout before the classifier.
 
     Attributes:
         num_features: channels that the classifier sees: ``low_dim``, or those of the feature map.
@@ -136,9 +137,9 @@ class BagNet(Headed):
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, *, layers: Sequence[int] = (3, 4, 6, 3),
         widths: Sequence[int] = (64, 128, 256, 512), strides: Sequence[int] = (2, 2, 2, 1), kernel3: Sequence[int] = (2, 2, 2, 2),
-        stem: int = 64, low_dim: int = 512, downsample_bn: str = "main",
+        stem: int = 64, low_dim: int = 512, downsample_bn: str = "main", drop_rate: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(drop_rate)
         if len({len(layers), len(widths), len(strides), len(kernel3)}) > 1:
             raise ValueError(
                 f"layers={tuple(layers)}, widths={tuple(widths)}, strides={tuple(strides)} and kernel3={tuple(kernel3)} are of different "
@@ -165,8 +166,8 @@ class BagNet(Headed):
         self.reset_classifier(num_classes)
         self.apply(lambda module: _glorot(module, nn.init.xavier_uniform_))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
         _glorot(self.fc, nn.init.xavier_uniform_)
 
     def grid(self, side: int) -> int:
@@ -248,8 +249,8 @@ class BagNetTNet(Headed):
         self.reset_classifier(num_classes)
         self.apply(lambda module: _glorot(module, nn.init.xavier_normal_))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
         _glorot(self.fc, nn.init.xavier_normal_)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed, Stage, cifar_card
+from foveal.backbones.head import Headed, Stage, cifar_card, takes
 from foveal.layers import (
     CBAM,
     AttentionAugmentation,
@@ -82,19 +82,21 @@ class CifarResNet(Headed):
         conv_options: keywords of its layers.
         widths: channels of the stages.
         head: what the classifier sees: ``gap``, the mean over positions; ``attnpool``, a weighted mean, see the ``pool`` mode of
-            `SpatialSoftmaxAttention`; ``flatten``, all positions.
+            `SpatialSoftmaxAttention`; ``flatten``, all positions of images of ``img_size``.
         img_size: side of the images, in px, for what is tied to a grid: ``flatten``, ``aa``, and attention that takes a ``size``.
+        drop_rate: dropout before the classifier.
 
     Raises:
-        ValueError: a depth that is not 6 n + 2, or an unknown choice.
+        ValueError: a depth that is not 6 n + 2, an unknown choice, or one that nothing takes.
     """
 
     def __init__(
         self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, *, preact: bool = False, shortcut: str = "A",
         attention: str | None = None, attention_options: Mapping[str, Any] | None = None, place: str = "block", conv: str | None = None,
         conv_options: Mapping[str, Any] | None = None, widths: tuple[int, int, int] = (16, 32, 64), head: str = "gap", img_size: int = 32,
+        drop_rate: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(drop_rate)
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
             raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32, 44, 56 or 110")
@@ -103,6 +105,11 @@ class CifarResNet(Headed):
         _check("shortcut", shortcut, ("A", "B"))
         _check("place", place, ("block", "stage", "middle", "last", "none"))
         _check("head", head, ("gap", "attnpool", "flatten"))
+        if attention is None and (attention_options or place not in ("block", "none")):
+            raise ValueError("attention_options and place are of attention, and there is none; set attention, or leave them out")
+        stand_in = stand_in_for_convs(conv, CONVS, conv_options)
+        if img_size < 1:
+            raise ValueError(f"img_size={img_size} is no size of images; give their side in px")
         self.in_chans, self.preact = in_chans, preact
         sides = (img_size, -(-img_size // 2), -(-img_size // 4))
 
@@ -136,9 +143,8 @@ class CifarResNet(Headed):
         self.num_features = channels * sides[2] ** 2 if head == "flatten" else channels
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
         self.reset_classifier(num_classes)
-        if conv is not None:
-            _check("conv", conv, CONVS)
-            augment_convs(self, partial(CONVS[conv], **known_options(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
+        if stand_in is not None:
+            augment_convs(self, stand_in, (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -234,7 +240,23 @@ def attention_layer(kind: str, channels: int, options: Mapping[str, Any] | None 
     _check("attention", kind, ATTENTION)
     make = ATTENTION[kind]
     sized = {"size": size} if "size" in inspect.signature(make).parameters else {}
-    return make(channels, **sized | known_options(kind, make, options))
+    return make(channels, **sized | _known_options(kind, make, options))
+
+
+def stand_in_for_convs(
+    kind: str | None, kinds: Mapping[str, Callable[..., nn.Module]], options: Mapping[str, Any] | None = None
+) -> Callable[..., nn.Module] | None:
+    """One of ``kinds`` with its keywords bound, for `augment_convs`; None for none.
+
+    Raises:
+        ValueError: an unknown name or keyword, or keywords of none.
+    """
+    if kind is None:
+        if options:
+            raise ValueError("conv_options are of conv, and there is none; set conv, or leave them out")
+        return None
+    _check("conv", kind, kinds)
+    return partial(kinds[kind], **_known_options(kind, kinds[kind], options))
 
 
 def _check(name: str, value: str, choices: Any) -> None:
@@ -242,7 +264,7 @@ def _check(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name}={value!r} is unknown; use {', '.join(choices)}")
 
 
-def known_options(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _known_options(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
     network_s = ("channels", "in_channels", "out_channels", "stride") + (("kernel_size", "size") if kind in CONVS else ())
     takes = [name for name in inspect.signature(make).parameters if name not in network_s]
     for name in options or {}:
@@ -270,6 +292,7 @@ def _register(name: str, what: str, **ours: Any) -> None:
         )
 
     make.__name__ = make.__qualname__ = name
+    make.__signature__ = takes(CifarResNet, **ours)  # type: ignore[attr-defined]
     make.__doc__ = what
     default_cfgs[name] = cifar_card("conv1")
     globals()[name] = register_model(make)

@@ -17,10 +17,12 @@ Example:
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -38,6 +40,19 @@ def cifar_card(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def takes(network: type[nn.Module], **ours: Any) -> inspect.Signature:
+    """What a named network takes: keywords of its class, with the defaults that the name gives them, for help and for comparisons.
+
+    Args:
+        network: the class.
+        ours: keywords that the name stands for.
+    """
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = [p.replace(kind=kind, default=ours.get(name, p.default)) for name, p in inspect.signature(network).parameters.items()]
+    pretrained = inspect.Parameter("pretrained", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=bool)
+    return inspect.Signature([pretrained, *own, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD, annotation=Any)])
+
+
 class Stage(nn.Sequential):
     """Blocks one after the other.
 
@@ -52,7 +67,10 @@ class Stage(nn.Sequential):
 
 
 class Headed(nn.Module):
-    """A network of `forward_features`, `pooled` and a linear classifier ``fc``.
+    """A network of `forward_features`, `pooled`, dropout and a linear classifier ``fc``.
+
+    Args:
+        drop_rate: share of the pooled features dropped in training.
 
     Attributes:
         num_features: length of what the classifier sees.
@@ -61,6 +79,10 @@ class Headed(nn.Module):
 
     num_features: int
     feature_info: list[dict[str, Any]]
+
+    def __init__(self, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, c, h, w) features."""
@@ -73,7 +95,14 @@ class Headed(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; 0 classes leave it out.
+
+        Raises:
+            ValueError: another pooling than the network's own.
+        """
+        if global_pool is not None:
+            raise ValueError(f"global_pool={global_pool!r}: {type(self).__name__} pools in one way; leave it out.")
         self.num_classes = num_classes
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -90,10 +119,11 @@ class Headed(nn.Module):
         """What timm's learning rates by depth go by: what is before the stages, blocks in order (``coarse``: stages), and the rest."""
         first = self.feature_info[0]["module"]
         stage = re.escape(first.rstrip("0123456789")) + r"(\d+)"
-        return {"stem": r"^(?:stem|conv1|bn1)\b", "blocks": f"^{stage}" if coarse else rf"^{stage}\.(\d+)"}
+        of_blocks = isinstance(self.get_submodule(first), Stage) and not coarse
+        return {"stem": r"^(?:stem|conv1|bn1|transformer)\b", "blocks": rf"^{stage}\.(\d+)" if of_blocks else f"^{stage}"}
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pooled(x)
+        x = F.dropout(self.pooled(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:

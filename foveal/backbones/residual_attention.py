@@ -149,6 +149,7 @@ class ResidualAttentionNet(Headed):
         depths: poolings of the masks of the three stages.
         mask: ``mixed``, ``channel`` or ``spatial``, see `AttentionModule`.
         p, t, r: residual units around the mask, in the trunk, and between poolings, see `AttentionModule`.
+        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -162,8 +163,9 @@ class ResidualAttentionNet(Headed):
         p: int = 1,
         t: int = 2,
         r: int = 1,
+        drop_rate: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(drop_rate)
         if len(widths) != len(depths) + 1:
             raise ValueError(f"widths={widths} are not the stem's and one for each of depths={depths}; give as many and one more")
         self.in_chans, self.num_features = in_chans, widths[-1]

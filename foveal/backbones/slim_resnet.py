@@ -73,13 +73,14 @@ class SlimResNetV2(Headed):
         layers: blocks of each stage.
         widths: bottleneck width of each stage; its output has four times as many channels.
         stem: channels of the first convolution.
+        drop_rate: dropout before the classifier.
     """
 
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, *, layers: Sequence[int] = (3, 4, 6, 3),
-        widths: Sequence[int] = (64, 128, 256, 512), stem: int = 64,
+        widths: Sequence[int] = (64, 128, 256, 512), stem: int = 64, drop_rate: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(drop_rate)
         self.in_chans = in_chans
         self.conv1 = nn.Conv2d(in_chans, stem, 7, 2, padding=3)
         self.pool1 = create_pool2d("max", 3, 2, padding="same")

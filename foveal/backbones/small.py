@@ -35,10 +35,13 @@ class PlainConvNet(Headed):
         num_classes: 0 leaves the classifier out.
         in_chans: bands of the input.
         widths: channels of each stage.
+        drop_rate: dropout before the classifier.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
-        super().__init__()
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 3, widths: tuple[int, ...] = (32, 64, 96, 128), drop_rate: float = 0.0
+    ) -> None:
+        super().__init__(drop_rate)
         self.in_chans, self.num_features = in_chans, widths[-1]
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"stages.{i}"} for i, c in enumerate(widths)]
         stages = []

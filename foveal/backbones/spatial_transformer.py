@@ -34,6 +34,7 @@ class SpatialTransformerCNN(PlainConvNet):
         widths: channels of each stage of the classifier.
         size: (height, width) that the transformer resamples to; that of the images if None.
         localisation_width: see `SpatialTransformer`.
+        drop_rate: dropout before the classifier.
     """
 
     groups: ClassVar = {"localisation": "transformer"}
@@ -45,8 +46,9 @@ class SpatialTransformerCNN(PlainConvNet):
         widths: tuple[int, ...] = (32, 64, 96, 128),
         size: tuple[int, int] | None = None,
         localisation_width: int = 32,
+        drop_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans, widths)
+        super().__init__(num_classes, in_chans, widths, drop_rate)
         self.transformer = SpatialTransformer(in_chans, size, localisation_width)
 
     def forward_features(self, x: Tensor) -> Tensor:

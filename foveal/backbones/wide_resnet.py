@@ -16,14 +16,13 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, known_options
+from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, stand_in_for_convs
 from foveal.backbones.head import Headed, Stage, cifar_card
 from foveal.layers import AttentionAugmentation, ExplicitAttention, NarrowedConv, augment_convs
 
@@ -40,13 +39,13 @@ class WideResNet(Headed):
         width: how many times wider than 16, 32 and 64 channels the stages are.
         num_classes: 0 leaves the classifier out.
         in_chans: bands of the input.
-        drop_rate: share dropped between the two convolutions of a block; the paper tries 0.3.
+        drop_rate: share dropped between the two convolutions of every block, and nowhere else; the paper tries 0.3.
         conv: what replaces the first convolution of every block: ``expatt``, ``aa`` or, as a control, ``narrow``, see `CONVS`.
         conv_options: keywords of its layers.
         img_size: side of the images, in px, that tables of positions are made for; they are resampled for others.
 
     Raises:
-        ValueError: a depth that is not 6 n + 4, or an unknown ``conv`` or keyword of it.
+        ValueError: a depth that is not 6 n + 4, an unknown ``conv`` or keyword of it, or keywords without it.
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class WideResNet(Headed):
         n, rest = divmod(depth - 4, 6)
         if n < 1 or rest:
             raise ValueError(f"depth={depth} is not 6 n + 4; use 16, 22, 28 or 40.")
+        stand_in = stand_in_for_convs(conv, CONVS, conv_options)
         self.in_chans = in_chans
         channels, widths, stages = 16, (16 * width, 32 * width, 64 * width), []
         self.conv1 = conv3x3(in_chans, channels)
@@ -73,10 +73,8 @@ class WideResNet(Headed):
         self.num_features = channels
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
         self.reset_classifier(num_classes)
-        if conv is not None:
-            if conv not in CONVS:
-                raise ValueError(f"conv={conv!r} is unknown; use {', '.join(CONVS)}.")
-            augment_convs(self, partial(CONVS[conv], **known_options(conv, CONVS[conv], conv_options)), (1, 2, 3), image_size=img_size)
+        if stand_in is not None:
+            augment_convs(self, stand_in, (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))

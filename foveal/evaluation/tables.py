@@ -31,6 +31,7 @@ import yaml
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import WholeImage
 from foveal.runs import CARD, CONFIG, METRICS, WEIGHTS, Run, constructor, wrapper_options
+from foveal.training.config import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,9 +119,9 @@ class Tables:
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can write it."""
         values = asdict(self)
-        for row, plain in zip(self.rows, values["rows"], strict=True):
+        for row, written in zip(self.rows, values["rows"], strict=True):
             if isinstance(row.published, tuple):
-                plain["published"] = [p._asdict() for p in row.published]
+                written["published"] = [p._asdict() for p in row.published]
         return values
 
     def tables(self) -> Iterator[Table]:
@@ -268,7 +269,11 @@ def _set(model: Mapping[str, Any]) -> dict[str, Any]:
     """Name and options of a model without defaults, so that a default that is written down changes nothing."""
     signatures = (inspect.signature(WholeImage), inspect.signature(constructor(model["name"])))
     defaults = {"pretrained": False} | {key: spec.default for signature in signatures for key, spec in signature.parameters.items()}
-    return {key: value for key, value in model.items() if key not in _SAME_MODEL and not (key in defaults and defaults[key] == value)}
+    defaults = plain(defaults)  # as YAML gives them: lists for tuples
+    return {
+        key: value for key, value in plain(model).items()
+        if key not in _SAME_MODEL and not (key in defaults and (defaults[key] == value or (defaults[key] is None and value == {})))
+    }  # fmt: skip
 
 
 def _way(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,8 +282,8 @@ def _way(config: Mapping[str, Any]) -> dict[str, Any]:
     way["model"] = _set(config["model"])
     # 32 is short for 32-true.
     way["precision"] = str(config["precision"]).removesuffix("-true")
-    # An option that an older version did not write yet is one that is not set.
-    return {key: value for key, value in _flat(way) if value is not None}
+    # An option that an older version did not write yet is one that is not set; and 4.0 is 4.
+    return {key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in _flat(way) if value is not None}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -55,17 +55,29 @@ def augment_convs(
     """
     if basic_conv not in (1, 2, "both"):
         raise ValueError(f"basic_conv={basic_conv!r} is unknown; choose 1, 2 or 'both'.")
-    convs = {name: conv for stage in stages for name, conv in _convs_of(model, stage, basic_conv)}
-    if not convs:
-        raise ValueError("no stage was named, so that nothing can be swapped; name at least one.")
+    convs = {name: conv for stage in distinct(stages) for name, conv in _convs_of(model, stage, basic_conv)}
     size = inspect.signature(make).parameters.get("size")
     sizes = _input_sizes(model, convs, image_size) if size is not None and size.default in (inspect.Parameter.empty, None) else {}
+    layers = {}
     for name, conv in convs.items():
         options = {"size": sizes[name]} if sizes else {}
         with torch.device(conv.weight.device):
             layer = make(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size[0], stride=conv.stride[0], **options)
-        model.set_submodule(name, layer.to(conv.weight.dtype).train(conv.training))
+        layers[name] = layer.to(conv.weight.dtype).train(conv.training)
+    for name, layer in layers.items():  # all or none
+        model.set_submodule(name, layer)
     return model
+
+
+def distinct(stages: Sequence[int]) -> tuple[int, ...]:
+    """Stages that attention is put into, each once.
+
+    Raises:
+        ValueError: none, or no numbers in a row.
+    """
+    if isinstance(stages, (int, str)) or not stages:
+        raise ValueError(f"stages={stages!r} names no stage, so that nothing can be swapped; give at least one, in a list.")
+    return tuple(dict.fromkeys(stages))
 
 
 class NarrowedConv(nn.Sequential):
@@ -153,6 +165,8 @@ def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int 
     if image_size is None:
         raise ValueError(f"{type(model).__name__} does not say how large its images are; give image_size.")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise ValueError(f"img_size={image_size} is no size of images; give their side in px.")
     dry = copy.deepcopy(model).to("meta").eval()
     sizes: dict[str, tuple[int, int]] = {}
     for name in convs:

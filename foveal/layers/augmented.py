@@ -109,7 +109,7 @@ class AttentionAugmentation(Attends):
         q = q * (self.key_channels // self.heads) ** -0.5
         self.keep(lambda: self._central_map(q, k, (height, width)))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.relative_logits(q, (height, width)), scale=1.0)
-        y = self.project(y.transpose(-1, -2).reshape(len(x), self.value_channels, height, width))
+        y = self.project(y.transpose(-1, -2).reshape(x.shape[0], self.value_channels, height, width))
         return F.interpolate(y, grid, mode="bilinear", align_corners=False) if self.pool else y
 
     def relative_logits(self, q: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -198,8 +198,8 @@ class ExplicitAttention(Attends):
             raise ValueError(f"kernel_size={kernel_size} has no centre; choose an odd one.")
         if impl == "separable" and not KERNELS[kernel].separable:
             raise ValueError(f"impl='separable' cannot make kernel={kernel!r}, which does not factor; choose impl='auto'.")
-        if heads < 1:
-            raise ValueError(f"heads={heads} leaves nothing that attends; choose 1 or more.")
+        if not isinstance(heads, int) or heads < 1:
+            raise ValueError(f"heads={heads!r} leaves nothing that attends; choose 1 or another whole number above it.")
         if value_channels is None:
             value_channels = math.floor(ratio * out_channels + 1e-9) // heads * heads
             if ratio > 0 and not value_channels:
@@ -226,7 +226,7 @@ class ExplicitAttention(Attends):
             if KERNELS[kernel].fixed is None:
                 self.radius = Radius(radius_init, heads, radius_param, radius_train and KERNELS[kernel].learns)
         self._mixing_stride = 1 if attn_stride == "pool" else stride
-        self._cached: tuple[Tensor | None, tuple, tuple[Tensor, ...]] | None = None
+        self._cached: tuple[tuple, Tensor | None, tuple[Tensor, ...]] | None = None
         self._grid: tuple[int, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -249,8 +249,7 @@ class ExplicitAttention(Attends):
 
     def _separates(self, grid: tuple[int, int]) -> bool:
         # Measured on a CPU: with one map this is never slower, from 7 x 7 on; with several, two products for each cost more on small grids.
-        several = self.radius is not None and self.radius.raw.numel() > 1
-        worth = self.impl == "separable" or not several or grid[0] * grid[1] > 100
+        worth = self.impl == "separable" or self.has_one_map or grid[0] * grid[1] > 100
         return self.impl != "dense" and KERNELS[self.kernel].separable and worth
 
     def _mix_in_pieces(self, v: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -268,13 +267,20 @@ class ExplicitAttention(Attends):
     def _ready(self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
         """The maps that ``make`` makes, kept in evaluation for as long as the radius stays the same."""
         raw = None if self.radius is None else self.radius.raw
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or (raw is not None and raw.is_inference()):
+        watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.training or torch.is_grad_enabled() or watched or (raw is not None and raw.is_inference()):
             return make(grid, v)
-        # Whatever sets a parameter counts up its version, unless it goes behind autograd's back through .data.
-        key = (make.__name__, grid, v.dtype, v.device, raw is not None and raw._version)
-        if self._cached is None or self._cached[0] is not raw or self._cached[1] != key:
-            self._cached = raw, key, make(grid, v)
-        return self._cached[2]
+        # What changes a parameter in place counts up its version, and what gives it other memory changes its address, which nothing else
+        # can have while this memory is kept. Only what writes through .data into the same memory is not seen.
+        key = (make.__name__, grid, v.dtype, v.device, raw is not None and (raw._version, raw.data_ptr()))
+        cached = self._cached  # once: another thread may put another grid's maps there
+        if cached is None or cached[0] != key:
+            cached = self._cached = key, None if raw is None else raw.detach(), make(grid, v)
+        return cached[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps are not state; and the versions of a copy begin anew.
+        return {**self.__dict__, "_cached": None}
 
     def train(self, mode: bool = True) -> Self:
         self._cached = None
@@ -329,6 +335,11 @@ class ExplicitAttention(Attends):
 
     # What it shows
 
+    @property
+    def has_one_map(self) -> bool:
+        """All channels that attend share one map: there is one head, or one radius, or none."""
+        return self.radius is None or self.radius.raw.numel() == 1
+
     def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the queries, for the ``grid`` of `attention_map_of`."""
         return -(-grid[0] // self._mixing_stride), -(-grid[1] // self._mixing_stride)
@@ -378,6 +389,10 @@ class ExplicitAttention(Attends):
             return f"{word} {radii} px"
         return f"{word} {radii} of the side" + (f", {', '.join(pixels)} px" if pixels else "")
 
+    def extra_repr(self) -> str:
+        heads = f"{self.value_channels} of {self.out_channels} channels attend in {self.heads} head{'s' if self.heads > 1 else ''}"
+        return f"{heads}, kernel={self.kernel}, coord={self.coord}, attn_stride={self.attn_stride}, impl={self.impl}"
+
     @torch.no_grad()
     def fold(self) -> Self:
         """Make the two 1x1 convolutions one, for inference; the result is the same.
@@ -386,10 +401,10 @@ class ExplicitAttention(Attends):
             This layer.
 
         Raises:
-            ValueError: more than one head: their maps do not commute with a convolution across them.
+            ValueError: heads with maps of their own, which do not commute with a convolution across them.
         """
-        if self.heads > 1:
-            raise ValueError(f"a layer of {self.heads} heads cannot be folded; choose heads=1.")
+        if not self.has_one_map:
+            raise ValueError(f"a layer of {self.heads} heads with maps of their own cannot be folded; choose heads=1, or share the radius.")
         if self.value_channels and isinstance(self.project, nn.Conv2d):
             product = self.project.weight.double().flatten(1) @ self.value.weight.double().flatten(1)
             self.value.weight.copy_(product[:, :, None, None])
@@ -404,7 +419,7 @@ def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     v = v.permute(0, 2, 3, 1)
     # The axis that leaves fewer numbers to the other one comes first.
-    if len(rows) * v.shape[2] <= len(columns) * v.shape[1]:
+    if rows.shape[0] * v.shape[2] <= columns.shape[0] * v.shape[1]:
         v = _mix_columns(_mix_rows(v, rows), columns)
     else:
         v = _mix_rows(_mix_columns(v, columns), rows)
@@ -414,13 +429,13 @@ def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _mix_rows(v: Tensor, rows: Tensor) -> Tensor:
     """(B, H, W, C) to (B, H_o, W, C)."""
     batch, height, width, channels = v.shape
-    return torch.bmm(rows.expand(batch, -1, -1), v.reshape(batch, height, width * channels)).view(batch, len(rows), width, channels)
+    return torch.bmm(rows.expand(batch, -1, -1), v.reshape(batch, height, width * channels)).view(batch, rows.shape[0], width, channels)
 
 
 def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
     """(B, H, W, C) to (B, H, W_o, C)."""
     batch, height, width, channels = v.shape
-    if len(columns) > 4 * channels:
+    if columns.shape[0] > 4 * channels:
         # One product for each image row would leave a gradient of W_o x W for each: more than the values themselves.
         return F.linear(v.mT, columns).mT
     return torch.bmm(columns.expand(batch * height, -1, -1), v.reshape(batch * height, width, channels)).unflatten(0, (batch, height))

@@ -17,7 +17,7 @@ from foveal.layers.maps import Attends
 
 
 class NonLocal(Attends):
-    """(B, C, h, w) features x to x + BN(W_z y) with y_i the sum over positions j of f(x_i, x_j) g(x_j), f adding up to about 1 over j.
+    """(B, C, h, w) features x to x + BN(W_z y) with y_i the sum over positions j of f(x_i, x_j) g(x_j), where f is normalised over j.
 
     The attention map is f of the central position, (B, 1, h, w), or half that size with ``sub_sample``.
 

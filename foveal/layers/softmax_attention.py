@@ -40,7 +40,7 @@ class SpatialSoftmaxAttention(Attends):
         channels: C.
         maps: how K maps serve C channels: ``group`` gives each of ``count`` equal groups of neighbouring channels its own, ``one`` has one
             for all, ``channel`` one for each, ``mean`` the average of ``count`` maps for all.
-        count: K of ``group`` and ``mean``.
+        count: K of ``group`` and ``mean``; 4 if None.
         kernel_size: of the convolution that makes the logits; odd.
         mode: what features are multiplied by: ``scaled`` n A, of mean 1; ``faithful`` A, as the text has it; ``gate`` 1 + g (n A - 1) with
             a learned scalar g; ``residual`` 1 + A; ``sigmoid`` sigmoid(Z). ``pool`` gives the sum over positions of A F, for a classifier.
@@ -61,7 +61,7 @@ class SpatialSoftmaxAttention(Attends):
     """
 
     def __init__(
-        self, channels: int, *, maps: str = "group", count: int = 4, kernel_size: int = 3, mode: str = "scaled",
+        self, channels: int, *, maps: str = "group", count: int | None = None, kernel_size: int = 3, mode: str = "scaled",
         softmax_axis: str = "space", temperature: float | str = 1.0, attn_input: str = "dynamic", init: str = "zero",
         gate: float | None = None, clip: float | None = None, size: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
@@ -70,7 +70,9 @@ class SpatialSoftmaxAttention(Attends):
         for name, value in given.items():
             if value not in CHOICES[name]:
                 raise ValueError(f"{name}={value!r} is unknown; use {', '.join(CHOICES[name])}")
-        k = {"one": 1, "channel": channels}.get(maps, count)
+        k = {"one": 1, "channel": channels}.get(maps, 4 if count is None else count)
+        if count not in (None, k):
+            raise ValueError(f"maps={maps!r} has {k} map{'s' if k > 1 else ''}, not {count}; leave count out")
         self.heads = 1 if maps in ("one", "mean") else k
         if k < 1 or channels % self.heads:
             raise ValueError(f"{k} maps cannot share {channels} channels equally; choose a count that divides them")
@@ -80,10 +82,10 @@ class SpatialSoftmaxAttention(Attends):
             raise ValueError(f"kernel_size={kernel_size} would shift the maps by half a position; use an odd one")
         if softmax_axis == "channel" and (self.heads == 1 or mode == "pool"):
             raise ValueError("a softmax over channels needs several maps and no pooling; use maps='group' or softmax_axis='space'")
-        if clip is not None and (mode != "scaled" or clip < 1):
+        if clip is not None and (mode != "scaled" or not isinstance(clip, (int, float)) or clip < 1):
             raise ValueError("clip bounds n A, whose mean is 1, so it must be at least 1; use it with mode='scaled'")
         self.k, self.mode, self.softmax_axis, self.attn_input, self.init, self.clip = k, mode, softmax_axis, attn_input, init, clip
-        self._said = ""
+        self._evenness: dict[str, Tensor] = {}
 
         if attn_input == "dynamic":
             self.conv = nn.Conv2d(channels, k, kernel_size, padding=kernel_size // 2)
@@ -91,6 +93,10 @@ class SpatialSoftmaxAttention(Attends):
             if size is None:
                 raise ValueError("attn_input='fixed' learns a map of one size; give size=(height, width) of the features")
             self.logit_map = nn.Parameter(torch.empty(1, k, *size))
+        if gate is not None and mode != "gate":
+            raise ValueError(f"mode={mode!r} has no gate; use mode='gate', or leave gate out")
+        if mode == "sigmoid" and (temperature != 1 or softmax_axis != "space"):
+            raise ValueError("mode='sigmoid' takes no softmax, and so neither a temperature nor an axis of it; leave them out")
         if mode == "gate":
             if attn_input == "uniform":
                 raise ValueError("a gate over uniform maps never gets a gradient; use mode='scaled' or another attn_input")
@@ -102,8 +108,8 @@ class SpatialSoftmaxAttention(Attends):
         if temperature == "learnable":
             self.log_temperature = nn.Parameter(torch.zeros(()))
         else:
-            self.tau = math.sqrt(channels) if temperature == "sqrt" else float(temperature)
-            if self.tau <= 0:
+            self.tau = math.sqrt(channels) if temperature == "sqrt" else temperature if isinstance(temperature, (int, float)) else 0
+            if not 0 < self.tau < math.inf:
                 raise ValueError(f"temperature={temperature} divides the logits; use a positive number, 'learnable' or 'sqrt'")
         self.no_weight_decay = tuple(name for name in ("gate", "log_temperature") if hasattr(self, name))
         self.reset_parameters()
@@ -119,8 +125,11 @@ class SpatialSoftmaxAttention(Attends):
             nn.init.normal_(self.logit_map, std=float(self.init == "random"))
 
     def forward(self, x: Tensor) -> Tensor:
-        multiplier = self.multiplier(self.logits(x))
-        self.keep(lambda: self._noted(multiplier.expand(len(x), -1, -1, -1)))
+        z = self.logits(x)
+        multiplier = self.multiplier(z)
+        self.keep(lambda: self._noted(z, multiplier.expand(len(x), -1, -1, -1)))
+        if x.dtype == torch.float16:
+            multiplier = multiplier.clamp(max=torch.finfo(x.dtype).max)  # n A may be larger from 256 x 256 positions on
         y = x.unflatten(1, (self.heads, -1)) * multiplier.unsqueeze(2).to(x.dtype)
         return y.mean((3, 4)).flatten(1) if self.mode == "pool" else y.flatten(1, 2)
 
@@ -141,7 +150,7 @@ class SpatialSoftmaxAttention(Attends):
 
     def multiplier(self, z: Tensor) -> Tensor:
         """What features are multiplied by: logits (B, K, h, w) to (B, heads, h, w)."""
-        a = z.sigmoid() if self.mode == "sigmoid" else self.weights(z)
+        a = self._of(z)
         if self.heads < self.k:
             a = a.mean(1, keepdim=True)
         n = self.k if self.softmax_axis == "channel" else z.shape[2] * z.shape[3]
@@ -151,11 +160,23 @@ class SpatialSoftmaxAttention(Attends):
             return 1 + self.gate * (n * a - 1)
         return 1 + a if self.mode == "residual" else a
 
-    def describe(self) -> str:
-        """Of the last map that was kept: how even it is (entropy, 1 for a uniform one) and its largest value over its mean."""
-        return self._said
+    def _of(self, z: Tensor) -> Tensor:
+        return z.sigmoid() if self.mode == "sigmoid" else self.weights(z)
 
-    def _noted(self, multiplier: Tensor) -> Tensor:
-        of = evenness(multiplier)
-        self._said = f"entropy {of['entropy']:.3f}, peak {of['peak']:.1f} x the mean"
+    def figures(self) -> dict[str, Tensor]:
+        """How even A was when a map was last kept, see `evenness`."""
+        return self._evenness
+
+    def describe(self) -> str:
+        """Of A when a map was last kept: how even it is (entropy, 1 for a uniform one) and its largest value over its mean."""
+        of = self._evenness
+        return f"entropy {of['entropy']:.3f}, peak {of['peak']:.1f} x the mean" if of else ""
+
+    def extra_repr(self) -> str:
+        options = f"mode={self.mode}, maps={self.k}, heads={self.heads}, softmax_axis={self.softmax_axis}, attn_input={self.attn_input}"
+        tau = "learnable" if self.tau is None else f"{self.tau:g}"
+        return f"{options}, init={self.init}, temperature={tau}" + (f", clip={self.clip:g}" if self.clip else "")
+
+    def _noted(self, z: Tensor, multiplier: Tensor) -> Tensor:
+        self._evenness = evenness(self._of(z))
         return multiplier

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import timm
 import torch
@@ -118,6 +120,8 @@ def test_every_name_is_registered_once_and_says_what_it_is():
 @pytest.mark.parametrize("attention", [None, "softmax", "se", "cbam", "ge", "nl"])
 @pytest.mark.parametrize("place", ["block", "stage", "middle", "last"])
 def test_it_trains_wherever_attention_is(preact, attention, place):
+    if attention is None and place != "block":
+        pytest.skip("there is nothing to place")
     model = tiny(preact=preact, attention=attention, place=place).to(memory_format=torch.channels_last)
     y = model(torch.randn(4, 3, 17, 20))
     assert y.shape == (4, 10) and (y < 0).any()  # logits
@@ -138,6 +142,36 @@ def test_other_convolutions(conv):
     with attention_maps(model) as maps:
         model(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters()) and maps.keys() == set(inside)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention_options": {"clip": 4}}, "are of attention, and there is none"),
+        ({"place": "stage"}, "are of attention, and there is none"),
+        ({"conv_options": {"ratio": 0.5}}, "are of conv, and there is none"),
+        ({"conv": "expatt", "conv_options": {"ratios": 0.5}}, "takes no option 'ratios'"),
+        ({"conv": "aa", "img_size": 0}, "img_size=0 is no size"),
+    ],
+)
+def test_options_that_nothing_takes_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        tiny(**options)
+
+
+def test_dropout_before_the_classifier():
+    model, x = tiny(drop_rate=0.5), torch.randn(2, 3, 16, 16)
+    pooled = model.train().forward_head(model.forward_features(x), pre_logits=True)
+    assert 0.2 < (pooled == 0).float().mean() < 0.8
+    assert not (model.eval().forward_head(model.forward_features(x), pre_logits=True) == 0).all()
+    plain = tiny()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(plain.eval()(x), model(x))
+
+
+def test_names_tell_what_they_take():
+    parameters = inspect.signature(timm.model_entrypoint("nl_resnet110_cifar")).parameters
+    assert (parameters["place"].default, parameters["depth"].default, parameters["shortcut"].default) == ("middle", 110, "A")
 
 
 def test_which_blocks_a_non_local_block_follows():

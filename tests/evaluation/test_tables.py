@@ -247,6 +247,20 @@ def test_a_written_default_is_no_difference(tmp_path):
     assert row_of(table("cifar", tmp_path), "ResNet-20").measured[0].seeds == (0, 1)
 
 
+def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(tmp_path):
+    written = {"place": "block", "shortcut": "A", "in_chans": 3, "widths": [16, 32, 64], "conv_options": {}, "drop_rate": 0.0}
+    for seed, more in enumerate(({}, written, {"attention_options": {}})):
+        make_run(tmp_path / f"attn{seed}", 0.9, seed=seed, model={"name": "attn_resnet110_cifar", **more})
+    for seed, clip in enumerate((4, 4.0)):
+        model = {"name": "attn_resnet110_cifar", "attention_options": {"clip": clip}}
+        make_run(tmp_path / f"clip{seed}", 0.9, seed=seed, model=model, optimiser={"lr": 1 if seed else 1.0})
+    make_run(tmp_path / "nl", 0.9, model={"name": "nl_resnet110_cifar", "place": "block"})  # its own is middle
+    found = table("cifar", tmp_path)
+    for name, seeds in (("attention CNN", (0, 1, 2)), ("clipped at 4, zero start", (0, 1))):
+        assert [group.seeds for group in row_of(found, name).measured] == [seeds]
+    assert [(folder, "is no row" in reason) for folder, reason in found.left_out] == [(str(tmp_path / "nl"), True)]
+
+
 def test_a_training_repeated_is_no_second_seed(tmp_path):
     for i, name in enumerate("acb"):
         make_run(tmp_path / name, 0.9 + i / 100)

@@ -141,7 +141,8 @@ def test_antialiased_blocks_keep_their_pooling():
 @pytest.mark.parametrize(
     "name, options, arguments, word",
     [
-        ("resnet18", {}, {"stages": (5,)}, "no stage 5; choose among 1, 2, 3, 4"), ("resnet18", {}, {"stages": ()}, "no stage was named"),
+        ("resnet18", {}, {"stages": (5,)}, "no stage 5; choose among 1, 2, 3, 4"), ("resnet18", {}, {"stages": 3}, "stages=3 names"),
+        ("resnet18", {}, {"stages": ()}, r"stages=\(\) names no stage"),
         ("resnet18", {}, {"basic_conv": 3}, "basic_conv"), ("resnext50_32x4d", {}, {}, r"layer2.0.conv2 is grouped"),
         ("resnet50", {"output_stride": 8}, {}, "dilated"), ("test_vit", {}, {}, "no stage 2"), ("res2net50_26w_4s", {}, {}, "missing"),
         ("test_resnet", {}, {"make": "swap"}, "ExplicitAttention"),
@@ -180,3 +181,15 @@ def test_radii_are_shared(narrow, scope, count):
 def test_radii_of_a_scope_that_is_not_there(narrow):
     with pytest.raises(ValueError, match="radius_scope"):
         share_radius(narrow, "block")
+
+
+def test_all_are_swapped_or_none(narrow):
+    """The first stage's 32 channels do not hold 100 that attend, the second's 128 do."""
+    with pytest.raises(ValueError, match="100 value channels"):
+        augment_convs(narrow, partial(ExplicitAttention, value_channels=100), stages=(4, 2))
+    assert not augmented(narrow)
+
+
+def test_a_stage_named_twice_is_swapped_once(narrow):
+    augment_convs(narrow, partial(ExplicitAttention, ratio=0.1), stages=(2, 2))
+    assert list(augmented(narrow)) == ["layer2.0.conv1", "layer2.1.conv1"]

@@ -2,6 +2,10 @@
 
 import copy
 import math
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveal.layers import ExplicitAttention, attention_maps, captions
+from foveal.layers import AttentionAugmentation, ExplicitAttention, attention_maps, captions
 from foveal.layers import explicit as module
 from foveal.layers.explicit import KERNELS, Radius
 
@@ -405,6 +409,12 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
     check()
     layer.radius = Radius(2.0)
     check()
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(layer.parameters()) * 0.7, layer.parameters())
+    check()
+    weights, layer = {name: value * 0.5 for name, value in layer.state_dict().items()}, copy.deepcopy(layer)
+    layer.load_state_dict(weights)
+    check()
+    assert pickle.loads(pickle.dumps(layer))._cached is None
     with torch.no_grad():
         small = layer(x[..., :5, :6])
     torch.testing.assert_close(small, layer(x[..., :5, :6]).detach(), rtol=0, atol=0)
@@ -415,6 +425,37 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
     assert layer.radius.raw.grad is not None
     layer.train()
     assert layer._cached is None
+
+
+def test_threads_may_share_a_layer():
+    """Each has a grid of its own, whose maps the others replace."""
+    layer = ExplicitAttention(4, 4, ratio=1).eval()
+    images = {size: torch.randn(1, 4, size, size) for size in (5, 6, 7, 8)}
+    with torch.no_grad():
+        expected = {size: layer(x) for size, x in images.items()}
+
+    def work(size: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(layer(images[size]), expected[size]) for _ in range(300))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, images))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")  # a trace is of one size
+@pytest.mark.parametrize("make", [ExplicitAttention, partial(AttentionAugmentation, size=(9, 9), heads=2, min_key_channels=4)])
+def test_it_can_be_traced_and_exported_for_any_number_of_images(make):
+    layer, x, more = make(8, 8, ratio=0.5).eval(), torch.randn(2, 8, 9, 9), torch.randn(5, 8, 9, 9)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+        torch.testing.assert_close(traced(more), layer(more))
+        exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},)).module()
+        torch.testing.assert_close(exported(more), layer(more))
 
 
 def test_runs_on_meta_tensors():

@@ -149,6 +149,27 @@ def test_what_it_says_of_its_map():
     assert captions(layer) == {"": f"entropy {entropy:.3f}, peak 2.5 x the mean"}
 
 
+@pytest.mark.parametrize("mode", ["residual", "gate", "scaled"])
+def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
+    layer, x = attention(mode=mode, init="random"), features(2, 8, 4, 4)
+    with attention_maps(layer):
+        layer(x)
+    share = layer.weights(layer.logits(x)).flatten(2)
+    entropy = -(share * share.log()).sum(2).mean() / math.log(16)
+    torch.testing.assert_close(layer.figures(), {"entropy": entropy, "peak": 16 * share.max()}, check_dtype=False, rtol=1e-5, atol=0)
+
+
+def test_half_precision_holds_maps_of_many_positions():
+    """n A of one position of 260 x 260 is 67,600, more than float16 has; what becomes of it is that largest number."""
+    layer = attention(maps="one").half()
+    x = torch.zeros(1, 8, 260, 260, dtype=torch.float16)
+    x[0, :, 7, 9] = 1
+    nn.init.constant_(layer.conv.weight, 20)
+    with torch.no_grad():
+        y = layer(x)
+    assert y.isfinite().all() and y[0, 0, 7, 9] > 1000
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -162,6 +183,12 @@ def test_what_it_says_of_its_map():
         ({"kernel_size": -1}, "odd number from 1"),
         ({"mode": "gate", "attn_input": "uniform"}, "uniform maps never"),
         ({"mode": "soft"}, "scaled, faithful"),
+        ({"gate": 0.5}, "has no gate"),
+        ({"mode": "sigmoid", "temperature": "learnable"}, "takes no softmax"),
+        ({"mode": "sigmoid", "softmax_axis": "channel"}, "takes no softmax"),
+        ({"maps": "one", "count": 2}, "maps='one' has 1 map, not 2"),
+        ({"temperature": "warm"}, "temperature=warm divides"),
+        ({"clip": "x"}, "at least 1"),
     ],
 )
 def test_what_cannot_be(options, said):
