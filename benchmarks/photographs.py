@@ -254,7 +254,10 @@ def main() -> None:
         mobilenet_int8.write(args.weights, training_images[:: max(1, len(training_images) // 256)][:256], weights)
 
     steps_file = args.folder / "steps.json"
-    steps = json.loads(steps_file.read_text()) if steps_file.is_file() else {}
+    kept = json.loads(steps_file.read_text()) if steps_file.is_file() else {"seconds": args.seconds, "steps": {}}
+    if kept["seconds"] != args.seconds:
+        parser.error(f"--seconds {args.seconds:g}: the runs in {args.folder} are of {kept['seconds']:g} s; give those, or another --folder")
+    steps = kept["steps"]
     for name in args.contenders:
         if name not in steps:
             trial = Job(name, "pretrained", -1)
@@ -262,7 +265,7 @@ def main() -> None:
             for phase, (share, *_) in enumerate(CONTENDERS[name]):
                 flags = flags_of(trial, phase, table, weights, args.folder)
                 steps[name].append(affordable(flags, share * args.seconds, trial.run(args.folder, phase)))
-            steps_file.write_text(json.dumps(steps) + "\n")
+            steps_file.write_text(json.dumps(kept) + "\n")
     print("steps:", steps, flush=True)
     jobs = [Job(name, training, seed) for training in args.trainings for seed in args.seeds for name in args.contenders]
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -1,8 +1,8 @@
 """Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
 
 Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule, one of them also at a lower learning
-rate; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there are not trained again, so that an
-interrupted benchmark goes on where it was.
+rate; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there, made by the same command, are not
+trained again, so that an interrupted benchmark goes on where it was.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
 """
@@ -53,8 +53,9 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     out = args.folder / f"{name.replace(',', '').replace(' ', '_')}_{seed}"
     row: dict[str, Any] = {"contender": name, "seed": seed}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if not (out / "evaluation.json").is_file():
-        fit = subprocess.run(command(name, seed, args, out), check=False, env=environment, stderr=subprocess.PIPE, text=True)
+    wanted, made_by = command(name, seed, args, out), out / "command.txt"
+    if not (out / "evaluation.json").is_file() or not made_by.is_file() or made_by.read_text() != " ".join(wanted):
+        fit = subprocess.run(wanted, check=False, env=environment, stderr=subprocess.PIPE, text=True)
         if fit.returncode:
             if "the loss is" not in fit.stderr:
                 raise RuntimeError(fit.stderr)
@@ -63,6 +64,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             return row
         evaluate = [sys.executable, "-m", "foveal.cli", "evaluate", str(out), "--quiet", "--device", args.device, "--batch-size", "250"]
         subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
+        made_by.write_text(" ".join(wanted))
     *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
     row |= {"seconds": float(last[2]), "accuracy": accuracy_of(json.loads((out / "evaluation.json").read_text()))}
     print(json.dumps(row), flush=True)

@@ -6,7 +6,7 @@
   (a quarter) that give the published parameters.
 
 The network around is timm's: torchvision's layout, stride on the 3x3 convolution. Keywords are those of the classes below, of the
-layer (``foveal cost expatt_resnet152 --set attn_stride=pool``), and of timm's ``ResNet``.
+layer (``foveal cost expatt_resnet152 --image-size 224 --set attn_stride=pool``), and of timm's ``ResNet``.
 
 Example:
     >>> import timm

@@ -16,6 +16,8 @@ from torch import nn
 from foveal.layers import AttentionAugmentation, ExplicitAttention, attention_maps, captions
 from foveal.layers import explicit as module
 from foveal.layers.explicit import KERNELS, Radius
+from foveal.training.config import Optimiser
+from foveal.training.optimisation import build
 
 SEPARABLE = [name for name, kernel in KERNELS.items() if kernel.separable]
 
@@ -300,7 +302,14 @@ def test_what_learns_and_what_weight_decay_leaves_alone():
     assert not ExplicitAttention(8, 8, ratio=0.5, kernel="disc").radius.raw.requires_grad
     assert ExplicitAttention(8, 8, ratio=0.5, kernel="uniform").radius is None
     layer = ExplicitAttention(8, 8, ratio=0.5, heads=4)
-    assert layer.radius.raw.shape == (4,) and layer.radius.no_weight_decay == ("raw",)
+    assert layer.radius.raw.shape == (4,)
+    # Without a gradient only decay moves a weight.
+    optimiser = build(layer, {"head": list(layer.parameters())}, Optimiser(name="sgd", lr=0.1, weight_decay=0.5))
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    assert {name for name, p in layer.named_parameters() if torch.equal(p, before[name])} == {"radius.raw"}
 
 
 def test_normalised_coordinates_scale_with_the_grid():
