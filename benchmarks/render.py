@@ -162,7 +162,8 @@ SOFT = {
 @table("soft_attention", "soft_attention.json")
 def soft_attention(record: Any) -> Iterator[Row]:
     scale = record["results"]["scale"]
-    yield f"{scale['train']:,} images, {scale['epochs']} epochs, learning rate {scale['lr']}", "test accuracy, %", "by seed"
+    settings = f"{scale['train']:,} images, {scale['epochs']} epochs, learning rate {scale['lr']}, {scale['precision']}"
+    yield settings, "test accuracy, %", "by seed"
     for name, rows in groups(record["results"]["runs"], "contender", order=SOFT).items():
         shares = [row["accuracy"] for row in rows]
         yield SOFT.get(name, name), spread(shares), by_seed(shares)

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=100)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the training; the evaluation's is fp32")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of the training; the evaluation's is 32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--device", default="cpu")

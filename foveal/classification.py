@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.host import sent
+
 Box = tuple[float, float, float, float]
 
 
@@ -82,10 +84,10 @@ class Glimpses(Sequence[Glimpse]):
     def __getitem__(self, index):  # type: ignore[override]
         """Glimpse ``index``, or the `Glimpses` of a slice or mask."""
         if isinstance(index, slice | np.ndarray):
-            rows = torch.as_tensor(np.arange(len(self))[index], device=self.probability.device)
+            rows = np.arange(len(self))[index]
             return Glimpses(
                 self.image[index], self.box[index], self.size[index], self.level[index], self.parent[index],
-                self.probability[rows], None if self.contribution is None else self.contribution[rows],
+                *(numbers if numbers is None else numbers[sent(rows, numbers.device)] for numbers in (self.probability, self.contribution)),
             )  # fmt: skip
         parent = int(self.parent[index])
         return Glimpse(
@@ -187,7 +189,7 @@ class Classification:
             contribution=torch.cat([g.contribution for g in looks]) if additive else None,  # type: ignore[misc]
         )  # fmt: skip
         logits = torch.cat([part.logits for _, part in parts])
-        rows = torch.from_numpy(np.argsort(which)).to(logits.device)
+        rows = sent(np.argsort(which), logits.device)
         return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read)
 
     @classmethod

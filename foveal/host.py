@@ -1,9 +1,11 @@
-"""What the process asks of the machine it runs on.
+"""What the process asks of the machine it runs on, and of its devices.
 
 Example:
     >>> keep_freed_memory()
     >>> processor_name().endswith("processors")
     True
+    >>> sent(np.arange(3), torch.device("cpu"), torch.float32)
+    tensor([0., 1., 2.])
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ import platform
 import re
 import sys
 from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -37,3 +43,14 @@ def processor_name() -> str:
     told = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.is_file() else None
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+
+
+def sent(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """An array or a tensor on a device, in the given type or its own. Nobody waits for the device to take it, as after a plain ``.to``."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return tensor.to(device, dtype, non_blocking=True)
+
+
+def rows_of(which: np.ndarray, device: torch.device) -> Tensor:
+    """Where a mask (bool) is set, as an index on a device, which would have to be asked how many that are if it had the mask."""
+    return sent(np.flatnonzero(which), device)

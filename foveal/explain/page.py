@@ -106,7 +106,7 @@ def explain(
     where = classifier.mean.device
     with torch.inference_mode(), autocast(precision, where):
         # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
-        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy)
+        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy).logits.cpu()
     start = time.perf_counter()
     with open_for(classifier, path) as image:
         views = ImageViews([image])

@@ -28,6 +28,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, on_host
+from foveal.host import sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
@@ -178,7 +179,7 @@ class RecurrentAttention(GlimpseClassifier):
         for i, policy in enumerate(policies):
             if policy in ("sampled", "random"):
                 drawn[i] = draws.uniform(f"location {step} {i}", 2)
-        uniform = [torch.from_numpy(u).to(mean) for u in drawn]
+        uniform = [sent(u, mean.device, mean.dtype) for u in drawn]
         places = [self.where.choose(*of) for of in zip(policies, mean.chunk(len(policies)), uniform, strict=True)]
         place = torch.cat(places)
         return place, self.where.log_density(place, mean)

@@ -41,6 +41,7 @@ from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host
 from foveal.glimpse.grid import outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, POLICIES, choose
 from foveal.glimpse.registry import register
+from foveal.host import rows_of, sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
@@ -101,7 +102,7 @@ class _Seen:
 
     def rows(self, which: np.ndarray) -> _Seen:
         """What was seen of some images."""
-        at = torch.from_numpy(which).to(self.what.device)
+        at = sent(which, self.what.device)
         return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
 
 
@@ -244,7 +245,7 @@ class Saccader(GlimpseClassifier):
             return _Saccades(cast(Tensor, given), None, chances)
         noise = None
         if policy == "sampled":
-            noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1])).to(mixed)
+            noise = sent(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
         barred, cells, log_p = seen.barred, [], []
         with _exactly(mixed.device):
             for t in range(count):
@@ -266,7 +267,8 @@ class Saccader(GlimpseClassifier):
             y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
             inner = torch.full((self.side,), 1 / max(self.side - 1, 1), dtype=torch.float64)
             inner[[0, -1]] /= 2 if self.side > 1 else 1
-            return (y * self.side + x).to(device), (inner[y] * inner[x]).log().to(certain)
+            chances = sent((inner[y] * inner[x]).log(), device, certain.dtype)
+            return sent(y * self.side + x, device), chances
         if policy == "centre_released":
             middle = round((self.side - 1) / 2)
             return torch.full((images, count), middle * (self.side + 1), device=device), certain
@@ -277,7 +279,9 @@ class Saccader(GlimpseClassifier):
             elif policy.startswith("sobel"):
                 scores = self._contrast(seen.look.to(scores.dtype), variance=policy == "sobel_var")
         scores = scores.masked_fill(seen.barred > 0, NEVER)
-        noise = torch.from_numpy(draws.gumbel(f"saccades {purpose}", self.side**2)).to(scores) if policy == "random" else None
+        noise = None
+        if policy == "random":
+            noise = sent(draws.gumbel(f"saccades {purpose}", self.side**2), scores.device, scores.dtype)
         cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
         return cells, CHOICE_LIKELIHOOD.get(policy, CHOICE_LIKELIHOOD["centre"])(scores, cells)
 
@@ -306,7 +310,7 @@ class Saccader(GlimpseClassifier):
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
-        return self.backbone.fc(seen.what[torch.from_numpy(which).to(cells.device)[:, None], cells])
+        return self.backbone.fc(seen.what[sent(which, cells.device)[:, None], cells])
 
     def forward(
         self,
@@ -333,21 +337,21 @@ class Saccader(GlimpseClassifier):
         def classified(rows: np.ndarray, on: Tensor) -> tuple[np.ndarray, Classification]:
             looks = alone.shape[1]
             cells, chance = chosen.cells[on, :looks], chosen.log_probability[on, :looks]
-            own = alone[on] if looks else whole[torch.from_numpy(rows).to(whole.device), None]
+            own = alone[on] if looks else whole[sent(rows, whole.device), None]
             return rows, self._classified(seen.root[rows], cells, chance, own, contributions)
 
         for start in range(0, count, at_once):
             going = yield which, alone.mean(1) if start else whole
-            on = torch.from_numpy(going).to(whole.device)
+            on = rows_of(going, whole.device)
             if not going.all():
-                done.append(classified(which[~going], ~on))
+                done.append(classified(which[~going], rows_of(~going, whole.device)))
             which, alone = which[going], alone[on]
             if not len(which):
                 break
             chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), "greedy", count, Draws(0, 0, which))
             alone = torch.cat([alone, self.read(views, seen, which, chosen.cells[:, start : start + at_once])], 1)
         if len(which) or not done:
-            done.append(classified(which, torch.ones(len(which), dtype=torch.bool, device=whole.device)))
+            done.append(classified(which, torch.arange(len(which), device=whole.device)))
         return Classification.merge(done, views.bytes_read)
 
     def _whole(self, seen: _Seen) -> Tensor:

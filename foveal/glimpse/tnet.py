@@ -39,6 +39,7 @@ from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
+from foveal.host import rows_of, sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.objective import Objective
 from foveal.objectives.rollout import Rollout
@@ -187,7 +188,7 @@ class _Traversal:
 
     def rows(self, which: np.ndarray) -> _Traversal:
         """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
-        kept = torch.from_numpy(which).to(self.features.device)
+        kept = rows_of(which, self.features.device)
         return _Traversal(self.features[kept], self.boxes[which], self.level, self.parent, [], [])
 
     def log_probability(self, policy: str, likelihood: Any) -> Tensor:
@@ -206,7 +207,7 @@ class _Grids:
 
     def rows(self, which: np.ndarray) -> _Grids:
         """Some rows' (bool)."""
-        return _Grids(self.boxes[which], self.log_p[torch.from_numpy(which).to(self.log_p.device)])
+        return _Grids(self.boxes[which], self.log_p[rows_of(which, self.log_p.device)])
 
 
 class TNet(GlimpseClassifier):
@@ -324,7 +325,8 @@ class TNet(GlimpseClassifier):
     def describe(self, features: Tensor) -> Tensor:
         """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
         if self.location_index is not None:
-            return features[..., self.location_index, :][..., self.location_index].flatten(2).transpose(1, 2)
+            at = sent(torch.tensor(self.location_index), features.device)
+            return features.index_select(2, at).index_select(3, at).flatten(2).transpose(1, 2)
         rows = self.cell_weights.to(features.dtype)
         images, channels, _, width = features.shape
         # Channels are last in memory: averaged as they lie, down first, then across.
@@ -405,7 +407,7 @@ class TNet(GlimpseClassifier):
     def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
         if policy in ("sampled", "random"):
-            noise = torch.from_numpy(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:])).to(log_p)
+            noise = sent(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:]), log_p.device, log_p.dtype)
         return choose(policy, log_p, k, noise)
 
     def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
@@ -461,9 +463,10 @@ class TNet(GlimpseClassifier):
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
         for start in range(0, budget[0] if budget else 0, at_once):
             going = yield which, self.classifier(self._fuse(known.features)[0])
-            on = torch.from_numpy(going).to(chances.device)
+            on = rows_of(going, chances.device)
             if not going.all():
-                done.append((which[~going], self._classified(known.rows(~going), chances[~on], contributions)))
+                left = rows_of(~going, chances.device)
+                done.append((which[~going], self._classified(known.rows(~going), chances[left], contributions)))
                 which, known, chances = which[going], known.rows(going), chances[on]
             if not len(which):
                 break

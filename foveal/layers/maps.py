@@ -64,7 +64,7 @@ def evenness(maps: Tensor) -> dict[str, Tensor]:
     share = maps.float().flatten(2).clamp(min=0)
     share = share / share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     n = share.shape[2]
-    entropy = torch.special.entr(share).sum(2).mean() / math.log(n) if n > 1 else torch.ones(())
+    entropy = torch.special.entr(share).sum(2).mean() / math.log(n) if n > 1 else share.new_ones(())
     return {"entropy": entropy, "peak": n * share.max()}
 
 

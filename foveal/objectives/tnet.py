@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.host import sent
 from foveal.objectives.objective import cross_entropy, perception
 from foveal.objectives.rollout import Rollout
 
@@ -91,13 +92,14 @@ class ReferenceTNetObjective:
             loss = share * loss_image + extra
             return loss, state, {"loss": loss.detach(), **log}
 
-        judged = torch.from_numpy(tried.level <= (self.feature_levels or tried.level.max()))
-        alone = tried.glimpse_logits[:, judged.to(target.device)]
+        judged = np.flatnonzero(tried.level <= (self.feature_levels or tried.level.max()))
+        at = sent(judged, target.device)
+        alone = tried.glimpse_logits.index_select(1, at)
         loss_feature = cross_entropy(alone, target, weights)
         right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
         log_p = tried.log_probability
         policy_image = ((right - state) * -log_p.sum(1)).mean()
-        policy_feature = ((right_alone - state) * -log_p[:, judged[1:].to(target.device)]).mean()
+        policy_feature = ((right_alone - state) * -log_p.index_select(1, at[1:] - 1)).mean()
         reward = share * right.mean() + (1 - share) * right_alone.mean()
         loss = share * loss_image + (1 - share) * loss_feature + extra
         loss = loss + self.policy_weight * (share * policy_image + (1 - share) * policy_feature)
@@ -125,12 +127,14 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = tried.log_probability.detach().exp().to(logits.dtype)
-    context, following = (torch.from_numpy(m).to(logits.device) for m in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
+    context, following = (sent(mask, logits.device) for mask in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
 
     def value(looks: Tensor) -> Tensor:
         share = looks.to(logits.dtype) / looks.sum(1, keepdim=True)
-        return -F.cross_entropy((share @ logits).transpose(1, 2), target[:, None].expand(-1, len(share)), reduction="none")
+        with torch.autocast(logits.device.type, enabled=False):  # differences of means, for which halves are too coarse
+            means = (share @ logits).transpose(1, 2)
+        return -F.cross_entropy(means, target[:, None].expand(-1, len(share)), reduction="none")
 
     expected = torch.where(following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context))
     return value(torch.ones_like(own)) - expected

@@ -61,7 +61,10 @@ class Averaging(pl.Callback):
         self.decay = decay
 
     def setup(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
-        self.average = AveragedModel(task.model, device=task.device, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        self.average = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+        self.average.to(task.device)  # where the task was moved after it was set up
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if task.updates_after(batch_idx):
@@ -144,7 +147,7 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer, task: Task, best: bool = False) -> None:
         """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
-        if not all(bool(p.isfinite().all()) for p in task.parameters()):
+        if not torch.stack([p.isfinite().all() for p in task.parameters()]).all():
             raise task.diverged("the weights are no longer numbers")
         unfinished = self.folder / f".{LAST}.unfinished"
         trainer.save_checkpoint(unfinished)
