@@ -136,7 +136,7 @@ def best_batch(
     model: GlimpseClassifier, views_of: Callable[[int], Views], largest: int, *, locations: Sequence[int] | None = None,
     precision: str = "32", seconds: float = 0.5,
 ) -> Measured:  # fmt: skip
-    """Measure at 1, 2, 4, ... up to ``largest`` images at a time, until doubling gains less than 3 % or finds no room; the best of these."""
+    """Measure at 1, 2, 4, ... up to ``largest`` images, until doubling gains less than 3 % or finds no room; the best of them."""
     best = measure(model, views_of, 1, locations=locations, precision=precision, seconds=seconds)
     while best.batch_size * 2 <= largest:
         try:

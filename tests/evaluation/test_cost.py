@@ -49,6 +49,16 @@ def test_the_best_batch_is_where_doubling_no_longer_helps(monkeypatch, milliseco
     assert cost.best_batch(WholeImage(Slow(), image_size=8), views, largest).batch_size == best
 
 
+def test_a_batch_that_finds_no_room_ends_the_search(monkeypatch):
+    def measured(model, views_of, n, **_):
+        if n == 4:
+            raise torch.OutOfMemoryError
+        return cost.Measured(n, 10 / n, 0, 5, None, None)
+
+    monkeypatch.setattr(cost, "measure", measured)
+    assert cost.best_batch(WholeImage(Slow(), image_size=8), views, 64).batch_size == 2
+
+
 def test_memory_at_its_peak():
     took = measure(WholeImage(Slow(memory=200 * MIB), image_size=8), views, 1, seconds=0.01)
     if took.peak_memory is None:
