@@ -85,9 +85,10 @@ class Glimpses(Sequence[Glimpse]):
         """Glimpse ``index``, or the `Glimpses` of a slice or mask."""
         if isinstance(index, slice | np.ndarray):
             rows = np.arange(len(self))[index]
+            share, gave = self.probability, self.contribution
             return Glimpses(
                 self.image[index], self.box[index], self.size[index], self.level[index], self.parent[index],
-                *(numbers if numbers is None else numbers[sent(rows, numbers.device)] for numbers in (self.probability, self.contribution)),
+                share[sent(rows, share.device)], None if gave is None else gave[sent(rows, gave.device)],
             )  # fmt: skip
         parent = int(self.parent[index])
         return Glimpse(

@@ -95,10 +95,12 @@ class NarrowedConv(nn.Sequential):
         if not 0 <= ratio < 1:
             raise ValueError(f"ratio={ratio} leaves no channels, or more than there are; choose a share from 0 to below 1.")
         left = out_channels - math.floor(ratio * out_channels + 1e-9)
-        super().__init__(
-            nn.Conv2d(in_channels, left, kernel_size, stride, kernel_size // 2, bias=False), nn.Conv2d(left, out_channels, 1, bias=False)
+        convs = (
+            nn.Conv2d(in_channels, left, kernel_size, stride, kernel_size // 2, bias=False),
+            nn.Conv2d(left, out_channels, 1, bias=False),
         )
-        for conv in self:
+        super().__init__(*convs)
+        for conv in convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
