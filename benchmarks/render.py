@@ -156,6 +156,8 @@ SOFT = {
     "attention, scaled": "attention, `scaled`",
     "attention, scaled, slower": "attention, `scaled`, at a fifth of the learning rate",
     "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",
+    "attention, scaled, root temperature": "attention, `scaled` with `temperature: sqrt`",
+    "attention, gate": "attention, `gate`, closed at the start",
 }
 
 

@@ -1,8 +1,8 @@
 """Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
 
-Each contender is the recipe ``cifar10/<name>`` with fewer images and epochs and the cosine schedule, one of them also at a lower learning
-rate; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there, made by the same command, are not
-trained again, so that an interrupted benchmark goes on where it was.
+Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule, one of them also at a lower learning
+rate, and some with other options; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there,
+made by the same command, are not trained again, so that an interrupted benchmark goes on where it was.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
 """
@@ -24,14 +24,16 @@ from harness import write
 from foveal.runs import METRICS
 
 CONTENDERS = {
-    "plain": "resnet20",
-    "attention, scaled": "attn_resnet20",
-    "attention, scaled, slower": "attn_resnet20",
-    "attention, scaled, at most 4": "attn_resnet20.clip",
-    "attention, uniform control": "attn_resnet20.uniform",
-    "SE": "se_resnet20",
-    "CBAM": "cbam_resnet20",
-    "ExpAtt": "expatt_resnet20",
+    "plain": ["resnet20"],
+    "attention, scaled": ["attn_resnet20"],
+    "attention, scaled, slower": ["attn_resnet20"],
+    "attention, scaled, at most 4": ["attn_resnet20.clip"],
+    "attention, scaled, root temperature": ["attn_resnet20", "--model.attention_options.temperature", "sqrt"],
+    "attention, gate": ["attn_resnet20", "--model.attention_options.mode", "gate", "--model.attention_options.init", "random"],
+    "attention, uniform control": ["attn_resnet20.uniform"],
+    "SE": ["se_resnet20"],
+    "CBAM": ["cbam_resnet20"],
+    "ExpAtt": ["expatt_resnet20"],
 }
 SLOWER = 0.2  # of the learning rate, where the name says so
 
@@ -43,8 +45,9 @@ def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[s
         "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup,
         "optimiser.lr": args.lr * (SLOWER if name.endswith("slower") else 1),
     }  # fmt: skip
+    recipe, *options = CONTENDERS[name]
     return [
-        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{CONTENDERS[name]}", "--out", str(out), "--overwrite", "--quiet",
+        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{recipe}", *options, "--out", str(out), "--overwrite", "--quiet",
         *(text for key, value in flags.items() for text in (f"--{key}", str(value))),
     ]  # fmt: skip
 
