@@ -1,6 +1,7 @@
 """What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole network?
 
-Four questions, what is compared is taken in turn in one run:
+Four questions, what is compared is taken in turn in one run. Of (a) to (c) each call that is timed follows one of the same form that is
+not: the dense map is larger than the caches and would slow down whatever comes after it. For (a) `unsettled` is the ratio without that.
 
 (a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto` chooses
 (b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable, as `auto` chooses, and
@@ -78,12 +79,12 @@ def peak_bytes(task: Callable[[], None], device: str) -> int:
 
 
 def compare(
-    modules: dict[str, nn.Module], grid: int, args: argparse.Namespace, batch: int, channels: int | None = None
+    modules: dict[str, nn.Module], grid: int, args: argparse.Namespace, batch: int, channels: int | None = None, settle: bool = True
 ) -> tuple[dict, dict[str, int]]:
     """Times and peak bytes of forward and backward of each module on the same input, the ResNet's unless it has other channels."""
     x = torch.randn(batch, channels or WIDTHS[grid], grid, grid, device=args.device).to(memory_format=torch.channels_last).requires_grad_()
     tasks = {n: once(m.to(args.device, memory_format=torch.channels_last), x, args.precision) for n, m in modules.items()}
-    times = in_turn(tasks, seconds=args.seconds, device=args.device)
+    times = in_turn(tasks, seconds=args.seconds, device=args.device, settle=settle)
     return times, {name: peak_bytes(task, args.device) for name, task in tasks.items()}
 
 
@@ -96,7 +97,9 @@ def mixing(args: argparse.Namespace) -> Iterator[dict]:
             }
             for layer in layers.values():
                 layer.value = nn.Identity()
-            yield {"grid": grid, "values": values, "batch": batch} | forms(*compare(layers, grid, args, batch, values))
+            row = {"grid": grid, "values": values, "batch": batch} | forms(*compare(layers, grid, args, batch, values))
+            cold, _ = compare({i: layers[i] for i in ("dense", "separable")}, grid, args, batch, values, settle=False)
+            yield row | {"unsettled": ratio(cold["dense"], cold["separable"])}
 
 
 def forms(times: dict[str, Any], peaks: dict[str, int]) -> dict[str, Any]:

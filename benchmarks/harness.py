@@ -26,12 +26,20 @@ def synchronise(device: str) -> None:
 
 
 def in_turn(
-    tasks: dict[str, Callable[[], object]], *, seconds: float, device: str = "cpu", warm_up: int = 2, least: int = 5
+    tasks: dict[str, Callable[[], object]], *, seconds: float, device: str = "cpu", warm_up: int = 2, least: int = 5, settle: bool = False
 ) -> dict[str, np.ndarray]:
     """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
 
     Rounds go on until ``seconds`` have passed, but at least ``least`` times; each has an order of its own, drawn with a fixed seed, so that
     what one leaves in the caches does not always fall on the same other one. Freed memory is kept, as ``foveal`` itself does.
+
+    Args:
+        tasks: by name.
+        seconds, least: see above.
+        device: what the tasks run on.
+        warm_up: rounds before the first that is timed.
+        settle: call each task once more right before it is timed, so that what another leaves in the caches falls on none: for short tasks
+            beside one that works through much memory.
     """
     keep_freed_memory()
     for _ in range(warm_up):
@@ -43,6 +51,8 @@ def in_turn(
     while time.perf_counter() - began < seconds or rounds < least:
         rounds += 1
         for name, task in draws.sample(list(tasks.items()), len(tasks)):
+            if settle:
+                task()
             synchronise(device)
             start = time.perf_counter()
             task()
