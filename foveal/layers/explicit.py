@@ -270,9 +270,11 @@ class ExplicitAttention(Attends):
         watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.training or torch.is_grad_enabled() or watched or (raw is not None and raw.is_inference()):
             return make(grid, v)
+        if (address := _address(raw)) is None:
+            return make(grid, v)
         # What changes a parameter in place counts up its version, and what gives it other memory changes its address, which nothing else
         # can have while this memory is kept. Only what writes through .data into the same memory is not seen.
-        key = (make.__name__, grid, v.dtype, v.device, raw is not None and (raw._version, raw.data_ptr()))
+        key = (make.__name__, grid, v.dtype, v.device, address, raw is not None and raw._version)
         cached = self._cached  # once: another thread may put another grid's maps there
         if cached is None or cached[0] != key:
             cached = self._cached = key, None if raw is None else raw.detach(), make(grid, v)
@@ -410,6 +412,14 @@ class ExplicitAttention(Attends):
             self.value.weight.copy_(product[:, :, None, None])
             self.project = nn.Identity()
         return self
+
+
+def _address(raw: Tensor | None) -> int | None:
+    """Where a parameter's memory is, 0 for none; None for what has no memory of its own, such as a parameter under `torch.vmap`."""
+    try:
+        return 0 if raw is None else raw.data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

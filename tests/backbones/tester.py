@@ -112,8 +112,9 @@ class BackboneTester:
     def test_depth_of_its_parameters(self, net, coarse):
         names = [name for name, _ in net.named_parameters()]
         depth = {name: d for d, group in group_parameters(net, net.group_matcher(coarse)).items() for name in group}
-        last = depth[names[-1]]
-        assert set(depth) == set(names) and depth[names[0]] == 0 and last == max(depth.values())
+        last = depth[net.pretrained_cfg["classifier"] + ".weight"]
+        first = [depth[name] for name in names if name.startswith(("stem.", "conv1.", "transformer."))]
+        assert set(depth) == set(names) and min(depth.values()) == 0 and last == max(depth.values()) and not any(first)
         for i, info in enumerate(net.feature_info):
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
