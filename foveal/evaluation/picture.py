@@ -129,6 +129,7 @@ def draw_comparison(comparison: Comparison, file: Path) -> None:
     panels = list(zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True))
     for axes, (kind, title) in panels:
         axes.set_xscale("log")
+        axes.set_autoscalex_on(False)  # of points that are nearly one, rounding may leave it no room
         axes.margins(y=0.15)
         for model, colour in colours.items():
             _draw_model(axes, kind, [p for p in comparison.points if p.model == model], colour)
