@@ -1,7 +1,7 @@
 """What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole network?
 
-Four questions, what is compared is taken in turn in one run. Of (a) to (c) each call that is timed follows one of the same form that is
-not: the dense map is larger than the caches and would slow down whatever comes after it. For (a) `unsettled` is the ratio without that.
+Four questions, what is compared is taken in turn in one run. In (a) to (c) every form is called once more right before it is timed: the
+dense map is larger than the caches and would slow down whatever comes after it. In (a) `unsettled` is the ratio without that.
 
 (a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto` chooses
 (b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable, as `auto` chooses, and

@@ -255,8 +255,8 @@ def main() -> None:
 
     steps_file = args.folder / "steps.json"
     kept = json.loads(steps_file.read_text()) if steps_file.is_file() else {"seconds": args.seconds, "steps": {}}
-    if kept["seconds"] != args.seconds:
-        parser.error(f"--seconds {args.seconds:g}: the runs in {args.folder} are of {kept['seconds']:g} s; give those, or another --folder")
+    if (before := kept.get("seconds")) != args.seconds:
+        parser.error(f"--seconds {args.seconds:g}: the runs in {args.folder} are of {before} s; give those, or another --folder")
     steps = kept["steps"]
     for name in args.contenders:
         if name not in steps:

@@ -156,6 +156,7 @@ SOFT = {
     "attention, scaled": "attention, `scaled`",
     "attention, scaled, slower": "attention, `scaled`, at a fifth of the learning rate",
     "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",
+    "attention, scaled, gradients cut": "attention, `scaled`, gradients of norm 1 at most",
     "attention, scaled, root temperature": "attention, `scaled` with `temperature: sqrt`",
     "attention, gate": "attention, `gate`, closed at the start",
 }
@@ -175,7 +176,7 @@ def soft_attention(record: Any) -> Iterator[Row]:
 def explicit_attention(record: Any) -> Iterator[Row]:
     forms = (
         "mixing: dense / separable",
-        "the same, each after another form",
+        "the same, in random order, without that",
         "branch: dense / separable",
         "branch: `auto` / the faster of the two",
     )

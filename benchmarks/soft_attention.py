@@ -29,6 +29,7 @@ CONTENDERS = {
     "attention, scaled, slower": ["attn_resnet20"],
     "attention, scaled, at most 4": ["attn_resnet20.clip"],
     "attention, scaled, root temperature": ["attn_resnet20", "--model.attention_options.temperature", "sqrt"],
+    "attention, scaled, gradients cut": ["attn_resnet20", "--optimiser.clip", "1"],
     "attention, gate": ["attn_resnet20", "--model.attention_options.mode", "gate", "--model.attention_options.init", "random"],
     "attention, uniform control": ["attn_resnet20.uniform"],
     "SE": ["se_resnet20"],
@@ -57,17 +58,19 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"contender": name, "seed": seed}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     wanted, made_by = command(name, seed, args, out), out / "command.txt"
-    if not (out / "evaluation.json").is_file() or not made_by.is_file() or made_by.read_text() != " ".join(wanted):
+    if not made_by.is_file() or made_by.read_text() != " ".join(wanted):
+        made_by.unlink(missing_ok=True)
         fit = subprocess.run(wanted, check=False, env=environment, stderr=subprocess.PIPE, text=True)
-        if fit.returncode:
-            if "the loss is" not in fit.stderr:
-                raise RuntimeError(fit.stderr)
-            row |= {"accuracy": None, "diverged": True}  # a result like any other
-            print(json.dumps(row), flush=True)
-            return row
+        if fit.returncode and "the loss is" not in fit.stderr:
+            raise RuntimeError(fit.stderr)
         evaluate = [sys.executable, "-m", "foveal.cli", "evaluate", str(out), "--quiet", "--device", args.device, "--batch-size", "250"]
-        subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
+        if not fit.returncode:
+            subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
         made_by.write_text(" ".join(wanted))
+    if not (out / "evaluation.json").is_file():
+        row |= {"accuracy": None, "diverged": True}  # a result like any other
+        print(json.dumps(row), flush=True)
+        return row
     *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
     row |= {"seconds": float(last[2]), "accuracy": accuracy_of(json.loads((out / "evaluation.json").read_text()))}
     print(json.dumps(row), flush=True)

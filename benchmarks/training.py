@@ -21,20 +21,9 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
         seed: of the run.
     """
     command = [
-        sys.executable,
-        "-m",
-        "foveal.cli",
-        "fit",
-        *flags,
-        "--device",
-        "cpu",
-        "--seed",
-        str(seed),
-        "--steps",
-        str(steps),
-        "--max_time",
-        "1e6",
-    ]
+        sys.executable, "-m", "foveal.cli", "fit", *flags, "--device", "cpu", "--seed", str(seed), "--steps", str(steps),
+        "--max_time", "1e6",
+    ]  # fmt: skip
     run = subprocess.Popen([*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, used = os.wait4(run.pid, 0)  # of this run alone, while others may end beside it
     run.returncode = os.waitstatus_to_exitcode(status)

@@ -52,5 +52,5 @@ def sent(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype |
 
 
 def rows_of(which: np.ndarray, device: torch.device) -> Tensor:
-    """Where a mask (bool) is set, as an index on a device, which would have to be asked how many that are if it had the mask."""
+    """Where a mask (bool) is set, as an index on a device. Given the mask, the device would have to be asked how many rows it picks."""
     return sent(np.flatnonzero(which), device)

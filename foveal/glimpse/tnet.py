@@ -325,8 +325,8 @@ class TNet(GlimpseClassifier):
     def describe(self, features: Tensor) -> Tensor:
         """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
         if self.location_index is not None:
-            at = sent(torch.tensor(self.location_index), features.device)
-            return features.index_select(2, at).index_select(3, at).flatten(2).transpose(1, 2)
+            rows, columns = (sent(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
+            return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
         rows = self.cell_weights.to(features.dtype)
         images, channels, _, width = features.shape
         # Channels are last in memory: averaged as they lie, down first, then across.

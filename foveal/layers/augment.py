@@ -73,7 +73,7 @@ def distinct(stages: Sequence[int]) -> tuple[int, ...]:
     """Stages that attention is put into, each once.
 
     Raises:
-        ValueError: none, or no numbers in a row.
+        ValueError: no stage, or not a sequence.
     """
     if isinstance(stages, (int, str)) or not stages:
         raise ValueError(f"stages={stages!r} names no stage, so that nothing can be swapped; give at least one, in a list.")
@@ -168,7 +168,7 @@ def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int 
         raise ValueError(f"{type(model).__name__} does not say how large its images are; give image_size.")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
-        raise ValueError(f"img_size={image_size} is no size of images; give their side in px.")
+        raise ValueError(f"images of {height} x {width} px cannot be; give a side above 0.")
     dry = copy.deepcopy(model).to("meta").eval()
     sizes: dict[str, tuple[int, int]] = {}
     for name in convs:

@@ -198,8 +198,9 @@ class ExplicitAttention(Attends):
             raise ValueError(f"kernel_size={kernel_size} has no centre; choose an odd one.")
         if impl == "separable" and not KERNELS[kernel].separable:
             raise ValueError(f"impl='separable' cannot make kernel={kernel!r}, which does not factor; choose impl='auto'.")
-        if not isinstance(heads, int) or heads < 1:
+        if heads != int(heads) or heads < 1:
             raise ValueError(f"heads={heads!r} leaves nothing that attends; choose 1 or another whole number above it.")
+        heads = int(heads)  # a number of NumPy's counts too
         if value_channels is None:
             value_channels = math.floor(ratio * out_channels + 1e-9) // heads * heads
             if ratio > 0 and not value_channels:

@@ -108,7 +108,10 @@ class SpatialSoftmaxAttention(Attends):
         if temperature == "learnable":
             self.log_temperature = nn.Parameter(torch.zeros(()))
         else:
-            self.tau = math.sqrt(channels) if temperature == "sqrt" else temperature if isinstance(temperature, (int, float)) else 0
+            try:
+                self.tau = math.sqrt(channels) if temperature == "sqrt" else float(temperature)
+            except ValueError:
+                self.tau = 0.0
             if not 0 < self.tau < math.inf:
                 raise ValueError(f"temperature={temperature} divides the logits; use a positive number, 'learnable' or 'sqrt'")
         self.no_weight_decay = tuple(name for name in ("gate", "log_temperature") if hasattr(self, name))

@@ -188,6 +188,8 @@ def test_cells_are_described_by_their_entries_or_their_averages():
     options = {"num_classes": 2, "backbone": "plain_convnet_32", "location_features": "stages.1"}
     features = torch.rand(2, 64, 16, 16)
     entries = TNet(**options, location_index=(2, 7, 12)).describe(features)
+    from_the_end = [i - features.shape[2] for i in (2, 7, 12)]
+    assert torch.equal(TNet(**options, location_index=from_the_end).describe(features), entries)
     assert torch.equal(entries[:, 5], features[:, :, 7, 12])
     averages = TNet(**options).describe(features)
     assert averages.shape == (2, 9, 64)

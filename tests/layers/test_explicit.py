@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -434,6 +435,13 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
     assert layer.radius.raw.grad is not None
     layer.train()
     assert layer._cached is None
+
+
+def test_heads_are_a_whole_number():
+    assert ExplicitAttention(4, 8, ratio=0.5, heads=np.int64(2)).heads == 2
+    for heads in (0, 1.5, -1):
+        with pytest.raises(ValueError, match=f"heads={heads} leaves nothing"):
+            ExplicitAttention(4, 8, ratio=0.5, heads=heads)
 
 
 def test_threads_may_share_a_layer():
