@@ -50,7 +50,7 @@ from foveal.layers import (
     NonLocal,
     SpatialSoftmaxAttention,
     augment_convs,
-)  # fmt: skip
+)
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "softmax": SpatialSoftmaxAttention,

@@ -107,7 +107,7 @@ class Headed(nn.Module):
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks but make them again for the backward pass: less memory, about a third more time.
+        """Keep no activations inside blocks but make them again for the backward pass: less memory, for one more forward pass.
 
         As with timm's networks, running statistics of batch norms then move twice a step.
         """

@@ -22,13 +22,14 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from foveal.backbones import cifar_resnet
 from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, stand_in_for_convs
 from foveal.backbones.head import Headed, Stage, cifar_card
-from foveal.layers import AttentionAugmentation, ExplicitAttention, NarrowedConv, augment_convs
+from foveal.layers import AttentionAugmentation, augment_convs
 
 default_cfgs = {name: cifar_card("conv1") for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")}
 
-CONVS: dict[str, Callable[..., nn.Module]] = {"expatt": ExplicitAttention, "aa": AttentionAugmentation, "narrow": NarrowedConv}
+CONVS: dict[str, Callable[..., nn.Module]] = {**cifar_resnet.CONVS, "aa": AttentionAugmentation}  # whose heads are eight here
 
 
 class WideResNet(Headed):
