@@ -240,6 +240,9 @@ class TNet(GlimpseClassifier):
 
     Raises:
         ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
+
+    Attributes:
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
@@ -295,6 +298,7 @@ class TNet(GlimpseClassifier):
         self.dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
+        self.takes_whole = self._takes_whole(in_chans)
 
     # ---- one look (spec 3.1)
 
@@ -493,8 +497,12 @@ class TNet(GlimpseClassifier):
     def rollouts(
         self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
     ) -> list[Rollout]:
-        views, tries = as_views(images), len(policies)
-        seen = self._traverse(views, self._budget(locations), policies, draws)
+        views, tries, budget = as_views(images), len(policies), self._budget(locations)
+        if "whole" in policies:
+            if self.takes_whole and budget:
+                return [self._whole(views) for _ in policies]
+            policies = ["random" if policy == "whole" else policy for policy in policies]
+        seen = self._traverse(views, budget, policies, draws)
         fused, _ = self._fuse(seen.features)
         parts = zip(
             policies,
@@ -514,6 +522,50 @@ class TNet(GlimpseClassifier):
             )
             for name, logits, alone, log_probability, together, scores, cells in parts
         ]  # fmt: skip
+
+    def _whole(self, views: Views) -> Rollout:
+        """See every cell of the first grid at once: the whole image at the resolution of looks of level 2, in one pass.
+
+        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without gradient, as an
+        estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
+
+        Returns:
+            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the cells.
+        """
+        which, boxes = np.arange(len(views)), self.root(views.sizes)
+        origin = torch.zeros(len(views), 3, device=self.mean.device)
+        with _running_statistics(self.backbone, min(2, self.statistics)):
+            features = self.backbone.forward_features(self.see(views, which, boxes, self._whole_size()))  # type: ignore[operator]
+        fused = self.position(self._pool(features), origin)
+        with torch.no_grad():
+            _, look = self.perceive(self.see(views, which, boxes), origin)
+            windows = _windows(features, boxes, self.grid.boxes(boxes), self.grid.region)
+            cells = torch.arange(self.grid.cells, device=origin.device).expand(len(views), 1, -1)
+            alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
+        grids = self._grids(boxes[:, None], self.score(*look), views.sizes)
+        return Rollout(
+            logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
+            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",
+        )  # fmt: skip
+
+    def _whole_size(self) -> tuple[int, int]:
+        height, width = self.size
+        return round(height / self.grid.region), round(width / self.grid.region)
+
+    def _pool(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) maps of the backbone to (N, D) feature vectors."""
+        return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+
+    def _takes_whole(self, in_chans: int) -> bool:
+        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a convolutional one."""
+        probe = copy.deepcopy(self.backbone).to("meta").eval()
+        try:
+            features = probe.forward_features(torch.zeros(1, in_chans, *self._whole_size(), device="meta"))  # type: ignore[operator]
+            vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            return False
+        channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
+        return channels_first and vector.shape == (1, self.classifier.in_features)
 
     # ---- the rest of the contract
 
@@ -606,6 +658,30 @@ def _as_map(x: Tensor, network: nn.Module) -> Tensor:
         side = math.isqrt(x.shape[1])
         return x.transpose(1, 2).unflatten(2, (side, side))
     return x.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else x
+
+
+def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:
+    """The parts of maps that show some cells.
+
+    Args:
+        features: (B, C, h, w) maps of the boxes ``roots`` (B, 4).
+        roots: what the maps show.
+        cells: (B, K, 4) boxes of the cells.
+        region: side of a cell as a share of the side of the map.
+
+    Returns:
+        (B K, C, height, width) windows of the map that lie nearest the cells.
+    """
+    lines = []
+    for axis, length in enumerate(features.shape[2:]):
+        window = max(1, round(region * length))
+        extent = (roots[:, axis + 2] - roots[:, axis])[:, None]
+        start = np.round((cells[..., axis] - roots[:, None, axis]) / extent * length).clip(0, length - window).astype(np.int64)
+        lines.append(sent(start[..., None] + np.arange(window), features.device))
+    rows, columns = lines
+    image = torch.arange(len(features), device=features.device)[:, None, None, None]
+    picked = features.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None]]
+    return picked.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _cell_weights(grid: Grid, map_side: int) -> Tensor:

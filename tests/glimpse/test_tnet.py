@@ -256,6 +256,60 @@ def test_unknown_backbone_and_feature():
         TNet(num_classes=2, backbone="plain_convnet_32", location_features="blocks.3")
 
 
+# ------------------------------------------------------------------------------------------ the whole image at once
+
+
+class OneByOne(torch.nn.Module):
+    """A backbone whose map at a place depends on the pixel there alone, so that part of its map is the map of that part."""
+
+    feature_info = ({"num_chs": 7, "reduction": 1, "module": "conv"},)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 7, 1)
+
+    def forward_features(self, x):
+        return self.conv(x).sin()
+
+    def forward_head(self, x, pre_logits=False):
+        return x.amax((2, 3))
+
+
+@pytest.fixture
+def pixelwise(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("foveal.glimpse.tnet.create_network", lambda *_: OneByOne())
+    return TNet(num_classes=5, base_size=16, region=0.5, locations=(2,)).double()
+
+
+def test_the_whole_image_says_what_its_cells_would_say(pixelwise):
+    """At the resolution of the looks nothing is resampled, so that each part of the map is exactly what its look would give."""
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    draws = Draws(0, 0, np.arange(3))
+    (whole,) = pixelwise.rollouts(images, ("whole",), draws)
+    (looks,) = pixelwise.rollouts(images, ("exhaustive",), draws)
+    torch.testing.assert_close(whole.glimpse_logits, looks.glimpse_logits[:, 1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.scores[0], looks.scores[0])
+    pixels = pixelwise.see(TensorViews(images), np.arange(3), np.tile([0.0, 0, 32, 32], (3, 1)), (32, 32))
+    fused = pixelwise.position(OneByOne.forward_features(pixelwise.backbone, pixels).amax((2, 3)), torch.zeros(3, 3))
+    torch.testing.assert_close(whole.logits, pixelwise.classifier(fused))
+    assert not whole.glimpse_logits.requires_grad and whole.logits.requires_grad
+
+
+def test_a_backbone_of_one_size_looks_at_random_instead():
+    model = TNet(num_classes=2, backbone="test_vit", locations=(2,))
+    images, draws = torch.rand(2, 3, 200, 200), Draws(0, 0, np.arange(2))
+    assert not model.takes_whole
+    (got,), (expected,) = (model.eval().rollouts(images, (policy,), draws) for policy in ("whole", "random"))
+    assert got.policy == "random" and torch.equal(got.cells, expected.cells) and torch.equal(got.logits, expected.logits)
+
+
+def test_a_thumbnail_alone_needs_no_whole_image():
+    model = TNet(num_classes=2, backbone="plain_convnet_32", locations=())
+    (tried,) = model.rollouts(torch.rand(2, 3, 64, 64), ("whole",), Draws(0, 0, np.arange(2)))
+    assert tried.glimpses_per_image == 1 and torch.equal(tried.logits, tried.glimpse_logits[:, 0])
+
+
 # ---------------------------------------------------------------------------------------------------- statistics of levels
 
 
