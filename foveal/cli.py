@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done; 1 failed, or images failed; 2 not understood; 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
+        # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         code = _run(argv)
         sys.stdout.flush()
