@@ -95,7 +95,7 @@ class PositionModule(nn.Module):
 
 
 class LocationModule(nn.Module):
-    """Scores the cells of a grid from one descriptor each (spec 4.3). Reads detached input: no policy gradient leaves it.
+    """Scores the cells of a grid from one descriptor each (spec 4.3).
 
     The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so small
     a grid.
@@ -107,13 +107,15 @@ class LocationModule(nn.Module):
             squeeze-and-excitation over the grid instead, with swish.
         scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
             probability near uniform (the released code).
+        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the descriptors too.
     """
 
     coordinates: Tensor
 
-    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None) -> None:
+    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False) -> None:
         super().__init__()
         self.context = context
+        self.detached = detached
         self.act: nn.Module
         self.coordinate_gain = nn.Parameter(torch.ones(2))
         self.coordinate_bias = nn.Parameter(torch.zeros(2))
@@ -132,7 +134,7 @@ class LocationModule(nn.Module):
 
     def forward(self, descriptors: Tensor, feature: Tensor) -> Tensor:
         """(N, side**2, channels) and (N, D) to (N, side**2) scores."""
-        x, feature = descriptors.detach(), feature.detach()
+        x, feature = (descriptors.detach(), feature.detach()) if self.detached else (descriptors, feature)
         where = self.coordinates * self.coordinate_gain + self.coordinate_bias
         where = where.to(x.dtype).expand(len(x), -1, -1)
         if self.context:
@@ -228,6 +230,8 @@ class TNet(GlimpseClassifier):
         location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
         location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
         score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
+        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the backbone too,
+            which then learns features to find objects by.
         position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
         weighting: weigh feature vectors by a learned gate rather than equally.
         head_dropout: dropout before the classifier.
@@ -264,6 +268,7 @@ class TNet(GlimpseClassifier):
         location_index: Sequence[int] | None = None,
         location_context: bool = False,
         score_scale: float | None = 4.0,
+        detached_policy: bool = False,
         position_concat: bool = False,
         weighting: bool = False,
         head_dropout: float = 0.0,
@@ -292,7 +297,7 @@ class TNet(GlimpseClassifier):
         channels, map_side, features = self._probe(in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
         self.register_buffer("cell_weights", _cell_weights(self.grid, map_side), persistent=False)
-        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale)
+        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale, detached_policy)
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
         self.dropout = nn.Dropout(head_dropout)
@@ -537,8 +542,8 @@ class TNet(GlimpseClassifier):
         with _running_statistics(self.backbone, min(2, self.statistics)):
             features = self.backbone.forward_features(self.see(views, which, boxes, self._whole_size()))  # type: ignore[operator]
         fused = self.position(self._pool(features), origin)
+        _, look = self.perceive(self.see(views, which, boxes), origin)
         with torch.no_grad():
-            _, look = self.perceive(self.see(views, which, boxes), origin)
             windows = _windows(features, boxes, self.grid.boxes(boxes), self.grid.region)
             cells = torch.arange(self.grid.cells, device=origin.device).expand(len(views), 1, -1)
             alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
@@ -704,7 +709,8 @@ class ReferenceTNet(TNet):
     objective = ReferenceTNetObjective
 
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
-        options = {"score_scale": None, "padded_grid": True, "mean": (0.5,), "std": (0.5,), "squash": True, "antialias": False, **options}
+        published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
+        options = {**published, "mean": (0.5,), "std": (0.5,), **options}
         super().__init__(num_classes, **options)
         self._objective = objective
 

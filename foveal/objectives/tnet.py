@@ -1,8 +1,7 @@
 """What TNet minimises: as published, and our default.
 
 Both train the perception by cross-entropy, of the whole rollout and of every look alone (so that each attended region
-is informative by itself), and the policy by REINFORCE; the policy's gradient reaches the location module and nothing
-else, because that module reads detached features.
+is informative by itself), and the policy by REINFORCE.
 
 Example:
     >>> import numpy as np, torch

@@ -15,7 +15,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.registry import REGISTRY
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
 from foveal.images.views import BlankViews, TensorViews
-from foveal.objectives.tnet import ReferenceTNetObjective
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 
@@ -204,7 +204,7 @@ def gradients(model, objective, locations=None):
     torch.manual_seed(0)
     model.train()
     model.zero_grad()
-    rollouts = model.rollouts(torch.rand(4, 3, 96, 96), objective.plan(1.0), Draws(0, 0, np.arange(4)), locations)
+    rollouts = model.rollouts(torch.rand(4, 3, 96, 96), objective.plan(0.0), Draws(0, 0, np.arange(4)), locations)
     loss, _, _ = objective(rollouts, torch.tensor([0, 1, 2, 0]), objective.initial_state())
     loss.backward()
     return {
@@ -232,12 +232,16 @@ def test_the_policy_terms_reach_nothing_else(reference, monkeypatch):
     assert got["location"] > 0 and got["backbone"] == got["position"] == got["classifier"] == 0
 
 
-def test_the_default_objective_routes_gradients_likewise(monkeypatch):
+@pytest.mark.parametrize("warm_up", [0.0, 1.0])
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_default_policy_trains_the_backbone_too(monkeypatch, detached, warm_up):
     torch.manual_seed(0)
-    model = TNet(num_classes=3, backbone="plain_convnet_32", locations=(2,))
-    monkeypatch.setattr("foveal.objectives.objective.cross_entropy", lambda logits, *_: logits.sum() * 0)
-    got = gradients(model, model.default_objective())
-    assert got["location"] > 0 and got["backbone"] == got["position"] == got["classifier"] == 0
+    model = TNet(num_classes=3, backbone="plain_convnet_32", locations=(2,), detached_policy=detached)
+    for place in ("objective", "tnet"):
+        monkeypatch.setattr(f"foveal.objectives.{place}.cross_entropy", lambda logits, *_: logits.sum() * 0)
+    got = gradients(model, TNetObjective(warm_up=warm_up))
+    assert got["location"] > 0 and got["position"] == got["classifier"] == 0
+    assert (got["backbone"] == 0) == detached
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
