@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from torch import Tensor
 
 from foveal.errors import ImageError
+from foveal.images import jpeg
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
 
 LARGE = 64_000_000  # pixels that are decoded whole
@@ -176,7 +176,7 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); put it back or mend its permissions") from error
     try:
         if header.kind == "JPEG":
-            pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", strict=True)
+            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB")
         elif header.kind == "PNG":
             import imagecodecs
 
@@ -341,7 +341,7 @@ class RestartJpeg(Pyramid):
         y0, x0, y1, x1 = box
         if self._eighth is None:
             data = Path(self.path).read_bytes()
-            self._eighth = simplejpeg.decode_jpeg(data, self._colours, min_height=1, min_width=1, min_factor=8, strict=True)
+            self._eighth = jpeg.decode(data, self._colours, smaller=8)
             self._count(len(data), 1)
         return self._eighth[y0:y1, x0:x1]
 
@@ -367,7 +367,7 @@ class RestartJpeg(Pyramid):
                     parts.append(os.pread(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
                     parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
                 data = b"".join(parts)
-                pixels = simplejpeg.decode_jpeg(data, self._colours, strict=True)
+                pixels = jpeg.decode(data, self._colours)
                 self._count(len(data), last - first + 1)
                 left = max(x0, column * s.width)
                 right = min(x1, (column + 1) * s.width)

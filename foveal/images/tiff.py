@@ -30,10 +30,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import tifffile
 
 from foveal.errors import ImageError
+from foveal.images import jpeg
 from foveal.images.headers import Numbers, outline
 from foveal.images.pyramid import Pyramid, Stored, Window
 
@@ -45,6 +45,7 @@ Lists = dict[int, tuple[Numbers | None, Numbers | None]]
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
 _LARGEST_TILE = 1 << 28  # bytes
 _JPEG = {6, 7, 34892, 33007}
+_LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 _IMAGE_CODECS = _JPEG | {33003, 33005, 34712, 50001, 50002, 52546}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3}
 _NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr"}
@@ -61,6 +62,8 @@ class Level:
     planar: bool
     compression: int
     photometric: int
+    bits: int
+    dtype: np.dtype | None
     offsets: Numbers
     counts: Numbers
     tables: bytes | None
@@ -75,7 +78,7 @@ class Level:
         planar = page.planarconfig == 2 and page.samplesperpixel > 1
         level = cls(
             page.imagelength, page.imagewidth, tile, page.samplesperpixel, planar, int(page.compression), int(page.photometric),
-            offsets, counts, page.jpegtables, page.decode,
+            page.bitspersample, page.dtype, offsets, counts, page.jpegtables, page.decode,
         )  # fmt: skip
         if page.dtype is None or min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
             raise ImageError(f"{path}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or tiles must be smaller")
@@ -84,6 +87,13 @@ class Level:
             found = min(len(level.offsets), len(level.counts))
             raise ImageError(f"{path}: lists {found} tiles where its size needs {expected}; the header is damaged, copy it again")
         return level
+
+    def shapes(self, index: int) -> list[tuple[int, int]]:
+        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right edges."""
+        row, column = divmod(index % (self.rows * self.columns), self.columns)
+        height, width = self.tile
+        least = min(height, self.height - row * height), min(width, self.width - column * width)
+        return [self.tile] if least == self.tile else [(h, w) for h in (height, least[0]) for w in (width, least[1])]
 
     @property
     def rows(self) -> int:
@@ -377,14 +387,27 @@ class TiffPyramid(Pyramid):
 
 
 def decode(level: Level, data: bytes, index: int) -> np.ndarray:
-    """(h, w, samples) of one tile's bytes; raises whatever the decoder raises, and where JPEG data breaks off."""
-    # The decoders of JPEG and JPEG 2000 make up what is missing; both formats end with the same marker.
-    if (level.compression in _JPEG or data.startswith(b"\xff\x4f\xff\x51")) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("JPEG data cut short")
-    if level.compression == 7 and level.photometric == 6 and level.samples == 3 and not level.planar:
-        return simplejpeg.decode_jpeg((level.tables[:-2] + data[2:]) if level.tables else data, strict=True)
-    tile = level.decode(data, index, jpegtables=level.tables)[0][0]
-    if level.compression == 33003 and level.samples == 3 and not _jpeg2000_transformed(data):
+    """(h, w, samples) of one tile's bytes.
+
+    Raises:
+        Exception: whatever the decoder raises; ValueError where its result is not what the header promises.
+    """
+    shapes, samples = level.shapes(index), 1 if level.planar else level.samples
+    if level.compression in _JPEG and not data.startswith(_LOSSLESS_JPEG):
+        transformed = level.photometric == 6 and samples == 3
+        return jpeg.decode_segment(data, level.tables, shapes, samples, transformed=transformed, bits=level.bits)
+    if level.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+        return level.decode(data, index, jpegtables=level.tables)[0][0]
+    # openjpeg makes up what is missing; its files end with the same marker as JPEG.
+    if data.startswith(b"\xff\x4f\xff\x51") and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("JPEG 2000 data cut short")
+    options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
+    tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
+    tile = tile[..., None] if tile.ndim == 2 else tile
+    if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
+        what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
+        raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
+    if level.compression == 33003 and samples == 3 and not _jpeg2000_transformed(data):
         tile = _from_ycbcr(tile)
     return tile
 
