@@ -29,6 +29,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -239,15 +240,23 @@ class Stream:
         ended: has an end marker.
     """
 
-    data: bytes
+    data: Any
     frame: int = 0
     frame_at: int = 0
+    bits: int = 8
     height: int = 0
     width: int = 0
     components: list[_Component] = field(default_factory=list)
     scans: list[_Scan] = field(default_factory=list)
     pieces: list[tuple[int, int]] = field(default_factory=list)
     ended: bool = False
+
+    def notes(self, marker: int, start: bytes) -> bytes | None:
+        """What follows ``start`` in the first application segment that begins so."""
+        for at, end in self.pieces:
+            if self.data[at + 1] == marker and self.data[at + 4 : at + 4 + len(start)] == start:
+                return self.data[at + 4 + len(start) : end]
+        return None
 
     def with_precision(self, bits: int) -> bytes:
         """The same codes under a header that claims other bits: the pixels are others, but damage shows as before."""
@@ -286,8 +295,12 @@ class Stream:
         return b"".join([*parts, b"\xff\xd9"])
 
 
-def parse(data: bytes) -> Stream:
+def parse(data: Any, *, headers: bool = False) -> Stream:
     """Take a JPEG apart as libjpeg does: bytes between its segments are passed over.
+
+    Args:
+        data: bytes or a memory map.
+        headers: stop at the first scan.
 
     Raises:
         ValueError: there is no frame, or a segment goes past the end.
@@ -312,12 +325,15 @@ def parse(data: bytes) -> Stream:
         body = data[at + 4 : end]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             stream.frame, stream.frame_at = marker, at
+            stream.bits = body[0]
             stream.height, stream.width = struct.unpack(">HH", body[1:5])
             stream.components = [_Component(c[0], c[1] >> 4, c[1] & 15) for c in _chunks(body[6:], 3)][: body[5]]
         elif marker == 0xC4:
             tables.update(_huffman(body))
         elif marker == 0xDD:
             interval = struct.unpack(">H", body[:2])[0]
+        elif marker == 0xDA and headers:
+            break
         elif marker == 0xDA:
             start, end = end, _end_of_data(data, end)
             stream.scans.append(_scan(stream, body, tables, interval, start, end))

@@ -20,7 +20,9 @@ Example:
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import re
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ import numpy as np
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.images import jpeg
+from foveal.images import jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
 
 LARGE = 64_000_000  # pixels that are decoded whole
@@ -71,8 +73,10 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
     Raises:
         ImageError: damaged, without pixels, or with more than ``max_pixels``.
     """
+    read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
     try:
-        header = _webp_header(path) if kind == "WEBP" else _pillow_header(path, kind)
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = read(data) if read else _pillow_header(path, kind, data)
     except ImageError:
         raise
     except Exception as error:
@@ -88,17 +92,57 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
     return header
 
 
+def _jpeg_header(data: Any) -> Header:
+    stream = jpeg.parse(data, headers=True)
+    if stream.bits != 8 or len(stream.components) not in (1, 3, 4):
+        raise ValueError(f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB")
+    notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
+    bands = 1 if len(stream.components) == 1 else 3
+    return Header("JPEG", (stream.height, stream.width), bands, np.uint8, {"orientation": _orientation(**notes)})
+
+
+def _png_header(data: Any) -> Header:
+    found = png.read(data)
+    dtype = np.uint16 if found.depth == 16 else np.uint8
+    return Header("PNG", found.size, 1 if found.colour in (0, 4) else 3, dtype, {"orientation": _orientation(found.exif, found.xmp)})
+
+
+def _webp_header(data: Any) -> Header:
+    """Size and notes of a WebP, whose chunks must fill exactly the length that it claims."""
+    end, at = 8 + int.from_bytes(data[4:8], "little"), 12
+    size, exif, xmp = None, None, None
+    while at + 8 <= min(end, len(data)):
+        name, length = struct.unpack("<4sI", data[at : at + 8])
+        body = data[at + 8 : at + 18]
+        if name == b"VP8X":
+            size = 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
+        elif name == b"VP8 " and size is None:
+            width, height = struct.unpack("<HH", body[6:10])
+            size = height & 0x3FFF, width & 0x3FFF
+        elif name == b"VP8L" and size is None:
+            bits = int.from_bytes(body[1:5], "little")
+            size = ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        elif name == b"EXIF":
+            exif = data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+        elif name == b"XMP ":
+            xmp = data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+    if size is None:
+        raise ValueError("no picture in it")
+    # Some writers leave out the byte that makes the last chunk even, and some do not count it.
+    if not end - 1 <= at <= end + 1 or end > len(data) + 1:
+        raise ValueError(f"it claims {end} bytes, its parts take {at}, and the file has {len(data)}")
+    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif, xmp)})
+
+
 def _pillow(source: Any, kind: str) -> Any:
     """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``.
 
     An image of no pixels is returned as well, its size being all that can be had of it.
     """
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+    from PIL import BmpImagePlugin, GifImagePlugin, PpmImagePlugin
 
-    classes: dict[str, Any] = {
-        "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "BMP": BmpImagePlugin.BmpImageFile,
-        "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
-    }  # fmt: skip
+    classes: dict[str, Any] = {"BMP": BmpImagePlugin.BmpImageFile, "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile}
     image = classes[kind].__new__(classes[kind])
     try:
         image.__init__(source)
@@ -109,59 +153,45 @@ def _pillow(source: Any, kind: str) -> Any:
     return image
 
 
-def _pillow_header(path: str, kind: str) -> Header:
+def _pillow_header(path: str, kind: str, data: Any) -> Header:
     with _pillow(path, kind) as image:
         width, height = image.size
-        metadata = {"orientation": _orientation(image.info.get("exif"))}
+        metadata = {"orientation": 1}
         if min(width, height) < 1:
             return Header(kind, (height, width), 3, np.uint8, metadata)
-        if kind == "PNG":  # Pillow has no names for most of its 16-bit kinds
-            image.fp.seek(24)
-            depth, colour = image.fp.read(2)
-            return Header(kind, (height, width), 1 if colour in (0, 4) else 3, np.uint16 if depth == 16 else np.uint8, metadata)
         mode = "RGB" if kind == "GIF" else image.mode
+        rows = [tile.offset + tile.args[1] * (height - 1) for tile in image.tile if kind == "BMP" and tile.codec_name == "raw"]
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
+    # Zero is common there; another length that does not hold the pixels, or that the file has not, is damage.
+    if kind == "BMP" and (length := int.from_bytes(data[2:6], "little")) and not max(rows, default=0) < length <= len(data):
+        raise ValueError(f"it claims {length} bytes and has {len(data)}")
     return Header(kind, (height, width), *_MODES[mode], metadata)
 
 
-def _webp_header(path: str) -> Header:
-    """WebP's size and notes, which Pillow reads only together with all of the file."""
-    size, exif = None, None
-    with Path(path).open("rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 12
-        while at + 8 <= end:
-            file.seek(at)
-            name, length = struct.unpack("<4sI", file.read(8))
-            body = file.read(10)
-            if name == b"VP8X":
-                size = 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
-            elif name == b"VP8 " and size is None:
-                width, height = struct.unpack("<HH", body[6:10])
-                size = height & 0x3FFF, width & 0x3FFF
-            elif name == b"VP8L" and size is None:
-                bits = int.from_bytes(body[1:5], "little")
-                size = ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-            elif name == b"EXIF":
-                exif = body + file.read(max(0, length - 10))
-            at += 8 + length + length % 2
-    if size is None:
-        raise ValueError("no picture in it")
-    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif)})
+def _orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """EXIF's orientation; where there is none, that of the XMP notes, as Pillow has it.
+
+    Whatever is wrong with a camera's notes, the picture can still be seen.
+    """
+    value = _exif_orientation(exif or b"")
+    if value is None and xmp and (found := re.search(rb"tiff:Orientation(?:=\"|>)([0-9])", xmp)):
+        value = int(found[1])
+    return value if value is not None and 1 <= value <= 8 else 1
 
 
-def _orientation(exif: bytes | None) -> int:
-    from PIL import Image
-
-    if not exif:
-        return 1
-    tags = Image.Exif()
+def _exif_orientation(exif: bytes) -> int | None:
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
-        tags.load(exif)
-        value = int(tags.get(0x0112, 1))
-    except Exception:  # whatever is wrong with a camera's notes, the picture can still be seen
-        return 1
-    return value if 1 <= value <= 8 else 1
+        first = struct.unpack_from(f"{order}I", exif, 4)[0] if order else 0
+        for i in range(struct.unpack_from(f"{order}H", exif, first)[0] if first else 0):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, first + 2 + 12 * i)
+            if tag == 0x0112 and kind == 3:
+                return value
+    except struct.error:
+        pass
+    return None
 
 
 def decode(path: str, header: Header) -> tuple[Stored, int]:
@@ -178,9 +208,7 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
         if header.kind == "JPEG":
             pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB")
         elif header.kind == "PNG":
-            import imagecodecs
-
-            pixels = imagecodecs.png_decode(data)  # Pillow makes 8 bits out of 16-bit colour
+            pixels = png.decode(png.read(data))  # Pillow makes 8 bits out of 16-bit colour
         elif header.kind == "WEBP":
             import imagecodecs
 
@@ -194,7 +222,9 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
     if pixels.shape[2] in (2, 4):
         pixels, opaque = pixels[..., :-1], pixels[..., -1]
         highest = np.iinfo(opaque.dtype).max
-        alpha = None if opaque.min() == highest else opaque.astype(np.float32) / highest
+        # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+        ignored = opaque.min() == highest or (header.kind == "BMP" and opaque.max() == 0)
+        alpha = None if ignored else opaque.astype(np.float32) / highest
     if pixels.shape != (*header.size, header.bands) or pixels.dtype != header.dtype:
         found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} bands of {pixels.dtype}"
         raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
