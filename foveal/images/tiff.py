@@ -24,8 +24,9 @@ import io
 import logging
 import os
 import re
+import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +46,9 @@ Lists = dict[int, tuple[Numbers | None, Numbers | None]]
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
 _LARGEST_TILE = 1 << 28  # bytes
 _JPEG = {6, 7, 34892, 33007}
+_JPEG2000 = b"\xff\x4f\xff\x51"
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
-_IMAGE_CODECS = _JPEG | {33003, 33005, 34712, 50001, 50002, 52546}
+_IMAGE_CODECS = _JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3}
 _NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr"}
 
@@ -398,24 +400,52 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
         return jpeg.decode_segment(data, level.tables, shapes, samples, transformed=transformed, bits=level.bits)
     if level.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
         return level.decode(data, index, jpegtables=level.tables)[0][0]
-    # openjpeg makes up what is missing; its files end with the same marker as JPEG.
-    if data.startswith(b"\xff\x4f\xff\x51") and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("JPEG 2000 data cut short")
+    if (start := data.find(_JPEG2000, 0, 200)) >= 0:
+        _check_jpeg2000(data, start)
     options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
     tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
     tile = tile[..., None] if tile.ndim == 2 else tile
     if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
         what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
         raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
-    if level.compression == 33003 and samples == 3 and not _jpeg2000_transformed(data):
+    ycbcr = level.compression == 33003 or level.photometric == 6
+    if ycbcr and samples == 3 and start >= 0 and _jpeg2000_is_ycbcr(data, start):
         tile = _from_ycbcr(tile)
     return tile
 
 
-def _jpeg2000_transformed(data: bytes) -> bool:
-    """Whether the codestream says that the decoder must undo a colour transform (and has done so)."""
-    at = data.find(b"\xff\x52")
-    return at >= 0 and data[at + 8] != 0
+def _check_jpeg2000(data: bytes, start: int) -> None:
+    """Raise ValueError where a codestream is shorter than its parts say; openjpeg makes up what is missing."""
+    *_, at = _jpeg2000_markers(data, start)
+    while data[at : at + 2] == b"\xff\x90":
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        at = at + length if length else data.rindex(b"\xff\xd9", at)
+    if at > len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
+        raise ValueError("JPEG 2000 data cut short")
+
+
+def _jpeg2000_markers(data: bytes, start: int) -> Iterator[int]:
+    """Positions of the markers of the main header; the last is that of the first part."""
+    at = start + 2
+    yield at
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield at
+
+
+def _jpeg2000_is_ycbcr(data: bytes, start: int) -> bool:
+    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
+
+    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
+    JP2 header says sYCC.
+    """
+    if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
+        return False
+    if any(data[at + 1] == 0x52 and data[at + 8] for at in _jpeg2000_markers(data, start) if at + 8 < len(data)):
+        return False
+    components = struct.unpack(">H", data[start + 40 : start + 42])[0]
+    steps = data[start + 42 : start + 42 + 3 * components]
+    return set(steps[1::3] + steps[2::3]) == {1}
 
 
 def _from_ycbcr(tile: np.ndarray) -> np.ndarray:

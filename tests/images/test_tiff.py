@@ -2,6 +2,7 @@
 
 import logging
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -43,6 +44,51 @@ def test_aperio_jpeg2000(tmp_path, compression):
     pixels = photo(128, 128)
     write_pyramid(tmp_path / "a.svs", pixels, 1, compression=int(compression), compressionargs={"reversible": True})
     assert np.array_equal(open_image(tmp_path / "a.svs").read(0, (0, 0, 128, 128)), pixels)
+
+
+def _ycbcr(pixels):
+    r, g, b = np.moveaxis(pixels.astype(float), 2, 0)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    return np.rint(np.stack([y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402], 2)).clip(0, 255).astype(np.uint8)
+
+
+def _write_coded(path, tiles, compression, photometric, shape=(128, 128, 3), **options):
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(
+            iter(tiles), shape=shape, dtype=np.uint8, tile=(128, 128), compression=compression, photometric="rgb", metadata=None, **options
+        )
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[262].overwrite(photometric)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33005, 2), (34712, 2), (34712, 6), (33003, 6)])
+def test_jpeg2000_is_converted_once(tmp_path, compression, photometric, transform, boxed):
+    """Stored as RGB, as YCbCr that only the TIFF tells of, or with the transform that the codestream tells of and the decoder undoes."""
+    pixels = photo(128, 128)
+    ycbcr = (compression == 33003 or photometric == 6) and not transform
+    stored = _ycbcr(pixels) if ycbcr else pixels
+    kind = "jp2" if boxed else "j2k"
+    data = imagecodecs.jpeg2k_encode(stored, reversible=True, mct=transform, codecformat=kind)
+    _write_coded(tmp_path / "a.tif", [data], compression, photometric)
+    seen = open_image(tmp_path / "a.tif").read(0, (0, 0, 128, 128))
+    assert np.abs(seen.astype(int) - pixels).max() <= (2 if ycbcr else 0)
+
+
+def test_jpeg2000_with_fewer_colours_than_pixels_is_what_openslide_reads(tmp_path):
+    rasterio, openslide = pytest.importorskip("rasterio"), pytest.importorskip("openslide")
+    pixels = np.kron(np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
+    options = {"driver": "JP2OpenJPEG", "height": 128, "width": 128, "count": 3, "dtype": "uint8", "photometric": "RGB"}
+    with rasterio.open(tmp_path / "a.jp2", "w", YCBCR420="YES", REVERSIBLE="NO", QUALITY="100", **options) as file:
+        file.colorinterp = [rasterio.enums.ColorInterp.red, rasterio.enums.ColorInterp.green, rasterio.enums.ColorInterp.blue]
+        file.write(pixels.transpose(2, 0, 1))
+    data = (tmp_path / "a.jp2").read_bytes()
+    text = "Aperio Image Library v10.0.50\r\n128x128 [0,0 128x128] (128x128) J2K/YUV16 Q=70|AppMag = 20|MPP = 0.5"
+    _write_coded(tmp_path / "a.svs", [data[data.index(b"\xff\x4f\xff\x51") :]], 33003, 2, description=text)
+    expected = np.asarray(openslide.OpenSlide(tmp_path / "a.svs").read_region((0, 0), 0, (128, 128)))[..., :3]
+    seen = open_image(tmp_path / "a.svs").read(0, (0, 0, 128, 128))
+    assert np.abs(seen.astype(int) - expected).mean() < 1 and np.abs(seen.astype(int) - pixels).mean() < 4
 
 
 @pytest.mark.parametrize("predictor", [False, True])
