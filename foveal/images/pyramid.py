@@ -72,7 +72,7 @@ class Pyramid(ABC):
         metadata: what the file says about itself.
         premultiplied: colours are multiplied by alpha already.
         bits: used bits of the stored type, if not all.
-        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end.
+        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level whether it was.
 
     Attributes:
         size: (height, width) as a person sees it.
@@ -86,7 +86,7 @@ class Pyramid(ABC):
     def __init__(
         self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
         value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
-        premultiplied: bool = False, bits: int | None = None, halved: bool = False,
+        premultiplied: bool = False, bits: int | None = None, halved: bool | Sequence[bool] = False,
     ) -> None:  # fmt: skip
         self.path = path
         self.dtype = np.dtype(dtype)
@@ -103,7 +103,11 @@ class Pyramid(ABC):
         self._lock = threading.Lock()
         transpose = _ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
-        self._scales = [tuple(_scale(n, of, halved) for n, of in zip(level, self.size, strict=True)) for level in self.level_sizes]
+        by_halves = [halved] * len(self.level_sizes) if isinstance(halved, bool) else halved
+        self._scales = [
+            tuple(_scale(n, of, half) for n, of in zip(level, self.size, strict=True))
+            for level, half in zip(self.level_sizes, by_halves, strict=True)
+        ]
 
     @property
     def size(self) -> tuple[int, int]:

@@ -24,86 +24,25 @@ import io
 import logging
 import os
 import re
-import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tifffile
 
 from foveal.errors import ImageError
-from foveal.images import jpeg
-from foveal.images.headers import Numbers, outline
+from foveal.images import pages
+from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window
+from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
 
 # tifffile logs what it makes of damaged files; without any handler Python prints that. We raise instead.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-Lists = dict[int, tuple[Numbers | None, Numbers | None]]
-
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
-_LARGEST_TILE = 1 << 28  # bytes
-_JPEG = {6, 7, 34892, 33007}
-_JPEG2000 = b"\xff\x4f\xff\x51"
-_LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
-_IMAGE_CODECS = _JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3}
 _NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr"}
-
-
-@dataclass
-class Level:
-    """Where the tiles of one level lie and how they are decoded; a strip is a tile as wide as the image."""
-
-    height: int
-    width: int
-    tile: tuple[int, int]
-    samples: int
-    planar: bool
-    compression: int
-    photometric: int
-    bits: int
-    dtype: np.dtype | None
-    offsets: Numbers
-    counts: Numbers
-    tables: bytes | None
-    decode: Callable[..., Any] = field(repr=False)
-
-    @classmethod
-    def of(cls, path: str, page: tifffile.TiffPage, lists: Lists) -> Level:
-        offsets, counts = lists[page.offset]
-        if offsets is None or counts is None:
-            raise ImageError(f"{path}: does not say where its pixels are; the header is damaged, copy it again")
-        tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
-        planar = page.planarconfig == 2 and page.samplesperpixel > 1
-        level = cls(
-            page.imagelength, page.imagewidth, tile, page.samplesperpixel, planar, int(page.compression), int(page.photometric),
-            page.bitspersample, page.dtype, offsets, counts, page.jpegtables, page.decode,
-        )  # fmt: skip
-        if page.dtype is None or min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
-            raise ImageError(f"{path}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or tiles must be smaller")
-        expected = level.rows * level.columns * (level.samples if planar else 1)
-        if len(level.offsets) < expected or len(level.counts) < expected:
-            found = min(len(level.offsets), len(level.counts))
-            raise ImageError(f"{path}: lists {found} tiles where its size needs {expected}; the header is damaged, copy it again")
-        return level
-
-    def shapes(self, index: int) -> list[tuple[int, int]]:
-        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right edges."""
-        row, column = divmod(index % (self.rows * self.columns), self.columns)
-        height, width = self.tile
-        least = min(height, self.height - row * height), min(width, self.width - column * width)
-        return [self.tile] if least == self.tile else [(h, w) for h in (height, least[0]) for w in (width, least[1])]
-
-    @property
-    def rows(self) -> int:
-        return -(-self.height // self.tile[0])
-
-    @property
-    def columns(self) -> int:
-        return -(-self.width // self.tile[1])
 
 
 @dataclass
@@ -170,7 +109,7 @@ def parse(path: str, name: str | None = None) -> Layout:
         finally:
             os.close(descriptor)
         with tifffile.TiffFile(io.BytesIO(small)) as file:
-            return _layout(name, file, lists)
+            return _layout(Source(path, name, lists), file)
     except ImageError:
         raise
     except Exception as error:
@@ -178,50 +117,32 @@ def parse(path: str, name: str | None = None) -> Layout:
         raise ImageError(f"{name}: {what}; the file is damaged or cut short, copy it again") from error
 
 
-def _layout(name: str, file: tifffile.TiffFile, lists: Lists) -> Layout:
+def _layout(source: Source, file: tifffile.TiffFile) -> Layout:
+    name = source.name
     if len(file.pages) == 0:
         raise ImageError(f"{name}: has no readable image; the file is cut short, copy it again")
-    first = file.pages.first
+    picture = pages.find(file)
+    first = picture.levels[0].pages[0]
     height, width, photometric = first.imagelength, first.imagewidth, int(first.photometric)
     if height < 1 or width < 1:
         raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if first.dtype is None:
         raise ImageError(f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; convert it")
-    plain = int(first.compression) not in _IMAGE_CODECS
+    plain = int(first.compression) not in IMAGE_CODECS
     if photometric not in _COLOURS or (photometric == 6 and plain) or first.samplesperpixel < _COLOURS[photometric]:
         kind = _NAMES.get(photometric, f"photometric {photometric}")
         raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
-    others = [page.aspage() for page in ((first.pages or []) if first.subifds else list(file.pages)[1:])]
-    levels, pages, masks = [Level.of(name, first, lists)], [first], [_mask_of(name, first, others, lists)]
-    for page in others:
-        if first.is_tiled and _is_level(page, first, pages[-1]):
-            levels.append(Level.of(name, page, lists))
-            pages.append(page)
-            masks.append(_mask_of(name, page, others, lists))
+    levels = [Level.of(source, level.pages, size=level.size, channels=picture.channels) for level in picture.levels]
+    masks = [None if level.mask is None else Level.of(source, [level.mask]) for level in picture.levels]
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
     return Layout(
         levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
-        bands=first.samplesperpixel - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
+        bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
         palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
-        orientation=int(first.tags.valueof(274) or 1), metadata=_metadata(first),
+        orientation=int(first.tags.valueof(274) or picture.parent.tags.valueof(274) or 1), metadata=_metadata(first, picture.parent),
     )  # fmt: skip
-
-
-def _is_level(page: tifffile.TiffPage, first: tifffile.TiffPage, finer: tifffile.TiffPage) -> bool:
-    """Whether a page is the next coarser level: not a mask, thumbnail, label, macro or another focal plane."""
-    skew = abs(page.imagewidth * first.imagelength - page.imagelength * first.imagewidth)
-    return bool(
-        page.is_tiled and not int(page.subfiletype) & 4 and page.dtype == first.dtype and page.samplesperpixel == first.samplesperpixel
-        and 0 < page.imagewidth < finer.imagewidth and page.imagelength > 0 and skew <= 2 * max(first.imagewidth, first.imagelength)
-    )  # fmt: skip
-
-
-def _mask_of(name: str, page: tifffile.TiffPage, others: list[tifffile.TiffPage], lists: Lists) -> Level | None:
-    shape = (page.imagelength, page.imagewidth)
-    mask = next((p for p in others if int(p.subfiletype) & 4 and (p.imagelength, p.imagewidth) == shape), None)
-    return None if mask is None else Level.of(name, mask, lists)
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
@@ -237,11 +158,11 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
         return None
 
 
-def _metadata(page: tifffile.TiffPage) -> dict[str, Any]:
+def _metadata(page: tifffile.TiffPage, parent: tifffile.TiffPage) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if page.description:
-        found["description"] = page.description
-        if mpp := re.search(r"\bMPP\s*=\s*([\d.]+)", page.description):
+    if description := page.description or parent.description:
+        found["description"] = description
+        if mpp := re.search(r"\bMPP\s*=\s*([\d.]+)", description):
             found["mpp"] = float(mpp.group(1))
     if "mpp" not in found and page.tags.valueof(296) == 3 and (resolution := page.tags.valueof(282)) and resolution[0]:
         found["mpp"] = 10000 * resolution[1] / resolution[0]
@@ -266,6 +187,8 @@ class TiffPyramid(Pyramid):
         value_range: tuple[float, float] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         sizes = [(level.height, level.width) for level in layout.levels]
+        if any(level.halved for level in layout.levels):
+            options = {"halved": [level.halved for level in layout.levels], **options}
         options = {**layout.options(), "channels": channels, "value_range": value_range, **options}
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
@@ -386,72 +309,6 @@ class TiffPyramid(Pyramid):
             while self._kept_bytes > _KEPT:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return tile
-
-
-def decode(level: Level, data: bytes, index: int) -> np.ndarray:
-    """(h, w, samples) of one tile's bytes.
-
-    Raises:
-        Exception: whatever the decoder raises; ValueError where its result is not what the header promises.
-    """
-    shapes, samples = level.shapes(index), 1 if level.planar else level.samples
-    if level.compression in _JPEG and not data.startswith(_LOSSLESS_JPEG):
-        transformed = level.photometric == 6 and samples == 3
-        return jpeg.decode_segment(data, level.tables, shapes, samples, transformed=transformed, bits=level.bits)
-    if level.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
-        return level.decode(data, index, jpegtables=level.tables)[0][0]
-    if (start := data.find(_JPEG2000, 0, 200)) >= 0:
-        _check_jpeg2000(data, start)
-    options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
-    tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
-    tile = tile[..., None] if tile.ndim == 2 else tile
-    if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
-        what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
-        raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
-    ycbcr = level.compression == 33003 or level.photometric == 6
-    if ycbcr and samples == 3 and start >= 0 and _jpeg2000_is_ycbcr(data, start):
-        tile = _from_ycbcr(tile)
-    return tile
-
-
-def _check_jpeg2000(data: bytes, start: int) -> None:
-    """Raise ValueError where a codestream is shorter than its parts say; openjpeg makes up what is missing."""
-    *_, at = _jpeg2000_markers(data, start)
-    while data[at : at + 2] == b"\xff\x90":
-        length = int.from_bytes(data[at + 6 : at + 10], "big")
-        at = at + length if length else data.rindex(b"\xff\xd9", at)
-    if at > len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
-        raise ValueError("JPEG 2000 data cut short")
-
-
-def _jpeg2000_markers(data: bytes, start: int) -> Iterator[int]:
-    """Positions of the markers of the main header; the last is that of the first part."""
-    at = start + 2
-    yield at
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        yield at
-
-
-def _jpeg2000_is_ycbcr(data: bytes, start: int) -> bool:
-    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
-
-    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
-    JP2 header says sYCC.
-    """
-    if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
-        return False
-    if any(data[at + 1] == 0x52 and data[at + 8] for at in _jpeg2000_markers(data, start) if at + 8 < len(data)):
-        return False
-    components = struct.unpack(">H", data[start + 40 : start + 42])[0]
-    steps = data[start + 42 : start + 42 + 3 * components]
-    return set(steps[1::3] + steps[2::3]) == {1}
-
-
-def _from_ycbcr(tile: np.ndarray) -> np.ndarray:
-    y, cb, cr = np.moveaxis(tile.astype(np.float32), -1, 0)
-    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1)
-    return np.clip(np.rint(rgb), 0, 255).astype(tile.dtype)
 
 
 def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:
