@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from foveal.errors import ImageError
 from foveal.images import optional, plain
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
+from foveal.images.reading import reading, short
 
 MAX_PIXELS = 1 << 29
 SUFFIXES = (
@@ -52,6 +54,9 @@ def open_image(
     """
     name = os.fspath(path)
     try:
+        # Opening a named pipe would wait for ever for somebody to write into it.
+        if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
+            raise ImageError(f"{name}: is no file but a pipe, a socket or a device; write what comes from it to a file")
         with Path(name).open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
@@ -60,11 +65,15 @@ def open_image(
         raise ImageError(f"{name}: is a folder; give the image files in it") from error
     except PermissionError as error:
         raise ImageError(f"{name}: may not be read; mend its permissions") from error
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be opened ({error.strerror}); check the path and the disk") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
     if not head:
         raise ImageError(f"{name}: the file is empty; copy it again")
-    options = {"channels": channels, "value_range": value_range}
+    with reading(name, "cannot be opened"):
+        return _open(name, head, max_pixels, cache_dir, {"channels": channels, "value_range": value_range})
+
+
+def _open(name: str, head: bytes, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     if optional.wants_openslide(name, head):
         return optional.open_slide(name, **options)
     if head[:4] in _TIFF:

@@ -66,19 +66,29 @@ def find(file: tifffile.TiffFile) -> Picture:
     masks = [page for page in everyone if kind(page) & _MASK]
     main = _main(top, everyone)
     pages, channels = _channels(file, top, main)
+    picture = Picture([PageLevel(pages, _mask_of(main, masks))], top[0], channels)
     used = {id(page) for page in (*pages, *masks)}
-    pool = _children(main) or everyone
-    levels = [PageLevel(pages, _mask_of(main, masks))]
-    for page in sorted((p for p in pool if id(p) not in used), key=_area, reverse=True) if main.is_tiled and channels == 1 else []:
-        fits, size = _is_level(page, main, levels[-1])
-        if not fits:
-            continue
+    _add_levels(picture, [page for page in _children(main) or everyone if id(page) not in used], masks)
+    return picture
+
+
+def coarser(picture: Picture, file: tifffile.TiffFile) -> list[PageLevel]:
+    """Levels of a picture that are in another file; they are added to the picture as well."""
+    before = len(picture.levels)
+    _add_levels(picture, [page.aspage() for page in file.pages], [])
+    return picture.levels[before:]
+
+
+def _add_levels(picture: Picture, pool: list[tifffile.TiffPage], masks: list[tifffile.TiffPage]) -> None:
+    pages = picture.levels[0].pages
+    main = pages[0]
+    if not main.is_tiled or picture.channels > 1:
+        return
+    for page in sorted(pool, key=_area, reverse=True):
+        fits, size = _is_level(page, main, picture.levels[-1])
         same = [page] if len(pages) == 1 else _siblings(page, main, pages, pool)
-        if same:
-            levels.append(PageLevel(same, _mask_of(page, masks), size))
-    if levels[0].mask is not None:  # a level without a mask would show what is not there
-        levels = [level for level in levels if level.mask is not None]
-    return Picture(levels, top[0], channels)
+        if fits and same:
+            picture.levels.append(PageLevel(same, _mask_of(page, masks), size))
 
 
 def kind(page: tifffile.TiffPage) -> int:

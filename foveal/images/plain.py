@@ -34,7 +34,8 @@ from torch import Tensor
 
 from foveal.errors import ImageError
 from foveal.images import jpeg, png
-from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
+from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
+from foveal.images.reading import open_file, read_at, reading
 
 LARGE = 64_000_000  # pixels that are decoded whole
 _MODES = {
@@ -74,13 +75,12 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
         ImageError: damaged, without pixels, or with more than ``max_pixels``.
     """
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
-    try:
-        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            header = read(data) if read else _pillow_header(path, kind, data)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"{path}: the {kind} header cannot be read ({error}); the file is damaged or cut short, copy it again") from error
+    with (
+        reading(path, f"the {kind} header cannot be read"),
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        header = read(data) if read else _pillow_header(path, kind, data)
     height, width = header.size
     if height < 1 or width < 1:
         raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
@@ -200,11 +200,9 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
     Raises:
         ImageError: damaged or cut short.
     """
-    try:
+    with reading(path, "cannot be read", "put it back, or check the disk"):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); put it back or mend its permissions") from error
-    try:
+    with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
             pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB")
         elif header.kind == "PNG":
@@ -215,8 +213,6 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
             pixels = imagecodecs.webp_decode(data)
         else:
             pixels = _by_pillow(data, header.kind)
-    except Exception as error:
-        raise ImageError(f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again") from error
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     alpha = None
     if pixels.shape[2] in (2, 4):
@@ -228,7 +224,7 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
     if pixels.shape != (*header.size, header.bands) or pixels.dtype != header.dtype:
         found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} bands of {pixels.dtype}"
         raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
-    return (pixels, alpha), len(data)
+    return without_gaps(pixels, alpha), len(data)
 
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
@@ -362,10 +358,8 @@ class RestartJpeg(Pyramid):
         self._eighth: np.ndarray | None = None
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        try:
+        with reading(self.path, "cannot be decoded"):
             return [(self._overview(box) if level else self._decode(box), None) for level, box in requests]
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{self.path}: cannot be decoded ({error}); the file is damaged, copy it again") from error
 
     def _overview(self, box: Window) -> np.ndarray:
         y0, x0, y1, x1 = box
@@ -388,13 +382,13 @@ class RestartJpeg(Pyramid):
         height = (last - first + 1) * s.unit[0]
         frame = s.frame[:5] + struct.pack(">HH", height, s.width) + s.frame[9:]
         head = b"\xff\xd8" + s.tables + frame + b"\xff\xdd\x00\x04" + struct.pack(">H", s.interval) + s.scan
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = open_file(self.path)
         try:
             for column in range(x0 // s.width, (x1 - 1) // s.width + 1):
                 parts = [head]
                 for k, row in enumerate(range(first, last + 1)):
                     n = row * s.grid[1] + column
-                    parts.append(os.pread(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
+                    parts.append(read_at(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
                     parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
                 data = b"".join(parts)
                 pixels = jpeg.decode(data, self._colours)

@@ -1,11 +1,11 @@
 """Tiled TIFF by positional reads: pyramids, Cloud-Optimised GeoTIFF, Aperio SVS, OME-TIFF.
 
-The headers are parsed once by tifffile; after that a look is a few ``os.pread`` calls and decodes, of exactly the tiles
+The headers are parsed once by tifffile; after that a look is a few positional reads and decodes, of exactly the tiles
 it needs. There is no shared file offset and no library state, so that threads, forked workers and pickling are safe.
 
-What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed and WebP tiles may.
-Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of the file,
-JPEG data cut short.
+What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed, WebP and JPEG 2000 tiles
+may. Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of the
+file, JPEG data cut short, tiles of another size than the header promises.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -26,6 +26,7 @@ import os
 import re
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ import tifffile
 from foveal.errors import ImageError
 from foveal.images import pages
 from foveal.images.headers import outline
-from foveal.images.pyramid import Pyramid, Stored, Window
+from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
+from foveal.images.reading import open_file, read_at, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
 
 # tifffile logs what it makes of damaged files; without any handler Python prints that. We raise instead.
@@ -102,22 +104,46 @@ def parse(path: str, name: str | None = None) -> Layout:
         ImageError: not a TIFF, cut short, or of a kind that cannot be read.
     """
     name = name or path
+    with reading(name, "the TIFF header cannot be read"):
+        source, file = _open(path, name)
+        with file:
+            layout, picture = _layout(source, file)
+            _add_files_beside(layout, picture, path, name)
+        return layout
+
+
+def _open(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
+    descriptor = open_file(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            small, lists = outline(descriptor)
-        finally:
-            os.close(descriptor)
-        with tifffile.TiffFile(io.BytesIO(small)) as file:
-            return _layout(Source(path, name, lists), file)
-    except ImageError:
-        raise
-    except Exception as error:
-        what = f"the TIFF header cannot be read ({_short(error)})"
-        raise ImageError(f"{name}: {what}; the file is damaged or cut short, copy it again") from error
+        small, lists = outline(descriptor)
+    finally:
+        os.close(descriptor)
+    return Source(path, name, lists), tifffile.TiffFile(io.BytesIO(small))
 
 
-def _layout(source: Source, file: tifffile.TiffFile) -> Layout:
+def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: str) -> None:
+    """Levels in ``.ovr`` and masks in ``.msk``, as GDAL writes them beside a file."""
+    if layout.tiled and Path(path + ".ovr").exists():
+        source, file = _open(path + ".ovr", name)
+        with file:
+            for level in pages.coarser(picture, file):
+                layout.levels.append(Level.of(source, level.pages, size=level.size))
+                layout.masks.append(None)
+    masks: list[Level] = []
+    for beside in (path + ".msk", path + ".msk.ovr"):
+        if Path(beside).exists():
+            source, file = _open(beside, name)
+            with file:
+                masks += [Level.of(source, [page.aspage()]) for page in file.pages]
+    if masks:
+        sizes = {(mask.height, mask.width): mask for mask in reversed(masks)}
+        layout.masks = [own or sizes.get((level.height, level.width)) for level, own in zip(layout.levels, layout.masks, strict=True)]
+    if layout.masks[0] is not None:  # a level without a mask would show what is not there
+        kept = [i for i, mask in enumerate(layout.masks) if mask is not None]
+        layout.levels, layout.masks = [layout.levels[i] for i in kept], [layout.masks[i] for i in kept]
+
+
+def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Picture]:
     name = source.name
     if len(file.pages) == 0:
         raise ImageError(f"{name}: has no readable image; the file is cut short, copy it again")
@@ -137,12 +163,13 @@ def _layout(source: Source, file: tifffile.TiffFile) -> Layout:
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
-    return Layout(
+    layout = Layout(
         levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
         bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
         palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
         orientation=int(first.tags.valueof(274) or picture.parent.tags.valueof(274) or 1), metadata=_metadata(first, picture.parent),
     )  # fmt: skip
+    return layout, picture
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
@@ -193,22 +220,22 @@ class TiffPyramid(Pyramid):
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
         self._layout: Layout | None = layout
-        self._descriptor: int | None = None
+        self._descriptors: dict[str, int] = {}
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
         self._kept_bytes = 0
 
     def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        descriptors, self._descriptors = self._descriptors, {}
+        for descriptor in descriptors.values():
             os.close(descriptor)
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
+        if getattr(self, "_descriptors", None):
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # Decoders cannot be pickled; the headers are parsed again when, and if, the copy is looked at.
-        return {**super().__getstate__(), "_layout": None, "_descriptor": None, "_kept": OrderedDict(), "_kept_bytes": 0}
+        return {**super().__getstate__(), "_layout": None, "_descriptors": {}, "_kept": OrderedDict(), "_kept_bytes": 0}
 
     def read_whole(self) -> Stored:
         """All of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
@@ -217,22 +244,24 @@ class TiffPyramid(Pyramid):
     @property
     def has_gaps(self) -> bool:
         """Whether the file leaves out tiles of level 0."""
-        layout, descriptor = self._connect()
-        return not layout.levels[0].counts.all(descriptor).all()
+        level = self._headers().levels[0]
+        return not level.counts.all(self._descriptor(level.file)).all()
 
-    def _connect(self) -> tuple[Layout, int]:
+    def _headers(self) -> Layout:
         with self._lock:
             if self._layout is None:
                 self._layout = parse(self._file, self.path)
-            if self._descriptor is None:
-                try:
-                    self._descriptor = os.open(self._file, os.O_RDONLY)
-                except OSError as error:
-                    raise ImageError(f"{self.path}: cannot be opened any more ({error.strerror}); put it back") from error
-            return self._layout, self._descriptor
+            return self._layout
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                with reading(self.path, "cannot be opened any more", "put it back"):
+                    self._descriptors[file] = open_file(file)
+            return self._descriptors[file]
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        layout, _ = self._connect()
+        layout = self._headers()
         shapes = [(y1 - y0, x1 - x0, layout.levels[level].samples) for level, (y0, x0, y1, x1) in requests]
         buffers = [np.zeros(shape, layout.dtype) for shape in shapes]
         absent = self._paste(layout.levels, requests, buffers, mask=False)
@@ -257,8 +286,9 @@ class TiffPyramid(Pyramid):
                     for column in range(x0 // tw, (x1 - 1) // tw + 1):
                         users[number, start + column].append(i)
         absent: list[np.ndarray | None] = [None] * len(requests)
-        _, descriptor = self._connect()
-        for at, number, index in sorted((levels[n].offsets.get(descriptor, i), n, i) for n, i in users):
+        descriptors = {n: self._descriptor(levels[n].file) for n, _ in users}
+        places = sorted((levels[n].file, levels[n].offsets.get(descriptors[n], i), n, i) for n, i in users)
+        for _, at, number, index in places:
             level = levels[number]
             tile = self._tile(level, number, index, at, mask)
             plane, place = divmod(index, level.rows * level.columns)
@@ -277,7 +307,7 @@ class TiffPyramid(Pyramid):
                     if level.planar:
                         buffers[i][(*target, plane)] = piece[..., 0]
                     else:
-                        buffers[i][target] = piece
+                        buffers[i][target] = piece[..., : buffers[i].shape[2]]
         return absent
 
     def _tile(self, level: Level, number: int, index: int, at: int, mask: bool) -> np.ndarray | None:
@@ -287,21 +317,15 @@ class TiffPyramid(Pyramid):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        _, descriptor = self._connect()
+        descriptor = self._descriptor(level.file)
         length = level.counts.get(descriptor, index)
         if length == 0:
             return None
-        where = f"{self.path}: tile {index} of level {number}"
-        try:
-            data = os.pread(descriptor, length, at)
-        except OSError as error:
-            raise ImageError(f"{where} cannot be read ({error.strerror}); check the disk and copy the file again") from error
-        if len(data) != length:
-            raise ImageError(f"{where} lies past the end of the file; the file is cut short, copy it again")
-        try:
+        where = f"tile {index} of level {number}"
+        with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
+            data = read_at(descriptor, length, at)
+        with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
             tile = decode(level, data, index)
-        except Exception as error:
-            raise ImageError(f"{where} cannot be decoded ({_short(error)}); the file is damaged there, copy it again") from error
         self._count(length, 1)
         with self._lock:
             self._kept[key] = tile
@@ -319,11 +343,9 @@ def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: 
     hidden = [] if absent is None else [absent]
     if valid is not None:
         hidden.append(~valid)
-    if layout.nodata is not None and layout.palette is None:
+    if layout.nodata is not None:
         hidden.append((pixels == layout.nodata).all(2))
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        hidden.append(~np.isfinite(pixels).all(2))
-        pixels = np.where(np.isfinite(pixels), pixels, 0).astype(pixels.dtype)
+    pixels, alpha = without_gaps(pixels, alpha)
     if hidden:
         seen = ~np.logical_or.reduce(hidden)
         if not seen.all():
@@ -343,8 +365,3 @@ def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
     """(h, w, 3) RGB of (h, w, 4) ink amounts, without a colour profile, as Pillow does."""
     light = highest - pixels.astype(np.float32)
     return np.rint(light[..., :3] * light[..., 3:4] / highest).astype(pixels.dtype)
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else text[:117] + "..."

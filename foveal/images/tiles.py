@@ -3,12 +3,13 @@
 What a decoder returns is compared with what the header promises: size, number of samples and type.
 
 Example:
-    >>> import numpy as np, os, tempfile, tifffile
+    >>> import numpy as np, tempfile, tifffile
+    >>> from foveal.images.reading import read_at
     >>> from foveal.images.tiff import parse
     >>> with tempfile.NamedTemporaryFile(suffix=".tif") as file:
     ...     tifffile.imwrite(file, np.zeros((64, 64), np.uint8), tile=(16, 16), compression="zlib")
     ...     level = parse(file.name).levels[0]
-    ...     data = os.pread(file.fileno(), level.counts.get(file.fileno(), 5), level.offsets.get(file.fileno(), 5))
+    ...     data = read_at(file.fileno(), level.counts.get(file.fileno(), 5), level.offsets.get(file.fileno(), 5))
     >>> level.columns, decode(level, data, 5).shape
     (4, (16, 16, 1))
 """
@@ -84,6 +85,7 @@ class Level:
         samples: of a pixel.
         planar: each sample has tiles of its own.
         tables: that JPEG tiles share, for each page.
+        decode: of tifffile, where the codec does not return an image.
         halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
     """
 
@@ -100,7 +102,7 @@ class Level:
     offsets: Numbers | Joined
     counts: Numbers | Joined
     tables: list[bytes | None]
-    decode: Callable[..., Any] = field(repr=False)
+    decode: Callable[..., Any] | None = field(repr=False)
     halved: bool = False
 
     @classmethod
@@ -129,7 +131,8 @@ class Level:
         level = cls(
             source.file, *(size or (page.imagelength, page.imagewidth)), tile, planes if planes > 1 else page.samplesperpixel, planar,
             int(page.compression), int(page.photometric), page.bitspersample, page.dtype, offsets[0], counts[0],
-            [p.jpegtables for p in pages], page.decode, halved=size is not None,
+            [p.jpegtables for p in pages], None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
+            halved=size is not None,
         )  # fmt: skip
         one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
         least = min(len(numbers) for numbers in offsets + counts)
@@ -169,7 +172,7 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     if level.compression in JPEG and not data.startswith(_LOSSLESS_JPEG):
         transformed = level.photometric == 6 and samples == 3
         return jpeg.decode_segment(data, tables, shapes, samples, transformed=transformed, bits=level.bits)
-    if level.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+    if level.decode is not None:
         return level.decode(data, place, jpegtables=tables)[0][0]
     if (start := data.find(_JPEG2000, 0, 200)) >= 0:
         _check_jpeg2000(data, start)

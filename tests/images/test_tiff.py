@@ -1,6 +1,7 @@
 """Tiled TIFF: right pixels, the tiles that are needed and no others, whatever the codec, the type and the layout."""
 
 import logging
+import pickle
 
 import imagecodecs
 import numpy as np
@@ -356,3 +357,46 @@ def test_unknown_codec_and_kinds_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "c.tif", photo(64, 64), tile=(32, 32), photometric="cielab")
     with pytest.raises(ImageError, match=r"c.tif: stores .* convert it to RGB"):
         open_image(tmp_path / "c.tif")
+
+
+def test_no_data_with_a_palette(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    index = photo(64, 64, 1)[..., 0]
+    index[:20] = 7
+    index[20:][index[20:] == 7] = 8
+    options = {"photometric": "palette", "colormap": colours * 257, "metadata": None, "extratags": [(42113, 2, None, "7", True)]}
+    tifffile.imwrite(tmp_path / "a.tif", index, tile=(32, 32), **options)
+    seen = open_image(tmp_path / "a.tif").look(np.array([[0, 0, 64, 64.0]]), (64, 64), fill=torch.tensor([0.1, 0.2, 0.3]))[0]
+    assert (seen[:, :20] == torch.tensor([0.1, 0.2, 0.3])[:, None, None]).all()
+    assert torch.allclose(seen[:, 20:], torch.from_numpy(colours.T[index[20:]].astype(np.float32)).permute(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("overviews", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_levels_and_masks_in_files_beside(tmp_path, overviews, mask):
+    """As GDAL writes them; what is seen is what GDAL reads."""
+    rasterio = pytest.importorskip("rasterio")
+    pixels, path = photo(256, 320), tmp_path / "a.tif"
+    options = {"driver": "GTiff", "width": 320, "height": 256, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False, TIFF_USE_OVR=True):
+        with rasterio.open(path, "w", tiled=True, blockxsize=64, blockysize=64, **options) as file:
+            file.write(pixels.transpose(2, 0, 1))
+            if mask:
+                valid = np.full((256, 320), 255, np.uint8)
+                valid[:, :96] = 0
+                file.write_mask(valid)
+        if overviews:
+            with rasterio.open(path, "r+") as file:
+                file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    image = open_image(path)
+    assert image.level_sizes == (((256, 320), (128, 160), (64, 80)) if overviews else ((256, 320),))
+    with rasterio.open(path) as file:
+        assert np.array_equal(image.read(0, (0, 0, 256, 320)), file.read().transpose(1, 2, 0))
+        if overviews:
+            expected = file.read(out_shape=(3, 64, 80), resampling=rasterio.enums.Resampling.nearest).transpose(1, 2, 0)
+            assert np.array_equal(image.read(2, (0, 0, 64, 80)), expected)
+    for box, size in (((0, 0, 256, 320), (64, 80)), ((0, 0, 64, 320), (64, 320))):
+        seen = image.look(np.array([box], float), size, fill=torch.full((3,), 0.7))[0]
+        edge = 96 * size[1] // 320
+        assert (seen[:, :, :edge] == 0.7).all().item() == mask and (seen[:, :, edge:] != 0.7).any()
+    assert np.array_equal(pickle.loads(pickle.dumps(image)).read(0, (0, 0, 256, 320)), pixels)
