@@ -33,8 +33,10 @@ _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 image = pyvips.Image.new_from_file(source, access="sequential", fail_on="warning")
-if image.width * image.height > limit:
-    sys.exit(f"claims {image.width} x {image.height} pixels, more than the limit of {limit:,}")
+bytes_each = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "double": 8, "complex": 8, "dpcomplex": 16}.get(image.format, 4)
+cost = image.width * image.height * image.bands * bytes_each
+if cost > limit:
+    sys.exit(f"claims {image.width} x {image.height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}")
 if image.hasalpha():
     image = image.premultiply().cast(image.format)
 if image.interpretation == "cmyk":
@@ -68,7 +70,7 @@ def open_slide(path: str, **options: Any) -> Pyramid:
     return OpenSlidePyramid(path, **options)
 
 
-def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     """Open what the readers of this package do not know.
 
     Raises:
@@ -81,15 +83,17 @@ def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options:
         return RasterPyramid(path, **options)
     if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head[:2] == b"\xff\x0a":
         need("pyvips", path)
-        return _by_vips(path, max_pixels, cache_dir, options)
+        return _by_vips(path, cache_dir, options)
     raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
 
 
-def _by_vips(path: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     def make(target: str) -> None:
-        child = subprocess.run([sys.executable, "-c", _VIPS, path, target, str(max_pixels)], capture_output=True, text=True, check=False)
+        child = subprocess.run(
+            [sys.executable, "-c", _VIPS, path, target, str(options["max_bytes"])], capture_output=True, text=True, check=False
+        )
         if child.returncode:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")

@@ -35,9 +35,10 @@ from torch import Tensor
 from foveal.errors import ImageError
 from foveal.images import jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import open_file, read_at, reading
+from foveal.images.reading import check_claim, open_file, read_at, reading
 
 LARGE = 64_000_000  # pixels that are decoded whole
+_MOST_SCANS = 200  # of a progressive JPEG; ten are usual
 _MODES = {
     "1": (1, bool), "L": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8), "CMYK": (3, np.uint8),
     "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16), "F": (1, np.float32),
@@ -53,6 +54,20 @@ class Header:
     bands: int
     dtype: Any
     metadata: dict[str, Any] = field(default_factory=dict)
+    alpha: bool = False
+    progressive: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Bytes that decoding it takes; a progressive JPEG keeps all its coefficients."""
+        samples = self.bands + self.alpha
+        return self.size[0] * self.size[1] * samples * (np.dtype(self.dtype).itemsize + 2 * self.progressive)
+
+    @property
+    def large(self) -> bool:
+        """Whether it is kept as a pyramid of tiles: looks at pixels with alpha take 4 bytes for each sample, twice."""
+        pixels = self.size[0] * self.size[1]
+        return pixels > (LARGE // 2 if self.alpha else LARGE)
 
     @property
     def orientation(self) -> int:
@@ -68,11 +83,11 @@ def kind_of(head: bytes) -> str | None:
     return found or ("PPM" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None)
 
 
-def read_header(path: str, kind: str, max_pixels: int) -> Header:
+def read_header(path: str, kind: str, max_bytes: int) -> Header:
     """Size, bands and orientation, without decoding.
 
     Raises:
-        ImageError: damaged, without pixels, or with more than ``max_pixels``.
+        ImageError: damaged, without pixels, or larger than ``max_bytes`` when it is decoded.
     """
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
     with (
@@ -81,14 +96,7 @@ def read_header(path: str, kind: str, max_pixels: int) -> Header:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         header = read(data) if read else _pillow_header(path, kind, data)
-    height, width = header.size
-    if height < 1 or width < 1:
-        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{path}: claims {width} x {height} pixels, more than the limit of {max_pixels:,}; "
-            "if it is genuine, convert it to a tiled TIFF, or open it in Python by open_image(..., max_pixels=N)"
-        )
+    check_claim(path, header.size, header.cost, max_bytes)
     return header
 
 
@@ -97,31 +105,36 @@ def _jpeg_header(data: Any) -> Header:
     if stream.bits != 8 or len(stream.components) not in (1, 3, 4):
         raise ValueError(f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB")
     notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
+    if stream.progressive and (scans := len(re.findall(b"\xff\xda", data))) > _MOST_SCANS:
+        raise ValueError(f"{scans} scans, each of which takes as long as a picture; save it again")
     bands = 1 if len(stream.components) == 1 else 3
-    return Header("JPEG", (stream.height, stream.width), bands, np.uint8, {"orientation": _orientation(**notes)})
+    metadata = {"orientation": _orientation(**notes)}
+    return Header("JPEG", (stream.height, stream.width), bands, np.uint8, metadata, progressive=stream.progressive)
 
 
 def _png_header(data: Any) -> Header:
     found = png.read(data)
     dtype = np.uint16 if found.depth == 16 else np.uint8
-    return Header("PNG", found.size, 1 if found.colour in (0, 4) else 3, dtype, {"orientation": _orientation(found.exif, found.xmp)})
+    metadata = {"orientation": _orientation(found.exif, found.xmp)}
+    alpha = found.colour in (4, 6) or any(name == b"tRNS" for name, *_ in found.chunks)
+    return Header("PNG", found.size, 1 if found.colour in (0, 4) else 3, dtype, metadata, alpha)
 
 
 def _webp_header(data: Any) -> Header:
     """Size and notes of a WebP, whose chunks must fill exactly the length that it claims."""
     end, at = 8 + int.from_bytes(data[4:8], "little"), 12
-    size, exif, xmp = None, None, None
+    size, exif, xmp, alpha = None, None, None, False
     while at + 8 <= min(end, len(data)):
         name, length = struct.unpack("<4sI", data[at : at + 8])
         body = data[at + 8 : at + 18]
         if name == b"VP8X":
-            size = 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
+            size, alpha = (1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")), bool(body[0] & 0x10)
         elif name == b"VP8 " and size is None:
             width, height = struct.unpack("<HH", body[6:10])
             size = height & 0x3FFF, width & 0x3FFF
         elif name == b"VP8L" and size is None:
             bits = int.from_bytes(body[1:5], "little")
-            size = ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+            size, alpha = (((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1), bool(bits >> 28 & 1)
         elif name == b"EXIF":
             exif = data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
         elif name == b"XMP ":
@@ -132,11 +145,11 @@ def _webp_header(data: Any) -> Header:
     # Some writers leave out the byte that makes the last chunk even, and some do not count it.
     if not end - 1 <= at <= end + 1 or end > len(data) + 1:
         raise ValueError(f"it claims {end} bytes, its parts take {at}, and the file has {len(data)}")
-    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif, xmp)})
+    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif, xmp)}, alpha)
 
 
 def _pillow(source: Any, kind: str) -> Any:
-    """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``.
+    """Open by the format's own class: Image.open refuses above a limit that is global to the process.
 
     An image of no pixels is returned as well, its size being all that can be had of it.
     """
@@ -159,14 +172,14 @@ def _pillow_header(path: str, kind: str, data: Any) -> Header:
         metadata = {"orientation": 1}
         if min(width, height) < 1:
             return Header(kind, (height, width), 3, np.uint8, metadata)
-        mode = "RGB" if kind == "GIF" else image.mode
+        mode, alpha = "RGB" if kind == "GIF" else image.mode, "A" in image.mode or "transparency" in image.info
         rows = [tile.offset + tile.args[1] * (height - 1) for tile in image.tile if kind == "BMP" and tile.codec_name == "raw"]
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
     # Zero is common there; another length that does not hold the pixels, or that the file has not, is damage.
     if kind == "BMP" and (length := int.from_bytes(data[2:6], "little")) and not max(rows, default=0) < length <= len(data):
         raise ValueError(f"it claims {length} bytes and has {len(data)}")
-    return Header(kind, (height, width), *_MODES[mode], metadata)
+    return Header(kind, (height, width), *_MODES[mode], metadata, alpha)
 
 
 def _orientation(exif: bytes | None, xmp: bytes | None) -> int:
@@ -194,8 +207,11 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def decode(path: str, header: Header) -> tuple[Stored, int]:
-    """Decode a whole image: (h, w, bands) with (h, w) float32 alpha or None, and the bytes that were read.
+def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+    """Decode a whole image.
+
+    Returns:
+        (h, w, samples); whether the last sample is alpha; and the bytes that were read.
 
     Raises:
         ImageError: damaged or cut short.
@@ -214,17 +230,24 @@ def decode(path: str, header: Header) -> tuple[Stored, int]:
         else:
             pixels = _by_pillow(data, header.kind)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    alpha = None
-    if pixels.shape[2] in (2, 4):
-        pixels, opaque = pixels[..., :-1], pixels[..., -1]
-        highest = np.iinfo(opaque.dtype).max
-        # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
-        ignored = opaque.min() == highest or (header.kind == "BMP" and opaque.max() == 0)
-        alpha = None if ignored else opaque.astype(np.float32) / highest
-    if pixels.shape != (*header.size, header.bands) or pixels.dtype != header.dtype:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} bands of {pixels.dtype}"
+    alpha = pixels.shape[2] in (2, 4)
+    bands = pixels.shape[2] - alpha
+    if (*pixels.shape[:2], bands) != (*header.size, header.bands) or pixels.dtype != header.dtype:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {bands} bands of {pixels.dtype}"
         raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
-    return without_gaps(pixels, alpha), len(data)
+    if alpha and pixels[..., -1].max() == 0 and header.kind != "BMP":
+        raise ImageError(f"{path}: is wholly transparent; there is nothing to see, make it again")
+    # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+    if alpha and pixels[..., -1].min() in (0, np.iinfo(pixels.dtype).max) and pixels[..., -1].min() == pixels[..., -1].max():
+        pixels, alpha = pixels[..., :-1], False
+    return pixels, alpha, len(data)
+
+
+def split(stored: np.ndarray, alpha: bool) -> Stored:
+    """(h, w, bands), and (h, w) float32 alpha or None."""
+    if not alpha:
+        return without_gaps(stored, None)
+    return stored[..., :-1], stored[..., -1].astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
 
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
@@ -257,8 +280,8 @@ class PlainPyramid(ArrayPyramid):
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                (pixels, alpha), length = decode(self.path, self._header)
-                self._fill_with(pixels, alpha)
+                stored, alpha, length = decode(self.path, self._header)
+                self._fill_with(*split(stored, alpha))
                 self._count(length, 1)
         return super()._read_stored(requests)
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import ConfigError, ImageError
-from foveal.images.reading import reading
+from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import Plan, composite, cut, plan
 
 Window = tuple[int, int, int, int]
@@ -74,6 +74,7 @@ class Pyramid(ABC):
         premultiplied: colours are multiplied by alpha already.
         bits: used bits of the stored type, if not all.
         halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level whether it was.
+        max_bytes: that the pixels behind one look may take; see `foveal.images.reading.memory_limit` if None.
 
     Attributes:
         size: (height, width) as a person sees it.
@@ -87,7 +88,7 @@ class Pyramid(ABC):
     def __init__(
         self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
         value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
-        premultiplied: bool = False, bits: int | None = None, halved: bool | Sequence[bool] = False,
+        premultiplied: bool = False, bits: int | None = None, halved: bool | Sequence[bool] = False, max_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.dtype = np.dtype(dtype)
@@ -102,6 +103,7 @@ class Pyramid(ABC):
         self._bands = bands
         self._orientation = orientation if orientation in _ORIENTATIONS else 1
         self._premultiplied = premultiplied
+        self._max_bytes = max_bytes or memory_limit()
         self._lock = threading.Lock()
         transpose = _ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
@@ -160,6 +162,12 @@ class Pyramid(ABC):
             # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
             how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
             wanted.append((level, how))
+        for level, how in wanted:
+            y0, x0, y1, x1 = (0, 0, 0, 0) if how.empty else how.window
+            if (cost := (y1 - y0) * (x1 - x0) * self._bands * self.dtype.itemsize) > self._max_bytes:
+                needs = f"a look needs {x1 - x0} x {y1 - y0} pixels of level {level}, {cost:,} bytes"
+                what = f"{needs}, more than the limit of {self._max_bytes:,}"
+                raise ImageError(f"{self.path}: {what}; add coarser levels to the file, or set FOVEAL_MAX_BYTES")
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 

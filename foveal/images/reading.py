@@ -17,10 +17,11 @@ import re
 import threading
 from types import ModuleType, TracebackType
 
-from foveal.errors import FovealError, ImageError
+from foveal.errors import ConfigError, FovealError, ImageError
 
 _BUGS = (NameError, ImportError, AssertionError)
 _WRONG_CALL = re.compile(r"unexpected keyword argument|positional argument|required keyword-only argument")
+LIMIT = 1 << 30
 _LARGE = 1 << 20  # bytes
 _moving = threading.Lock()
 
@@ -65,6 +66,38 @@ def short(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def memory_limit() -> int:
+    """Bytes that one decoded image, or one look at it, may take: ``$FOVEAL_MAX_BYTES``, or one gibibyte.
+
+    Raises:
+        ConfigError: the variable is no positive whole number.
+    """
+    text = os.environ.get("FOVEAL_MAX_BYTES", "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise ConfigError(f"FOVEAL_MAX_BYTES is {text!r}; set it to a number of bytes such as {LIMIT}, or unset it")
+    return int(text) if text else LIMIT
+
+
+def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None:
+    """Refuse an image before memory is taken for it.
+
+    Args:
+        path: the file.
+        size: (height, width) that its header claims.
+        cost: bytes that decoding it takes.
+        limit: bytes that it may take.
+
+    Raises:
+        ImageError: it has no pixels, or costs more.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+    if cost > limit:
+        claim = f"claims {width} x {height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}"
+        raise ImageError(f"{path}: {claim}; if it is genuine, convert it to a tiled TIFF with levels, or set FOVEAL_MAX_BYTES")
 
 
 def open_file(path: str) -> int:

@@ -87,6 +87,19 @@ class Layout:
     def shown_bands(self) -> int:
         return 3 if self.photometric in (3, 5) else self.bands
 
+    @property
+    def cost(self) -> int:
+        """Bytes of level 0 when it is decoded."""
+        level = self.levels[0]
+        return level.height * level.width * level.samples * self.dtype.itemsize
+
+    def looking_cost(self, number: int) -> int:
+        """Bytes that looking at a whole level takes; with alpha or a range of values, 4 for each sample, twice."""
+        level = self.levels[number]
+        gaps = self.alpha is not None or self.nodata is not None or self.masks[0] is not None or self.dtype.kind == "f"
+        each = self.shown_bands * self.shown_dtype.itemsize + level.samples * self.dtype.itemsize
+        return level.height * level.width * (each + 8 * (self.shown_bands + 1) * gaps)
+
     def options(self) -> dict[str, Any]:
         """Arguments of `Pyramid`."""
         bits = None if self.palette is not None or self.bits == self.dtype.itemsize * 8 else self.bits
@@ -205,24 +218,25 @@ class TiffPyramid(Pyramid):
         path: for messages, and the file unless ``file`` is given.
         layout: its headers, parsed.
         file: the file to read instead: a cached conversion of ``path``.
-        channels, value_range: see `foveal.images.open_image`.
+        channels, value_range, max_bytes: see `foveal.images.open_image`.
         options: overrides of what the headers say; see `Pyramid`.
     """
 
     def __init__(
         self, path: str, layout: Layout, *, file: str | None = None, channels: int | None = None,
-        value_range: tuple[float, float] | None = None, **options: Any,
+        value_range: tuple[float, float] | None = None, max_bytes: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
         sizes = [(level.height, level.width) for level in layout.levels]
         if any(level.halved for level in layout.levels):
             options = {"halved": [level.halved for level in layout.levels], **options}
-        options = {**layout.options(), "channels": channels, "value_range": value_range, **options}
+        options = {**layout.options(), "channels": channels, "value_range": value_range, "max_bytes": max_bytes, **options}
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
         self._layout: Layout | None = layout
         self._descriptors: dict[str, int] = {}
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
         self._kept_bytes = 0
+        self._keep = _KEPT
 
     def close(self) -> None:
         descriptors, self._descriptors = self._descriptors, {}
@@ -240,6 +254,11 @@ class TiffPyramid(Pyramid):
     def read_whole(self) -> Stored:
         """All of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
         return self._read_stored([(0, (0, 0, *self._stored_sizes[0]))])[0]
+
+    def keep_rows(self) -> None:
+        """Keep as many decoded tiles as stand side by side, for reading from top to bottom."""
+        level = self._headers().levels[0]
+        self._keep = min(max(_KEPT, level.tile_cost * level.columns * (level.samples if level.planar else 1)), self._max_bytes)
 
     @property
     def has_gaps(self) -> bool:
@@ -330,7 +349,7 @@ class TiffPyramid(Pyramid):
         with self._lock:
             self._kept[key] = tile
             self._kept_bytes += tile.nbytes
-            while self._kept_bytes > _KEPT:
+            while self._kept_bytes > self._keep:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return tile
 

@@ -27,8 +27,8 @@ import tifffile
 from foveal.errors import ImageError
 from foveal.images import jpeg
 from foveal.images.headers import Numbers
+from foveal.images.reading import memory_limit
 
-_LARGEST_TILE = 1 << 28  # bytes
 JPEG = {6, 7, 34892, 33007}
 _JPEG2000 = b"\xff\x4f\xff\x51"
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
@@ -124,8 +124,8 @@ class Level:
         if min(len(offsets), len(counts)) < len(pages):
             raise ImageError(f"{name}: does not say where its pixels are; the header is damaged, copy it again")
         tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
-        if page.dtype is None or min(tile) < 1 or tile[0] * tile[1] * page.samplesperpixel * page.dtype.itemsize > _LARGEST_TILE:
-            raise ImageError(f"{name}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, or tiles must be smaller")
+        if page.dtype is None or min(tile) < 1:
+            raise ImageError(f"{name}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, copy it again")
         planes = max(len(pages), channels)
         planar = planes > 1 or (page.planarconfig == 2 and page.samplesperpixel > 1)
         level = cls(
@@ -134,6 +134,9 @@ class Level:
             [p.jpegtables for p in pages], None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
             halved=size is not None,
         )  # fmt: skip
+        if level.tile_cost > memory_limit():
+            claim = f"claims tiles or strips of {tile[1]} x {tile[0]} pixels, {level.tile_cost:,} bytes each"
+            raise ImageError(f"{name}: {claim}, more than the limit of {memory_limit():,}; make them smaller, or set FOVEAL_MAX_BYTES")
         one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
         least = min(len(numbers) for numbers in offsets + counts)
         if least < one:
@@ -150,6 +153,12 @@ class Level:
         height, width = self.tile
         least = min(height, self.height - row * height), min(width, self.width - column * width)
         return [self.tile] if least == self.tile else [(h, w) for h in (height, least[0]) for w in (width, least[1])]
+
+    @property
+    def tile_cost(self) -> int:
+        """Bytes of a tile when it is decoded."""
+        samples = 1 if self.planar else self.samples
+        return self.tile[0] * self.tile[1] * samples * (1 if self.dtype is None else self.dtype.itemsize)
 
     @property
     def rows(self) -> int:

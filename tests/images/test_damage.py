@@ -139,13 +139,13 @@ def test_headers_that_lie(tmp_path, code, value):
     _refused(tmp_path / "a.tif")
 
 
-def test_large_strips_are_bounded_by_max_pixels(tmp_path, monkeypatch):
+def test_large_strips_are_bounded(tmp_path, monkeypatch):
     from foveal.images import plain
 
     monkeypatch.setattr(plain, "LARGE", 100)
     tifffile.imwrite(tmp_path / "a.tif", photo(64, 64), photometric="rgb")
-    with pytest.raises(ImageError, match="max_pixels"):
-        open_image(tmp_path / "a.tif", max_pixels=1000)
+    with pytest.raises(ImageError, match="FOVEAL_MAX_BYTES"):
+        open_image(tmp_path / "a.tif", max_bytes=100)
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
