@@ -71,18 +71,18 @@ def decode(data: bytes, colours: str, *, smaller: int = 1) -> np.ndarray:
     return pixels[::smaller, ::smaller]
 
 
-def header(data: bytes) -> tuple[int, int, int]:
-    """Height, width and number of components, from the frame header.
+def header(data: bytes) -> tuple[int, int, int, str]:
+    """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the headers.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no frame header.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        return height, width, _COMPONENTS[colours]
+        return height, width, _COMPONENTS[colours], colours
     except (ValueError, KeyError):
         stream = parse(data)
-        return stream.height, stream.width, len(stream.components)
+        return stream.height, stream.width, len(stream.components), ""
 
 
 def decode_segment(
@@ -107,13 +107,14 @@ def decode_segment(
     Raises:
         ValueError: damaged, not what the TIFF promises, or of a kind that cannot be decoded.
     """
-    # The code 0 stands for components as they are, 1 for YCbCr.
-    marker = _ADOBE + bytes([transformed]) if components > 1 else b""
-    whole = b"".join((b"\xff\xd8", marker, _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:]))
-    height, width, found = header(whole)
+    whole = tables[:-2] + data[2:] if tables else data
+    height, width, found, colours = header(whole)
     if (height, width) not in shapes or found != components:
         promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
         raise ValueError(f"it has {width} x {height} pixels with {found} components where the header promises {promised}")
+    if components > 1 and colours != ("YCbCr" if transformed else {3: "RGB", 4: "CMYK"}.get(components)):
+        # Adobe's code 0 stands for components as they are, 1 for YCbCr.
+        whole = b"".join((b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:]))
     if bits == 8 and components in (1, 3, 4):
         return decode(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
     pixels = _by_imagecodecs(whole, "RGB" if components == 3 else None, bits)
