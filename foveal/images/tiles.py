@@ -25,12 +25,14 @@ import numpy as np
 import tifffile
 
 from foveal.errors import ImageError
-from foveal.images import jpeg
+from foveal.images import jpeg, png
 from foveal.images.headers import Numbers
 from foveal.images.reading import memory_limit
 
 JPEG = {6, 7, 34892, 33007}
 _JPEG2000 = b"\xff\x4f\xff\x51"
+_JPEG_XR = b"II\xbc"
+_FAX = {2, 3, 4, 32771}
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 """Compressions whose codecs convert from YCbCr themselves, or say how to."""
@@ -182,11 +184,19 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
         transformed = level.photometric == 6 and samples == 3
         return jpeg.decode_segment(data, tables, shapes, samples, transformed=transformed, bits=level.bits)
     if level.decode is not None:
-        return level.decode(data, place, jpegtables=tables)[0][0]
+        tile = level.decode(data, place, jpegtables=tables)[0][0]
+        if level.compression in _FAX:
+            _check_fax(tile, data, lambda longer: level.decode(longer, place)[0][0])  # type: ignore[misc]
+        return tile
     if (start := data.find(_JPEG2000, 0, 200)) >= 0:
         _check_jpeg2000(data, start)
-    options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
-    tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
+    if data.startswith(_JPEG_XR):
+        _check_jpegxr(data)
+    if data.startswith(png.SIGNATURE):
+        tile = png.decode(png.read(data))
+    else:
+        options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
+        tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
     tile = tile[..., None] if tile.ndim == 2 else tile
     if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
         what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
@@ -195,6 +205,30 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     if ycbcr and samples == 3 and start >= 0 and _jpeg2000_is_ycbcr(data, start):
         tile = _from_ycbcr(tile)
     return tile
+
+
+def _check_fax(tile: np.ndarray, data: bytes, decode: Callable[[bytes], np.ndarray]) -> None:
+    """Raise ValueError where the codes of a fax end before its rows do; the decoder leaves the other rows white.
+
+    What follows the last row changes nothing. Zeros at the end may be padding, or codes that were erased.
+    """
+    codes = data.rstrip(b"\0")
+    codes = codes if len(data) - len(codes) >= 4 else data
+    try:
+        complete = np.array_equal(decode(codes + b"\x35\xa6\x9d\x53" * 16), tile)
+    except Exception:
+        complete = False
+    if not complete:
+        raise ValueError("fax data cut short")
+
+
+def _check_jpegxr(data: bytes) -> None:
+    """Raise ValueError where a JPEG XR is shorter than its header says; the decoder makes up what is missing."""
+    at = struct.unpack_from("<I", data, 4)[0]
+    entries = [struct.unpack_from("<HHII", data, at + 2 + 12 * i) for i in range(struct.unpack_from("<H", data, at)[0])]
+    numbers = {code: value for code, _, _, value in entries}
+    if numbers.get(0xBCC0, 0) + numbers.get(0xBCC1, 0) > len(data):
+        raise ValueError("JPEG XR data cut short")
 
 
 def _check_jpeg2000(data: bytes, start: int) -> None:
