@@ -33,6 +33,7 @@ JPEG = {6, 7, 34892, 33007}
 _JPEG2000 = b"\xff\x4f\xff\x51"
 _JPEG_XR = b"II\xbc"
 _FAX = {2, 3, 4, 32771}
+_FAX_CODES = (b"\x35", b"\x4d", b"\x9b", b"\xff")  # bytes of which codes can be read
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 """Compressions whose codecs convert from YCbCr themselves, or say how to."""
@@ -215,7 +216,7 @@ def _check_fax(tile: np.ndarray, data: bytes, decode: Callable[[bytes], np.ndarr
     codes = data.rstrip(b"\0")
     codes = codes if len(data) - len(codes) >= 4 else data
     try:
-        complete = np.array_equal(decode(codes + b"\x35\xa6\x9d\x53" * 16), tile)
+        complete = all(np.array_equal(decode(codes + byte * 64), tile) for byte in _FAX_CODES)
     except Exception:
         complete = False
     if not complete:
