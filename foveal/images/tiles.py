@@ -87,7 +87,8 @@ class Level:
         tile: (height, width) of a tile.
         samples: of a pixel.
         planar: each sample has tiles of its own.
-        tables: that JPEG tiles share, for each page.
+        tables: that JPEG tiles share, or None.
+        other_tables: those of the pages of the second and later channels.
         decode: of tifffile, where the codec does not return an image.
         halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
     """
@@ -104,9 +105,10 @@ class Level:
     dtype: np.dtype | None
     offsets: Numbers | Joined
     counts: Numbers | Joined
-    tables: list[bytes | None]
+    tables: bytes | None
     decode: Callable[..., Any] | None = field(repr=False)
     halved: bool = False
+    other_tables: tuple[bytes | None, ...] = ()
 
     @classmethod
     def of(cls, source: Source, pages: Sequence[tifffile.TiffPage], *, size: tuple[int, int] | None = None, channels: int = 1) -> Level:
@@ -134,8 +136,8 @@ class Level:
         level = cls(
             source.file, *(size or (page.imagelength, page.imagewidth)), tile, planes if planes > 1 else page.samplesperpixel, planar,
             int(page.compression), int(page.photometric), page.bitspersample, page.dtype, offsets[0], counts[0],
-            [p.jpegtables for p in pages], None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
-            halved=size is not None,
+            page.jpegtables, None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
+            halved=size is not None, other_tables=tuple(p.jpegtables for p in pages[1:]),
         )  # fmt: skip
         if level.tile_cost > memory_limit():
             claim = f"claims tiles or strips of {tile[1]} x {tile[0]} pixels, {level.tile_cost:,} bytes each"
@@ -180,7 +182,7 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     """
     shapes, samples = level.shapes(index), 1 if level.planar else level.samples
     plane, place = divmod(index, level.rows * level.columns)
-    tables = level.tables[plane if len(level.tables) > 1 else 0]
+    tables = level.other_tables[plane - 1] if plane and level.other_tables else level.tables
     if level.compression in JPEG and not data.startswith(_LOSSLESS_JPEG):
         transformed = level.photometric == 6 and samples == 3
         return jpeg.decode_segment(data, tables, shapes, samples, transformed=transformed, bits=level.bits)
