@@ -29,7 +29,7 @@ from foveal.data.augmentation import AUGMENTATIONS, TENSOR_AUGMENTATIONS, change
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
-from foveal.images import ImageViews, Look, TensorViews, View, Views, open_image
+from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, open_image
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
 
@@ -213,6 +213,8 @@ class Reading:
         for what, value, known in (("augmentation", self.augmentation, AUGMENTATIONS), ("kernels", self.kernels, ("bilinear", "tnet"))):
             if value not in known:
                 raise ConfigError(f"data: there is no {what} {value!r}; use one of {', '.join(known)}")
+        if self.value_range is not None:
+            checked_range(self.value_range)
 
     def plain(self) -> Reading:
         """The same for evaluation: nothing random."""

@@ -7,12 +7,12 @@ Example:
 """
 
 from foveal.images.open import SUFFIXES, open_image
-from foveal.images.pyramid import ArrayPyramid, Pyramid, squash
+from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
 from foveal.images.transform import Colour, Transform
 from foveal.images.views import BlankViews, ImageViews, Look, Occluded, TensorViews, View, Views, as_views
 
 __all__ = [
     "SUFFIXES", "ArrayPyramid", "BlankViews", "Colour", "ImageViews", "Look", "Occluded", "Pyramid", "TensorViews", "Transform", "View",
-    "Views", "as_views", "open_image", "resample", "squash",
+    "Views", "as_views", "checked_range", "open_image", "resample", "squash",
 ]  # fmt: skip
