@@ -39,10 +39,12 @@ CONTENDERS = {
     "dense": ["--model", "plain_convnet_32", "--model.image_size", "256", "--model.widths", "[16,32,64,96]", "--model.global_pool", "max"],
     "warm-up with random looks": ["--objective.warm_up_looks", "random"],
     "no warm-up": ["--objective.warm_up", "0"],
+    "detached policy": ["--model.detached_policy", "true"],
     "average pooling": ["--model.backbone_options", NETWORK.replace('"max"', '"avg"')],
     "looks of 32 px": ["--model.base_size", "32"],
     "twice as wide": ["--model.backbone_options", NETWORK.replace("[16, 32, 64, 96]", "[32, 64, 128, 192]")],
     "batches of 32": ["--batch_size", "32"],
+    "every look alone": ["--objective.image_share", "0.3"],
 }
 
 
