@@ -105,7 +105,7 @@ def budget(locations: Sequence[int]) -> str:
 
 
 DEMO = (
-    ("tnet", "accuracy", "TNet, a thumbnail of 40 px and two looks of 40 px at images of 256 px"),
+    ("tnet", "accuracy", "TNet, a thumbnail of 48 px and two looks of 48 px at images of 256 px"),
     ("tnet", "thumbnail", "the same checkpoints, thumbnail only"),
     ("tnet", "random", "the same checkpoints, two looks at random"),
     ("thumbnail only", "accuracy", "the same network trained on thumbnails only"),
@@ -118,7 +118,7 @@ INGREDIENTS = (
     ("no warm-up", "accuracy", "no warm-up"),
     ("detached policy", "accuracy", "the policy trains the location module alone, as published"),
     ("average pooling", "accuracy", "average pooling in the backbone instead of maximum pooling"),
-    ("looks of 32 px", "accuracy", "thumbnail and looks of 32 px instead of 40 px"),
+    ("looks of 32 px", "accuracy", "thumbnail and looks of 32 px instead of 48 px"),
     ("twice as wide", "accuracy", "a backbone twice as wide"),
     ("batches of 32", "accuracy", "batches of 32 instead of 16"),
     ("every look alone", "accuracy", "0.7 of the loss for every look alone instead of 0.4"),
