@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpses
@@ -711,8 +710,8 @@ class ReferenceTNet(TNet):
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
         published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
         options = {**published, "mean": (0.5,), "std": (0.5,), **options}
+        self._objective = objective  # before the network, so that help can ask for the default objective of a model that it does not make
         super().__init__(num_classes, **options)
-        self._objective = objective
 
     def default_objective(self) -> Objective:
         return ReferenceTNetObjective(**self._objective)
@@ -784,6 +783,8 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
     """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    from timm.layers import DropPath
+
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
     for i, block in enumerate(blocks, start=1):
         if getattr(block, "has_skip", False):

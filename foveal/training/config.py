@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -111,7 +111,7 @@ class FitConfig:
     max_time: float | None = None
     batch_size: int = 64
     accumulate: int = 1
-    precision: str = "32"
+    precision: Annotated[str, PRECISIONS] = "32"
     ema: float | None = None
     class_weights: Literal["balanced"] | list[float] | None = None
     seed: int = 0
