@@ -44,7 +44,7 @@ def folder(
     Args:
         root: the folder.
         val_fraction: share of each class that is kept for validation where there is no ``val`` folder; 0 for none, 1 for all.
-        seed: decides which ones.
+        seed: decides which images are kept for validation.
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.
@@ -84,7 +84,7 @@ def manifest(
         file: the table, CSV or Parquet.
         root: folder that the paths start from; that of the table if None.
         val_fraction: share of each class's training images that is kept for validation where no row says ``val``.
-        seed: decides which ones.
+        seed: decides which images are kept for validation.
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.

@@ -314,7 +314,7 @@ def cub(
     Args:
         root: folder with ``images.txt`` and the others, or the one that holds it as ``CUB_200_2011``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
-        seed: decides which ones.
+        seed: decides which images are kept for validation.
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
@@ -340,7 +340,7 @@ def nabirds(
     Args:
         root: folder with ``images.txt`` and the others, or the one that holds it as ``nabirds``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
-        seed: decides which ones.
+        seed: decides which images are kept for validation.
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.

@@ -212,8 +212,8 @@ class WholeImage(GlimpseClassifier):
 
     Args:
         network: (B, C, h, w) normalised images to (B, classes) logits, as timm's models do.
-        image_size: side, or (height, width), that the whole image is resampled to.
-        mean, std: normalisation; those of ``network.pretrained_cfg`` (or 0.5, 0.5) if None.
+        image_size: side, or (height, width), that the whole image is resampled to; the network's own if None.
+        mean, std: normalisation, per band; the network's own if None, or 0.5 where it has none.
         squash: squash the whole image to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
         crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation

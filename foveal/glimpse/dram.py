@@ -97,7 +97,7 @@ class DRAM(RecurrentAttention):
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the look, rather than look at the square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share, see `GlimpseClassifier`.
+        crop: look at the centred square of this share of the image's shorter side; at all of it if None.
 
     Raises:
         ConfigError: an unknown backbone, a glimpse that is as large as the image, or a budget of several levels.

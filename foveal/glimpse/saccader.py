@@ -479,7 +479,8 @@ class SaccaderSeparate(Saccader):
         classifier_options: further keywords for it.
         pretrained: load timm's pretrained weights into the classifier, or those of this file.
         glimpse_size: side that a glimpse is resampled to; the classifier's own input size if None.
-        options: of `Saccader`; its ``pretrained`` is ``locator_pretrained`` here.
+        locator_pretrained: load these weights into the backbone, which finds the locations.
+        options: of `Saccader`.
 
     Raises:
         ConfigError: see `Saccader`.

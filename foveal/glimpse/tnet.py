@@ -746,7 +746,13 @@ def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth
 def _birds(
     num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
 ) -> ReferenceTNet:
-    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting."""
+    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
+
+    Args:
+        variant: which EfficientNet, 0 to 4.
+        contrastive: weight of the contrast between the images of a batch, in the objective.
+        depth_drop: largest rate of stochastic depth.
+    """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
         "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,

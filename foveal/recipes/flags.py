@@ -107,6 +107,11 @@ def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
             yield from chain_of(target)
 
 
+def initialiser_of(kind: type) -> type:
+    """The class that ``__init__`` is inherited from."""
+    return next(c for c in kind.__mro__ if "__init__" in vars(c))
+
+
 def target_of(build: Callable[..., Any]) -> Any:
     """The class that a constructor makes, as far as its signature tells."""
     build = getattr(build, "func", build)
@@ -131,8 +136,13 @@ def _table(hint: Any) -> tuple[str, ...]:
 
 
 def _texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each argument; an entry may speak of several, ``mean, std``."""
-    entries = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE).params
+    """What a docstring says of each argument; an entry may speak of several, ``mean, std``. What a class leaves out its bases say."""
+    documented = reversed(function.__mro__) if inspect.isclass(function) else [function]
+    entries = [
+        entry
+        for where in documented
+        for entry in docstring_parser.parse(inspect.getdoc(where) or "", docstring_parser.DocstringStyle.GOOGLE).params
+    ]
     return {name.strip(): " ".join((e.description or "").split()) for e in entries for name in e.arg_name.split(",")}
 
 

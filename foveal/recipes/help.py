@@ -30,7 +30,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.registry import REGISTRY
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
-from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, chain_of, flag, options_of, target_of
+from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, chain_of, flag, initialiser_of, options_of, target_of
 from foveal.recipes.layout import Layout, columns
 from foveal.runs import constructor, wrapper_options
 
@@ -129,8 +129,8 @@ def reached(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, A
     Raises:
         ConfigError: the constructor does not say which class it makes, or makes another one.
     """
-    classes = [c for c in chain_of(build) if inspect.isclass(c) and not c.__module__.startswith(("torch.", "builtins"))]
-    original = {c: c.__init__ for c in classes}
+    classes = [initialiser_of(c) for c in chain_of(build) if inspect.isclass(c) and not c.__module__.startswith(("torch.", "builtins"))]
+    original: dict[type, Callable[..., None]] = {c: vars(c)["__init__"] for c in classes}
     arguments: dict[str, Any] = {}
 
     def recording(c: type) -> Callable[..., None]:
@@ -150,13 +150,13 @@ def reached(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, A
 
     try:
         for c in classes:
-            c.__init__ = recording(c)  # type: ignore[method-assign]
+            c.__init__ = recording(c)  # type: ignore[misc, method-assign]
         build(**options)
     except _Reached as end:
         return end.args[0], arguments
     finally:
         for c in classes:
-            c.__init__ = original[c]  # type: ignore[method-assign]
+            c.__init__ = original[c]  # type: ignore[misc, method-assign]
     raise ConfigError(f"{getattr(build, '__name__', build)}: does not say which class it makes")
 
 
