@@ -105,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
-        _import_torch()
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
     typed = shlex.join(["foveal", *argv, *data])
@@ -282,6 +281,10 @@ Recipes of published experiments; foveal recipes NAME lists those of a group:
 
 def _fit(argv: list[str]) -> int:
     recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (_recipe_of(argv), argv)
+    from foveal.recipes import find_recipe
+
+    find_recipe(recipe)  # a name that is wrong should be told at once
+    _import_torch()
     from foveal.recipes.configure import configure, describe
 
     config, out, how = configure(recipe, flags)
