@@ -784,7 +784,7 @@ def _models(args: argparse.Namespace) -> int:
     for name in names:
         print(name)
     if not args.pattern and not args.quiet:
-        print("and more than a thousand dense networks of timm and ours: foveal models '*'", file=sys.stderr)
+        print("and the dense networks of timm and ours: foveal models '*'", file=sys.stderr)
     return 0 if names else 1
 
 
