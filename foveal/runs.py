@@ -35,7 +35,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -49,7 +48,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, networks
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import Pyramid, Views, as_views, open_image, squash
 
@@ -69,7 +68,7 @@ FOUND_OUT = (
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
     ours = sorted(REGISTRY)
-    return fnmatch.filter([*ours, *(name for name in timm.list_models() if name not in REGISTRY)], pattern)
+    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in REGISTRY)], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -80,6 +79,7 @@ def constructor(name: str) -> Callable[..., Any]:
     """
     if name in REGISTRY:
         return REGISTRY[name]
+    timm = networks()
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*")):
         return timm.model_entrypoint(architecture)
@@ -115,7 +115,7 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
     level = retries.level
     try:
         retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
-        return build(**options) if name in REGISTRY else timm.create_model(name, **options)
+        return build(**options) if name in REGISTRY else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -184,7 +184,7 @@ def _unpickled(file: Path) -> Any:
 
 def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
     """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
-    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
     classifier = f"{card and card.classifier}.weight"
     heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
     return {"num_classes": len(heads[0])} if len(heads) == 1 else {}

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpses
@@ -711,8 +710,8 @@ class ReferenceTNet(TNet):
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
         published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
         options = {**published, "mean": (0.5,), "std": (0.5,), **options}
+        self._objective = objective  # before the network, so that help can ask for the default objective of a model that it does not make
         super().__init__(num_classes, **options)
-        self._objective = objective
 
     def default_objective(self) -> Objective:
         return ReferenceTNetObjective(**self._objective)
@@ -747,7 +746,13 @@ def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth
 def _birds(
     num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
 ) -> ReferenceTNet:
-    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting."""
+    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
+
+    Args:
+        variant: which EfficientNet, 0 to 4.
+        contrastive: weight of the contrast between the images of a batch, in the objective.
+        depth_drop: largest rate of stochastic depth.
+    """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
         "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,
@@ -784,6 +789,8 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
     """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    from timm.layers import DropPath
+
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
     for i, block in enumerate(blocks, start=1):
         if getattr(block, "has_skip", False):

@@ -57,10 +57,11 @@ class ReferenceTNetObjective:
     answer, one moving-average baseline for both policy terms, and deterministic top-k as the "sample".
 
     Args:
-        image_share: s; the published runs use the same share for both halves (lambda_c = lambda_b).
-        policy_weight: w (lambda_r).
+        image_share: share of the whole rollout's terms; the rest goes to every look alone. s, the same for both halves in the published
+            runs (lambda_c = lambda_b).
+        policy_weight: weight of the policy gradient, w (lambda_r).
         feature_levels: highest level whose looks are judged alone (H); all if None.
-        contrastive: c (lambda_k).
+        contrastive: weight of the contrast between the images of a batch, c (lambda_k).
         class_weights: weight of each class in the cross-entropies.
     """
 

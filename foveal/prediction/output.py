@@ -28,14 +28,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.choices import FORMATS
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.rows import COLUMNS, Row, as_text, check_locations, check_policies, failed_row, find_images, predict_rows, ready
 from foveal.runs import replacing
-
-FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
