@@ -34,7 +34,7 @@ from foveal.recipes.layout import Layout, in_columns
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
-    from foveal.evaluation import Comparison, EarlyExit, Evaluation, Faithfulness, Occlusion
+    from foveal.evaluation import Comparison, Cost, EarlyExit, Evaluation, Faithfulness, Occlusion
     from foveal.prediction import Exit
     from foveal.runs import Run
 
@@ -65,6 +65,8 @@ def _names(names: Sequence[str], word: str = "or") -> str:
 
 COST = "a number with MAC, kMAC, MMAC, GMAC, TMAC, ms or locations, as 20MMAC"
 POLICY = f"{_names(POLICIES)}; Saccader also knows {_names(SACCADER_POLICIES, 'and')}"
+SHOWN_CLASSES = 20
+"""Classes that a terminal shows unless it is to show all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,7 +200,19 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
     _add_split(parser)
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
+    _add_wide(parser)
     _add_running(parser, batch_size=32)
+
+
+def _add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wide", action="store_true", help="print every column that there is")
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--measure", choices=("none", "quick", "full"),
+        help="times and memory: none, in about 20 s in all, or 0.5 s and more for each number (default: quick)",
+    )  # fmt: skip
 
 
 def _policy(text: str) -> tuple[str, ...]:
@@ -217,13 +231,7 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return float(text)
-
-
-_positive.__name__ = _natural.__name__ = _seconds.__name__ = "number"  # what argparse calls them in its errors
+_positive.__name__ = _natural.__name__ = "number"  # what argparse calls them in its errors
 
 
 def _take(argv: list[str], section: str) -> tuple[list[str], list[str]]:
@@ -403,6 +411,8 @@ No more looks at an image once the answer is sure; costs are of the mean image:
     parser.add_argument("--against", metavar="RUN", help="run of a dense network, whose accuracy and cost stand beside")
     _add_split(parser)
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
+    _add_measure(parser)
+    _add_wide(parser)
     _add_running(parser, batch_size=32)
 
 
@@ -415,12 +425,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.budget:
         return _stop_early(run, args)
     budgets = parse_locations(args.locations) if args.locations else None
-    with _progress("evaluating", args.quiet) as show:
+    with _progress("accuracy", args.quiet) as show:
         result = evaluate(
             run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
-            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, on_progress=show, policies=args.policy,
+            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, measure=args.measure or "quick",
+            on_progress=show, policies=args.policy,
         )  # fmt: skip
-    return _give(result, args.typed, args.out or run.path)
+    return _give(result, args, args.out or run.path)
 
 
 def _stop_early(run: Run, args: argparse.Namespace) -> int:
@@ -429,14 +440,16 @@ def _stop_early(run: Run, args: argparse.Namespace) -> int:
 
     if args.policy or args.against:
         raise ConfigError("--budget: stands beside fixed budgets of the same model; leave --policy and --against out")
+    if args.measure:
+        raise ConfigError(f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out")
     locations = parse_budget(args.locations) if args.locations else None
     read_exits(run.path)  # damaged ones should be told before the work is done
-    with _progress("stopping early", args.quiet) as show:
+    with _progress("finding thresholds", args.quiet) as show:
         result = stop_early(
             run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, split=args.split,
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, on_progress=show,
         )  # fmt: skip
-    code = _give(result, args.typed, args.out or run.path)
+    code = _give(result, args, args.out or run.path)
     if not args.data:  # thresholds found on other data are not the run's
         _keep(run, result.exits)
     return code
@@ -452,23 +465,22 @@ def _keep(run: Run, exits: Sequence[Exit]) -> None:
         print(f"foveal: {run.path}: cannot be written ({error.strerror}); the thresholds are not kept", file=sys.stderr)
 
 
-def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, typed: str, out: str | Path | None) -> int:
+def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, args: argparse.Namespace, out: str | Path) -> int:
     """Print a result's table, write its files into a folder, list the images that failed."""
-    from rich.console import Console
+    from foveal.display import console
 
-    console = Console()
-    # Away from a terminal rich would fold the table to 80 columns.
-    Console(width=None if console.is_terminal else 160).print(result.table())
-    result.about["command"] = typed
-    if out is not None:
-        result.write(out)
+    console().print(result.table(args.wide))
+    result.about["command"] = args.typed
+    result.write(out)
+    if not args.quiet:
+        print(f"\nAll numbers are in {Path(out) / result.file}{'' if args.wide else '; --wide prints more of them'}.")
     _tell_failed(result.errors)
     return 1 if result.errors else 0
 
 
 @contextmanager
 def _progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; what it yields is called with how much is done, and of how much."""
+    """A bar on a terminal; what it yields is called with how much is done, of how much, and of which part of the work if there are some."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -477,7 +489,13 @@ def _progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task(what, total=None)
-        yield lambda done, total, *_: bar.update(row, completed=done, total=total)
+
+        def show(done: int, total: int, part: str = what) -> None:
+            if part != bar.tasks[0].description:
+                bar.reset(row, description=part)  # its time left is not that of the part before
+            bar.update(row, completed=done, total=total)
+
+        yield show
 
 
 def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
@@ -512,7 +530,8 @@ and memory, with the Pareto front marked. The images are those of the first run;
     _add_data_options(parser)
     _add_split(parser)
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="where to write (default: comparison)")
-    parser.add_argument("--seconds", type=_seconds, default=0.5, metavar="S", help="least time of each measurement (default: 0.5)")
+    _add_measure(parser)
+    _add_wide(parser)
     _add_running(parser, batch_size=32)
 
 
@@ -522,12 +541,12 @@ def _compare(args: argparse.Namespace) -> int:
 
     budgets = parse_locations(args.locations) if args.locations else None
     data = _data_of(first_run(args.paths), args.data)
-    with _progress("comparing", args.quiet) as show:
+    with _progress("accuracy", args.quiet) as show:
         result = compare(
             args.paths, data, budgets=budgets, split=args.split, batch_size=args.batch_size, workers=args.workers or 0, device=args.device,
-            precision=args.precision, seed=args.seed, seconds=args.seconds, on_progress=show,
+            precision=args.precision, seed=args.seed, measure=args.measure or "quick", on_progress=show,
         )  # fmt: skip
-    return _give(result, args.typed, args.out)
+    return _give(result, args, args.out)
 
 
 # ---------------------------------------------------------------------------------------------------------- occlude
@@ -573,7 +592,7 @@ def _occlude(args: argparse.Namespace) -> int:
             batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
             on_progress=show,
         )  # fmt: skip
-    return _give(result, args.typed, args.out or run.path)
+    return _give(result, args, args.out or run.path)
 
 
 # --------------------------------------------------------------------------------------------------------- faithful
@@ -615,7 +634,7 @@ def _faithful(args: argparse.Namespace) -> int:
             limit=args.limit, batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision,
             seed=args.seed, on_progress=show,
         )  # fmt: skip
-    return _give(result, args.typed, args.out or run.path)
+    return _give(result, args, args.out or run.path)
 
 
 # ---------------------------------------------------------------------------------------------------------- predict
@@ -742,6 +761,7 @@ most probable classes, and the cost.
     parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone, as PNG")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
+    _add_wide(parser)
     _add_how(parser)
 
 
@@ -755,8 +775,8 @@ def _explain(args: argparse.Namespace) -> int:
         seed=args.seed, overlay_out=args.overlay,
     )  # fmt: skip
     if not args.quiet:
-        show(seen)
-        print(f"The page is {args.out}")
+        show(seen, wide=args.wide)
+        print(f"\nThe page is {args.out}")
     return 0
 
 
@@ -807,6 +827,7 @@ Write the first test images of a run's data set as PNG files:
     parser.add_argument("--split", default="test", choices=SPLITS, help="images to export (default: test)")
     parser.add_argument("--export", metavar="FOLDER", help="write images into this folder")
     parser.add_argument("--count", type=_positive, default=8, metavar="N", help="how many images to write (default: 8)")
+    parser.add_argument("--wide", action="store_true", help="name every class")
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -821,9 +842,14 @@ def _data(args: argparse.Namespace) -> int:
     if args.export:
         _export(data, args.split, Path(args.export), args.count)
         return 0
+    from foveal.display import console, counted, printable, stacked
+
+    shown = console()
+    few = data.classes[: SHOWN_CLASSES if shown.is_terminal and not args.wide else None]
+    more = "" if len(few) == len(data.classes) else f" and {len(data.classes) - len(few):,} more; --wide names all"
     splits = {split: len(images) for split in ("train", "val", "test") if (images := getattr(data, split)) is not None}
-    print(f"{len(data.classes)} classes: {', '.join(data.classes)}")
-    print(", ".join(f"{split}: {count} images" for split, count in splits.items()))
+    shown.print(stacked(f"{len(data.classes):,} classes: {', '.join(map(printable, few))}{more}"))
+    shown.print(stacked(", ".join(f"{split}: {counted(count, 'image')}" for split, count in splits.items())))
     return 0
 
 
@@ -895,8 +921,9 @@ _size.__name__ = "size"
 
 
 def _cost(args: argparse.Namespace) -> int:
+    from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
-    from foveal.prediction import count, parse_budget
+    from foveal.prediction import count, format_budget, parse_budget
     from foveal.recipes.flags import UsageError, as_nested, parse_settings
     from foveal.runs import create_model, list_models, load
 
@@ -918,15 +945,21 @@ def _cost(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(line))
         return 0
-    for key, value in line.items():
-        text = f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else ",".join(map(str, value)) or "0"
-        print(f"{key:<26}{text}")
+    rows: list[tuple[str, Cost | None]] = [("model", cost)]
     if isinstance(model, GlimpseClassifier):
         try:
-            dense = count(model.dense(), args.image_size).macs
-            print(f"{'macs, dense backbone':<26}{dense:,} ({dense / cost.macs:.1f} x)")
+            rows.append(("dense backbone", count(model.dense(), args.image_size)))
         except ConfigError:
-            print(f"{'macs, dense backbone':<26}does not take images of this size")
+            rows.append(("dense backbone", None))
+    columns = [
+        Column("", lambda row: row[0], TEXT),
+        Column("parameters", lambda row: f"{row[1].parameters:,}" if row[1] else "takes no such image"),
+        Column("and statistics", lambda row: f"{row[1].parameters_and_statistics:,}" if row[1] else ""),
+        Column("MACs", lambda row: f"{row[1].macs:,}" if row[1] else ""),
+        Column("times", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""),
+    ]
+    looks = f", locations {format_budget(locations)}" if isinstance(model, GlimpseClassifier) else ""
+    console().print(Table(f"{args.model} on an image of {image_size(args.image_size)} px{looks}", columns, rows))
     return 0
 
 
@@ -954,12 +987,12 @@ of the table's split: CIFAR's test images, ImageNet's val images. Runs that diff
     tables = sorted(file.stem for file in Path(__file__).parent.glob("evaluation/tables/*.yaml"))
     parser.add_argument("name", metavar="NAME", help=_names(tables))
     parser.add_argument("--runs", metavar="FOLDER", help="where to look for run folders (default: runs)")
+    _add_wide(parser)
     parser.add_argument("--json", action="store_true", help="print every row, also those without a number, as JSON")
 
 
 def _table(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from foveal.display import console
     from foveal.evaluation import table
 
     if args.runs is not None and not Path(args.runs).is_dir():
@@ -968,12 +1001,7 @@ def _table(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_dict()))
         return 0
-    console = Console()
-    console = Console(width=None if console.is_terminal else 160)
-    for drawn in found.tables():
-        console.print(drawn)
-    for key, source in found.sources.items():
-        print(f"{key}: {source}")
+    console().print(found.table(args.wide))
     if found.left_out and not args.quiet:
         print("left out:", file=sys.stderr)
     for folder, reason in found.left_out if not args.quiet else ():

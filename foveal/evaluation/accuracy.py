@@ -95,7 +95,7 @@ class Judged(NamedTuple):
 
 def judge(
     model: GlimpseClassifier, batches: Iterable[Batch], plans: Sequence[Plan], *, precision: str = "32", seed: int = 0,
-    on_batch: Callable[[], None] = lambda: None, keep_logits: bool = False,
+    on_step: Callable[[int], None] = lambda looks: None, keep_logits: bool = False,
 ) -> Judged:  # fmt: skip
     """Classify every batch by every plan.
 
@@ -105,7 +105,7 @@ def judge(
         plans: what to try.
         precision: see `autocast`.
         seed: of policies that draw; what they draw depends on the image's index alone.
-        on_batch: called after each batch.
+        on_step: called with the looks that a plan takes, see `looks_of`, after each plan of each batch.
         keep_logits: keep the logits of every image and plan, 4 bytes a class.
 
     Raises:
@@ -123,9 +123,10 @@ def judge(
             batch = batch.to(device)
             draws = Draws(seed, 0, batch.index)
             with torch.inference_mode(), autocast(precision, device):
-                seen = [
-                    model(batch.views, locations=plan.locations, policy=plan.policy, draws=draws, contributions=False) for plan in plans
-                ]
+                seen = []
+                for plan in plans:
+                    seen.append(model(batch.views, locations=plan.locations, policy=plan.policy, draws=draws, contributions=False))
+                    on_step(looks_of(plan))
             bad = batch.views.errors
             errors += [(f"image {batch.index[i]}", reason) for i, reason in bad.items()]
             good = torch.tensor([i for i in range(len(batch)) if i not in bad], dtype=torch.long)
@@ -138,10 +139,16 @@ def judge(
                     mine.append(logits.float())
                 score.add_looks(chosen_boxes(result.glimpses, len(batch))[good.numpy()], sizes[-1])
                 score.budget = budget_taken(result, plan.locations, plan.policy)
-        on_batch()
+        else:
+            on_step(sum(map(looks_of, plans)))
     if not scores[0].images:
         raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1] if errors else 'there are none'}); check the data")
     return Judged(scores, errors, median_size(sizes), np.concatenate(indices), [torch.cat(mine) for mine in kept if mine])
+
+
+def looks_of(plan: Plan) -> int:
+    """Looks at an image by a plan, the first included; what a pass takes is nearly in proportion to them."""
+    return 1 + int(np.cumprod(plan.locations).sum())
 
 
 def median_size(sizes: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ Example:
     >>> from foveal.runs import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> looks = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
-    >>> found = compare([looks, create_model("test_resnet", num_classes=10), "test_vit"], data, measured=False)
+    >>> found = compare([looks, create_model("test_resnet", num_classes=10), "test_vit"], data, measure="none")
     >>> [(point.model, point.locations, point.accuracy is None) for point in found.points]
     [('model', (), False), ('model', (2,), False), ('model 1', (), False), ('test_vit', (), True)]
 """
@@ -17,44 +17,44 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from foveal.data import DataModule, Dataset
+from foveal.display import NAME, TEXT, Column, Table, counted, fixed, image_size, percent, stacked
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation.accuracy import Judged, Plan, judge, wilson
+from foveal.evaluation.accuracy import Judged, Plan, judge, looks_of, wilson
 from foveal.evaluation.calibration import COLDEST, HOTTEST, Said, expected_calibration_error, fit_temperature, said
-from foveal.evaluation.cost import REPEATS, Measured, Trial, best_batch, measure_in_turn
+from foveal.evaluation.cost import Measure, Measured, Timed, check_measure, measure_budgets, measure_steps
 from foveal.evaluation.evaluation import (
-    LARGEST_BATCH,
+    Progress,
     circumstances,
-    format_si,
+    cost_columns,
     names_of,
     opener,
     plain_split,
     ready_for,
+    steps,
+    wide_cost_columns,
     write_results,
 )
 from foveal.evaluation.picture import draw_comparison
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device
-from foveal.prediction.folding import fold_norms
 from foveal.prediction.rows import ready
 from foveal.runs import Run, create_classifier, list_models
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
 
 HOW = (
     "accuracy, calibration: over the images that every model could read. interval: 95 %, Wilson. gap: accuracy by learned looks less that "
@@ -63,7 +63,7 @@ HOW = (
     "the validation images most likely, from 0.05 to 20; nll_after and ece_after: with logits divided by it. macs: as torch's flop counter "
     "sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, files in the page cache, one "
     "process, batch norms folded as in predictions, models in turn; single: at batch 1; batched: at the batch that was fastest for the "
-    "model's largest budget. peak_memory, "
+    "model's largest budget, of those that a quick measurement has time for. peak_memory, "
     "bytes_read: of the first call; memory is the growth of the process on a CPU, without weights, and torch's peak on a GPU, with them. "
     "front: the costs for which no model here is at least as accurate and as cheap, and better in one; random looks do not compete."
 )
@@ -126,6 +126,8 @@ class Standing:
 class Comparison:
     """Result of `compare`; ``about`` says on what, where and how, and under ``notes`` what is missing and why."""
 
+    file: ClassVar[str] = "comparison.json"
+
     about: dict[str, Any]
     points: tuple[Standing, ...]
     errors: tuple[tuple[str, str], ...]
@@ -141,7 +143,7 @@ class Comparison:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        write_results(folder, "comparison.json", self.as_dict(), "comparison.png", lambda file: draw_comparison(self, file))
+        write_results(folder, self.file, self.as_dict(), "comparison.png", lambda file: draw_comparison(self, file))
 
     def labels(self) -> dict[str, str]:
         """What to call each model where there is little room: its folder's name, unless two have the same."""
@@ -149,12 +151,9 @@ class Comparison:
         short = [Path(model).name for model in models]
         return {model: name if short.count(name) == 1 else model for model, name in zip(models, short, strict=True)}
 
-    def table(self) -> Group:
-        """The result for people, to be printed by rich."""
-        from rich.console import Group
-        from rich.text import Text
-
-        return Group(_accuracy_table(self), _cost_table(self), *(Text(note) for note in self.about["notes"]))
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich: what decides between models, or everything where ``wide``."""
+        return stacked(_table(self, wide), "\n".join([_legend(self), *self.about["notes"]]))
 
 
 class _Seen(NamedTuple):
@@ -175,8 +174,7 @@ class _Seen(NamedTuple):
 def compare(
     models: Sequence[GlimpseClassifier | nn.Module | Run | str | Path], data: DataModule, *, budgets: Sequence[Sequence[int]] | None = None,
     split: str | None = None, batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto", precision: str = "32",
-    seed: int = 0, measured: bool = True, seconds: float = 0.5, out: str | Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    seed: int = 0, measure: Measure = "quick", out: str | Path | None = None, on_progress: Progress | None = None,
 ) -> Comparison:  # fmt: skip
     """Judge and measure several models on the same images.
 
@@ -191,16 +189,16 @@ def compare(
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: of random looks.
-        measured: measure time and memory as well as count.
-        seconds: least time of each measurement.
+        measure: see `foveal.evaluation.evaluate`.
         out: folder for ``comparison.json`` and ``comparison.png``; nothing is written if None.
-        on_progress: called with how many steps are done, and how many there are.
+        on_progress: see `foveal.evaluation.evaluate`.
 
     Raises:
         ConfigError: an option that does not fit, no model with weights, or a name that no model has.
         DataError: classes that differ, no such split, or no image that every model can read.
         RunError: a run folder that is none.
     """
+    check_measure(measure)
     where = find_device(device)
     data, split = plain_split(data, split)
     images = data.split(split)
@@ -220,37 +218,39 @@ def compare(
     notes += [note for name in named if name not in bare for note in _reading_notes(name, panel[name], images)]
     reason = _no_temperature(data, split)
     notes += [f"no temperature was fitted: {reason}"] if reason else []
-    judged = [split] if reason else ["val", split]
-    steps = sum(-(-len(data.split(s)) // batch_size) for s in judged) * (len(named) - len(bare)) + measured * (len(named) + REPEATS)
-    done = 0
+    learned = {name: [Plan(budget) for budget in chosen[name]] for name in named if name not in bare}
+    random = {
+        name: [Plan(plan.locations, "random") for plan in plans if plan.locations and "random" in panel[name].policies]
+        for name, plans in learned.items()
+    }
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, steps)
+    def work(split: str, plans: Sequence[Plan]) -> int:
+        return -(-len(data.split(split)) // batch_size) * sum(map(looks_of, plans))
+
+    total = sum(work(split, [*learned[name], *random[name]]) + (0 if reason else work("val", learned[name])) for name in learned)
+    step = steps(on_progress, "accuracy", total)
 
     def pass_over(model: GlimpseClassifier, split: str, plans: Sequence[Plan]) -> Judged:
         loader = data.loader(split, batch_size=batch_size, workers=workers, seed=seed, first_looks=model.first_looks, shuffle=False)
-        return judge(model, loader, plans, precision=precision, seed=seed, on_batch=step, keep_logits=True)
+        return judge(model, loader, plans, precision=precision, seed=seed, on_step=step, keep_logits=True)
 
     seen: dict[str, list[_Seen]] = {}
     errors: list[tuple[str, str]] = []
     sizes: list[tuple[int, int]] = []
-    for name in (name for name in named if name not in bare):
-        model, learned = panel[name], [Plan(budget) for budget in chosen[name]]
-        random = [Plan(plan.locations, "random") for plan in learned if plan.locations and "random" in model.policies]
-        fitting = None if reason else pass_over(model, "val", learned)
-        found = pass_over(model, split, [*learned, *random])
-        seen[name] = _seen(learned, random, found, images.targets, fitting, None if reason else data.split("val").targets)
+    for name, plans in learned.items():
+        fitting = None if reason else pass_over(panel[name], "val", plans)
+        found = pass_over(panel[name], split, [*plans, *random[name]])
+        seen[name] = _seen(plans, random[name], found, images.targets, fitting, None if reason else data.split("val").targets)
         errors += [*found.errors, *(fitting.errors if fitting else [])]
         sizes.append(found.size)
     common = np.flatnonzero(np.bincount(np.concatenate([s[0].which for s in seen.values()]), minlength=len(images)) == len(seen))
     if not len(common):
         raise DataError(f"{data.name}: no image could be read by every model; check the data ({errors[0][1]})")
-    costs = _measure(panel, chosen, opener(images, common, where), len(common), precision, seconds, step) if measured else {}
+    timed = [Timed(model, chosen[name], opener(images, common, where), len(common)) for name, model in panel.items()]
+    step = steps(on_progress, "timings", measure_steps(len(timed), measure))
+    costs = dict(zip(panel, measure_budgets(timed, measure, precision=precision, on_step=step), strict=True))
     standings = [
-        _standing(name, panel[name], budget, sizes[0], seen[name][i] if name in seen else None, common, costs.get((name, budget)))
+        _standing(name, panel[name], budget, sizes[0], seen[name][i] if name in seen else None, common, costs[name].get(budget))
         for name in named
         for i, budget in enumerate(chosen[name])
     ]
@@ -261,7 +261,7 @@ def compare(
     ]
     about = {
         "models": list(named), "images": len(common), "image_size": list(sizes[0]), **circumstances(data, split, where, precision, seed),
-        "notes": list(dict.fromkeys(notes)), "how": HOW,
+        "measure": measure, "notes": list(dict.fromkeys(notes)), "how": HOW,
     }  # fmt: skip
     result = Comparison(about, tuple(_with_front(standings)), tuple(dict.fromkeys(errors)))
     if out is not None:
@@ -400,21 +400,6 @@ def _seen(
     return seen
 
 
-def _measure(
-    panel: Mapping[str, GlimpseClassifier], budgets: Mapping[str, Sequence[tuple[int, ...]]], views_of: Callable[[int], Views],
-    images: int, precision: str, seconds: float, step: Callable[[], None],
-) -> dict[tuple[str, tuple[int, ...]], tuple[Measured, Measured]]:  # fmt: skip
-    """Time every model and budget at batch 1 and at the batch that is best for the model's largest budget, all in turn."""
-    trials: dict[tuple[str, tuple[int, ...]], tuple[Trial, Trial]] = {}
-    for name, model in ((name, fold_norms(model)) for name, model in panel.items()):
-        largest = min(LARGEST_BATCH.get(model.mean.device.type, 64), images)
-        best = best_batch(model, views_of, largest, locations=max(budgets[name]), precision=precision, seconds=seconds).batch_size
-        trials |= {(name, b): (Trial(model, views_of, 1, b), Trial(model, views_of, best, b)) for b in budgets[name]}
-        step()
-    times = measure_in_turn([trial for both in trials.values() for trial in both], precision=precision, seconds=seconds, on_round=step)
-    return dict(zip(trials, zip(times[::2], times[1::2], strict=True), strict=True))
-
-
 def _standing(
     name: str, model: GlimpseClassifier, budget: tuple[int, ...], size: tuple[int, int], seen: _Seen | None, common: np.ndarray,
     measured: tuple[Measured, Measured] | None,
@@ -458,64 +443,36 @@ def _with_front(standings: Sequence[Standing]) -> list[Standing]:
     return [replace(standing, front=front) for standing, front in zip(standings, fronts, strict=True)]
 
 
-def _accuracy_table(comparison: Comparison) -> Table:
-    about = comparison.about
-    names = ("accuracy, 95 %", "random", "gap, 95 %", "NLL", "ECE", "T", "NLL at T", "ECE at T")
-    table = _empty_table(f"{about['data']}, {about['split']}, {about['images']} images", ("locations", "in all", *names))
-    labels = comparison.labels()
-    for p in comparison.points:
-        table.add_row(
-            labels[p.model],
-            format_budget(p.locations),
-            _shown(p.total_locations, "g"),
-            _percent(p.accuracy, p.interval),
-            _percent(p.random),
-            _percent(p.gap, p.gap_interval, sign="+"),
-            *(_shown(value, ".3f") for value in (p.nll, p.ece, p.temperature, p.nll_after, p.ece_after)),
-        )
-    return table
+def _table(comparison: Comparison, wide: bool) -> Table:
+    """A row a model and budget."""
+    about, points, labels = comparison.about, comparison.points, comparison.labels()
+    columns = [
+        Column("model", lambda p: labels[p.model], NAME),
+        Column("locations", lambda p: format_budget(p.locations), TEXT),
+        Column("accuracy, %", lambda p: percent(p.accuracy, p.interval)),
+        Column("random, %", lambda p: percent(p.random)),
+        *cost_columns(points, lambda p: p.front),
+    ]
+    if wide:
+        columns += [
+            Column("looks", lambda p: fixed(p.total_locations, 1)),
+            Column("gap, %", lambda p: percent(p.gap, p.gap_interval, signed=True)),
+            Column("NLL", lambda p: fixed(p.nll, 3)),
+            Column("ECE, %", lambda p: percent(p.ece)),
+            Column("T", lambda p: fixed(p.temperature, 2)),
+            Column("NLL at T", lambda p: fixed(p.nll_after, 3)),
+            Column("ECE at T, %", lambda p: percent(p.ece_after)),
+            *wide_cost_columns(points),
+        ]
+    title = f"{about['data']}, {about['split']}: {counted(about['images'], 'image')} of {image_size(about['image_size'])} px"
+    return Table(title, columns, points, keys=2)
 
 
-def _cost_table(comparison: Comparison) -> Table:
-    names = ("parameters", "MACs", "ms/image", "p95", "ms at best batch", "p95", "memory", "read")
-    table = _empty_table("cost of an image", ("locations", *names))
-    table.add_column("Pareto front for")
-    labels = comparison.labels()
-    for p in comparison.points:
-        one, many = p.single, p.batched
-        table.add_row(
-            labels[p.model],
-            format_budget(p.locations),
-            format_si(p.parameters),
-            format_si(p.macs),
-            "" if one is None else f"{one.p50:.3g}",
-            "" if one is None else f"{one.p95:.3g}",
-            "" if many is None else f"{many.p50:.3g} at {many.batch_size}",
-            "" if many is None else f"{many.p95:.3g}",
-            "" if one is None or one.peak_memory is None else f"{one.peak_memory / 2**20:.1f} MiB",
-            "" if many is None or many.bytes_read is None else f"{many.bytes_read / 1024:.0f} KiB",
-            ", ".join("MACs" if kind == "macs" else kind for kind in p.front),
-        )
-    return table
-
-
-def _empty_table(title: str, columns: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("", overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _percent(value: float | None, interval: tuple[float, float] | None = None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    if interval is None:
-        return f"{100 * value:{sign}.1f} %"
-    return f"{100 * value:{sign}.1f} %  {100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
-
-
-def _shown(value: float | None, how: str) -> str:
-    return "" if value is None else format(value, how)
+def _legend(comparison: Comparison) -> str:
+    """What the columns of the table are."""
+    said = ["±: 95 % interval, its longer side.", "*: no model here is as accurate for less (Pareto front)."]
+    if any(p.random is not None for p in comparison.points):
+        said.insert(1, "random: accuracy of looks drawn without the model's guidance.")
+    if comparison.about["measure"] != "none":
+        said.append(f"ms: one image at a time, median, on {comparison.about['machine']}.")
+    return " ".join(said)

@@ -16,17 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
+from foveal.display import TEXT, Column, Table, counted, fixed, percent, significant, stacked, unit_for
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import REPEATS, WARM_UP
-from foveal.evaluation.evaluation import circumstances, plain_split, ready_for
+from foveal.evaluation.evaluation import Progress, circumstances, plain_split, ready_for
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.prediction.budget import format_budget
@@ -39,7 +40,7 @@ from foveal.prediction.rows import check_locations
 from foveal.runs import Run, replacing
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 NEVER_SURE = 2.0
 
@@ -213,6 +214,8 @@ def spend(
 class EarlyExit:
     """Result of `stop_early`; ``about`` says on what, where and how."""
 
+    file: ClassVar[str] = "early_exit.json"
+
     about: dict[str, Any]
     exits: tuple[Exit, ...]
     ways: tuple[Spent, ...]
@@ -231,45 +234,59 @@ class EarlyExit:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / "early_exit.json") as unfinished:
+            with replacing(folder / self.file) as unfinished:
                 unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
-    def table(self) -> Table:
-        """The result for people, to be printed by rich."""
-        from rich.table import Table
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich; with the budgets' costs on the validation images where ``wide``."""
+        macs, exits = unit_for("MAC", [way.macs for way in self.ways]), {one.budget: one for one in self.exits}
 
-        table = Table(title=f"{self.about['model']} on {self.about['data']}, {self.about['split']}", title_justify="left")
-        table.add_column("")
-        for name in ("budget", "threshold", "looks", "MACs", "accuracy, 95 %", f"ms/image at {self.ways[0].batch_size}"):
-            table.add_column(name, justify="right")
-        thresholds = {one.budget: one.threshold for one in self.exits}
-        for way in self.ways:
-            table.add_row(
-                "stops early" if way.stops else "fixed", way.name,
-                ("all looks" if thresholds[way.name] > 1 else f"{thresholds[way.name]:.3f}") if way.stops else "",
-                f"{way.locations:.2f}", f"{way.macs:.3g}",
-                f"{100 * way.accuracy:.1f} %  {100 * way.interval[0]:.1f} to {100 * way.interval[1]:.1f}", f"{way.milliseconds:.3g}",
-            )  # fmt: skip
-        return table
+        def of_exit(cell: Callable[[Exit], str]) -> Callable[[Spent], str]:
+            return lambda way: cell(exits[way.name]) if way.stops else ""
+
+        columns = [
+            Column("budget", lambda way: way.name, TEXT),
+            Column("leaves images", of_exit(lambda one: "never early" if one.threshold > 1 else f"{percent(one.threshold)} % sure"), TEXT),
+            Column("looks", lambda way: fixed(way.locations, 2)),
+            Column("accuracy, %", lambda way: percent(way.accuracy, way.interval)),
+            Column(macs.name, lambda way: macs(way.macs)),
+            Column("ms", lambda way: significant(way.milliseconds)),
+        ]
+        if wide:
+            columns += [
+                Column("threshold", of_exit(lambda one: fixed(one.threshold, 4))),
+                Column("cost when solved", of_exit(lambda one: format_cost(one.cost, one.unit))),
+                Column("images then", of_exit(lambda one: f"{one.images:,}")),
+            ]
+        about, first = self.about, self.ways[0]
+        title = f"{about['model']} on {about['data']}, {about['split']}: {counted(first.images, 'image')}, {first.batch_size} at a time"
+        fixed_ones, early = ([way for way in self.ways if way.stops is stops] for stops in (False, True))
+        said = "Above the line, all images get as many looks. ±: 95 % interval, its longer side. looks, ms and MACs: of the mean image."
+        return stacked(Table(title, columns, [*fixed_ones, None, *early]), said)
 
 
 def stop_early(
     model: GlimpseClassifier | nn.Module | Run | str, data: DataModule, budgets: Sequence[str], *, locations: Sequence[int] | None = None,
     at_once: int = 1, split: str | None = None, batch_size: int = 8, workers: int = 0, device: str | torch.device = "auto",
-    precision: str = "32", on_progress: Callable[[int, int], None] | None = None,
+    precision: str = "32", on_progress: Progress | None = None,
 ) -> EarlyExit:  # fmt: skip
     """Solve budgets on the validation images, and see on others what stopping early gives beside fixed budgets; see `solve`, `spend`."""
+
+    def part(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: None if on_progress is None else on_progress(done, total, what)
+
     name = str(model.path) if isinstance(model, Run) else type(model).__name__ if isinstance(model, nn.Module) else str(model)
     exits = solve(
         model, data, budgets, locations=locations, at_once=at_once, batch_size=batch_size, workers=workers, device=device,
-        precision=precision, on_progress=on_progress,
+        precision=precision, on_progress=part("finding thresholds"),
     )  # fmt: skip
     errors: dict[str, str] = {}
     ways = spend(
-        model, data, exits, split=split, batch_size=batch_size, device=device, precision=precision, on_progress=on_progress, errors=errors
-    )
+        model, data, exits, split=split, batch_size=batch_size, device=device, precision=precision, on_progress=part("accuracy and times"),
+        errors=errors,
+    )  # fmt: skip
     about = {"model": name, **circumstances(*plain_split(data, split), find_device(device), precision, 0)}
     return EarlyExit(about, tuple(exits), tuple(ways), tuple(errors.items()))
 

@@ -5,7 +5,7 @@ Example:
     >>> from foveal.runs import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
-    >>> result = evaluate(model, data, measured=False)
+    >>> result = evaluate(model, data, measure="none")
     >>> [(point.kind, point.locations, point.total_locations) for point in result.points]
     [('learned', (), 0.0), ('learned', (1,), 1.0), ('learned', (2,), 2.0), ('random', (1,), 1.0), ('random', (2,), 2.0)]
 """
@@ -13,41 +13,41 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from foveal.data import DataModule, Dataset, check_classes
+from foveal.display import NAME, TEXT, Column, Table, counted, fixed, image_size, percent, significant, stacked, unit_for
 from foveal.errors import ConfigError
-from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, wilson
-from foveal.evaluation.cost import Measured, best_batch, measure
+from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, looks_of, wilson
+from foveal.evaluation.cost import Measure, Measured, Timed, check_measure, measure_budgets, measure_steps
 from foveal.evaluation.picture import draw_tradeoff
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device, machine_name
-from foveal.prediction.folding import fold_norms
 from foveal.prediction.rows import check_locations, check_policies, ready
 from foveal.runs import Run, replacing
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
 
 HOW = (
     "macs: as torch's flop counter sees them, halved, for the image of median area. Milliseconds an image: from opening it to its class, "
-    "files in the page cache, one process, batch norms folded as in predictions; single: at batch 1; batched: at the batch that was "
-    "fastest for the largest budget. peak_memory, "
+    "files in the page cache, one process, batch norms folded as in predictions, budgets in turn; single: at batch 1; batched: at the "
+    "batch that was fastest for the model's largest budget, of those that a quick measurement has time for. peak_memory, "
     "bytes_read: of the first call; memory is the growth of the process on a CPU, and torch's peak on a GPU."
 )
 
-LARGEST_BATCH = {"cpu": 64, "cuda": 512}
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and what is being done."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class DenseCost:
 class Evaluation:
     """Result of `evaluate`; ``about`` says on what, where and how."""
 
+    file: ClassVar[str] = "evaluation.json"
+
     about: dict[str, Any]
     points: tuple[Point, ...]
     dense: tuple[DenseCost, ...]
@@ -123,22 +125,18 @@ class Evaluation:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        write_results(folder, "evaluation.json", self.as_dict(), "tradeoff.png", lambda file: draw_tradeoff(self, file))
+        write_results(folder, self.file, self.as_dict(), "tradeoff.png", lambda file: draw_tradeoff(self, file))
 
-    def table(self) -> Group:
-        """The result for people, to be printed by rich."""
-        from rich.console import Group
-
-        others = [kind for kind in dict.fromkeys(point.kind for point in self.points) if kind not in ("learned", "random", "against")]
-        return Group(_table(self), *([_policy_table(self, ["learned", "random", *others])] if others else []))
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich: what decides between budgets, or everything where ``wide``."""
+        return stacked(_table(self, wide), *_policy_tables(self, wide), _legend(self))
 
 
 def evaluate(
     model: GlimpseClassifier | nn.Module | Run | str | Path, data: DataModule, *, budgets: Sequence[Sequence[int]] | None = None,
     against: str | Path | Run | nn.Module | Sequence[str | Path | Run | nn.Module] | None = None, split: str | None = None,
     batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto", precision: str = "32", seed: int = 0,
-    measured: bool = True, seconds: float = 0.5, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
-    policies: Sequence[str] = (),
+    measure: Measure = "quick", out: str | Path | None = None, on_progress: Progress | None = None, policies: Sequence[str] = (),
 ) -> Evaluation:  # fmt: skip
     """Find accuracy and cost at every budget.
 
@@ -153,10 +151,11 @@ def evaluate(
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: of random looks.
-        measured: measure time and memory as well as count.
-        seconds: least time of each measurement.
+        measure: how thoroughly time and memory are measured, after accuracy: ``"quick"`` takes about 20 s in all, ``"full"`` takes 0.5 s
+            and longer for each number, ``"none"`` leaves them out. See `foveal.evaluation.measure_budgets`.
         out: folder for ``evaluation.json`` and ``tradeoff.png``; nothing is written if None.
-        on_progress: called with how many batches are done, and how many there are.
+        on_progress: called with how much is done, how much there is, and what is being done: ``"accuracy"``, in looks at a batch, then
+            ``"timings"``.
         policies: ways of selecting cells to try beside the model's own and random looks. ``exhaustive`` does not heed budgets: it
             gets one point for each number of levels, at the budget that it amounts to.
 
@@ -165,40 +164,55 @@ def evaluate(
         DataError: other classes than the model's, no such split, or no image that can be read.
         RunError: a run folder that is none.
     """
+    check_measure(measure)
     where = find_device(device)
     models = [model, *(against if isinstance(against, list | tuple) else [] if against is None else [against])]
     first, *others = ready_for(models, data, where)
     name, *other_names = names_of(models)
     plans = plans_of(first, budgets, policies)
     data, split = plain_split(data, split)
-    batches = -(-len(data.split(split)) // batch_size) * (1 + len(others))
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, batches)
-
-    def points_of(judged: GlimpseClassifier, kind: str, name: str, plans: Sequence[Plan]) -> tuple[list[Point], Judged]:
+    images = data.split(split)
+    panel = [("learned", name, first, plans)]
+    panel += [("against", name, other, [Plan(tuple(other.locations))]) for name, other in zip(other_names, others, strict=True)]
+    batches, looks = -(-len(images) // batch_size), sum(looks_of(plan) for *_, plans in panel for plan in plans)
+    step = steps(on_progress, "accuracy", batches * looks)
+    seen: list[Judged] = []
+    for _, _, judged, its_plans in panel:
         loader = data.loader(split, batch_size=batch_size, workers=workers, seed=seed, first_looks=judged.first_looks, shuffle=False)
-        found = judge(judged, loader, plans, precision=precision, seed=seed, on_batch=step)
-        costs = _measure(judged, data.split(split), found.good, plans, precision, seconds) if measured else {}
-        kinds = [kind if plan.policy == "greedy" else plan.policy for plan in plans]
-        rows = zip(kinds, plans, found.scores, strict=True)
-        return [_point(k, name, judged, plan, scores, found.size, costs.get(plan, (None, None))) for k, plan, scores in rows], found
-
-    points, found = points_of(first, "learned", name, plans)
-    errors = dict(found.errors)
-    for other, other_name in zip(others, other_names, strict=True):
-        more, also = points_of(other, "against", other_name, [Plan(tuple(other.locations))])
-        points += more
-        errors |= dict(also.errors)
-    about = {"model": name, "image_size": list(found.size), **circumstances(data, split, where, precision, seed), "how": HOW}
-    result = Evaluation(about, tuple(points), _dense(first, found.size), tuple(errors.items()))
+        seen.append(judge(judged, loader, its_plans, precision=precision, seed=seed, on_step=step))
+    timed = [
+        Timed(judged, [plan.locations for plan in plans if plan.policy == "greedy"], opener(images, found.good, where), len(found.good))
+        for (_, _, judged, plans), found in zip(panel, seen, strict=True)
+    ]
+    step = steps(on_progress, "timings", measure_steps(len(timed), measure))
+    costs = measure_budgets(timed, measure, precision=precision, on_step=step)
+    points = [
+        _point(kind, name, judged, plan, scores, found.size, times)
+        for (kind, name, judged, plans), found, times in zip(panel, seen, costs, strict=True)
+        for plan, scores in zip(plans, found.scores, strict=True)
+    ]
+    size = seen[0].size
+    about = {
+        "model": name, "image_size": list(size), **circumstances(data, split, where, precision, seed), "measure": measure, "how": HOW,
+    }  # fmt: skip
+    errors = {image: error for found in seen for image, error in found.errors}
+    result = Evaluation(about, tuple(points), _dense(first, size), tuple(errors.items()))
     if out is not None:
         result.write(out)
     return result
+
+
+def steps(on_progress: Progress | None, what: str, total: int) -> Callable[..., None]:
+    """What counts the steps of one part of the work, one at a time or as many as it is told."""
+    done = 0
+
+    def step(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total, what)
+
+    return step
 
 
 def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> list[GlimpseClassifier]:
@@ -289,11 +303,12 @@ def _point(
     plan: Plan,
     scores: Scores,
     size: tuple[int, int],
-    costs: tuple[Measured | None, Measured | None],
+    times: Mapping[tuple[int, ...], tuple[Measured, Measured]],
 ) -> Point:
-    cost = count(model, size, plan.locations, plan.policy)
+    cost, learned = count(model, size, plan.locations, plan.policy), plan.policy == "greedy"
+    single, batched = times.get(plan.locations, (None, None)) if learned else (None, None)
     return Point(
-        kind=kind,
+        kind=kind if learned else plan.policy,
         name=name,
         locations=scores.budget,
         total_locations=scores.locations / scores.images,
@@ -306,32 +321,14 @@ def _point(
         nll=scores.nll / scores.images,
         macs=cost.macs,
         parameters=cost.parameters,
-        single=costs[0],
-        batched=costs[1],
+        single=single,
+        batched=batched,
     )
 
 
 def opener(dataset: Dataset, good: np.ndarray, device: torch.device) -> Callable[[int], Views]:
     """What opens the first n of these images of a data set, for `measure`."""
     return lambda n: dataset.batch(0, good[:n].tolist(), 0).to(device).views
-
-
-def _measure(
-    model: GlimpseClassifier, dataset: Dataset, good: np.ndarray, plans: Sequence[Plan], precision: str, seconds: float
-) -> dict[Plan, tuple[Measured, Measured]]:
-    """Time each plan of learned looks, at batch 1 and at the batch that is best for the largest budget."""
-    device, model = model.mean.device, fold_norms(model)
-    views_of = opener(dataset, good, device)
-    learned = [plan for plan in plans if plan.policy == "greedy"]
-    largest = min(LARGEST_BATCH.get(device.type, 64), len(good))
-    best = best_batch(model, views_of, largest, locations=max(learned).locations, precision=precision, seconds=seconds).batch_size
-    return {
-        plan: (
-            measure(model, views_of, 1, locations=plan.locations, precision=precision, seconds=seconds),
-            measure(model, views_of, best, locations=plan.locations, precision=precision, seconds=seconds),
-        )
-        for plan in learned
-    }
 
 
 def _dense(model: GlimpseClassifier, full: tuple[int, int]) -> tuple[DenseCost, ...]:
@@ -347,60 +344,118 @@ def _dense(model: GlimpseClassifier, full: tuple[int, int]) -> tuple[DenseCost, 
     return tuple(costs)
 
 
-def _table(evaluation: Evaluation) -> Table:
-    from rich.table import Table
+def _table(evaluation: Evaluation, wide: bool) -> Table:
+    """A row a budget, with random looks beside learned ones; below it other models, and what the dense network costs."""
+    about, costs = evaluation.about, evaluation.dense
+    learned, against = ([point for point in evaluation.points if point.kind == kind] for kind in ("learned", "against"))
+    random = {point.locations: percent(point.accuracy, point.interval) for point in evaluation.points if point.kind == "random"}
 
-    table = Table(title=f"{evaluation.about['model']} on {evaluation.about['data']}, {evaluation.about['split']}", title_justify="left")
-    table.add_column("")
-    measured = ("MACs", "ms/image", "p95", "ms at batch", "memory", "read")
-    for name in ("locations", "in all", "covered", "accuracy, 95 %", "random looks", *measured):
-        table.add_column(name, justify="right")
-    random = {point.locations: point for point in evaluation.points if point.kind == "random"}
-    for point in evaluation.points:
-        if point.kind in ("learned", "against"):
-            beside = random.get(point.locations)
-            one, many = point.single, point.batched
-            table.add_row(
-                "learned looks" if point.kind == "learned" and random else point.name,
-                format_budget(point.locations),
-                f"{point.total_locations:g}",
-                f"{100 * point.coverage:.1f} %" if point.total_locations else "",
-                f"{100 * point.accuracy:.1f} %  {100 * point.interval[0]:.1f} to {100 * point.interval[1]:.1f}",
-                "" if beside is None else f"{100 * beside.accuracy:.1f} %",
-                format_si(point.macs),
-                "" if one is None else f"{one.p50:.3g}",
-                "" if one is None else f"{one.p95:.3g}",
-                "" if many is None else f"{many.p50:.3g} at {many.batch_size}",
-                "" if one is None or one.peak_memory is None else f"{one.peak_memory / 2**20:.1f} MiB",
-                "" if one is None or one.bytes_read is None else f"{one.bytes_read / 1024:.0f} KiB",
-            )
-    for cost in evaluation.dense:
-        size = f"{cost.size[0]} x {cost.size[1]}"
-        macs = "takes no such image" if cost.macs is None else format_si(cost.macs)
-        table.add_row(f"{cost.name} ({size})", *[""] * 5, macs, *[""] * 5)
-    return table
+    def of_point(cell: Callable[[Point], str]) -> Callable[[Point | DenseCost], str]:
+        return lambda row: cell(row) if isinstance(row, Point) else ""
 
+    def name(row: Point | DenseCost) -> str:
+        if isinstance(row, DenseCost):
+            return f"dense, {image_size(row.size)} px"
+        return row.name if row.kind == "against" else format_budget(row.locations)
 
-def _policy_table(evaluation: Evaluation, kinds: Sequence[str]) -> Table:
-    """A row a budget, a column a policy."""
-    from rich.table import Table
-
-    table = Table(title="accuracy (and image covered) by policy, %", title_justify="left")
-    table.add_column("locations", justify="right")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    points = {(point.kind, point.locations): point for point in evaluation.points}
-    for budget in sorted({budget for kind, budget in points if kind != "against"}):
-        row = [points.get((kind, budget)) for kind in kinds]
-        cells = ["" if p is None else f"{100 * p.accuracy:.1f} ({100 * p.coverage:.0f})" for p in row]
-        table.add_row(format_budget(budget), *cells)
-    return table
+    budgets_and_sizes: list[Point | DenseCost] = [*learned, *costs]
+    columns = [
+        Column("locations", name, NAME, least=max(len(name(row)) for row in budgets_and_sizes)),
+        Column("accuracy, %", of_point(lambda p: percent(p.accuracy, p.interval))),
+        Column("random looks, %", of_point(lambda p: random.get(p.locations, "") if p.kind == "learned" else "")),
+        *cost_columns([*learned, *against, *costs]),
+    ]
+    if wide:
+        columns += [
+            Column("looks", of_point(lambda p: fixed(p.total_locations, 1))),
+            Column("seen, %", of_point(lambda p: percent(p.coverage))),
+            Column("distance", of_point(lambda p: fixed(p.diversity, 2))),
+            Column("top 5, %", of_point(lambda p: percent(p.top5))),
+            Column("NLL", of_point(lambda p: fixed(p.nll, 3))),
+            *wide_cost_columns([*learned, *against, *costs]),
+        ]
+    images = f"{counted(learned[0].images, 'image')} of {image_size(about['image_size'])} px"
+    rows = [*learned, *([None, *against] if against else []), None, *costs]
+    return Table(f"{about['model']} on {about['data']}, {about['split']}: {images}", columns, rows)
 
 
-def format_si(number: float) -> str:
-    """A number with three digits and k, M, G or T."""
-    for unit in ("", "k", "M", "G"):
-        if abs(number) < 999.5:
-            return f"{number:.3g} {unit}".strip()
-        number /= 1000
-    return f"{number:.3g} T"
+class Costed(Protocol):
+    """What has costs, counted and perhaps measured."""
+
+    @property
+    def macs(self) -> int | None: ...
+    @property
+    def parameters(self) -> int | None: ...
+
+
+def cost_columns(rows: Sequence[Costed], front: Callable[[Any], Container[str]] = lambda row: ()) -> list[Column]:
+    """Columns of what an image costs: multiply-accumulates, and time and memory where they were measured.
+
+    Args:
+        rows: what will stand there: every column has one unit.
+        front: for which of ``macs``, ``ms`` and ``memory`` a row is marked.
+    """
+    macs = unit_for("MAC", [row.macs for row in rows])
+    memory = unit_for("B", [one.peak_memory for one in _timings(rows, "single")])
+
+    def marked(kind: str, cell: Callable[[Any], str]) -> Callable[[Any], str]:
+        return lambda row: f"{cell(row)} *" if kind in front(row) else cell(row)
+
+    return [
+        Column(macs.name, marked("macs", lambda row: macs(row.macs))),
+        Column("ms", marked("ms", _of_timing("single", lambda one: significant(one.p50)))),
+        Column(memory.name, marked("memory", _of_timing("single", lambda one: memory(one.peak_memory)))),
+    ]
+
+
+def wide_cost_columns(rows: Sequence[Costed]) -> list[Column]:
+    """Further columns of what an image costs."""
+    read = unit_for("B", [one.bytes_read for one in _timings(rows, "single")])
+    return [
+        Column("parameters", lambda row: "" if row.parameters is None else f"{row.parameters:,}"),
+        Column(f"{read.name} read", _of_timing("single", lambda one: read(one.bytes_read))),
+        Column("ms, p95", _of_timing("single", lambda one: significant(one.p95))),
+        Column("best batch", _of_timing("batched", lambda many: f"{many.batch_size:,}")),
+        Column("ms at best batch", _of_timing("batched", lambda many: significant(many.p50))),
+        Column("p95 at best batch", _of_timing("batched", lambda many: significant(many.p95))),
+    ]
+
+
+def _timings(rows: Sequence[Costed], which: str) -> list[Measured]:
+    return [measured for row in rows if (measured := getattr(row, which, None)) is not None]
+
+
+def _of_timing(which: str, cell: Callable[[Measured], str]) -> Callable[[Any], str]:
+    """A cell of what was measured, empty for rows of which nothing was."""
+    return lambda row: "".join(map(cell, _timings([row], which)))
+
+
+def _legend(evaluation: Evaluation) -> str:
+    """What the columns of the table are."""
+    about = evaluation.about
+    said = ["±: 95 % interval, its longer side."]
+    if any(point.kind == "random" for point in evaluation.points):
+        said.append("random looks: of the same model, drawn without its guidance.")
+    if about["measure"] != "none":
+        said.append(f"ms: one image at a time, median, on {about['machine']}.")
+    if any(cost.macs is None for cost in evaluation.dense):
+        said.append("The dense network takes no image of the size that has no MACs here.")
+    return " ".join(said)
+
+
+def _policy_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
+    """A row a policy, a column a budget: accuracy, and the share of the image that was seen; none without further policies."""
+    points = {(point.kind, point.locations): point for point in evaluation.points if point.kind != "against"}
+    kinds = dict.fromkeys(kind for kind, _ in points)
+    if not set(kinds) - {"learned", "random"}:
+        return []
+
+    def column(budget: tuple[int, ...], of: Callable[[Point], float]) -> Column:
+        return Column(format_budget(budget), lambda kind: percent(of(points[kind, budget])) if (kind, budget) in points else "")
+
+    def table(title: str, of: Callable[[Point], float]) -> Table:
+        budgets = sorted({budget for _, budget in points})
+        return Table(title, [Column("locations", str, TEXT), *(column(budget, of) for budget in budgets)], kinds)
+
+    tables = [table("accuracy by policy, %", lambda point: point.accuracy)]
+    return [*tables, table("share of the image seen, by policy, %", lambda point: point.coverage)] if wide else tables

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.data import DataModule, Dataset
+from foveal.display import NAME, TEXT, Column, Table, counted, percent, stacked
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError, FovealError
 from foveal.evaluation.accuracy import wilson
@@ -147,6 +148,8 @@ class Found:
 class Faithfulness:
     """Result of `faithful`; ``about`` says on what, where and how, ``found`` is None where no image has boxes."""
 
+    file: ClassVar[str] = "faithfulness.json"
+
     about: dict[str, Any]
     curves: tuple[Curve, ...]
     pointing: tuple[Hits, ...]
@@ -165,11 +168,11 @@ class Faithfulness:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        write_results(folder, "faithfulness.json", self.as_dict(), "faithfulness.png", partial(_draw, self))
+        write_results(folder, self.file, self.as_dict(), "faithfulness.png", partial(_draw, self))
 
-    def table(self) -> Group:
-        """The result for people, to be printed by rich."""
-        return _table(self)
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich; with the object that the regions found where ``wide``."""
+        return _table(self, wide)
 
 
 def faithful(
@@ -472,30 +475,36 @@ def _half_inside(regions: np.ndarray, objects: np.ndarray) -> bool:
 # ---- for people
 
 
-def _table(result: Faithfulness) -> Group:
-    from rich.console import Group
-    from rich.table import Table
-
+def _table(result: Faithfulness, wide: bool) -> Group:
     about = result.about
-    title = f"{about['model']} ({about['regions']}) on {about['data']}, {about['split']}, {about['images']} images: area under the curve, %"
-    table = Table(title=title, title_justify="left")
-    for name in ("", "judged by"):
-        table.add_column(name)
-    for name in ("of the image", "ranked", "random", "difference, 95 %"):
-        table.add_column(name, justify="right")
-    for c in result.curves:
-        span = f"{100 * c.difference:+.1f}  {100 * c.interval[0]:+.1f} to {100 * c.interval[1]:+.1f}"
-        table.add_row(c.change, c.judge, f"{100 * c.share[-1]:.1f} %", f"{100 * c.auc:.1f}", f"{100 * c.auc_random:.1f}", span)
-    if not result.pointing:
-        return Group(table)
-    game = Table(title=f"pointing game, {result.pointing[0].images} images with boxes, %", title_justify="left")
-    game.add_column("")
-    for name in ("ranked, 95 %", "random, 95 %"):
-        game.add_column(name, justify="right")
-    for h in result.pointing:
-        pairs = ((h.share, h.interval), (h.random, h.random_interval))
-        game.add_row(h.what, *(f"{100 * share:.1f}  {100 * low:.1f} to {100 * high:.1f}" for share, (low, high) in pairs))
-    return Group(table, game)
+    said = "±: 95 % interval, its longer side. Deletion should be low and insertion high; random: the same regions elsewhere."
+    curves = [
+        Column("", lambda c: c.change, TEXT),
+        Column("judged by", lambda c: c.judge, NAME),
+        Column("of the image, %", lambda c: percent(c.share[-1])),
+        Column("ranked", lambda c: percent(c.auc)),
+        Column("random", lambda c: percent(c.auc_random)),
+        Column("difference", lambda c: percent(c.difference, c.interval, signed=True)),
+    ]
+    title = f"{about['model']} ({about['regions']}) on {about['data']}, {about['split']}, {counted(about['images'], 'image')}"
+    parts = [Table(f"{title}: area under the curve, %", curves, result.curves, keys=2)]
+    if result.pointing:
+        game = [
+            Column("", lambda hits: hits.what, TEXT),
+            Column("ranked", lambda hits: percent(hits.share, hits.interval)),
+            Column("random", lambda hits: percent(hits.random, hits.random_interval)),
+        ]
+        parts.append(Table(f"pointing game, {counted(result.pointing[0].images, 'image')} with boxes, %", game, result.pointing))
+    if wide and (found := result.found) is not None:
+        objects = [
+            Column("regions", lambda row: row[0], TEXT),
+            Column("of the image, %", lambda row: percent(row[1])),
+            Column("ranked", lambda row: percent(row[2])),
+            Column("random", lambda row: percent(row[3])),
+        ]
+        rows = list(zip(map(str, range(len(found.share))), found.share, found.half, found.random_half, strict=True))
+        parts.append(Table(f"half of the object in the regions so far, {counted(found.images, 'image')} with boxes, %", objects, rows))
+    return stacked(*parts, said)
 
 
 def _draw(result: Faithfulness, file: Path) -> None:

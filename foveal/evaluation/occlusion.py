@@ -20,13 +20,14 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from foveal.data import Batch, DataModule
+from foveal.display import NAME, TEXT, Column, Table, counted, fixed, percent, stacked
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import Plan, Scores, budget_taken, wilson
@@ -40,7 +41,7 @@ from foveal.prediction.device import autocast, find_device
 from foveal.runs import Run
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 HOW = (
     "The union of the boxes that the model chose is hidden under the judge's mean colour, which is 0 after normalisation: pixels of a look "
@@ -78,6 +79,8 @@ class Verdict:
 class Occlusion:
     """Result of `occlude`; ``about`` says on what, where and how."""
 
+    file: ClassVar[str] = "occlusion.json"
+
     about: dict[str, Any]
     points: tuple[Verdict, ...]
     errors: tuple[tuple[str, str], ...]
@@ -93,11 +96,11 @@ class Occlusion:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        write_results(folder, "occlusion.json", self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
+        write_results(folder, self.file, self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
 
-    def table(self) -> Table:
-        """The result for people, to be printed by rich."""
-        return _table(self)
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich; with random looks and how many there were for an image where ``wide``."""
+        return _table(self, wide)
 
 
 def occlude(
@@ -230,26 +233,35 @@ def _verdict(judge: str, plan: Plan | None, looks: Scores, score: Scores) -> Ver
     )
 
 
-def _table(occlusion: Occlusion) -> Table:
-    from rich.table import Table
-
+def _table(occlusion: Occlusion, wide: bool) -> Group:
+    """A row a judge and budget, a column a policy."""
     about = occlusion.about
-    title = f"{about['model']} on {about['data']}, {about['split']}, {about['images']} images: accuracy of what is left, %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("hidden looks")
-    for name in ("locations", "hidden, %", *(f"by {judge['name']}" for judge in about["judges"])):
-        table.add_column(name, justify="right")
-    kind = None
-    columns = len(about["judges"])
-    for start in range(0, len(occlusion.points), columns):
-        row = occlusion.points[start : start + columns]
-        if row[0].kind != kind:
-            table.add_section()
-        kind = row[0].kind
-        table.add_row(
-            "none" if kind == "whole" else kind,
-            format_budget(row[0].locations),
-            f"{100 * row[0].hidden:.1f}",
-            *(f"{100 * p.accuracy:.1f}  {100 * p.interval[0]:.1f} to {100 * p.interval[1]:.1f}" for p in row),
-        )
-    return table
+    found = {(p.judge, p.kind, p.locations): p for p in occlusion.points}
+    kinds = [kind for kind in dict.fromkeys(p.kind for p in occlusion.points) if kind != "whole"]
+    budgets = sorted({budget for _, kind, budget in found if kind != "whole"})
+
+    def of(kind: str, cell: Callable[[Verdict], str]) -> Callable[[tuple[str, tuple[int, ...]]], str]:
+        return lambda row: cell(found[row[0], kind, row[1]]) if (row[0], kind, row[1]) in found else ""
+
+    def hidden(row: tuple[str, tuple[int, ...]]) -> str:
+        return percent(next(p.hidden for kind in ("whole", *kinds) if (p := found.get((row[0], kind, row[1])))))
+
+    def accuracy(row: tuple[str, tuple[int, ...]], kind: str) -> str:
+        p = found.get((row[0], kind, row[1])) or (found[row[0], "whole", ()] if not row[1] and kind == kinds[0] else None)
+        return "" if p is None else percent(p.accuracy, p.interval)
+
+    columns = [
+        Column("judged by", lambda row: row[0], NAME),
+        Column("locations", lambda row: format_budget(row[1]), TEXT),
+        Column("hidden, %", hidden),
+        *(Column(kind, partial(accuracy, kind=kind)) for kind in kinds),
+    ]
+    if wide:
+        columns += [Column(f"{kind} looks", of(kind, lambda p: fixed(p.total_locations, 1))) for kind in kinds]
+        columns += [Column(f"{kind} hide, %", of(kind, lambda p: percent(p.hidden))) for kind in kinds]
+    rows: list[tuple[str, tuple[int, ...]] | None] = []
+    for judge in about["judges"]:
+        rows += [*([None] if rows else []), *((judge["name"], budget) for budget in ((), *budgets))]
+    title = f"{about['model']} on {about['data']}, {about['split']}: accuracy on {counted(about['images'], 'image')} with looks hidden, %"
+    said = "±: 95 % interval, its longer side. A column for each way of choosing the looks that are hidden. hidden: mean share of the image"
+    return stacked(Table(title, columns, rows, keys=2), f"{said}, by the first of them.")

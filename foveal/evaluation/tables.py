@@ -19,22 +19,24 @@ import inspect
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
-from itertools import pairwise
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from foveal.display import NAME, TEXT, Column, Table, fixed, significant, stacked, unit_for
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import WholeImage
 from foveal.runs import CARD, CONFIG, METRICS, WEIGHTS, Run, constructor, wrapper_options
 from foveal.training.config import plain
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 NOT_FOUND = "not found"
 """What stands where somebody looked for a number and there was none."""
@@ -124,10 +126,20 @@ class Tables:
                 written["published"] = [p._asdict() for p in row.published]
         return values
 
-    def tables(self) -> Iterator[Table]:
-        """One table a data set, for rich to print; rows for which there is no number yet are left out."""
+    def table(self, wide: bool = False) -> Group:
+        """The result for people, to be printed by rich: the tables, and their sources."""
+        trained = [f"{row.name}, {row.data}, {_mean(group)}: {group.how}" for row in self.rows for group in row.measured]
+        sources = (f"{key}: {source}" for key, source in self.sources.items())
+        return stacked(*self.tables(wide), "\n".join(trained or ["No run was found that counts for a row."]), "\n".join(sources))
+
+    def tables(self, wide: bool = False) -> Iterator[Table]:
+        """One table a data set, for rich to print; rows for which there is no number yet are left out.
+
+        Args:
+            wide: with the best of several runs, times and costs.
+        """
         for data, title in self.titles.items():
-            yield _drawn(title, [row for row in self.rows if row.data == data and (row.claimed or row.published or row.measured)])
+            yield _drawn(title, [row for row in self.rows if row.data == data and (row.claimed or row.published or row.measured)], wide)
 
 
 def names() -> list[str]:
@@ -369,38 +381,57 @@ def _averaged(runs: list[_Result], metric: str, unusual: str) -> Measured:
     )
 
 
-def _drawn(title: str, rows: list[Row]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+class _Line(NamedTuple):
+    """A line of a row: one published number, one way of training, or both; what the row has once stands in the first."""
 
-    drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    drawn.add_column("")
-    for name in ("claimed", "published", "measured", "best", "runs"):
-        drawn.add_column(name, justify="right")
-    drawn.add_column("trained")
-    for name in ("ms/image", "parameters", "MACs"):
-        drawn.add_column(name, justify="right")
-    section = None
-    for row in rows:
-        if row.section != section:
-            section = row.section
-            drawn.add_section()
-            drawn.add_row(f"[bold]{section}")
-        claimed = row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ()))
-        published = row.published if isinstance(row.published, str) else "\n".join(f"{p.value} {p.source}" for p in row.published or ())
-        cost = ("" if row.parameters is None else f"{row.parameters:,}", "" if row.macs is None else f"{row.macs / 1e6:,.0f} M")
-        for i, group in enumerate(row.measured or (None,)):
-            first = (row.name, claimed, published) if i == 0 else ("", "", "")
-            drawn.add_row(*first, *_measured_cells(group), *(cost if i == 0 else ("", "")))
-    return drawn
+    row: Row
+    first: bool
+    published: Published | str | None
+    measured: Measured | None
 
 
-def _measured_cells(group: Measured | None) -> tuple[str, ...]:
-    from rich.markup import escape
+def _lines(row: Row) -> list[_Line]:
+    published = row.published if isinstance(row.published, tuple) else (row.published,)
+    pairs = zip_longest(published or (None,), row.measured or (None,))
+    return [_Line(row, not number, paper, group) for number, (paper, group) in enumerate(pairs)]
 
-    if group is None:
-        return ("", "", "", "", "")
-    spread = "" if group.deviation is None else f" ± {group.deviation:.2f}"
-    speed = "" if group.milliseconds is None else f"{group.milliseconds:.3g} {group.device}"
-    # A path or a list may look like rich's markup.
-    return f"{group.mean:.2f}{spread}", f"{group.best:.2f}", str(len(group.runs)), escape(group.how), speed
+
+def _mean(group: Measured) -> str:
+    return fixed(group.mean, 2) + ("" if group.deviation is None else f" ± {fixed(group.deviation, 2)}")
+
+
+def _drawn(title: str, rows: list[Row], wide: bool) -> Table:
+    macs = unit_for("MAC", [row.macs for row in rows])
+
+    def once(cell: Callable[[Row], str]) -> Callable[[_Line | str], str]:
+        return lambda line: cell(line.row) if isinstance(line, _Line) and line.first else ""
+
+    def measured(cell: Callable[[Measured], str]) -> Callable[[_Line | str], str]:
+        return lambda line: cell(line.measured) if isinstance(line, _Line) and line.measured else ""
+
+    def published(line: _Line | str, part: str) -> str:
+        found = None if isinstance(line, str) else line.published
+        if isinstance(found, Published):
+            return str(getattr(found, part))
+        return found if found is not None and part == "value" else ""
+
+    columns = [
+        Column("", lambda line: line if isinstance(line, str) else line.row.name, NAME),
+        Column("claimed", once(lambda row: row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ())))),
+        Column("published", partial(published, part="value")),
+        Column("source", partial(published, part="source"), TEXT),
+        Column("measured", measured(_mean)),
+        Column("runs", measured(lambda m: str(len(m.runs)))),
+    ]
+    if wide:
+        columns += [
+            Column("best", measured(lambda m: fixed(m.best, 2))),
+            Column("ms", measured(lambda m: significant(m.milliseconds))),
+            Column("on", measured(lambda m: m.device or ""), TEXT),
+            Column("parameters", once(lambda row: "" if row.parameters is None else f"{row.parameters:,}")),
+            Column(macs.name, once(lambda row: macs(row.macs))),
+        ]
+    lines: list[_Line | str | None] = []
+    for section, group in groupby(rows, key=lambda row: row.section):
+        lines += [*([None] if lines else []), f"{section}:", *(line for row in group for line in _lines(row))]
+    return Table(title, columns, lines)

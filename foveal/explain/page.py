@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpse
+from foveal.display import fixed, percent, significant, unit_for
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
@@ -217,11 +218,11 @@ def _look(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classifica
         how = "the first look, always taken"
     else:
         how = f"chosen from look {glimpse.parent} with probability {glimpse.probability:.3f}"
-    y0, x0, y1, x1 = glimpse.box
+    y0, x0, y1, x1 = map(round, glimpse.box)
     return (
         f'<article class="look" tabindex="0" data-look="{number}" style="--level: {colour(glimpse.level)}">'
         f'<img src="{_data_uri(picture)}" alt="what the model saw in look {number}">'
-        f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0:.0f} to {y1:.0f}, columns {x0:.0f} to {x1:.0f}, "
+        f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0} to {y1}, columns {x0} to {x1}, "
         f"seen at {picture.width} × {picture.height} px</p>{_contributions(glimpse.contribution, whole, top)}</div></article>"
     )
 
@@ -239,7 +240,7 @@ def _contributions(contribution: Tensor | None, whole: Classification, top: Sequ
         bars.append(
             f'<li><span class="what">{_class_name(whole, i)}</span>'
             f'<span class="track signed"><i class="{"more" if value >= 0 else "less"}" style="{side}"></i></span>'
-            f'<span class="number">{value:+.3f}</span></li>'
+            f'<span class="number">{fixed(value, 3, signed=True)}</span></li>'
         )
     return f'<ul class="bars">{"".join(bars)}</ul>'
 
@@ -250,7 +251,10 @@ def _total(whole: Classification, top: Sequence[int]) -> str:
         return "<p>This model does not add looks up, so that no look has a share of its own.</p>"
     sums = whole.glimpses.contribution.double().sum(0)
     cells = ((_class_name(whole, i), float(sums[i]), float(whole.logits[i])) for i in top)
-    rows = "".join(f"<tr><th>{name}</th><td>{total:+.4f}</td><td>{logit:+.4f}</td></tr>" for name, total, logit in cells)
+    rows = "".join(
+        f"<tr><th>{name}</th><td>{fixed(total, 4, signed=True)}</td><td>{fixed(logit, 4, signed=True)}</td></tr>"
+        for name, total, logit in cells
+    )
     return f"<table><thead><tr><th>class</th><th>sum of all looks</th><th>logit</th></tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -288,25 +292,18 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
 def _cost_lines(costs: Costs) -> list[tuple[str, str]]:
     lines = []
     if costs.macs is not None:
-        lines.append(("multiply-accumulates", f"{costs.macs / 1e9:,.3g} G"))
-    if costs.macs is not None and costs.dense_macs is not None:
-        lines.append(
-            ("dense backbone at full size", f"{costs.dense_macs / 1e9:,.3g} G, {costs.dense_macs / costs.macs:,.1f} times as many")
-        )
+        macs = unit_for("MAC", [costs.macs, costs.dense_macs])
+        lines.append(("multiply-accumulates", f"{macs(costs.macs)} {macs.name}"))
+        if costs.dense_macs is not None:
+            times = significant(costs.dense_macs / costs.macs)
+            lines.append(("dense backbone at full size", f"{macs(costs.dense_macs)} {macs.name}, {times} times as many"))
     if costs.bytes_read is not None:
-        share = f" of {_bytes(costs.file_bytes)}, {100 * costs.bytes_read / costs.file_bytes:.1f} %" if costs.file_bytes else ""
-        lines.append(("read from the file", _bytes(costs.bytes_read) + share))
+        read = unit_for("B", [costs.bytes_read, costs.file_bytes])
+        share = f" of {read(costs.file_bytes)} {read.name}, {percent(costs.bytes_read / costs.file_bytes)} %" if costs.file_bytes else ""
+        lines.append(("read from the file", f"{read(costs.bytes_read)} {read.name}{share}"))
     if costs.seconds is not None:
-        lines.append(("from opening to class", f"{costs.seconds:.3g} s, model warm"))
+        lines.append(("from opening to class", f"{significant(costs.seconds)} s, model warm"))
     return lines or [("cost", "not measured")]
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
-        count /= 1024  # type: ignore[assignment]
-    return f"{count:.3g} GiB"
 
 
 def _dense_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:

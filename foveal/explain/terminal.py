@@ -6,36 +6,47 @@ Example:
     >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
     <torch...>
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(1,))
-    >>> table(classify(model, torch.rand(3, 64, 64))).row_count
-    2
+    >>> show(classify(model, torch.rand(3, 64, 64)))
+    1 ... %, then 0 ... %
+    look  level  chosen  rows   columns        1        0  lead
+    ───...───
+    0         1          0:64   0:64     ...
+    1         2   ...
+    all       ...
 """
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from foveal.classification import Classification
+from torch import Tensor
+
+from foveal.classification import Classification, Glimpse
+from foveal.display import TEXT, Column, Table, console, fixed, percent, printable, stacked
 from foveal.explain.pictures import overlay
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
+
+BAR = 8
+"""Signs of the longest bar."""
+
+NAMED = 8
+"""Columns that the name of a class keeps where there is little room."""
 
 
-def show(classification: Classification, image: Any = None) -> None:
-    """Print where a model looked and what each look added to the three most probable classes.
+def show(classification: Classification, image: Any = None, wide: bool = False) -> None:
+    """Print where a model looked, and what each look added to the predicted class and to the next one.
 
     Args:
         classification: of one image.
         image: the image; if given, a notebook shows it with the boxes.
+        wide: print what each look added to the five most probable classes, and which look it was chosen from.
     """
-    from rich.console import Console
-
-    console = Console()
-    console.print(table(classification))
-    if classification.maps:
-        count = len(classification.maps)
-        console.print(f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}")
+    console().print(table(classification, wide))
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if image is not None and shell is not None and hasattr(shell, "kernel"):
@@ -44,30 +55,55 @@ def show(classification: Classification, image: Any = None) -> None:
         display(overlay(image, classification))
 
 
-def table(classification: Classification) -> Table:
-    """One row a glimpse, for rich to print: which look it was chosen from and how probably, its box in pixels, what it added."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
+def table(classification: Classification, wide: bool = False) -> Group:
+    """The same, for rich to print: one row a look.
 
-    top = classification.top(3)
-    order = classification.logits.topk(len(top)).indices.tolist()
-    title = ", ".join(f"{escape(name)} {100 * p:.1f} %" for name, p in top)
-    rows = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for name in ("look", "level", "from", "chosen", "rows", "columns"):
-        rows.add_column(name, justify="right", no_wrap=True)
-    additive = classification.glimpses.contribution is not None
-    for name, _ in top if additive else []:
-        rows.add_column(escape(name), justify="right", max_width=16)
-    for number, glimpse in enumerate(classification.glimpses):
-        y0, x0, y1, x1 = glimpse.box
-        rows.add_row(
-            str(number),
-            str(glimpse.level),
-            "" if glimpse.parent is None else str(glimpse.parent),
-            f"{glimpse.probability:.3f}",
-            f"{y0:.0f}:{y1:.0f}",
-            f"{x0:.0f}:{x1:.0f}",
-            *([f"{float(glimpse.contribution[i]):+.3f}" for i in order] if glimpse.contribution is not None else []),
-        )
-    return rows
+    Args:
+        classification: of one image.
+        wide: see `show`.
+    """
+    top = classification.top(5 if wide else 2)
+    title = ", then ".join(f"{printable(name)} {percent(p)} %" for name, p in top)
+    looks = list(enumerate(classification.glimpses))
+    columns = [
+        Column("look", lambda row: str(row[0]), TEXT),
+        Column("level", lambda row: str(row[1].level) if row[1] else ""),
+        *([Column("from", lambda row: str(row[1].parent) if row[1] and row[1].parent is not None else "")] if wide else []),
+        Column("chosen", lambda row: fixed(row[1].probability, 3) if row[1] and row[1].parent is not None else ""),
+        Column("rows", lambda row: f"{round(row[1].box[0])}:{round(row[1].box[2])}" if row[1] else "", TEXT),
+        Column("columns", lambda row: f"{round(row[1].box[1])}:{round(row[1].box[3])}" if row[1] else "", TEXT),
+    ]
+    said = "This model does not add looks up, so that no look has a share of its own."
+    rows: list[tuple[int | str, Glimpse | None] | None] = [*looks]
+    added = classification.glimpses.contribution
+    if added is not None:
+        order = classification.logits.topk(len(top)).indices.tolist()
+        shares = added.detach().double().cpu()[:, order]
+        columns += _contributions([name for name, _ in top], shares)
+        rows += [None, ("all", None)]
+        said = "Under the name of a class: what each look added to its logit."
+        said += " lead: of the first class over the second." if len(top) > 1 else ""
+    count = len(classification.maps)
+    drawn = f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}" if count else ""
+    return stacked(Table(title, columns, rows), said, drawn)
+
+
+def _contributions(names: Sequence[str], shares: Tensor) -> list[Column]:
+    """Columns of what each look added to these classes, (looks, classes), and of all looks together in the row ``"all"``."""
+    decimals = _decimals(float(shares.abs().max()))
+    added = {"all": shares.sum(0).tolist()} | dict(enumerate(shares.tolist()))
+
+    def to(place: int) -> Callable[[Any], str]:
+        return lambda row: fixed(added[row[0]][place], decimals, signed=True)
+
+    columns = [Column(name, to(i), least=NAMED) for i, name in enumerate(names)]
+    if len(names) > 1:
+        leads = shares[:, 0] - shares[:, 1]
+        bars = (BAR * leads / leads.abs().max()).nan_to_num().round().int().tolist()
+        columns.append(Column("lead", lambda row: ("+" if bars[row[0]] > 0 else "-") * abs(bars[row[0]]) if row[1] else "", TEXT))
+    return columns
+
+
+def _decimals(largest: float) -> int:
+    """Decimals with which a number has three digits, four at most."""
+    return min(max(2 - math.floor(math.log10(largest)), 0), 4) if 0 < largest < math.inf else 2

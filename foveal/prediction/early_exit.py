@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from foveal.classification import Classification, Glimpses
+from foveal.display import amount, significant
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
@@ -87,10 +88,8 @@ def parse_cost(text: str) -> tuple[float, str]:
 
 def format_cost(cost: float, unit: str) -> str:
     """A cost as people type it: ``1.93GMAC``."""
-    if unit != "macs":
-        return f"{cost:.3g}{unit}"
-    prefix = max((p for p, scale in _PREFIXES.items() if cost >= scale), key=_PREFIXES.__getitem__, default="")
-    return f"{cost / _PREFIXES[prefix]:.3g}{prefix.upper() if prefix != 'k' else prefix}MAC"
+    number, _, unit = (amount(cost, "MAC") if unit == "macs" else f"{significant(cost)} {unit}").replace(",", "").partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{unit}"
 
 
 def look_until(

@@ -112,9 +112,9 @@ def comparison(tmp_path_factory):
     torch.manual_seed(0)
     models = [tnet(locations=(2,)), create_model("test_efficientnet", num_classes=6), "test_resnet"]
     told = []
-    result = compare(
-        models, data(), device="cpu", seconds=1e-3, batch_size=7, out=folder, on_progress=lambda done, total: told.append((done, total))
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+        result = compare(models, data(), device="cpu", batch_size=7, out=folder, on_progress=lambda *step: told.append(step))
     return models, result, folder, told
 
 
@@ -122,7 +122,7 @@ def test_standings(comparison):
     models, result, _, told = comparison
     points = result.points
     assert [(p.model, p.locations) for p in points] == [("model", ()), ("model", (2,)), ("model 1", ()), ("test_resnet", ())]
-    expected = evaluate(models[0], data(), budgets=[(), (2,)], against=[models[1]], measured=False, device="cpu").points
+    expected = evaluate(models[0], data(), budgets=[(), (2,)], against=[models[1]], measure="none", device="cpu").points
     learned = {(p.name, p.locations): p for p in expected if p.kind in ("learned", "against")}
     for p in points[:3]:
         same = learned[p.model, p.locations]
@@ -137,8 +137,13 @@ def test_standings(comparison):
     bare = points[3]
     assert bare.accuracy is bare.nll is bare.images is None and bare.front == () and bare.single.p50 > 0
     assert bare.macs == count(as_classifier(create_model("test_resnet", num_classes=6)), 8).macs
-    # Three batches of validation and five of test images for two models; three searches and five rounds.
-    assert told == [(i, 2 * (3 + 5) + 3 + 5) for i in range(1, 25)]
+    # Looks at three batches of validation and five of test images: 1 and 3, and 3 random ones; then 1 of the dense network.
+    first = [i for batch in range(3) for i in (4 * batch + 1, 4 * batch + 4)]
+    first += [12 + 7 * batch + done for batch in range(5) for done in (1, 4, 7)]
+    total = 3 * 4 + 5 * 7 + 3 + 5
+    assert [step for step in told if step[2] == "accuracy"] == [(i, total, "accuracy") for i in (*first, *range(48, total + 1))]
+    # Then three searches and five rounds, two of which are left out where time is up.
+    assert told[-1][1:] == (8, "timings") and [i for i, *_, part in told if part == "timings"][:6] == [1, 2, 3, 4, 5, 6]
 
 
 def test_fronts_are_among_learned_looks(comparison):
@@ -184,23 +189,25 @@ def test_one_point_is_drawn_without_a_warning(comparison, tmp_path, monkeypatch)
     assert Image.open(tmp_path / "alone.png").size == (1600, 600)
 
 
-def test_the_tables_fit_160_columns(comparison):
-    shown = Console(width=160, record=True, file=io.StringIO())
+def test_the_table_marks_the_fronts(comparison):
+    shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(comparison[1].table())
     text = shown.export_text()
-    assert max(map(len, text.splitlines())) <= 160 and "…" not in text
-    assert text.count("model 1 ") == 2 and text.count("test_resnet ") == 2
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert text.count("*") - 1 == sum(len(p.front) for p in comparison[1].points)  # one explains them
+    (bare,) = [line for line in text.splitlines() if line.startswith("test_resnet ")]
+    assert "±" not in bare and "*" not in bare
 
 
 def test_a_gap_where_there_must_be_one():
-    points = compare([Looker()], data(test=split(20)), budgets=[(6,)], measured=False, device="cpu").points
+    points = compare([Looker()], data(test=split(20)), budgets=[(6,)], measure="none", device="cpu").points
     assert points[0].accuracy == 1 and points[0].random < 0.4
     assert 0.5 < points[0].gap_interval[0] < points[0].gap == 1 - points[0].random
 
 
 def test_sweeps_are_for_those_that_can_meet_them():
     models = [tnet(locations=(2, 1)), create_model("test_efficientnet", num_classes=6)]
-    points = compare(models, data(), budgets=[(), (1,), (10,)], measured=False, device="cpu")
+    points = compare(models, data(), budgets=[(), (1,), (10,)], measure="none", device="cpu")
     assert [p.locations for p in points.points] == [(), (1,), ()]
     note, *_ = points.about["notes"]
     assert note.startswith("model: budget 10 is left out: ")
@@ -214,20 +221,21 @@ def test_sweeps_are_for_those_that_can_meet_them():
     ],
 )
 def test_any_model_that_looks(name, options, own):
-    found = compare([create_model(name, num_classes=6, **options)], data(val=None), measured=False, device="cpu")
+    found = compare([create_model(name, num_classes=6, **options)], data(val=None), measure="none", device="cpu")
     left_out = sum("is left out" in note for note in found.about["notes"])
     assert [p.locations for p in found.points] == own[left_out:]
     assert found.points[-1].gap_interval is not None
 
 
-def test_files_and_the_bytes_that_were_read(tmp_path):
+def test_files_and_the_bytes_that_were_read(tmp_path, monkeypatch):
     target = np.arange(12) % 6
     paths = [str(tmp_path / f"{i}.png") for i in range(12)]
     for path, t in zip(paths, target, strict=True):
         Image.fromarray(np.full((40, 48, 3), 40 * t, np.uint8)).save(path)
     (tmp_path / "5.png").write_bytes(b"broken")
     files = data(test=ImageDataset(paths, target, NAMES), val=None)
-    found = compare([tnet(locations=(2,)), create_model("test_resnet", num_classes=6)], files, device="cpu", seconds=1e-3)
+    monkeypatch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+    found = compare([tnet(locations=(2,)), create_model("test_resnet", num_classes=6)], files, device="cpu")
     assert [p.images for p in found.points] == [11] * 3
     assert [path for path, _ in found.errors] == [paths[5]]
     sizes = [Path(path).stat().st_size for i, path in enumerate(paths) if i != 5]
@@ -238,7 +246,7 @@ def test_files_and_the_bytes_that_were_read(tmp_path):
 def test_without_other_validation_images_there_is_no_temperature():
     dense = create_model("test_resnet", num_classes=6)
     for splits, reason in [({"val": None}, "there are no validation images"), ({"test": None}, "the validation images are those compared")]:
-        found = compare([dense], data(**splits), measured=False, device="cpu")
+        found = compare([dense], data(**splits), measure="none", device="cpu")
         assert found.about["notes"] == [f"no temperature was fitted: {reason}"]
         assert found.points[0].temperature is found.points[0].nll_after is found.points[0].ece_after is None
         assert found.points[0].nll > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
@@ -247,7 +255,7 @@ def test_without_other_validation_images_there_is_no_temperature():
 def test_images_that_are_read_otherwise_are_told():
     model = as_classifier(create_model("test_resnet", num_classes=6))
     model.image_size = 64  # as it is in a run whose images were resized
-    found = compare([model], data(val=None), measured=False, device="cpu")
+    found = compare([model], data(val=None), measure="none", device="cpu")
     told = "model: was trained on images resized to 64 px first, and these are of their own size; that may cost it accuracy"
     assert told in found.about["notes"]
 
@@ -264,7 +272,7 @@ class Squeamish(Looker):
 
 def test_an_image_that_one_model_cannot_read_counts_for_none():
     found = compare(
-        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), budgets=[(6,)], measured=False, device="cpu"
+        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), budgets=[(6,)], measure="none", device="cpu"
     )
     # Of 30 images two cannot be opened, and five are of the class that the second model cannot read.
     assert [p.images for p in found.points] == [23, 23] and [p.accuracy for p in found.points] == [1, 1]
@@ -272,7 +280,7 @@ def test_an_image_that_one_model_cannot_read_counts_for_none():
 
 
 def test_what_does_not_fit_is_told():
-    here = {"measured": False, "device": "cpu"}
+    here = {"measure": "none", "device": "cpu"}
     with pytest.raises(ConfigError, match="test_resnet, test_vit: no model here has weights"):
         compare(["test_resnet", "test_vit"], data(), **here)
     with pytest.raises(ConfigError, match="resnet5000: there is no model of this name"):
@@ -326,14 +334,19 @@ def runs(tmp_path_factory):
 
 
 def test_the_command(runs, tmp_path, capsys):
-    argv = ["compare", str(runs / "looks"), str(runs / "dense"), "test_resnet", "--locations", "0..2", "--seconds", "0.001", *HERE]
+    argv = ["compare", str(runs / "looks"), str(runs / "dense"), "test_resnet", "--locations", "0..2", *HERE]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 160 and "test_resnet: has no weights" in shown
+    assert "test_resnet: has no weights" in shown and "…" not in shown
     stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [p["locations"] for p in stored["points"]] == [[], [1], [2], [], []]
     assert [p["model"] for p in stored["points"]] == [*[str(runs / "looks")] * 3, str(runs / "dense"), "test_resnet"]
-    assert stored["command"].startswith("foveal compare ") and stored["images"] == 12 and stored["split"] == "test"
+    assert (
+        stored["measure"] == "quick"
+        and stored["command"].startswith("foveal compare ")
+        and stored["images"] == 12
+        and stored["split"] == "test"
+    )
     for p in stored["points"][:4]:
         assert p["interval"][0] <= p["accuracy"] <= p["interval"][1] and p["temperature"] > 0 and p["nll_after"] > 0
     assert Image.open(tmp_path / "out" / "comparison.png").width == 1600
@@ -353,7 +366,7 @@ def test_the_command_says_what_does_not_fit(runs, tmp_path, capsys):
         assert main(["compare", *map(str, argv), *HERE, "--out", str(tmp_path / "out")]) == 1
         err = capsys.readouterr().err.strip()
         assert said in err and "\n" not in err
-    assert main(["compare", str(runs / "looks"), "--seconds", "0"]) == 2
-    assert "0 is not more than 0" in capsys.readouterr().err
+    assert main(["compare", str(runs / "looks"), "--measure", "often"]) == 2
+    assert "invalid choice: 'often'" in capsys.readouterr().err
     assert main(["compare", "--help"]) == 0
     assert capsys.readouterr().out.count("foveal compare") >= 3

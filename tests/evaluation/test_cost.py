@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from foveal.classification import Classification, Glimpses
+from foveal.errors import ConfigError
 from foveal.evaluation import cost
-from foveal.evaluation.cost import measure
+from foveal.evaluation.cost import Timed, measure, measure_budgets, measure_steps
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 
@@ -74,3 +76,80 @@ def test_bytes_are_those_of_the_first_call():
             return np.full(len(self), 1234)
 
     assert measure(WholeImage(Slow(), image_size=8), lambda n: FromFiles(torch.zeros(n, 3, 8, 8)), 2, seconds=0.01).bytes_read == 1234
+
+
+# ---- every budget of several models
+
+
+NO_LOOKS = Glimpses(np.zeros(0, int), np.zeros((0, 4)), (8, 8), np.zeros(0, int), np.zeros(0, int), torch.zeros(0))
+
+
+class Clocked(WholeImage):
+    """Takes so many seconds a look, a little less in larger batches, by a clock that stands still otherwise."""
+
+    def __init__(self, clock, seconds):
+        super().__init__(Slow(), image_size=8)
+        self.clock, self.seconds, self.calls = clock, seconds, []
+
+    def forward(self, images, locations=None, **options):
+        looks = 1 + sum(locations)
+        self.calls.append((len(images), looks - 1))
+        self.clock[0] += self.seconds * looks * len(images) ** 0.9
+        return Classification(torch.zeros(len(images), 2), NO_LOOKS)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def timed(clock, seconds, budgets, models=1):
+    return [Timed(Clocked(clock, seconds), [(k,) if k else () for k in range(budgets)], views, 1000) for _ in range(models)]
+
+
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("budgets", [1, 5, 20])
+@pytest.mark.parametrize("seconds", [1e-3, 0.03, 1.0])
+def test_quick_timings_are_bounded_whatever_is_timed(clock, seconds, budgets, models):
+    panel = timed(clock, seconds, budgets, models)
+    found = measure_budgets(panel, "quick")
+    least = models * sum(4 * seconds * (1 + k) for k in range(budgets)) + models * 2 * seconds * budgets
+    assert clock[0] <= max(1.15 * cost.QUICK_SECONDS, least + seconds * budgets)
+    for mine in found:
+        assert list(mine) == [(k,) if k else () for k in range(budgets)]
+        for budget, (single, batched) in mine.items():
+            assert single.batch_size == 1 and single.repeats >= 3 and batched.repeats >= 3
+            assert single.p50 == pytest.approx(1e3 * seconds * (1 + sum(budget)))
+            assert batched.p50 == pytest.approx(single.p50 * batched.batch_size**-0.1)
+        assert len({batched.batch_size for _, batched in mine.values()}) == 1
+
+
+def test_full_timings_find_the_best_batch_and_take_their_time(clock):
+    (found,) = measure_budgets(timed(clock, 0.01, 3), "full")
+    assert {batched.batch_size for _, batched in found.values()} == {64}
+    assert all(single.repeats * single.p50 >= 500 for single, _ in found.values())
+    took, clock[0] = clock[0], 0.0
+    (beside,) = measure_budgets(timed(clock, 0.01, 3), "quick")
+    assert clock[0] < took / 2
+    assert [single.p50 for single, _ in beside.values()] == pytest.approx([single.p50 for single, _ in found.values()])
+
+
+def test_models_and_budgets_are_timed_in_turn(clock):
+    both = timed(clock, 1.0, 2, models=2)
+    order = []
+    for name, one in zip("ab", both, strict=True):
+        one.model.calls = type("Log", (list,), {"append": lambda self, call, name=name: order.append((name, call[1]))})()
+    measure_budgets(both, "quick")
+    assert order[-12:] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)] * 3
+
+
+def test_steps_are_told(clock):
+    for how in ("quick", "full"):
+        told = []
+        measure_budgets(timed(clock, 1e-3, 2, models=3), how, on_step=lambda told=told: told.append(0))
+        assert len(told) == measure_steps(3, how) == 8
+    assert measure_budgets(timed(clock, 1.0, 2), "none") == [{}] and measure_steps(3, "none") == 0
+    with pytest.raises(ConfigError, match="--measure often"):
+        measure_budgets([], "often")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from foveal.errors import ConfigError
 from foveal.evaluation import solve, stop_early
@@ -60,7 +62,11 @@ def test_the_report(tmp_path):
     assert [w.name for w in early] == ["1locations", "1000ms"] and early[1].locations == 3
     assert all(w.images == 24 and w.milliseconds > 0 and w.interval[0] <= w.accuracy <= w.interval[1] for w in result.ways)
     stored = json.loads((tmp_path / "early_exit.json").read_text())
-    assert stored["ways"][0]["name"] == "0" and stored["exits"][1]["machine"] and result.table().row_count == 6
+    assert stored["ways"][0]["name"] == "0" and stored["exits"][1]["machine"]
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(result.table())
+    words = [line.split()[:1] for line in shown.export_text().split("Above")[0].splitlines()[3:]]
+    assert words == [["0"], ["1"], ["2"], ["3"], [], ["1locations"], ["1000ms"], []]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -11,6 +13,7 @@ from foveal.evaluation import evaluate
 from foveal.prediction import count
 from foveal.runs import create_model
 from tests.evaluation.test_accuracy import Looker, data
+from tests.training.tiny import Spoilt
 
 
 def tnet(**options):
@@ -21,7 +24,9 @@ def tnet(**options):
 def evaluation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     dense = create_model("test_efficientnet", num_classes=6)
-    return evaluate(tnet(locations=(2, 1)), data(), budgets=[(), (2, 1)], against=dense, device="cpu", seconds=0.01, out=folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+        return evaluate(tnet(locations=(2, 1)), data(), budgets=[(), (2, 1)], against=dense, device="cpu", out=folder), folder
 
 
 def test_points(evaluation):
@@ -54,49 +59,78 @@ def test_files(evaluation):
 
 
 def test_the_table_has_a_row_a_budget(evaluation):
-    shown = Console(width=200, record=True, file=io.StringIO())
+    shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(evaluation[0].table())
-    lines = [line for line in shown.export_text().splitlines() if "looks" in line or "dense" in line or "model 1" in line]
-    assert len(lines) == 1 + 2 + 1 + 2
-    assert any("2,1" in line and "%" in line for line in lines)
+    rows = [line.split()[0] for line in shown.export_text().split("±:")[0].splitlines()[3:] if line.strip()]
+    assert rows == ["0", "2,1", "model", "dense,", "dense,"]
 
 
 def test_learned_looks_beat_random_ones_where_they_should():
-    points = evaluate(Looker(), data(20), budgets=[(), (6,)], measured=False, device="cpu").points
+    points = evaluate(Looker(), data(20), budgets=[(), (6,)], measure="none", device="cpu").points
     assert [(p.kind, p.accuracy) for p in points[:2]] == [("learned", pytest.approx(1 / 6)), ("learned", 1.0)]
     assert points[2].kind == "random" and points[2].accuracy < 0.4
 
 
 def test_every_budget_up_to_its_own_unless_told():
-    points = evaluate(tnet(locations=(2, 1)), data(), measured=False, device="cpu").points
+    points = evaluate(tnet(locations=(2, 1)), data(), measure="none", device="cpu").points
     assert [p.locations for p in points if p.kind == "learned"] == [(), (1, 1), (2, 1)]
-    assert [p.locations for p in evaluate(create_model("test_resnet", num_classes=6), data(), measured=False, device="cpu").points] == [()]
+    assert [p.locations for p in evaluate(create_model("test_resnet", num_classes=6), data(), measure="none", device="cpu").points] == [()]
 
 
-def test_progress_counts_batches():
+def test_progress_counts_looks_at_batches_then_timings():
     told = []
-    evaluate(tnet(), data(), budgets=[()], measured=False, device="cpu", batch_size=8, on_progress=lambda *step: told.append(step))
-    assert told == [(i, 4) for i in range(1, 5)]
+    evaluate(tnet(), data(), budgets=[(), (2, 1)], measure="none", device="cpu", batch_size=8, on_progress=lambda *step: told.append(step))
+    # Four batches; learned, learned and random looks, the first included.
+    assert told == [(11 * batch + done, 44, "accuracy") for batch in range(4) for done in (1, 6, 11)]
+
+
+def test_progress_goes_on_where_a_batch_cannot_be_read():
+    told = []
+    split = Spoilt(data().test.images, torch.from_numpy(data().test.targets), data().classes)
+    split.bad = tuple(range(8))
+    evaluate(
+        tnet(), replace(data(), test=split), budgets=[()], measure="none", device="cpu", batch_size=8,
+        on_progress=lambda *step: told.append(step),
+    )  # fmt: skip
+    assert told == [(i, 4, "accuracy") for i in range(1, 5)]
+
+
+def test_times_are_of_learned_looks_and_told_in_the_file(monkeypatch):
+    monkeypatch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+    told = []
+    result = evaluate(
+        tnet(), data(), budgets=[(), (2,)], against=create_model("test_resnet", num_classes=6), device="cpu",
+        on_progress=lambda *step: told.append(step),
+    )  # fmt: skip
+    assert [(p.kind, p.single is not None, p.batched is not None) for p in result.points] == [
+        ("learned", True, True), ("learned", True, True), ("random", False, False), ("against", True, True),
+    ]  # fmt: skip
+    assert result.as_dict()["measure"] == "quick"
+    parts = [part for *_, part in told]
+    assert parts == sorted(parts) and told[-1][1:] == (2 + 5, "timings")  # two models and five rounds
+    assert evaluate(tnet(), data(), budgets=[()], measure="none", device="cpu").as_dict()["measure"] == "none"
 
 
 def test_what_does_not_fit_is_told():
     model = tnet()
     model.class_names = tuple("abcdeg")
     with pytest.raises(DataError, match="'f' is unknown to the model"):
-        evaluate(model, data(), measured=False, device="cpu")
+        evaluate(model, data(), measure="none", device="cpu")
     with pytest.raises(ConfigError, match="has 6 classes, the model 3"):
-        evaluate(create_model("test_resnet", num_classes=3), data(), measured=False, device="cpu")
+        evaluate(create_model("test_resnet", num_classes=3), data(), measure="none", device="cpu")
     with pytest.raises(ConfigError, match="looks once"):
-        evaluate(create_model("test_resnet", num_classes=6), data(), budgets=[(2,)], measured=False, device="cpu")
+        evaluate(create_model("test_resnet", num_classes=6), data(), budgets=[(2,)], measure="none", device="cpu")
+    with pytest.raises(ConfigError, match="--measure often: is not known; use one of none, quick, full"):
+        evaluate(tnet(), data(), measure="often", device="cpu")
     with pytest.raises(DataError, match="no split 'train'"):
-        evaluate(tnet(), data(), split="train", measured=False, device="cpu")
+        evaluate(tnet(), data(), split="train", measure="none", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def several():
     """A TNet, its policies and what they came to."""
     budgets = [(), (1,), (3,), (2, 1), (1, 2)]
-    return evaluate(tnet(locations=(3,)), data(), budgets=budgets, policies=("centre", "exhaustive"), measured=False, device="cpu")
+    return evaluate(tnet(locations=(3,)), data(), budgets=budgets, policies=("centre", "exhaustive"), measure="none", device="cpu")
 
 
 def test_every_policy_at_every_budget(several):
@@ -126,13 +160,15 @@ def test_coverage_and_diversity_of_known_choices(several):
 
 
 def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
-    shown = Console(width=100, record=True, file=io.StringIO())
-    shown.print(several.table())
-    lines = shown.export_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("accuracy (and"))
-    assert lines[start + 2].replace("┃", " ").split() == ["locations", "learned", "random", "centre", "exhaustive"]
-    assert max(map(len, lines[start:])) <= 80
-    assert [line.split("│")[5] for line in lines[start:] if line.split("│")[1:2] == ["         9 "]] == [" 16.7 (100) "]
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(several.table(wide=True))
+    lines = [line.split() for line in shown.export_text().splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[:3] == ["accuracy", "by", "policy,"])
+    assert lines[start + 1] == ["locations", "0", "1", "1,2", "2,1", "3", "9", "9,9"]
+    assert [line[0] for line in lines[start + 3 : start + 7]] == ["learned", "random", "centre", "exhaustive"]
+    assert lines[start + 6] == ["exhaustive", "16.7", "16.7"]
+    seen = next(i for i, line in enumerate(lines) if line[-3:] == ["by", "policy,", "%"] and i > start)
+    assert lines[seen + 6] == ["exhaustive", "100.0", "100.0"] and lines[seen + 5][:2] == ["centre", "25.0"]
     several.write(tmp_path)
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"foveal", "torch", "device", "seed"} < set(stored) and stored["points"][-1]["kind"] == "exhaustive"
@@ -140,13 +176,13 @@ def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
 
 def test_policies_that_fit_not(tmp_path):
     with pytest.raises(ConfigError, match="policy telepathy: TNet does not know it; use one of greedy"):
-        evaluate(tnet(), data(), budgets=[()], policies=("centre", "telepathy"), measured=False, device="cpu")
+        evaluate(tnet(), data(), budgets=[()], policies=("centre", "telepathy"), measure="none", device="cpu")
     with pytest.raises(ConfigError, match="--policy centre: this model looks once"):
-        evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measured=False, device="cpu")
+        evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measure="none", device="cpu")
 
 
 def test_what_a_policy_asked_for_twice_or_anyway_adds():
     points = evaluate(
-        tnet(), data(), budgets=[(1,)], policies=("random", "greedy", "centre", "centre"), measured=False, device="cpu"
+        tnet(), data(), budgets=[(1,)], policies=("random", "greedy", "centre", "centre"), measure="none", device="cpu"
     ).points
     assert [p.kind for p in points] == ["learned", "random", "centre"]

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -397,11 +398,12 @@ def test_the_command_with_grad_cam(runs, tmp_path):
 
 
 def test_the_table_has_a_row_a_curve():
-    shown = Console(width=140, record=True, file=io.StringIO())
+    shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(faithful(Seer(), data(20), judges=[Seer()], device="cpu").table())
-    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in shown.export_text().splitlines() if line.startswith("│")]
+    rows = [re.split(" {2,}", line) for line in shown.export_text().splitlines()]
     curves = [[change, judge] for judge in ("model", "model 1") for change in ("deletion", "insertion")]
-    assert rows[:4] == curves and [row[0] for row in rows[4:]] == ["centre on the object", "half of the object covered"]
+    assert [row[:2] for row in rows if row[0] in ("deletion", "insertion")] == curves
+    assert [row[0] for row in rows if row[0].startswith(("centre", "half"))] == ["centre on the object", "half of the object covered"]
 
 
 @pytest.mark.parametrize(

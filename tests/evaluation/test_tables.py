@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import statistics
+from collections import Counter
 from importlib.resources import files
 
 import pytest
@@ -48,10 +50,9 @@ def row_of(found, name, data="cifar10", section=None):
     return row
 
 
-def printed(found):
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    for drawn in found.tables():
-        console.print(drawn)
+def printed(found, width=200, wide=True):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(found.table(wide))
     return console.export_text()
 
 
@@ -88,11 +89,32 @@ def test_columns_are_never_mixed(tmp_path):
     lines = printed(table("cifar", tmp_path)).splitlines()
     head = next(line for line in lines if "claimed" in line)
     line = next(line for line in lines if "SE-ResNet-110" in line)
-    ends = [head.index(name) + len(name) for name in ("claimed", "published", "measured", "best")]
-    cells = [line[start:end].strip() for start, end in zip([head.index("claimed") - 6, *ends], ends, strict=False)]
-    assert cells == ["95.2 / 95.3", "94.79 se", "91.23", "91.23"]
+    assert re.split(" {2,}", head.strip()) == [
+        "claimed", "published", "source", "measured", "runs", "best", "ms", "on", "parameters", "GMAC",
+    ]  # fmt: skip
+    assert re.split(" {2,}", line.strip()) == [
+        "SE-ResNet-110", "95.2 / 95.3", "94.79", "se", "91.23", "1", "91.23", "0.500", "cpu", "1,742,200", "0.253",
+    ]  # fmt: skip
     assert "not found" in next(line for line in lines if "CBAM-ResNet-110" in line)
-    assert "1,742,200" in line and "253 M" in line
+    assert "SE-ResNet-110, cifar10, 91.23: 200 epochs, step, batches of 128" in lines
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_table_fits_a_terminal(tmp_path, name):
+    ways = [{}, {"schedule": "cosine"}, {"objective": {"smoothing": 0.123456789}}] if name == "cifar" else []
+    for number, way in enumerate(ways):
+        for seed in range(2):
+            model = {"name": "attention92_cifar" if number else "se_resnet110_cifar"}
+            make_run(tmp_path / f"{number}/{seed}", 0.91 + seed / 100, seed=seed, model=model, **way)
+    found = table(name, tmp_path)
+    text, whole = printed(found, 80, wide=False), printed(found, 10_000, wide=False)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in whole
+    tables = [re.split(r"\n\n(?=\S+, \w+, |No run)", part)[0] for part in (text, whole)]  # without the paragraphs
+    numbers = [Counter(re.findall(r"(?<![\w-])\d+\.\d+(?: ± \d+\.\d+)?", part)) for part in tables]
+    assert numbers[0] == numbers[1] and sum(numbers[0].values()) > 20
+    if ways:
+        assert "91.50 ± 0.71" in text and "200 epochs, cosine" in text
+    assert max(map(len, printed(found, 80, wide=True).splitlines())) <= 80
 
 
 def test_seeds_are_averaged_and_nothing_else(tmp_path):
@@ -274,7 +296,7 @@ def test_a_training_repeated_is_no_second_seed(tmp_path):
 
 def test_times_of_two_machines_are_not_compared(tmp_path):
     make_run(tmp_path / "a", 0.9, machine=("cuda:0", "fast"))
-    assert "0.5 cuda" in printed(table("cifar", tmp_path))
+    assert re.search(r"0\.500 +cuda", printed(table("cifar", tmp_path)))
     make_run(tmp_path / "b", 0.9, seed=1)
     (group,) = row_of(table("cifar", tmp_path), "ResNet-20").measured
     assert (group.milliseconds, group.device, len(group.runs)) == (None, None, 2)

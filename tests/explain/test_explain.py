@@ -1,6 +1,9 @@
+import io
+import math
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -9,8 +12,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from rich.console import Console
 
-from foveal.classification import Classification
+from foveal.classification import Classification, Glimpses
 from foveal.errors import ConfigError, ImageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
 from foveal.explain.page import _from_the_edge
@@ -103,11 +107,20 @@ def test_contributions_add_up_to_the_logits(page, seen):
     assert sums[0::2] == pytest.approx(seen.logits[order].tolist(), abs=1e-4)
     assert sums[1::2] == pytest.approx(seen.logits[order].tolist(), abs=1e-4)
     each = [float(number) for number in re.findall(r"[+-]\d\.\d{3}(?!\d)", page.text)]
-    assert each == pytest.approx(seen.glimpses.contribution[:, order].flatten().tolist(), abs=6e-4)
+    shares = seen.glimpses.contribution[:, order].flatten().tolist()
+    assert each == pytest.approx([share for share in shares if abs(share) >= 5e-4], abs=6e-4)  # 0 has no sign
 
 
 def test_costs(page):
-    assert "160 G, 16.0 times as many" in page.text and "1 KiB of 4 KiB, 25.0 %" in page.text and "0.25 s, model warm" in page.text
+    assert "160 GMAC, 16.0 times as many" in page.text and "1.02 kB of 4.10 kB, 25.0 %" in page.text and "0.250 s, model warm" in page.text
+
+
+def test_no_number_on_the_page_has_an_exponent_or_is_minus_zero(image, seen, tmp_path):
+    tiny = replace(seen, glimpses=replace(seen.glimpses, contribution=seen.glimpses.contribution * 0 - 1e-6))
+    costs = Costs(macs=77_200_000, dense_macs=6_910_000_000_000, bytes_read=7, file_bytes=10**12, seconds=12_345.6)
+    text = Page(report(image, tiny, tmp_path / "page.html", costs=costs).read_text()).text
+    assert "77.2 MMAC" in text and "6,910,000 MMAC, 89,500 times as many" in text and "12,300 s" in text
+    assert not re.search(r"\de[+-]\d|[-+]0\.0+\b", text.partition("<script")[0])
 
 
 def test_glimpses_are_shown_as_the_model_saw_them(model, image, seen, monkeypatch):
@@ -214,7 +227,9 @@ def test_a_terminal_says_that_there_are_maps(seen, capsys):
 def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
     whole = replace(seen, glimpses=replace(seen.glimpses, contribution=None))
     assert "does not add looks up" in Page(report(image, whole, tmp_path / "page.html").read_text()).text
-    assert len(table(whole).columns) == 6
+    (drawn, _, said) = table(whole).renderables
+    assert [column.header for column in drawn.columns] == ["look", "level", "chosen", "rows", "columns"]
+    assert "does not add looks up" in said.plain
 
 
 def test_a_dense_network_has_a_page_too(image, tmp_path):
@@ -228,7 +243,72 @@ def test_a_table_in_the_terminal(image, seen, capsys):
     for number, glimpse in enumerate(seen.glimpses):
         y0, x0, y1, x1 = glimpse.box
         (row,) = (r for r in rows if r[:2] == [str(number), str(glimpse.level)])
-        assert {f"{y0:.0f}:{y1:.0f}", f"{x0:.0f}:{x1:.0f}", f"{glimpse.probability:.3f}"} <= set(row)
+        assert {f"{y0:.0f}:{y1:.0f}", f"{x0:.0f}:{x1:.0f}"} <= set(row)
+        assert number == 0 or f"{glimpse.probability:.3f}" in row
+
+
+def screen(classification, wide=False, width=80):
+    shown = Console(width=width, record=True, file=io.StringIO())
+    shown.print(table(classification, wide))
+    return shown.export_text()
+
+
+def made(logits, contribution, boxes=None, names=(), level=None):
+    """A classification of one image by looks that added these (looks, classes) shares."""
+    count = len(contribution)
+    looks = Glimpses(
+        np.zeros(count, int), np.array(boxes if boxes is not None else [[0.0, 0, 64, 64]] * count), (32, 32),
+        np.array(level or [1] + [2] * (count - 1)), np.array([-1] + [0] * (count - 1)), torch.full((count,), 0.1851),
+        torch.tensor(contribution),
+    )  # fmt: skip
+    return Classification(torch.tensor(logits), looks, tuple(names))
+
+
+def test_each_look_shows_what_it_added_to_the_class_and_to_the_next():
+    shares = [[0.5, 0.25, -1.0], [2.0, 0.0, 0.0], [-0.5, 0.5, 0.0]]
+    lines = screen(made([2.0, 0.75, -1.0], shares, names=("birch", "oak", "elm"))).splitlines()
+    assert lines[0].rstrip() == "birch 74.8 %, then oak 21.4 %"
+    assert lines[1].split() == ["look", "level", "chosen", "rows", "columns", "birch", "oak", "lead"]
+    assert [line.split() for line in lines[3:6]] == [
+        ["0", "1", "0:64", "0:64", "+0.50", "+0.25", "+"],
+        ["1", "2", "0.185", "0:64", "0:64", "+2.00", "0.00", "++++++++"],
+        ["2", "2", "0.185", "0:64", "0:64", "-0.50", "+0.50", "----"],
+    ]
+    assert lines[7].split() == ["all", "+2.00", "+0.75"]  # the logits
+    wide = screen(made([2.0, 0.75, -1.0], shares, names=("birch", "oak", "elm")), wide=True).splitlines()
+    assert wide[1].split() == ["look", "level", "from", "chosen", "rows", "columns", "birch", "oak", "elm", "lead"]
+    assert wide[3].split()[-2:] == ["-1.00", "+"] and wide[4].split()[2] == "0"
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1.0, 123.4, 1e5])
+@pytest.mark.parametrize("wide", [False, True])
+def test_looks_fit_a_terminal_whatever_they_added(scale, wide):
+    rng = np.random.default_rng(0)
+    names = [f"a class with quite a long name that ends in {'x' * i}" for i in range(1000)]
+    shares = (scale * rng.normal(size=(83, 1000))).astype(np.float32)
+    boxes = rng.uniform(-20_000, 999_999, (83, 4))
+    seen = made(shares.sum(0).tolist(), shares.tolist(), boxes, names)
+    text, whole = screen(seen, wide), screen(seen, wide, 10_000)
+    assert max(map(len, text.splitlines())) <= 80 and not re.search(r"\de[+-]\d|[-+]0(\.0*)?(?![\d.])", text)
+    rows = [line.split() for line in whole.splitlines()]
+    assert len([row for row in rows if row[:1] and row[0].isdigit()]) == 83
+    numbers = [Counter(re.findall(r"[-+]\d[\d,.]*(?!\d)", part)) for part in (text, whole)]
+    assert not numbers[1] - numbers[0] and (scale < 1e-4 or sum(numbers[0].values()) > 160)
+    order = np.argsort(-shares.sum(0))[: 5 if wide else 2]
+    shown = [float(cell.replace(",", "")) for cell in rows[3] if re.fullmatch(r"[-+]?\d[\d,.]*", cell)]
+    assert shown[-len(order) :] == pytest.approx(shares[0, order].tolist(), abs=max(0.01 * float(np.abs(shares[:, order]).max()), 6e-5))
+
+
+def test_one_class_or_no_numbers_can_be_shown():
+    assert "lead" not in screen(made([1.0], [[0.5], [0.5]])) and "100.0 %" in screen(made([1.0], [[0.5], [0.5]]))
+    assert "nan" in screen(made([math.nan] * 2, [[math.nan] * 2] * 2))
+    assert "0.00" in screen(made([0.0, 0.0], [[0.0, 0.0]]))
+
+
+def test_boxes_at_the_edge_are_not_at_minus_zero():
+    assert " 0:64" in screen(made([1.0, 0.0], [[1.0, 0.0]], [[-0.3, -0.0, 64.2, 64.0]])) and "-0" not in screen(
+        made([1.0, 0.0], [[1.0, 0.0]], [[-0.3, -0.0, 64.2, 64.0]])
+    )
 
 
 def test_one_image_at_a_time(image):

@@ -1,0 +1,322 @@
+"""Numbers and tables for people: one notation of numbers, and tables that fit a terminal.
+
+A number is never written with an exponent and never as minus zero. All costs of one column have one unit. Where a table has too
+little room, names are shortened in the middle, and columns that still find no room follow below; numbers are never cut.
+
+Example:
+    >>> percent(0.934, (0.917, 0.947)), percent(None), significant(6912.3), fixed(-0.0004, 3)
+    ('93.4 ± 1.7', '', '6,910', '0.000')
+    >>> unit = unit_for("MAC", [385e6, 4.94e9, None])
+    >>> unit.name, unit(385e6), unit(4.94e9), unit(None)
+    ('GMAC', '0.385', '4.94', '')
+    >>> costs = {"runs/photographs/tnet": 385e6, "efficientnet_b0": 4.94e9}
+    >>> columns = [Column("model", lambda row: row[0], NAME), Column(unit.name, lambda row: unit(row[1]))]
+    >>> from rich.console import Console
+    >>> Console(width=20).print(Table("what they cost", columns, costs.items()))
+    what they cost
+    model           GMAC
+    ────────────────────
+    runs/p…s/tnet  0.385
+    effici…net_b0   4.94
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+    from rich.table import Table as RichTable
+
+PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+"""Of the units that costs are shown in."""
+
+UNLIMITED = 1_000_000
+"""Columns of an output that is no terminal: nothing is cut there, and nothing wrapped."""
+
+NARROWEST = 40
+"""Columns that are printed to at least: a name, a budget and an accuracy with its interval, side by side."""
+
+SHORTEST = 12
+"""Columns that a name keeps; where that does not help, columns of the table follow below instead."""
+
+GAP = 2
+"""Blanks between columns."""
+
+NAME, TEXT, NUMBER = "name", "text", "number"
+"""Kinds of columns: names may be shortened, text and numbers may not; numbers stand on the right."""
+
+
+# ---- numbers
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number to three significant digits, ``6,910`` or ``0.0772``; nothing for None.
+
+    >>> [significant(x) for x in (0, 0.99951, 27.14, 205_123, 7.72e-05, -3.0)]
+    ['0', '1.00', '27.1', '205,000', '0.0000772', '-3.00']
+    """
+    if value is None:
+        return ""
+    if not value or not math.isfinite(value):
+        return f"{value or 0:g}"
+    rounded = f"{value:.{digits - 1}e}"
+    return f"{float(rounded):,.{max(digits - 1 - int(rounded.partition('e')[2]), 0)}f}"
+
+
+def fixed(value: float | None, decimals: int, signed: bool = False) -> str:
+    """A number with so many decimals, and with its sign even if positive where ``signed``; nothing for None.
+
+    >>> fixed(1234.5, 1), fixed(0.25, 1, signed=True), fixed(-0.04, 1, signed=True)
+    ('1,234.5', '+0.2', '0.0')
+    """
+    if value is None:
+        return ""
+    text = f"{value:{'+' if signed else ''},.{decimals}f}"
+    return text if re.search("[1-9]|n", text) else text.lstrip("+-")  # n: not a number, infinity
+
+
+def percent(share: float | None, interval: tuple[float, float] | None = None, signed: bool = False) -> str:
+    """A share in per cent, without the sign for it: ``93.4``, or ``93.4 ± 1.7`` with a confidence interval.
+
+    Intervals of shares are not symmetric: what follows ± is the distance to the end that is farther away, so that the interval lies
+    within what is written.
+
+    >>> percent(1.0, (0.9536, 1.0)), percent(-0.0004, signed=True), percent(0.12, (-0.01, 0.24), signed=True)
+    ('100.0 ± 4.6', '0.0', '+12.0 ± 13.0')
+    """
+    if share is None:
+        return ""
+    text = fixed(100 * share, 1, signed)
+    return text if interval is None else f"{text} ± {fixed(100 * max(share - interval[0], interval[1] - share), 1)}"
+
+
+class Unit(NamedTuple):
+    """A unit of costs; called with a cost, it gives the number to write in front of it.
+
+    Attributes:
+        name: with its prefix, ``"GMAC"``.
+        size: how many of the base unit it is, 1e9.
+    """
+
+    name: str
+    size: float
+
+    def __call__(self, value: float | None) -> str:
+        return "" if value is None else significant(value / self.size)
+
+
+def unit_for(base: str, values: Iterable[float | None]) -> Unit:
+    """The unit of a column of costs: as large as the largest of them wants it, unless the smallest is less than a tenth then.
+
+    Args:
+        base: ``"MAC"``, ``"B"``, ...
+        values: the costs; None and 0 do not count.
+    """
+    sizes = [abs(value) for value in values if value]
+    fit = [prefix for prefix, size in PREFIXES.items() if sizes and size <= max(sizes) and size <= 10 * min(sizes)]
+    prefix = fit[-1] if fit else ""
+    return Unit(prefix + base, PREFIXES[prefix])
+
+
+def amount(value: float, base: str) -> str:
+    """One cost with its unit.
+
+    >>> amount(6_912_300_000_000, "MAC"), amount(999, "B"), amount(77_200_000, "B")
+    ('6.91 TMAC', '999 B', '77.2 MB')
+    """
+    unit = unit_for(base, [value])
+    return f"{unit(value)} {unit.name}"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: ``1 image``, ``1,234 images``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def image_size(size: int | Sequence[int]) -> str:
+    """The size of an image, a side or (height, width), in px: ``500 x 1260``."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"
+
+
+# ---- names
+
+
+def printable(text: str) -> str:
+    """A name on one line: line breaks, tabs and control characters become blanks."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in so many columns of a terminal, without its middle where it is longer.
+
+    >>> shortened("runs/photographs/tnet_pretrained_0", 16)
+    'runs/ph…rained_0'
+    """
+    from rich.cells import cell_len
+
+    if cell_len(name) <= width:
+        return name
+    head, tail = "", ""
+    while cell_len(head + name[len(head)]) <= (width - 1) // 2:
+        head += name[len(head)]
+    while cell_len(head + name[-len(tail) - 1] + tail) <= width - 1:
+        tail = name[-len(tail) - 1] + tail
+    return f"{head}…{tail}"
+
+
+def shortened_together(names: Sequence[str], width: int) -> list[str]:
+    """Names in so many columns; where they would look alike, what all begin with is left out first."""
+    found = [shortened(name, width) for name in names]
+    if len(set(found)) < len(set(names)):
+        cut = [name for name, short in zip(names, found, strict=True) if name != short]
+        common = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*cut, strict=False)))
+        apart = [shortened(f"…{name[common:]}" if name in cut and common > 1 else name, width) for name in names]
+        found = apart if len(set(apart)) > len(set(found)) else found
+    return found
+
+
+# ---- tables
+
+
+class Column(NamedTuple):
+    """A column of a `Table`.
+
+    Attributes:
+        header: one line.
+        cell: what is written for a row, one line too.
+        kind: `NAME`, `TEXT` or `NUMBER`.
+        least: columns that a name keeps, `SHORTEST` if None. The header of numbers is a name too where this is given.
+    """
+
+    header: str
+    cell: Callable[[Any], str]
+    kind: str = NUMBER
+    least: int | None = None
+
+
+class Table:
+    """A table for rich to print. It takes as many columns of the output as there are, and continues below if they are too few.
+
+    Columns in which nothing stands are left out.
+
+    Args:
+        title: stands above.
+        columns: what is written of each row.
+        rows: anything that the columns can write; None leaves a line empty.
+        keys: how many columns, from the first on, stand again in each part that continues below.
+    """
+
+    def __init__(self, title: str, columns: Sequence[Column], rows: Iterable[Any], keys: int = 1) -> None:
+        rows = list(rows)
+        written = [["" if row is None else printable(column.cell(row)) for row in rows] for column in columns]
+        kept = [i for i, cells in enumerate(written) if i < keys or any(cells)]
+        self.title, self.keys, self.columns = title, keys, [columns[i] for i in kept]
+        self.rows = [None if row is None else [written[i][number] for i in kept] for number, row in enumerate(rows)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if self.title:
+            yield Text(printable(self.title), style="bold")
+        texts = self._fitted(options.max_width)
+        for number, block in enumerate(self._blocks(texts, options.max_width)):
+            if number:
+                yield Text("")
+            yield self._drawn([texts[i] for i in block], [self.columns[i] for i in block])
+
+    def _fitted(self, room: int) -> list[list[str]]:
+        """Header and cells of each column, names so short that the table fits, if they may be."""
+        whole = [[printable(column.header), *(row[i] for row in self.rows if row)] for i, column in enumerate(self.columns)]
+        texts = [_aligned(column) if self.columns[i].kind == NUMBER else column for i, column in enumerate(whole)]
+        least = {i: column.least or SHORTEST for i, column in enumerate(self.columns) if column.kind == NAME or column.least}
+        least = {i: n if self.columns[i].kind == NAME else max(n, _widest(texts[i][1:])) for i, n in least.items()}
+        while (excess := _width(texts) - room) > 0:
+            widths = {i: width for i in least if (width := _widest(texts[i])) > least[i]}
+            if not widths:
+                break
+            # The longest gives way until it is as long as the next.
+            longest = max(widths, key=lambda i: widths[i])
+            next_longest = max((widths[i] for i in widths if i != longest), default=0)
+            width = max(widths[longest] - excess, min(next_longest, widths[longest] - 1), least[longest])
+            named = slice(None) if self.columns[longest].kind == NAME else slice(1)
+            texts[longest][named] = shortened_together(whole[longest][named], width)
+        return texts
+
+    def _blocks(self, texts: list[list[str]], room: int) -> list[list[int]]:
+        """Which columns stand side by side: all, or as many as fit beside those that stand again in each block."""
+        keys, blocks = list(range(self.keys)), [list(range(self.keys))]
+        for i in range(self.keys, len(texts)):
+            if len(blocks[-1]) > len(keys) and _width([texts[j] for j in (*blocks[-1], i)]) > room:
+                blocks.append([*keys])
+            blocks[-1].append(i)
+        return blocks
+
+    def _drawn(self, texts: list[list[str]], columns: list[Column]) -> RichTable:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+        # Rich would strip the blanks behind numbers that `_aligned` puts there, so that numbers are moved to the right here.
+        texts = [_to_the_right(t) if column.kind == NUMBER else t for t, column in zip(texts, columns, strict=True)]
+        header, *cells = zip(*texts, strict=True)
+        for text in header:
+            drawn.add_column(Text(text), no_wrap=True)
+        left = iter(cells)
+        for row in self.rows:
+            if row is None:
+                drawn.add_section()
+            else:
+                drawn.add_row(*map(Text, next(left)))
+        return drawn
+
+
+def _aligned(texts: list[str]) -> list[str]:
+    """Cells of numbers, with blanks behind what follows each number, so that all numbers end in one place."""
+    header, *cells = texts
+    parts = [re.fullmatch(r"([-+]?\d[\d,.]*)(\D.*)?", cell) for cell in cells]
+    widest = max((len(part[2] or "") for part in parts if part), default=0)
+    return [header, *(part[1] + (part[2] or "").ljust(widest) if part else cell for part, cell in zip(parts, cells, strict=True))]
+
+
+def _to_the_right(texts: list[str]) -> list[str]:
+    from rich.cells import cell_len
+
+    width = _widest(texts)
+    return [" " * (width - cell_len(text)) + text for text in texts]
+
+
+def _widest(texts: Iterable[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, texts), default=0)
+
+
+def _width(texts: Sequence[Sequence[str]]) -> int:
+    return sum(map(_widest, texts)) + GAP * (len(texts) - 1)
+
+
+def stacked(*parts: Table | str) -> Group:
+    """Tables and paragraphs below each other, an empty line between two, for rich to print; paragraphs fill the lines there are."""
+    from rich.console import Group
+    from rich.text import Text
+
+    shown: list[RenderableType] = []
+    for part in (part for part in parts if part):
+        shown += [Text("")] if shown else []
+        shown.append(Text(part) if isinstance(part, str) else part)
+    return Group(*shown)
+
+
+def console() -> Console:
+    """Where results are printed: as wide as the terminal; without an end where the output is none, so that nothing is cut there."""
+    from rich.console import Console
+
+    terminal = Console()
+    return Console(width=max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED)

@@ -1,0 +1,221 @@
+"""Each result on a terminal of 80 columns: made by hand, so that names and numbers can be as awkward as they come."""
+
+import io
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from foveal.evaluation import (
+    Comparison,
+    Curve,
+    DenseCost,
+    EarlyExit,
+    Evaluation,
+    Faithfulness,
+    Found,
+    Hits,
+    Measured,
+    Occlusion,
+    Point,
+    Spent,
+    Standing,
+    Verdict,
+)
+from foveal.prediction import Exit
+
+ABOUT = {
+    "model": "runs/demo", "data": "digits", "split": "test", "image_size": [256, 256], "machine": "a processor, 2 threads",
+    "measure": "quick",
+}  # fmt: skip
+LONG = "runs/photographs/of/the/whole/country/tnet_with_a_pretrained_backbone_at_a_low_rate_seed_" + "x" * 60
+COUNTRY = {**ABOUT, "model": LONG, "data": "photographs of the whole country " * 5, "image_size": [36_000, 118_000]}
+
+
+def printed(what, width):
+    shown = Console(width=width, record=True, file=io.StringIO())
+    shown.print(what)
+    return shown.export_text()
+
+
+def cells_of(text):
+    """What stands in tables: words of lines until the paragraphs below, without those that were cut."""
+    return [word for word in re.split(r" {2,}|\n", text) if word.strip() and "─" not in word]
+
+
+def check(result, names=()):
+    """No line over 80, no line break in a row, no number and no header cut; away from a terminal nothing is."""
+    for wide in (False, True):
+        narrow, whole = printed(result.table(wide), 80), printed(result.table(wide), 1_000_000)
+        assert max(map(cell_len, narrow.splitlines())) <= 80
+        assert "…" not in whole and all(name in whole for name in names)
+        numbers = {text: Counter(re.findall(r"(?<![\w.])[-+]?\d[\d,.]*(?![\w.])", text)) for text in (narrow, whole)}
+        assert not numbers[whole] - numbers[narrow], numbers[whole] - numbers[narrow]
+        assert not re.search(r"\de[+-]?\d", whole) and not re.search(r"(?<![\d:.])[-+]0(\.0*)?(?![\d.])", whole)
+        headers = cells_of(whole)
+        assert all(header in narrow for header in headers if header not in names and re.fullmatch(r"[A-Za-z]\D{0,20}", header)), headers
+    return printed(result.table(), 80)
+
+
+# ---- evaluate
+
+
+def point(budget=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more):
+    looks = float(sum(budget))
+    timed = None if p50 is None else Measured(1, p50, 1.1 * p50, 5, memory, 12_345.6)
+    batched = None if p50 is None else Measured(64, p50 / 2, p50 / 1.9, 5, memory, 12_345.6)
+    return Point(
+        kind, name, budget, looks, 0.3, 0.5 if looks > 1 else None, 500, accuracy, (accuracy - 0.022, min(accuracy + 0.019, 1)), 0.99, 0.25,
+        macs, 123_456, timed, batched, **more,
+    )  # fmt: skip
+
+
+def evaluation(**more):
+    points = [point((k,) if k else (), accuracy=0.6 + 0.09 * k, macs=10_900_000 * (k + 1), p50=2.14 * (k + 1)) for k in range(5)]
+    points += [point((k,), "random", accuracy=0.6 + 0.01 * k, p50=None) for k in range(1, 5)]
+    points.append(point((), "against", 0.951, "runs/dense", 698_000_000, 30.1))
+    dense = (DenseCost("dense, thumbnail", (32, 32), 10_900_000, 99), DenseCost("dense, full size", (256, 256), 698_000_000, 99))
+    return replace(Evaluation(ABOUT, tuple(points), dense, ()), **more)
+
+
+def test_evaluate():
+    lines = check(evaluation(), ["runs/dense"]).splitlines()
+    assert lines[0] == "runs/demo on digits, test: 500 images of 256 x 256 px"
+    assert lines[1].split() == ["locations", "accuracy,", "%", "random", "looks,", "%", "MMAC", "ms", "MB"]
+    assert [line.split() for line in lines[3:8]] == [
+        ["0", "60.0", "±", "2.2", "10.9", "2.14", "3.30"],
+        *([str(k), f"{60 + 9 * k:.1f}", "±", "2.2", f"{60 + k:.1f}", "±", "2.2", f"{10.9 * (k + 1):.3g}", f"{2.14 * (k + 1):.3g}", "3.30"]
+          for k in range(1, 4)),
+        ["4", "96.0", "±", "2.2", "64.0", "±", "2.2", "54.5", "10.7", "3.30"],
+    ]  # fmt: skip
+    assert lines[9].split() == ["runs/dense", "95.1", "±", "2.2", "698", "30.1", "3.30"]
+    assert lines[12].split() == ["dense,", "256", "x", "256", "px", "698"]
+    assert len(lines) < 24
+
+
+def test_evaluate_awkwardly():
+    points = [
+        point(tuple(range(9, 0, -1)), accuracy=1.0, macs=10**14, p50=2_051_234.5, memory=9 * 10**10),
+        point((), accuracy=0.0, macs=77_200, p50=0.00123, memory=0, name=LONG),
+        replace(point((1,), p50=None), top5=None),
+        *(point((k,), "random", 0.1, p50=None) for k in range(1, 40)),
+        *(point((k,), kind, 0.1, p50=None) for kind in ("ordered_logits", "exhaustive", "centre", "sampled") for k in range(1, 40)),
+        *(point((), "against", 0.5, f"{LONG}{end}") for end in "ab"),
+    ]
+    found = Evaluation(COUNTRY, tuple(points), (DenseCost("dense, full size", (36_000, 118_000), None, None),), ())
+    text = check(found, [LONG + "a"])
+    assert "takes no image" in text and "77.2" in text and "2,050,000" in text
+    assert len({line.split()[0] for line in text.splitlines() if "…" in line and "50.0 ±" in line}) == 2  # runs are told apart
+
+
+def test_evaluate_one_point_without_times():
+    text = check(Evaluation({**ABOUT, "measure": "none"}, (point((), p50=None),), (), ()))
+    assert "ms" not in text and "MB" not in text and "random" not in text
+
+
+# ---- compare
+
+
+def standing(model, budget, **more):
+    timed = Measured(1, 4.8, 5.9, 5, 3_300_000, None)
+    known = Standing(
+        model, budget, float(sum(budget)), 500, 0.934, (0.91, 0.95), 0.64, 0.294, (0.25, 0.33), 0.2512, 0.04, 1.5, 0.24, 0.031,
+        10_900_000 * (sum(budget) + 1), 123_456, timed, timed, ("macs", "ms"),
+    )  # fmt: skip
+    return replace(known, **more)
+
+
+def test_compare():
+    about = {**ABOUT, "images": 500, "notes": ["runs/b: a note"]}
+    points = [*(standing("runs/tnet", (k,) if k else ()) for k in (0, 4)), standing("runs/dense", (), random=None, front=())]
+    lines = check(Comparison(about, tuple(points), ()), ["tnet", "dense"]).splitlines()
+    assert lines[1].split() == ["model", "locations", "accuracy,", "%", "random,", "%", "MMAC", "ms", "MB"]
+    assert lines[3].split() == ["tnet", "0", "93.4", "±", "2.4", "64.0", "10.9", "*", "4.80", "*", "3.30"]
+    assert lines[5].split() == ["dense", "0", "93.4", "±", "2.4", "10.9", "4.80", "3.30"] and lines[-1].rstrip() == "runs/b: a note"
+
+
+def test_compare_awkwardly():
+    none = dict.fromkeys(
+        ["total_locations", "images", "accuracy", "interval", "random", "gap", "gap_interval", "nll", "ece", "temperature"]
+    )
+    none |= dict.fromkeys(["nll_after", "ece_after", "single", "batched"])
+    points = [
+        standing(LONG + "/a", (3, 2, 1), gap=-0.0001, gap_interval=(-0.05, 0.05), nll=12_345.6),
+        standing(LONG + "/b/a", (3, 2, 1), macs=7 * 10**12),
+        standing("nfnet_" + "very_" * 30 + "deep", (), **none, front=()),
+    ]
+    notes = [f"{LONG}: was trained on images of another size; that may cost it accuracy"]
+    check(Comparison({**COUNTRY, "images": 1, "notes": notes}, tuple(points), ()))
+
+
+# ---- evaluate --budget
+
+
+def test_stopping_early():
+    ways = [Spent(str(k), False, float(k), 10.9e6 * (k + 1), 500, 0.9, (0.87, 0.93), 2.1 * k + 2, 8) for k in range(5)]
+    ways += [Spent(name, True, 1.98, 2.1e7, 500, 0.9, (0.87, 0.93), 4.4, 8) for name in ("2.0locations", "20MMAC")]
+    exits = [
+        Exit("2.0locations", 0.931, (4,), 1, 1.98, "locations", 64), Exit("20MMAC", 2.0, (4,), 1, 1e9, "macs", 64),
+    ]  # fmt: skip
+    text = check(EarlyExit(ABOUT, tuple(exits), tuple(ways)))
+    assert "93.1 % sure" in text and "never early" in text
+    check(EarlyExit(COUNTRY, tuple(exits), (*(replace(way, macs=10 ** (2 * i), milliseconds=10**i) for i, way in enumerate(ways)),)))
+
+
+# ---- occlude
+
+
+def occlusion(judges, kinds, budgets, about=ABOUT):
+    points = [
+        Verdict(judge, kind, budget, float(sum(budget)), 0.0 if kind == "whole" else 0.176, 500, 0.9, (0.85, 0.92))
+        for kind, of in [("whole", [()]), *((kind, budgets) for kind in kinds)]
+        for budget in of
+        for judge in judges
+    ]
+    return Occlusion({**about, "images": 500, "judges": [{"name": judge} for judge in judges]}, tuple(points), ())
+
+
+def test_occlude():
+    lines = check(occlusion(["runs/demo", "runs/dense"], ["learned", "random"], [(1,), (2,)]), ["runs/dense"]).splitlines()
+    assert lines[1].split() == ["judged", "by", "locations", "hidden,", "%", "learned", "random"]
+    assert lines[3].split() == ["runs/demo", "0", "0.0", "90.0", "±", "5.0"]
+    assert lines[4].split() == ["runs/demo", "1", "17.6", "90.0", "±", "5.0", "90.0", "±", "5.0"]
+
+
+def test_occlude_awkwardly():
+    kinds = ["learned", "random", "ordered_logits", "centre", "sampled", "exhaustive"]
+    check(occlusion([f"{LONG}/{i}" for i in range(9)], kinds, [(9, 8, 7, 6)], COUNTRY), [LONG])
+
+
+# ---- faithful
+
+
+def faithfulness(judges, regions="looks", about=ABOUT, **more):
+    curves = [
+        Curve(judge, change, (0.0, 0.4), (0.9, 0.5), (0.9, 0.5), (0.9, 0.8), (0.9, 0.8), 0.7, 0.85, -0.15, (-0.2, -0.1))
+        for judge in judges for change in ("deletion", "insertion")
+    ]  # fmt: skip
+    hits = [Hits(what, 500, 0.8, (0.75, 0.84), 0.2, (0.17, 0.24)) for what in ("centre on the object", "half of the object covered")]
+    found = Found(500, (0.0, 0.2, 0.4), (0.0, 0.6, 0.8), (0.0, 0.1, 0.2))
+    about = {**about, "images": 500, "regions": regions}
+    return replace(Faithfulness(about, tuple(curves), tuple(hits), found, ()), **more)
+
+
+def test_faithful():
+    text = check(faithfulness(["runs/demo", "runs/dense"]), ["runs/dense"])
+    assert "-15.0 ± 5.0" in text and "half of the object covered  80.0 ± 5.0  20.0 ± 4.0" in text
+
+
+def test_faithful_awkwardly():
+    judges = [f"{LONG}/{i}" for i in range(5)]
+    check(faithfulness(judges, "map stages.3.blocks.17.attention.relative_positions", COUNTRY, pointing=(), found=None), [LONG])
+
+
+@pytest.mark.parametrize("size", [(500, 1260), 3])
+def test_sizes_are_never_broken(size):
+    """One image, one budget, one digit more or less: nothing depends on it."""
+    about = {**ABOUT, "image_size": size if isinstance(size, tuple) else [size, size]}
+    check(evaluation(about=about, points=(replace(point((1,)), images=1),)))
