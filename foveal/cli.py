@@ -956,7 +956,7 @@ def _cost(args: argparse.Namespace) -> int:
         Column("parameters", lambda row: f"{row[1].parameters:,}" if row[1] else "takes no such image"),
         Column("and statistics", lambda row: f"{row[1].parameters_and_statistics:,}" if row[1] else ""),
         Column("MACs", lambda row: f"{row[1].macs:,}" if row[1] else ""),
-        Column("times", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""),
+        Column("times as many", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""),
     ]
     looks = f", locations {format_budget(locations)}" if isinstance(model, GlimpseClassifier) else ""
     console().print(Table(f"{args.model} on an image of {image_size(args.image_size)} px{looks}", columns, rows))

@@ -233,7 +233,7 @@ class Table:
     def _fitted(self, room: int) -> list[list[str]]:
         """Header and cells of each column, names so short that the table fits, if they may be."""
         whole = [[printable(column.header), *(row[i] for row in self.rows if row)] for i, column in enumerate(self.columns)]
-        texts = [_aligned(column) if self.columns[i].kind == NUMBER else column for i, column in enumerate(whole)]
+        texts = [_aligned(column) if self.columns[i].kind == NUMBER else [*column] for i, column in enumerate(whole)]
         least = {i: column.least or SHORTEST for i, column in enumerate(self.columns) if column.kind == NAME or column.least}
         least = {i: n if self.columns[i].kind == NAME else max(n, _widest(texts[i][1:])) for i, n in least.items()}
         while (excess := _width(texts) - room) > 0:

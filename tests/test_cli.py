@@ -306,7 +306,7 @@ def test_occlude_hides_the_looks_before_judges(capsys, run, tmp_path):
 
 def test_explain_draws_by_its_seed(run, images, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("foveal.explain.show", lambda seen: drawn.append([g.box for g in seen.glimpses]))
+    monkeypatch.setattr("foveal.explain.show", lambda seen, wide: drawn.append([g.box for g in seen.glimpses]))
     random = ["explain", str(run), str(images / "0_0.png"), "--policy", "random", "--out", str(tmp_path / "r.html"), "--device", "cpu"]
     for seed in (1, 2, 3, 1):
         assert main([*random, "--seed", str(seed)]) == 0

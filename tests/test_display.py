@@ -142,6 +142,19 @@ def test_columns_that_find_no_room_follow_below():
     assert "…" not in "".join(lines)
 
 
+def test_a_name_is_cut_in_one_place():
+    names = [f"{'a' * 60}/{i}/{'b' * 60}" for i in range(3)]
+    text = printed(of_cells(["model", "by", "n"], [[name, name, "1.0"] for name in names], [NAME, NAME, "number"]), 50)
+    assert all(word.count("…") <= 2 for word in text.split()) and len(set(re.findall(r"\S*…\S*", text))) >= 3
+
+
+def test_the_header_of_numbers_may_be_a_name():
+    columns = [Column("look", lambda row: "1", TEXT), *(Column("a class of trees " * 9, lambda row: "+12.5", least=8) for _ in range(3))]
+    lines = printed(Table("", columns, [0])).splitlines()
+    assert len(lines) == 3 and len(lines[0]) <= 80 and lines[2].split() == ["1", *["+12.5"] * 3]
+    assert printed(Table("", columns, [0]), 10_000).count("a class of trees") == 27
+
+
 def test_the_longest_names_give_way_first():
     rows = [["runs/a_very_long_name_of_a_run_that_goes_on_and_on", "short", "1.0"]]
     text = printed(of_cells(["model", "by", "number"], rows, [NAME, NAME, "number"]), 30)

@@ -470,7 +470,7 @@ def _table(comparison: Comparison, wide: bool) -> Table:
 
 def _legend(comparison: Comparison) -> str:
     """What the columns of the table are."""
-    said = ["±: 95 % interval, its longer side.", "*: no model here is as accurate for less (Pareto front)."]
+    said = ["±: 95 % interval, the longer of its two sides.", "*: no model here is as accurate for less (Pareto front)."]
     if any(p.random is not None for p in comparison.points):
         said.insert(1, "random: accuracy of looks drawn without the model's guidance.")
     if comparison.about["measure"] != "none":

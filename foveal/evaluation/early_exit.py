@@ -263,8 +263,8 @@ class EarlyExit:
         about, first = self.about, self.ways[0]
         title = f"{about['model']} on {about['data']}, {about['split']}: {counted(first.images, 'image')}, {first.batch_size} at a time"
         fixed_ones, early = ([way for way in self.ways if way.stops is stops] for stops in (False, True))
-        said = "Above the line, all images get as many looks. ±: 95 % interval, its longer side. looks, ms and MACs: of the mean image."
-        return stacked(Table(title, columns, [*fixed_ones, None, *early]), said)
+        said = "Above the gap, all images get the same looks. looks, MACs and ms: of the mean image."
+        return stacked(Table(title, columns, [*fixed_ones, None, *early]), f"±: 95 % interval, the longer of its two sides. {said}")
 
 
 def stop_early(

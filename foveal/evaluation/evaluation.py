@@ -368,7 +368,7 @@ def _table(evaluation: Evaluation, wide: bool) -> Table:
     if wide:
         columns += [
             Column("looks", of_point(lambda p: fixed(p.total_locations, 1))),
-            Column("seen, %", of_point(lambda p: percent(p.coverage))),
+            Column("covered, %", of_point(lambda p: percent(p.coverage))),
             Column("distance", of_point(lambda p: fixed(p.diversity, 2))),
             Column("top 5, %", of_point(lambda p: percent(p.top5))),
             Column("NLL", of_point(lambda p: fixed(p.nll, 3))),
@@ -433,7 +433,7 @@ def _of_timing(which: str, cell: Callable[[Measured], str]) -> Callable[[Any], s
 def _legend(evaluation: Evaluation) -> str:
     """What the columns of the table are."""
     about = evaluation.about
-    said = ["±: 95 % interval, its longer side."]
+    said = ["±: 95 % interval, the longer of its two sides."]
     if any(point.kind == "random" for point in evaluation.points):
         said.append("random looks: of the same model, drawn without its guidance.")
     if about["measure"] != "none":
@@ -444,7 +444,7 @@ def _legend(evaluation: Evaluation) -> str:
 
 
 def _policy_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
-    """A row a policy, a column a budget: accuracy, and the share of the image that was seen; none without further policies."""
+    """A row a policy, a column a budget: accuracy, and the share of the image that looks cover; none without further policies."""
     points = {(point.kind, point.locations): point for point in evaluation.points if point.kind != "against"}
     kinds = dict.fromkeys(kind for kind, _ in points)
     if not set(kinds) - {"learned", "random"}:
@@ -455,7 +455,7 @@ def _policy_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
 
     def table(title: str, of: Callable[[Point], float]) -> Table:
         budgets = sorted({budget for _, budget in points})
-        return Table(title, [Column("locations", str, TEXT), *(column(budget, of) for budget in budgets)], kinds)
+        return Table(title, [Column("policy", str, TEXT), *(column(budget, of) for budget in budgets)], kinds)
 
-    tables = [table("accuracy by policy, %", lambda point: point.accuracy)]
-    return [*tables, table("share of the image seen, by policy, %", lambda point: point.coverage)] if wide else tables
+    tables = [table("accuracy by policy and locations, %", lambda point: point.accuracy)]
+    return [*tables, table("share of the image covered by policy and locations, %", lambda point: point.coverage)] if wide else tables

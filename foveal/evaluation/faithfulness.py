@@ -477,7 +477,7 @@ def _half_inside(regions: np.ndarray, objects: np.ndarray) -> bool:
 
 def _table(result: Faithfulness, wide: bool) -> Group:
     about = result.about
-    said = "±: 95 % interval, its longer side. Deletion should be low and insertion high; random: the same regions elsewhere."
+    said = "±: 95 % interval, the longer of its two sides. Deletion should be low and insertion high; random: the same regions elsewhere."
     curves = [
         Column("", lambda c: c.change, TEXT),
         Column("judged by", lambda c: c.judge, NAME),

@@ -263,5 +263,5 @@ def _table(occlusion: Occlusion, wide: bool) -> Group:
     for judge in about["judges"]:
         rows += [*([None] if rows else []), *((judge["name"], budget) for budget in ((), *budgets))]
     title = f"{about['model']} on {about['data']}, {about['split']}: accuracy on {counted(about['images'], 'image')} with looks hidden, %"
-    said = "±: 95 % interval, its longer side. A column for each way of choosing the looks that are hidden. hidden: mean share of the image"
-    return stacked(Table(title, columns, rows, keys=2), f"{said}, by the first of them.")
+    said = "A column for each way of choosing the looks that are hidden. hidden: mean share of the image, by the first of them."
+    return stacked(Table(title, columns, rows, keys=2), f"±: 95 % interval, the longer of its two sides. {said}")

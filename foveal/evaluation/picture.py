@@ -111,7 +111,7 @@ def draw_occlusion(occlusion: Occlusion, file: Path) -> None:
 PANELS = {
     "macs": "multiply-accumulates an image",
     "ms": "milliseconds an image, at batch 1",
-    "memory": "peak memory at batch 1, MiB",
+    "memory": "peak memory at batch 1, MB",
 }
 PAGE = 4096
 """Bytes that memory is counted in on a CPU: less cannot be seen, and a logarithmic axis has no 0."""
@@ -163,7 +163,7 @@ def draw_comparison(comparison: Comparison, file: Path) -> None:
 
 def _cost(point: Standing, kind: str) -> float | None:
     cost = point.cost(kind)
-    return cost if cost is None or kind != "memory" else max(cost, PAGE) / 2**20
+    return cost if cost is None or kind != "memory" else max(cost, PAGE) / 1e6
 
 
 def _tick(axes: Any, kind: str) -> None:
@@ -172,8 +172,13 @@ def _tick(axes: Any, kind: str) -> None:
 
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
-    axes.xaxis.set_major_formatter(EngFormatter() if kind == "macs" else FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_formatter(EngFormatter() if kind == "macs" else FuncFormatter(_plain))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: Any = None) -> str:
+    """A tick without an exponent: ``0.005``, ``2,000,000``."""
+    return f"{value:,.9f}".rstrip("0").rstrip(".")
 
 
 def _draw_model(axes: Any, kind: str, points: list[Standing], colour: str) -> None:

@@ -417,7 +417,7 @@ def _drawn(title: str, rows: list[Row], wide: bool) -> Table:
 
     columns = [
         Column("", lambda line: line if isinstance(line, str) else line.row.name, NAME),
-        Column("claimed", once(lambda row: row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ())))),
+        Column("claimed", once(lambda row: row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ()))), TEXT),
         Column("published", partial(published, part="value")),
         Column("source", partial(published, part="source"), TEXT),
         Column("measured", measured(_mean)),

@@ -19,7 +19,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluation import compare, evaluate, fit_temperature, paired_interval, pareto
 from foveal.evaluation.calibration import COLDEST, HOTTEST
 from foveal.evaluation.cost import Trial, measure_in_turn
-from foveal.evaluation.picture import draw_comparison
+from foveal.evaluation.picture import _plain, draw_comparison
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.prediction import count
@@ -176,6 +176,10 @@ def test_files(comparison):
     assert {note.partition(": no temperature between")[0] for note in at_bounds} == bound
     assert stored["points"][1]["gap"] == result.points[1].gap and stored["points"][3]["accuracy"] is None
     assert Image.open(folder / "comparison.png").size == (1600, 600)
+
+
+def test_ticks_have_no_exponents():
+    assert [_plain(x) for x in (2e6, 500.0, 1.0, 0.3, 5e-6, 0.1 + 0.2)] == ["2,000,000", "500", "1", "0.3", "0.000005", "0.3"]
 
 
 def test_one_point_is_drawn_without_a_warning(comparison, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_the_report(tmp_path):
     assert stored["ways"][0]["name"] == "0" and stored["exits"][1]["machine"]
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(result.table())
-    words = [line.split()[:1] for line in shown.export_text().split("Above")[0].splitlines()[3:]]
+    words = [line.split()[:1] for line in shown.export_text().split("±:")[0].splitlines()[3:]]
     assert words == [["0"], ["1"], ["2"], ["3"], [], ["1locations"], ["1000ms"], []]
 
 

@@ -163,12 +163,12 @@ def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(several.table(wide=True))
     lines = [line.split() for line in shown.export_text().splitlines()]
-    start = next(i for i, line in enumerate(lines) if line[:3] == ["accuracy", "by", "policy,"])
-    assert lines[start + 1] == ["locations", "0", "1", "1,2", "2,1", "3", "9", "9,9"]
+    start = next(i for i, line in enumerate(lines) if line[:3] == ["accuracy", "by", "policy"])
+    assert lines[start + 1] == ["policy", "0", "1", "1,2", "2,1", "3", "9", "9,9"]
     assert [line[0] for line in lines[start + 3 : start + 7]] == ["learned", "random", "centre", "exhaustive"]
     assert lines[start + 6] == ["exhaustive", "16.7", "16.7"]
-    seen = next(i for i, line in enumerate(lines) if line[-3:] == ["by", "policy,", "%"] and i > start)
-    assert lines[seen + 6] == ["exhaustive", "100.0", "100.0"] and lines[seen + 5][:2] == ["centre", "25.0"]
+    covered = next(i for i, line in enumerate(lines) if line[:2] == ["share", "of"])
+    assert lines[covered + 6] == ["exhaustive", "100.0", "100.0"] and lines[covered + 5][:2] == ["centre", "25.0"]
     several.write(tmp_path)
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"foveal", "torch", "device", "seed"} < set(stored) and stored["points"][-1]["kind"] == "exhaustive"
