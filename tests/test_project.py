@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveal
 from foveal import cli
-from foveal.importing import quickly
+from foveal.importing import MANY, quickly
 from foveal.runs import ModelInfo, create_model, save_model
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +87,19 @@ def test_predicting_needs_networks_and_readers_only(tmp_path):
     assert (tmp_path / "out.csv").read_text().count("\n") == 2
     assert ram <= {"torch", "numpy", "torch._dynamo", "PIL", "imagecodecs"}  # _dynamo: torch counts multiply-accumulates with it
     assert tnet <= ram | FOR_NETWORKS
+
+
+def test_what_is_imported_counts_as_old():
+    """The next collection of young objects does not look at it; what is garbage among it is found by a full one."""
+    gc.collect()
+    with quickly():
+        made = [[i] for i in range(2 * MANY)]
+        made[0].append(made)
+    assert gc.get_count()[0] < MANY and gc.get_freeze_count() == 0
+    alive = len(gc.get_objects(generation=2))
+    assert alive > 2 * MANY
+    del made
+    assert gc.collect() > 2 * MANY and len(gc.get_objects(generation=2)) <= alive - 2 * MANY
 
 
 def test_garbage_is_collected_again_after_imports():
