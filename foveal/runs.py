@@ -28,10 +28,11 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,21 @@ from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.registry import REGISTRY
-from foveal.images import Pyramid, Views, as_views, open_image, squash
+from foveal.images import (
+    ImageViews,
+    Pyramid,
+    TensorViews,
+    View,
+    Views,
+    as_batch,
+    as_image,
+    check_type,
+    each,
+    is_one,
+    is_path,
+    open_image,
+    squash,
+)
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -146,8 +161,19 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
 
 
-def as_classifier(model: nn.Module, **options: Any) -> GlimpseClassifier:
-    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go."""
+def as_classifier(model: nn.Module | Run | str | Path, **options: Any) -> GlimpseClassifier:
+    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go. A run folder is loaded.
+
+    Raises:
+        ConfigError: it is no model.
+        RunError: see `Run.load_model`.
+    """
+    if isinstance(model, Run):
+        return model.load_model()
+    if isinstance(model, str | Path):
+        return load(model)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
     return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
 
 
@@ -219,30 +245,35 @@ def _either(names: Iterable[str]) -> str:
 
 
 def classify(
-    model: nn.Module, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy", batch_size: int = 16,
-    device: str | torch.device | None = None,
+    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy",
+    batch_size: int = 16, device: str | torch.device | None = None,
 ) -> Classification:  # fmt: skip
     """Classify one image or several, by any model.
 
+    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor.
+
     Args:
-        model: a classifier that looks, or any dense network, which then sees the whole image at once.
-        images: one image: a path, an open image, or a (C, H, W) tensor in [0, 1]; or a list of such, or a (B, C, H, W) tensor.
+        model: a classifier that looks; any dense network, which then sees the whole image at once; or a run folder.
+        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
+            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
+            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
         locations: budget, looks per grid at each level; the model's own if None.
         policy: how locations are selected, see `GlimpseClassifier.forward`.
         batch_size: images at a time.
         device: where to; where the model is if None.
 
     Returns:
-        The classification of the one image, or of the batch.
+        The classification of the one image, or of all of them.
 
     Raises:
-        ImageError: an image cannot be opened or read; `foveal.predict` goes on instead.
+        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
+        ConfigError: a model or device that is none.
+        RunError: a run folder that is none.
     """
     classifier = as_classifier(model)
     if device is not None:
-        classifier.to(device)
-    one = isinstance(images, str | Path) or (images.ndim == 3 if isinstance(images, Tensor) else not isinstance(images, Sequence | Views))
-    images = [images] if one else images
+        classifier = _moved(classifier, device)
+    one = not isinstance(images, Views) and is_one(images)
     was_training = classifier.training
     try:
         classifier.eval()
@@ -255,6 +286,13 @@ def classify(
     return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
 
 
+def _moved(classifier: GlimpseClassifier, device: str | torch.device) -> GlimpseClassifier:
+    try:
+        return classifier.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device}: this machine has no such device that torch can use; give cpu, or leave it out") from error
+
+
 def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str) -> Classification:
     result = classifier(views, locations=locations, policy=policy)
     for reason in views.errors.values():
@@ -262,38 +300,44 @@ def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[i
     return result
 
 
-def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterable[Views]:
+def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterator[Views]:
+    as_they_are = getattr(classifier, "value_range", None) is None and getattr(classifier, "image_size", None) is None
     if isinstance(images, Views):
-        yield images
-        return
-    device = classifier.mean.device
-    if isinstance(images, Tensor):
-        yield from (as_views(part.to(device)) for part in images.split(batch_size))
-        return
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        if any(isinstance(image, Tensor) for image in part):
-            yield from (as_views(image[None].to(device)) for image in part)
-        else:
-            yield as_views([_opened(image, classifier) for image in part])
+        if len(images):
+            yield images
+    elif isinstance(images, Tensor) and as_they_are:
+        batch = as_batch(images, classifier.channels)
+        yield from (TensorViews(part.to(classifier.mean.device)) for part in batch.split(batch_size) if len(part))
+    else:
+        named = each(images)
+        while some := list(islice(named, batch_size)):
+            opened = [image if isinstance(image, View) else open_for(classifier, image, name) for name, image in some]
+            yield ImageViews(opened)
+            for (_, image), mine in zip(some, opened, strict=True):
+                if is_path(image) and isinstance(mine, Pyramid):
+                    mine.close()
 
 
-def _opened(image: Any, classifier: GlimpseClassifier) -> Any:
-    return open_for(classifier, image) if isinstance(image, str | Path) else image
-
-
-def open_for(classifier: GlimpseClassifier, path: str | Path) -> Pyramid:
+def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> Pyramid:
     """Open an image as the classifier's training images were opened: its bands, its range of values, its size if they had one.
 
+    Args:
+        classifier: the model that is to look.
+        image: a path, or what `foveal.images.as_image` takes.
+        name: of an image that is no file, for errors.
+
     Raises:
-        ImageError: see `foveal.images.open_image`.
+        ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
     """
-    image = open_image(path, channels=classifier.channels, value_range=getattr(classifier, "value_range", None))
+    value_range = getattr(classifier, "value_range", None)
+    taken: dict[str, Any] = {"channels": classifier.channels, "value_range": value_range}
+    opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
+    check_type(opened, value_range)
     side = getattr(classifier, "image_size", None)
     if side is None:
-        return image
-    with image:
-        return squash(image, side, getattr(classifier, "shorter_side", None))
+        return opened
+    with opened if is_path(image) else nullcontext():
+        return squash(opened, side, getattr(classifier, "shorter_side", None))
 
 
 # ------------------------------------------------------------------------------------------------------ run folders

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import foveal.backbones  # noqa: F401  (registers our backbones with timm)
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, ImageError
 from foveal.glimpse.policies import POLICIES
 from foveal.images.views import Look, Views, as_views
 from foveal.layers import attention_maps
@@ -130,7 +130,15 @@ class GlimpseClassifier(nn.Module, ABC):
         """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told otherwise.
 
         Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
+
+        Raises:
+            ImageError: the images have another number of bands than the model.
         """
+        if views.channels != self.channels:
+            raise ImageError(
+                f"images: have {views.channels} bands where the model takes {self.channels}; open them with channels={self.channels},"
+                " or let foveal.classify do it"
+            )
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
         seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)

@@ -19,6 +19,7 @@ import numpy as np
 from foveal.errors import ImageError
 from foveal.images import optional, plain
 from foveal.images.cache import cached, write_pyramid
+from foveal.images.notices import reading
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 
 MAX_PIXELS = 1 << 29
@@ -62,16 +63,19 @@ def open_image(
         raise ImageError(f"{name}: may not be read; mend its permissions") from error
     except OSError as error:
         raise ImageError(f"{name}: cannot be opened ({error.strerror}); check the path and the disk") from error
+    except ValueError as error:
+        raise ImageError(f"{name!r}: is no path ({error}); check it") from error
     if not head:
         raise ImageError(f"{name}: the file is empty; copy it again")
     options = {"channels": channels, "value_range": value_range}
-    if optional.wants_openslide(name, head):
-        return optional.open_slide(name, **options)
-    if head[:4] in _TIFF:
-        return _open_tiff(name, max_pixels, cache_dir, options)
-    if kind := plain.kind_of(head):
-        return _open_plain(name, kind, max_pixels, cache_dir, options)
-    return optional.open_other(name, head, max_pixels, cache_dir, options)
+    with reading(name):
+        if optional.wants_openslide(name, head):
+            return optional.open_slide(name, **options)
+        if head[:4] in _TIFF:
+            return _open_tiff(name, max_pixels, cache_dir, options)
+        if kind := plain.kind_of(head):
+            return _open_plain(name, kind, max_pixels, cache_dir, options)
+        return optional.open_other(name, head, max_pixels, cache_dir, options)
 
 
 def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
@@ -132,9 +136,12 @@ def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any
     from foveal.images import tiff
 
     kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata, "halved": True}
-    if options["value_range"] is None and original.dtype != bool:
+    given = options["value_range"] is not None
+    if not given and original.dtype != bool:
         options = {**options, "value_range": original.value_range}
-    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted = tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted._range_was_given = given
+    return converted
 
 
 def _packable(dtype: np.dtype) -> np.dtype:
