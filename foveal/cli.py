@@ -615,7 +615,7 @@ probable classes, and the cost.
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
-    parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone, as PNG")
+    parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone: .png, .jpg or .webp")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
     _add_how(parser)
