@@ -25,6 +25,7 @@ import logging
 import os
 import pickle
 import re
+import socket
 import sys
 import warnings
 import zipfile
@@ -35,6 +36,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -50,7 +53,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import (
     ImageViews,
@@ -95,14 +98,8 @@ def constructor(name: str) -> Callable[..., Any]:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    architecture, _, tag = name.partition(".")
-    if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*")):
-        return timm.model_entrypoint(architecture)
-    known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else list_models()
-    # Of timm's thousand names some are always nearer.
-    ours = difflib.get_close_matches(name, [n for n in known if n in REGISTRY], 3)
-    near = list(dict.fromkeys([*ours, *difflib.get_close_matches(name, known, 3)]))[:3]
-    raise ConfigError(f"{name}: there is no model of this name; {f'did you mean {_either(near)}' if near else 'foveal models lists them'}")
+    check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
+    return timm.model_entrypoint(name.partition(".")[0])
 
 
 def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
@@ -115,7 +112,8 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         options: keywords of the model.
 
     Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had.
+        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
+            weights were not downloaded before, this is told at once.
     """
     build = constructor(name)
     if num_classes is not None:
@@ -126,11 +124,9 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         weights = read_weights(Path(pretrained))
         if name not in REGISTRY:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
-    retries = logging.getLogger("huggingface_hub.utils._http")
-    level = retries.level
     try:
-        retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
-        return build(**options) if name in REGISTRY else timm.create_model(name, **options)
+        with _hub_at_once() if pretrained is True else nullcontext():
+            return build(**options) if name in REGISTRY else timm.create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -139,13 +135,38 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         if not pretrained:
             raise
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        offline = ", or set HF_HUB_OFFLINE=1 where there is no network, to be told at once" if isinstance(error, OSError) else ""
         raise ConfigError(
             f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            f" by --model.pretrained FILE or in Python pretrained=FILE{offline}"
+            " by --model.pretrained FILE or in Python pretrained=FILE"
         ) from error
+
+
+@contextmanager
+def _hub_at_once() -> Iterator[None]:
+    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
+    from huggingface_hub import constants
+
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    level, offline = retries.level, constants.HF_HUB_OFFLINE
+    try:
+        retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
+        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+        yield
     finally:
         retries.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
+    address = urlsplit(url)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
