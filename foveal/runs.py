@@ -81,6 +81,9 @@ FOUND_OUT = (
 )  # fmt: skip
 """What commands write into a run about its model."""
 
+DATA_PATHS = ("root", "file", "val_labels", "annotations")
+"""Options of data sets that are paths."""
+
 # --------------------------------------------------------------------------------------------------- models by name
 
 
@@ -428,6 +431,21 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     """A model's options, but for those that say where its first weights come from."""
     return {key: value for key, value in options.items() if not key.endswith("pretrained")}
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration from which the run can be used in any folder: relative paths are taken from the current one.
+
+    Paths are the options `DATA_PATHS` of the data set, files of pretrained weights, and ``init_from``.
+    """
+    data, model = dict(config.get("data") or {}), dict(config.get("model") or {})
+    data |= {key: _absolute(data[key]) for key in DATA_PATHS if key in data}
+    model |= {key: _absolute(value) for key, value in model.items() if key.endswith("pretrained")}
+    return {**config, "data": data, "model": model, "init_from": _absolute(config.get("init_from"))}
+
+
+def _absolute(path: Any) -> Any:
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str | Path) and "://" not in str(path) else path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
