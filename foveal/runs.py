@@ -149,15 +149,25 @@ def _hub_at_once() -> Iterator[None]:
     """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
     from huggingface_hub import constants
 
-    retries = logging.getLogger("huggingface_hub.utils._http")
-    level, offline = retries.level, constants.HF_HUB_OFFLINE
+    offline = constants.HF_HUB_OFFLINE
     try:
-        retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
         constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+        with _hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def _hushed(logger: str) -> Iterator[None]:
+    """Without warnings of a logger."""
+    log = logging.getLogger(logger)
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
         yield
     finally:
-        retries.setLevel(level)
-        constants.HF_HUB_OFFLINE = offline
+        log.setLevel(level)
 
 
 def _reachable(url: str) -> bool:
@@ -520,7 +530,8 @@ class Run:
     def _build(self) -> GlimpseClassifier:
         options = dict(self.card["model"])
         try:
-            model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+            with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
         except ConfigError as error:
             raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
         model.class_names = self.class_names
