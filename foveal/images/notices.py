@@ -83,31 +83,31 @@ def reading(path: str) -> Iterator[None]:
     _hook.enter()
     try:
         yield
-        for text in filter(None, _here.notes):
-            _say(path, text)
+        for text, level in _here.notes.items():
+            _say(path, text, level)
     finally:
         _hook.leave()
         _here.notes = None
 
 
 @lru_cache(maxsize=4096)
-def _say(path: str, text: str) -> None:
+def _say(path: str, text: str, level: int) -> None:
     """Log a notice. The cache drops those that were said before: files are read again in each epoch."""
-    _log.warning("%s: %s", path, text)
+    _log.log(level, "%s: %s", path, text)
 
 
-def _keep(text: str) -> bool:
+def _keep(text: str, level: int) -> bool:
     """Keep a notice of the file that this thread reads; whether it reads one."""
     notes = getattr(_here, "notes", None)
     if notes is None:
         return False
-    notes[" ".join(text.split())] = None
+    notes[" ".join(text.split())] = level
     return True
 
 
 def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
     """Stands for `warnings.showwarning`."""
-    if not _keep("" if category.__name__ in _NOT_SAID else str(message)):
+    if not _keep(str(message), logging.DEBUG if category.__name__ in _NOT_SAID else logging.WARNING):
         _hook.pass_on(message, category, filename, lineno, file, line)
         return
     # Python shows a text once for each place in the code. The next file with the same fault must be named too.
@@ -119,7 +119,7 @@ def _show(message: Warning | str, category: type[Warning], filename: str, lineno
 
 def _filter(record: logging.LogRecord) -> bool:
     """Whether a library's logger may speak itself."""
-    return record.levelno < logging.WARNING or not _keep(record.getMessage())
+    return record.levelno < logging.INFO or not _keep(record.getMessage(), record.levelno)
 
 
 for _name in _LOGGERS:

@@ -159,11 +159,12 @@ class RasterPyramid(Pyramid):
     """
 
     def __init__(self, path: str, **options: Any) -> None:
-        need("rasterio", path)
+        rasterio = need("rasterio", path)
         data = self._open(path, 0)
         kinds = [str(c.name) for c in data.colorinterp]
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
-        down = [1, *data.overviews(1)]
+        with rasterio.Env():  # without it GDAL prints its errors itself
+            down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
         metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
         dtype = np.dtype(data.dtypes[0])
@@ -202,7 +203,8 @@ class RasterPyramid(Pyramid):
                 pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
                 alpha = data.dataset_mask(window=window)
             except Exception as error:
-                raise ImageError(f"{self.path}: GDAL cannot read level {level} at {box} ({error}); the file is damaged") from error
+                reason = error.__cause__ or error  # rasterio's own says only that there is another one
+                raise ImageError(f"{self.path}: GDAL cannot read level {level} at {box} ({reason}); the file is damaged") from error
             self.bytes_read += pixels.nbytes
             self.tiles_decoded += 1
         return pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255

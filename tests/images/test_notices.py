@@ -118,7 +118,13 @@ def test_warnings_of_other_threads_are_left_alone(caplog):
     assert said(caplog) == ["somebody else's", "a.tif: odd"]
 
 
-def test_advice_below_a_warning_stays_with_its_logger(caplog):
-    with caplog.at_level(logging.INFO, "tifffile"), notices.reading("a.tif"):
-        logging.getLogger("tifffile").info("by the way")
-    assert caplog.messages == ["by the way"]
+def test_levels_are_kept(caplog):
+    """GDAL's errors are mere information for rasterio; what is for developers is left alone."""
+    with caplog.at_level(logging.DEBUG), notices.reading("a.tif"):
+        for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+            logging.getLogger("rasterio._env").log(level, "level %d", level)
+    assert [(r.name, r.levelno, r.getMessage()) for r in caplog.records] == [
+        ("rasterio._env", logging.DEBUG, "level 10"),
+        ("foveal", logging.INFO, "a.tif: level 20"),
+        ("foveal", logging.ERROR, "a.tif: level 40"),
+    ]
