@@ -340,8 +340,12 @@ def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Ite
         if len(images):
             yield images
     elif isinstance(images, Tensor) and as_they_are:
-        batch = as_batch(images, classifier.channels)
-        yield from (TensorViews(part.to(classifier.mean.device)) for part in batch.split(batch_size) if len(part))
+        for part in as_batch(images, classifier.channels).split(batch_size):
+            part = part.to(classifier.mean.device)
+            if part.dtype == torch.uint16 and part.device.type != "cpu":
+                part = part.float() / 65535  # few of torch's kernels know the type there
+            if len(part):
+                yield TensorViews(part)
     else:
         named = each(images)
         while some := list(islice(named, batch_size)):

@@ -328,6 +328,4 @@ def as_batch(images: Tensor, channels: int) -> Tensor:
         for name, image in zip(names, pixels, strict=True):
             low, high = image.aminmax()
             _check_floats(float(low), float(high), name)
-    elif pixels.dtype == torch.uint16 and pixels.device.type != "cpu":
-        pixels = pixels.float() / 65535  # few of torch's kernels know the type there
     return pixels.expand(-1, channels, -1, -1)
