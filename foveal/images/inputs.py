@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -43,7 +44,10 @@ ROUNDING = 2e-3
 
 KINDS = "a path, a Pillow image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or an image that open_image returned"
 _SAMPLED = 32  # rows and columns of each image that `check_sample` looks at
-_WIDE = 100.0  # the high end of a value range whose images cannot all lie within 0 and 1
+_WIDE = 100.0  # the high end of a value range whose images do not lie within 0 and 1
+_NARROW = 2.0  # the width of a value range in which integers are masks of 0 and 1, or a mistake
+
+_decoding = [threading.Lock() for _ in range(16)]
 
 
 def is_path(image: Any) -> TypeGuard[str | os.PathLike[str]]:
@@ -138,7 +142,8 @@ def _settled(image: Tensor, name: str) -> Tensor:
 def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
     """What the readers of files make of such an image."""
     try:
-        image.load()
+        with _decoding[id(image) // 64 % len(_decoding)]:  # one image may stand in a list several times
+            image.load()
         orientation, key = _orientation(image.info.get("exif")), image.info.get("transparency")
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA" if key is not None or image.mode == "PA" else "RGB")
@@ -207,8 +212,13 @@ def _values(
     short = kind == "u" and size <= 2
     if not (short or kind == "f" or (kind in "iu" and value_range is not None)):
         raise _of_wrong_type(pixels.dtype, value_range, name)
+    top = np.iinfo(pixels.dtype).max if kind in "iu" else math.inf
+    if value_range is not None and top < value_range[1]:
+        raise _untrained(name, f"{pixels.dtype} pixels, which end at {top},", value_range)
     with np.errstate(over="ignore"):
         pixels = pixels.astype(pixels.dtype.newbyteorder("=") if short else np.float32, copy=False)
+    if short and value_range is None:
+        return pixels, alpha
     least, most, shown = _ends(pixels, alpha)
     if not (math.isfinite(least) and math.isfinite(most)):
         if value_range is None:
@@ -220,12 +230,13 @@ def _values(
             raise ImageError(f"{name}: no pixel has a finite value in every band; give an image that has some")
     if kind == "f" and alpha is not None:
         pixels = np.where(alpha[..., None] > 0, pixels, np.float32(0))
-    if value_range is None and kind == "f":
+    if value_range is None:
         _check_floats(least, most, name)
-    elif value_range is not None and shown:
+    elif shown:
         low, high = value_range
         scaled = kind == "f" and 0 <= least < most <= 1 and high >= _WIDE
-        if least > high or most < low or scaled:
+        unscaled = kind != "f" and high - low <= _NARROW and most > high
+        if least > high or most < low or scaled or unscaled:
             raise _untrained(name, f"values from {least:.4g} to {most:.4g}", value_range)
     return pixels, alpha
 
@@ -265,21 +276,21 @@ def check_sample(images: Tensor) -> None:
 
 
 def check_type(image: Pyramid, value_range: ValueRange | None) -> None:
-    """See that an image of integers can be one that a model was trained on.
+    """See that an open image of integers can be one that a model was trained on.
 
     Args:
         image: opened with the model's value range; an image with another one of its own is as it should be.
         value_range: of the model.
 
     Raises:
-        ImageError: the type ends below the range, or the values lie beyond one that scaled values have.
+        ImageError: the type ends below the range, or values lie beyond a range that only scaled values have.
     """
     if value_range is None or image.dtype.kind != "u" or image.value_range != tuple(map(float, value_range)):
         return
     (low, high), top = value_range, np.iinfo(image.dtype).max
     if top < high:
         raise _untrained(image.path, f"{image.dtype} pixels, which end at {top},", value_range)
-    if high - low <= 2:  # integers there are masks of 0 and 1, or a mistake
+    if high - low <= _NARROW:
         level = len(image.level_sizes) - 1
         highest = image.read(level, (0, 0, *image.level_sizes[level])).max()
         if highest > high:

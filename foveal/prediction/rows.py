@@ -108,6 +108,9 @@ def find_named(images: Any) -> list[Named]:
 
     Returns:
         Each file once, everything else as often as it is given.
+
+    Raises:
+        ConfigError: an iterator that puts one image after the other into the same object.
     """
     found: list[Named] = []
     files: set[str] = set()
@@ -127,8 +130,13 @@ def _listed(images: Any) -> Any:
         return images if images.ndim == 4 else [images]
     if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "UO":
         return images.tolist()  # paths
-    alone = is_path(images) or isinstance(images, np.ndarray | bytes) or not isinstance(images, Iterable)
-    return [images] if alone else list(images)
+    if is_path(images) or isinstance(images, np.ndarray | bytes) or not isinstance(images, Iterable):
+        return [images]
+    items = list(images)
+    held = [id(image) for image in items if not is_path(image)]
+    if isinstance(images, Iterator) and len(set(held)) < len(held):
+        raise ConfigError("the iterator gives one object several times, and only its last content is left; give copies of it")
+    return items
 
 
 def _names(images: Sequence[Any]) -> Iterator[Named]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from foveal.errors import ConfigError, FovealError, ImageError
 from foveal.images import ArrayPyramid, ImageViews, TensorViews, View, as_image, open_image
@@ -261,8 +261,10 @@ def test_masks_of_zeros_and_ones_over_their_range(tmp_path):
 FEW = photo(H, W, dtype=np.float32)
 UNTRAINED = {
     "8 bits where 12 were trained": (photo(H, W), (0, 4095), "uint8 pixels, which end at 255, were given"),
-    "8 bits where shares were trained": (photo(H, W), (0, 1), r"uint8 pixels up to \d+ were given"),
-    "16 bits where shares were trained": (photo(H, W, dtype=np.uint16), (0, 1), r"uint16 pixels up to \d+ were given"),
+    "8 bits where shares were trained": (photo(H, W), (0, 1), r"(values from 0 to 255|uint8 pixels up to 255) were given"),
+    "16 bits where shares were trained": (photo(H, W, dtype=np.uint16), (0, 1), r"values from 0 to 6.554e\+04 were given"),
+    "integers where shares were trained": (photo(H, W).astype(np.int64), (0, 1), r"values from 0 to 255 were given"),
+    "integers that end too early": (photo(H, W).astype(np.int16), (0, 50000), "int16 pixels, which end at 32767, were given"),
     "shares where 12 bits were trained": (FEW, (0, 4095), "values from 0 to 1 were given"),
     "all above": (1000 + photo(H, W, dtype=np.uint16) // 100, (0, 255), r"values from 1000 to 1655 were given"),
     "all below": (-5 - FEW, (0, 255), r"values from -6 to -5 were given"),
@@ -425,6 +427,17 @@ def test_one_image_is_one_row(tmp_path, model):
         assert [row["path"] for row in predict(model, image, device="cpu").rows] == ["[0]"]
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert len(predict(model, np.array([str(tmp_path / "a.png")] * 2), device="cpu").rows) == 1
+
+
+def test_one_image_several_times(tmp_path, model):
+    """In a list, whose images are opened by several threads; an iterator that does so has put others into the same object."""
+    Image.fromarray(photo(H, W)).save(tmp_path / "a.png")
+    Image.fromarray(photo(H, W)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(photo(H, W, seed=1))])
+    rows = predict(model, [Image.open(tmp_path / "a.png")] * 8, device="cpu").rows
+    assert len({row["probability"] for row in rows}) == 1 and not any(row["error"] for row in rows)
+    with pytest.raises(ConfigError, match=r"^the iterator gives one object several times, .*; give copies of it$"):
+        predict(model, ImageSequence.Iterator(Image.open(tmp_path / "a.gif")), device="cpu")
+    assert len(predict(model, (str(tmp_path / "a.png") for _ in range(2)), device="cpu").rows) == 1
 
 
 def test_rows_of_images_in_memory_are_not_continued(tmp_path, model):
