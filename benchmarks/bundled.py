@@ -1,10 +1,14 @@
-"""What does looking buy on the bundled digits? TNet beside what a user would pick instead, each trained for the same time.
+"""What does looking buy on the bundled digits, and what makes them learnable in minutes?
 
-Trains, for each seed: the demo's TNet; the same network on thumbnails only; the same with looks taken at random; and the
-dense network on the whole image. All have the demo's data and optimiser and as many steps as fit the given seconds of one
-processor, which a short trial finds out, so that what else the machine does takes nothing from anyone. Two run at a time.
+Trains the demo for each seed, for the updates of its recipe. Then trains, for as much processor time:
 
-    python benchmarks/bundled.py --seeds 0 1 2 --seconds 240 --folder runs/bundled --out benchmarks/results/bundled.json
+- what a user would pick instead: the same network on thumbnails only, with looks taken at random, or on the whole image;
+- the demo with one ingredient taken out, or with one changed.
+
+How many updates fit the time is found by short trials, so that other work on the machine takes nothing from anyone. Two
+trainings run at a time, one thread each.
+
+    python benchmarks/bundled.py --seeds 0 1 2 3 4 --other-seeds 0 1 --folder runs/bundled --out benchmarks/results/bundled.json
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from harness import write
 from training import affordable, fit
@@ -25,11 +29,22 @@ from foveal.draws import Draws
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.recipes import load_recipe
 
+RECIPE = load_recipe("demo")
+NETWORK = json.dumps(RECIPE["model"]["backbone_options"])
+DEMO = "tnet"
 CONTENDERS = {
-    "tnet": [],
+    DEMO: [],
     "thumbnail only": ["--model.locations", "[]"],
-    "random looks": ["--objective.warm_up", "1.0"],
-    "dense": ["--model", "plain_convnet_32", "--model.image_size", "256"],
+    "random looks": ["--objective.warm_up", "1.0", "--objective.warm_up_looks", "random"],
+    "dense": ["--model", "plain_convnet_32", "--model.image_size", "256", "--model.widths", "[16,32,64,96]", "--model.global_pool", "max"],
+    "warm-up with random looks": ["--objective.warm_up_looks", "random"],
+    "no warm-up": ["--objective.warm_up", "0"],
+    "detached policy": ["--model.detached_policy", "true"],
+    "average pooling": ["--model.backbone_options", NETWORK.replace('"max"', '"avg"')],
+    "looks of 32 px": ["--model.base_size", "32"],
+    "twice as wide": ["--model.backbone_options", NETWORK.replace("[16, 32, 64, 96]", "[32, 64, 128, 192]")],
+    "batches of 32": ["--batch_size", "32"],
+    "every look alone": ["--objective.image_share", "0.3"],
 }
 
 
@@ -42,52 +57,48 @@ def accuracy(model: GlimpseClassifier, data: Any, locations: tuple[int, ...], po
     return round(right / len(data.test), 4)
 
 
-def judge(name: str, seed: int, steps: int, run: Path, data: Any) -> dict[str, Any]:
+def judge(name: str, run: Path, data: Any) -> dict[str, Any]:
     model = load(run)
-    row: dict[str, Any] = {"contender": name, "seed": seed, "steps": steps}
     if name in ("dense", "thumbnail only"):
-        return row | {"accuracy": accuracy(model, data, ())}
+        return {"accuracy": accuracy(model, data, ())}
     policy = "random" if name == "random looks" else "greedy"
     budgets = {k: accuracy(model, data, (k,), policy) for k in (1, 2, 3, 4)}
-    return row | {
-        "accuracy": budgets[2],
-        "by_looks": budgets,
-        "thumbnail": accuracy(model, data, ()),
-        "random": accuracy(model, data, (2,), "random"),
-    }
+    controls = {"thumbnail": accuracy(model, data, ()), "random": accuracy(model, data, (2,), "random")}
+    return {"accuracy": budgets[2], "by_looks": budgets, **controls}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--other-seeds", type=int, nargs="+", help="seeds of TNet's rivals, if others than --seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the demo")
+    parser.add_argument("--other-seeds", type=int, nargs="+", default=[0, 1], help="of everything else")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--folder", type=Path, default=Path("runs/bundled"))
     parser.add_argument("--out")
     args = parser.parse_args()
-    jobs = [(name, seed) for name in args.contenders for seed in (args.seeds if name == "tnet" else args.other_seeds or args.seeds)]
-    steps = {name: affordable(["demo", *CONTENDERS[name]], args.seconds, args.folder / "trial") for name in args.contenders}
-    print("steps:", steps, flush=True)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in {**RECIPE["data"], "train": 0, "val": 0}.items()}
+    data = get_data(**options)
+    rows: list[dict[str, Any]] = []
 
-    def train(job: tuple[str, int]) -> Path:
-        name, seed = job
+    def train(name: str, seed: int, steps: int) -> None:
         out = args.folder / f"{name.replace(' ', '_')}_{seed}"
-        fit(["demo", *CONTENDERS[name]], out, steps=steps[name], seed=seed)
-        return out
+        seconds = fit(["demo", *CONTENDERS[name]], out, steps=steps, seed=seed)
+        row = {"contender": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), **judge(name, out, data)}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+        order = sorted(rows, key=lambda row: (list(CONTENDERS).index(row["contender"]), row["seed"]))
+        write(args.out, {"threads_each": 1, "runs": order}, seed=None)
 
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(train, jobs))
-    options = {**load_recipe("demo")["data"], "train": 0, "val": 0}
-    data = get_data(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-    rows = []
-    for (name, seed), run in zip(jobs, runs, strict=True):
-        rows.append(judge(name, seed, steps[name], run, data))
-        print(json.dumps(rows[-1]), flush=True)
-    for name in args.contenders:
-        got = np.array([row["accuracy"] for row in rows if row["contender"] == name])
-        print(f"{name}: {100 * got.mean():.1f} % (standard deviation {100 * got.std(ddof=1 if len(got) > 1 else 0):.1f})")
-    write(args.out, {"processor_seconds_each": args.seconds, "threads_each": 1, "runs": rows}, seed=None)
+        list(pool.map(lambda seed: train(DEMO, seed, RECIPE["steps"]), args.seeds))
+        seconds = median(row["cpu_seconds"] for row in rows)
+        others = [name for name in args.contenders if name != DEMO]
+
+        def trial(name: str) -> int:
+            return affordable(["demo", *CONTENDERS[name]], seconds, args.folder / f"trial_{name.replace(' ', '_')}")
+
+        steps = dict(zip(others, pool.map(trial, others), strict=True))
+        print("steps:", steps, flush=True)
+        list(pool.map(lambda job: train(*job, steps[job[0]]), [(name, seed) for name in others for seed in args.other_seeds]))
 
 
 if __name__ == "__main__":

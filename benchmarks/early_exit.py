@@ -1,7 +1,7 @@
 """What does leaving each image once it is sure buy beside fixed budgets, in accuracy and in wall time? TNet on the bundled digits.
 
-Trains the demo's TNet (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64 px at images of 512 px
-(``large``: the same digits, four times the work a look). Thresholds are solved on the validation images. The test images are then
+Trains the TNet of digits.yaml (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64 px at images of
+512 px (``large``: the same digits, four times the work a look). Thresholds are solved on the validation images. The test images are then
 classified by the fixed budgets and by early exit, batch by batch in turn, at 1, 32 and 128 images at a time, on one thread. Rounds are
 repeated, and each batch counts with its fastest: by the clock (``ms``), and by the thread's own time (``processor_ms``), which is what
 the clock would show if nothing else ran. Runs that are finished are not trained again, and rows that are there are kept.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import write
-from training import fit
+from training import DIGITS, fit
 
 from foveal import get_data, load
 from foveal.evaluation import solve
@@ -35,7 +35,7 @@ MOST = (4,)
 BATCHES = (1, 32, 128)
 LEFT = (1, 8, 32, 128)
 MEAN_LOOKS = (0.5, 1, 1.5, 2, 3)
-TASKS: dict[str, dict[str, Any]] = {  # what differs from the demo
+TASKS: dict[str, dict[str, Any]] = {  # what differs from digits.yaml
     "small": {"canvas": 256, "test": 1000, "seeds": (0, 1), "steps": 2571, "flags": []},
     "large": {
         "canvas": 512, "test": 600, "seeds": (0,), "steps": 600, "after": "small",
@@ -49,12 +49,12 @@ def run_of(folder: Path, task: str, seed: int) -> Path:
     out, how = folder / f"{task}_{seed}", TASKS[task]
     if not (out / WEIGHTS).is_file():
         after = ["--init_from", str(run_of(folder, how["after"], seed))] if "after" in how else []
-        fit(["demo", "--data.canvas", str(how["canvas"]), *how["flags"], *after], out, steps=how["steps"], seed=seed)
+        fit([DIGITS, "--data.canvas", str(how["canvas"]), *how["flags"], *after], out, steps=how["steps"], seed=seed)
     return out
 
 
 def data_of(task: str, val: int, test: int) -> Any:
-    return get_data(**{**load_recipe("demo")["data"], "canvas": TASKS[task]["canvas"], "train": 0, "val": val, "test": test})
+    return get_data(**{**load_recipe(DIGITS)["data"], "canvas": TASKS[task]["canvas"], "train": 0, "val": val, "test": test})
 
 
 def take(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import write
-from training import fit
+from training import DIGITS, fit
 
 from foveal import get_data, load
 from foveal.evaluation import faithful
@@ -44,7 +44,7 @@ def run_of(folder: Path, name: str, seed: int) -> Path:
     out = folder / f"{name}_{seed}"
     if not (out / WEIGHTS).is_file() or not (out / "processor_seconds").is_file():
         drawn = [part for key, value in DATA.items() for part in (f"--data.{key}", json.dumps(value))]
-        took = fit(["demo", *CONTENDERS[name]["flags"], *drawn], out, steps=CONTENDERS[name]["steps"], seed=seed)
+        took = fit([DIGITS, *CONTENDERS[name]["flags"], *drawn], out, steps=CONTENDERS[name]["steps"], seed=seed)
         (out / "processor_seconds").write_text(f"{took:.1f}\n")
     return out
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/faithfulness"), help="where the run folders go")
     parser.add_argument("--out")
     args = parser.parse_args()
-    options = {**load_recipe("demo")["data"], **DATA, "train": 0, "val": 0, "test": args.images}
+    options = {**load_recipe(DIGITS)["data"], **DATA, "train": 0, "val": 0, "test": args.images}
     data = get_data(**options)
     rows = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else []
     kept = {(row["contender"], row["seed"], row["way"]) for row in rows}

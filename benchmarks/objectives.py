@@ -1,6 +1,6 @@
 """What teaches TNet where to look? The published objective, ours, and what ours could have been, at equal cost.
 
-Every variant trains the demo's network on the demo's digits, but on a 3 x 3 grid of halves, where all of them get going
+Every variant trains the network of digits.yaml on its digits, but on a 3 x 3 grid of halves, where all of them get going
 sooner; with the same learning rates and for the same number of looks (a variant that looks more often per image gets fewer
 steps). Variants that are not in the package live here. Two
 run at a time, each on one thread.
@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ from foveal.glimpse.policies import plackett_luce
 from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
+from foveal.objectives.objective import perception
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.recipes import load_recipe
 
-RECIPE = load_recipe("demo")
+RECIPE = load_recipe(str(Path(__file__).with_name("digits.yaml")))
 DATA = {k: tuple(v) if isinstance(v, list) else v for k, v in RECIPE["data"].items()} | {"val": 0}
 MODEL = {k: v for k, v in RECIPE["model"].items() if k != "name"} | {"grid": 3, "region": 0.5}
 
@@ -109,12 +111,12 @@ class TwoRollouts(TNetObjective):
         return super().plan(progress) * 2
 
     def __call__(self, rollouts, target, state):
-        perception = sum(self.perception(tried, target) for tried in rollouts) / 2
+        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
         if rollouts[0].policy != "sampled":
-            return perception, state, {"loss": perception.detach()}
+            return perceived, state, {"loss": perceived.detach()}
         one, other = (self.credit(tried, target) for tried in rollouts)
         policy = -((one - other) * rollouts[0].log_probability + (other - one) * rollouts[1].log_probability).sum(1).mean()
-        loss = perception + self.policy_weight * policy
+        loss = perceived + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
 
@@ -127,11 +129,11 @@ class SelfCritical(TNetObjective):
     def __call__(self, rollouts, target, state):
         if len(rollouts) == 1:
             return super().__call__(rollouts, target, state)
-        perception = sum(self.perception(tried, target) for tried in rollouts) / 2
+        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
         with torch.no_grad():
             sampled, greedy = (F.cross_entropy(tried.logits, target, reduction="none") for tried in rollouts)
         policy = -((greedy - sampled)[:, None] * rollouts[0].log_probability).sum(1).mean()
-        loss = perception + self.policy_weight * policy
+        loss = perceived + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
 
@@ -156,7 +158,7 @@ class Teacher(TNetObjective):
             by_cell = torch.empty_like(loss).scatter_(1, tried.cells, -loss)
             wanted = (by_cell / 0.5).softmax(1)
         policy = F.kl_div(tried.scores[0][:, 0], wanted, reduction="batchmean")
-        loss = self.perception(tried, target) + self.policy_weight * policy
+        loss = perception(tried, target, self.image_share) + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
 
@@ -175,22 +177,23 @@ class Variant:
     policy: str = "greedy"
 
 
+LOOKS = {"warm_up_looks": "random"}
 PUBLISHED = {"score_scale": None, "antialias": False}
 VARIANTS = {
     "published": Variant(ReferenceTNetObjective(0.3), PUBLISHED),
-    "published reward, sampled, unit-norm scores": Variant(Correctness(), {"score_scale": None}),
-    "published reward, sampled": Variant(Correctness()),
-    "ours": Variant(TNetObjective()),
-    "reward to come": Variant(RewardToCome()),
-    "gain in probability": Variant(GainInProbability()),
-    "probability to come": Variant(ProbabilityToCome()),
-    "ours, unit-norm scores": Variant(TNetObjective(), {"score_scale": None}),
+    "published reward, sampled, unit-norm scores": Variant(Correctness(**LOOKS), {"score_scale": None}),
+    "published reward, sampled": Variant(Correctness(**LOOKS)),
+    "ours": Variant(TNetObjective(**LOOKS)),
+    "reward to come": Variant(RewardToCome(**LOOKS)),
+    "gain in probability": Variant(GainInProbability(**LOOKS)),
+    "probability to come": Variant(ProbabilityToCome(**LOOKS)),
+    "ours, unit-norm scores": Variant(TNetObjective(**LOOKS), {"score_scale": None}),
     "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
-    "leave-one-out credit": Variant(LeaveOneOut()),
-    "ours, every budget": Variant(EveryBudget()),
-    "two rollouts, each the other's baseline": Variant(TwoRollouts(), looks=5),
-    "self-critical": Variant(SelfCritical(), looks=5),
-    "exhaustive teacher on 1 batch in 4": Variant(Teacher(), looks=3 * 0.75 + 10 * 0.25),
+    "leave-one-out credit": Variant(LeaveOneOut(**LOOKS)),
+    "ours, every budget": Variant(EveryBudget(**LOOKS)),
+    "two rollouts, each the other's baseline": Variant(TwoRollouts(**LOOKS), looks=5),
+    "self-critical": Variant(SelfCritical(**LOOKS), looks=5),
+    "exhaustive teacher on 1 batch in 4": Variant(Teacher(**LOOKS), looks=3 * 0.75 + 10 * 0.25),
     "random looks": Variant(Random(), policy="random"),
 }
 

@@ -74,13 +74,14 @@ def dense(side: int) -> list[Phase]:
     return [Phase(1, ["--model", "mobilenetv2_100", "--model.pad_type", "same", "--model.image_size", str(side)])]
 
 
+TNET = [
+    "--model", "tnet", "--model.backbone", "mobilenetv2_100", "--model.backbone_options", "{pad_type: same}",
+    "--model.base_size", "128", "--model.locations", "[2]",
+]  # fmt: skip
 CONTENDERS = {
-    "tnet": [
-        Phase(1, [
-            "--model", "tnet", "--model.backbone", "mobilenetv2_100", "--model.backbone_options", "{pad_type: same}",
-            "--model.base_size", "128", "--model.locations", "[2]",
-        ]),
-    ],
+    # As published: the policy trains the location module alone. Its warm-up has random looks.
+    "tnet": [Phase(1, [*TNET, "--model.detached_policy", "true", "--objective.warm_up_looks", "random"])],
+    "tnet, default": [Phase(1, TNET)],
     # The locator's windows are 33 px of 96, so that a glimpse is a third of the image's side.
     "saccader": [
         Phase(1 / 3, [

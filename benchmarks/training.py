@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+DIGITS = str(Path(__file__).with_name("digits.yaml"))
 TRIAL = 8  # seconds that two trial runs must differ by
 
 
@@ -22,7 +23,6 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
     """
     command = [
         sys.executable, "-m", "foveal.cli", "fit", *flags, "--device", "cpu", "--seed", str(seed), "--steps", str(steps),
-        "--max_time", "1e6",
     ]  # fmt: skip
     run = subprocess.Popen([*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, used = os.wait4(run.pid, 0)  # of this run alone, while others may end beside it

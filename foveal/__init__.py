@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foveal.importing import quickly
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'foveal' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
+    with quickly():
+        value = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = value
     return value
 

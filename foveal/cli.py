@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import logging
 import os
@@ -21,12 +22,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
+from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
 from foveal.errors import ConfigError, DataError, FovealError, RunError
+from foveal.importing import quickly
+from foveal.recipes.layout import Layout, in_columns
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
@@ -36,21 +40,31 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Classify large images by looking where it matters."""
 
-EXAMPLES = """a first hour:
-  foveal fit demo                                          train on the bundled images; five minutes on two cores
-  foveal evaluate runs/demo --locations 0..4               what does looking closer buy, and what does it cost?
-  foveal predict runs/demo photos/ --out labels.csv        one row an image
-  foveal explain runs/demo photos/1.png                    where did it look, and what did each look add?
+EXAMPLES = """A first hour:
 
-your own images, in one folder a class:
+  foveal fit demo                               train on the bundled images
+  foveal evaluate runs/demo --locations 0..4    accuracy and cost by looks
+  foveal predict runs/demo photos/ --out labels.csv       one row per image
+  foveal explain runs/demo photos/1.png         where the model looked
+
+Your own images, in one folder per class:
+
   foveal fit --data.root photos/ --out runs/photos
 
-foveal COMMAND --help tells more; every command takes --quiet, those that run a model take --device, --precision and --seed,
-and of these all but explain, which takes one image, --batch-size and --workers.
+foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every command takes
+--quiet. Commands that run a model take --device, --precision and --seed; all of these but explain, which takes one image, also take
+--batch-size and --workers.
 """
 
 
-POLICY = "how cells are chosen: greedy, sampled, random, centre, exhaustive or another that the model knows (default: greedy)"
+def _names(names: Sequence[str], word: str = "or") -> str:
+    """Names as a sentence lists them."""
+    *first, last = names
+    return f"{', '.join(first)} {word} {last}" if first else last
+
+
+COST = "a number with MAC, kMAC, MMAC, GMAC, TMAC, ms or locations, as 20MMAC"
+POLICY = f"{_names(POLICIES)}; Saccader also knows {_names(SACCADER_POLICIES, 'and')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done; 1 failed, or images failed; 2 not understood; 130 interrupted.
     """
+    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
+        # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -79,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        if own_process:
+            gc.freeze()  # the process ends; what is there need not be searched for garbage
 
 
 def _run(argv: list[str]) -> int:
@@ -96,22 +118,28 @@ def _run(argv: list[str]) -> int:
         return 0
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if args.quiet else logging.INFO)
     args.data, args.typed = data, typed
+    if args.run is not _recipes:
+        _import_torch()
     return args.run(args)
+
+
+def _import_torch() -> None:
+    """What takes a command longest to begin with."""
+    with quickly():
+        import torch  # noqa: F401
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="foveal", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="foveal", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=Layout, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        _add_fit, _add_evaluate, _add_compare, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models, _add_data, _add_cost,
-        _add_table,
+        _add_fit, _add_recipes, _add_evaluate, _add_compare, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models,
+        _add_data, _add_cost, _add_table,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -119,33 +147,55 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}", epilog=epilog,
+        formatter_class=Layout, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
     return parser
 
 
-def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def _add_running(
+    parser: argparse.ArgumentParser, batch_size: int, workers: str = "processes that read images ahead (default: 0)"
+) -> None:  # fmt: skip
     """Flags of every command that runs a model on many images."""
     _add_how(parser)
     parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
-    parser.add_argument("--workers", type=_natural, metavar="N", help="processes or threads that open images (default: as many as help)")
+    parser.add_argument("--workers", type=_natural, metavar="N", help=workers)
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="where to run: auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--precision", default="32", help="bits of the arithmetic: 32, bf16 or 16 (default: 32)")
+    parser.add_argument(
+        "--device", default="auto", help="where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU (default: auto)"
+    )
+    parser.add_argument("--precision", default="32", help=f"of the arithmetic: {_names(list(PRECISIONS))} (default: 32)")
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of everything random (default: 0)")
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    """`_take` takes these out before the parser sees them; here they are explained."""
+    parser.add_argument("--data", metavar="NAME", help="data set, see foveal data (default: the run's)")
+    parser.add_argument(
+        "--data.KEY", metavar="VALUE", help="option of the data set, see foveal fit --data NAME --help (default: the run's)"
+    )
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default=None, choices=SPLITS, help="images to use (default: test, or val where there is no test)")
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that hides parts of images from judges."""
     parser.add_argument(
-        "--by", action="extend", nargs="+", default=[], metavar="RUN", help="runs that classify what is left, beside RUN; dense ones, say"
+        "--by",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="other runs that also classify the changed images, say dense ones",
     )
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    _add_data_options(parser)
+    _add_split(parser)
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
     _add_running(parser, batch_size=32)
@@ -193,30 +243,48 @@ def _take(argv: list[str], section: str) -> tuple[list[str], list[str]]:
 
 
 def _add_fit(commands: Any) -> None:
-    from foveal.recipes import list_recipes
+    from foveal.recipes import GROUPS, describe_recipe, list_recipes
 
-    _add(
+    names = list_recipes()
+    single = [(name, describe_recipe(name)) for name in names if "/" not in name]
+    groups = [(f"{group}/", f"{sum(name.startswith(f'{group}/') for name in names):3} {text}") for group, text in GROUPS.items()]
+    parser = _add(
         commands, "fit", None, "train a model by a recipe",
-        """usage: foveal fit [RECIPE] [--key value ...] [--out FOLDER] [--resume | --overwrite]
-
-RECIPE is a YAML file or a name from the list below; without one, a TNet is trained on the class folders in --data.root.
-Every value of a recipe is also a flag, and foveal fit RECIPE --help explains all of them, those of the chosen model and
-data set too:
+        """Every value of a recipe can also be given as a flag. foveal fit RECIPE --help explains all of them, with the options of the
+chosen model and data set.
 
   foveal fit demo
   foveal fit demo --epochs 3 --optimiser.lr 3e-4 --out runs/short
-  foveal fit --data.root photos/ --model.backbone resnet18 --model.pretrained true
-  foveal fit --data.root photos/ --model efficientnet_b0        the dense network, to compare with
+  foveal fit --data.root photos/ --model.backbone resnet18 \\
+      --model.pretrained true
+  foveal fit --data.root photos/ --model efficientnet_b0    a dense network
   foveal fit --data manifest --data.file labels.csv
-  foveal fit demo --out runs/short --resume                     go on after an interruption
+  foveal fit --out runs/short --resume            go on after an interruption
+  foveal fit --data folder --model tnet --help    every option of the two
 
-recipes:
-  """ + "\n  ".join(list_recipes()),
+Recipes:
+
+""" + "\n".join(in_columns(single)) + """
+
+Recipes of published experiments; foveal recipes NAME lists those of a group:
+
+""" + "\n".join(in_columns(groups)),
     )  # fmt: skip
+    parser.usage = "foveal fit [RECIPE] [--key value ...]"
+    parser.add_argument(
+        "RECIPE", nargs="?", help="name from the lists below, or YAML file (default: folder, a TNet on the class folders in --data.root)"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and the name of the recipe)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
 
 
 def _fit(argv: list[str]) -> int:
     recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (_recipe_of(argv), argv)
+    from foveal.recipes import find_recipe
+
+    find_recipe(recipe)  # a name that is wrong should be told at once
+    _import_torch()
     from foveal.recipes.configure import configure, describe
 
     config, out, how = configure(recipe, flags)
@@ -262,39 +330,79 @@ def _recipe_of(argv: Sequence[str]) -> str:
     return "folder"
 
 
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = _add(
+        commands, "recipes", _recipes, "recipes there are, and what each of them trains",
+        """One line per recipe. With --quiet, the names alone.
+
+  foveal recipes
+  foveal recipes cifar10                          all of one group
+  foveal recipes '*saccader*'
+  foveal fit cifar10/saccader --help              the options of one
+""",
+    )  # fmt: skip
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a group, or names with * and ? (default: *)")
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from foveal.recipes import describe_recipe, list_recipes
+
+    names = sorted(list_recipes(args.pattern), key=lambda name: "/" in name)
+    if not names:
+        raise ConfigError(f"{args.pattern}: no recipe has such a name; foveal recipes lists them all")
+    if args.quiet:
+        print("\n".join(names))
+        return 0
+    groups = [list(group) for _, group in groupby(names, key=lambda name: name.rpartition("/")[0])]
+    print("\n\n".join("\n".join(in_columns([(name, describe_recipe(name)) for name in group], indent="")) for group in groups))
+    return 0
+
+
 # --------------------------------------------------------------------------------------------------------- evaluate
 
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(
         commands, "evaluate", _evaluate, "accuracy and cost of a trained model, budget by budget",
-        """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the run; other ones are
-chosen by --data and --data.KEY, as for foveal fit.
+        """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the run; --data and
+--data.KEY choose others, as for foveal fit.
 
   foveal evaluate runs/demo --locations 0..4
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
-  foveal evaluate runs/demo --policy centre,exhaustive          other ways to choose where to look, beside the learned one
-  foveal evaluate runs/demo --budget 3locations --budget 20MMAC   stop looking at images that are sure; costs are of the mean image
   foveal evaluate runs/photos --data folder --data.root other/ --split test
+
+Other ways to choose where to look, beside the learned one:
+
+  foveal evaluate runs/demo --policy centre,exhaustive
+
+No more looks at an image once the answer is sure; costs are of the mean image:
+
+  foveal evaluate runs/demo --budget 3locations --budget 20MMAC
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument(
-        "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: up to the run's)"
+        "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)"
     )
     parser.add_argument(
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
-        help="ways to choose cells, beside the learned one and random: centre,exhaustive or others that the model knows",
+        help=f"further ways to choose cells, beside the learned one and random, with commas between them: {POLICY}",
     )  # fmt: skip
     parser.add_argument(
         "--budget", action="append", default=[], metavar="COST",
-        help="instead: leave each image once it is sure, so that the mean image costs 2.0GMAC, 15ms or 3locations; the threshold is found"
-        " on validation images and kept in the run; may be repeated",
+        help="instead of fixed looks: stop at each image once the answer is sure, so that the mean image costs this much: "
+        f"{COST}. The threshold is found on validation images and kept in the run. May be repeated",
     )  # fmt: skip
-    parser.add_argument("--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks before asking again (default: 1)")
-    parser.add_argument("--against", metavar="RUN", help="run of a dense network, for its accuracy beside its cost")
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: RUN)")
+    parser.add_argument(
+        "--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks between two decisions to stop (default: 1)"
+    )
+    _add_data_options(parser)
+    parser.add_argument("--against", metavar="RUN", help="run of a dense network, whose accuracy and cost stand beside")
+    _add_split(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
     _add_running(parser, batch_size=32)
 
 
@@ -386,22 +494,23 @@ def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
 def _add_compare(commands: Any) -> None:
     parser = _add(
         commands, "compare", _compare, "accuracy, calibration and cost of several models on the same images",
-        """Any run folders, of models that look and of dense ones; and names of networks, which have no weights, so that only their cost is
-found. Times are taken in turn. Writes comparison.json and comparison.png, accuracy against MACs, time and memory with the
-Pareto front marked, into --out. The images are those of the first run; other ones are chosen by --data and --data.KEY, as
-for foveal fit.
+        """Takes run folders, of models that look and of dense ones, and names of networks. A network by name has no trained weights, so
+that only its cost is found. Times are taken in turn. Writes comparison.json and comparison.png into --out: accuracy against MACs, time
+and memory, with the Pareto front marked. The images are those of the first run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal compare runs/demo runs/dense
-  foveal compare runs/tnet runs/saccader runs/dense --locations 0..6 --out results/
-  foveal compare runs/photos efficientnet_b0 --data folder --data.root other/ --split test
+  foveal compare runs/tnet runs/dense --locations 0..6 --out results/
+  foveal compare runs/photos efficientnet_b0 --data folder \\
+      --data.root other/ --split test
 """,
     )  # fmt: skip
     parser.add_argument("paths", metavar="RUN_OR_MODEL", nargs="+", help="run folders, and names of networks, see foveal models")
     parser.add_argument(
         "--locations", metavar="BUDGET",
-        help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them (default: none, and each run's own)",
+        help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them (default: 0, and each run's own)",
     )  # fmt: skip
-    parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="images to use (default: test, else val)")
+    _add_data_options(parser)
+    _add_split(parser)
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="where to write (default: comparison)")
     parser.add_argument("--seconds", type=_seconds, default=0.5, metavar="S", help="least time of each measurement (default: 0.5)")
     _add_running(parser, batch_size=32)
@@ -427,23 +536,26 @@ def _compare(args: argparse.Namespace) -> int:
 def _add_occlude(commands: Any) -> None:
     parser = _add(
         commands, "occlude", _occlude, "hide what a model looked at, and see what is still known",
-        """The model classifies an image at each budget; the looks that it chose are hidden under the mean colour; then it classifies
-what is left, and so do the judges named by --by. If it looks at what matters, accuracy falls faster than where random looks,
-which always stand beside, hide as much. Writes occlusion.json and occlusion.png, accuracy against the share hidden, into
-the run. The images are those of the run; other ones are chosen by --data and --data.KEY, as for foveal fit.
+        """The model classifies an image at each budget. The regions that it chose to look at are hidden under the mean colour. Then the
+model, and the runs named by --by, classify what is left. If the model looks at what matters, accuracy falls faster than when random
+looks hide as much of the image; random looks always stand beside. Writes occlusion.json and occlusion.png, accuracy against the share
+hidden, into the run. The images are those of the run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal occlude runs/demo
   foveal occlude runs/demo --locations 1..8 --policy centre
-  foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other --limit 500 --out occlusion/
+  foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other \\
+      --limit 500 --out occlusion/
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder of a model that chooses where to look")
     parser.add_argument(
-        "--locations", metavar="BUDGET", help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: up to the run's)"
+        "--locations",
+        metavar="BUDGET",
+        help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)",
     )
     parser.add_argument(
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
-        help="ways to choose what is hidden, beside the learned one and random",
+        help=f"further ways to choose what is hidden, beside the learned one and random, with commas between them: {POLICY}",
     )  # fmt: skip
     _add_judging(parser)
 
@@ -470,12 +582,12 @@ def _occlude(args: argparse.Namespace) -> int:
 def _add_faithful(commands: Any) -> None:
     parser = _add(
         commands, "faithful", _faithful, "does the answer depend on the regions that a model points at?",
-        """Regions are ranked: the boxes a model chose to look at, the cells of a network's last attention map or of the one named by --map,
-or those of Grad-CAM at the module named by --cam. Deletion hides them one after another, best first, under the mean colour;
-insertion shows nothing else; the probability of the class predicted should fall early in the one and rise early in the
-other. The pointing game asks whether the best region lies on the object, where the data has boxes. Random regions of equal
-area stand beside everything. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run;
-other ones are chosen by --data and --data.KEY, as for foveal fit.
+        """Regions are ranked: the boxes that a model chose to look at, the cells of a network's last attention map or of the one named by
+--map, or the cells of Grad-CAM at the module named by --cam. Deletion hides them one after another, best first, under the mean colour.
+Insertion shows nothing else but them. The probability of the predicted class should fall early in deletion and rise early in insertion.
+The pointing game asks whether the best region lies on the object, where the data has boxes. Random regions of equal area stand beside
+everything. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
+others, as for foveal fit.
 
   foveal faithful runs/demo
   foveal faithful runs/demo --locations 4 --by runs/dense --limit 500
@@ -512,28 +624,39 @@ def _faithful(args: argparse.Namespace) -> int:
 def _add_predict(commands: Any) -> None:
     parser = _add(
         commands, "predict", _predict, "classify images: one row an image",
-        """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error; the command then
-goes on, lists those images at the end and exits with 1. The same command again goes on where it stopped.
+        """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error: the command goes
+on, lists these images at the end and exits with 1. The same command again continues where it stopped.
 
   foveal predict runs/demo photo.png
-  foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 --out predictions.parquet
-  foveal predict runs/demo photos/ --policy random --seed 1     with looks that nothing guides, to compare with
-  foveal predict runs/demo photos/ --budget 3locations          easy images get fewer looks than hard ones, three on average
+  foveal predict runs/demo photos/ --out labels.csv
+  foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 \\
+      --out predictions.parquet
+
+Three looks on average, more at hard images than at easy ones:
+
+  foveal predict runs/demo photos/ --budget 3locations
+
+Random looks, to compare with:
+
+  foveal predict runs/demo photos/ --policy random --seed 1
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders and patterns such as 'scans/*.tif'")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
+    parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     parser.add_argument(
         "--budget", metavar="COST",
-        help="leave each image once it is sure; cost of the mean image: 2.0GMAC, 15ms or 3locations; --locations is then the most looks",
+        help=f"stop at each image once the answer is sure, so that the mean image costs this much: {COST}; --locations is then the most"
+        " looks",
     )  # fmt: skip
-    parser.add_argument("--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks before asking again (default: 1)")
-    parser.add_argument("--out", metavar="FILE", help="predictions.parquet, .csv or .jsonl (default: lines of path, label, probability)")
+    parser.add_argument(
+        "--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks between two decisions to stop (default: 1)"
+    )
+    parser.add_argument("--out", metavar="FILE", help=f"table to write, {_names(FORMATS)} (default: print path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
-    _add_running(parser, batch_size=8)
+    _add_running(parser, batch_size=8, workers="threads that open images (default: one per image of a batch, two per processor at most)")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -604,20 +727,21 @@ def _exit(args: argparse.Namespace) -> Exit:
 def _add_explain(commands: Any) -> None:
     parser = _add(
         commands, "explain", _explain, "where a model looked, and what each look added",
-        """Writes one page that needs nothing else: the image with the boxes, every look as the model saw it, what each added to the most
-probable classes, and the cost.
+        """Writes one page that needs no other file: the image with the boxes, every look as the model saw it, what each look added to the
+most probable classes, and the cost.
 
   foveal explain runs/demo photo.png --out report.html
-  foveal explain runs/slides slide.svs --locations 3,2 --overlay looked.png
-  foveal explain runs/demo photo.png --policy exhaustive        what every cell adds
+  foveal explain runs/slides slide.svs --locations 3,2 \\
+      --overlay looked.png
+  foveal explain runs/demo photo.png --policy exhaustive    what every cell adds
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
-    parser.add_argument("--overlay", metavar="FILE", help="also the image with the boxes alone: .png, .jpg or .webp")
+    parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone: .png, .jpg or .webp")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--policy", default="greedy", metavar="NAME", help=POLICY)
+    parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     _add_how(parser)
 
 
@@ -642,42 +766,47 @@ def _explain(args: argparse.Namespace) -> int:
 def _add_models(commands: Any) -> None:
     parser = _add(
         commands, "models", _models, "names of the models there are",
-        """Without a pattern: the ones that look. Any of timm's networks can be trained too, or be the backbone of one that looks.
+        """Without a pattern: the models that look. Any of timm's networks can be trained too, or be the backbone of a model that looks.
 
   foveal models
   foveal models 'efficientnet*'
-  foveal fit demo --model tnet --help                           the options of one
+  foveal fit demo --model tnet --help             the options of one
 """,
     )  # fmt: skip
-    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="with * and ?, among timm's names as well")
+    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="names with * and ?, among timm's too (default: models that look)")
 
 
 def _models(args: argparse.Namespace) -> int:
     from foveal.glimpse.registry import REGISTRY
     from foveal.runs import list_models
 
-    names = list_models(args.pattern) if args.pattern else [name for name in list_models() if name in REGISTRY]
+    names = list_models(args.pattern) if args.pattern else sorted(REGISTRY)
     for name in names:
         print(name)
     if not args.pattern and not args.quiet:
-        print(f"and {len(list_models()) - len(names)} dense networks of timm and ours: foveal models '*'", file=sys.stderr)
+        print("and the dense networks of timm and ours: foveal models '*'", file=sys.stderr)
     return 0 if names else 1
 
 
 def _add_data(commands: Any) -> None:
     parser = _add(
         commands, "data", _data, "data sets there are, or the images of one",
-        """NAME is a data set or a run folder, whose data set it then is.
+        """Without NAME: the names of the data sets. With the name of a data set, or a run folder: its classes, and how many images each
+split has. --data.KEY sets an option of the data set, as for foveal fit.
 
   foveal data
-  foveal data folder --data.root photos/                        classes, and images of each split
-  foveal data runs/demo --export samples/ --count 4             its first test images as PNG files
+  foveal data folder --data.root photos/
+
+Write the first test images of a run's data set as PNG files:
+
+  foveal data runs/demo --export samples/ --count 4
 """,
     )  # fmt: skip
-    parser.add_argument("name", nargs="?", metavar="NAME", help="data set or run folder")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="images to export (default: test)")
-    parser.add_argument("--export", metavar="FOLDER", help="write images there")
-    parser.add_argument("--count", type=_positive, default=8, metavar="N", help="how many (default: 8)")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="data set or run folder (default: list the data sets)")
+    parser.add_argument("--data.KEY", metavar="VALUE", help="option of the data set, see foveal fit --data NAME --help")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="images to export (default: test)")
+    parser.add_argument("--export", metavar="FOLDER", help="write images into this folder")
+    parser.add_argument("--count", type=_positive, default=8, metavar="N", help="how many images to write (default: 8)")
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -747,19 +876,25 @@ def _make_data(config: dict[str, Any], flags: Sequence[str], where: str) -> Data
 def _add_cost(commands: Any) -> None:
     parser = _add(
         commands, "cost", _cost, "parameters and multiply-accumulates of a model for one image",
-        """Nothing is trained and no image is held, so that any size is quick to ask for. FLOPs are twice the MACs.
+        """Nothing is trained and no image is held in memory, so that any size is quick to ask for. FLOPs are twice the MACs.
 
   foveal cost tnet --image-size 4096 --locations 2,1 --set backbone=resnet50
   foveal cost tnet_bagnet77.reference --image-size 224 --locations 5 --json
   foveal cost efficientnet_b0 --image-size 896 --num-classes 62
 """,
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", help="name, see foveal models; or a run folder")
-    parser.add_argument("--image-size", type=_size, required=True, metavar="SIDE", help="of the image, 896 or 896x1344 (height x width)")
+    parser.add_argument("model", metavar="MODEL", help="name that foveal models lists, or run folder")
+    parser.add_argument("--image-size", type=_size, required=True, metavar="SIDE", help="of the image: 896, or 896x1344 (height x width)")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the model's)")
-    parser.add_argument("--num-classes", type=_positive, metavar="N", help="(default: the model's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model; may be repeated")
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes (default: the model's)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the model, see foveal fit --model MODEL --help; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def _size(text: str) -> int | tuple[int, int]:
@@ -812,14 +947,13 @@ def _cost(args: argparse.Namespace) -> int:
 def _add_table(commands: Any) -> None:
     parser = _add(
         commands, "table", _table, "published tables beside what your own runs have reached",
-        """claimed: what a paper's own tables say of its model and of the models beside it; two numbers where they contradict each other.
-published: what other papers and repositories report, each with its source. measured: mean and standard deviation over
-the seeds of your runs, from the evaluation.json of each, and the best of them. The three are never mixed, and "not
-found" is written where somebody looked for a number in vain.
+        """Each row has three kinds of numbers, which are never mixed. Claimed: what a paper's own tables say of its model and of others;
+two numbers where its tables contradict each other. Published: what other papers and repositories report, with the source. Measured:
+mean, standard deviation and best over the seeds of your runs, from their evaluation.json. "not found" stands where somebody looked for
+a number and found none.
 
-A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has
-seen every image of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything but the
-seed are lines of their own.
+A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has seen every image
+of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything but the seed are lines of their own.
 
   foveal fit cifar10/attn_resnet110 --seed 1 --out runs/attn_1
   foveal evaluate runs/attn_1
@@ -828,9 +962,10 @@ seed are lines of their own.
   foveal table imagenet
 """,
     )  # fmt: skip
-    parser.add_argument("name", metavar="NAME", help="cifar or imagenet")
+    tables = sorted(file.stem for file in Path(__file__).parent.glob("evaluation/tables/*.yaml"))
+    parser.add_argument("name", metavar="NAME", help=_names(tables))
     parser.add_argument("--runs", metavar="FOLDER", help="where to look for run folders (default: runs)")
-    parser.add_argument("--json", action="store_true", help="every row, those without a number too, as JSON")
+    parser.add_argument("--json", action="store_true", help="print every row, also those without a number, as JSON")
 
 
 def _table(args: argparse.Namespace) -> int:

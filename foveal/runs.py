@@ -39,7 +39,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import timm
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -53,7 +52,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import (
     ImageViews,
@@ -90,7 +89,7 @@ DATA_PATHS = ("root", "file", "val_labels", "annotations")
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
     ours = sorted(REGISTRY)
-    return fnmatch.filter([*ours, *(name for name in timm.list_models() if name not in REGISTRY)], pattern)
+    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in REGISTRY)], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -102,7 +101,7 @@ def constructor(name: str) -> Callable[..., Any]:
     if name in REGISTRY:
         return REGISTRY[name]
     check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
-    return timm.model_entrypoint(name.partition(".")[0])
+    return networks().model_entrypoint(name.partition(".")[0])
 
 
 def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
@@ -129,7 +128,7 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
-            return build(**options) if name in REGISTRY else timm.create_model(name, **options)
+            return build(**options) if name in REGISTRY else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -244,7 +243,7 @@ def _unpickled(file: Path) -> Any:
 
 def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
     """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
-    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
     classifier = f"{card and card.classifier}.weight"
     heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
     return {"num_classes": len(heads[0])} if len(heads) == 1 else {}

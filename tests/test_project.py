@@ -1,36 +1,106 @@
 """The project itself: what importing costs, what is exported, what is promised in its files."""
 
 import ast
+import gc
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import foveal
+from foveal import cli
+from foveal.importing import quickly
+from foveal.runs import ModelInfo, create_model, save_model
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted((ROOT / "foveal").rglob("*.py"))
 
 
-def python(code: str) -> tuple[str, float]:
-    start = time.perf_counter()
+HEAVY = {
+    "torch", "numpy", "timm", "torchvision", "torch._dynamo", "huggingface_hub", "lightning", "torchmetrics", "matplotlib", "pyarrow",
+    "rich", "jsonargparse", "PIL", "tifffile", "imagecodecs", "sklearn", "skimage", "scipy", "pandas",
+}  # fmt: skip
+FOR_NETWORKS = {"timm", "torchvision", "torch._dynamo", "huggingface_hub"}
+"""timm, and what it imports itself."""
+
+
+def imported(*commands: list[str]) -> list[set[str]]:
+    """What of ``HEAVY`` one process has imported at the end of each of several commands, which it runs one after the other."""
+    code = f"""
+import contextlib, os, sys
+from foveal.cli import main
+for argv in {list(commands)!r}:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        main(argv)
+    print(*(m for m in {sorted(HEAVY)!r} if m in sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout, time.perf_counter() - start
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "code", ["import foveal", *(f"from foveal.cli import main; main({argv})" for argv in (["--help"], ["fit", "--help"]))]
-)
-def test_starting_is_light(code):
-    """No heavy library is imported, so that it takes a fraction of a second; the bound has room for a busy machine."""
-    heavy = ("torch", "lightning", "timm", "torchvision", "matplotlib", "pyarrow", "tifffile", "numpy")
-    out, seconds = python(f"{code}; import sys; print(); print([m for m in {heavy!r} if m in sys.modules])")
-    assert out.splitlines()[-1] == "[]"
-    assert seconds < 3
+def test_importing_and_help_of_commands_are_light():
+    """Not even numpy is there."""
+    commands = next(a for a in cli._parser()._actions if a.dest == "command").choices
+    listings = [
+        [],
+        ["--version"],
+        *([c, "--help"] for c in commands),
+        ["recipes"],
+        ["recipes", "nonsense"],
+        ["fit", "xyz"],
+        ["fitt"],
+        ["predict"],
+    ]
+    for argv, modules in zip(listings, imported(*listings), strict=True):
+        assert not modules, argv
+
+
+def test_help_of_a_recipe_and_lists_need_no_network():
+    """Signatures of models are torch's; nothing of timm, and nothing that trains, draws or reads files, is there."""
+    commands = [
+        ["models"], ["data"], ["table", "cifar", "--runs", "docs"], ["predict", "nowhere", "x.png"],
+        ["fit", "demo", "--help"],
+        ["fit", "--data", "folder", "--model", "tnet", "--help"], ["fit", "fmow/tnet_step2.reference", "--help"],
+        ["fit", "imagenet/saccader_nasnetalarge", "--help"], ["fit", "demo", "--epochs", "many"],
+    ]  # fmt: skip
+    for argv, modules in zip(commands, imported(*commands), strict=True):
+        assert modules <= {"torch", "numpy", "rich", "jsonargparse"}, argv
+
+
+def test_help_of_a_dense_network_needs_timm_and_no_more():
+    (modules,) = imported(["fit", "--model", "resnet18", "--help"])
+    assert modules == {"torch", "numpy", "jsonargparse", "PIL", *FOR_NETWORKS}
+
+
+def test_predicting_needs_networks_and_readers_only(tmp_path):
+    """And no networks of timm where the model has none; not pyarrow for CSV; not the trainer, nor what draws or evaluates."""
+    for name, backbone in (("ram", {}), ("tnet", {"backbone": "plain_convnet_32", "locations": [1]})):
+        model = create_model(name, num_classes=2, **backbone)
+        save_model(tmp_path / name, model, ModelInfo({"name": name, **backbone}, ("a", "b")))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    out = ["--out", str(tmp_path / "out.csv"), "--overwrite", "--device", "cpu"]
+    ram, tnet = imported(*(["predict", str(tmp_path / name), str(tmp_path / "a.png"), *out] for name in ("ram", "tnet")))
+    assert (tmp_path / "out.csv").read_text().count("\n") == 2
+    assert ram <= {"torch", "numpy", "torch._dynamo", "PIL", "imagecodecs"}  # _dynamo: torch counts multiply-accumulates with it
+    assert tnet <= ram | FOR_NETWORKS
+
+
+def test_garbage_is_collected_again_after_imports():
+    with pytest.raises(ImportError), quickly():
+        assert not gc.isenabled()
+        import nonsense_that_is_not_there  # noqa: F401
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with quickly():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", [n for n in foveal.__all__ if n != "__version__"])

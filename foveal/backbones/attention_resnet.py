@@ -19,7 +19,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 
-from foveal.backbones.cifar_resnet import attention_layer
+from foveal.backbones.cifar_resnet import Attention, attention_layer
 from foveal.layers import SpatialSoftmaxAttention
 
 default_cfgs = {
@@ -46,7 +46,7 @@ class AttentionResNet(ResNet):
     """
 
     def __init__(
-        self, attention: str = "softmax", attention_options: Mapping[str, Any] | None = None,
+        self, attention: Attention = "softmax", attention_options: Mapping[str, Any] | None = None,
         layers: tuple[int, ...] = (3, 4, 6, 3), **options: Any,
     ) -> None:  # fmt: skip
         def make(channels: int, **placement: Any) -> Any:

@@ -22,7 +22,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_conv2d
@@ -50,6 +50,7 @@ default_cfgs = {
 }  # fmt: skip
 
 EXPANSION = 4
+DownsampleBN = Literal["main", "shortcut"]
 
 
 class Bottleneck(nn.Module):
@@ -137,7 +138,7 @@ class BagNet(Headed):
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, *, layers: Sequence[int] = (3, 4, 6, 3),
         widths: Sequence[int] = (64, 128, 256, 512), strides: Sequence[int] = (2, 2, 2, 1), kernel3: Sequence[int] = (2, 2, 2, 2),
-        stem: int = 64, low_dim: int = 512, downsample_bn: str = "main", drop_rate: float = 0.0,
+        stem: int = 64, low_dim: int = 512, downsample_bn: DownsampleBN = "main", drop_rate: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(drop_rate)
         if len({len(layers), len(widths), len(strides), len(kernel3)}) > 1:
@@ -147,8 +148,8 @@ class BagNet(Headed):
             )
         if any(not 0 <= k <= n or n < 1 for k, n in zip(kernel3, layers, strict=True)):
             raise ValueError(f"kernel3={tuple(kernel3)} has to be from 0 to layers={tuple(layers)}, and layers at least 1, in every stage")
-        if downsample_bn not in ("main", "shortcut"):
-            raise ValueError(f"downsample_bn={downsample_bn!r} is unknown; use main or shortcut")
+        if downsample_bn not in get_args(DownsampleBN):
+            raise ValueError(f"downsample_bn={downsample_bn!r} is unknown; use {' or '.join(get_args(DownsampleBN))}")
         self.in_chans = in_chans
         self.stem = nn.Sequential(*_conv_norm(in_chans, stem, 3), nn.ReLU())
         kernels = [[3] * k + [1] * (n - k) for k, n in zip(kernel3, layers, strict=True)]

@@ -33,7 +33,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from timm.layers import SelectAdaptivePool2d, SEModule
 from timm.models import build_model_with_cfg, register_model
@@ -63,6 +63,12 @@ CONVS: dict[str, Callable[..., nn.Module]] = {
     "expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1), "narrow": NarrowedConv,
 }  # fmt: skip
 
+Attention = Annotated[str, tuple(ATTENTION)]
+Conv = Annotated[str, tuple(CONVS)]
+Shortcut = Literal["A", "B"]
+Place = Literal["block", "stage", "middle", "last", "none"]
+Head = Literal["gap", "attnpool", "flatten"]
+
 
 class CifarResNet(Headed):
     """A 3x3 convolution, three stages of n blocks on grids of 32, 16 and 8, pooling, and a linear classifier: depth 6 n + 2.
@@ -91,10 +97,10 @@ class CifarResNet(Headed):
     """
 
     def __init__(
-        self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, *, preact: bool = False, shortcut: str = "A",
-        attention: str | None = None, attention_options: Mapping[str, Any] | None = None, place: str = "block", conv: str | None = None,
-        conv_options: Mapping[str, Any] | None = None, widths: tuple[int, int, int] = (16, 32, 64), head: str = "gap", img_size: int = 32,
-        drop_rate: float = 0.0,
+        self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, *, preact: bool = False, shortcut: Shortcut = "A",
+        attention: Attention | None = None, attention_options: Mapping[str, Any] | None = None, place: Place = "block",
+        conv: Conv | None = None, conv_options: Mapping[str, Any] | None = None, widths: tuple[int, int, int] = (16, 32, 64),
+        head: Head = "gap", img_size: int = 32, drop_rate: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(drop_rate)
         n, rest = divmod(depth - 2, 6)
@@ -102,9 +108,9 @@ class CifarResNet(Headed):
             raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32, 44, 56 or 110")
         if len(widths) != 3:
             raise ValueError(f"widths={widths} are not the channels of three stages; give three numbers")
-        _check("shortcut", shortcut, ("A", "B"))
-        _check("place", place, ("block", "stage", "middle", "last", "none"))
-        _check("head", head, ("gap", "attnpool", "flatten"))
+        _check("shortcut", shortcut, get_args(Shortcut))
+        _check("place", place, get_args(Place))
+        _check("head", head, get_args(Head))
         if attention is None and (attention_options or place not in ("block", "none")):
             raise ValueError("attention_options and place are of attention, and there is none; set attention, or leave them out")
         stand_in = stand_in_for_convs(conv, CONVS, conv_options)

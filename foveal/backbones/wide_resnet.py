@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, register_model
@@ -51,7 +51,7 @@ class WideResNet(Headed):
 
     def __init__(
         self, depth: int = 28, width: int = 10, num_classes: int = 10, in_chans: int = 3, *, drop_rate: float = 0.0,
-        conv: str | None = None, conv_options: Mapping[str, Any] | None = None, img_size: int = 32,
+        conv: Annotated[str, tuple(CONVS)] | None = None, conv_options: Mapping[str, Any] | None = None, img_size: int = 32,
     ) -> None:  # fmt: skip
         super().__init__()
         n, rest = divmod(depth - 4, 6)

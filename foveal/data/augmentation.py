@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from foveal.images import Colour, Pyramid, Transform, View
 
 AUGMENTATIONS = ("none", "light", "inception", "tnet", "tnet_birds")
 TENSOR_AUGMENTATIONS = ("none", "crop_flip")
+
+Augmentation = Annotated[str, AUGMENTATIONS]
+TensorAugmentation = Annotated[str, TENSOR_AUGMENTATIONS]
 
 PADDING = 4  # pixels, of `crop_flip`
 

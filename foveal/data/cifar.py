@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from foveal.data.augmentation import TensorAugmentation
 from foveal.data.dataset import TensorDataset, torchvision_set
 from foveal.data.module import DataModule, register
 from foveal.draws import generator
@@ -25,7 +26,7 @@ from foveal.errors import ConfigError
 
 @register
 def cifar10(
-    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: str = "crop_flip", seed: int = 0
+    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:
     """CIFAR-10: 50,000 training and 10,000 test images of ten classes.
 
@@ -47,7 +48,7 @@ def cifar10(
 
 @register
 def cifar100(
-    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: str = "crop_flip", seed: int = 0
+    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:
     """CIFAR-100: 50,000 training and 10,000 test images of a hundred classes.
 

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -29,9 +29,12 @@ from foveal.data.augmentation import AUGMENTATIONS, TENSOR_AUGMENTATIONS, change
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
-from foveal.images import ImageViews, Look, TensorViews, View, Views, open_image
+from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, open_image
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
+
+RESIZINGS = ("bilinear", "tnet")
+Resizing = Annotated[str, RESIZINGS]
 
 
 @dataclass
@@ -198,7 +201,8 @@ class Reading:
         value_range: lowest and highest value of floating-point images.
         image_size: side that whole images are resized to first, without keeping their aspect ratio; None leaves them as they are, and
             only what is looked at is read.
-        kernels: with ``image_size``, ``bilinear`` or ``tnet``: one of `foveal.data.kernels.KERNELS`, drawn for each image.
+        kernels: with ``image_size``, one of `RESIZINGS`: ``bilinear``, or ``tnet`` for one of `foveal.data.kernels.KERNELS`, drawn for
+            each image.
         shorter_side: with ``image_size``, images are first made smaller, antialiased, until the shorter side is this at most.
     """
 
@@ -210,9 +214,11 @@ class Reading:
     shorter_side: int | None = None
 
     def __post_init__(self) -> None:
-        for what, value, known in (("augmentation", self.augmentation, AUGMENTATIONS), ("kernels", self.kernels, ("bilinear", "tnet"))):
+        for what, value, known in (("augmentation", self.augmentation, AUGMENTATIONS), ("kernels", self.kernels, RESIZINGS)):
             if value not in known:
                 raise ConfigError(f"data: there is no {what} {value!r}; use one of {', '.join(known)}")
+        if self.value_range is not None:
+            checked_range(self.value_range)
 
     def plain(self) -> Reading:
         """The same for evaluation: nothing random."""

@@ -21,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from foveal.data.dataset import ImageDataset, Reading
-from foveal.data.module import SPLITS, DataModule, register
+from foveal.choices import SPLITS
+from foveal.data.augmentation import Augmentation
+from foveal.data.dataset import ImageDataset, Reading, Resizing
+from foveal.data.module import DataModule, register
 from foveal.draws import generator
 from foveal.errors import DataError
 from foveal.images import SUFFIXES
@@ -30,8 +32,8 @@ from foveal.images import SUFFIXES
 
 @register
 def folder(
-    root: str, val_fraction: float = 0.1, seed: int = 0, augmentation: str = "light", channels: int = 3,
-    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: str = "bilinear",
+    root: str, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
+    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
 ) -> DataModule:  # fmt: skip
     """Images in one folder for each class.
 
@@ -42,8 +44,9 @@ def folder(
     Args:
         root: the folder.
         val_fraction: share of each class that is kept for validation where there is no ``val`` folder; 0 for none, 1 for all.
-        seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        seed: decides which images are kept for validation.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.
         value_range: lowest and highest value of floating-point images.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
@@ -72,8 +75,8 @@ def folder(
 
 @register
 def manifest(
-    file: str, root: str | None = None, val_fraction: float = 0.1, seed: int = 0, augmentation: str = "light", channels: int = 3,
-    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: str = "bilinear",
+    file: str, root: str | None = None, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
+    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
 ) -> DataModule:  # fmt: skip
     """Images listed in a table with the columns ``path``, ``label`` and, if there are splits, ``split`` (train, val or test).
 
@@ -81,8 +84,9 @@ def manifest(
         file: the table, CSV or Parquet.
         root: folder that the paths start from; that of the table if None.
         val_fraction: share of each class's training images that is kept for validation where no row says ``val``.
-        seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``tnet`` or ``tnet_birds``.
+        seed: decides which images are kept for validation.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.
         value_range: lowest and highest value of floating-point images.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from foveal.images.pyramid import Stored, Window
 SIDE = 28
 PATTERNS = 50
 DIGITS = {"majority": (3, 2), "one": (1, 0)}
+Task = Annotated[str, tuple(DIGITS)]
 """Digits of the class that is to be told, and of others, for each task."""
 HELD_OUT = 12
 """One in so many of MNIST's training digits, the last ones, is kept for validation: 5,000."""
@@ -47,7 +49,7 @@ _COARSEST = 16  # px; the levels of smaller thumbnails are not worth their bookk
 
 @register
 def megapixel_digits(
-    root: str, download: bool = True, canvas: int = 1500, task: str = "majority", noise: int = 50, train: int = 5000, val: int = 500,
+    root: str, download: bool = True, canvas: int = 1500, task: Task = "majority", noise: int = 50, train: int = 5000, val: int = 500,
     test: int = 1000, seed: int = 0,
 ) -> DataModule:  # fmt: skip
     """MNIST's digits scattered over black canvases of one band, among patches of noise; ten classes.

@@ -22,11 +22,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from foveal.choices import SPLITS
 from foveal.data.dataset import Dataset, FirstLooks
 from foveal.data.loader import Loader
 from foveal.errors import ConfigError, DataError
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass

@@ -22,7 +22,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from foveal.data.dataset import ImageDataset, Reading
+from foveal.data.augmentation import Augmentation
+from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.folder import assemble, existing, list_classes, list_images
 from foveal.data.module import DataModule, get_data, register
 from foveal.errors import DataError
@@ -56,8 +57,8 @@ class LazyBoxes(Sequence[np.ndarray]):
 
 @register
 def imagenet(
-    root: str, val_labels: str | None = None, annotations: str | None = None, augmentation: str = "light",
-    image_size: int | None = None, kernels: str = "bilinear",
+    root: str, val_labels: str | None = None, annotations: str | None = None, augmentation: Augmentation = "light",
+    image_size: int | None = None, kernels: Resizing = "bilinear",
 ) -> DataModule:  # fmt: skip
     """ImageNet ILSVRC-2012: training images and the 50,000 validation images; classes are WordNet ids in their order.
 
@@ -70,7 +71,8 @@ def imagenet(
             ``LOC_val_solution.csv``, then the unpacked devkit ``ILSVRC2012_devkit_t12``.
         annotations: folder of the training images' XML boxes, ``<wnid>/<image>.xml``, which random crops of the augmentation ``tnet``
             respect; looked for if None: ``Annotations/train``, ``ILSVRC/Annotations/CLS-LOC/train``. Images without a file have no box.
-        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -158,8 +160,8 @@ def _voc_boxes(file: str) -> np.ndarray:
 
 @register
 def fmow(
-    root: str, false_detection: bool = False, crop_boxes: bool = False, shorter_side: int | None = None, augmentation: str = "light",
-    image_size: int | None = None, kernels: str = "bilinear",
+    root: str, false_detection: bool = False, crop_boxes: bool = False, shorter_side: int | None = None,
+    augmentation: Augmentation = "light", image_size: int | None = None, kernels: Resizing = "bilinear",
 ) -> DataModule:  # fmt: skip
     """Functional Map of the World, the RGB version: satellite images of places, 62 classes.
 
@@ -172,7 +174,8 @@ def fmow(
         false_detection: keep the class ``false_detection``, the 63rd.
         crop_boxes: one sample for each box instead of each image: the box with its context; reads every JSON file first.
         shorter_side: with ``image_size``, make images smaller until their shorter side is this at most, before anything else.
-        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images (or boxes) to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -302,17 +305,18 @@ def cub(
     root: str,
     val_fraction: float = 0.0,
     seed: int = 0,
-    augmentation: str = "light",
+    augmentation: Augmentation = "light",
     image_size: int | None = None,
-    kernels: str = "bilinear",
+    kernels: Resizing = "bilinear",
 ) -> DataModule:
     """Caltech-UCSD Birds-200-2011: 5,994 training and 5,794 test images of 200 kinds of birds.
 
     Args:
         root: folder with ``images.txt`` and the others, or the one that holds it as ``CUB_200_2011``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
-        seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
+        seed: decides which images are kept for validation.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -327,17 +331,18 @@ def nabirds(
     root: str,
     val_fraction: float = 0.0,
     seed: int = 0,
-    augmentation: str = "light",
+    augmentation: Augmentation = "light",
     image_size: int | None = None,
-    kernels: str = "bilinear",
+    kernels: Resizing = "bilinear",
 ) -> DataModule:
     """NABirds: 23,929 training and 24,633 test images of 555 kinds of birds, plumages apart.
 
     Args:
         root: folder with ``images.txt`` and the others, or the one that holds it as ``nabirds``.
         val_fraction: share of each class's training images to keep for validation; none, as published, by default.
-        seed: decides which ones.
-        augmentation: what happens to training images: ``none``, ``light``, ``inception``, ``tnet`` or ``tnet_birds``.
+        seed: decides which images are kept for validation.
+        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
+            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 

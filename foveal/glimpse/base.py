@@ -17,19 +17,19 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
-import foveal.backbones  # noqa: F401  (registers our backbones with timm)
+from foveal.choices import POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
-from foveal.glimpse.policies import POLICIES
 from foveal.images.views import Look, Views, as_views
+from foveal.importing import quickly
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
@@ -220,8 +220,8 @@ class WholeImage(GlimpseClassifier):
 
     Args:
         network: (B, C, h, w) normalised images to (B, classes) logits, as timm's models do.
-        image_size: side, or (height, width), that the whole image is resampled to.
-        mean, std: normalisation; those of ``network.pretrained_cfg`` (or 0.5, 0.5) if None.
+        image_size: side, or (height, width), that the whole image is resampled to; the network's own if None.
+        mean, std: normalisation, per band; the network's own if None, or 0.5 where it has none.
         squash: squash the whole image to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
         crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation
@@ -286,6 +286,15 @@ class WholeImage(GlimpseClassifier):
         return self.network
 
 
+def networks() -> ModuleType:
+    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network is needed."""
+    with quickly():
+        import timm
+
+        import foveal.backbones  # noqa: F401  (registers ours)
+    return timm
+
+
 def create_network(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
     """A network of timm's or ours for a model that looks.
 
@@ -301,7 +310,7 @@ def create_network(name: str, in_chans: int, pretrained: bool | str, options: di
     check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
     if isinstance(pretrained, str):
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
+    return networks().create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
 
 
 def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = ()) -> None:
@@ -319,6 +328,7 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
     Raises:
         ConfigError: it has none.
     """
+    timm = networks()
     source, _, place = name.rpartition(":")
     if source or "/" in place:
         here = place.rpartition("/")[2].partition("@")[0]
@@ -337,7 +347,7 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
 
 
 def _has_network(name: str) -> bool:
-    architecture, _, tag = name.partition(".")
+    timm, (architecture, _, tag) = networks(), name.partition(".")
     return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
 
 

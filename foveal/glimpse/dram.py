@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import create_network, per_band
-from foveal.glimpse.recurrent import GaussianPolicy, LSTMCell, RecurrentAttention, Trace
+from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.glimpse.registry import register
 from foveal.host import sent
 from foveal.images.views import Views
@@ -97,7 +97,7 @@ class DRAM(RecurrentAttention):
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the look, rather than look at the square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share, see `GlimpseClassifier`.
+        crop: look at the centred square of this share of the image's shorter side; at all of it if None.
 
     Raises:
         ConfigError: an unknown backbone, a glimpse that is as large as the image, or a budget of several levels.
@@ -117,7 +117,7 @@ class DRAM(RecurrentAttention):
         locations: Sequence[int] = (6,),
         hidden: int = 1024,
         sd: float = 0.1,
-        aggregate: str = "last",
+        aggregate: Aggregate = "last",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         squash: bool = False,

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-POLICIES = ("greedy", "sampled", "random", "centre", "exhaustive")
+from foveal.choices import POLICIES
 
 NEVER = -1e9
 """Score of a masked cell: finite, so that a grid with every cell masked still has gradients that are numbers."""

@@ -18,7 +18,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from foveal.host import sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
+
+AGGREGATES = ("last", "mean")
+Aggregate = Annotated[str, AGGREGATES]
 
 
 class LSTMCell(nn.Module):
@@ -145,10 +148,10 @@ class RecurrentAttention(GlimpseClassifier):
     classifier: nn.Linear
     where: GaussianPolicy
 
-    def __init__(self, *base: Any, aggregate: str = "last", locations: Sequence[int], **options: Any) -> None:
+    def __init__(self, *base: Any, aggregate: Aggregate = "last", locations: Sequence[int], **options: Any) -> None:
         super().__init__(*base, **options)
-        if aggregate not in ("last", "mean"):
-            raise ConfigError(f"aggregate={aggregate}: is not known; use last or mean")
+        if aggregate not in AGGREGATES:
+            raise ConfigError(f"aggregate={aggregate}: is not known; use {' or '.join(AGGREGATES)}")
         self.aggregate = aggregate
         self.locations = self._budget(locations)
 

@@ -35,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.backbones.bagnet import BagNet
+from foveal.choices import POLICIES, SACCADER_POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
 from foveal.glimpse.grid import outside
-from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, POLICIES, choose
+from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
 from foveal.glimpse.registry import register
 from foveal.host import rows_of, sent
 from foveal.images.views import Views, as_views
@@ -169,7 +169,7 @@ class Saccader(GlimpseClassifier):
     """
 
     objective: type[Any] = SaccaderObjective
-    policies = (*POLICIES, "ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
+    policies = (*POLICIES, *SACCADER_POLICIES)
 
     def __init__(
         self,
@@ -189,6 +189,8 @@ class Saccader(GlimpseClassifier):
         crop: float | None = None,
     ) -> None:
         network = create_network(backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})})
+        from foveal.backbones.bagnet import BagNet
+
         if not isinstance(network, BagNet):
             raise ConfigError(f"backbone {backbone}: its features see more than a window of the image; use a bagnet, say bagnet77_lowd")
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -500,7 +502,8 @@ class SaccaderSeparate(Saccader):
         classifier_options: further keywords for it.
         pretrained: load timm's pretrained weights into the classifier, or those of this file.
         glimpse_size: side that a glimpse is resampled to; the classifier's own input size if None.
-        options: of `Saccader`; its ``pretrained`` is ``locator_pretrained`` here.
+        locator_pretrained: load these weights into the backbone, which finds the locations.
+        options: of `Saccader`.
 
     Raises:
         ConfigError: see `Saccader`.

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpses
@@ -95,7 +94,7 @@ class PositionModule(nn.Module):
 
 
 class LocationModule(nn.Module):
-    """Scores the cells of a grid from one descriptor each (spec 4.3). Reads detached input: no policy gradient leaves it.
+    """Scores the cells of a grid from one descriptor each (spec 4.3).
 
     The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so small
     a grid.
@@ -107,13 +106,15 @@ class LocationModule(nn.Module):
             squeeze-and-excitation over the grid instead, with swish.
         scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
             probability near uniform (the released code).
+        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the descriptors too.
     """
 
     coordinates: Tensor
 
-    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None) -> None:
+    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False) -> None:
         super().__init__()
         self.context = context
+        self.detached = detached
         self.act: nn.Module
         self.coordinate_gain = nn.Parameter(torch.ones(2))
         self.coordinate_bias = nn.Parameter(torch.zeros(2))
@@ -132,7 +133,7 @@ class LocationModule(nn.Module):
 
     def forward(self, descriptors: Tensor, feature: Tensor) -> Tensor:
         """(N, side**2, channels) and (N, D) to (N, side**2) scores."""
-        x, feature = descriptors.detach(), feature.detach()
+        x, feature = (descriptors.detach(), feature.detach()) if self.detached else (descriptors, feature)
         where = self.coordinates * self.coordinate_gain + self.coordinate_bias
         where = where.to(x.dtype).expand(len(x), -1, -1)
         if self.context:
@@ -228,6 +229,8 @@ class TNet(GlimpseClassifier):
         location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
         location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
         score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
+        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the backbone too,
+            which then learns features to find objects by.
         position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
         weighting: weigh feature vectors by a learned gate rather than equally.
         head_dropout: dropout before the classifier.
@@ -240,6 +243,9 @@ class TNet(GlimpseClassifier):
 
     Raises:
         ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
+
+    Attributes:
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
@@ -261,6 +267,7 @@ class TNet(GlimpseClassifier):
         location_index: Sequence[int] | None = None,
         location_context: bool = False,
         score_scale: float | None = 4.0,
+        detached_policy: bool = False,
         position_concat: bool = False,
         weighting: bool = False,
         head_dropout: float = 0.0,
@@ -289,12 +296,13 @@ class TNet(GlimpseClassifier):
         channels, map_side, features = self._probe(in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
         self.register_buffer("cell_weights", _cell_weights(self.grid, map_side), persistent=False)
-        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale)
+        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale, detached_policy)
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
         self.dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
+        self.takes_whole = self._takes_whole(in_chans)
 
     # ---- one look (spec 3.1)
 
@@ -493,8 +501,12 @@ class TNet(GlimpseClassifier):
     def rollouts(
         self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
     ) -> list[Rollout]:
-        views, tries = as_views(images), len(policies)
-        seen = self._traverse(views, self._budget(locations), policies, draws)
+        views, tries, budget = as_views(images), len(policies), self._budget(locations)
+        if "whole" in policies:
+            if self.takes_whole and budget:
+                return [self._whole(views) for _ in policies]
+            policies = ["random" if policy == "whole" else policy for policy in policies]
+        seen = self._traverse(views, budget, policies, draws)
         fused, _ = self._fuse(seen.features)
         parts = zip(
             policies,
@@ -514,6 +526,50 @@ class TNet(GlimpseClassifier):
             )
             for name, logits, alone, log_probability, together, scores, cells in parts
         ]  # fmt: skip
+
+    def _whole(self, views: Views) -> Rollout:
+        """See every cell of the first grid at once: the whole image at the resolution of looks of level 2, in one pass.
+
+        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without gradient, as an
+        estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
+
+        Returns:
+            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the cells.
+        """
+        which, boxes = np.arange(len(views)), self.root(views.sizes)
+        origin = torch.zeros(len(views), 3, device=self.mean.device)
+        with _running_statistics(self.backbone, min(2, self.statistics)):
+            features = self.backbone.forward_features(self.see(views, which, boxes, self._whole_size()))  # type: ignore[operator]
+        fused = self.position(self._pool(features), origin)
+        _, look = self.perceive(self.see(views, which, boxes), origin)
+        with torch.no_grad():
+            windows = _windows(features, boxes, self.grid.boxes(boxes), self.grid.region)
+            cells = torch.arange(self.grid.cells, device=origin.device).expand(len(views), 1, -1)
+            alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
+        grids = self._grids(boxes[:, None], self.score(*look), views.sizes)
+        return Rollout(
+            logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
+            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",
+        )  # fmt: skip
+
+    def _whole_size(self) -> tuple[int, int]:
+        height, width = self.size
+        return round(height / self.grid.region), round(width / self.grid.region)
+
+    def _pool(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) maps of the backbone to (N, D) feature vectors."""
+        return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+
+    def _takes_whole(self, in_chans: int) -> bool:
+        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a convolutional one."""
+        probe = copy.deepcopy(self.backbone).to("meta").eval()
+        try:
+            features = probe.forward_features(torch.zeros(1, in_chans, *self._whole_size(), device="meta"))  # type: ignore[operator]
+            vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            return False
+        channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
+        return channels_first and vector.shape == (1, self.classifier.in_features)
 
     # ---- the rest of the contract
 
@@ -608,6 +664,30 @@ def _as_map(x: Tensor, network: nn.Module) -> Tensor:
     return x.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else x
 
 
+def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:
+    """The parts of maps that show some cells.
+
+    Args:
+        features: (B, C, h, w) maps of the boxes ``roots`` (B, 4).
+        roots: what the maps show.
+        cells: (B, K, 4) boxes of the cells.
+        region: side of a cell as a share of the side of the map.
+
+    Returns:
+        (B K, C, height, width) windows of the map that lie nearest the cells.
+    """
+    lines = []
+    for axis, length in enumerate(features.shape[2:]):
+        window = max(1, round(region * length))
+        extent = (roots[:, axis + 2] - roots[:, axis])[:, None]
+        start = np.round((cells[..., axis] - roots[:, None, axis]) / extent * length).clip(0, length - window).astype(np.int64)
+        lines.append(sent(start[..., None] + np.arange(window), features.device))
+    rows, columns = lines
+    image = torch.arange(len(features), device=features.device)[:, None, None, None]
+    picked = features.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None]]
+    return picked.flatten(0, 1).permute(0, 3, 1, 2)
+
+
 def _cell_weights(grid: Grid, map_side: int) -> Tensor:
     """(side, map_side) weights that average a row of a map over each cell."""
     start = np.arange(grid.side) * (1 - grid.region) / (grid.side - 1) * map_side
@@ -628,9 +708,10 @@ class ReferenceTNet(TNet):
     objective = ReferenceTNetObjective
 
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
-        options = {"score_scale": None, "padded_grid": True, "mean": (0.5,), "std": (0.5,), "squash": True, "antialias": False, **options}
+        published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
+        options = {**published, "mean": (0.5,), "std": (0.5,), **options}
+        self._objective = objective  # before the network, so that help can ask for the default objective of a model that it does not make
         super().__init__(num_classes, **options)
-        self._objective = objective
 
     def default_objective(self) -> Objective:
         return ReferenceTNetObjective(**self._objective)
@@ -665,7 +746,13 @@ def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth
 def _birds(
     num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
 ) -> ReferenceTNet:
-    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting."""
+    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
+
+    Args:
+        variant: which EfficientNet, 0 to 4.
+        contrastive: weight of the contrast between the images of a batch, in the objective.
+        depth_drop: largest rate of stochastic depth.
+    """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
         "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,
@@ -702,6 +789,8 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
     """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    from timm.layers import DropPath
+
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
     for i, block in enumerate(blocks, start=1):
         if getattr(block, "has_skip", False):

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from foveal.images.reading import read_at, read_up_to
+
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _OFFSETS, _COUNTS, _CHILDREN = (324, 273), (325, 279), 330
@@ -42,10 +44,10 @@ class Numbers(NamedTuple):
 
     def get(self, descriptor: int, index: int) -> int:
         size = struct.calcsize(self.format)
-        return struct.unpack(self.format, os.pread(descriptor, size, self.position + index * size))[0]
+        return struct.unpack(self.format, read_at(descriptor, size, self.position + index * size))[0]
 
     def all(self, descriptor: int) -> np.ndarray:
-        return np.frombuffer(os.pread(descriptor, self.length * struct.calcsize(self.format), self.position), self.format)
+        return np.frombuffer(read_at(descriptor, self.length * struct.calcsize(self.format), self.position), self.format)
 
 
 @dataclass
@@ -94,7 +96,7 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     Raises:
         ValueError: the chain of headers leaves the file, or runs in a circle.
     """
-    start = os.pread(descriptor, 16, 0)
+    start = read_up_to(descriptor, 16, 0)
     kind = _Kind("<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+"))
     position = struct.unpack(kind.number, start[8:16] if kind.big else start[4:8])[0]
     headers: list[_Header] = []
@@ -112,9 +114,9 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
         raise ValueError("the list of its levels runs in a circle")
     seen.add(position)
     head = struct.calcsize(kind.tag_count)
-    raw = os.pread(descriptor, head, position)
+    raw = read_up_to(descriptor, head, position)
     count = struct.unpack(kind.tag_count, raw)[0] if len(raw) == head else 1 << 20
-    body = os.pread(descriptor, min(count, 1 << 16) * kind.tag_size + kind.word, position + head)
+    body = read_up_to(descriptor, min(count, 1 << 16) * kind.tag_size + kind.word, position + head)
     if len(body) < count * kind.tag_size + kind.word:
         raise ValueError("the list of its levels continues past the end of the file")
     header = _Header()
@@ -133,10 +135,10 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             header.lists[code] = Numbers(where, number, kind.order + _FORMATS[type_])
             if code in (_OFFSETS[0], _COUNTS[0]):  # strips are few, and tifffile compares their number with the size
                 number, length = 1, _BYTES[type_]
-                value = os.pread(descriptor, length, where)
+                value = read_up_to(descriptor, length, where)
         if code in _DROPPED or length > _LONGEST:
             continue
-        value = value or os.pread(descriptor, length, where)
+        value = value or read_up_to(descriptor, length, where)
         if code == _CHILDREN and type_ in _FORMATS:
             places = struct.unpack(f"{kind.order}{number}{_FORMATS[type_]}", value)
             header.children = [_read(descriptor, kind, place, seen)[0] for place in places]

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.images.notices import reading
-from foveal.images.plain import _orientation
+from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, fitting
+from foveal.images.reading import memory_limit
 
 ValueRange = tuple[float, float]
 
@@ -96,12 +96,13 @@ def as_image(image: Any, *, channels: int | None = None, value_range: ValueRange
     """
     if isinstance(image, Pyramid):
         return image.taken_as(channels, value_range)
-    with reading(name):
+    with noting(name):
         pixels, alpha, orientation = _pixels(image, name)
     _check_shape(image, pixels.shape, channels, name)
     pixels, alpha = _values(pixels, alpha, value_range, name)
     scale = (0.0, 1.0) if value_range is None and pixels.dtype.kind == "f" else value_range
-    return ArrayPyramid(pixels, alpha, path=name, channels=channels, value_range=scale, orientation=orientation)
+    held = max(memory_limit(), pixels.nbytes)  # it is in memory already
+    return ArrayPyramid(pixels, alpha, path=name, channels=channels, value_range=scale, orientation=orientation, max_bytes=held)
 
 
 def _pixels(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -144,7 +145,8 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
     try:
         with _decoding[id(image) // 64 % len(_decoding)]:  # one image may stand in a list several times
             image.load()
-        orientation, key = _orientation(image.info.get("exif")), image.info.get("transparency")
+        kind, key = image.format, image.info.get("transparency")
+        orientation = int(image.getexif().get(0x0112, 1))
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA" if key is not None or image.mode == "PA" else "RGB")
         elif image.mode in ("La", "RGBa"):
@@ -162,7 +164,9 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
         pixels = pixels.astype(np.uint16)
     if image.mode in ("LA", "RGBA"):
         opaque = pixels[..., -1]
-        return pixels[..., :-1], None if opaque.min(initial=255) == 255 else opaque.astype(np.float32) / 255, orientation
+        # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+        unused = opaque.min(initial=255) == 255 or (kind == "BMP" and opaque.max() == 0)
+        return pixels[..., :-1], None if unused else opaque.astype(np.float32) / 255, orientation
     hidden = image.mode.startswith("I;16") and key is not None
     return pixels, (pixels != key).astype(np.float32) if hidden else None, orientation
 

@@ -1,6 +1,6 @@
 """Warnings of the libraries that read images, with the name of the file that caused them.
 
-Pillow, tifffile, imagecodecs and rasterio warn of what is odd in a file, but do not say in which one. Within `reading` their
+Pillow, tifffile, imagecodecs and rasterio warn of what is odd in a file, but do not say in which one. Within `noting` their
 warnings and log records are kept back. At its end the logger ``foveal`` says each of them once, with the path first. A file that
 cannot be read leads to an error with its path; its warnings are dropped then.
 
@@ -10,7 +10,7 @@ Example:
     >>> import logging, sys, warnings
     >>> shown = logging.StreamHandler(sys.stdout)
     >>> logging.getLogger("foveal").addHandler(shown)
-    >>> with reading("photo.jpg"):
+    >>> with noting("photo.jpg"):
     ...     warnings.warn("Corrupt EXIF data")
     photo.jpg: Corrupt EXIF data
     >>> logging.getLogger("foveal").removeHandler(shown)
@@ -70,7 +70,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
+def noting(path: str) -> Iterator[None]:
     """Name the file in every warning that is raised in this thread.
 
     Args:

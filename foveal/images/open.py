@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ import numpy as np
 from foveal.errors import ImageError
 from foveal.images import optional, plain
 from foveal.images.cache import cached, write_pyramid
-from foveal.images.notices import reading
+from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
+from foveal.images.reading import check_claim, memory_limit, reading, short
 
-MAX_PIXELS = 1 << 29
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".jpx", ".tif", ".tiff", ".btf",
     ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".vrt",
 )  # fmt: skip
 """Suffixes by which images are found in folders. A file that is named itself may have any."""
+_PIECEWISE = 64
+_EMPTIEST = 2000  # bytes of pixels for a byte of a file that is converted; compression alone comes to about a thousand
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_image(
-    path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS,
+    path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_bytes: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Pyramid:  # fmt: skip
     """Open an image to look at. What it is is told by its content, not by its name.
@@ -45,7 +48,8 @@ def open_image(
         channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
             Alpha does not count; CMYK and palettes become RGB.
         value_range: stored values that become 0 and 1. Unsigned integers have a range of their own; others need this.
-        max_pixels: refuse larger images of formats that must be decoded whole: their headers may lie.
+        max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may lie. It is
+            ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may take 64 times as much.
         cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
 
     Raises:
@@ -53,6 +57,9 @@ def open_image(
     """
     name = os.fspath(path)
     try:
+        # Opening a named pipe would wait for ever for somebody to write into it.
+        if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
+            raise ImageError(f"{name}: is no file but a pipe, a socket or a device; write what comes from it to a file")
         with Path(name).open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
@@ -61,46 +68,51 @@ def open_image(
         raise ImageError(f"{name}: is a folder; give the image files in it") from error
     except PermissionError as error:
         raise ImageError(f"{name}: may not be read; mend its permissions") from error
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be opened ({error.strerror}); check the path and the disk") from error
-    except ValueError as error:
-        raise ImageError(f"{name!r}: is no path ({error}); check it") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
     if not head:
         raise ImageError(f"{name}: the file is empty; copy it again")
-    options = {"channels": channels, "value_range": value_range}
-    with reading(name):
-        if optional.wants_openslide(name, head):
-            return optional.open_slide(name, **options)
-        if head[:4] in _TIFF:
-            return _open_tiff(name, max_pixels, cache_dir, options)
-        if kind := plain.kind_of(head):
-            return _open_plain(name, kind, max_pixels, cache_dir, options)
-        return optional.open_other(name, head, max_pixels, cache_dir, options)
+    with reading(name, "cannot be opened"), noting(name):
+        options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
+        return _open(name, head, cache_dir, options)
 
 
-def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open(name: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    if optional.wants_openslide(name, head):
+        return optional.open_slide(name, **options)
+    if head[:4] in _TIFF:
+        return _open_tiff(name, cache_dir, options)
+    if kind := plain.kind_of(head):
+        return _open_plain(name, kind, cache_dir, options)
+    return optional.open_other(name, head, cache_dir, options)
+
+
+def _open_tiff(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     layout = tiff.parse(name)
-    coarsest = layout.levels[-1]
-    small = coarsest.height * coarsest.width <= plain.LARGE
+    size = layout.levels[0].height, layout.levels[0].width
+    small = layout.looking_cost(-1) <= options["max_bytes"] and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
     image = tiff.TiffPyramid(name, layout, **options)
     if layout.tiled and small:
         return image
-    height, width = layout.levels[0].height, layout.levels[0].width
     if small:
         with image:
             pixels, alpha = image.read_whole()
         whole = ArrayPyramid(pixels, alpha, path=name, **layout.options(), **options)
         whole._count(image.bytes_read, image.tiles_decoded)
         return whole
-    if not layout.tiled and height * width > max_pixels:
-        claim = f"has {width} x {height} pixels in strips, more than the limit of {max_pixels:,}"
-        raise ImageError(f"{name}: {claim}; convert it to tiles, or open it in Python by open_image(..., max_pixels=N)")
+    height, width = size
+    cost = layout.cost
+    check_claim(name, size, cost, options["max_bytes"] * _PIECEWISE)
+    if cost > _EMPTIEST * max(Path(name).stat().st_size, 1 << 16):
+        claim = f"claims {width} x {height} pixels, {cost:,} bytes, in a file of {Path(name).stat().st_size:,}"
+        raise ImageError(f"{name}: {claim}: almost all of it is left out; cut out what is there, or add levels to it")
 
     def make(target: str) -> None:
         gaps = image.has_gaps or layout.masks[0] is not None or image.dtype.kind == "f"
         alpha = bool(layout.alpha is not None or layout.nodata is not None or gaps)
+        image.keep_rows()
 
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed(image._read_stored([(0, (y0, 0, y1, width))])[0], alpha, layout.premultiplied)
@@ -111,22 +123,22 @@ def _open_tiff(name: str, max_pixels: int, cache_dir: Any, options: dict[str, An
     return _open_cached(name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
 
 
-def _open_plain(name: str, kind: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
-    header = plain.read_header(name, kind, max_pixels)
+def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    header = plain.read_header(name, kind, options["max_bytes"])
     height, width = header.size
-    if height * width <= plain.LARGE:
+    if not header.large:
         return plain.PlainPyramid(name, header, **options)
     if kind == "JPEG" and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
         return plain.RestartJpeg(name, header, segments, **options)
     image = plain.PlainPyramid(name, header, **options)
 
     def make(target: str) -> None:
-        (pixels, alpha), _ = plain.decode(name, header)
+        stored, alpha, _ = plain.decode(name, header)
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
+            return _packed(plain.split(stored[y0:y1], alpha), alpha, False)
 
-        write_pyramid(target, (height, width, header.bands + (alpha is not None)), _packable(image.dtype), rows, alpha=alpha is not None)
+        write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
     return _open_cached(name, cached(name, cache_dir, make, f"a {kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
 
@@ -155,8 +167,9 @@ def _packed(stored: Stored, alpha: bool, premultiplied: bool) -> np.ndarray:
         pixels = pixels.astype(np.uint8) * 255
     if not alpha:
         return pixels
-    cover = np.ones(pixels.shape[:2], np.float32) if cover is None else cover
     highest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    if cover is None or cover.min() == 1:
+        return np.concatenate([pixels, np.full((*pixels.shape[:2], 1), highest, pixels.dtype)], axis=2)
     colours = pixels if premultiplied else pixels * cover[..., None]
     both = np.concatenate([colours, cover[..., None] * highest], axis=2)
     return (both if pixels.dtype.kind == "f" else np.rint(both)).astype(pixels.dtype)

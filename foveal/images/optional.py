@@ -22,7 +22,8 @@ import numpy as np
 
 from foveal.errors import ImageError
 from foveal.images.cache import cached
-from foveal.images.pyramid import Pyramid, Stored, Window
+from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
+from foveal.images.reading import reading
 
 _SLIDES = {".mrxs", ".ndpi", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm"}
 _RASTERS = {".vrt", ".jp2", ".j2k", ".img", ".nc", ".hdf", ".h5", ".ecw", ".sid", ".nitf", ".ntf", ".grib", ".asc", ".bil"}
@@ -32,8 +33,10 @@ _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 image = pyvips.Image.new_from_file(source, access="sequential", fail_on="warning")
-if image.width * image.height > limit:
-    sys.exit(f"claims {image.width} x {image.height} pixels, more than the limit of {limit:,}")
+bytes_each = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "double": 8, "complex": 8, "dpcomplex": 16}.get(image.format, 4)
+cost = image.width * image.height * image.bands * bytes_each
+if cost > limit:
+    sys.exit(f"claims {image.width} x {image.height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}")
 if image.hasalpha():
     image = image.premultiply().cast(image.format)
 if image.interpretation == "cmyk":
@@ -67,7 +70,7 @@ def open_slide(path: str, **options: Any) -> Pyramid:
     return OpenSlidePyramid(path, **options)
 
 
-def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     """Open what the readers of this package do not know.
 
     Raises:
@@ -80,15 +83,17 @@ def open_other(path: str, head: bytes, max_pixels: int, cache_dir: Any, options:
         return RasterPyramid(path, **options)
     if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head[:2] == b"\xff\x0a":
         need("pyvips", path)
-        return _by_vips(path, max_pixels, cache_dir, options)
+        return _by_vips(path, cache_dir, options)
     raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
 
 
-def _by_vips(path: str, max_pixels: int, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     def make(target: str) -> None:
-        child = subprocess.run([sys.executable, "-c", _VIPS, path, target, str(max_pixels)], capture_output=True, text=True, check=False)
+        child = subprocess.run(
+            [sys.executable, "-c", _VIPS, path, target, str(options["max_bytes"])], capture_output=True, text=True, check=False
+        )
         if child.returncode:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
@@ -109,10 +114,8 @@ class OpenSlidePyramid(Pyramid):
 
     def __init__(self, path: str, **options: Any) -> None:
         openslide = need("openslide", path)
-        try:
+        with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
             slide = openslide.OpenSlide(path)
-        except Exception as error:
-            raise ImageError(f"{path}: OpenSlide cannot open it ({error}); check that all its files are there") from error
         metadata = {"description": slide.properties.get("openslide.comment", "")}
         if mpp := slide.properties.get("openslide.mpp-x"):
             metadata["mpp"] = float(mpp)
@@ -135,14 +138,13 @@ class OpenSlidePyramid(Pyramid):
         y0, x0, y1, x1 = box
         openslide = need("openslide", self.path)
         with self._lock:
-            try:
-                self._slide = self._slide or openslide.OpenSlide(self.path)
+            slide, self._slide = self._slide, None  # one bad tile makes a handle useless
+            with reading(self.path, f"OpenSlide cannot read level {level} at {box}", "the slide is damaged, copy it again"):
+                slide = slide or openslide.OpenSlide(self.path)
                 # OpenSlide takes the corner in pixels of level 0.
-                down = self._slide.level_downsamples[level]
-                region = self._slide.read_region((round(x0 * down), round(y0 * down)), level, (x1 - x0, y1 - y0))
-            except Exception as error:
-                self._slide = None  # one bad tile makes a handle useless
-                raise ImageError(f"{self.path}: OpenSlide cannot read level {level} at {box} ({error}); the slide is damaged") from error
+                down = slide.level_downsamples[level]
+                region = slide.read_region((round(x0 * down), round(y0 * down)), level, (x1 - x0, y1 - y0))
+            self._slide = slide
             self.bytes_read += 4 * (y1 - y0) * (x1 - x0)
             self.tiles_decoded += 1
         pixels = np.asarray(region)
@@ -176,10 +178,8 @@ class RasterPyramid(Pyramid):
         import rasterio
 
         os.environ.setdefault("GDAL_CACHEMAX", "32")  # megabytes; GDAL takes 5 % of the memory otherwise
-        try:
+        with reading(path, "GDAL cannot open it", "check the file, and copy it again"):
             return rasterio.open(path, sharing=False, **({"overview_level": level - 1} if level else {}))
-        except Exception as error:
-            raise ImageError(f"{path}: GDAL cannot open it ({error}); check the file") from error
 
     def close(self) -> None:
         with self._lock:
@@ -199,12 +199,12 @@ class RasterPyramid(Pyramid):
             if level not in self._data:
                 self._data[level] = self._open(self.path, level)
             data, window = self._data[level], ((y0, y1), (x0, x1))
-            try:
-                pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
-                alpha = data.dataset_mask(window=window)
-            except Exception as error:
-                reason = error.__cause__ or error  # rasterio's own says only that there is another one
-                raise ImageError(f"{self.path}: GDAL cannot read level {level} at {box} ({reason}); the file is damaged") from error
+            with reading(self.path, f"GDAL cannot read level {level} at {box}", "the file is damaged, copy it again"):
+                try:
+                    pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
+                    alpha = data.dataset_mask(window=window)
+                except Exception as error:
+                    raise (error.__cause__ or error) from None  # rasterio's own only points to the other one
             self.bytes_read += pixels.nbytes
             self.tiles_decoded += 1
-        return pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255
+        return without_gaps(pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255)

@@ -20,7 +20,9 @@ Example:
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import re
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -28,13 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window
+from foveal.images import jpeg, png
+from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
+from foveal.images.reading import check_claim, open_file, read_at, reading
 
 LARGE = 64_000_000  # pixels that are decoded whole
+_MOST_SCANS = 200  # of a progressive JPEG; ten are usual
 _MODES = {
     "1": (1, bool), "L": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8), "CMYK": (3, np.uint8),
     "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16), "F": (1, np.float32),
@@ -50,6 +54,20 @@ class Header:
     bands: int
     dtype: Any
     metadata: dict[str, Any] = field(default_factory=dict)
+    alpha: bool = False
+    progressive: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Bytes that decoding it takes; a progressive JPEG keeps all its coefficients."""
+        samples = self.bands + self.alpha
+        return self.size[0] * self.size[1] * samples * (np.dtype(self.dtype).itemsize + 2 * self.progressive)
+
+    @property
+    def large(self) -> bool:
+        """Whether it is kept as a pyramid of tiles: looks at pixels with alpha take 4 bytes for each sample, twice."""
+        pixels = self.size[0] * self.size[1]
+        return pixels > (LARGE // 2 if self.alpha else LARGE)
 
     @property
     def orientation(self) -> int:
@@ -65,40 +83,79 @@ def kind_of(head: bytes) -> str | None:
     return found or ("PPM" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None)
 
 
-def read_header(path: str, kind: str, max_pixels: int) -> Header:
+def read_header(path: str, kind: str, max_bytes: int) -> Header:
     """Size, bands and orientation, without decoding.
 
     Raises:
-        ImageError: damaged, without pixels, or with more than ``max_pixels``.
+        ImageError: damaged, without pixels, or larger than ``max_bytes`` when it is decoded.
     """
-    try:
-        header = _webp_header(path) if kind == "WEBP" else _pillow_header(path, kind)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"{path}: the {kind} header cannot be read ({error}); the file is damaged or cut short, copy it again") from error
-    height, width = header.size
-    if height < 1 or width < 1:
-        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{path}: claims {width} x {height} pixels, more than the limit of {max_pixels:,}; "
-            "if it is genuine, convert it to a tiled TIFF, or open it in Python by open_image(..., max_pixels=N)"
-        )
+    read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
+    with (
+        reading(path, f"the {kind} header cannot be read"),
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        header = read(data) if read else _pillow_header(path, kind, data)
+    check_claim(path, header.size, header.cost, max_bytes)
     return header
 
 
+def _jpeg_header(data: Any) -> Header:
+    stream = jpeg.parse(data, headers=True)
+    if stream.bits != 8 or len(stream.components) not in (1, 3, 4):
+        raise ValueError(f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB")
+    notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
+    if stream.progressive and (scans := len(re.findall(b"\xff\xda", data))) > _MOST_SCANS:
+        raise ValueError(f"{scans} scans, each of which takes as long as a picture; save it again")
+    bands = 1 if len(stream.components) == 1 else 3
+    metadata = {"orientation": _orientation(**notes)}
+    return Header("JPEG", (stream.height, stream.width), bands, np.uint8, metadata, progressive=stream.progressive)
+
+
+def _png_header(data: Any) -> Header:
+    found = png.read(data)
+    dtype = np.uint16 if found.depth == 16 else np.uint8
+    metadata = {"orientation": _orientation(found.exif, found.xmp)}
+    alpha = found.colour in (4, 6) or any(name == b"tRNS" for name, *_ in found.chunks)
+    return Header("PNG", found.size, 1 if found.colour in (0, 4) else 3, dtype, metadata, alpha)
+
+
+def _webp_header(data: Any) -> Header:
+    """Size and notes of a WebP, whose chunks must fill exactly the length that it claims."""
+    end, at = 8 + int.from_bytes(data[4:8], "little"), 12
+    size, exif, xmp, alpha = None, None, None, False
+    while at + 8 <= min(end, len(data)):
+        name, length = struct.unpack("<4sI", data[at : at + 8])
+        body = data[at + 8 : at + 18]
+        if name == b"VP8X":
+            size, alpha = (1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")), bool(body[0] & 0x10)
+        elif name == b"VP8 " and size is None:
+            width, height = struct.unpack("<HH", body[6:10])
+            size = height & 0x3FFF, width & 0x3FFF
+        elif name == b"VP8L" and size is None:
+            bits = int.from_bytes(body[1:5], "little")
+            size, alpha = (((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1), bool(bits >> 28 & 1)
+        elif name == b"EXIF":
+            exif = data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+        elif name == b"XMP ":
+            xmp = data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+    if size is None:
+        raise ValueError("no picture in it")
+    # Some writers leave out the byte that makes the last chunk even, and some do not count it.
+    if not end - 1 <= at <= end + 1 or end > len(data) + 1:
+        raise ValueError(f"it claims {end} bytes, its parts take {at}, and the file has {len(data)}")
+    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif, xmp)}, alpha)
+
+
 def _pillow(source: Any, kind: str) -> Any:
-    """Open by the format's own class: Image.open refuses above a limit that is global to the process, ours is ``max_pixels``.
+    """Open by the format's own class: Image.open refuses above a limit that is global to the process.
 
     An image of no pixels is returned as well, its size being all that can be had of it.
     """
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+    from PIL import BmpImagePlugin, GifImagePlugin, PpmImagePlugin
 
-    classes: dict[str, Any] = {
-        "JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile, "BMP": BmpImagePlugin.BmpImageFile,
-        "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile,
-    }  # fmt: skip
+    classes: dict[str, Any] = {"BMP": BmpImagePlugin.BmpImageFile, "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile}
     image = classes[kind].__new__(classes[kind])
     try:
         image.__init__(source)
@@ -109,96 +166,88 @@ def _pillow(source: Any, kind: str) -> Any:
     return image
 
 
-def _pillow_header(path: str, kind: str) -> Header:
+def _pillow_header(path: str, kind: str, data: Any) -> Header:
     with _pillow(path, kind) as image:
         width, height = image.size
-        metadata = {"orientation": _orientation(image.info.get("exif"))}
+        metadata = {"orientation": 1}
         if min(width, height) < 1:
             return Header(kind, (height, width), 3, np.uint8, metadata)
-        if kind == "PNG":  # Pillow has no names for most of its 16-bit kinds
-            image.fp.seek(24)
-            depth, colour = image.fp.read(2)
-            return Header(kind, (height, width), 1 if colour in (0, 4) else 3, np.uint16 if depth == 16 else np.uint8, metadata)
-        mode = "RGB" if kind == "GIF" else image.mode
+        mode, alpha = "RGB" if kind == "GIF" else image.mode, "A" in image.mode or "transparency" in image.info
+        rows = [tile.offset + tile.args[1] * (height - 1) for tile in image.tile if kind == "BMP" and tile.codec_name == "raw"]
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
-    return Header(kind, (height, width), *_MODES[mode], metadata)
+    # Zero is common there; another length that does not hold the pixels, or that the file has not, is damage.
+    if kind == "BMP" and (length := int.from_bytes(data[2:6], "little")) and not max(rows, default=0) < length <= len(data):
+        raise ValueError(f"it claims {length} bytes and has {len(data)}")
+    return Header(kind, (height, width), *_MODES[mode], metadata, alpha)
 
 
-def _webp_header(path: str) -> Header:
-    """WebP's size and notes, which Pillow reads only together with all of the file."""
-    size, exif = None, None
-    with Path(path).open("rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 12
-        while at + 8 <= end:
-            file.seek(at)
-            name, length = struct.unpack("<4sI", file.read(8))
-            body = file.read(10)
-            if name == b"VP8X":
-                size = 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
-            elif name == b"VP8 " and size is None:
-                width, height = struct.unpack("<HH", body[6:10])
-                size = height & 0x3FFF, width & 0x3FFF
-            elif name == b"VP8L" and size is None:
-                bits = int.from_bytes(body[1:5], "little")
-                size = ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-            elif name == b"EXIF":
-                exif = body + file.read(max(0, length - 10))
-            at += 8 + length + length % 2
-    if size is None:
-        raise ValueError("no picture in it")
-    return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif)})
+def _orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """EXIF's orientation; where there is none, that of the XMP notes, as Pillow has it.
+
+    Whatever is wrong with a camera's notes, the picture can still be seen.
+    """
+    value = _exif_orientation(exif or b"")
+    if value is None and xmp and (found := re.search(rb"tiff:Orientation(?:=\"|>)([0-9])", xmp)):
+        value = int(found[1])
+    return value if value is not None and 1 <= value <= 8 else 1
 
 
-def _orientation(exif: bytes | None) -> int:
-    from PIL import Image
-
-    if not exif:
-        return 1
-    tags = Image.Exif()
+def _exif_orientation(exif: bytes) -> int | None:
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
-        tags.load(exif)
-        value = int(tags.get(0x0112, 1))
-    except Exception:  # whatever is wrong with a camera's notes, the picture can still be seen
-        return 1
-    return value if 1 <= value <= 8 else 1
+        first = struct.unpack_from(f"{order}I", exif, 4)[0] if order else 0
+        for i in range(struct.unpack_from(f"{order}H", exif, first)[0] if first else 0):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, first + 2 + 12 * i)
+            if tag == 0x0112 and kind == 3:
+                return value
+    except struct.error:
+        pass
+    return None
 
 
-def decode(path: str, header: Header) -> tuple[Stored, int]:
-    """Decode a whole image: (h, w, bands) with (h, w) float32 alpha or None, and the bytes that were read.
+def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+    """Decode a whole image.
+
+    Returns:
+        (h, w, samples); whether the last sample is alpha; and the bytes that were read.
 
     Raises:
         ImageError: damaged or cut short.
     """
-    try:
+    with reading(path, "cannot be read", "put it back, or check the disk"):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); put it back or mend its permissions") from error
-    try:
+    with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
-            pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", strict=True)
+            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB")
         elif header.kind == "PNG":
-            import imagecodecs
-
-            pixels = imagecodecs.png_decode(data)  # Pillow makes 8 bits out of 16-bit colour
+            pixels = png.decode(png.read(data))  # Pillow makes 8 bits out of 16-bit colour
         elif header.kind == "WEBP":
             import imagecodecs
 
             pixels = imagecodecs.webp_decode(data)
         else:
             pixels = _by_pillow(data, header.kind)
-    except Exception as error:
-        raise ImageError(f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again") from error
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    alpha = None
-    if pixels.shape[2] in (2, 4):
-        pixels, opaque = pixels[..., :-1], pixels[..., -1]
-        highest = np.iinfo(opaque.dtype).max
-        alpha = None if opaque.min() == highest else opaque.astype(np.float32) / highest
-    if pixels.shape != (*header.size, header.bands) or pixels.dtype != header.dtype:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} bands of {pixels.dtype}"
+    alpha = pixels.shape[2] in (2, 4)
+    bands = pixels.shape[2] - alpha
+    if (*pixels.shape[:2], bands) != (*header.size, header.bands) or pixels.dtype != header.dtype:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {bands} bands of {pixels.dtype}"
         raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
-    return (pixels, alpha), len(data)
+    if alpha and pixels[..., -1].max() == 0 and header.kind != "BMP":
+        raise ImageError(f"{path}: is wholly transparent; there is nothing to see, make it again")
+    # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+    if alpha and pixels[..., -1].min() in (0, np.iinfo(pixels.dtype).max) and pixels[..., -1].min() == pixels[..., -1].max():
+        pixels, alpha = pixels[..., :-1], False
+    return pixels, alpha, len(data)
+
+
+def split(stored: np.ndarray, alpha: bool) -> Stored:
+    """(h, w, bands), and (h, w) float32 alpha or None."""
+    if not alpha:
+        return without_gaps(stored, None)
+    return stored[..., :-1], stored[..., -1].astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
 
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
@@ -231,8 +280,8 @@ class PlainPyramid(ArrayPyramid):
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                (pixels, alpha), length = decode(self.path, self._header)
-                self._fill_with(pixels, alpha)
+                stored, alpha, length = decode(self.path, self._header)
+                self._fill_with(*split(stored, alpha))
                 self._count(length, 1)
         return super()._read_stored(requests)
 
@@ -332,16 +381,14 @@ class RestartJpeg(Pyramid):
         self._eighth: np.ndarray | None = None
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        try:
+        with reading(self.path, "cannot be decoded"):
             return [(self._overview(box) if level else self._decode(box), None) for level, box in requests]
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{self.path}: cannot be decoded ({error}); the file is damaged, copy it again") from error
 
     def _overview(self, box: Window) -> np.ndarray:
         y0, x0, y1, x1 = box
         if self._eighth is None:
             data = Path(self.path).read_bytes()
-            self._eighth = simplejpeg.decode_jpeg(data, self._colours, min_height=1, min_width=1, min_factor=8, strict=True)
+            self._eighth = jpeg.decode(data, self._colours, smaller=8)
             self._count(len(data), 1)
         return self._eighth[y0:y1, x0:x1]
 
@@ -358,16 +405,16 @@ class RestartJpeg(Pyramid):
         height = (last - first + 1) * s.unit[0]
         frame = s.frame[:5] + struct.pack(">HH", height, s.width) + s.frame[9:]
         head = b"\xff\xd8" + s.tables + frame + b"\xff\xdd\x00\x04" + struct.pack(">H", s.interval) + s.scan
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = open_file(self.path)
         try:
             for column in range(x0 // s.width, (x1 - 1) // s.width + 1):
                 parts = [head]
                 for k, row in enumerate(range(first, last + 1)):
                     n = row * s.grid[1] + column
-                    parts.append(os.pread(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
+                    parts.append(read_at(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
                     parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
                 data = b"".join(parts)
-                pixels = simplejpeg.decode_jpeg(data, self._colours, strict=True)
+                pixels = jpeg.decode(data, self._colours)
                 self._count(len(data), last - first + 1)
                 left = max(x0, column * s.width)
                 right = min(x1, (column + 1) * s.width)

@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.errors import ImageError
-from foveal.images.notices import reading
+from foveal.errors import ConfigError, ImageError
+from foveal.images.notices import noting
+from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import Plan, composite, cut, plan
 
 Window = tuple[int, int, int, int]
@@ -74,7 +75,8 @@ class Pyramid(ABC):
         metadata: what the file says about itself.
         premultiplied: colours are multiplied by alpha already.
         bits: used bits of the stored type, if not all.
-        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end.
+        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level whether it was.
+        max_bytes: that the pixels behind one look may take; see `foveal.images.reading.memory_limit` if None.
 
     Attributes:
         size: (height, width) as a person sees it.
@@ -88,14 +90,15 @@ class Pyramid(ABC):
     def __init__(
         self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
         value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
-        premultiplied: bool = False, bits: int | None = None, halved: bool = False,
+        premultiplied: bool = False, bits: int | None = None, halved: bool | Sequence[bool] = False, max_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.dtype = np.dtype(dtype)
         self.channels = fitting(path, bands, channels)
         self._own_range = value_range is None
         self._range_was_given = value_range is not None
-        self.value_range = _range(path, self.dtype, bits) if value_range is None else (float(value_range[0]), float(value_range[1]))
+        self.value_range = _range(path, self.dtype, bits) if value_range is None else checked_range(value_range)
+        self._blank: bool | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
         self.bytes_read = 0
         self.tiles_decoded = 0
@@ -103,10 +106,15 @@ class Pyramid(ABC):
         self._bands = bands
         self._orientation = orientation if orientation in _ORIENTATIONS else 1
         self._premultiplied = premultiplied
+        self._max_bytes = max_bytes or memory_limit()
         self._lock = threading.Lock()
         transpose = _ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
-        self._scales = [tuple(_scale(n, of, halved) for n, of in zip(level, self.size, strict=True)) for level in self.level_sizes]
+        by_halves = [halved] * len(self.level_sizes) if isinstance(halved, bool) else halved
+        self._scales = [
+            tuple(_scale(n, of, half) for n, of in zip(level, self.size, strict=True))
+            for level, half in zip(self.level_sizes, by_halves, strict=True)
+        ]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,11 +165,21 @@ class Pyramid(ABC):
             # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
             how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
             wanted.append((level, how))
+        for level, how in wanted:
+            y0, x0, y1, x1 = (0, 0, 0, 0) if how.empty else how.window
+            if (cost := (y1 - y0) * (x1 - x0) * self._bands * self.dtype.itemsize) > self._max_bytes:
+                needs = f"a look needs {x1 - x0} x {y1 - y0} pixels of level {level}, {cost:,} bytes"
+                what = f"{needs}, more than the limit of {self._max_bytes:,}"
+                raise ImageError(f"{self.path}: {what}; add coarser levels to the file, or set FOVEAL_MAX_BYTES")
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 
     def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
-        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width) cover."""
+        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width) cover.
+
+        Raises:
+            ImageError: there is nothing to see in the whole image.
+        """
         size = (piece.plan.y.outputs, piece.plan.x.outputs)
         if piece.pixels is None:
             return torch.zeros(self.channels, *size), torch.zeros(size)
@@ -178,9 +196,22 @@ class Pyramid(ABC):
         seen = seen[0]
         if piece.alpha is not None:
             seen, cover = seen[:-1], seen[-1]
+            if self._blank is not False:
+                self._refuse_blank(cover)
         elif self._own_range:
             seen = (seen / high).clamp_(0, 1)  # interpolation may overshoot by a rounding error
         return seen.expand(self.channels, -1, -1), cover
+
+    def _refuse_blank(self, cover: Tensor) -> None:
+        """Raise ImageError where all of the image is transparent or no data; looked up once, when a look shows nothing."""
+        if self._blank is None and bool(cover.max() > 0):
+            self._blank = False
+        elif self._blank is None:
+            whole = np.array([[0, 0, *self.size]], dtype=np.float64)
+            around = self.gather(whole, (64, 64))[0]
+            self._blank = around.alpha is not None and not around.alpha.any()
+        if self._blank:
+            raise ImageError(f"{self.path}: is wholly transparent, masked or no data; there is nothing to see, make it again")
 
     def read(self, level: int, box: Window) -> np.ndarray:
         """Pixels of a level as they are stored.
@@ -218,7 +249,7 @@ class Pyramid(ABC):
         same.channels = wanted
         if changed and value_range is not None:
             same._own_range, same._range_was_given = False, True
-            same.value_range = (float(value_range[0]), float(value_range[1]))
+            same.value_range = checked_range(value_range)
         return same
 
     def close(self) -> None:
@@ -251,9 +282,9 @@ class Pyramid(ABC):
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
 
     def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        """Like `_read_stored`, as a person sees the image; warnings about the file bear its name."""
+        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`, and warnings bear its name."""
         if self._orientation == 1:
-            with reading(self.path):
+            with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)
         transpose, flip_y, flip_x = _ORIENTATIONS[self._orientation]
         stored = []
@@ -267,9 +298,8 @@ class Pyramid(ABC):
             a = a.swapaxes(0, 1) if transpose else a
             return a[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
-        with reading(self.path):
-            read = self._read_stored(stored)
-        return [(turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in read]
+        with reading(self.path, "cannot be read"), noting(self.path):
+            return [(turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in self._read_stored(stored)]
 
     def _count(self, bytes_read: int, tiles: int) -> None:
         with self._lock:
@@ -326,6 +356,26 @@ def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayP
     squashed = ArrayPyramid(pixels[0].permute(1, 2, 0), path=image.path, value_range=(0, 1))
     squashed.bytes_read, squashed.tiles_decoded = image.bytes_read, image.tiles_decoded
     return squashed
+
+
+def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest stored value, as numbers.
+
+    Raises:
+        ConfigError: not two finite numbers, or the second is not the larger one.
+    """
+    low, high = (float(value) for value in value_range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"value_range {low:g},{high:g}: the first must be the value of black and the second a larger one, that of white")
+    return low, high
+
+
+def without_gaps(pixels: np.ndarray, alpha: np.ndarray | None) -> Stored:
+    """Pixels that are no finite numbers count as no data."""
+    if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
+        return pixels, alpha
+    seen = finite.all(2).astype(np.float32)
+    return np.where(finite, pixels, 0).astype(pixels.dtype), seen if alpha is None else alpha * seen
 
 
 def fitting(path: str, bands: int, wanted: int | None) -> int:

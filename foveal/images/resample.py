@@ -199,10 +199,13 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
     if pixels.is_cuda:
         return F.avg_pool2d(pixels.to(dtype), (rows, cols), ceil_mode=True, count_include_pad=False)
     n, c, h, w = pixels.shape
+    # Sums of up to 128 bytes are exact in 16 bits, and are made in half the time of floats.
+    narrow = pixels.dtype == torch.uint8 and rows * cols <= 128 and h % rows == w % cols == 0
+    sums = torch.int16 if narrow else dtype
     step = rows * max(1, _STRIP // max(1, rows * w * c * n))
     out = pixels.new_empty((n, c, -(-h // rows), -(-w // cols)), dtype=dtype)
     for top in range(0, h, step):
-        total = _total(_total(pixels[:, :, top : top + step].to(dtype), 2, rows), 3, cols)
+        total = _total(_total(pixels[:, :, top : top + step].to(sums), 2, rows), 3, cols).to(dtype)
         out[:, :, top // rows : top // rows + total.shape[2]] = total.div_(rows * cols)
     return out
 
@@ -216,7 +219,7 @@ def _total(x: Tensor, dim: int, by: int) -> Tensor:
     if full:
         runs = x.narrow(dim, 0, full * by)
         if dim == 2 and by >= 8:
-            runs = runs.unflatten(dim, (full, by)).sum(dim + 1)
+            runs = runs.unflatten(dim, (full, by)).sum(dim + 1, dtype=runs.dtype)
         else:
             # Adding neighbours is several times faster than reducing over a short dimension.
             for _ in range(by.bit_length() - 1):

@@ -20,9 +20,10 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from foveal.errors import ImageError
 from foveal.host import sent
 from foveal.images.inputs import check_sample
 from foveal.images.pyramid import Cut, Pyramid
+from foveal.images.reading import reading
 from foveal.images.resample import Plan, composite, cut, plan, shrink
 from foveal.images.transform import Transform
 
@@ -324,22 +326,30 @@ class ImageViews(Views):
             else:
                 out[n] = seen
 
-        def gather(item: tuple[int, list[int]]) -> list[Cut] | None:
-            i, places = item
+        def guarded(i: int, read: Callable[[], Any]) -> Any:
+            """What ``read`` returns; None, and an error that is kept, where the file of image ``i`` does not allow it."""
+            if i in self.errors:
+                return None
             try:
-                return None if i in self.errors else self.views[i].gather(boxes[places], size, antialias)
+                with reading(self.views[i].image.path, "cannot be looked at"):
+                    return read()
             except ImageError as error:
                 self.errors[i] = str(error)
                 return None
 
+        def gather(item: tuple[int, list[int]]) -> list[Cut] | None:
+            i, places = item
+            return guarded(i, lambda: self.views[i].gather(boxes[places], size, antialias))
+
         parallel = self.threads > 1 and len(missing) > 1
         found = _pool(self.threads).map(gather, missing.items()) if parallel else map(gather, missing.items())
         for (i, places), pieces in zip(missing.items(), found, strict=True):
-            if pieces is None:
+            for n, piece in zip(places, pieces or (), strict=bool(pieces)):
+                if seen := guarded(i, partial(self.views[i].develop, piece, boxes[n], size)):
+                    pixels, cover = seen
+                    out[n] = composite(pixels, cover, fill)
+            if i in self.errors:
                 out[places] = 0.0 if fill is None else fill[:, None, None].float()
-                continue
-            for n, piece in zip(places, pieces, strict=True):
-                out[n] = composite(*self.views[i].develop(piece, boxes[n], size), fill)
         return out
 
     @property

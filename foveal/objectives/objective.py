@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.choices import POLICIES
 from foveal.objectives.rollout import Rollout
 
 
@@ -70,7 +71,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
     image_share: float = 1.0
-    policy: str = "greedy"
+    policy: Annotated[str, POLICIES] = "greedy"
     trains: tuple[str, ...] | None = None
     class_weights: Sequence[float] | None = None
 

@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MASKED = -1e8
+"""Log-probabilities below this are those of cells that cannot be chosen."""
+
 
 @dataclass
 class Rollout:
@@ -28,7 +31,7 @@ class Rollout:
         log_probability: (B, M) log probability (or density) with which each of the M chosen glimpses was chosen, given the choices
             before it; carries the policy's gradient. A thumbnail is not chosen.
         scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids, or of the n choices from one
-            grid; very low where a cell is masked.
+            grid; below `MASKED` where a cell is masked.
         parent: (N,) int, glimpse each was chosen from; -1 for the thumbnail.
         cells: (B, M) int, cell chosen in the parent's grid.
         fused: (B, D) the vector that was classified, or None.

@@ -1,12 +1,11 @@
 """What TNet minimises: as published, and our default.
 
 Both train the perception by cross-entropy, of the whole rollout and of every look alone (so that each attended region
-is informative by itself), and the policy by REINFORCE; the policy's gradient reaches the location module and nothing
-else, because that module reads detached features.
+is informative by itself), and the policy by REINFORCE.
 
 Example:
     >>> import numpy as np, torch
-    >>> from foveal.objectives.rollout import Rollout
+    >>> from foveal.objectives.rollout import MASKED, Rollout
     >>> looks = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [4.0, 1.0]]])
     >>> tried = Rollout(logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
     ...                 log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
@@ -19,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from foveal.host import sent
 from foveal.objectives.objective import cross_entropy, perception
-from foveal.objectives.rollout import Rollout
+from foveal.objectives.rollout import MASKED, Rollout
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
@@ -58,10 +57,11 @@ class ReferenceTNetObjective:
     answer, one moving-average baseline for both policy terms, and deterministic top-k as the "sample".
 
     Args:
-        image_share: s; the published runs use the same share for both halves (lambda_c = lambda_b).
-        policy_weight: w (lambda_r).
+        image_share: share of the whole rollout's terms; the rest goes to every look alone. s, the same for both halves in the published
+            runs (lambda_c = lambda_b).
+        policy_weight: weight of the policy gradient, w (lambda_r).
         feature_levels: highest level whose looks are judged alone (H); all if None.
-        contrastive: c (lambda_k).
+        contrastive: weight of the contrast between the images of a batch, c (lambda_k).
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -160,12 +160,18 @@ def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default: looks sampled without replacement, each credited with what it gained (`credit`).
+    """Our default: a warm-up without choices, then looks sampled without replacement, each credited with what it gained (`credit`).
+
+    From nothing, a classifier of a few looks learns very slowly: most looks miss the object, and what they are taught is noise. So
+    the warm-up sees the whole image at the resolution of the looks, in one pass. The policy learns meanwhile from the cells of
+    the same pass: it is drawn to those that say most for the right class.
 
     Args:
         image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
         policy_weight: weight of the policy gradient, whose baseline is a moving average of the credit.
-        warm_up: share of training that looks at random, so that perception comes before policy.
+        warm_up: share of training that comes before the policy chooses.
+        warm_up_looks: what is seen meanwhile: ``whole``, all cells in one pass, where the backbone takes images of that size; or
+            ``random`` looks.
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -173,16 +179,22 @@ class TNetObjective:
     image_share: float = 0.3
     policy_weight: float = 1.0
     warm_up: float = 0.1
+    warm_up_looks: Literal["whole", "random"] = "whole"
     class_weights: Sequence[float] | None = None
 
     def plan(self, progress: float) -> tuple[str, ...]:
-        return ("random" if progress < self.warm_up else "sampled",)
+        return (self.warm_up_looks if progress < self.warm_up else "sampled",)
 
     def initial_state(self) -> Tensor:
         return torch.tensor(0.0)
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
+        if tried.policy == "whole":
+            perceived = cross_entropy(tried.logits, target, self.class_weights)
+            taught = imitation(tried, target)
+            loss = perceived + self.policy_weight * taught
+            return loss, state, {"loss": loss.detach(), "loss_perception": perceived.detach(), "loss_imitation": taught.detach()}
         perceived = perception(tried, target, self.image_share, self.class_weights)
         if tried.policy != "sampled" or tried.glimpses_per_image == 1:
             return perceived, state, {"loss": perceived.detach()}
@@ -195,3 +207,22 @@ class TNetObjective:
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         """(B, N - 1) what each choice is credited with, detached."""
         return credit(tried, target)
+
+
+def imitation(tried: Rollout, target: Tensor) -> Tensor:
+    """How far the policy is from the cells that say most for the right class.
+
+    The teacher gives each of the K cells a probability in proportion to what the cell alone gives the right class; the result is
+    the mean Kullback-Leibler divergence of the policy from the teacher, in nats.
+
+    Args:
+        tried: a rollout with the policy ``whole``.
+        target: (B,).
+    """
+    log_p = tried.scores[0].flatten(0, 1)
+    speaks = tried.glimpse_logits.detach().to(log_p.dtype).log_softmax(-1)
+    speaks = speaks.gather(-1, target[:, None, None].expand(-1, speaks.shape[1], 1)).squeeze(-1)
+    masked = log_p < MASKED
+    teacher = speaks.masked_fill(masked, -torch.inf).log_softmax(-1)
+    apart = teacher.exp() * (teacher - log_p)
+    return apart.masked_fill(masked, 0).sum(-1).mean()

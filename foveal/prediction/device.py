@@ -14,17 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from foveal.choices import PRECISIONS
 from foveal.errors import ConfigError
 from foveal.host import keep_freed_memory, processor_name
-
-PRECISIONS = {
-    "32": None,
-    "32-true": None,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-    "16": torch.float16,
-    "16-mixed": torch.float16,
-}
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
@@ -57,4 +49,4 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision}: is not known; use one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))

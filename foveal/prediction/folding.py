@@ -18,11 +18,11 @@ import copy
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -46,14 +46,18 @@ class FoldedNorm(nn.BatchNorm2d):
         return input
 
 
-class FoldedNormAct(BatchNormAct2d):
-    """The same, of a norm with an activation, which is left."""
+@cache
+def folded_norms() -> dict[type, Any]:
+    """What each kind of batch norm becomes; timm is imported when this is asked, not before."""
+    from timm.layers import BatchNormAct2d
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(x))
+    class FoldedNormAct(BatchNormAct2d):
+        """`FoldedNorm` of a norm with an activation, which stays."""
 
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.drop(x))
 
-FOLDED: dict[type, Any] = {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
+    return {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
 
 
 def fold_norms(model: GlimpseClassifier) -> GlimpseClassifier:
@@ -78,8 +82,8 @@ def fold_norms(model: GlimpseClassifier) -> GlimpseClassifier:
 
 def norms_of(model: nn.Module) -> list[str]:
     """Names of a model's batch norms that are not folded."""
-    folded = tuple(FOLDED.values())
-    return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and not isinstance(module, folded)]
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return [name for name, norm in norms if not isinstance(norm, tuple(folded_norms().values()))]
 
 
 class _Watch(TorchFunctionMode):
@@ -120,7 +124,7 @@ def _fold(conv: nn.Module, norm: nn.Module) -> None:
     """Fold the norm into the convolution, unless both together would not be the same."""
     if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _plain(conv) and _plain(norm)):
         return
-    if type(norm) not in FOLDED or {name for name, _ in norm.named_buffers(recurse=False)} != STATISTICS:
+    if type(norm) not in folded_norms() or {name for name, _ in norm.named_buffers(recurse=False)} != STATISTICS:
         return
     before, both, exact = (copy.deepcopy(module).to("cpu", torch.float64) for module in (conv, conv, norm))
     numbers: list[Any] = [exact.running_mean, exact.running_var, exact.weight, exact.bias]
@@ -133,7 +137,7 @@ def _fold(conv: nn.Module, norm: nn.Module) -> None:
         expected, found = F.batch_norm(before(given), mean, variance, scale, shift, eps=norm.eps), both(given)
     if (expected - found).abs().max() <= TOLERANCE * expected.abs().max():
         conv.weight, conv.bias = (nn.Parameter(value.to(conv.weight), requires_grad=False) for value in (both.weight, both.bias))
-        norm.__class__ = FOLDED[type(norm)]
+        norm.__class__ = folded_norms()[type(norm)]
 
 
 def _plain(module: nn.Module) -> bool:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.choices import FORMATS
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import is_path
@@ -46,8 +47,6 @@ from foveal.prediction.rows import (
     ready,
 )
 from foveal.runs import Run, replacing
-
-FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,9 +29,10 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, FovealError
+from foveal.errors import ConfigError, FovealError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import SUFFIXES, ImageViews, View, each, is_path
+from foveal.images.reading import reading
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
@@ -50,6 +52,9 @@ COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "ma
 ``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
 opening it took plus its share of the time of its batch.
 """
+
+
+_ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
 
 
 class Named(NamedTuple):
@@ -86,11 +91,11 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str 
     """
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
-        if Path(path).is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inside = (p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             files = sorted(str(p) for p in inside if p.is_file())
             reason = f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
-        elif glob.has_magic(path) and not Path(path).exists():
+        elif glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
             matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             files = sorted(name for name in matches if Path(name).is_file())
             reason = f"{path}: no file matches this pattern; check it, and quote it so that the shell leaves it alone"
@@ -148,8 +153,17 @@ def _names(images: Sequence[Any]) -> Iterator[Named]:
 
 
 def ready(model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu") -> GlimpseClassifier:
-    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in evaluation mode."""
-    return as_classifier(model).to(device).eval()
+    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in evaluation mode.
+
+    Raises:
+        RunError: its weights are not all finite numbers.
+    """
+    classifier = as_classifier(model)
+    for name, tensor in classifier.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            whose = "the model" if isinstance(model, nn.Module) else model.path if isinstance(model, Run) else model
+            raise RunError(f"{whose}: the weights {name} are not all finite numbers, so that it has no answers; train it again")
+    return classifier.to(device).eval()
 
 
 def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
@@ -234,6 +248,10 @@ def predict_rows(
                             results[place] = failed_row(image.path, broken)
                             continue
                         one = seen[i]
+                        if not bool(one.logits.isfinite().all()):
+                            what = f"{image.path}: the model gives no finite answer for this image; check its values"
+                            results[place] = failed_row(image.path, what)
+                            continue
                         spent = budget if until is None else budget_of(one.glimpses, until.locations)
                         if spent not in macs:
                             macs[spent] = count(classifier, (int(views.sizes[i, 0]), int(views.sizes[i, 1])), spent, policy).macs
@@ -248,14 +266,12 @@ def predict_rows(
 def _open(named: Named, model: GlimpseClassifier) -> _Opened:
     path, start = named.path, time.perf_counter()
     try:
-        image = open_for(model, named.image, path)
-        view = View(image)
-        view.prefetch(model.first_looks(image.size))
+        with reading(path, "cannot be looked at"):
+            image = open_for(model, named.image, path)
+            view = View(image)
+            view.prefetch(model.first_looks(image.size))
     except FovealError as error:
         return _Opened(path, None, str(error), 0.0)
-    except Exception as error:
-        # Ten thousand predictions must not be lost to the one file that finds a hole in a decoder.
-        return _Opened(path, None, f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); check the file", 0.0)
     return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
 
 
@@ -283,5 +299,12 @@ def failed_row(path: str, error: str | None) -> Row:
 
 
 def as_text(path: str | Path) -> str:
-    """A path as text that every format can hold: names that are not UTF-8 get escapes."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    """A path as text that every format can hold, another one for every path.
+
+    Bytes that are not UTF-8 become ``\\udcXX``. Where a name has such bytes, or already looks as if it had, its own
+    backslashes are doubled.
+    """
+    text = os.fspath(path)
+    if _ESCAPED.search(text):
+        text = text.replace("\\", "\\\\")
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,9 +4,15 @@ A recipe is the part of a `foveal.training.FitConfig` that it wants to fix. ``ba
 a section (``model``, ``data``, ``objective``) that names something else than its base does starts from nothing, because
 the options of one model mean nothing to another.
 
+Its first line is a comment that says what it is.
+
 Example:
     >>> load_recipe("demo")["data"]["name"]
     'digits'
+    >>> describe_recipe("cifar10/resnet110")
+    'ResNet-110'
+    >>> list_recipes("imagenet/*stage*")
+    ['imagenet/saccader_stage1', 'imagenet/saccader_stage2', 'imagenet/saccader_stage3']
     >>> merge({"model": {"name": "tnet", "grid": 5}, "epochs": 2}, {"model": {"locations": [3]}})
     {'model': {'name': 'tnet', 'grid': 5, 'locations': [3]}, 'epochs': 2}
     >>> merge({"model": {"name": "tnet", "grid": 5}}, {"model": {"name": "resnet18"}})
@@ -16,6 +22,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +32,17 @@ import yaml
 from foveal.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
+
+GROUPS = {
+    "cifar10": "networks with and without attention, Saccader, DRAM",
+    "cifar100": "networks with and without attention",
+    "imagenet": "the same for ImageNet, and TNet, Saccader, DRAM",
+    "fmow": "TNet on satellite images",
+    "cub": "TNet on birds",
+    "nabirds": "TNet on more kinds of birds",
+    "megapixel": "TNet on MNIST digits scattered over large canvases",
+}
+"""What the recipes of each folder are for."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,9 +64,26 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"{text}: cannot be read as a value; check brackets and quotes") from error
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package; files whose name begins with an underscore are only bases."""
-    return sorted(p.relative_to(_FOLDER).as_posix().removesuffix(".yaml") for p in _FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Names of the recipes that come with the package; files whose name begins with an underscore are only bases.
+
+    Args:
+        pattern: with ``*`` and ``?``, for those that it fits; the name of a folder stands for all recipes in it.
+    """
+    names = sorted(p.relative_to(_FOLDER).as_posix().removesuffix(".yaml") for p in _FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
+    folder = pattern.removesuffix("/")
+    return [name for name in names if fnmatch.fnmatch(name, pattern) or name.partition("/")[0] == folder]
+
+
+def describe_recipe(name: str) -> str:
+    """What a recipe is, by its first line; nothing where that is no comment.
+
+    Raises:
+        ConfigError: see `find_recipe`.
+    """
+    with find_recipe(name).open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline()
+    return first.lstrip("# ").rstrip().removesuffix(".") if first.startswith("#") else ""
 
 
 def find_recipe(name: str) -> Path:
@@ -59,11 +94,13 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file():
-            raise ConfigError(f"{name}: there is no such file; give a recipe file or one of {', '.join(list_recipes())}")
+            raise ConfigError(f"{name}: there is no such file; give a recipe file or a name that foveal recipes lists")
         return Path(name)
     if name not in list_recipes():
+        if name.removesuffix("/") in GROUPS:
+            raise ConfigError(f"{name}: this is a group of recipes; give one that foveal recipes {name} lists")
         near = difflib.get_close_matches(name, list_recipes(), 1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"use a YAML file or one of {', '.join(list_recipes())}"
+        hint = f"did you mean {near[0]}?" if near else "use a YAML file or a name that foveal recipes lists"
         raise ConfigError(f"{name}: there is no recipe of this name; {hint}")
     return _FOLDER / f"{name}.yaml"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from foveal.glimpse.registry import REGISTRY
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
+from foveal.recipes.help import recipe_help
 from foveal.runs import constructor, create_classifier
 from foveal.training import FitConfig
 
 HOW = (
-    Option("out", str | None, None, "run folder; runs/ and the recipe's name if not given"),
     Option("resume", bool, False, "go on with the run that is there"),
     Option("overwrite", bool, False, "replace the run that is there"),
     Option("quiet", bool, False, "print results and errors only"),
@@ -48,27 +49,32 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     Raises:
         ConfigError: a name, key or value that does not fit.
     """
+    file = find_recipe(recipe)
     loaded = {key: value for key, value in load_recipe(recipe).items() if not (key in SECTIONS and value is None)}
     for section in SECTIONS:
         if not isinstance(loaded.get(section, {}), dict):
-            raise ConfigError(f"{find_recipe(recipe)}: {section} is no mapping; write its name and options below it")
+            raise ConfigError(f"{file}: {section} is no mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = values["model"]["name"], values["data"]["name"]
     looks = model in REGISTRY
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
+    own = target_of(build).objective if looks else CrossEntropy
+    of_objective = options_of(OBJECTIVES.get(values.get("objective", {}).get("name"), own), "objective", skip=("class_weights",))
     options = [
+        Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, made if it is not there"),
         *HOW,
         *dataclass_options(FitConfig, skip=SECTIONS),
         *_section("data", data, options_of(data_constructor(data), "data")),
         *_section("model", model, of_model),
-        *_objective_options(values.get("objective", {}).get("name"), model),
+        Option("objective.name", str, None, "which objective; --objective NAME for short", unset=True),
+        *(replace(o, unset=True) for o in of_objective),
     ]
     open_keys = ("objective",) if looks else ("objective", "model")
-    found = parse(options, values, argv, where=str(find_recipe(recipe)), usage=f"foveal fit {recipe}", open_keys=open_keys)
+    found = parse(options, values, argv, where=str(file), open_keys=open_keys, explain=partial(recipe_help, recipe, values, options))
+    out = found.pop("out")
     how = {o.key: found.pop(o.key) for o in HOW}
-    out = Path(how.pop("out") or Path("runs", recipe if find_recipe(recipe) != Path(recipe) else Path(recipe).stem))
-    return FitConfig.from_dict(found), out, how
+    return FitConfig.from_dict(found), Path(out), how
 
 
 def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> d
     """
     recipe = chosen_names({"data": values}, argv)
     name = recipe["data"]["name"]
-    return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where, usage="foveal")["data"]
+    return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
 
 
 def _section(section: str, name: str, options: Sequence[Option]) -> list[Option]:
@@ -90,20 +96,11 @@ def _dense_options() -> list[Option]:
     """Options of dense networks, few of which know all of timm's."""
     return [
         Option("model.pretrained", bool | str, False, "load timm's pretrained weights, or those of this file"),
-        Option("model.in_chans", int | None, None, "bands of the images", unset=True),
-        Option("model.drop_rate", float | None, None, "dropout before the classifier", unset=True),
-        Option("model.drop_path_rate", float | None, None, "stochastic depth of the last block", unset=True),
+        Option("model.in_chans", int, None, "bands of the images", unset=True),
+        Option("model.drop_rate", float, None, "dropout before the classifier", unset=True),
+        Option("model.drop_path_rate", float, None, "stochastic depth of the last block", unset=True),
         *options_of(WholeImage, "model", skip=("network",)),
     ]
-
-
-def _objective_options(name: str | None, model: str) -> list[Option]:
-    """Options of the objective of this name, or of the model's own; they change its defaults, which the model decides."""
-    own = target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
-    build = OBJECTIVES.get(name or "", own)
-    options = options_of(build, "objective", skip=("class_weights",))
-    named = Option("objective.name", str | None, None, "which objective; --objective NAME for short", unset=True)
-    return [named, *(replace(o, hint=o.hint | None, default=None, unset=True) for o in options)]
 
 
 def describe(config: FitConfig, data: DataModule, out: Path) -> str:

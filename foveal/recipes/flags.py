@@ -44,9 +44,11 @@ class Option:
     Attributes:
         key: where it stands in a recipe, with dots: ``optimiser.lr``.
         hint: its type.
-        default: its value if nobody says anything; `REQUIRED` where there is none.
+        default: its value if nobody says anything; `REQUIRED` where there is none, `UNKNOWN` where it cannot be told.
         help: one sentence.
-        unset: leave it out where nobody sets it, because whoever it is for has a default that cannot be seen from here.
+        unset: leave it out where nobody sets it: whoever it is for has a default of its own, which ``default`` says if nobody on the
+            way to there has another (see `foveal.recipes.help.reached`).
+        values: names that it takes, where they are listed in a table (``Annotated[str, TABLE]``); any if empty.
     """
 
     key: str
@@ -54,9 +56,21 @@ class Option:
     default: Any
     help: str
     unset: bool = False
+    values: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of its key."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def taken(self) -> Any:
+        """The type of what may be given: null leaves what is `unset` as it is."""
+        return self.hint | None if self.unset and self.hint is not Any else self.hint
 
 
 REQUIRED = inspect.Parameter.empty
+UNKNOWN = object()
 
 
 def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ()) -> list[Option]:
@@ -67,60 +81,84 @@ def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ())
         skip = {*skip, *positional}
         preset, build = build.keywords, build.func
     found: dict[str, Option] = {}
-    for level, function in enumerate(_chain(build)):
+    for level, function in enumerate(chain_of(build)):
         hints, texts = _hints(function), _texts(function)
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in skip or name in found:
                 continue
-            hint, default, text = hints.get(name, Any), preset.get(name, parameter.default), texts.get(name, "")
+            (hint, values), text = hints.get(name, (Any, ())), texts.get(name, "")
             if level == 0:
-                found[name] = Option(f"{prefix}.{name}", hint, default, text)
+                found[name] = Option(f"{prefix}.{name}", hint, preset.get(name, parameter.default), text, values=values)
             elif parameter.default is not REQUIRED:
                 # Someone on the way may have other defaults than the class at the end.
-                found[name] = Option(f"{prefix}.{name}", hint if hint is Any else hint | None, None, text, unset=True)
+                found[name] = Option(f"{prefix}.{name}", hint, parameter.default, text, unset=True, values=values)
+        for name, option in found.items():
+            if not option.help and name in texts:  # one that is handed on is explained where it arrives
+                found[name] = dataclasses.replace(option, help=texts[name])
     return list(found.values())
 
 
-def _chain(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
+def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
     """``build`` and, as long as keywords are handed on, the classes that they reach."""
     yield build
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         target = build.__mro__[1] if inspect.isclass(build) else target_of(build)
         if inspect.isclass(target):
-            yield from _chain(target)
+            yield from chain_of(target)
+
+
+def initialiser_of(kind: type) -> type:
+    """The class that ``__init__`` is inherited from."""
+    return next(c for c in kind.__mro__ if "__init__" in vars(c))
 
 
 def target_of(build: Callable[..., Any]) -> Any:
     """The class that a constructor makes, as far as its signature tells."""
     build = getattr(build, "func", build)
-    return build if inspect.isclass(build) else _hints(build).get("return")
+    return build if inspect.isclass(build) else _hints(build).get("return", (None, ()))[0]
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """Types by name, and the tables of names that they are annotated with."""
+    function = function.__init__ if inspect.isclass(function) else function
     try:
-        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        types_, annotated = (typing.get_type_hints(function, include_extras=extras) for extras in (False, True))
     except NameError:
         return {}
+    return {name: (types_[name], _table(annotated[name])) for name in types_}
+
+
+def _table(hint: Any) -> tuple[str, ...]:
+    """The names of ``Annotated[str, names]``, also where that is a part of the type."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return tuple(hint.__metadata__[0])
+    return next((table for part in typing.get_args(hint) if (table := _table(part))), ())
 
 
 def _texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each argument; an entry may speak of several, ``mean, std``."""
-    entries = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE).params
+    """What a docstring says of each argument; an entry may speak of several, ``mean, std``. What a class leaves out its bases say."""
+    documented = reversed(function.__mro__) if inspect.isclass(function) else [function]
+    entries = [
+        entry
+        for where in documented
+        for entry in docstring_parser.parse(inspect.getdoc(where) or "", docstring_parser.DocstringStyle.GOOGLE).params
+    ]
     return {name.strip(): " ".join((e.description or "").split()) for e in entries for name in e.arg_name.split(",")}
 
 
 def dataclass_options(config: type, prefix: str = "", skip: Iterable[str] = ()) -> list[Option]:
     """The options of a dataclass and of the dataclasses in it."""
-    hints, texts, found = typing.get_type_hints(config), _texts(config), []
+    hints, texts, found = _hints(config), _texts(config), []
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        key, hint = prefix + field.name, hints[field.name]
+        key, (hint, values) = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(hint):
             found += dataclass_options(typing.cast(type, hint), f"{key}.")
             continue
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        found.append(Option(key, hint, REQUIRED if default is dataclasses.MISSING else default, texts.get(field.name, "")))
+        default = REQUIRED if default is dataclasses.MISSING else default
+        found.append(Option(key, hint, default, texts.get(field.name, ""), values=values))
     return found
 
 
@@ -163,17 +201,18 @@ def chosen_names(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
 
 
 def parse(
-    options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str], *, where: str, usage: str, open_keys: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Values for ``options``: those of ``argv``, else of ``recipe``, else the defaults; nested. ``--help`` prints and exits.
+    options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str], *, where: str, open_keys: Sequence[str] = (),
+    explain: Callable[[], str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Values for ``options``: those of ``argv``, else of ``recipe``, else the defaults; nested.
 
     Args:
         options: what can be set.
         recipe: nested values.
         argv: the command line.
         where: what errors about the recipe begin with.
-        usage: first words of the help.
         open_keys: sections in which any other key is let through, untyped.
+        explain: what ``--help`` prints before it exits.
 
     Returns:
         Nested values.
@@ -187,36 +226,34 @@ def parse(
     for key in given:
         if key not in by_key and key not in through:
             raise ConfigError(f"{where}: {_unknown(key, by_key)}")
-    parser = _parser(options, given, usage)
+    parser = _parser(options)
     argv, more = _translate(argv, by_key, open_keys)
     try:
         checked = as_flat(parser.parse_object(as_nested({k: v for k, v in given.items() if k in by_key}), defaults=False).as_dict(), by_key)
     except Exception as error:
         raise ConfigError(f"{where}: {_wrong_type(str(error), by_key)}") from error
+    if explain is not None and "--help" in argv:
+        print(explain())
+        raise SystemExit(0)
     try:
         parser.set_defaults(checked)
         values = as_flat(parser.parse_args(argv).as_dict(), by_key)
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"--{_wrong_type(str(error), by_key)}") from error
     for key, option in by_key.items():
-        if option.default is REQUIRED and values.get(key) is None:
+        if option.default is REQUIRED and not option.unset and values.get(key) is None:
             raise UsageError(f"--{key}: is missing ({option.help.rstrip('.')}); set it")
     unset = {key for key, option in by_key.items() if option.unset and values.get(key) is None}
     return as_nested({**{k: v for k, v in values.items() if k not in unset}, **through, **more})
 
 
-def _parser(options: Sequence[Option], given: dict[str, Any], usage: str) -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(prog=usage, exit_on_error=False, usage=f"{usage} [--key value ...]")
-    groups: dict[str, Any] = {}
+def _parser(options: Sequence[Option]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     for o in options:
-        section = o.key.partition(".")[0] if "." in o.key else "the run"
-        name = given.get(f"{section}.name")
-        group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"{section} {name}" if name else section))
-        default = None if o.default is REQUIRED else o.default
+        absent = o.unset or o.default is REQUIRED
         # A required value has no default to fit its type; whether it was given is checked afterwards.
-        hint = o.hint | None if o.default is REQUIRED and o.hint is not Any else o.hint
-        text = o.help.replace("%", "%%").replace("``", "").rstrip(".")
-        group.add_argument(_flag(o.key), type=hint, default=default, help=text)
+        hint = o.hint | None if absent and o.hint is not Any else o.hint
+        parser.add_argument(flag(o.key), type=hint, default=None if absent else o.default)
     return parser
 
 
@@ -244,17 +281,17 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
             else:
                 value = "true"
         if key in by_key:
-            value = _listed(value, by_key[key].hint)
+            value = _listed(value, by_key[key].taken)
         elif not any(key.startswith(f"{k}.") and "dict" in str(o.hint) for k, o in by_key.items()):
             if not key.startswith(tuple(f"{s}." for s in open_keys)):
                 raise UsageError(f"--{_unknown(key, by_key)}")
             through[key] = parse_value(_listed(value, int | Sequence))
             continue
-        known += [_flag(key), value]
+        known += [flag(key), value]
     return known, through
 
 
-def _flag(key: str) -> str:
+def flag(key: str) -> str:
     return "--" + (key if "." in key else key.replace("_", "-"))
 
 
@@ -281,7 +318,7 @@ def _wrong_type(text: str, by_key: dict[str, Option]) -> str:
     got = re.findall(r"(?:Got|Given) value: (.*)", text)
     if not key or key[1] not in by_key:
         return " ".join(text.split())
-    return f"{key[1]}: {got[-1].strip() if got else 'the value'} does not fit; give {_in_words(by_key[key[1]].hint)}"
+    return f"{key[1]}: {got[-1].strip() if got else 'the value'} does not fit; give {_in_words(by_key[key[1]].taken)}"
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}

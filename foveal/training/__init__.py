@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foveal.importing import quickly
 from foveal.training.config import FitConfig, Optimiser
 
 __all__ = ["FitConfig", "Optimiser", "Task", "fit"]
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Lightning takes a second to import; the command's help needs the configuration only.
     if name == "fit":
-        from foveal.training.fitting import fit
+        with quickly():
+            from foveal.training.fitting import fit
 
         return fit
     if name == "Task":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -34,18 +34,18 @@ class Optimiser:
         lr: learning rate.
         weight_decay: for weights, not for biases or parameters of normalisation layers, nor for what a module lists in ``no_weight_decay``.
         decay_all: weight decay for biases and normalisation layers too, as in the older papers.
-        betas: of Adam; the first is the momentum of SGD.
+        betas: decay rates of Adam's two averages; the first is the momentum of SGD.
         nesterov: Nesterov's momentum for SGD.
-        eps: of Adam; Keras, and so the published recipes, have 1e-7.
+        eps: what Adam adds to the denominator; 1e-7 in Keras, and so in the published recipes.
         group_lr: learning rates of their own for groups of parameters that the model names, say ``{backbone: 1e-4}``.
         l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the published form).
-        l2_groups: groups of parameters under that penalty; all if None.
+        l2_groups: groups of parameters that the penalty ``l2`` is on; all if None.
         schedule: ``constant``; ``step``, times ``step_factor`` at each ``step_at`` of the run; or ``cosine``, down to 0.
-        step_at: share of the run, or several.
-        step_factor: see ``schedule``.
-        warmup: steps at the beginning with a lower learning rate.
-        warmup_factor: what it is multiplied with in these; None lets it rise from 0.
-        clip: largest norm of the gradient; None leaves it.
+        step_at: when the schedule ``step`` changes the learning rate: a share of the run, or several.
+        step_factor: what the schedule ``step`` multiplies the learning rate with.
+        warmup: updates at the beginning with a lower learning rate.
+        warmup_factor: what the learning rate is multiplied with in these; None lets it rise from 0.
+        clip: largest norm of the gradient, which is scaled down to it; None for no limit.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -81,24 +81,24 @@ class FitConfig:
         optimiser: see `Optimiser`.
         epochs: passes over the training images.
         steps: updates of the weights.
-        max_time: seconds.
+        max_time: seconds of training.
         batch_size: images of a forward pass, on all devices together.
         accumulate: forward passes of an update.
-        precision: ``32``, ``bf16``, ``16`` or ``64``, or a name of Lightning's, whose ``bf16-mixed`` and ``16-mixed`` they are.
+        precision: of the arithmetic; ``bf16`` and ``16`` are short for Lightning's ``bf16-mixed`` and ``16-mixed``.
         ema: decay of a moving average of the weights, which is then what is validated and kept; None for none.
         class_weights: weight of each class in the objective; ``balanced`` is inverse to how often it is seen.
-        seed: decides every draw.
+        seed: of everything random.
         workers: processes that read images ahead.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        devices: how many of them.
-        strategy: Lightning's strategy for several devices.
-        init_from: run folder, or file of weights, to begin with.
+        device: where to train: ``cpu``, ``cuda``, ...; ``auto`` is the first GPU, or the CPU.
+        devices: how many devices to train on.
+        strategy: Lightning's strategy for several devices, such as ``ddp`` or ``fsdp``.
+        init_from: run folder, or file of weights, that training begins with.
         compile: compile the model's parts, a dense network whole; a TNet calls its backbone in pieces, which stay as they are.
         channels_last: keep images and weights channels last.
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
-        locations: budget of validation; the model's own if None.
+        locations: looks per level in validation; the model's own budget if None.
         tensorboard: log to TensorBoard too.
     """
 
@@ -111,7 +111,7 @@ class FitConfig:
     max_time: float | None = None
     batch_size: int = 64
     accumulate: int = 1
-    precision: str = "32"
+    precision: Annotated[str, PRECISIONS] = "32"
     ema: float | None = None
     class_weights: Literal["balanced"] | list[float] | None = None
     seed: int = 0

@@ -15,7 +15,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.registry import REGISTRY
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
 from foveal.images.views import BlankViews, TensorViews
-from foveal.objectives.tnet import ReferenceTNetObjective
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 
@@ -204,7 +204,7 @@ def gradients(model, objective, locations=None):
     torch.manual_seed(0)
     model.train()
     model.zero_grad()
-    rollouts = model.rollouts(torch.rand(4, 3, 96, 96), objective.plan(1.0), Draws(0, 0, np.arange(4)), locations)
+    rollouts = model.rollouts(torch.rand(4, 3, 96, 96), objective.plan(0.0), Draws(0, 0, np.arange(4)), locations)
     loss, _, _ = objective(rollouts, torch.tensor([0, 1, 2, 0]), objective.initial_state())
     loss.backward()
     return {
@@ -232,12 +232,16 @@ def test_the_policy_terms_reach_nothing_else(reference, monkeypatch):
     assert got["location"] > 0 and got["backbone"] == got["position"] == got["classifier"] == 0
 
 
-def test_the_default_objective_routes_gradients_likewise(monkeypatch):
+@pytest.mark.parametrize("warm_up", [0.0, 1.0])
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_default_policy_trains_the_backbone_too(monkeypatch, detached, warm_up):
     torch.manual_seed(0)
-    model = TNet(num_classes=3, backbone="plain_convnet_32", locations=(2,))
-    monkeypatch.setattr("foveal.objectives.objective.cross_entropy", lambda logits, *_: logits.sum() * 0)
-    got = gradients(model, model.default_objective())
-    assert got["location"] > 0 and got["backbone"] == got["position"] == got["classifier"] == 0
+    model = TNet(num_classes=3, backbone="plain_convnet_32", locations=(2,), detached_policy=detached)
+    for place in ("objective", "tnet"):
+        monkeypatch.setattr(f"foveal.objectives.{place}.cross_entropy", lambda logits, *_: logits.sum() * 0)
+    got = gradients(model, TNetObjective(warm_up=warm_up))
+    assert got["location"] > 0 and got["position"] == got["classifier"] == 0
+    assert (got["backbone"] == 0) == detached
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
@@ -254,6 +258,60 @@ def test_unknown_backbone_and_feature():
         TNet(num_classes=2, backbone="efficientnet_b00")
     with pytest.raises(ConfigError, match="stages"):
         TNet(num_classes=2, backbone="plain_convnet_32", location_features="blocks.3")
+
+
+# ------------------------------------------------------------------------------------------ the whole image at once
+
+
+class OneByOne(torch.nn.Module):
+    """A backbone whose map at a place depends on the pixel there alone, so that part of its map is the map of that part."""
+
+    feature_info = ({"num_chs": 7, "reduction": 1, "module": "conv"},)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 7, 1)
+
+    def forward_features(self, x):
+        return self.conv(x).sin()
+
+    def forward_head(self, x, pre_logits=False):
+        return x.amax((2, 3))
+
+
+@pytest.fixture
+def pixelwise(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("foveal.glimpse.tnet.create_network", lambda *_: OneByOne())
+    return TNet(num_classes=5, base_size=16, region=0.5, locations=(2,)).double()
+
+
+def test_the_whole_image_says_what_its_cells_would_say(pixelwise):
+    """At the resolution of the looks nothing is resampled, so that each part of the map is exactly what its look would give."""
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    draws = Draws(0, 0, np.arange(3))
+    (whole,) = pixelwise.rollouts(images, ("whole",), draws)
+    (looks,) = pixelwise.rollouts(images, ("exhaustive",), draws)
+    torch.testing.assert_close(whole.glimpse_logits, looks.glimpse_logits[:, 1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.scores[0], looks.scores[0])
+    pixels = pixelwise.see(TensorViews(images), np.arange(3), np.tile([0.0, 0, 32, 32], (3, 1)), (32, 32))
+    fused = pixelwise.position(OneByOne.forward_features(pixelwise.backbone, pixels).amax((2, 3)), torch.zeros(3, 3))
+    torch.testing.assert_close(whole.logits, pixelwise.classifier(fused))
+    assert not whole.glimpse_logits.requires_grad and whole.logits.requires_grad
+
+
+def test_a_backbone_of_one_size_looks_at_random_instead():
+    model = TNet(num_classes=2, backbone="test_vit", locations=(2,))
+    images, draws = torch.rand(2, 3, 200, 200), Draws(0, 0, np.arange(2))
+    assert not model.takes_whole
+    (got,), (expected,) = (model.eval().rollouts(images, (policy,), draws) for policy in ("whole", "random"))
+    assert got.policy == "random" and torch.equal(got.cells, expected.cells) and torch.equal(got.logits, expected.logits)
+
+
+def test_a_thumbnail_alone_needs_no_whole_image():
+    model = TNet(num_classes=2, backbone="plain_convnet_32", locations=())
+    (tried,) = model.rollouts(torch.rand(2, 3, 64, 64), ("whole",), Draws(0, 0, np.arange(2)))
+    assert tried.glimpses_per_image == 1 and torch.equal(tried.logits, tried.glimpse_logits[:, 0])
 
 
 # ---------------------------------------------------------------------------------------------------- statistics of levels

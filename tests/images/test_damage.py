@@ -139,13 +139,13 @@ def test_headers_that_lie(tmp_path, code, value):
     _refused(tmp_path / "a.tif")
 
 
-def test_large_strips_are_bounded_by_max_pixels(tmp_path, monkeypatch):
+def test_large_strips_are_bounded(tmp_path, monkeypatch):
     from foveal.images import plain
 
     monkeypatch.setattr(plain, "LARGE", 100)
     tifffile.imwrite(tmp_path / "a.tif", photo(64, 64), photometric="rgb")
-    with pytest.raises(ImageError, match="max_pixels"):
-        open_image(tmp_path / "a.tif", max_pixels=1000)
+    with pytest.raises(ImageError, match="FOVEAL_MAX_BYTES"):
+        open_image(tmp_path / "a.tif", max_bytes=100)
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -175,3 +175,41 @@ def test_random_bytes_behind_every_magic_number(tmp_path):
         (tmp_path / "a").write_bytes(starts[i % len(starts)] + rng.integers(0, 256, int(rng.integers(0, 300)), dtype=np.uint8).tobytes())
         with pytest.raises(FovealError, match="/a: "):
             open_image(tmp_path / "a").look(WHOLE, (8, 8))
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "cut by 40 bytes", "second half zeroed"])
+@pytest.mark.parametrize(
+    "codec", ["packbits", "lzw", "deflate", "zstd", "lzma", "lerc", "jpegxl", "png", "jpegxr", "group3", "group4", "ccitt"]
+)
+def test_data_cut_short_are_refused_whatever_the_codec(tmp_path, codec, damage):
+    from PIL import Image
+
+    if (codec, damage) == ("jpegxr", "second half zeroed"):
+        pytest.skip("it decodes; the documentation says so")
+    path = tmp_path / "a.tif"
+    if codec in ("group3", "group4", "ccitt"):
+        bits = Image.fromarray(photo(128, 128)).convert("1")
+        bits.save(path, compression=f"tiff_{codec}" if codec == "ccitt" else codec)
+        expected = np.asarray(bits)[..., None]
+    else:
+        options = {"compressionargs": {"level": 100}} if codec == "jpegxr" else {}
+        options = {"compressionargs": {"lossless": True}} if codec == "jpegxl" else options
+        write_pyramid(path, photo(128, 128), 1, compression=codec, **options)
+        expected = photo(128, 128)
+    seen = open_image(path).read(0, (0, 0, 128, 128))
+    assert np.array_equal(seen, expected) or codec == "jpegxr"
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        at, length = page.dataoffsets[0], page.databytecounts[0]
+    data = path.read_bytes()
+    piece = data[at : at + length]
+    kept = piece[: length // 2 if damage != "cut by 40 bytes" else length - 40]
+    if damage == "second half zeroed":
+        path.write_bytes(data[:at] + kept.ljust(length, b"\0") + data[at + length :])
+    else:
+        tag = "StripByteCounts" if codec in ("group3", "group4", "ccitt") else "TileByteCounts"
+        with tifffile.TiffFile(path, mode="r+") as file:
+            counts = list(file.pages[0].databytecounts)
+            file.pages[0].tags[tag].overwrite([len(kept), *counts[1:]])
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        open_image(path).read(0, (0, 0, 128, 128))

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from foveal.errors import ImageError
-from foveal.images import notices, open_image
+from foveal.images import as_image, notices, open_image
 from tests.images.files import photo
 
 WHOLE = np.array([[0, 0, 64, 64]], dtype=float)
@@ -34,7 +34,7 @@ def odd(tmp_path):
         elif kind == "jp2":  # rasterio warns: no place on Earth
             pytest.importorskip("rasterio")
             Image.fromarray(pixels).save(path)
-        else:  # Pillow warns: the list of notes breaks off
+        else:  # Pillow would warn: the list of notes breaks off
             exif = b"II*\0" + struct.pack("<IH", 8, 5) + bytes(range(20))
             Image.fromarray(pixels).save(path, exif=b"Exif\0\0" + exif if kind == "jpg" else exif)
         return path
@@ -46,15 +46,35 @@ def said(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
-def test_each_file_is_named_once(odd, caplog, recwarn, kind):
-    paths = [odd(kind, name) for name in ("first", "second")]
+def test_each_file_is_named_once(odd, caplog, recwarn):
+    paths = [odd("tif", name) for name in ("first", "second")]
     for path in [*paths, *paths]:
         open_image(path).look(WHOLE, (8, 8))
     assert len(said(caplog)) == len(paths)
     for path, text in zip(paths, said(caplog), strict=True):
         assert text.startswith(f"{path}: ") and "\n" not in text
     assert not list(recwarn)
+
+
+def test_warnings_of_one_line_are_named_for_each_file(caplog):
+    """Python would show the second one no more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for path in ("first.jpg", "second.jpg", "first.jpg"):
+            with notices.noting(path):
+                warnings.warn("odd  notes\n", stacklevel=1)
+    assert said(caplog) == ["first.jpg: odd notes", "second.jpg: odd notes"]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_broken_notes_of_a_camera_are_no_news(odd, caplog, recwarn, kind):
+    open_image(odd(kind)).look(WHOLE, (8, 8))
+    assert not said(caplog) and not list(recwarn)
+
+
+def test_images_in_memory_are_named_by_their_place(odd, caplog, recwarn):
+    as_image(Image.open(odd("png")), name="[3]")
+    assert len(said(caplog)) == 1 and said(caplog)[0].startswith("[3]: Corrupt EXIF data") and not list(recwarn)
 
 
 def test_what_a_decoder_says_is_named_too(tmp_path, caplog):
@@ -98,7 +118,7 @@ def test_warnings_of_other_threads_are_left_alone(caplog):
     reads, warned = threading.Event(), threading.Event()
 
     def read():
-        with notices.reading("a.tif"):
+        with notices.noting("a.tif"):
             reads.set()
             assert warned.wait(10)
             logging.getLogger("tifffile").warning("odd")
@@ -120,7 +140,7 @@ def test_warnings_of_other_threads_are_left_alone(caplog):
 
 def test_levels_are_kept(caplog):
     """GDAL's errors are mere information for rasterio; what is for developers is left alone."""
-    with caplog.at_level(logging.DEBUG), notices.reading("a.tif"):
+    with caplog.at_level(logging.DEBUG), notices.noting("a.tif"):
         for level in (logging.DEBUG, logging.INFO, logging.ERROR):
             logging.getLogger("rasterio._env").log(level, "level %d", level)
     assert [(r.name, r.levelno, r.getMessage()) for r in caplog.records] == [

@@ -73,4 +73,4 @@ def test_vips_converts_in_a_child_once(tmp_path):
     assert image.size == (90, 60) and image.path.endswith("a.avif") and "pyvips" not in sys.modules.get("__main__").__dict__
     assert np.abs(image.read(0, (0, 0, 90, 60)).astype(int) - pixels).mean() < 6
     with pytest.raises(ImageError, match=r"more than the limit of 100\)"):
-        open_image(tmp_path / "a.avif", cache_dir=tmp_path / "other", max_pixels=100)
+        open_image(tmp_path / "a.avif", cache_dir=tmp_path / "other", max_bytes=100)

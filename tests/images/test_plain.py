@@ -150,12 +150,12 @@ def test_decompression_bombs_are_refused_by_their_headers(tmp_path):
     (tmp_path / "bomb.jpg").write_bytes(jpeg)
     (tmp_path / "bomb.png").write_bytes(_png(60000, 60000, 8, 2, zlib.compress(bytes(1000))))
     for name in ("bomb.jpg", "bomb.png"):
-        with pytest.raises(ImageError, match=rf"{name}: claims .* max_pixels"):
+        with pytest.raises(ImageError, match=rf"{name}: claims .* FOVEAL_MAX_BYTES"):
             open_image(tmp_path / name)
     Image.new("L", (100, 100)).save(tmp_path / "small.png")
-    with pytest.raises(ImageError, match=r"convert it to a tiled TIFF, or open it in Python by open_image\(..., max_pixels=N\)$"):
-        open_image(tmp_path / "small.png", max_pixels=9999)
-    assert open_image(tmp_path / "small.png", max_pixels=10000).size == (100, 100)
+    with pytest.raises(ImageError, match=r"convert it to a tiled TIFF with levels, or set FOVEAL_MAX_BYTES$"):
+        open_image(tmp_path / "small.png", max_bytes=9999)
+    assert open_image(tmp_path / "small.png", max_bytes=10000).size == (100, 100)
 
 
 def test_limits_of_pillow_are_left_alone(tmp_path, monkeypatch, recwarn):
@@ -187,7 +187,7 @@ def test_large_is_converted_once_and_said(tmp_path, monkeypatch, caplog, kind):
     exif = Image.Exif()
     exif[0x0112] = 8
     source.save(tmp_path / "a", kind, exif=exif)
-    stored = open_image(tmp_path / "a", cache_dir=tmp_path / "cache", max_pixels=10**6)
+    stored = open_image(tmp_path / "a", cache_dir=tmp_path / "cache", max_bytes=10**7)
     assert len(caplog.records) == 1 and "converting it once" in caplog.text
     caplog.clear()
     image = open_image(tmp_path / "a", cache_dir=tmp_path / "cache")
@@ -276,3 +276,70 @@ def test_squashing_is_what_training_on_squashed_images_sees(tmp_path):
         )
         assert squashed.size == (32, 32) and squashed.path.endswith("a.png") and squashed.bytes_read > 0
         torch.testing.assert_close(squashed.look(np.array([[0, 0, 32, 32.0]]), (32, 32))[0], trained, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("note", ["exif", "xmp"])
+def test_orientation_of_other_notes(tmp_path, kind, note):
+    source = Image.fromarray(photo(48, 70))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    source.save(tmp_path / "a", kind, **({"exif": exif} if note == "exif" else {"xmp": xmp}))
+    with Image.open(tmp_path / "a") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    image = open_image(tmp_path / "a")
+    assert image.size == (70, 48) and np.abs(_whole(image).astype(int) - expected).mean() < 3
+
+
+def _changed_length(data, at, by):
+    return data[:at] + struct.pack("<I", struct.unpack("<I", data[at : at + 4])[0] + by) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("by", [-5000, -20, 40, 100_000])
+@pytest.mark.parametrize(("kind", "at"), [("WEBP", 4), ("BMP", 2)])
+def test_a_length_that_is_not_that_of_the_file_is_refused(tmp_path, kind, at, by):
+    data = io.BytesIO()
+    Image.fromarray(photo(100, 100)).save(data, kind)
+    (tmp_path / "a").write_bytes(_changed_length(data.getvalue(), at, max(by, -len(data.getvalue()) // 2)))
+    if (kind, by) == ("BMP", -20):  # the padding of the last row may be missing
+        (tmp_path / "a").write_bytes(_changed_length(data.getvalue(), at, -400))
+    with pytest.raises(ImageError, match="it claims"):
+        open_image(tmp_path / "a")
+
+
+def test_lengths_that_harm_nothing_are_accepted(tmp_path):
+    for kind, options in (("WEBP", {"lossless": True}), ("BMP", {})):
+        data = io.BytesIO()
+        Image.fromarray(photo(50, 61)).save(data, kind, **options)
+        changed = [data.getvalue() + b"trailing bytes"]
+        if kind == "BMP":
+            changed.append(data.getvalue()[:2] + bytes(4) + data.getvalue()[6:])
+        for content in changed:
+            (tmp_path / "a").write_bytes(content)
+            assert np.array_equal(_whole(open_image(tmp_path / "a")), photo(50, 61))
+
+
+@pytest.mark.parametrize("alpha", [0, 255, None])
+def test_a_bmp_whose_fourth_byte_is_zero_is_shown(tmp_path, alpha):
+    """Its header has a mask for alpha, its writer did not mean it; a BMP with some alpha does mean it."""
+    pixels = photo(20, 30)
+    fourth = np.full((20, 30, 1), alpha) if alpha is not None else (photo(20, 30, 1) // 2)
+    body = np.concatenate([pixels[..., ::-1], fourth], 2).astype(np.uint8)[::-1].tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 108, 30, 20, 1, 32, 3, len(body), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body)
+    image = open_image(tmp_path / "a.bmp")
+    assert np.array_equal(_whole(image), pixels)
+    seen = image.look(np.array([[0, 0, 20, 30.0]]), (20, 30), fill=torch.ones(3))[0].permute(1, 2, 0).numpy()
+    shown = pixels / 255 if alpha is not None else pixels / 255 * fourth / 255 + (1 - fourth / 255)
+    assert np.allclose(seen, shown, atol=1e-6)
+
+
+@pytest.mark.parametrize("note", [b"\xff\xe1\0\x10Exif\0\0nonsens", b"\xff\xed\0\x08Photo", b"\xff\xe2\0\x10MPF\0nonsense12"])
+def test_broken_notes_of_a_jpeg_are_no_reason_to_refuse_it(tmp_path, note):
+    data = io.BytesIO()
+    Image.fromarray(photo(48, 70)).save(data, "JPEG")
+    note = note[:2] + struct.pack(">H", len(note) - 2) + note[4:]
+    (tmp_path / "a.jpg").write_bytes(data.getvalue()[:2] + note + data.getvalue()[2:])
+    assert np.array_equal(_whole(open_image(tmp_path / "a.jpg")), simplejpeg.decode_jpeg(data.getvalue()))

@@ -108,6 +108,15 @@ def test_shrink_averages_blocks(rows, cols, dtype, layout):
     torch.testing.assert_close(shrink(pixels, rows, cols).double(), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("rows,cols", [(1, 2), (2, 2), (8, 4), (8, 16), (32, 4), (16, 16), (64, 32)])
+def test_shrink_of_bytes_is_exact(rows, cols):
+    """Blocks of up to 128 bytes are added in 16 bits; white blocks have the largest sums."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 128, 64), dtype=np.uint8))
+    pixels[1] = 255
+    blocks = pixels.double().unflatten(3, (-1, cols)).mean(4).unflatten(2, (-1, rows)).mean(3)
+    assert torch.equal(shrink(pixels, rows, cols), blocks.float())
+
+
 def test_shrinking_first_stays_close_to_the_full_triangle():
     y, x = torch.meshgrid(torch.arange(512.0), torch.arange(512.0), indexing="ij")
     picture = (torch.sin(x / 30) * torch.cos(y / 17 + x / 50) / 2 + 0.5)[None, None]

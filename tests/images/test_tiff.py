@@ -1,7 +1,9 @@
 """Tiled TIFF: right pixels, the tiles that are needed and no others, whatever the codec, the type and the layout."""
 
 import logging
+import pickle
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -43,6 +45,51 @@ def test_aperio_jpeg2000(tmp_path, compression):
     pixels = photo(128, 128)
     write_pyramid(tmp_path / "a.svs", pixels, 1, compression=int(compression), compressionargs={"reversible": True})
     assert np.array_equal(open_image(tmp_path / "a.svs").read(0, (0, 0, 128, 128)), pixels)
+
+
+def _ycbcr(pixels):
+    r, g, b = np.moveaxis(pixels.astype(float), 2, 0)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    return np.rint(np.stack([y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402], 2)).clip(0, 255).astype(np.uint8)
+
+
+def _write_coded(path, tiles, compression, photometric, shape=(128, 128, 3), **options):
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(
+            iter(tiles), shape=shape, dtype=np.uint8, tile=(128, 128), compression=compression, photometric="rgb", metadata=None, **options
+        )
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[262].overwrite(photometric)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33005, 2), (34712, 2), (34712, 6), (33003, 6)])
+def test_jpeg2000_is_converted_once(tmp_path, compression, photometric, transform, boxed):
+    """Stored as RGB, as YCbCr that only the TIFF tells of, or with the transform that the codestream tells of and the decoder undoes."""
+    pixels = photo(128, 128)
+    ycbcr = (compression == 33003 or photometric == 6) and not transform
+    stored = _ycbcr(pixels) if ycbcr else pixels
+    kind = "jp2" if boxed else "j2k"
+    data = imagecodecs.jpeg2k_encode(stored, reversible=True, mct=transform, codecformat=kind)
+    _write_coded(tmp_path / "a.tif", [data], compression, photometric)
+    seen = open_image(tmp_path / "a.tif").read(0, (0, 0, 128, 128))
+    assert np.abs(seen.astype(int) - pixels).max() <= (2 if ycbcr else 0)
+
+
+def test_jpeg2000_with_fewer_colours_than_pixels_is_what_openslide_reads(tmp_path):
+    rasterio, openslide = pytest.importorskip("rasterio"), pytest.importorskip("openslide")
+    pixels = np.kron(np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
+    options = {"driver": "JP2OpenJPEG", "height": 128, "width": 128, "count": 3, "dtype": "uint8", "photometric": "RGB"}
+    with rasterio.open(tmp_path / "a.jp2", "w", YCBCR420="YES", REVERSIBLE="NO", QUALITY="100", **options) as file:
+        file.colorinterp = [rasterio.enums.ColorInterp.red, rasterio.enums.ColorInterp.green, rasterio.enums.ColorInterp.blue]
+        file.write(pixels.transpose(2, 0, 1))
+    data = (tmp_path / "a.jp2").read_bytes()
+    text = "Aperio Image Library v10.0.50\r\n128x128 [0,0 128x128] (128x128) J2K/YUV16 Q=70|AppMag = 20|MPP = 0.5"
+    _write_coded(tmp_path / "a.svs", [data[data.index(b"\xff\x4f\xff\x51") :]], 33003, 2, description=text)
+    expected = np.asarray(openslide.OpenSlide(tmp_path / "a.svs").read_region((0, 0), 0, (128, 128)))[..., :3]
+    seen = open_image(tmp_path / "a.svs").read(0, (0, 0, 128, 128))
+    assert np.abs(seen.astype(int) - expected).mean() < 1 and np.abs(seen.astype(int) - pixels).mean() < 4
 
 
 @pytest.mark.parametrize("predictor", [False, True])
@@ -310,3 +357,46 @@ def test_unknown_codec_and_kinds_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "c.tif", photo(64, 64), tile=(32, 32), photometric="cielab")
     with pytest.raises(ImageError, match=r"c.tif: stores .* convert it to RGB"):
         open_image(tmp_path / "c.tif")
+
+
+def test_no_data_with_a_palette(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    index = photo(64, 64, 1)[..., 0]
+    index[:20] = 7
+    index[20:][index[20:] == 7] = 8
+    options = {"photometric": "palette", "colormap": colours * 257, "metadata": None, "extratags": [(42113, 2, None, "7", True)]}
+    tifffile.imwrite(tmp_path / "a.tif", index, tile=(32, 32), **options)
+    seen = open_image(tmp_path / "a.tif").look(np.array([[0, 0, 64, 64.0]]), (64, 64), fill=torch.tensor([0.1, 0.2, 0.3]))[0]
+    assert (seen[:, :20] == torch.tensor([0.1, 0.2, 0.3])[:, None, None]).all()
+    assert torch.allclose(seen[:, 20:], torch.from_numpy(colours.T[index[20:]].astype(np.float32)).permute(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("overviews", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_levels_and_masks_in_files_beside(tmp_path, overviews, mask):
+    """As GDAL writes them; what is seen is what GDAL reads."""
+    rasterio = pytest.importorskip("rasterio")
+    pixels, path = photo(256, 320), tmp_path / "a.tif"
+    options = {"driver": "GTiff", "width": 320, "height": 256, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False, TIFF_USE_OVR=True):
+        with rasterio.open(path, "w", tiled=True, blockxsize=64, blockysize=64, **options) as file:
+            file.write(pixels.transpose(2, 0, 1))
+            if mask:
+                valid = np.full((256, 320), 255, np.uint8)
+                valid[:, :96] = 0
+                file.write_mask(valid)
+        if overviews:
+            with rasterio.open(path, "r+") as file:
+                file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    image = open_image(path)
+    assert image.level_sizes == (((256, 320), (128, 160), (64, 80)) if overviews else ((256, 320),))
+    with rasterio.open(path) as file:
+        assert np.array_equal(image.read(0, (0, 0, 256, 320)), file.read().transpose(1, 2, 0))
+        if overviews:
+            expected = file.read(out_shape=(3, 64, 80), resampling=rasterio.enums.Resampling.nearest).transpose(1, 2, 0)
+            assert np.array_equal(image.read(2, (0, 0, 64, 80)), expected)
+    for box, size in (((0, 0, 256, 320), (64, 80)), ((0, 0, 64, 320), (64, 320))):
+        seen = image.look(np.array([box], float), size, fill=torch.full((3,), 0.7))[0]
+        edge = 96 * size[1] // 320
+        assert (seen[:, :, :edge] == 0.7).all().item() == mask and (seen[:, :, edge:] != 0.7).any()
+    assert np.array_equal(pickle.loads(pickle.dumps(image)).read(0, (0, 0, 256, 320)), pixels)

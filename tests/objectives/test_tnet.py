@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from foveal.glimpse.policies import plackett_luce
-from foveal.objectives.rollout import Rollout
-from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, contrastive, credit
+from foveal.objectives.rollout import MASKED, Rollout
+from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, contrastive, credit, imitation
 
 TARGET = torch.tensor([1])
 
@@ -102,7 +102,7 @@ def test_credit_is_less_noisy_than_the_whole_reward():
 
 def test_random_looks_train_the_perception_only():
     table = Table(9)
-    objective = TNetObjective(warm_up=0.5)
+    objective = TNetObjective(warm_up=0.5, warm_up_looks="random")
     assert objective.plan(0.0) == ("random",) and objective.plan(0.5) == ("sampled",)
     tried = table.rollout((1, 2), "random")
     tried.logits.requires_grad_()
@@ -178,3 +178,53 @@ def test_class_weights_weigh_classes():
     got = skewed([tried], target, torch.tensor(0.0))[0]
     expected = F.cross_entropy(tried.logits, target, weight=torch.tensor([1.0, 2, 3]))
     assert got.item() == pytest.approx(expected.item()) and got.item() != pytest.approx(even([tried], target, torch.tensor(0.0))[0].item())
+
+
+# -------------------------------------------------------------------------------------------------- the warm-up
+
+
+def whole(log_p: torch.Tensor, alone: torch.Tensor) -> Rollout:
+    """A rollout with the policy ``whole``: (B, K) log-probabilities of the cells, (B, K, classes) what each says."""
+    return Rollout(
+        logits=alone.mean(1),
+        glimpse_logits=alone,
+        level=np.full(alone.shape[1], 2),
+        scores=[log_p[:, None]],
+        additive=False,
+        policy="whole",
+    )
+
+
+def test_imitation_is_the_divergence_from_what_cells_say():
+    g = torch.Generator().manual_seed(0)
+    alone, log_p = torch.randn(4, 9, 3, generator=g).double(), torch.randn(4, 9, generator=g).double().log_softmax(1)
+    target = torch.tensor([0, 2, 1, 1])
+    right = np.stack([F.softmax(alone[i], -1)[:, t].numpy() for i, t in enumerate(target)])
+    teacher = right / right.sum(1, keepdims=True)
+    expected = (teacher * (np.log(teacher) - log_p.numpy())).sum(1).mean()
+    assert imitation(whole(log_p, alone), target).item() == pytest.approx(expected, rel=1e-12)
+    assert imitation(whole(torch.from_numpy(np.log(teacher)), alone), target).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_masked_cells_are_not_imitated():
+    g = torch.Generator().manual_seed(0)
+    alone, scores = torch.randn(2, 4, 3, generator=g).double(), torch.randn(2, 4, generator=g).double()
+    masked = torch.tensor([[False, False, True, True], [False] * 4])
+    log_p = scores.masked_fill(masked, 10 * MASKED).log_softmax(1).requires_grad_()
+    loss = imitation(whole(log_p, alone), torch.tensor([1, 1]))
+    loss.backward()
+    few = imitation(whole(scores[:1, :2].log_softmax(1), alone[:1, :2]), torch.tensor([1]))
+    all_four = imitation(whole(scores[1:].log_softmax(1), alone[1:]), torch.tensor([1]))
+    assert loss.item() == pytest.approx((few + all_four).item() / 2, rel=1e-12)
+    assert log_p.grad.isfinite().all() and (log_p.grad[0, 2:] == 0).all()
+
+
+def test_the_warm_up_sees_the_whole_image():
+    objective = TNetObjective(warm_up=0.25)
+    assert objective.plan(0.2) == ("whole",) and objective.plan(0.25) == ("sampled",)
+    assert TNetObjective(warm_up=0.25, warm_up_looks="random").plan(0.2) == ("random",)
+    alone = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    tried = whole(torch.full((2, 4), 0.25).log(), alone)
+    loss, state, log = objective([tried], torch.tensor([0, 1]), torch.tensor(0.5))
+    assert state == 0.5 and loss == log["loss_perception"] + log["loss_imitation"]
+    torch.testing.assert_close(log["loss_perception"], F.cross_entropy(tried.logits, torch.tensor([0, 1])))

@@ -1,9 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, RunError
 from foveal.prediction import count, find_images, predict, predict_rows
+from foveal.prediction.rows import as_text
 from foveal.runs import classify, create_model
 
 
@@ -98,3 +101,36 @@ def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
 def test_bfloat16(folder, model):
     exact, rounded = (predict(model, folder / "0.png", device="cpu", precision=p, locations=()).rows[0] for p in ("32", "bf16"))
     assert rounded["probability"] == pytest.approx(exact["probability"], abs=0.02)
+
+
+def test_answers_that_are_no_numbers_are_errors_of_their_image(folder):
+    dense = create_model("test_resnet", num_classes=3)
+
+    def spoil(_, __, logits):
+        return torch.where(torch.arange(len(logits))[:, None] == 1, torch.nan, logits)
+
+    dense.register_forward_hook(spoil)
+    rows = predict(dense, [str(folder / f"{i}.png") for i in range(3)], device="cpu").rows
+    assert [row["label"] is None for row in rows] == [False, True, False]
+    assert rows[1]["error"] == f"{folder / '1.png'}: the model gives no finite answer for this image; check its values"
+
+
+def test_weights_that_are_no_numbers_are_an_error_of_the_run(folder):
+    dense = create_model("test_resnet", num_classes=3)
+    with torch.no_grad():
+        next(dense.parameters())[0] = float("nan")
+    with pytest.raises(RunError, match="not all finite numbers"):
+        predict(dense, folder / "0.png", device="cpu")
+
+
+def test_every_path_has_a_text_of_its_own():
+    names = [os.fsdecode(name) for name in (b"a\xff", b"a\xfe", b"a\\udcff", b"a\\\\udcff", b"a\\\xff", b"a\\\\\xff", b"a\\b", b"a")]
+    texts = [as_text(name) for name in names]
+    assert len(set(texts)) == len(names) and all(text.encode() for text in texts)
+    assert texts[-2:] == ["a\\b", "a"]
+
+
+def test_impossible_names_are_rows(folder, model):
+    paths = [str(folder / ("n" * 300 + ".png")), str(folder / ("deep/" * 900 + "a.png")), str(folder / "0.png")]
+    rows = predict(model, paths, device="cpu").rows
+    assert [row["error"] is None for row in rows] == [False, False, True]

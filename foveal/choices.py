@@ -1,0 +1,23 @@
+"""Names that options of the command take, in tables that cost nothing to import.
+
+The command's help shows them, and the code that is given a name checks it against the same table.
+
+Example:
+    >>> SPLITS
+    ('train', 'val', 'test')
+"""
+
+SPLITS = ("train", "val", "test")
+"""Parts of a data set."""
+
+POLICIES = ("greedy", "sampled", "random", "centre", "exhaustive")
+"""Ways of choosing cells, see `foveal.glimpse.policies`."""
+
+SACCADER_POLICIES = ("ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
+"""Further ways, which only `foveal.glimpse.saccader.Saccader` knows."""
+
+PRECISIONS = {"32": None, "32-true": None, "bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "16-mixed": "float16"}
+"""Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is another."""
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+"""Suffixes of files of predictions."""

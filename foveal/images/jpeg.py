@@ -1,0 +1,500 @@
+"""One decoder with one rule for every JPEG: files, and the tiles and strips of a TIFF.
+
+libjpeg goes on after damage: it warns, invents pixels and returns. The rule here: what loses or invents pixels is an
+error, what does not is accepted. `HARMLESS` lists the warnings of the second kind.
+
+libjpeg tells the first warning only, and a harmless one may hide a serious one. So after a harmless warning the headers
+are written anew without their faults and the data are decoded again. Where stray bytes lie among the coded data, `check`
+reads all codes itself: it knows where each part ends, and what comes after the end is stray.
+
+Example:
+    >>> import io
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (16, 8), (255, 0, 0)).save(file, "JPEG")
+    >>> data = file.getvalue()
+    >>> decode(data[:-2] + b"stray" + data[-2:], "RGB").shape
+    (8, 16, 3)
+    >>> decode(data[:-9] + data[-2:], "RGB")
+    Traceback (most recent call last):
+    ...
+    ValueError: Corrupt JPEG data: premature end of data segment
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+HARMLESS = {
+    "extraneous bytes before marker": "stray bytes before a marker: cameras pad their data",
+    "Premature end of JPEG file": "no end marker: harmless where the data before it are complete, which the second decoding tells",
+    "unknown JFIF revision number": "a version number of the notes",
+    "Unknown Adobe color transform code": "libjpeg takes YCbCr then, as every other reader does",
+    "Invalid SOS parameters for sequential JPEG": "numbers that mean something in progressive files only",
+    "bad ICC marker": "a damaged colour profile; profiles are not used",
+}
+"""What libjpeg warns of and that neither loses nor invents pixels: part of its text, and why."""
+
+_COMPONENTS = {"Gray": 1, "GRAY": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "YCCK": 4}
+_ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+
+
+def decode(data: bytes, colours: str, *, smaller: int = 1) -> np.ndarray:
+    """Decode a JPEG of 8 bits.
+
+    Args:
+        data: the whole JPEG.
+        colours: "GRAY", "RGB", or "CMYK" for four components as they are stored.
+        smaller: 1, 2, 4 or 8: decode to this part of the height and width.
+
+    Returns:
+        (h, w, 1, 3 or 4) uint8.
+
+    Raises:
+        ValueError: damaged, or of a kind that cannot be decoded.
+    """
+    shape = {"min_height": 1, "min_width": 1, "min_factor": smaller} if smaller > 1 else {}
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=True, **shape)
+    except ValueError as error:
+        warning = str(error)
+    pixels = _by_imagecodecs(data, colours) if "subsampling" in warning else _after_warning(data, colours, warning)
+    return pixels[::smaller, ::smaller]
+
+
+def header(data: bytes) -> tuple[int, int, int, str]:
+    """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the headers.
+
+    Raises:
+        ValueError: there is no frame header.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        return height, width, _COMPONENTS[colours], colours
+    except (ValueError, KeyError):
+        stream = parse(data)
+        return stream.height, stream.width, len(stream.components), ""
+
+
+def decode_segment(
+    data: bytes, tables: bytes | None, shapes: Collection[tuple[int, int]], components: int, *, transformed: bool = False, bits: int = 8
+) -> np.ndarray:
+    """Decode a tile or a strip of a TIFF.
+
+    Its TIFF says what the components mean; the notes that the JPEG itself may have (JFIF, Adobe) do not count, as in
+    libtiff.
+
+    Args:
+        data: an abbreviated or a whole JPEG.
+        tables: the tables that abbreviated ones share, or None.
+        shapes: (height, width) that the TIFF allows.
+        components: that the TIFF promises.
+        transformed: three components are YCbCr; otherwise they are returned as they are stored.
+        bits: of each component, 8 or 12.
+
+    Returns:
+        (height, width, components) uint8, or uint16 where there are more than 8 bits.
+
+    Raises:
+        ValueError: damaged, not what the TIFF promises, or of a kind that cannot be decoded.
+    """
+    whole = tables[:-2] + data[2:] if tables else data
+    height, width, found, colours = header(whole)
+    if (height, width) not in shapes or found != components:
+        promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
+        raise ValueError(f"it has {width} x {height} pixels with {found} components where the header promises {promised}")
+    if components > 1 and colours != ("YCbCr" if transformed else {3: "RGB", 4: "CMYK"}.get(components)):
+        # Adobe's code 0 stands for components as they are, 1 for YCbCr.
+        whole = b"".join((b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:]))
+    if bits == 8 and components in (1, 3, 4):
+        return decode(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
+    pixels = _by_imagecodecs(whole, "RGB" if components == 3 else None, bits)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _unmarked(data: bytes) -> bytes:
+    """A JPEG whose own notes about its colours are not recognised."""
+    end = data.find(b"\xff\xda", 2, 4096)
+    if data.find(b"Adobe", 2, end) > 0 or data.find(b"JFIF", 2, end) > 0:
+        return data[:end].replace(b"Adobe", b"adobe").replace(b"JFIF", b"jfif") + data[end:]
+    return data
+
+
+def _harmless(warning: str) -> bool:
+    return any(part in warning for part in HARMLESS)
+
+
+def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
+    """Pixels of what libjpeg warned of, if it is harmless through and through."""
+    if not _harmless(warning):
+        raise ValueError(warning)
+    stream = parse(data)
+    stream.require_all_scans()
+    data = stream.mended()
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=True)
+    except ValueError as error:
+        warning = str(error)
+    stray = re.search(r"(\d+) extraneous bytes before marker 0x(..)", warning)
+    if stray is None:
+        raise ValueError(warning)
+    stream = parse(data)
+    if not stream.progressive:
+        check(stream)
+        return simplejpeg.decode_jpeg(data, colours, strict=False)
+    if stray[2] != "d9":
+        raise ValueError(warning)
+    return simplejpeg.decode_jpeg(_without_stray(stream, colours, int(stray[1])), colours, strict=True)
+
+
+def _without_stray(stream: Stream, colours: str, count: int) -> bytes:
+    """A progressive JPEG without the stray bytes after its last scan.
+
+    Raises:
+        ValueError: that scan does not end as intact ones do: its last byte is filled up with ones.
+    """
+    end = stream.scans[-1].end - count
+    shorter = stream.data[:end] + stream.data[stream.scans[-1].end :]
+    pixels = simplejpeg.decode_jpeg(shorter, colours, strict=True)
+
+    def used(bit: int) -> bool:
+        """Whether a bit, counted from the end of the scan, says anything."""
+        changed = bytearray(shorter)
+        changed[end - 1 - bit // 8] ^= 1 << bit % 8
+        try:
+            return not np.array_equal(simplejpeg.decode_jpeg(bytes(changed), colours, strict=True), pixels)
+        except ValueError:
+            return True
+
+    # libjpeg reads a few bytes ahead, which it does not count.
+    unused = next((bit for bit in range(64) if used(bit)), 0)
+    filler = (1 << unused % 8) - 1
+    if shorter[end - 1 - unused // 8] & filler != filler:
+        raise ValueError("Corrupt JPEG data: codes are left over")
+    return shorter
+
+
+def _by_imagecodecs(data: bytes, colours: str | None, bits: int = 8) -> np.ndarray:
+    """Decode what simplejpeg cannot: other sampling factors, numbers of components and bits."""
+    import imagecodecs
+
+    stream = parse(data)
+    stream.require_all_scans()
+    if bits == 8 or not _sound(stream.with_precision(8)):
+        check(stream)
+    wanted = {"GRAY": "GRAYSCALE", "RGB": "RGB"}.get(colours or "")
+    if colours == "RGB" and len(stream.components) == 4:
+        raise ValueError("four components with rare sampling factors; convert it to RGB")
+    pixels = imagecodecs.jpeg8_decode(data, outcolorspace=wanted)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _sound(data: bytes) -> bool:
+    """Whether simplejpeg decodes data without a warning."""
+    try:
+        simplejpeg.decode_jpeg(data, strict=True)
+        return True
+    except ValueError:
+        return False
+
+
+@dataclass
+class _Component:
+    """A colour component: its name in scans, and its sampling factors."""
+
+    name: int
+    across: int
+    down: int
+
+
+@dataclass
+class _Scan:
+    """A scan: its components with their Huffman tables, its parameters, and its coded data between two positions."""
+
+    parts: list[tuple[_Component, bytes, bytes]]
+    first: int
+    last: int
+    low: int
+    interval: int
+    start: int
+    end: int
+
+
+@dataclass
+class Stream:
+    """A JPEG taken apart.
+
+    Attributes:
+        data: the JPEG.
+        frame: marker of the frame header: 0xC0 and 0xC1 sequential, 0xC2 progressive, 0xC3 lossless.
+        frame_at: its position.
+        pieces: (start, end) of what is kept when the headers are written anew.
+        ended: has an end marker.
+    """
+
+    data: Any
+    frame: int = 0
+    frame_at: int = 0
+    bits: int = 8
+    height: int = 0
+    width: int = 0
+    components: list[_Component] = field(default_factory=list)
+    scans: list[_Scan] = field(default_factory=list)
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    ended: bool = False
+
+    def notes(self, marker: int, start: bytes) -> bytes | None:
+        """What follows ``start`` in the first application segment that begins so."""
+        for at, end in self.pieces:
+            if self.data[at + 1] == marker and self.data[at + 4 : at + 4 + len(start)] == start:
+                return self.data[at + 4 + len(start) : end]
+        return None
+
+    def with_precision(self, bits: int) -> bytes:
+        """The same codes under a header that claims other bits: the pixels are others, but damage shows as before."""
+        return self.data[: self.frame_at + 4] + bytes([bits]) + self.data[self.frame_at + 5 :]
+
+    @property
+    def progressive(self) -> bool:
+        return self.frame in (0xC2, 0xCA)
+
+    def require_all_scans(self) -> None:
+        """Raise ValueError where a whole scan is missing, which libjpeg does not tell."""
+        for component in self.components:
+            scans = [s for s in self.scans if any(part[0] is component for part in s.parts)]
+            if not scans:
+                raise ValueError("a component has no data")
+            if self.progressive and not self.ended:
+                final = {k for s in scans if s.low == 0 for k in range(s.first, s.last + 1)}
+                if len(final) < 64:
+                    raise ValueError("the last scans are missing")
+
+    def mended(self) -> bytes:
+        """The same JPEG without stray bytes between the headers, without notes, and with an end marker."""
+        parts = [b"\xff\xd8"]
+        for start, end in self.pieces:
+            part = self.data[start:end]
+            if part[1] == 0xE0 and part[4:9] == b"JFIF\0":
+                part = part[:9] + b"\1\2" + part[11:]
+            elif part[1] == 0xEE and part[4:9] == b"Adobe" and len(part) >= 16 and part[15] > 2:
+                part = part[:15] + bytes([2 if len(self.components) == 4 else 1]) + part[16:]
+            elif (0xE0 <= part[1] <= 0xEF and part[1] != 0xEE) or part[1] == 0xFE:
+                continue
+            elif part[1] == 0xDA and self.frame in (0xC0, 0xC1):
+                end_of_header = 2 + struct.unpack(">H", part[2:4])[0]
+                part = part[: end_of_header - 3] + b"\x00\x3f\x00" + part[end_of_header:]
+            parts.append(part)
+        return b"".join([*parts, b"\xff\xd9"])
+
+
+def parse(data: Any, *, headers: bool = False) -> Stream:
+    """Take a JPEG apart as libjpeg does: bytes between its segments are passed over.
+
+    Args:
+        data: bytes or a memory map.
+        headers: stop at the first scan.
+
+    Raises:
+        ValueError: there is no frame, or a segment goes past the end.
+    """
+    stream, tables, interval, at = Stream(data), dict[int, bytes](), 0, 2
+    while not stream.ended and (at := data.find(b"\xff", at)) >= 0:
+        while at + 1 < len(data) and data[at + 1] == 0xFF:
+            at += 1
+        if at + 4 > len(data):
+            stream.ended = data[at : at + 2] == b"\xff\xd9"
+            break
+        marker = data[at + 1]
+        if marker == 0xD9:
+            stream.ended = True
+            break
+        if marker in (0, 1) or 0xD0 <= marker <= 0xD8:
+            at += 2
+            continue
+        end = at + 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+        if end > len(data):
+            raise ValueError("a header is cut short")
+        body = data[at + 4 : end]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            stream.frame, stream.frame_at = marker, at
+            stream.bits = body[0]
+            stream.height, stream.width = struct.unpack(">HH", body[1:5])
+            stream.components = [_Component(c[0], c[1] >> 4, c[1] & 15) for c in _chunks(body[6:], 3)][: body[5]]
+        elif marker == 0xC4:
+            tables.update(_huffman(body))
+        elif marker == 0xDD:
+            interval = struct.unpack(">H", body[:2])[0]
+        elif marker == 0xDA and headers:
+            break
+        elif marker == 0xDA:
+            start, end = end, _end_of_data(data, end)
+            stream.scans.append(_scan(stream, body, tables, interval, start, end))
+        stream.pieces.append((at, end))
+        at = end
+    if not stream.components or min(c.across for c in stream.components) < 1 or min(c.down for c in stream.components) < 1:
+        raise ValueError("it has no frame header")
+    return stream
+
+
+def _chunks(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, len(data) - size + 1, size))
+
+
+def _end_of_data(data: bytes, at: int) -> int:
+    """Position of the first marker in coded data that does not belong to them."""
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+        following = data[at + 1]
+        if following == 0xFF:
+            at += 1
+        elif following == 0 or 0xD0 <= following <= 0xD7:
+            at += 2
+        else:
+            return at
+    return len(data)
+
+
+def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> _Scan:
+    count = body[0]
+    names = {c.name: c for c in stream.components}
+    parts = []
+    for name, chosen in _chunks(body[1 : 1 + 2 * count], 2):
+        if name not in names:
+            raise ValueError("a scan of a component that does not exist")
+        parts.append((names[name], tables.get(chosen >> 4, b""), tables.get(16 + (chosen & 15), b"")))
+    first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
+    return _Scan(parts, first, last, approximation & 15, interval, start, end)
+
+
+def _huffman(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """For each table its number and its definition: 16 counts of codes by length, then the symbols."""
+    while len(body) > 17:
+        end = 17 + sum(body[1:17])
+        yield body[0], body[1:end]
+        body = body[end:]
+
+
+@lru_cache(maxsize=8)
+def _codes(table: bytes) -> list[int]:
+    """For each 16 bits that may follow: symbol * 32 + length of its code, or -1 where no code fits."""
+    codes: list[int] = []
+    values = iter(table[16:])
+    for length, count in enumerate(table[:16], 1):
+        for _ in range(count):
+            codes += [next(values, 0) * 32 + length] * (1 << (16 - length))
+    return (codes + [-1] * 65536)[:65536]
+
+
+def check(stream: Stream) -> None:
+    """Read every code of a sequential JPEG, of whatever sampling, number of components and bits.
+
+    Stray bytes after the last code of a part are accepted, unless they look like the rest of damaged data.
+
+    Raises:
+        ValueError: codes that do not exist, too few, or restart markers that are missing.
+    """
+    if stream.frame not in (0xC0, 0xC1, 0xC3):
+        raise ValueError("stray bytes or rare sampling factors in a progressive JPEG; save it again")
+    tallest, widest = max(c.down for c in stream.components), max(c.across for c in stream.components)
+    side = 1 if stream.frame == 0xC3 else 8
+    for scan in stream.scans:
+        if len(scan.parts) == 1:
+            component = scan.parts[0][0]
+            height = math.ceil(stream.height * component.down / tallest)
+            width = math.ceil(stream.width * component.across / widest)
+            units = math.ceil(height / side) * math.ceil(width / side)
+            blocks = scan.parts
+        else:
+            units = math.ceil(stream.height / (side * tallest)) * math.ceil(stream.width / (side * widest))
+            blocks = [part for part in scan.parts for _ in range(part[0].across * part[0].down)]
+        codes = [(_codes(direct), None if side == 1 else _codes(run)) for _, direct, run in blocks]
+        parts = _parts(stream.data[scan.start : scan.end])
+        expected = -(-units // scan.interval) if scan.interval else 1
+        if len(parts) != expected:
+            raise ValueError(f"{len(parts)} restart intervals where there should be {expected}")
+        for number, part in enumerate(parts):
+            count = min(scan.interval, units - number * scan.interval) if scan.interval else units
+            _check_part(part, codes, count)
+
+
+def _parts(data: bytes) -> list[bytes]:
+    """Coded data between restart markers, without the zeros that are put after 0xFF.
+
+    Raises:
+        ValueError: the numbers of the markers are not in their order.
+    """
+    marks = list(re.finditer(rb"\xff+([\xd0-\xd7])", data))
+    if any(mark[1][0] != 0xD0 + i % 8 for i, mark in enumerate(marks)):
+        raise ValueError("restart markers are missing or out of order")
+    starts, ends = [0, *(m.end() for m in marks)], [*(m.start() for m in marks), len(data)]
+    return [data[a:b].replace(b"\xff\0", b"\xff") for a, b in zip(starts, ends, strict=True)]
+
+
+def _check_part(data: bytes, blocks: list[tuple[list[int], list[int] | None]], units: int) -> None:
+    bits = 8 * len(data)
+    padded = data + bytes(16)
+    at = 0
+    for _ in range(units):
+        at = _skip_unit(padded, blocks, at)
+        if at > bits:
+            raise ValueError("Corrupt JPEG data: premature end of data segment")
+    if bits - at < 8:
+        return
+    # What is left is stray after an intact end, which is filled up with ones. Damage leaves codes over, too. Where it shifts them the
+    # end lies anywhere in a byte, and whole units follow up to the real end; where it erases them the erased bytes begin before the end.
+    filler = (1 << -at % 8) - 1
+    intact = data[at // 8] & filler == filler
+    stray = data[-(-at // 8) :]
+    erased = data[-len(stray) - 4 : -len(stray)] == stray[:1] * 4
+    if all(block[0] is blocks[0][0] and block[1] is blocks[0][1] for block in blocks):
+        blocks = blocks[:1]  # their codes do not tell which of them comes next
+    while bits - at >= 8:
+        try:
+            at = _skip_unit(padded, blocks, at)
+        except ValueError:
+            break
+    left = bits - at
+    whole = 0 <= left < 8 and data[-1] & ((1 << left) - 1) == (1 << left) - 1
+    if whole or erased or not intact:
+        raise ValueError("Corrupt JPEG data: codes are left over")
+
+
+def _skip_unit(data: bytes, blocks: list[tuple[list[int], list[int] | None]], at: int) -> int:
+    """Position in bits after one unit (MCU) that begins at ``at``.
+
+    Raises:
+        ValueError: a code that does not exist, or the end of the data.
+    """
+    take = int.from_bytes
+    for direct, run in blocks:
+        byte = at >> 3
+        code = direct[(take(data[byte : byte + 3]) >> (8 - (at & 7))) & 0xFFFF]
+        if code < 0:
+            raise ValueError("Corrupt JPEG data: bad Huffman code")
+        size = code >> 5
+        at += (code & 31) + (0 if size == 16 else size)
+        if run is None:
+            continue
+        index = 1
+        while index < 64:
+            byte = at >> 3
+            code = run[(take(data[byte : byte + 3]) >> (8 - (at & 7))) & 0xFFFF]
+            if code < 0:
+                raise ValueError("Corrupt JPEG data: bad Huffman code")
+            size = (code >> 5) & 15
+            at += (code & 31) + size
+            skip = code >> 9
+            if size == 0 and skip != 15:
+                break
+            index += skip + 1
+        if byte > len(data):
+            raise ValueError("Corrupt JPEG data: premature end of data segment")
+    return at

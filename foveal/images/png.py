@@ -1,0 +1,154 @@
+"""PNG, taken apart far enough to tell whether its pixels are intact.
+
+Only the chunks that make the picture are looked at: their checksums must be right, and so must be that of the compressed
+pixels, which libpng does not always read. Other chunks are notes; whatever is wrong with them is no reason to refuse the
+picture.
+
+Example:
+    >>> import io
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (4, 2), (255, 0, 0)).save(file, "PNG")
+    >>> header = read(file.getvalue())
+    >>> header.size, header.depth, decode(header)[0, 0].tolist()
+    ((2, 4), 8, [255, 0, 0])
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_LONGEST_NOTE = 1 << 20  # bytes
+
+
+@dataclass
+class Png:
+    """The chunks of a PNG.
+
+    Attributes:
+        size: (height, width).
+        depth: bits of a sample.
+        colour: PNG's colour type.
+        interlaced: in seven passes.
+        chunks: what makes the picture: name and (start, end) of the contents.
+        exif, xmp: notes that may hold the orientation, or None.
+    """
+
+    data: Any
+    size: tuple[int, int]
+    depth: int
+    colour: int
+    interlaced: bool
+    chunks: list[tuple[bytes, int, int]] = field(default_factory=list)
+    exif: bytes | None = None
+    xmp: bytes | None = None
+
+    @property
+    def raw_size(self) -> int:
+        """Bytes of the pixels when they are no longer compressed: rows that begin with the number of their filter."""
+        height, width = self.size
+        bits = self.depth * _SAMPLES[self.colour]
+        if not self.interlaced:
+            return height * (1 + -(-width * bits // 8))
+        passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+        parts = [(-(-(height - y) // down), -(-(width - x) // across)) for y, x, down, across in passes]
+        return sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in parts if rows > 0 and columns > 0)
+
+
+def read(data: Any) -> Png:
+    """Find the chunks of a PNG; its pixels are not touched.
+
+    Args:
+        data: bytes or a memory map.
+
+    Raises:
+        ValueError: it does not begin as a PNG does.
+    """
+    if data[12:16] != b"IHDR":
+        raise ValueError("it does not begin with its header")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    if colour not in _SAMPLES or depth not in (1, 2, 4, 8, 16):
+        raise ValueError(f"{depth} bits of colour type {colour} do not exist")
+    png, at = Png(data, (height, width), depth, colour, bool(interlaced)), 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        start, end = at + 8, at + 8 + length
+        if name in _PICTURE:
+            png.chunks.append((name, start, end))
+        elif name == b"IEND":
+            break
+        elif name == b"eXIf":
+            png.exif = data[start:end]
+        elif name in (b"tEXt", b"zTXt", b"iTXt") and end <= len(data):
+            _read_note(png, name, data[start : min(end, start + _LONGEST_NOTE)])
+        at = end + 4
+    return png
+
+
+def _read_note(png: Png, name: bytes, body: bytes) -> None:
+    keyword, _, text = body.partition(b"\0")
+    try:
+        if keyword == b"XML:com.adobe.xmp" and name == b"iTXt":
+            compressed = text[0]
+            text = text[2:].split(b"\0", 2)[2]
+            png.xmp = _inflated(text) if compressed else text
+        elif keyword in (b"Raw profile type exif", b"Raw profile type APP1") and png.exif is None:
+            text = text if name == b"tEXt" else _inflated(text[1:])
+            png.exif = bytes.fromhex("".join(text.decode("latin-1").split()[2:]))
+    except (ValueError, IndexError, zlib.error):
+        pass
+
+
+def _inflated(data: bytes) -> bytes:
+    return zlib.decompressobj().decompress(data, _LONGEST_NOTE)
+
+
+def decode(png: Png) -> np.ndarray:
+    """(h, w) or (h, w, bands) uint8 or uint16; palettes become colours, and transparency a last band.
+
+    Raises:
+        ValueError: a checksum is wrong, or the data are cut short.
+    """
+    import imagecodecs
+
+    kept, pixels = [SIGNATURE], []
+    for name, start, end in png.chunks:
+        chunk = png.data[start - 4 : end]
+        if len(chunk) < end - start + 4 or struct.pack(">I", zlib.crc32(chunk)) != png.data[end : end + 4]:
+            raise ValueError(f"the checksum of its {name.decode()} chunk is wrong")
+        if name == b"IDAT":
+            pixels.append(png.data[start:end])
+        kept += [struct.pack(">I", end - start), chunk, png.data[end : end + 4]]
+    _check(b"".join(pixels), png.raw_size)
+    end_chunk = b"IEND"
+    kept += [bytes(4), end_chunk, struct.pack(">I", zlib.crc32(end_chunk))]
+    return imagecodecs.png_decode(b"".join(kept))
+
+
+def _check(compressed: bytes, size: int) -> None:
+    """Raise ValueError unless the pixels are complete and their checksum is right."""
+    import imagecodecs
+
+    try:
+        complete = len(imagecodecs.deflate_decode(compressed, out=size)) == size
+    except Exception:  # more data than there are pixels, which is harmless, or damage: zlib tells which
+        stream, left, found = zlib.decompressobj(), compressed, 0
+        try:
+            while not stream.eof:
+                part = stream.decompress(left, 1 << 24)
+                found, left = found + len(part), stream.unconsumed_tail
+                if not part and not left:
+                    break
+        except zlib.error as error:
+            raise ValueError(f"its pixels are damaged: {error}") from error
+        complete = stream.eof and found >= size
+    if not complete:
+        raise ValueError("its pixels are cut short")

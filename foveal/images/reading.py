@@ -1,0 +1,129 @@
+"""The boundary around reading: whatever a file does, it is an `ImageError` that names it; mistakes of a program are not.
+
+Also the few system calls by which files are read at a position: other systems than Linux and macOS lack ``os.pread``.
+
+Example:
+    >>> with reading("scan.tif", "cannot be decoded"):
+    ...     b"".decode("ascii").index("?")
+    Traceback (most recent call last):
+    ...
+    foveal.errors.ImageError: scan.tif: cannot be decoded (substring not found); the file is damaged or cut short, copy it again
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from types import ModuleType, TracebackType
+
+from foveal.errors import ConfigError, FovealError, ImageError
+
+_BUGS = (NameError, ImportError, AssertionError)
+_WRONG_CALL = re.compile(r"unexpected keyword argument|positional argument|required keyword-only argument")
+LIMIT = 1 << 30
+_LARGE = 1 << 20  # bytes
+_moving = threading.Lock()
+
+
+class reading:
+    """Turns every exception that a file can cause into an `ImageError`.
+
+    What only a program can cause keeps its traceback: unknown names, failed imports, calls with the wrong arguments.
+
+    Args:
+        path: the file, first in the message.
+        what: what cannot be done.
+        advice: what to do.
+    """
+
+    __slots__ = ("advice", "path", "what")
+
+    def __init__(self, path: str, what: str, advice: str = "the file is damaged or cut short, copy it again") -> None:
+        self.path, self.what, self.advice = path, what, advice
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, Exception) or isinstance(error, FovealError) or _is_bug(error):
+            return
+        if isinstance(error, MemoryError):
+            raise ImageError(
+                f"{self.path}: {self.what}, since there is not enough memory; free some, or convert it to a tiled TIFF"
+            ) from error
+        raise ImageError(f"{self.path}: {self.what} ({short(error)}); {self.advice}") from error
+
+
+def _is_bug(error: Exception) -> bool:
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, ModuleType)
+    return isinstance(error, _BUGS) or (isinstance(error, TypeError) and bool(_WRONG_CALL.search(str(error))))
+
+
+def short(error: BaseException) -> str:
+    """One line of at most 120 characters; for system errors without their number and path."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def memory_limit() -> int:
+    """Bytes that one decoded image, or one look at it, may take: ``$FOVEAL_MAX_BYTES``, or one gibibyte.
+
+    Raises:
+        ConfigError: the variable is no positive whole number.
+    """
+    text = os.environ.get("FOVEAL_MAX_BYTES", "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise ConfigError(f"FOVEAL_MAX_BYTES is {text!r}; set it to a number of bytes such as {LIMIT}, or unset it")
+    return int(text) if text else LIMIT
+
+
+def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None:
+    """Refuse an image before memory is taken for it.
+
+    Args:
+        path: the file.
+        size: (height, width) that its header claims.
+        cost: bytes that decoding it takes.
+        limit: bytes that it may take.
+
+    Raises:
+        ImageError: it has no pixels, or costs more.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+    if cost > limit:
+        claim = f"claims {width} x {height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}"
+        raise ImageError(f"{path}: {claim}; if it is genuine, convert it to a tiled TIFF with levels, or set FOVEAL_MAX_BYTES")
+
+
+def open_file(path: str) -> int:
+    """A descriptor to read from."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def read_at(descriptor: int, length: int, position: int) -> bytes:
+    """Bytes of a file at a position, without moving the place that others read from.
+
+    Raises:
+        ValueError: they are not all in the file.
+        OSError, OverflowError: the disk fails, or no file has such a position.
+    """
+    # Memory is taken for as many bytes as are asked for.
+    inside = length < _LARGE or position + length <= os.fstat(descriptor).st_size
+    data = read_up_to(descriptor, length, position) if inside else b""
+    if len(data) != length:
+        raise ValueError("it lies past the end of the file")
+    return data
+
+
+def read_up_to(descriptor: int, length: int, position: int) -> bytes:
+    """Like `read_at`, but fewer bytes at the end of the file."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, position)
+    with _moving:
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return os.read(descriptor, length)

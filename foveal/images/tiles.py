@@ -1,0 +1,274 @@
+"""Tiles and strips of a TIFF: where they lie in the file, and how their bytes become pixels.
+
+What a decoder returns is compared with what the header promises: size, number of samples and type.
+
+Example:
+    >>> import numpy as np, tempfile, tifffile
+    >>> from foveal.images.reading import read_at
+    >>> from foveal.images.tiff import parse
+    >>> with tempfile.NamedTemporaryFile(suffix=".tif") as file:
+    ...     tifffile.imwrite(file, np.zeros((64, 64), np.uint8), tile=(16, 16), compression="zlib")
+    ...     level = parse(file.name).levels[0]
+    ...     data = read_at(file.fileno(), level.counts.get(file.fileno(), 5), level.offsets.get(file.fileno(), 5))
+    >>> level.columns, decode(level, data, 5).shape
+    (4, (16, 16, 1))
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+
+from foveal.errors import ImageError
+from foveal.images import jpeg, png
+from foveal.images.headers import Numbers
+from foveal.images.reading import memory_limit
+
+JPEG = {6, 7, 34892, 33007}
+_JPEG2000 = b"\xff\x4f\xff\x51"
+_JPEG_XR = b"II\xbc"
+_FAX = {2, 3, 4, 32771}
+_FAX_CODES = (b"\x35", b"\x4d", b"\x9b", b"\xff")  # bytes of which codes can be read
+_LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
+IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
+"""Compressions whose codecs convert from YCbCr themselves, or say how to."""
+
+
+class Source(NamedTuple):
+    """A file whose headers were read.
+
+    Attributes:
+        file: its path.
+        name: the path for messages.
+        lists: by the position of each header its lists of offsets and of lengths.
+    """
+
+    file: str
+    name: str
+    lists: dict[int, tuple[Numbers | None, Numbers | None]]
+
+
+class Joined(NamedTuple):
+    """Lists of equal length one behind the other, one for each page of a level whose channels are pages.
+
+    Attributes:
+        parts: the lists.
+        length: of each.
+        step: what the next list adds to the numbers, where one list stands for all.
+    """
+
+    parts: tuple[Numbers, ...]
+    length: int
+    step: int = 0
+
+    def __len__(self) -> int:
+        return len(self.parts) * self.length
+
+    def get(self, descriptor: int, index: int) -> int:
+        part, place = divmod(index, self.length)
+        return self.parts[part].get(descriptor, place) + part * self.step
+
+    def all(self, descriptor: int) -> np.ndarray:
+        parts = [part.all(descriptor)[: self.length] + i * self.step for i, part in enumerate(self.parts)]
+        return np.concatenate(parts)
+
+
+@dataclass
+class Level:
+    """Where the tiles of one level lie and how they are decoded; a strip is a tile as wide as the image.
+
+    Attributes:
+        file: that holds them.
+        tile: (height, width) of a tile.
+        samples: of a pixel.
+        planar: each sample has tiles of its own.
+        tables: that JPEG tiles share, or None.
+        other_tables: those of the pages of the second and later channels.
+        decode: of tifffile, where the codec does not return an image.
+        halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
+    """
+
+    file: str
+    height: int
+    width: int
+    tile: tuple[int, int]
+    samples: int
+    planar: bool
+    compression: int
+    photometric: int
+    bits: int
+    dtype: np.dtype | None
+    offsets: Numbers | Joined
+    counts: Numbers | Joined
+    tables: bytes | None
+    decode: Callable[..., Any] | None = field(repr=False)
+    halved: bool = False
+    other_tables: tuple[bytes | None, ...] = ()
+
+    @classmethod
+    def of(cls, source: Source, pages: Sequence[tifffile.TiffPage], *, size: tuple[int, int] | None = None, channels: int = 1) -> Level:
+        """A level of one page, or of one page for each channel.
+
+        Args:
+            source: the file.
+            pages: alike but for their pixels.
+            size: (height, width) of what is picture, where the rest pads it to whole tiles.
+            channels: how many follow one another in one page that does not tell of the others, as ImageJ writes them.
+
+        Raises:
+            ImageError: the header contradicts itself.
+        """
+        name, page = source.name, pages[0]
+        found = [source.lists[p.offset] for p in pages]
+        offsets, counts = (tuple(numbers for pair in found if (numbers := pair[i]) is not None) for i in (0, 1))
+        if min(len(offsets), len(counts)) < len(pages):
+            raise ImageError(f"{name}: does not say where its pixels are; the header is damaged, copy it again")
+        tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+        if page.dtype is None or min(tile) < 1:
+            raise ImageError(f"{name}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, copy it again")
+        planes = max(len(pages), channels)
+        planar = planes > 1 or (page.planarconfig == 2 and page.samplesperpixel > 1)
+        level = cls(
+            source.file, *(size or (page.imagelength, page.imagewidth)), tile, planes if planes > 1 else page.samplesperpixel, planar,
+            int(page.compression), int(page.photometric), page.bitspersample, page.dtype, offsets[0], counts[0],
+            page.jpegtables, None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
+            halved=size is not None, other_tables=tuple(p.jpegtables for p in pages[1:]),
+        )  # fmt: skip
+        if level.tile_cost > memory_limit():
+            claim = f"claims tiles or strips of {tile[1]} x {tile[0]} pixels, {level.tile_cost:,} bytes each"
+            raise ImageError(f"{name}: {claim}, more than the limit of {memory_limit():,}; make them smaller, or set FOVEAL_MAX_BYTES")
+        one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
+        least = min(len(numbers) for numbers in offsets + counts)
+        if least < one:
+            raise ImageError(f"{name}: lists {least} tiles where its size needs {one}; the header is damaged, copy it again")
+        if planes > 1:
+            step = page.imagelength * page.imagewidth * page.dtype.itemsize if channels > 1 else 0
+            level.offsets = Joined(offsets * (planes // len(pages)), one, step)
+            level.counts = Joined(counts * (planes // len(pages)), one)
+        return level
+
+    def shapes(self, index: int) -> list[tuple[int, int]]:
+        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right edges."""
+        row, column = divmod(index % (self.rows * self.columns), self.columns)
+        height, width = self.tile
+        least = min(height, self.height - row * height), min(width, self.width - column * width)
+        return [self.tile] if least == self.tile else [(h, w) for h in (height, least[0]) for w in (width, least[1])]
+
+    @property
+    def tile_cost(self) -> int:
+        """Bytes of a tile when it is decoded."""
+        samples = 1 if self.planar else self.samples
+        return self.tile[0] * self.tile[1] * samples * (1 if self.dtype is None else self.dtype.itemsize)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.tile[0])
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile[1])
+
+
+def decode(level: Level, data: bytes, index: int) -> np.ndarray:
+    """(h, w, samples) of one tile's bytes.
+
+    Raises:
+        Exception: whatever the decoder raises; ValueError where its result is not what the header promises.
+    """
+    shapes, samples = level.shapes(index), 1 if level.planar else level.samples
+    plane, place = divmod(index, level.rows * level.columns)
+    tables = level.other_tables[plane - 1] if plane and level.other_tables else level.tables
+    if level.compression in JPEG and not data.startswith(_LOSSLESS_JPEG):
+        transformed = level.photometric == 6 and samples == 3
+        return jpeg.decode_segment(data, tables, shapes, samples, transformed=transformed, bits=level.bits)
+    if level.decode is not None:
+        tile = level.decode(data, place, jpegtables=tables)[0][0]
+        if level.compression in _FAX:
+            _check_fax(tile, data, lambda longer: level.decode(longer, place)[0][0])  # type: ignore[misc]
+        return tile
+    if (start := data.find(_JPEG2000, 0, 200)) >= 0:
+        _check_jpeg2000(data, start)
+    if data.startswith(_JPEG_XR):
+        _check_jpegxr(data)
+    if data.startswith(png.SIGNATURE):
+        tile = png.decode(png.read(data))
+    else:
+        options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
+        tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
+    tile = tile[..., None] if tile.ndim == 2 else tile
+    if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
+        what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
+        raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
+    ycbcr = level.compression == 33003 or level.photometric == 6
+    if ycbcr and samples == 3 and start >= 0 and _jpeg2000_is_ycbcr(data, start):
+        tile = _from_ycbcr(tile)
+    return tile
+
+
+def _check_fax(tile: np.ndarray, data: bytes, decode: Callable[[bytes], np.ndarray]) -> None:
+    """Raise ValueError where the codes of a fax end before its rows do; the decoder leaves the other rows white.
+
+    What follows the last row changes nothing. Zeros at the end may be padding, or codes that were erased.
+    """
+    codes = data.rstrip(b"\0")
+    codes = codes if len(data) - len(codes) >= 4 else data
+    try:
+        complete = all(np.array_equal(decode(codes + byte * 64), tile) for byte in _FAX_CODES)
+    except Exception:
+        complete = False
+    if not complete:
+        raise ValueError("fax data cut short")
+
+
+def _check_jpegxr(data: bytes) -> None:
+    """Raise ValueError where a JPEG XR is shorter than its header says; the decoder makes up what is missing."""
+    at = struct.unpack_from("<I", data, 4)[0]
+    entries = [struct.unpack_from("<HHII", data, at + 2 + 12 * i) for i in range(struct.unpack_from("<H", data, at)[0])]
+    numbers = {code: value for code, _, _, value in entries}
+    if numbers.get(0xBCC0, 0) + numbers.get(0xBCC1, 0) > len(data):
+        raise ValueError("JPEG XR data cut short")
+
+
+def _check_jpeg2000(data: bytes, start: int) -> None:
+    """Raise ValueError where a codestream is shorter than its parts say; openjpeg makes up what is missing."""
+    *_, at = _jpeg2000_markers(data, start)
+    while data[at : at + 2] == b"\xff\x90":
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        at = at + length if length else data.rindex(b"\xff\xd9", at)
+    if at > len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
+        raise ValueError("JPEG 2000 data cut short")
+
+
+def _jpeg2000_markers(data: bytes, start: int) -> Iterator[int]:
+    """Positions of the markers of the main header; the last is that of the first part."""
+    at = start + 2
+    yield at
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield at
+
+
+def _jpeg2000_is_ycbcr(data: bytes, start: int) -> bool:
+    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
+
+    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
+    JP2 header says sYCC.
+    """
+    if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
+        return False
+    if any(data[at + 1] == 0x52 and data[at + 8] for at in _jpeg2000_markers(data, start) if at + 8 < len(data)):
+        return False
+    components = struct.unpack(">H", data[start + 40 : start + 42])[0]
+    steps = data[start + 42 : start + 42 + 3 * components]
+    return set(steps[1::3] + steps[2::3]) == {1}
+
+
+def _from_ycbcr(tile: np.ndarray) -> np.ndarray:
+    y, cb, cr = np.moveaxis(tile.astype(np.float32), -1, 0)
+    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1)
+    return np.clip(np.rint(rgb), 0, 255).astype(tile.dtype)
