@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
 from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
-from foveal.errors import ConfigError, FovealError, RunError
+from foveal.errors import ConfigError, DataError, FovealError, RunError
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
 
@@ -758,7 +758,7 @@ most probable classes, and the cost.
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
-    parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone, as PNG")
+    parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone: .png, .jpg or .webp")
     parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     _add_wide(parser)
@@ -871,10 +871,21 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
     """The data set of a run, or what the flags make of it."""
+    from foveal.runs import DATA_PATHS
+
     config = run.config.get("data")
     if not isinstance(config, dict) or "name" not in config:
         raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
-    return _make_data(config, flags, where=str(run.path / "config.yaml"))
+    try:
+        return _make_data(config, flags, where=str(run.path / "config.yaml"))
+    except DataError as error:
+        key = next((key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None)
+        if flags or key is None:  # runs of older versions have relative paths
+            raise
+        raise RunError(
+            f"{run.path}: was trained on {config[key]}, a path from the folder where training was started, and {Path.cwd()} has no such"
+            f" data; run the command there, or give --data.{key} PATH"
+        ) from error
 
 
 def _make_data(config: dict[str, Any], flags: Sequence[str], where: str) -> DataModule:

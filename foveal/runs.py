@@ -25,15 +25,19 @@ import logging
 import os
 import pickle
 import re
+import socket
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 import yaml
@@ -48,9 +52,23 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, networks
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks
 from foveal.glimpse.registry import REGISTRY
-from foveal.images import Pyramid, Views, as_views, open_image, squash
+from foveal.images import (
+    ImageViews,
+    Pyramid,
+    TensorViews,
+    View,
+    Views,
+    as_batch,
+    as_image,
+    check_type,
+    each,
+    is_one,
+    is_path,
+    open_image,
+    squash,
+)
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -61,6 +79,9 @@ FOUND_OUT = (
     "early_exit.json",
 )  # fmt: skip
 """What commands write into a run about its model."""
+
+DATA_PATHS = ("root", "file", "val_labels", "annotations")
+"""Options of data sets that are paths."""
 
 # --------------------------------------------------------------------------------------------------- models by name
 
@@ -79,15 +100,8 @@ def constructor(name: str) -> Callable[..., Any]:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    timm = networks()
-    architecture, _, tag = name.partition(".")
-    if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*")):
-        return timm.model_entrypoint(architecture)
-    known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else list_models()
-    # Of timm's thousand names some are always nearer.
-    ours = difflib.get_close_matches(name, [n for n in known if n in REGISTRY], 3)
-    near = list(dict.fromkeys([*ours, *difflib.get_close_matches(name, known, 3)]))[:3]
-    raise ConfigError(f"{name}: there is no model of this name; {f'did you mean {_either(near)}' if near else 'foveal models lists them'}")
+    check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
+    return networks().model_entrypoint(name.partition(".")[0])
 
 
 def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
@@ -100,7 +114,8 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         options: keywords of the model.
 
     Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had.
+        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
+            weights were not downloaded before, this is told at once.
     """
     build = constructor(name)
     if num_classes is not None:
@@ -111,11 +126,9 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         weights = read_weights(Path(pretrained))
         if name not in REGISTRY:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
-    retries = logging.getLogger("huggingface_hub.utils._http")
-    level = retries.level
     try:
-        retries.setLevel(logging.ERROR)  # what a dozen warnings would say is said once, at the end
-        return build(**options) if name in REGISTRY else networks().create_model(name, **options)
+        with _hub_at_once() if pretrained is True else nullcontext():
+            return build(**options) if name in REGISTRY else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -124,13 +137,48 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         if not pretrained:
             raise
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        offline = ", or set HF_HUB_OFFLINE=1 where there is no network, to be told at once" if isinstance(error, OSError) else ""
         raise ConfigError(
             f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            f" by --model.pretrained FILE or in Python pretrained=FILE{offline}"
+            " by --model.pretrained FILE or in Python pretrained=FILE"
         ) from error
+
+
+@contextmanager
+def _hub_at_once() -> Iterator[None]:
+    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+        with _hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
+            yield
     finally:
-        retries.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def _hushed(logger: str) -> Iterator[None]:
+    """Without warnings of a logger."""
+    log = logging.getLogger(logger)
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
+    address = urlsplit(url)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
@@ -146,8 +194,19 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
 
 
-def as_classifier(model: nn.Module, **options: Any) -> GlimpseClassifier:
-    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go."""
+def as_classifier(model: nn.Module | Run | str | Path, **options: Any) -> GlimpseClassifier:
+    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go. A run folder is loaded.
+
+    Raises:
+        ConfigError: it is no model.
+        RunError: see `Run.load_model`.
+    """
+    if isinstance(model, Run):
+        return model.load_model()
+    if isinstance(model, str | Path):
+        return load(model)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
     return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
 
 
@@ -219,30 +278,35 @@ def _either(names: Iterable[str]) -> str:
 
 
 def classify(
-    model: nn.Module, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy", batch_size: int = 16,
-    device: str | torch.device | None = None,
+    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy",
+    batch_size: int = 16, device: str | torch.device | None = None,
 ) -> Classification:  # fmt: skip
     """Classify one image or several, by any model.
 
+    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor.
+
     Args:
-        model: a classifier that looks, or any dense network, which then sees the whole image at once.
-        images: one image: a path, an open image, or a (C, H, W) tensor in [0, 1]; or a list of such, or a (B, C, H, W) tensor.
+        model: a classifier that looks; any dense network, which then sees the whole image at once; or a run folder.
+        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
+            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
+            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
         locations: budget, looks per grid at each level; the model's own if None.
         policy: how locations are selected, see `GlimpseClassifier.forward`.
         batch_size: images at a time.
         device: where to; where the model is if None.
 
     Returns:
-        The classification of the one image, or of the batch.
+        The classification of the one image, or of all of them.
 
     Raises:
-        ImageError: an image cannot be opened or read; `foveal.predict` goes on instead.
+        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
+        ConfigError: a model or device that is none.
+        RunError: a run folder that is none.
     """
     classifier = as_classifier(model)
     if device is not None:
-        classifier.to(device)
-    one = isinstance(images, str | Path) or (images.ndim == 3 if isinstance(images, Tensor) else not isinstance(images, Sequence | Views))
-    images = [images] if one else images
+        classifier = _moved(classifier, device)
+    one = not isinstance(images, Views) and is_one(images)
     was_training = classifier.training
     try:
         classifier.eval()
@@ -255,6 +319,13 @@ def classify(
     return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
 
 
+def _moved(classifier: GlimpseClassifier, device: str | torch.device) -> GlimpseClassifier:
+    try:
+        return classifier.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device}: this machine has no such device that torch can use; give cpu, or leave it out") from error
+
+
 def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str) -> Classification:
     result = classifier(views, locations=locations, policy=policy)
     for reason in views.errors.values():
@@ -262,38 +333,48 @@ def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[i
     return result
 
 
-def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterable[Views]:
+def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterator[Views]:
+    as_they_are = getattr(classifier, "value_range", None) is None and getattr(classifier, "image_size", None) is None
     if isinstance(images, Views):
-        yield images
-        return
-    device = classifier.mean.device
-    if isinstance(images, Tensor):
-        yield from (as_views(part.to(device)) for part in images.split(batch_size))
-        return
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        if any(isinstance(image, Tensor) for image in part):
-            yield from (as_views(image[None].to(device)) for image in part)
-        else:
-            yield as_views([_opened(image, classifier) for image in part])
+        if len(images):
+            yield images
+    elif isinstance(images, Tensor) and as_they_are:
+        for part in as_batch(images, classifier.channels).split(batch_size):
+            part = part.to(classifier.mean.device)
+            if part.dtype == torch.uint16 and part.device.type != "cpu":
+                part = part.float() / 65535  # few of torch's kernels know the type there
+            if len(part):
+                yield TensorViews(part)
+    else:
+        named = each(images)
+        while some := list(islice(named, batch_size)):
+            opened = [image if isinstance(image, View) else open_for(classifier, image, name) for name, image in some]
+            yield ImageViews(opened)
+            for (_, image), mine in zip(some, opened, strict=True):
+                if is_path(image) and isinstance(mine, Pyramid):
+                    mine.close()
 
 
-def _opened(image: Any, classifier: GlimpseClassifier) -> Any:
-    return open_for(classifier, image) if isinstance(image, str | Path) else image
-
-
-def open_for(classifier: GlimpseClassifier, path: str | Path) -> Pyramid:
+def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> Pyramid:
     """Open an image as the classifier's training images were opened: its bands, its range of values, its size if they had one.
 
+    Args:
+        classifier: the model that is to look.
+        image: a path, or what `foveal.images.as_image` takes.
+        name: of an image that is no file, for errors.
+
     Raises:
-        ImageError: see `foveal.images.open_image`.
+        ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
     """
-    image = open_image(path, channels=classifier.channels, value_range=getattr(classifier, "value_range", None))
+    value_range = getattr(classifier, "value_range", None)
+    taken: dict[str, Any] = {"channels": classifier.channels, "value_range": value_range}
+    opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
+    check_type(opened, value_range)
     side = getattr(classifier, "image_size", None)
     if side is None:
-        return image
-    with image:
-        return squash(image, side, getattr(classifier, "shorter_side", None))
+        return opened
+    with opened if is_path(image) else nullcontext():
+        return squash(opened, side, getattr(classifier, "shorter_side", None))
 
 
 # ------------------------------------------------------------------------------------------------------ run folders
@@ -363,6 +444,21 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     """A model's options, but for those that say where its first weights come from."""
     return {key: value for key, value in options.items() if not key.endswith("pretrained")}
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration from which the run can be used in any folder: relative paths are taken from the current one.
+
+    Paths are the options `DATA_PATHS` of the data set, files of pretrained weights, and ``init_from``.
+    """
+    data, model = dict(config.get("data") or {}), dict(config.get("model") or {})
+    data |= {key: _absolute(data[key]) for key in DATA_PATHS if key in data}
+    model |= {key: _absolute(value) for key, value in model.items() if key.endswith("pretrained")}
+    return {**config, "data": data, "model": model, "init_from": _absolute(config.get("init_from"))}
+
+
+def _absolute(path: Any) -> Any:
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str | Path) and "://" not in str(path) else path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
@@ -437,7 +533,8 @@ class Run:
     def _build(self) -> GlimpseClassifier:
         options = dict(self.card["model"])
         try:
-            model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+            with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
         except ConfigError as error:
             raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
         model.class_names = self.class_names

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +112,61 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
         raise FileNotFoundError("we cannot find the requested files in the local cache.")
 
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or [^\n]* HF_HUB_OFFLINE=1 [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"):
         runs.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
     logging.getLogger("huggingface_hub.utils._http").warning("as loud as before")
     assert "as loud as before" in caplog.text
+
+
+@pytest.mark.parametrize(("reached", "proxies"), [(True, {}), (False, {}), (False, {"https": "http://proxy"})])
+def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, proxies):
+    """It would be asked again and again for a minute."""
+    from huggingface_hub import constants
+
+    def connect(address, timeout):
+        assert address == ("huggingface.co", 443)
+        if not reached:
+            raise OSError("network is unreachable")
+        return io.BytesIO()  # something to close
+
+    offline = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(runs.socket, "create_connection", connect)
+    monkeypatch.setattr(runs, "getproxies", lambda: proxies)
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE))
+    runs.create_model("test_resnet", pretrained=True)
+    runs.create_model("test_resnet")
+    assert offline == [not reached and not proxies, False] and not constants.HF_HUB_OFFLINE
+
+
+HUB = "a model of the Hugging Face Hub or of a folder is not loaded by its name; give"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("hf-hub:timm/resnet18.a1_in1k", rf"{HUB} resnet18.a1_in1k, and --model.pretrained true for its weights"),
+        ("hf_hub:timm/resnet18.a1_in1k@main", rf"{HUB} resnet18.a1_in1k, and"),
+        ("timm/resnet18", rf"{HUB} resnet18, and"),
+        ("hf-hub:somebody/birds", rf"{HUB} the name of its architecture in timm, and its file of weights by --model.pretrained FILE"),
+        ("local-dir:/models/birds", rf"{HUB} the name of its architecture in timm"),
+        ("resnet18.a1_in1kk", "UNKNOWN; did you mean resnet18.a1_in1k or "),
+        ("resnet_18", "UNKNOWN; did you mean resnet18"),
+        ("zzz", "UNKNOWN; foveal models"),
+    ],
+)
+def test_networks_that_timm_does_not_know(name, sentence):
+    """As a model, and as the backbone or classifier of one."""
+    separate = {"name": "saccader_separate", "backbone": "test_bagnet_lowd", "image_size": 32}
+    for options, who, unknown in (
+        ({"name": name}, name, "there is no model of this name"),
+        ({"name": "tnet", "backbone": name}, f"backbone {name}", "timm knows no such model"),
+        ({**separate, "classifier": name}, f"backbone {name}", "timm knows no such model"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(who)}: {sentence.replace('UNKNOWN', unknown)}[^\n]*$"):
+            runs.create_model(**options)
 
 
 def test_weights_that_would_run_code_are_refused_without_a_warning(tmp_path, recwarn):
@@ -168,7 +220,8 @@ def test_classify_files(tmp_path):
 def test_what_is_saved_is_loaded(folder):
     model, image = tnet(), torch.rand(3, 64, 80)
     same = runs.load(folder)
-    assert torch.equal(runs.classify(same, image).logits, runs.classify(model, image).logits)
+    # The run's value range is 0 to 2.
+    assert torch.equal(runs.classify(same, 2 * image).logits, runs.classify(model, image.permute(1, 2, 0).numpy()).logits)
     assert same.class_names == ("a", "b", "c") and same.locations == (2,) and list(same.value_range) == [0.0, 2.0] and not same.training
     card = json.loads((folder / "config.json").read_text())
     assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3

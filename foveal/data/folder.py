@@ -164,7 +164,8 @@ def existing(path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder; correct the path")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"{path}: there is no such file or folder{where}; correct the path")
     return path
 
 

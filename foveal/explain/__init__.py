@@ -1,7 +1,7 @@
 """Where a model looked, and what each look added to its answer: a picture, a page, a table.
 
     explain(model, path, out="report.html", *, locations=None, policy="greedy", device="auto", precision="32", seed=0,
-            overlay_out=None) -> Classification         # classifies one file, writes the page and, if asked, the overlay as PNG
+            overlay_out=None) -> Classification         # classifies one image, writes the page and, if asked, the overlay
     report(image, classification, out="report.html", *, name="image", costs=Costs(), fill=None, antialias=True) -> Path
     overlay(image, classification, *, side=768) -> PIL.Image.Image
     show(classification, image=None)                     # a table in a terminal; in a notebook the overlay too

@@ -36,7 +36,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import BlankViews, ImageViews
+from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
@@ -52,6 +52,10 @@ HEADS = 8
 MAPS = 8
 """Attention maps that are shown large, head by head; of more, each is a small picture among those of its stage."""
 
+
+PAGES = (".html", ".htm")
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Suffix to format of what `explain` writes."""
 
 HOW_TO_READ = (
     "Bright is high, each picture from its own lowest to its own highest value. "
@@ -79,29 +83,31 @@ class Costs:
 
 
 def explain(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, path: str | Path, out: str | Path = "report.html", *,
+    model: GlimpseClassifier | nn.Module | Run | str | Path, path: Any, out: str | Path = "report.html", *,
     locations: Sequence[int] | None = None, policy: str = "greedy", device: str | torch.device = "auto", precision: str = "32",
     seed: int = 0, overlay_out: str | Path | None = None,
 ) -> Classification:  # fmt: skip
-    """Classify one file and write the page that shows why.
+    """Classify one image and write the page that shows why.
 
     Args:
         model: a classifier, a dense network, or a run folder.
-        path: the image.
-        out: the page.
+        path: the image: a file, or one in memory, as `foveal.classify` takes it.
+        out: the page, ``.html``.
         locations: budget; the model's own if None.
         policy: how cells are selected, one of ``model.policies``.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: of policies that draw.
-        overlay_out: file for the image with the boxes alone, PNG; none is written if None.
+        overlay_out: file for the image with the boxes alone, of one of the suffixes `PICTURES`; none is written if None.
 
     Raises:
         ImageError: the image cannot be opened or read.
         ConfigError: an option that does not fit, or an output that cannot be written.
         RunError: a run folder that is none.
     """
-    classifier = ready(model.path if isinstance(model, Run) else model, find_device(device))
+    _check_page(Path(out))
+    kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
+    classifier = ready(model, find_device(device))
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
     where = classifier.mean.device
@@ -109,6 +115,7 @@ def explain(
         # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
         classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy).logits.cpu()
     start = time.perf_counter()
+    file = Path(path) if is_path(path) else None
     with open_for(classifier, path) as image:
         views = ImageViews([image])
         with torch.inference_mode(), autocast(precision, where):
@@ -118,18 +125,33 @@ def explain(
         for reason in views.errors.values():
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
-        read = int(views.bytes_read[0])
+        read = None if file is None else int(views.bytes_read[0])
         macs = count(classifier, size, budget, policy).macs
-        costs = Costs(macs, _dense_macs(classifier, size), read, Path(path).stat().st_size, seconds)
+        costs = Costs(macs, _dense_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
         report(
-            views, shown, out, name=str(path), costs=costs, fill=classifier.mean.tolist(), antialias=classifier.antialias,
-            captions=captions(network),
+            views, shown, out, name="image" if file is None else str(file), costs=costs, fill=classifier.mean.tolist(),
+            antialias=classifier.antialias, captions=captions(network),
         )  # fmt: skip
-        if overlay_out is not None:
-            _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), "PNG"))
+        if overlay_out is not None and kind is not None:
+            _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), kind))
     return seen
+
+
+def _check_page(out: Path) -> None:
+    if out.suffix.lower() not in PAGES:
+        raise ConfigError(f"{out}: the page is HTML; give --out a name that ends in .html, and --overlay one for the picture alone")
+
+
+def _picture_kind(out: Path, image: Any) -> str:
+    """Format of a picture by its suffix; it must not replace the image itself."""
+    kind = PICTURES.get(out.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{out}: pictures are written as {', '.join(PICTURES)}; give --overlay a name with one of these suffixes")
+    if is_path(image) and out.exists() and Path(image).exists() and out.samefile(image):
+        raise ConfigError(f"{out}: is the image itself; give --overlay another name")
+    return kind
 
 
 def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,7 +177,7 @@ def report(
     Args:
         image: what was classified, see `foveal.explain.pictures.one_view`.
         classification: of this one image.
-        out: the page.
+        out: the page, ``.html``.
         name: what to call the image.
         costs: what is known of the cost.
         fill, antialias: how the model saw the image, see `foveal.explain.pictures.glimpse_pictures`.
@@ -166,8 +188,9 @@ def report(
 
     Raises:
         ImageError: the image cannot be read.
-        ConfigError: the page cannot be written.
+        ConfigError: the page cannot be written, or is to be no HTML.
     """
+    _check_page(Path(out))
     views = one_view(image)
     height, width = (int(n) for n in views.sizes[0])
     pictures = glimpse_pictures(views, classification, fill=fill, antialias=antialias)

@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from foveal.classification import Classification
 from foveal.errors import ImageError
-from foveal.images import Views, as_views, open_image
+from foveal.images import View, Views, as_image, as_views, is_path, open_image
 
 COLOURS = ("#e8eaed", "#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#b794f6")
 """Colour of each processing level, from the thumbnail on; they come round again."""
@@ -34,14 +33,15 @@ def colour(level: int) -> str:
 
 
 def one_view(image: Any) -> Views:
-    """Views of one image: a path, an open image, a (C, H, W) tensor in [0, 1], or views of it already.
+    """Views of one image: a path, one in memory as `foveal.classify` takes it, or views of it already.
 
     Raises:
-        ImageError: views of several images.
+        ImageError: several images, or what is no image.
     """
-    if isinstance(image, str | Path):
+    if is_path(image):
         image = open_image(image)
-    views = as_views(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image)
+    held = isinstance(image, Views | View | list | tuple) or (isinstance(image, Tensor) and image.ndim == 4)
+    views = as_views(image if held else [as_image(image)])
     if len(views) != 1:
         raise ImageError(f"expected one image, got {len(views)}; take one of them")
     return views

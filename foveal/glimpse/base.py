@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from foveal.choices import POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, ImageError
 from foveal.images.views import Look, Views, as_views
 from foveal.importing import quickly
 from foveal.layers import attention_maps
@@ -130,7 +130,15 @@ class GlimpseClassifier(nn.Module, ABC):
         """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told otherwise.
 
         Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
+
+        Raises:
+            ImageError: the images have another number of bands than the model.
         """
+        if views.channels != self.channels:
+            raise ImageError(
+                f"images: have {views.channels} bands where the model takes {self.channels}; open them with channels={self.channels},"
+                " or let foveal.classify do it"
+            )
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
         seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
@@ -299,13 +307,48 @@ def create_network(name: str, in_chans: int, pretrained: bool | str, options: di
     Raises:
         ConfigError: an unknown name.
     """
-    timm = networks()
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["see timm.list_models()"]
-        raise ConfigError(f"backbone {name}: timm knows no such model; did you mean {', '.join(close)}")
+    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
     if isinstance(pretrained, str):
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
+    return networks().create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
+
+
+def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = ()) -> None:
+    """See that timm, with our backbones, has a network of this name.
+
+    Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
+
+    Args:
+        name: of a network, with the tag of its weights or without.
+        what: what errors begin with.
+        unknown: what they say where there is none of this name.
+        elsewhere: what they end with where no name is near.
+        ours: further names that may be meant.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    timm = networks()
+    source, _, place = name.rpartition(":")
+    if source or "/" in place:
+        here = place.rpartition("/")[2].partition("@")[0]
+        advice = "give the name of its architecture in timm, and its file of weights by --model.pretrained FILE"
+        if _has_network(here):
+            advice = f"give {here}, and --model.pretrained true for its weights"
+        raise ConfigError(f"{what}: a model of the Hugging Face Hub or of a folder is not loaded by its name; {advice}")
+    if _has_network(name):
+        return
+    architecture, _, tag = name.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
+    # Of timm's thousand names some are always nearer than ours.
+    near = [match for names in (tags or ours, tags or timm.list_models()) for match in difflib.get_close_matches(name, names, 3)]
+    advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
+    raise ConfigError(f"{what}: {unknown}; {advice}")
+
+
+def _has_network(name: str) -> bool:
+    timm, (architecture, _, tag) = networks(), name.partition(".")
+    return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
 
 
 def on_host(cells: Tensor) -> np.ndarray:

@@ -23,9 +23,11 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -49,6 +51,24 @@ from foveal.objectives.saccader import SaccaderObjective
 
 BARRED = 1e5
 """What is taken from the scores of cells that were visited (spec 3.3): finite, and exact in float32, which the cell keeps to."""
+
+_LARGEST_SHARE = 0.5
+"""Of the image's side, that a window may have without a warning: at 128 px those of 77 px overlap too much (spec 14)."""
+
+_log = logging.getLogger("foveal.glimpse")
+
+
+@lru_cache
+def _advise(side: int, backbone: str, window: int, cells: int) -> None:
+    """Warn, once, that windows are large for the image; with the side at which they have the share of the paper's."""
+    better = 8 * math.ceil(window * 224 / 77 / 8)
+    smaller = next((f", or backbone bagnet{w}_lowd, whose windows are {w} px" for w in (33, 17, 9) if w <= side * 0.4 and w < window), "")
+    grid = "the one window" if cells == 1 else f"each of the {cells} x {cells} windows"
+    _log.warning(
+        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ; choose image_size %d%s",
+        side, grid, backbone, window, 100 * window / side, better, smaller,
+    )  # fmt: skip
+
 
 # ------------------------------------------------------------------------------------------------ modules (spec 3)
 
@@ -135,7 +155,8 @@ class Saccader(GlimpseClassifier):
         backbone_options: further keywords for it.
         pretrained: load these weights into the backbone.
         in_chans: bands of the images.
-        image_size: side that the image is resampled to; the backbone's own if None.
+        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the side of a window of
+            the backbone; else there is little to choose from.
         locations: default budget, glimpses.
         released_boxes: say where a glimpse was by the released code's formula, up to 3 px off (spec 2.4), not by the window that was seen.
         mean, std: normalisation; the backbone's if None.
@@ -182,6 +203,8 @@ class Saccader(GlimpseClassifier):
             raise ConfigError(f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images")
         self.released_boxes = released_boxes
         self.side = network.grid(side)
+        if network.receptive_field > _LARGEST_SHARE * side:
+            _advise(side, backbone, network.receptive_field, self.side)
         self.locations = self._budget(locations)
         self.glimpse_size = (network.receptive_field, network.receptive_field)
         self.backbone = network

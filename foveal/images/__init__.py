@@ -6,6 +6,7 @@ Example:
     2
 """
 
+from foveal.images.inputs import as_batch, as_image, check_type, each, is_one, is_path
 from foveal.images.open import SUFFIXES, open_image
 from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
@@ -14,5 +15,6 @@ from foveal.images.views import BlankViews, ImageViews, Look, Occluded, TensorVi
 
 __all__ = [
     "SUFFIXES", "ArrayPyramid", "BlankViews", "Colour", "ImageViews", "Look", "Occluded", "Pyramid", "TensorViews", "Transform", "View",
-    "Views", "as_views", "checked_range", "open_image", "resample", "squash",
+    "Views", "as_batch", "as_image", "as_views", "check_type", "checked_range", "each", "is_one", "is_path", "open_image", "resample",
+    "squash",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 from foveal.errors import ImageError
 from foveal.images import optional, plain
 from foveal.images.cache import cached, write_pyramid
+from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
 
@@ -71,7 +72,7 @@ def open_image(
         raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
     if not head:
         raise ImageError(f"{name}: the file is empty; copy it again")
-    with reading(name, "cannot be opened"):
+    with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
         return _open(name, head, cache_dir, options)
 
@@ -147,9 +148,12 @@ def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any
     from foveal.images import tiff
 
     kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata, "halved": True}
-    if options["value_range"] is None and original.dtype != bool:
+    given = options["value_range"] is not None
+    if not given and original.dtype != bool:
         options = {**options, "value_range": original.value_range}
-    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted = tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted._range_was_given = given
+    return converted
 
 
 def _packable(dtype: np.dtype) -> np.dtype:

@@ -161,11 +161,12 @@ class RasterPyramid(Pyramid):
     """
 
     def __init__(self, path: str, **options: Any) -> None:
-        need("rasterio", path)
+        rasterio = need("rasterio", path)
         data = self._open(path, 0)
         kinds = [str(c.name) for c in data.colorinterp]
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
-        down = [1, *data.overviews(1)]
+        with rasterio.Env():  # without it GDAL prints its errors itself
+            down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
         metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
         dtype = np.dtype(data.dtypes[0])
@@ -199,8 +200,11 @@ class RasterPyramid(Pyramid):
                 self._data[level] = self._open(self.path, level)
             data, window = self._data[level], ((y0, y1), (x0, x1))
             with reading(self.path, f"GDAL cannot read level {level} at {box}", "the file is damaged, copy it again"):
-                pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
-                alpha = data.dataset_mask(window=window)
+                try:
+                    pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
+                    alpha = data.dataset_mask(window=window)
+                except Exception as error:
+                    raise (error.__cause__ or error) from None  # rasterio's own only points to the other one
             self.bytes_read += pixels.nbytes
             self.tiles_decoded += 1
         return without_gaps(pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255)

@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import ConfigError, ImageError
+from foveal.images.notices import noting
 from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import Plan, composite, cut, plan
 
@@ -92,8 +94,9 @@ class Pyramid(ABC):
     ) -> None:  # fmt: skip
         self.path = path
         self.dtype = np.dtype(dtype)
-        self.channels = _channels(path, bands, channels)
+        self.channels = fitting(path, bands, channels)
         self._own_range = value_range is None
+        self._range_was_given = value_range is not None
         self.value_range = _range(path, self.dtype, bits) if value_range is None else checked_range(value_range)
         self._blank: bool | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
@@ -184,7 +187,8 @@ class Pyramid(ABC):
         low, high = self.value_range
         # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no beyond.
         if not self._own_range or piece.alpha is not None:
-            pixels = pixels.float().sub_(low).div_(high - low).clamp_(0, 1)
+            # A copy: they may be the image's own memory.
+            pixels = pixels.to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
         if piece.alpha is not None:
             alpha = torch.from_numpy(piece.alpha)[None, None]
             pixels = torch.cat([pixels if self._premultiplied else pixels * alpha, alpha], 1)
@@ -227,6 +231,27 @@ class Pyramid(ABC):
             out[inside[0] - y0 : inside[2] - y0, inside[1] - x0 : inside[3] - x0] = self._windows([(level, inside)])[0][0]
         return out
 
+    def taken_as(self, channels: int | None, value_range: tuple[float, float] | None) -> Pyramid:
+        """The image as a model takes it; itself if it is so already, else a copy with the same pixels.
+
+        Args:
+            channels: bands of a look, see `Pyramid`; those of this image if None.
+            value_range: stored values that become 0 and 1. A range that was given when the image was opened is kept.
+
+        Raises:
+            ImageError: the number of bands does not fit ``channels``.
+        """
+        wanted = self.channels if channels is None else fitting(self.path, self._bands, channels)
+        changed = value_range is not None and not self._range_was_given
+        if wanted == self.channels and not changed:
+            return self
+        same = copy.copy(self)
+        same.channels = wanted
+        if changed and value_range is not None:
+            same._own_range, same._range_was_given = False, True
+            same.value_range = checked_range(value_range)
+        return same
+
     def close(self) -> None:
         """Give the file back; a later look opens it again."""
         return
@@ -257,9 +282,9 @@ class Pyramid(ABC):
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
 
     def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`."""
+        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`, and warnings bear its name."""
         if self._orientation == 1:
-            with reading(self.path, "cannot be read"):
+            with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)
         transpose, flip_y, flip_x = _ORIENTATIONS[self._orientation]
         stored = []
@@ -273,7 +298,7 @@ class Pyramid(ABC):
             a = a.swapaxes(0, 1) if transpose else a
             return a[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
-        with reading(self.path, "cannot be read"):
+        with reading(self.path, "cannot be read"), noting(self.path):
             return [(turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in self._read_stored(stored)]
 
     def _count(self, bytes_read: int, tiles: int) -> None:
@@ -353,7 +378,12 @@ def without_gaps(pixels: np.ndarray, alpha: np.ndarray | None) -> Stored:
     return np.where(finite, pixels, 0).astype(pixels.dtype), seen if alpha is None else alpha * seen
 
 
-def _channels(path: str, bands: int, wanted: int | None) -> int:
+def fitting(path: str, bands: int, wanted: int | None) -> int:
+    """Bands of a look at an image of so many: as many as are wanted, or its own.
+
+    Raises:
+        ImageError: they are others, and the image is not grey where 3 are wanted.
+    """
     if wanted in (None, bands) or (wanted == 3 and bands == 1):
         return wanted or bands
     plural = "s" * (bands != 1)

@@ -193,7 +193,8 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
     try:
         value = float(str(text).strip("\0 "))
         dtype = page.dtype or np.dtype(float)
-        return value if dtype.kind == "f" or float(np.array(value).astype(dtype)) == value else None
+        with np.errstate(invalid="ignore"):
+            return value if dtype.kind == "f" or float(np.array(value).astype(dtype)) == value else None
     except (ValueError, OverflowError):
         return None
 

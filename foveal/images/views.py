@@ -32,6 +32,7 @@ from torch import Tensor
 
 from foveal.errors import ImageError
 from foveal.host import sent
+from foveal.images.inputs import check_sample
 from foveal.images.pyramid import Cut, Pyramid
 from foveal.images.reading import reading
 from foveal.images.resample import Plan, composite, cut, plan, shrink
@@ -425,11 +426,14 @@ def as_views(images: Views | Tensor | Sequence[View | Pyramid]) -> Views:
     Raises:
         TypeError: none of these.
         ValueError: a tensor that has not four dimensions.
+        ImageError: a tensor of floats that do not lie between 0 and 1, as far as a sample of its pixels tells.
     """
     if isinstance(images, Views):
         return images
     if isinstance(images, Tensor):
-        return TensorViews(images)
+        views = TensorViews(images)
+        check_sample(images)
+        return views
     if isinstance(images, Pyramid | View):
         return ImageViews([images])
     if isinstance(images, Sequence) and all(isinstance(v, Pyramid | View) for v in images):

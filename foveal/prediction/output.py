@@ -31,10 +31,22 @@ from torch import nn
 from foveal.choices import FORMATS
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import is_path
 from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
-from foveal.prediction.rows import COLUMNS, Row, as_text, check_locations, check_policies, failed_row, find_images, predict_rows, ready
-from foveal.runs import replacing
+from foveal.prediction.rows import (
+    COLUMNS,
+    Named,
+    Row,
+    as_text,
+    check_locations,
+    check_policies,
+    failed_row,
+    find_named,
+    predict_rows,
+    ready,
+)
+from foveal.runs import Run, replacing
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Summary:
 
 
 def predict(
-    model: GlimpseClassifier | nn.Module | str | Path, paths: str | Path | Sequence[str | Path], *, locations: Sequence[int] | None = None,
+    model: GlimpseClassifier | nn.Module | Run | str | Path, paths: Any, *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
@@ -72,9 +84,13 @@ def predict(
     where it stopped when it is repeated; images that were predicted are not predicted again, new ones are appended, and
     those that failed are tried again.
 
+    Images in memory are named in the column ``path`` by their place in what is given, ``[3]``. That tells nobody which image it was,
+    so that an output with rows of such names is not continued.
+
     Args:
-        model: a classifier, a dense network, or the path of a run folder.
-        paths: files, folders and patterns, see `foveal.prediction.rows.find_images`.
+        model: a classifier, a dense network, or a run folder.
+        paths: an image, any iterable of images, or a (B, C, H, W) tensor. An image is a file, a folder or a pattern, see
+            `foveal.prediction.rows.find_images`, or one in memory, as `foveal.classify` takes it.
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file; rows are returned if None.
         resume: continue ``out`` if it is there; else it is replaced.
         on_progress: called after each batch with how many images are done, how many there are, and the batch's rows.
@@ -88,7 +104,7 @@ def predict(
     classifier = ready(model, find_device(device))
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    found = find_images([paths] if isinstance(paths, str | Path) else paths)
+    found = find_named(paths)
     output = None
     if out is not None:
         settings = {
@@ -102,10 +118,11 @@ def predict(
         if until is not None:
             settings["budget"] = [until.threshold, list(until.locations), until.at_once]
         output = Output(Path(out), settings, resume)
-    todo = [(path, error) for path, error in found if output is None or as_text(path) not in output.done]
-    nothing = [failed_row(path, error) for path, error in todo if error]
+        _check_names(output, found)
+    todo = [image for image in found if output is None or as_text(image.path) not in output.done]
+    nothing = [failed_row(image.path, image.error) for image in todo if image.error]
     batches = predict_rows(
-        classifier, [path for path, error in todo if not error], locations=budget, policy=policy, batch_size=batch_size, threads=threads,
+        classifier, [image for image in todo if not image.error], locations=budget, policy=policy, batch_size=batch_size, threads=threads,
         device=device, precision=precision, top_k=top_k, seed=seed, until=until,
     )  # fmt: skip
     done, failed, kept = len(found) - len(todo), [], []
@@ -124,6 +141,16 @@ def predict(
         len(found), len(todo) - len(failed), len(found) - len(todo), tuple(failed), time.perf_counter() - start,
         None if out is None else Path(out), tuple(kept),
     )  # fmt: skip
+
+
+def _check_names(output: Output, images: Sequence[Named]) -> None:
+    """See that no image in memory would be taken for the one that had its place in an earlier call."""
+    for image in images:
+        if not is_path(image.image) and image.path in output.done:
+            raise ConfigError(
+                f"{output.path}: has a row of an image {image.path} in memory, which may have been another one; choose another --out, or"
+                " replace it by resume=False"
+            )
 
 
 class Output:

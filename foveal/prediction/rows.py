@@ -1,4 +1,4 @@
-"""From paths to rows: find the images, open them ahead of the model, classify them batch by batch.
+"""From images to rows: find the images, open them ahead of the model, classify them batch by batch.
 
 A row is a plain dictionary with the keys of `COLUMNS`. An image that fails is a row too: it has an ``error``, one
 sentence, and nothing else.
@@ -18,26 +18,26 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import SUFFIXES, ImageViews, View
+from foveal.images import SUFFIXES, ImageViews, View, each, is_path
 from foveal.images.reading import reading
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
 from foveal.prediction.folding import fold_norms
-from foveal.runs import as_classifier, load, open_for
+from foveal.runs import Run, as_classifier, open_for
 
 Row = dict[str, Any]
 
@@ -47,7 +47,8 @@ FOLD_FROM = 16
 COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
 """Columns of a prediction.
 
-``top_k`` is a list of ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
+``path`` of an image in memory is its place in what was given, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
+``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
 ``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
 opening it took plus its share of the time of its batch.
 """
@@ -56,14 +57,29 @@ opening it took plus its share of the time of its batch.
 _ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
 
 
+class Named(NamedTuple):
+    """An image, with what its row calls it.
+
+    Attributes:
+        path: of a file; else the place in a list.
+        image: a path, or an image in memory.
+        error: one sentence, where nothing was found; else None.
+    """
+
+    path: str
+    image: Any
+    error: str | None = None
+
+
 class _Opened(NamedTuple):
     path: str
     view: View | None
     error: str | None
     seconds: float
+    ours: bool = False  # to close
 
 
-def find_images(paths: Sequence[str | Path]) -> list[tuple[str, str | None]]:
+def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str | None]]:
     """Files behind files, folders (searched to the bottom) and patterns such as ``scans/**/*.svs``.
 
     Args:
@@ -74,7 +90,7 @@ def find_images(paths: Sequence[str | Path]) -> list[tuple[str, str | None]]:
         of what led to no image.
     """
     found: dict[str, str | None] = {}
-    for path in map(str, paths):
+    for path in (os.fspath(path) for path in paths):
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inside = (p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             files = sorted(str(p) for p in inside if p.is_file())
@@ -89,18 +105,65 @@ def find_images(paths: Sequence[str | Path]) -> list[tuple[str, str | None]]:
     return list(found.items())
 
 
-def ready(model: GlimpseClassifier | nn.Module | str | Path, device: torch.device | str = "cpu") -> GlimpseClassifier:
+def find_named(images: Any) -> list[Named]:
+    """One image or many, with their names: paths as `find_images` finds them, and what `foveal.images.as_image` takes.
+
+    Args:
+        images: an image, a (B, C, H, W) tensor, or any iterable of images, which is read to its end.
+
+    Returns:
+        Each file once, everything else as often as it is given.
+
+    Raises:
+        ConfigError: an iterator that puts one image after the other into the same object.
+    """
+    found: list[Named] = []
+    files: set[str] = set()
+    for name, image in each(_listed(images)):
+        if not is_path(image):
+            found.append(Named(name, image))
+            continue
+        new = [Named(path, path, error) for path, error in find_images([image]) if path not in files]
+        found += new
+        files |= {one.path for one in new}
+    return found
+
+
+def _listed(images: Any) -> Any:
+    """A list of images, or a (B, C, H, W) tensor."""
+    if isinstance(images, Tensor):
+        return images if images.ndim == 4 else [images]
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "UO":
+        return images.tolist()  # paths
+    if is_path(images) or isinstance(images, np.ndarray | bytes) or not isinstance(images, Iterable):
+        return [images]
+    items = list(images)
+    held = [id(image) for image in items if not is_path(image)]
+    if isinstance(images, Iterator) and len(set(held)) < len(held):
+        raise ConfigError("the iterator gives one object several times, and only its last content is left; give copies of it")
+    return items
+
+
+def _names(images: Sequence[Any]) -> Iterator[Named]:
+    for i, image in enumerate(images):
+        if isinstance(image, Named):
+            yield image
+        else:
+            yield from (Named(name, one) for name, one in each(image, f"[{i}]"))
+
+
+def ready(model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu") -> GlimpseClassifier:
     """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in evaluation mode.
 
     Raises:
         RunError: its weights are not all finite numbers.
     """
-    loaded = load(model) if isinstance(model, str | Path) else model
-    for name, tensor in loaded.state_dict().items():
+    classifier = as_classifier(model)
+    for name, tensor in classifier.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            whose = model if isinstance(model, str | Path) else "the model"
+            whose = "the model" if isinstance(model, nn.Module) else model.path if isinstance(model, Run) else model
             raise RunError(f"{whose}: the weights {name} are not all finite numbers, so that it has no answers; train it again")
-    return as_classifier(loaded).to(device).eval()
+    return classifier.to(device).eval()
 
 
 def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
@@ -127,15 +190,15 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
 
 
 def predict_rows(
-    model: GlimpseClassifier | nn.Module | str | Path, images: Sequence[str | Path], *, locations: Sequence[int] | None = None,
+    model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None,
 ) -> Iterator[list[Row]]:  # fmt: skip
-    """Classify image files; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
+    """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
-        model: a classifier, a dense network, or the path of a run folder.
-        images: files.
+        model: a classifier, a dense network, or a run folder.
+        images: files, images in memory (see `foveal.images.as_image`), and what `find_named` returns.
         locations: budget; the model's own if None.
         policy: how cells are selected, one of ``model.policies``.
         batch_size: images of a batch; at most two batches are open at a time.
@@ -143,7 +206,7 @@ def predict_rows(
         device: see `find_device`.
         precision: see `autocast`.
         top_k: classes listed for each image.
-        seed: of policies that draw; with the path, it decides what is drawn.
+        seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
         until: when to stop looking at an image; it says how often to look at most.
 
     Yields:
@@ -157,20 +220,21 @@ def predict_rows(
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
     macs: dict[tuple[int, ...], int] = {}
-    if len(images) >= FOLD_FROM:
+    named = list(_names(images))
+    if len(named) >= FOLD_FROM:
         classifier = fold_norms(classifier)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
-        batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
-        ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]
+        batches = [named[i : i + batch_size] for i in range(0, len(named), batch_size)]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in (batches[0] if batches else [])]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
-            ahead = [pool.submit(_open, path, classifier) for path in following]
-            good = {image.path: image for image in opened if image.view is not None}
-            results: dict[str, Row] = {}
+            ahead = [pool.submit(_open, image, classifier) for image in following]
+            good = {place: image for place, image in enumerate(opened) if image.view is not None}
+            results: dict[int, Row] = {}
             try:
                 if good:
                     views = ImageViews([image.view for image in good.values() if image.view is not None])
-                    samples = np.array([zlib.crc32(as_text(path).encode()) for path in good])
+                    samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
                     start = time.perf_counter()
                     with torch.inference_mode(), autocast(precision, where):
                         if until is None:
@@ -179,35 +243,36 @@ def predict_rows(
                             seen = look_until(classifier, views, until.threshold, until.locations, until.at_once)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
-                    for i, (path, image) in enumerate(good.items()):
+                    for i, (place, image) in enumerate(good.items()):
                         if broken := views.errors.get(i):
-                            results[path] = failed_row(path, broken)
+                            results[place] = failed_row(image.path, broken)
                             continue
                         one = seen[i]
                         if not bool(one.logits.isfinite().all()):
-                            results[path] = failed_row(path, f"{path}: the model gives no finite answer for this image; check its values")
+                            what = f"{image.path}: the model gives no finite answer for this image; check its values"
+                            results[place] = failed_row(image.path, what)
                             continue
                         spent = budget if until is None else budget_of(one.glimpses, until.locations)
                         if spent not in macs:
                             macs[spent] = count(classifier, (int(views.sizes[i, 0]), int(views.sizes[i, 1])), spent, policy).macs
-                        results[path] = _row(path, one, top_k, macs[spent], image.seconds + share)
+                        results[place] = _row(image.path, one, top_k, macs[spent], image.seconds + share)
             finally:
                 for image in good.values():
-                    if image.view is not None:
+                    if image.view is not None and image.ours:
                         image.view.image.close()
-            yield [results.get(image.path) or failed_row(image.path, image.error) for image in opened]
+            yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
 
 
-def _open(path: str, model: GlimpseClassifier) -> _Opened:
-    start = time.perf_counter()
+def _open(named: Named, model: GlimpseClassifier) -> _Opened:
+    path, start = named.path, time.perf_counter()
     try:
         with reading(path, "cannot be looked at"):
-            image = open_for(model, path)
+            image = open_for(model, named.image, path)
             view = View(image)
             view.prefetch(model.first_looks(image.size))
     except FovealError as error:
         return _Opened(path, None, str(error), 0.0)
-    return _Opened(path, view, None, time.perf_counter() - start)
+    return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
 
 
 def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float) -> Row:

@@ -55,6 +55,7 @@ from foveal.runs import (
     read_weights,
     replacing,
     save_model,
+    with_absolute_paths,
     without_weights,
     write_card,
 )  # fmt: skip
@@ -114,7 +115,7 @@ def fit(
             _tensorboard(out)
         resolved = _resolved(config, task)
         if stored is not None and checkpoint is not None:
-            _same(resolved, stored.to_dict())
+            _same(resolved, with_absolute_paths(stored.to_dict()))
             check_fit(task, checkpoint["state_dict"], out / LAST)
         reading = getattr(data.train, "reading", None)
         how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
@@ -283,7 +284,7 @@ def _export(out: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 
 
 def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:
-    """Every value of the run, defaults of model, data and objective included."""
+    """Every value of the run, defaults of model, data and objective included; paths are absolute."""
     values = config.to_dict()
     name = config.model["name"]
     values["model"] = {"name": name, **_defaults(constructor(name)), **config.model}
@@ -294,7 +295,7 @@ def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:
         given = {"name": config.objective["name"]} if config.objective and "name" in config.objective else {}
         values["objective"] = {**given, **asdict(task.objective)}  # type: ignore[call-overload]
         values["objective"].pop("class_weights", None)
-    return plain(values)
+    return with_absolute_paths(plain(values))
 
 
 def _defaults(build: Any) -> dict[str, Any]:

@@ -331,6 +331,45 @@ def test_explaining_a_file(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.png", "photo.png", "report.html"]
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ({"out": "g.png"}, r"g\.png: the page is HTML; give --out a name that ends in \.html, and --overlay one for the picture alone"),
+        ({"out": "page"}, r"page: the page is HTML; give --out a name that ends in \.html"),
+        ({"overlay_out": "g.html"}, r"g\.html: pictures are written as \.png, \.jpg, \.jpeg, \.webp; give --overlay a name with one of"),
+        ({"overlay_out": "photo.png"}, r"photo\.png: is the image itself; give --overlay another name"),
+    ],
+)
+def test_files_are_what_their_names_say(tmp_path, names, sentence):
+    """It is told before the model is loaded, and nothing is written."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    paths = {"out": tmp_path / "report.html", **{key: tmp_path / name for key, name in names.items()}}
+    with pytest.raises(ConfigError, match=rf"^[^\n]*{sentence}[^\n]*$"):
+        explain(tmp_path / "no run", tmp_path / "photo.png", device="cpu", **paths)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.png"] and (tmp_path / "photo.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP")])
+def test_the_overlay_is_of_the_kind_of_its_suffix(model, tmp_path, suffix, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    explain(model, pixels, tmp_path / "report.htm", device="cpu", overlay_out=tmp_path / f"g.{suffix}")
+    assert Image.open(tmp_path / f"g.{suffix}").format == kind
+
+
+def test_images_in_memory_are_explained(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    pages = {}
+    for name, image in {"array": pixels, "picture": Image.fromarray(pixels), "tensor": torch.from_numpy(pixels).permute(2, 0, 1)}.items():
+        seen = explain(model, image, tmp_path / f"{name}.html", device="cpu")
+        assert torch.equal(seen.logits, classify(model, pixels).logits)
+        page = Page((tmp_path / f"{name}.html").read_text(encoding="utf-8"))
+        assert "read from the file" not in page.text
+        pages[name] = [a["src"] for a in page.of("img")]
+        assert np.array_equal(np.asarray(overlay(image, seen)), np.asarray(overlay(pixels, seen)))
+    assert pages["array"] == pages["picture"] == pages["tensor"]
+
+
 @pytest.mark.chromium
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium")
 def test_a_look_lights_up_its_box(image, seen, tmp_path):

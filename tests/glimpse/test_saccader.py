@@ -10,13 +10,14 @@ import timm
 import torch
 import torch.nn.functional as F
 
+import foveal.glimpse.saccader
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen
 from foveal.images.views import TensorViews
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
 from foveal.prediction.cost import count
-from foveal.runs import create_model
+from foveal.runs import ModelInfo, create_classifier, create_model, load, save_model
 from foveal.training.task import freeze
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
@@ -462,3 +463,33 @@ def test_the_separate_classifier_finds_locations_as_saccader_does():
 def test_options_that_do_not_fit_get_a_sentence(options, message):
     with pytest.raises(ConfigError, match=message):
         Saccader(num_classes=2, **{**TINY, **options})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "sentence"),
+    [
+        ("bagnet77_lowd", 96, "image_size 96: each of the 3 x 3 windows of bagnet77_lowd has 77 px, 80 % of the image's side, "
+                              "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px"),
+        ("bagnet77_lowd", 128, "image_size 128: each of the 7 x 7 windows of bagnet77_lowd has 77 px, 60 % of the image's side, "
+                               "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px"),
+        ("bagnet77_lowd", 77, "image_size 77: the one window of bagnet77_lowd has 77 px, 100 % of the image's side, "
+                              "so that looks hardly differ; choose image_size 224, or backbone bagnet17_lowd, whose windows are 17 px"),
+        ("test_bagnet_lowd", 20, "image_size 20: each of the 2 x 2 windows of test_bagnet_lowd has 13 px, 65 % of the image's side, "
+                                 "so that looks hardly differ; choose image_size 40"),
+        ("bagnet77_lowd", 224, None),
+        ("bagnet33_lowd", 96, None),
+    ],
+)  # fmt: skip
+def test_windows_that_are_large_for_the_image_are_told_once(caplog, backbone, side, sentence):
+    foveal.glimpse.saccader._advise.cache_clear()
+    for _ in range(2):
+        Saccader(num_classes=2, backbone=backbone, image_size=side, locations=(1,))
+    assert caplog.messages == ([sentence] if sentence else [])
+
+
+def test_a_trained_model_is_loaded_without_advice(tmp_path, caplog):
+    options = {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 20, "locations": [1]}
+    save_model(tmp_path, create_classifier(**options, num_classes=2), ModelInfo(options))
+    foveal.glimpse.saccader._advise.cache_clear()
+    caplog.clear()
+    assert load(tmp_path).side == 2 and not caplog.messages
