@@ -18,10 +18,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews
@@ -63,6 +65,25 @@ def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequen
         parameters_and_statistics=sum(p.numel() for p in model.parameters()) + statistics,
         macs=_looking_macs(model, size, locations, policy) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
     )
+
+
+class LookCounter:
+    """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and are counted once.
+
+    Args:
+        model, policy: see `count`.
+    """
+
+    def __init__(self, model: GlimpseClassifier, policy: str = "greedy") -> None:
+        self.model, self.policy = model, policy
+        self._known: dict[tuple, int] = {}
+
+    def __call__(self, seen: Classification, size: Sequence[int], locations: Sequence[int]) -> int:
+        """MACs of one image of this (height, width), classified with the budget ``locations``, or left early after it."""
+        key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
+        if key not in self._known:
+            self._known[key] = count(self.model, (int(size[0]), int(size[1])), locations, self.policy).macs
+        return self._known[key]
 
 
 def input_channels(network: nn.Module) -> int:

@@ -31,7 +31,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import SUFFIXES, ImageViews, View
-from foveal.prediction.cost import count
+from foveal.prediction.cost import LookCounter
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
 from foveal.prediction.folding import fold_norms
@@ -143,9 +143,9 @@ def predict_rows(
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    macs: dict[tuple[int, ...], int] = {}
     if len(images) >= FOLD_FROM:
         classifier = fold_norms(classifier)
+    macs = LookCounter(classifier, policy)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [[str(path) for path in images[i : i + batch_size]] for i in range(0, len(images), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, path, classifier) for path in (batches[0] if batches else [])]
@@ -172,9 +172,7 @@ def predict_rows(
                             continue
                         one = seen[i]
                         spent = budget if until is None else budget_of(one.glimpses, until.locations)
-                        if spent not in macs:
-                            macs[spent] = count(classifier, (int(views.sizes[i, 0]), int(views.sizes[i, 1])), spent, policy).macs
-                        results[path] = _row(path, one, top_k, macs[spent], image.seconds + share)
+                        results[path] = _row(path, one, top_k, macs(one, views.sizes[i], spent), image.seconds + share)
             finally:
                 for image in good.values():
                     if image.view is not None:

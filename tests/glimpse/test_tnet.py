@@ -14,8 +14,10 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.registry import REGISTRY
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
+from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.tnet import ReferenceTNetObjective
+from foveal.prediction.cost import count
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 
@@ -337,3 +339,192 @@ def test_statistics_of_levels_are_those_of_their_looks(level_statistics):
     assert (gap < 0.02).all() if level_statistics else gap[0] > 0.1
     kept = [name for name in model.state_dict() if name.endswith(("running_mean_2", "running_mean_3"))]
     assert len(kept) == (2 * len(norms) if level_statistics else 0)
+
+
+# ---------------------------------------------------------------------------------------------- images that are not square
+
+
+class TestTNetOnLongImages(GlimpseClassifierTester):
+    """Every check with images of which only three cells are distinct."""
+
+    image = (3, 48, 120)
+    budgets = ((), (1,), (3,), (2, 1), (3, 9))
+
+    def make(self):
+        return TNet(num_classes=5, backbone="test_efficientnet", base_size=32, locations=(2, 1))
+
+
+SMALL = {"backbone": "test_efficientnet", "base_size": 32}
+PRESETS = {
+    "tnet": lambda **how: TNet(5, **SMALL, locations=(2, 1), **how),
+    "fine grid": lambda **how: TNet(5, **SMALL, grid=4, region=0.42, locations=(3, 2, 2), **how),
+    "demo": lambda **how: TNet(5, backbone="plain_convnet_32", base_size=32, region=0.42, level_statistics=True, locations=(2,), **how),
+    "weighting": lambda **how: TNet(5, backbone="test_resnet", base_size=64, weighting=True, locations=(2, 2), **how),
+    "squash": lambda **how: TNet(5, **SMALL, squash=True, locations=(2, 1), **how),
+    "bagnet": lambda **how: REGISTRY["tnet_bagnet77.reference"](5, backbone="test_bagnet_tnet", locations=(2,), **how),
+    "fmow": lambda **how: REGISTRY["tnet_efficientnet_b0.reference_fmow"](
+        5, **SMALL, location_features="blocks.1", location_index=(1, 3, 5), locations=(2, 1), **how
+    ),
+    "cub": lambda **how: REGISTRY["tnet_efficientnet_b0.reference_cub"](
+        num_classes=5, **SMALL, location_features="blocks.1", location_index=(0, 1, 2, 3, 4), locations=(2,), **how
+    ),
+}
+
+
+def everything(model, images):
+    """What a model tells of images, and the gradients of a training step."""
+    told = []
+    for policy in model.policies:
+        with torch.no_grad():
+            out = model(images, policy=policy, draws=Draws(0, 0, np.arange(len(images))))
+        told += [out.logits, torch.from_numpy(out.glimpses.box), out.glimpses.probability, out.glimpses.contribution]
+    torch.manual_seed(1)
+    objective = model.train().default_objective()
+    rollouts = model.rollouts(images, objective.plan(1.0), Draws(0, 0, np.arange(len(images))))
+    loss, state, _ = objective(rollouts, torch.arange(len(images)), objective.initial_state())
+    loss.backward()
+    return [*told, loss, state, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def both(preset, images):
+    """What the model tells with the grid fitted to images, and as earlier versions laid it."""
+    results = []
+    for fit_grid in (True, False):
+        torch.manual_seed(0)
+        results.append(everything(PRESETS[preset](fit_grid=fit_grid).eval(), images))
+    return results
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_changes_for_square_images_to_the_bit(preset):
+    fitted, former = both(preset, torch.rand(3, 3, 123, 123, generator=torch.Generator().manual_seed(1)))
+    assert len(fitted) == len(former) and all(torch.equal(a, b) for a, b in zip(fitted, former, strict=True))
+
+
+@pytest.mark.parametrize("preset", ["squash", "bagnet", "fmow", "cub"])
+def test_published_geometry_stays_for_all_images_to_the_bit(preset):
+    fitted, former = both(preset, torch.rand(3, 3, 90, 240, generator=torch.Generator().manual_seed(1)))
+    assert len(fitted) == len(former) and all(torch.equal(a, b) for a, b in zip(fitted, former, strict=True))
+
+
+def test_looks_lie_inside_the_image():
+    model = TNet(5, **SMALL, locations=(3, 2)).eval()
+    for height, width in [(100, 101), (96, 128), (108, 192), (60, 150), (150, 60), (50, 150)]:
+        views = CountingViews(torch.rand(2, 3, height, width))
+        with torch.inference_mode():
+            out = model(views)
+        box = out.glimpses.box
+        assert (box[:, :2] >= 0).all() and (box[:, 2:] <= (height, width)).all()
+        first = out.glimpses.level == 1
+        assert (box[first] == (0, 0, height, width)).all()
+        sides = box[~first, 2:] - box[~first, :2]
+        assert np.array_equal(sides[:, 0], sides[:, 1])
+        for one in out:
+            assert len({g.box for g in one.glimpses if g.level == 2}) == sum(g.level == 2 for g in one.glimpses)
+
+
+@pytest.mark.parametrize("weighting", [False, True])
+@pytest.mark.parametrize("policy", ["greedy", "sampled", "random", "centre", "exhaustive"])
+def test_an_image_gets_the_looks_that_it_has_cells_for(policy, weighting):
+    """Three cells are distinct where five are asked for; each leads to one more look."""
+    torch.manual_seed(0)
+    model = TNet(5, **SMALL, weighting=weighting, locations=(5, 1)).eval()
+    views = CountingViews(torch.rand(2, 3, 48, 120))
+    with torch.inference_mode():
+        out = model(views, policy=policy)
+        enough = model(views, locations=(3, 1), policy=policy)
+    below = 9 if policy == "exhaustive" else 1
+    assert out.locations.tolist() == [3 + 3 * below] * 2 and len(views.looks) == 2 * 2 * (4 + 3 * below)
+    torch.testing.assert_close(out.logits, enough.logits)
+    for one, other in zip(out, enough, strict=True):
+        assert [(g.box, g.level, g.parent) for g in one.glimpses] == [(g.box, g.level, g.parent) for g in other.glimpses]
+        torch.testing.assert_close(sum(g.contribution for g in one.glimpses), one.logits)
+        for g in one.glimpses:
+            if g.level == 3:
+                parent = one.glimpses[g.parent]
+                assert parent.level == 2 and parent.box[1] <= g.box[1] and g.box[3] <= parent.box[3]
+
+
+def files_like(*sizes):
+    """Images of several sizes, opened."""
+    rng = np.random.default_rng(0)
+    return [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+def test_a_batch_of_images_of_several_shapes_is_its_images():
+    model = TNet(5, **SMALL, weighting=True, locations=(4, 2)).eval()
+    images = files_like((96, 96), (48, 120), (90, 60), (20, 200))
+    with torch.inference_mode():
+        together, alone = model(as_views(images)), [model(as_views([image]))[0] for image in images]
+    assert together.locations.tolist() == [12, 9, 12, 9]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+        assert [(g.box, g.parent) for g in one.glimpses] == [(g.box, g.parent) for g in other.glimpses]
+        assert [g.probability for g in one.glimpses] == pytest.approx([g.probability for g in other.glimpses], abs=1e-4)
+
+
+def test_a_walk_goes_as_far_as_each_image_has_cells():
+    model = TNet(5, **SMALL, locations=(5, 1)).eval()
+    images = files_like((96, 96), (48, 120))
+    with torch.inference_mode():
+        straight, walk, told = model(as_views(images)), model.walk(as_views(images)), []
+        try:
+            which, logits = next(walk)
+            while True:
+                told.append(logits)
+                which, logits = walk.send(np.ones(len(which), dtype=bool))
+        except StopIteration as end:
+            out = end.value
+    assert len(told) == 5 and out.locations.tolist() == straight.locations.tolist() == [10, 6]
+    torch.testing.assert_close(out.logits, straight.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(told[4][1], out.logits[1]) and torch.equal(told[3][1], out.logits[1])  # all its cells were seen after three turns
+    assert not torch.equal(told[4][0], told[3][0])
+    for one in out:
+        torch.testing.assert_close(sum(g.contribution for g in one.glimpses), one.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_descriptors_follow_the_cells():
+    """The descriptor of a cell is the mean of a finely sampled map over the cell's part of the look."""
+    model = TNet(5, backbone="plain_convnet_32", location_features="stages.1").eval()
+    box = np.array([[[0, 0, 90, 240]]])
+    cells, _ = model.grid.inside(box, np.array([[90, 240]]))
+    features = torch.rand(1, 64, 16, 16)
+    got = model.describe(features, model._weights(box[0], cells[0]))
+    fine = features[0].repeat_interleave(90, 1).repeat_interleave(240, 2)  # 16 samples for each pixel of the image, along each axis
+    for i, (y0, x0, y1, x1) in enumerate((16 * cells[0, 0]).astype(int).tolist()):
+        torch.testing.assert_close(got[0, i], fine[:, y0:y1, x0:x1].mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_descriptors_of_a_square_look_are_the_same_beside_others():
+    model = TNet(5, backbone="plain_convnet_32", location_features="stages.1").eval()
+    boxes = np.array([[0, 0, 123, 123], [0, 0, 90, 240]])
+    cells, _ = model.grid.inside(boxes, boxes[:, 2:])
+    down, across = model._weights(boxes, cells)
+    assert torch.equal(down[0], model.cell_weights) and torch.equal(across[0], model.cell_weights)
+    assert not torch.equal(down[1], model.cell_weights) and model._weights(boxes[:1], cells[:1]) is None
+
+
+def test_training_on_images_with_fewer_cells_than_looks():
+    torch.manual_seed(0)
+    model = TNet(5, **SMALL, locations=(5, 2)).eval()
+    long, enough = torch.rand(2, 3, 48, 120), (3, 2)
+    rollout, exact = (model.rollouts(long, ("greedy",), Draws(0, 0, np.arange(2)), k)[0] for k in ((5, 2), enough))
+    torch.testing.assert_close(rollout.logits, exact.logits)
+    torch.testing.assert_close(rollout.glimpse_logits.mean(1), rollout.logits)
+    taken = [0, 1, 2, 3, *range(6, 12)]
+    torch.testing.assert_close(rollout.glimpse_logits[:, taken], exact.glimpse_logits)
+    torch.testing.assert_close(rollout.log_probability[:, [i - 1 for i in taken[1:]]], exact.log_probability)
+    rest = [i for i in range(16) if i not in taken]
+    assert not rollout.log_probability[:, [i - 1 for i in rest]].any()
+    objective = model.default_objective()
+    sampled = model.train().rollouts(as_views(files_like((48, 120), (96, 96))), ("sampled",), Draws(0, 0, np.arange(2)))
+    loss, _, _ = objective(sampled, torch.tensor([0, 1]), objective.initial_state())
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_products_are_counted_for_the_looks_that_an_image_gets():
+    model = TNet(5, **SMALL, locations=(5,)).eval()
+    long, square = (count(model, size, (k,)).macs for size, k in (((480, 1200), 5), (960, 3)))
+    assert long == square < count(model, 960, (5,)).macs
+    assert count(model, (1200, 480), (5, 1)).macs == count(model, 960, (3, 1)).macs

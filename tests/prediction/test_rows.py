@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from foveal.errors import ConfigError
 from foveal.prediction import count, find_images, predict, predict_rows
@@ -39,6 +41,16 @@ def test_rows_are_what_classifying_one_by_one_gives(folder, model):
         assert 0 < row["bytes_read"] <= Path(row["path"]).stat().st_size
         assert row["seconds"] > 0
         assert row["error"] is None
+
+
+def test_rows_tell_the_looks_that_an_image_has_cells_for(tmp_path, model):
+    """An image of 1 : 2.5 has three distinct cells, a square one nine."""
+    for name, size in (("long", (48, 120)), ("square", (90, 90)), ("upright", (120, 48))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    long, square, upright = predict(model, tmp_path, locations=(5, 1), device="cpu").rows
+    assert (long["locations"], square["locations"], upright["locations"]) == (6, 10, 6)
+    assert [len(row["glimpses"]) for row in (long, square, upright)] == [7, 11, 7]
+    assert long["macs"] == upright["macs"] == count(model, 90, (3, 1)).macs and square["macs"] == count(model, 90, (5, 1)).macs
 
 
 def test_random_looks_do_not_depend_on_the_batch(folder, model):
