@@ -20,7 +20,8 @@ so, and models that were trained before there was the other way.
 
 So every cell lies wholly in the image, unless the image is more than ``side`` times as long as wide; then it contains the whole
 shorter side. In a square look that lies in the image, the cells are those of `Grid.boxes`. The index of a cell is its row and
-column in the full grid, also where some cells are not offered.
+column in the full grid, also where some cells are not offered. Where the side of the cells is given, because looks are to have a fixed
+physical size, it replaces rule 1, and there may be gaps.
 
 The thumbnail of such a model is the whole image, squashed to a square (see `foveal.glimpse.tnet`). This costs its proportions, but no
 pixel is spent on padding, looks of all images have one shape, and networks of a fixed input size can be used. Closer looks are not
@@ -87,12 +88,13 @@ class Grid:
         x, w = self.axis(parents[..., 3] - parents[..., 1])
         return self._boxes(parents[..., 0, None] + y, parents[..., 1, None] + x, h, w)
 
-    def inside(self, parents: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def inside(self, parents: np.ndarray, sizes: np.ndarray, given: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Square regions of the parts of boxes that lie in images; see the top of this file.
 
         Args:
             parents: (B, ..., 4) boxes of looks, each with a part in its image.
             sizes: (B, 2) (height, width) of the images.
+            given: (B, ...) side of the regions in pixels, instead of rule 1; NaN leaves that rule in force.
 
         Returns:
             (B, ..., side**2, 4) regions, and which of them are offered, (B, ..., side**2) bool, one at least.
@@ -102,11 +104,13 @@ class Grid:
         first = np.maximum(parents[..., :2], 0.0)
         extent = np.minimum(parents[..., 2:], sizes) - first
         size = self._size(extent)
+        plain = extent[..., 0] == extent[..., 1]
+        if given is not None:
+            plain, size = plain & np.isnan(given), np.where(np.isnan(given), size, given)
         room = extent - size[..., None]
-        square = extent[..., 0] == extent[..., 1]
         # No end is left out, however little is there.
         distinct = np.clip(1 + np.floor(room / self._apart(size)[..., None]), 1 + (room > 0), self.side)
-        distinct = np.where(square[..., None], self.side, distinct).astype(int)
+        distinct = np.where(plain[..., None], self.side, distinct).astype(int)
         starts = np.where(distinct[..., None] == 1, np.floor(room / 2)[..., None], self._spread(room))
         y, x = np.moveaxis(first[..., None] + starts, -2, 0)
         rows, columns = np.moveaxis(self._kept[distinct], -2, 0)

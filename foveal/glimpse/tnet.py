@@ -276,12 +276,17 @@ class TNet(GlimpseClassifier):
             whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False looks at the square around the image,
             as models of earlier versions do. Nothing changes for square images, nor beside ``squash``, ``padded_grid`` and
             ``location_index``, which say how a paper places its cells.
+        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side of such a look
+            is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The closest looks are those of the last
+            level of the default budget; at each level before them looks are 1 / ``region`` times as coarse. Needs images whose files
+            say how large a pixel is (`foveal.images.scale`); 1e6 is a metre, for rasters.
 
     Raises:
-        ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
+        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that cannot be kept to.
 
     Attributes:
-        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, that is ``random``.
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or looks have a
+            physical size, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
@@ -314,6 +319,7 @@ class TNet(GlimpseClassifier):
         squash: bool = False,
         antialias: bool = True,
         fit_grid: bool = True,
+        region_mpp: float | None = None,
     ) -> None:
         network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})})
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -325,6 +331,12 @@ class TNet(GlimpseClassifier):
         self.grid = Grid(grid, region, padded_grid)
         self.fit_grid = fit_grid
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
+        if region_mpp is not None and (region_mpp <= 0 or not self._fits):
+            raise ConfigError(
+                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on, and squash, padded_grid"
+                " and location_index out"
+            )
+        self.region_mpp = region_mpp
         self.locations = self._budget(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
@@ -342,7 +354,7 @@ class TNet(GlimpseClassifier):
         self.dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
-        self.takes_whole = self._takes_whole(in_chans)
+        self.takes_whole = region_mpp is None and self._takes_whole(in_chans)
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes) if self._fits else super().root(sizes)
@@ -412,11 +424,15 @@ class TNet(GlimpseClassifier):
             return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
 
         which = np.tile(np.arange(len(views)), tries)
-        grids = self._grids(thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look, views.sizes).repeat(tries)
+        grids = self._grids(views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look).repeat(tries)
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
     def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
         """The first look at every image, ``tries`` times over, and once what `score` takes."""
+        if self.region_mpp is not None:
+            for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
+                what = "does not say how large its pixels are, which this model's region_mpp needs"
+                views.errors.setdefault(i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp")
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
@@ -424,25 +440,45 @@ class TNet(GlimpseClassifier):
         taken = np.ones(boxes.shape[:2], dtype=bool)
         return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
 
-    def _grids(self, boxes: np.ndarray, taken: np.ndarray, look: tuple[Tensor, Tensor], sizes: np.ndarray) -> _Grids:
+    def _grids(
+        self, views: Views, which: np.ndarray, boxes: np.ndarray, taken: np.ndarray, look: tuple[Tensor, Tensor], depth: int = 1
+    ) -> _Grids:
         """Grids over looks.
 
         Args:
+            views: the images.
+            which: (R,) image of each row.
             boxes: (R, n, 4) of the looks.
             taken: (R, n) bool, which of them were taken; the others get grids without a cell.
             look: what `score` takes, of those that were taken.
+            depth: processing level of the looks.
+        """
+        cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
+        scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
+        log_p = scores.unflatten(0, taken.shape).masked_fill(sent(~offered, scores.device), NEVER).log_softmax(-1)
+        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for so many.
+        return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
+
+    def cells(self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the grids over looks.
+
+        Args:
+            boxes: (R, n, 4) of the looks.
             sizes: (R, 2) of the images.
+            mpp: (R,) micrometres per pixel of the images, NaN where it is not known; for models with ``region_mpp``.
+            depth: processing level of the looks.
+
+        Returns:
+            (R, n, side**2, 4) boxes of the cells, and which of them are offered to the policy, (R, n, side**2) bool.
         """
         if self._fits:
-            cells, offered = self.grid.inside(boxes, sizes)
-            masked, offered = ~offered, offered & taken[..., None]
-        else:
-            # Cells outside the image come last, but are looked at where the budget asks for so many.
-            cells = self.grid.boxes(boxes)
-            masked, offered = outside(cells, sizes), np.ones(cells.shape[:-1], dtype=bool)
-        scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
-        log_p = scores.unflatten(0, taken.shape).masked_fill(sent(masked, scores.device), NEVER).log_softmax(-1)
-        return _Grids(cells, offered, log_p)
+            given = None
+            if self.region_mpp is not None and mpp is not None:
+                coarser = self.grid.region ** (depth - max(len(self.locations), 1))
+                given = np.maximum(np.round(self.size[0] * self.region_mpp * coarser / mpp), 1.0)[:, None]
+            return self.grid.inside(boxes, sizes, given)
+        cells = self.grid.boxes(boxes)
+        return cells, ~outside(cells, sizes)
 
     def _weights(self, boxes: np.ndarray, cells: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a square look."""
@@ -490,7 +526,7 @@ class TNet(GlimpseClassifier):
                 np.concatenate([found.parent, parent]), [*found.log_p, grids.log_p], [*found.cells, chosen],
             )  # fmt: skip
             if depth < len(locations):
-                grids = self._grids(boxes, taken, look, views.sizes[which])
+                grids = self._grids(views, which, boxes, taken, look, depth + 1)
         return found
 
     def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
@@ -570,7 +606,7 @@ class TNet(GlimpseClassifier):
             if not len(which):
                 break
             if not start:  # where to look is worked out for those alone that go on
-                grids = self._grids(known.boxes, known.taken, (look[0][on], look[1][on]), views.sizes[which])
+                grids = self._grids(views, which, known.boxes, known.taken, (look[0][on], look[1][on]))
                 order = choose("greedy", grids.log_p, budget[0])
                 turns = self.likelihood(grids.log_p, order)[:, 0]
             elif not going.all():
@@ -644,7 +680,7 @@ class TNet(GlimpseClassifier):
             windows = _windows(features, boxes, places[:, 0], self.grid.region)
             cells = torch.arange(self.grid.cells, device=origin.device).expand(len(views), 1, -1)
             alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
-        grids = self._grids(boxes[:, None], np.ones((len(views), 1), dtype=bool), look, views.sizes)
+        grids = self._grids(views, which, boxes[:, None], np.ones((len(views), 1), dtype=bool), look)
         return Rollout(
             logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
             level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",

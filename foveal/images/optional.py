@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
+from foveal.images import scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window
 
@@ -114,8 +115,8 @@ class OpenSlidePyramid(Pyramid):
         except Exception as error:
             raise ImageError(f"{path}: OpenSlide cannot open it ({error}); check that all its files are there") from error
         metadata = {"description": slide.properties.get("openslide.comment", "")}
-        if mpp := slide.properties.get("openslide.mpp-x"):
-            metadata["mpp"] = float(mpp)
+        if (mpp := scale.of_slide(slide.properties)) is not None:
+            metadata["mpp"] = mpp
         super().__init__(path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options)
         self._slide: Any = slide
 
@@ -165,7 +166,9 @@ class RasterPyramid(Pyramid):
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
         down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
-        metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
+        metadata: dict[str, Any] = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
+        if (mpp := scale.of_raster(data.crs, data.transform)) is not None:
+            metadata["mpp"] = mpp
         dtype = np.dtype(data.dtypes[0])
         self._data: dict[int, Any] = {0: data}
         super().__init__(path, sizes, len(self._colour_bands), dtype, metadata=metadata, **options)

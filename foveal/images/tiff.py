@@ -23,7 +23,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ import simplejpeg
 import tifffile
 
 from foveal.errors import ImageError
+from foveal.images import scale
 from foveal.images.headers import Numbers, outline
 from foveal.images.pyramid import Pyramid, Stored, Window
 
@@ -229,10 +229,8 @@ def _metadata(page: tifffile.TiffPage) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if page.description:
         found["description"] = page.description
-        if mpp := re.search(r"\bMPP\s*=\s*([\d.]+)", page.description):
-            found["mpp"] = float(mpp.group(1))
-    if "mpp" not in found and page.tags.valueof(296) == 3 and (resolution := page.tags.valueof(282)) and resolution[0]:
-        found["mpp"] = 10000 * resolution[1] / resolution[0]
+    if (mpp := scale.of_page(page)) is not None:
+        found["mpp"] = mpp
     if geo := page.geotiff_tags:
         found["geo"] = geo
     return found

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,12 +42,13 @@ Row = dict[str, Any]
 FOLD_FROM = 16
 """Images from which on it pays to fold batch norms first."""
 
-COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
+COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "mpp", "macs", "bytes_read", "seconds", "error")
 """Columns of a prediction.
 
 ``top_k`` is a list of ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
-``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
-opening it took plus its share of the time of its batch.
+``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of each look as the
+model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what opening it took plus
+its share of the time of its batch.
 """
 
 
@@ -172,7 +173,8 @@ def predict_rows(
                             continue
                         one = seen[i]
                         spent = budget if until is None else budget_of(one.glimpses, until.locations)
-                        results[path] = _row(path, one, top_k, macs(one, views.sizes[i], spent), image.seconds + share)
+                        mpp = cast(View, image.view).mpp
+                        results[path] = _row(path, one, top_k, mpp, macs(one, views.sizes[i], spent, mpp), image.seconds + share)
             finally:
                 for image in good.values():
                     if image.view is not None:
@@ -194,7 +196,7 @@ def _open(path: str, model: GlimpseClassifier) -> _Opened:
     return _Opened(path, view, None, time.perf_counter() - start)
 
 
-def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float) -> Row:
+def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: int, seconds: float) -> Row:
     top = seen.top(top_k)
     return {
         "path": as_text(path),
@@ -202,7 +204,11 @@ def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float)
         "probability": top[0][1],
         "top_k": [{"label": name, "probability": p} for name, p in top],
         "locations": seen.locations,
-        "glimpses": [{"box": list(g.box), "level": g.level, "probability": g.probability} for g in seen.glimpses],
+        "glimpses": [
+            {"box": list(g.box), "level": g.level, "probability": g.probability, "mpp": None if mpp is None else mpp * g.pixels_each}
+            for g in seen.glimpses
+        ],
+        "mpp": mpp,
         "macs": macs,
         "bytes_read": seen.bytes_read,
         "seconds": seconds,

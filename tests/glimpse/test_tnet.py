@@ -11,13 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.draws import Draws
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, ImageError
 from foveal.glimpse.registry import REGISTRY
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
 from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.tnet import ReferenceTNetObjective
 from foveal.prediction.cost import count
+from foveal.runs import classify
 from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 
@@ -528,3 +529,74 @@ def test_products_are_counted_for_the_looks_that_an_image_gets():
     long, square = (count(model, size, (k,)).macs for size, k in (((480, 1200), 5), (960, 3)))
     assert long == square < count(model, 960, (5,)).macs
     assert count(model, (1200, 480), (5, 1)).macs == count(model, 960, (3, 1)).macs
+
+
+# -------------------------------------------------------------------------------------------------- looks of a physical size
+
+
+def slides(*scales, size=(2000, 3000)):
+    """Images of one size whose files say different scales."""
+    return [ArrayPyramid(np.zeros((*size, 3), np.uint8), path=f"{i}.svs", metadata={"mpp": mpp}) for i, mpp in enumerate(scales)]
+
+
+@pytest.mark.parametrize("locations, sides", [((3,), [64]), ((3, 2), [128, 64]), ((2, 1, 1), [256, 128, 64])])
+def test_the_closest_looks_have_the_scale_that_is_wanted(locations, sides):
+    """Looks of 32 px at 1 um per pixel are 64 pixels of an image of 0.5 um per pixel, and 128 pixels of one of 0.25."""
+    model = TNet(5, **SMALL, grid=5, locations=locations, region_mpp=1.0).eval()
+    with torch.inference_mode():
+        out = model(as_views(slides(0.5, 0.25)))
+    for one, pixels in zip(out, (1, 2), strict=True):
+        assert one.glimpses[0].box == (0, 0, 2000, 3000)
+        for g in one.glimpses[1:]:
+            assert g.box[2] - g.box[0] == g.box[3] - g.box[1] == pixels * sides[g.level - 2]
+            assert g.box[0] >= 0 and g.box[1] >= 0 and g.box[2] <= 2000 and g.box[3] <= 3000
+            if g.level == len(locations) + 1:
+                assert g.pixels_each * (0.5 / pixels) == pytest.approx(1.0)
+
+
+def test_a_shorter_budget_keeps_the_scale_of_its_looks():
+    model = TNet(5, **SMALL, locations=(3, 2), region_mpp=1.0).eval()
+    with torch.inference_mode():
+        (one,) = model(as_views(slides(0.5)), locations=(2,))
+    assert {g.box[2] - g.box[0] for g in one.glimpses[1:]} == {128}
+
+
+def test_looks_larger_than_a_slide_are_centred_and_one():
+    model = TNet(5, **SMALL, grid=3, locations=(4, 2), region_mpp=16.0).eval()
+    with torch.inference_mode():
+        (one,) = model(as_views(slides(0.5, size=(300, 1500))))
+    first = [g.box for g in one.glimpses if g.level == 2]
+    assert first == [(-874, -274, 1174, 1774)]  # 2,048 pixels a side
+    below = [g for g in one.glimpses if g.level == 3]
+    assert len(below) == 2 and {(g.box[0], g.box[2] - g.box[0]) for g in below} == {(-362, 1024)}
+    assert count(model, (300, 1500), (4, 2), mpp=0.5).macs == count(model, 300, (1, 2)).macs > count(model, 300, (1,)).macs
+
+
+def test_the_cells_of_a_small_look_are_described_by_their_part_of_the_map():
+    model = TNet(5, backbone="plain_convnet_32", base_size=32, location_features="stages.1", locations=(2,), region_mpp=1.0)
+    box = np.array([[[0, 0, 640, 640]]])
+    cells, offered = model.cells(box, np.array([[640, 640]]), np.array([0.25]))
+    assert offered.all() and (cells[0, 0, :, 2] - cells[0, 0, :, 0] == 128).all()
+    features = torch.rand(1, 64, 16, 16)
+    got = model.describe(features, model._weights(box[0], cells[0]))
+    fine = features[0].repeat_interleave(40, 1).repeat_interleave(40, 2)
+    for i, (y0, x0, y1, x1) in enumerate(cells[0, 0].astype(int).tolist()):
+        torch.testing.assert_close(got[0, i], fine[:, y0:y1, x0:x1].mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_without_a_scale_fails_alone_in_one_sentence():
+    model = TNet(5, **SMALL, locations=(2,), region_mpp=1.0).eval()
+    views = as_views([*slides(0.5), ArrayPyramid(np.zeros((200, 300, 3), np.uint8), path="photo.png"), *slides(0.5)])
+    with torch.inference_mode():
+        out = model(views)
+    assert list(views.errors) == [1] and torch.isfinite(out.logits).all()
+    assert views.errors[1].startswith("photo.png: does not say how large its pixels are") and "\n" not in views.errors[1]
+    assert out.locations.tolist() == [2, 2, 2]
+    with pytest.raises(ImageError, match=r"^image 0: does not say how large its pixels are"):
+        classify(model, torch.rand(3, 64, 64))
+
+
+@pytest.mark.parametrize("how", [{"region_mpp": 0}, {"region_mpp": 1.0, "squash": True}, {"region_mpp": 1.0, "fit_grid": False}])
+def test_a_physical_size_that_cannot_be_kept_to(how):
+    with pytest.raises(ConfigError, match="region_mpp"):
+        TNet(5, **SMALL, **how)
