@@ -36,6 +36,7 @@ from foveal import get_data, load, open_image
 from foveal.data import DataModule
 from foveal.evaluation.coverage import coverage
 from foveal.glimpse.base import enclosing_square
+from foveal.glimpse.grid import share_inside
 from foveal.glimpse.registry import register
 from foveal.glimpse.tnet import TNet
 from foveal.runs import WEIGHTS, replacing
@@ -95,12 +96,6 @@ def train(way: str, seed: int, steps: int, table: Path, weights: Path, out: Path
     return time.process_time() - began
 
 
-def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(n,) share of each box (n, 4) that lies in its image, of ``sizes`` (n, 2)."""
-    within = np.minimum(boxes[:, 2:], sizes) - np.maximum(boxes[:, :2], 0)
-    return within.clip(0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
-
-
 def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[dict[str, Any]]:
     """What a model is worth on the images that it was not trained on: a row for all of them, and one for the test images alone."""
     positive = data.classes.index("crack")
@@ -113,7 +108,7 @@ def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[d
             scores.append((seen.logits[:, positive] - seen.logits[:, 1 - positive]).float())
             cracks.append((batch.target == positive).long())
             test += [split == "test"] * len(batch)
-            shares.append(inside(boxes, batch.views.sizes[which]))
+            shares.append(share_inside(boxes[:, None], batch.views.sizes[which]))
             chosen = seen.glimpses.level > 1
             each = np.full((len(batch), looks, 4), np.nan)
             for i in range(len(batch)):
@@ -142,8 +137,8 @@ def shares(way: str, name: str, size: tuple[int, int]) -> dict[str, Any]:
     for _ in range(2):
         grids = [model.cells(box[None, None], np.array([size])) for box in levels[-1]]
         levels.append(np.concatenate([cells[offered] for cells, offered in grids]))
-    found = [inside(boxes, np.tile(size, (len(boxes), 1))) for boxes in levels]
-    told = {f"level_{i}": {"looks": len(of), "mean": round(float(of.mean()), 4), "least": round(float(of.min()), 4)}
+    found = [share_inside(boxes[None], np.array([size])) for boxes in levels]
+    told = {f"level_{i}": {"looks": of.size, "mean": round(float(of.mean()), 4), "least": round(float(of.min()), 4)}
             for i, of in enumerate(found, start=1)}  # fmt: skip
     return {"way": way, "image": name, "size": list(size), **told}
 

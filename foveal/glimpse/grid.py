@@ -148,6 +148,13 @@ class Grid:
         return kept
 
 
+def share_inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Share of the area of ``boxes`` (B, ..., 4) that lies in images of ``sizes`` (B, 2): (B, ...), 0 to 1."""
+    sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, *[1] * (boxes.ndim - 2), 2)
+    within = np.minimum(boxes[..., 2:], sizes) - np.maximum(boxes[..., :2], 0.0)
+    return np.clip(within, 0.0, None).prod(-1) / (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+
+
 def outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Which of ``boxes`` (B, ..., 4) lie wholly outside images of ``sizes`` (B, 2): bool (B, ...)."""
     height, width = (sizes[:, i].reshape(-1, *[1] * (boxes.ndim - 2)) for i in (0, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveal.errors import ConfigError
-from foveal.glimpse.grid import Grid, outside
+from foveal.glimpse.grid import Grid, outside, share_inside
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,11 @@ def test_cells_are_numbered_row_by_row_for_any_batch_of_parents():
 def test_outside():
     boxes = np.array([[[0, 0, 5, 5], [-5, 0, 0, 5], [9, 9, 12, 12], [10, 0, 12, 5], [0, 20, 5, 25]]] * 2)
     assert outside(boxes, np.array([[10, 20], [10, 21]])).tolist() == [[False, True, False, True, True], [False, True, False, True, False]]
+
+
+def test_share_inside():
+    boxes = np.array([[[0, 0, 4, 4], [-2, 0, 2, 4], [-2, -2, 2, 2], [-4, 0, 0, 4], [9, 9, 12, 12], [0, 0, 20, 10]]])
+    assert share_inside(boxes, np.array([[10, 10]])).tolist() == [[1, 0.5, 0.25, 0, 1 / 9, 0.5]]
 
 
 @pytest.mark.parametrize("side, region", [(1, 0.5), (3, 0.0), (3, 1.5)])
