@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.glimpse.registry import REGISTRY
-from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, code_frequencies, position_code
+from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, _windows, code_frequencies, position_code
 from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
+from foveal.objectives.rollout import MASKED
 from foveal.objectives.tnet import ReferenceTNetObjective
 from foveal.prediction.cost import count
 from foveal.runs import classify
@@ -379,12 +380,15 @@ def everything(model, images):
         with torch.no_grad():
             out = model(images, policy=policy, draws=Draws(0, 0, np.arange(len(images))))
         told += [out.logits, torch.from_numpy(out.glimpses.box), out.glimpses.probability, out.glimpses.contribution]
-    torch.manual_seed(1)
     objective = model.train().default_objective()
-    rollouts = model.rollouts(images, objective.plan(1.0), Draws(0, 0, np.arange(len(images))))
-    loss, state, _ = objective(rollouts, torch.arange(len(images)), objective.initial_state())
-    loss.backward()
-    return [*told, loss, state, *(p.grad for p in model.parameters() if p.grad is not None)]
+    for progress in (0.0, 1.0):
+        torch.manual_seed(1)
+        rollouts = model.rollouts(images, objective.plan(progress), Draws(0, 0, np.arange(len(images))))
+        loss, state, _ = objective(rollouts, torch.arange(len(images)), objective.initial_state())
+        model.zero_grad()
+        loss.backward()
+        told += [loss, state, *(p.grad for p in model.parameters() if p.grad is not None)]
+    return told
 
 
 def both(preset, images):
@@ -524,6 +528,35 @@ def test_training_on_images_with_fewer_cells_than_looks():
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("size", [(500, 1260), (1080, 1920), (300, 2400), (1260, 500)])
+def test_parts_of_the_whole_image_are_those_that_its_cells_show(size):
+    """The map holds the coordinates of the image's pixels: a window of it has those of its cell, to half a place of the map."""
+    model = TNet(5, **SMALL, locations=(2,))
+    root, length = np.array([[0, 0, *size]]), 64
+    cells, offered = model.cells(root[:, None], root[:, 2:])
+    y, x = ((torch.arange(length) + 0.5) * (n / length) for n in size)
+    windows = _windows(torch.stack(torch.meshgrid(y, x, indexing="ij"))[None], root, cells[:, 0], model.grid.region)
+    shown = cells[0, 0].clip(0, np.tile(size, 2))
+    for i in np.flatnonzero(offered[0, 0]):
+        half = torch.tensor(size) / length / 2 + 1e-3
+        low, high = windows[i].amin((1, 2)), windows[i].amax((1, 2))
+        assert (low >= torch.from_numpy(shown[i, :2]) - half).all() and (high <= torch.from_numpy(shown[i, 2:]) + half).all()
+        middle = torch.from_numpy(shown[i, :2] + shown[i, 2:]) / 2
+        assert ((windows[i].mean((1, 2)) - middle).abs() <= 2 * half).all()
+        assert (high - low >= torch.from_numpy(shown[i, 2:] - shown[i, :2]) * 0.9 - 2 * half).all()
+
+
+def test_the_warm_up_teaches_cells_that_a_long_image_has():
+    torch.manual_seed(0)
+    model = TNet(5, **SMALL, locations=(2,)).train()
+    (tried,) = model.rollouts(torch.rand(2, 3, 48, 120), ("whole",), Draws(0, 0, np.arange(2)))
+    assert tried.policy == "whole" and ((tried.scores[0] > MASKED).sum(-1) == 3).all()
+    objective = model.default_objective()
+    loss, _, _ = objective([tried], torch.tensor([0, 1]), objective.initial_state())
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_products_are_counted_for_the_looks_that_an_image_gets():
     model = TNet(5, **SMALL, locations=(5,)).eval()
     long, square = (count(model, size, (k,)).macs for size, k in (((480, 1200), 5), (960, 3)))
@@ -582,6 +615,12 @@ def test_the_cells_of_a_small_look_are_described_by_their_part_of_the_map():
     fine = features[0].repeat_interleave(40, 1).repeat_interleave(40, 2)
     for i, (y0, x0, y1, x1) in enumerate(cells[0, 0].astype(int).tolist()):
         torch.testing.assert_close(got[0, i], fine[:, y0:y1, x0:x1].mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_warm_up_looks_at_random_where_looks_have_a_physical_size():
+    model = TNet(5, **SMALL, locations=(2,), region_mpp=1.0)
+    (tried,) = model.rollouts(as_views(slides(0.5, 0.5)), ("whole",), Draws(0, 0, np.arange(2)))
+    assert tried.policy == "random" and tried.glimpses_per_image == 3
 
 
 def test_an_image_without_a_scale_fails_alone_in_one_sentence():
