@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--raster", help="an image twice as wide as high, for the shares")
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes"), help="where the run folders go")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=70, help="updates of 16 images")
     parser.add_argument("--out")
     args = parser.parse_args()

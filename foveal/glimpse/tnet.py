@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, per_band, whole_image
+from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -241,7 +241,7 @@ class _Grids:
     def chosen(self, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(R, n, k, 4) boxes of cells (R, n, k), and which of them are offered, (R, n, k) bool."""
         # Shapes alone are counted on the meta device: as many cells as can be had.
-        known = np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else cells.cpu().numpy()
+        known = np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
         return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
 
 
