@@ -511,6 +511,48 @@ def photographs_comparison(record: Any) -> Iterator[Row]:
         yield name, f"{100 * point['accuracy']:.1f} ({low} to {high})", gap, *said, *map(number, costs)
 
 
+SHAPES = {
+    "square": "square: everything in the square around the image",
+    "letterbox": "letterbox: first look as before, cells inside the image",
+    "fit": "fit: first look squashed, cells inside the image (default)",
+    "squash": "squash: first look and cells squashed",
+}
+
+
+@table("shapes", "shapes.json")
+def shapes(record: Any) -> Iterator[Row]:
+    looks = (0, 1, 2, 3)
+    yield "", "looks inside the image, %", "image covered, %", *(f"AP, {k} looks" for k in looks), "AUROC, 2 looks", "accuracy, 2 looks"
+    found = groups((row for row in record["results"]["rows"] if row["images"] == "unseen" and row["policy"] == "greedy"), "way", "looks")
+    for way, label in SHAPES.items():
+        two = found[way, 2]
+        areas = (f"{100 * mean(row[key] for row in two):.0f}" for key in ("inside", "covered"))
+        precision = (spread([row["average_precision"] for row in found[way, k]]) for k in looks)
+        yield label, *areas, *precision, *(spread([row[key] for row in two]) for key in ("auroc", "accuracy"))
+
+
+@table("shapes_inside", "shapes.json")
+def shapes_inside(record: Any) -> Iterator[Row]:
+    yield "cells that can be chosen, and how much of them is inside the image, %", *(f"{way}" for way in SHAPES if way != "squash")
+    for image, rows in groups(record["results"]["shares"], "image").items():
+        by_way = {row["way"]: row for row in rows}
+        height, width = rows[0]["size"]
+        for level, what in ((1, "first look"), (2, "its cells"), (3, "their cells")):
+            told = (by_way[way][f"level_{level}"] for way in SHAPES if way != "squash")
+            name = "world map" if image == "world" else image
+            yield f"{name}, {height:,} x {width:,}: {what}", *(inside_told(found) for found in told)
+
+
+def inside_told(found: dict) -> str:
+    if found["looks"] == 1 or found["least"] == 1:
+        return f"{100 * found['mean']:.0f}" + (f", {found['looks']} cells" if found["looks"] > 1 else "")
+    return f"{100 * found['mean']:.0f} ({100 * found['least']:.0f} at least), {found['looks']} cells"
+
+
+value("shapes_steps", "shapes.json", lambda record: str(record["results"]["trained"][0]["steps"]))
+value("shapes_seconds", "shapes.json", lambda record: number(mean(row["processor_seconds"] for row in record["results"]["trained"])))
+value("shapes_unseen", "shapes.json", lambda record: str(record["results"]["rows"][0]["count"]))
+value("shapes_cracks", "shapes.json", lambda record: str(record["results"]["rows"][0]["cracks"]))
 value("photographs_timed", "photographs.json", lambda record: str(record["results"]["times"][0]["images"]))
 value("bundled_seconds", "bundled.json", lambda record: f"{median(row['cpu_seconds'] for row in of_demo(record)):.0f}")
 value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))

@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -51,6 +52,12 @@ class Glimpse(NamedTuple):
     parent: int | None
     probability: float
     contribution: Tensor | None
+
+    @property
+    def pixels_each(self) -> float:
+        """Side, in full-resolution pixels, of the area that one pixel of the look shows; of a square of that area if it is not square."""
+        y0, x0, y1, x1 = self.box
+        return math.sqrt((y1 - y0) / self.size[0] * (x1 - x0) / self.size[1])
 
 
 @dataclass(frozen=True)

@@ -425,7 +425,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
     card = {
         "foveal": __version__,
         # Weights come from this folder: rebuilding must not fetch the ones training began with.
-        "model": without_weights(info.model),
+        "model": {key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))},
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
         "channels": model.channels,
@@ -459,6 +459,12 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def _absolute(path: Any) -> Any:
     return str(Path(path).expanduser().absolute()) if isinstance(path, str | Path) and "://" not in str(path) else path
+
+
+def as_written(options: dict[str, Any]) -> dict[str, Any]:
+    """A stored model's name and options, with those that it was written without, because they did not exist, as it behaved then."""
+    formerly = getattr(constructor(options["name"]), "formerly", {})
+    return {**options, **{key: value for key, value in formerly.items() if key not in options}}
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
@@ -531,8 +537,8 @@ class Run:
         return model.eval().to(device)
 
     def _build(self) -> GlimpseClassifier:
-        options = dict(self.card["model"])
         try:
+            options = as_written(self.card["model"])
             with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
                 model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
         except ConfigError as error:

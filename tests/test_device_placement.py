@@ -230,6 +230,25 @@ def test_classifiers(name, monkeypatch):
         assert on_cuda(loss, state, *log.values()) and loss.requires_grad
 
 
+@pytest.mark.parametrize("options", [TNET, {**TNET, "weighting": True}])
+def test_a_long_image_that_has_fewer_cells_than_looks_are_wanted(options, monkeypatch):
+    """The middle row of the grid stands for all three; two of five looks are not taken."""
+    monkeypatch.setattr(tnet, "on_host", lambda cells: np.tile([3, 4, 5, 0, 1][: cells.shape[-1]], (*cells.shape[:-1], 1)))
+    objective = TNetObjective(warm_up=0.0)
+    model, draws = create_classifier(**{**options, "locations": (5, 1)}, num_classes=4).eval(), Draws(0, 0, np.arange(2))
+    with fake_cuda():
+        moved(model)
+        images, target = torch.empty(2, 3, 40, 100, dtype=torch.uint8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+        with torch.no_grad():
+            seen = model(TensorViews(images), draws=draws)
+            assert on_cuda(seen.logits, seen[1].logits, seen.glimpses.contribution) and seen.locations.tolist() == [6, 6]
+        rollouts = model.train().rollouts(TensorViews(images), objective.plan(0.5), draws)
+        loss, state, log = objective(rollouts, target, objective.initial_state().to("cuda"))
+        assert on_cuda(loss, state, *log.values()) and loss.requires_grad
+        if model.weighting is None:
+            assert on_cuda(*model.rollouts(TensorViews(images), ("whole",), draws)[0].scores)
+
+
 # ---- training
 
 

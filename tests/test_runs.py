@@ -36,6 +36,31 @@ def folder(tmp_path) -> Path:
     return tmp_path / "run"
 
 
+def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
+    """Runs of versions without ``fit_grid`` look at the square around an image."""
+    card = json.loads((folder / runs.CARD).read_text())
+    assert card["model"] == {**TNET, "fit_grid": True}  # written though nobody set it
+    del card["model"]["fit_grid"]
+    image = torch.rand(3, 60, 150)
+    now = runs.classify(runs.load(folder), image)
+    (folder / runs.CARD).write_text(json.dumps(card))
+    then = runs.classify(runs.load(folder), image)
+    assert now.glimpses.box[0].tolist() == [0, 0, 60, 150] and then.glimpses.box[0].tolist() == [-45, 0, 105, 150]
+    loaded = runs.load(folder)
+    model = tnet(fit_grid=False)
+    model.load_state_dict(loaded.state_dict())
+    model.value_range = loaded.value_range  # a tensor is opened like a file where values have a range of their own
+    assert torch.equal(runs.classify(model, image).logits, then.logits)
+    runs.save_model(folder / "copy", model, runs.ModelInfo(TNET))
+    assert json.loads((folder / "copy" / runs.CARD).read_text())["model"]["fit_grid"] is False
+
+
+def test_references_are_written_as_they_were(tmp_path):
+    model = runs.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
+    runs.write_card(tmp_path, model, runs.ModelInfo({"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}))
+    assert json.loads((tmp_path / runs.CARD).read_text())["model"] == {"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}
+
+
 # ------------------------------------------------------------------------------------------------------------- names
 
 

@@ -162,7 +162,8 @@ def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tu
     """The budget that the looks at an image amount to: ``exhaustive`` takes every cell, whatever it is told."""
     if policy != "exhaustive":
         return tuple(budget)
-    looks = np.bincount(seen.glimpses.level[seen.glimpses.image == 0])[1:]
+    most = np.bincount(seen.glimpses.image).argmax()  # images that are not square may have fewer cells
+    looks = np.bincount(seen.glimpses.level[seen.glimpses.image == most])[1:]
     return tuple((looks[1:] // looks[:-1]).tolist())
 
 

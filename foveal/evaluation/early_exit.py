@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +28,11 @@ from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import REPEATS, WARM_UP
 from foveal.evaluation.evaluation import Progress, circumstances, plain_split, ready_for
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import Views
+from foveal.images import BlankViews, Views
 from foveal.prediction.budget import format_budget
-from foveal.prediction.cost import count
+from foveal.prediction.cost import LookCounter, count
 from foveal.prediction.device import autocast, find_device, machine_name
-from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, turns
+from foveal.prediction.early_exit import Exit, budget_of, confidence, format_cost, look_until, parse_cost, turns
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.output import fingerprint
 from foveal.prediction.rows import check_locations
@@ -91,7 +90,9 @@ def solve(
     def price_in(unit: str) -> np.ndarray:
         """(T,) what an image costs that is left after each turn."""
         if unit == "locations":
-            return np.array([sum(np.cumprod(end)) for end in ends], dtype=float)
+            blank = BlankViews(1, size, judged.channels, where)  # an image that is not square may get fewer looks than it is offered
+            with torch.inference_mode():
+                return np.array([judged(blank, locations=end, contributions=False).locations[0] for end in ends], dtype=float)
         if unit == "macs":
             return np.array([count(judged, size, end).macs for end in ends], dtype=float)
         return _times(folded, lambda: images.batch(0, some, 0).to(where).views, ends[-1], at_once, precision, seconds) / len(some)
@@ -164,9 +165,9 @@ def spend(
     folded = fold_norms(judged)
     ends = list(dict.fromkeys(end for one in exits for end in turns(one.locations, one.at_once)))
     ways: list[Exit | tuple[int, ...]] = [*ends, *exits]
-    right, looks, seconds = np.zeros(len(ways)), np.zeros(len(ways)), np.zeros(len(ways))
-    spent: list[Counter[tuple[int, ...]]] = [Counter() for _ in ways]
-    total, size = 0, (0, 0)
+    right, looks, macs, seconds = np.zeros((4, len(ways)))
+    macs_of = LookCounter(judged)
+    total = 0
     starts = range(0, len(images), batch_size)
     for number, start in enumerate([0, *starts]):  # the first batch is taken twice, and does not count before
         rows = list(range(start, min(start + batch_size, len(images))))
@@ -190,20 +191,18 @@ def spend(
                 good = [j for j in range(len(batch)) if j not in batch.views.errors]
                 right[i] += int((answer == batch.target.cpu())[good].sum())
                 looks[i] += np.asarray(seen.locations)[good].sum()
-                first = np.bincount(seen.glimpses.image[seen.glimpses.level == 2], minlength=len(batch))[good]
-                below = (way.locations if isinstance(way, Exit) else way)[1:]
-                spent[i].update((int(k), *below) if k else () for k in first)
+                budget = way.locations if isinstance(way, Exit) else way
+                macs[i] += sum(macs_of(seen[j], batch.views.sizes[j], budget_of(seen[j].glimpses, budget)) for j in good)
                 seconds[i] += took
-                total, size = total + (len(good) if i == 0 else 0), (int(batch.views.sizes[0, 0]), int(batch.views.sizes[0, 1]))
+                total += len(good) if i == 0 else 0
         if on_progress is not None:
             on_progress(number, len(starts))
     if not total:
         raise DataError("none of the images could be read; check the data")
-    macs = {end: count(judged, size, end).macs for counter in spent for end in counter}
     return [
         Spent(
             name=way.budget if isinstance(way, Exit) else format_budget(way), stops=isinstance(way, Exit), locations=looks[i] / total,
-            macs=sum(n * macs[end] for end, n in spent[i].items()) / total, images=total, accuracy=right[i] / total,
+            macs=macs[i] / total, images=total, accuracy=right[i] / total,
             interval=wilson(int(right[i]), total), milliseconds=1e3 * seconds[i] / total, batch_size=batch_size,
         )
         for i, way in enumerate(ways)

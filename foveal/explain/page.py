@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +127,7 @@ def explain(
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
-        macs = count(classifier, size, budget, policy).macs
+        macs = count(classifier, size, budget, policy, views.views[0].mpp).macs
         costs = Costs(macs, _dense_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
@@ -193,6 +194,7 @@ def report(
     _check_page(Path(out))
     views = one_view(image)
     height, width = (int(n) for n in views.sizes[0])
+    mpp = float(views.mpp[0])
     pictures = glimpse_pictures(views, classification, fill=fill, antialias=antialias)
     looks = list(classification.glimpses)
     top = classification.logits.float().topk(min(SHOWN, classification.logits.shape[-1])).indices.tolist()
@@ -200,14 +202,14 @@ def report(
         name=escape(name),
         label=escape(str(classification.label)),
         probability=f"{100 * float(classification.probability):.1f}",
-        summary=escape(f"{width} × {height} px, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
+        summary=escape(f"{width} × {height} px{_scale(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
         picture=_data_uri(thumbnail(views, 1024)),
         grain="coarse" if max(height, width) < 128 else "fine",
         width=width,
         height=height,
         boxes="\n".join(_box(i, g, max(height, width)) for i, g in enumerate(looks) if g.level > 1),
         classes="\n".join(_class_bar(label, p) for label, p in classification.top(5)),
-        looks="\n".join(_look(i, g, picture, classification, top) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))),
+        looks="\n".join(_look(i, g, picture, classification, top, mpp) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))),
         total=_total(classification, top),
         maps=_maps(classification, pictures[0], captions) if classification.maps else "",
         costs="\n".join(f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)),
@@ -236,17 +238,25 @@ def _class_bar(label: str, probability: float) -> str:
     )
 
 
-def _look(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int]) -> str:
+def _scale(mpp: float) -> str:
+    """Size of a pixel in words; nothing where it is not known. Rasters have pixels of metres of ground."""
+    if math.isnan(mpp):
+        return ""
+    return f", {mpp / 1e6:.3g} m per pixel" if mpp >= 1e5 else f", {mpp:.3g} µm per pixel"
+
+
+def _look(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int], mpp: float) -> str:
     if glimpse.parent is None:
         how = "the first look, always taken"
     else:
         how = f"chosen from look {glimpse.parent} with probability {glimpse.probability:.3f}"
     y0, x0, y1, x1 = map(round, glimpse.box)
+    seen = f"{picture.width} × {picture.height} px{_scale(mpp * glimpse.pixels_each)}"
     return (
         f'<article class="look" tabindex="0" data-look="{number}" style="--level: {colour(glimpse.level)}">'
         f'<img src="{_data_uri(picture)}" alt="what the model saw in look {number}">'
         f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0} to {y1}, columns {x0} to {x1}, "
-        f"seen at {picture.width} × {picture.height} px</p>{_contributions(glimpse.contribution, whole, top)}</div></article>"
+        f"seen at {seen}</p>{_contributions(glimpse.contribution, whole, top)}</div></article>"
     )
 
 

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,12 +78,15 @@ class GlimpseClassifier(nn.Module, ABC):
         locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
         policies: the ways of selecting cells that the model knows.
         objective: kind of objective that it is trained with unless told otherwise.
+        formerly: options that earlier versions did not have, with the values that describe what models did then. The model has an
+            attribute of the same name for each, which run folders store.
         class_names: set when trained or loaded.
     """
 
     locations: tuple[int, ...] = ()
     policies: tuple[str, ...] = POLICIES
     objective: type[Any] = CrossEntropy
+    formerly: ClassVar[dict[str, Any]] = {}
     mean: Tensor
     std: Tensor
 

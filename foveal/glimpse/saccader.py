@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
-from foveal.glimpse.grid import outside
+from foveal.glimpse.grid import outside, share_inside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
 from foveal.glimpse.registry import register
 from foveal.host import rows_of, sent
@@ -118,7 +118,7 @@ class _Seen:
     root: np.ndarray  # (B, 4)
     features: Tensor  # (B, F, h, w)
     what: Tensor  # (B, N, D)
-    barred: Tensor  # (B, N), 1 where a cell lies beside the image
+    barred: Tensor  # (B, N), 1 where a window lies beside the image, or nearly so
 
     def rows(self, which: np.ndarray) -> _Seen:
         """What was seen of some images."""
@@ -163,12 +163,15 @@ class Saccader(GlimpseClassifier):
         squash: squash the whole image, rather than look at the square around it.
         antialias: resample with antialiasing.
         crop: look at a centred square of this share of the image's shorter side instead.
+        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the best one does.
+            False offers all windows that touch the image, as models of earlier versions do.
 
     Raises:
         ConfigError: another backbone, images too small for its window, or a budget that the grid cannot meet.
     """
 
     objective: type[Any] = SaccaderObjective
+    formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
     policies = (*POLICIES, *SACCADER_POLICIES)
 
     def __init__(
@@ -187,6 +190,7 @@ class Saccader(GlimpseClassifier):
         squash: bool = False,
         antialias: bool = True,
         crop: float | None = None,
+        fit_grid: bool = True,
     ) -> None:
         network = create_network(backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})})
         from foveal.backbones.bagnet import BagNet
@@ -202,6 +206,7 @@ class Saccader(GlimpseClassifier):
         if side < network.receptive_field:
             raise ConfigError(f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images")
         self.released_boxes = released_boxes
+        self.fit_grid = fit_grid
         self.side = network.grid(side)
         if network.receptive_field > _LARGEST_SHARE * side:
             _advise(side, backbone, network.receptive_field, self.side)
@@ -224,8 +229,10 @@ class Saccader(GlimpseClassifier):
         look = self.see(views, np.arange(len(views)), root)
         features = self.backbone.forward_features(look)
         what = self.backbone.reduce(features).flatten(2).transpose(1, 2)
-        beside = torch.from_numpy(outside(self._windows(root), views.sizes)).to(what.device, non_blocking=True)
-        return _Seen(look, root, features, what, beside.to(torch.promote_types(what.dtype, torch.float32)))
+        windows = self._windows(root)
+        share = share_inside(windows, views.sizes)
+        beside = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
+        return _Seen(look, root, features, what, sent(beside, what.device, torch.promote_types(what.dtype, torch.float32)))
 
     def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
         """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are (spec 4.2)."""
@@ -532,11 +539,12 @@ class SaccaderSeparate(Saccader):
         squash: bool = False,
         antialias: bool = True,
         crop: float | None = None,
+        fit_grid: bool = True,
     ) -> None:
         super().__init__(
             num_classes, backbone=backbone, backbone_options=backbone_options, pretrained=locator_pretrained, in_chans=in_chans,
             image_size=image_size, locations=locations, released_boxes=released_boxes, mean=mean, std=std, squash=squash,
-            antialias=antialias, crop=crop,
+            antialias=antialias, crop=crop, fit_grid=fit_grid,
         )  # fmt: skip
         network = create_network(classifier, in_chans, pretrained, {"num_classes": num_classes, **(classifier_options or {})})
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -576,6 +584,7 @@ class ReferenceSaccader(Saccader):
 
 _AS_RELEASED: dict[str, Any] = {
     "backbone_options": {"downsample_bn": "main"}, "released_boxes": True, "antialias": False, "crop": 224 / 246,
+    "fit_grid": False,
 }  # fmt: skip
 
 

@@ -8,6 +8,10 @@ averaged and classified by one linear layer. Cost follows the number of looks an
 
 `tnet` is our default; names with ``.reference`` follow the paper to the letter.
 
+An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells that nearly coincide
+are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is looked at once: the answer is the mean of
+the looks that were taken, and they are what glimpses, contributions and counts tell of.
+
 Example:
     >>> import torch
     >>> model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1)).eval()
@@ -24,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +38,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -158,10 +162,17 @@ class FeatureWeighting(nn.Module):
         self.excite = nn.Linear(features // 4, features)
         self.score = nn.Linear(features, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, N, D) to (B, N) weights that sum to 1."""
-        gate = self.excite(F.silu(self.squeeze(features.mean(1)))).sigmoid()
-        return self.score(features * gate[:, None]).squeeze(-1).softmax(1)
+    def forward(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
+        """(B, N, D) to (B, N) weights that sum to 1; 0 for looks that were not ``taken``, (B, N) bool, if given."""
+        mean = features.mean(1) if taken is None else (_shares(taken, features.dtype)[..., None] * features).sum(1)
+        gate = self.excite(F.silu(self.squeeze(mean))).sigmoid()
+        scores = self.score(features * gate[:, None]).squeeze(-1)
+        return (scores if taken is None else scores.masked_fill(~taken, -math.inf)).softmax(1)
+
+
+def _shares(taken: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N) equal weights of the looks that were taken, (B, N) bool."""
+    return taken.to(dtype) / taken.sum(1, keepdim=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- model
@@ -169,10 +180,14 @@ class FeatureWeighting(nn.Module):
 
 @dataclass
 class _Traversal:
-    """What a traversal saw: rows are images (of every rollout in turn), columns glimpses."""
+    """What a traversal saw: rows are images (of every rollout in turn), columns glimpses.
 
-    features: Tensor  # (R, N, D)
+    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not taken.
+    """
+
+    features: Tensor  # (R, N, D), 0 where no look was taken
     boxes: np.ndarray  # (R, N, 4)
+    taken: np.ndarray  # (R, N) bool
     level: np.ndarray  # (N,)
     parent: np.ndarray  # (N,), -1 for a look that was not chosen from any of these
     log_p: list[Tensor]  # for each level with grids: (R, n, K)
@@ -182,7 +197,7 @@ class _Traversal:
         """These looks, and those that were chosen from the first of them."""
         return _Traversal(
             torch.cat([self.features, below.features], 1), np.concatenate([self.boxes, below.boxes], 1),
-            np.concatenate([self.level, below.level]),
+            np.concatenate([self.taken, below.taken], 1), np.concatenate([self.level, below.level]),
             np.concatenate([self.parent, np.where(below.parent < 0, 0, below.parent + len(self.level))]),
             [*self.log_p, *below.log_p], [*self.cells, *below.cells],
         )  # fmt: skip
@@ -190,13 +205,21 @@ class _Traversal:
     def rows(self, which: np.ndarray) -> _Traversal:
         """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
         kept = rows_of(which, self.features.device)
-        return _Traversal(self.features[kept], self.boxes[which], self.level, self.parent, [], [])
+        return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`taken` on the device of the features; None where every look was taken."""
+        return None if self.taken.all() else sent(self.taken, self.features.device)
 
     def log_probability(self, policy: str, likelihood: Any) -> Tensor:
-        """(R, N - 1) of each choice given those before it in the same grid; of the learned policy, unless another chose."""
+        """(R, choices) of each choice given those before it in the same grid; of the learned policy, unless another chose; 0 of no look."""
         likelihood = CHOICE_LIKELIHOOD.get(policy, likelihood)
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
-        return torch.cat(steps, dim=1) if steps else self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
+        if not steps:
+            return self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
+        log_p, mask = torch.cat(steps, dim=1), self.mask
+        return log_p if mask is None else log_p.masked_fill(~mask[:, -log_p.shape[1] :], 0)
 
 
 @dataclass
@@ -204,11 +227,23 @@ class _Grids:
     """Grids laid over looks, n for each row."""
 
     boxes: np.ndarray  # (R, n, K, 4) of the cells
+    offered: np.ndarray  # (R, n, K) bool, cells that a look may be taken at
     log_p: Tensor  # (R, n, K)
 
     def rows(self, which: np.ndarray) -> _Grids:
         """Some rows' (bool)."""
-        return _Grids(self.boxes[which], self.log_p[rows_of(which, self.log_p.device)])
+        return _Grids(self.boxes[which], self.offered[which], self.log_p[rows_of(which, self.log_p.device)])
+
+    def repeat(self, times: int) -> _Grids:
+        """The same rows, several times over."""
+        boxes, offered = (np.tile(of, (times, *[1] * (of.ndim - 1))) for of in (self.boxes, self.offered))
+        return _Grids(boxes, offered, self.log_p.repeat(times, 1, 1))
+
+    def chosen(self, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(R, n, k, 4) boxes of cells (R, n, k), and which of them are offered, (R, n, k) bool."""
+        # Shapes alone are counted on the meta device: as many cells as can be had.
+        known = np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
+        return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
 
 
 class TNet(GlimpseClassifier):
@@ -238,17 +273,27 @@ class TNet(GlimpseClassifier):
         level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as their batches are
             of one level each: where thumbnails look unlike close looks, those of all together fit neither. The paper keeps one set.
         mean, std: normalisation; the backbone's if None.
-        squash: squash the whole image into the first look, rather than look at the square around it.
+        squash: squash the whole image into the first look, and cells as much, rather than look at the square around it.
         antialias: resample with antialiasing.
+        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the first look is the
+            whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False looks at the square around the image,
+            as models of earlier versions do. Nothing changes for square images, nor beside ``squash``, ``padded_grid`` and
+            ``location_index``, which say how a paper places its cells.
+        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side of such a look
+            is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The closest looks are those of the last
+            level of the default budget; at each level before them looks are 1 / ``region`` times as coarse. Needs images whose files
+            say how large a pixel is (`foveal.images.scale`); 1e6 is a metre, for rasters.
 
     Raises:
-        ConfigError: an unknown backbone or location feature, or a budget that no grid can meet.
+        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that cannot be kept to.
 
     Attributes:
-        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, that is ``random``.
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or looks have a
+            physical size, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
+    formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
     cell_weights: Tensor
 
     def __init__(
@@ -277,6 +322,8 @@ class TNet(GlimpseClassifier):
         std: Sequence[float] | None = None,
         squash: bool = False,
         antialias: bool = True,
+        fit_grid: bool = True,
+        region_mpp: float | None = None,
     ) -> None:
         network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})})
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -286,6 +333,14 @@ class TNet(GlimpseClassifier):
         super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
         self.backbone = network.to(memory_format=torch.channels_last)
         self.grid = Grid(grid, region, padded_grid)
+        self.fit_grid = fit_grid
+        self._fits = fit_grid and not squash and not padded_grid and location_index is None
+        if region_mpp is not None and (region_mpp <= 0 or not self._fits):
+            raise ConfigError(
+                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on, and squash, padded_grid"
+                " and location_index out"
+            )
+        self.region_mpp = region_mpp
         self.locations = self._budget(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
@@ -295,14 +350,18 @@ class TNet(GlimpseClassifier):
         self.location_features = location_features or _descriptive_module(network, side, grid)
         channels, map_side, features = self._probe(in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
-        self.register_buffer("cell_weights", _cell_weights(self.grid, map_side), persistent=False)
+        first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
+        self.register_buffer("cell_weights", _means(first, first + region * map_side, map_side), persistent=False)
         self.location = LocationModule(channels, grid, features if location_context else 0, score_scale, detached_policy)
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
         self.dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
-        self.takes_whole = self._takes_whole(in_chans)
+        self.takes_whole = region_mpp is None and self._takes_whole(in_chans)
+
+    def root(self, sizes: np.ndarray) -> np.ndarray:
+        return whole_image(sizes) if self._fits else super().root(sizes)
 
     # ---- one look (spec 3.1)
 
@@ -326,20 +385,31 @@ class TNet(GlimpseClassifier):
             tap.remove()
         return self.position(feature, position), (_as_map(tapped[0], self.backbone), feature)
 
-    def score(self, features: Tensor, feature: Tensor) -> Tensor:
-        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells."""
-        return self.location(self.describe(features), feature)
+    def score(self, features: Tensor, feature: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells; see `describe`."""
+        return self.location(self.describe(features, weights), feature)
 
-    def describe(self, features: Tensor) -> Tensor:
-        """(N, channels, h, w) to one descriptor for each cell, (N, side**2, channels)."""
+    def describe(self, features: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Describe the cells of looks.
+
+        Args:
+            features: (N, channels, h, w) maps of the looks.
+            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those of square looks
+                if None.
+
+        Returns:
+            One descriptor for each cell, (N, side**2, channels).
+        """
         if self.location_index is not None:
             rows, columns = (sent(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
             return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
-        rows = self.cell_weights.to(features.dtype)
         images, channels, _, width = features.shape
+        down, across = (of.to(features.dtype) for of in weights or (self.cell_weights,) * 2)
+        if weights is not None:
+            across = across.repeat_interleave(self.grid.side, 0)
         # Channels are last in memory: averaged as they lie, down first, then across.
-        down = rows @ features.permute(0, 2, 3, 1).flatten(2)
-        return (rows @ down.reshape(-1, width, channels)).reshape(images, -1, channels)
+        rows = (down @ features.permute(0, 2, 3, 1).flatten(2)).reshape(-1, width, channels)
+        return (across @ rows).reshape(images, -1, channels)
 
     # ---- the traversal (spec 3.1, 5)
 
@@ -358,21 +428,75 @@ class TNet(GlimpseClassifier):
             return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
 
         which = np.tile(np.arange(len(views)), tries)
-        grids = self._grids(thumbnail.boxes, self.score(*look).repeat(tries, 1), views.sizes[which])
+        grids = self._grids(views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look).repeat(tries)
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
     def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
         """The first look at every image, ``tries`` times over, and once what `score` takes."""
+        if self.region_mpp is not None:
+            for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
+                what = "does not say how large its pixels are, which this model's region_mpp needs"
+                views.errors.setdefault(i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp")
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
         features, boxes = tagged[:, None].repeat(tries, 1, 1), np.tile(boxes[:, None], (tries, 1, 1))
-        return _Traversal(features, boxes, np.array([1]), np.array([-1]), [], []), look
+        taken = np.ones(boxes.shape[:2], dtype=bool)
+        return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
 
-    def _grids(self, boxes: np.ndarray, scores: Tensor, sizes: np.ndarray) -> _Grids:
-        """Grids over looks (R, n, 4) into images of ``sizes`` (R, 2), with scores (R n, K)."""
+    def _grids(
+        self, views: Views, which: np.ndarray, boxes: np.ndarray, taken: np.ndarray, look: tuple[Tensor, Tensor], depth: int = 1
+    ) -> _Grids:
+        """Grids over looks.
+
+        Args:
+            views: the images.
+            which: (R,) image of each row.
+            boxes: (R, n, 4) of the looks.
+            taken: (R, n) bool, which of them were taken; the others get grids without a cell.
+            look: what `score` takes, of those that were taken.
+            depth: processing level of the looks.
+        """
+        cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
+        scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
+        log_p = scores.unflatten(0, taken.shape).masked_fill(sent(~offered, scores.device), NEVER).log_softmax(-1)
+        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for so many.
+        return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
+
+    def cells(self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the grids over looks.
+
+        Args:
+            boxes: (R, n, 4) of the looks.
+            sizes: (R, 2) of the images.
+            mpp: (R,) micrometres per pixel of the images, NaN where it is not known; for models with ``region_mpp``.
+            depth: processing level of the looks.
+
+        Returns:
+            (R, n, side**2, 4) boxes of the cells, and which of them are offered to the policy, (R, n, side**2) bool.
+        """
+        if self._fits:
+            given = None
+            if self.region_mpp is not None and mpp is not None:
+                coarser = self.grid.region ** (depth - max(len(self.locations), 1))
+                given = np.maximum(np.round(self.size[0] * self.region_mpp * coarser / mpp), 1.0)[:, None]
+            return self.grid.inside(boxes, sizes, given)
         cells = self.grid.boxes(boxes)
-        return _Grids(cells, self._log_p(scores.unflatten(0, boxes.shape[:2]), cells, sizes))
+        return cells, ~outside(cells, sizes)
+
+    def _weights(self, boxes: np.ndarray, cells: np.ndarray) -> tuple[Tensor, Tensor] | None:
+        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a square look."""
+        usual = (cells == self.grid.boxes(boxes)).all((1, 2))
+        if usual.all() or not self._fits:
+            return None
+        cells = cells.reshape(-1, self.grid.side, self.grid.side, 4)
+        device, length = self.cell_weights.device, self.cell_weights.shape[1]
+        weights = []
+        for axis, edges in enumerate((cells[:, :, 0], cells[:, 0])):
+            pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # of the image, for each of the map
+            first, last = ((edges[..., i] - boxes[:, None, axis]) / pixels for i in (axis, axis + 2))
+            weights.append(torch.where(sent(usual, device)[:, None, None], self.cell_weights, sent(_means(first, last, length), device)))
+        return weights[0], weights[1]
 
     def _expand(
         self, views: Views, which: np.ndarray, grids: _Grids, locations: Sequence[int], select: Callable[[Tensor, int, int], Tensor]
@@ -388,29 +512,26 @@ class TNet(GlimpseClassifier):
         """
         position = torch.zeros(len(which), 3, device=self.mean.device)
         nothing = position.new_zeros(len(which), 0, self.classifier.in_features)
-        found = _Traversal(nothing, grids.boxes[:, 0, :0], np.zeros(0, int), np.zeros(0, int), [], [])
+        empty = np.zeros((len(which), 0))
+        found = _Traversal(nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], [])
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
             chosen = select(grids.log_p, k, depth)
             count = chosen[0].numel() if len(chosen) else 0
-            boxes = np.take_along_axis(grids.boxes, on_host(chosen)[..., None], axis=2).reshape(len(which), count, 4)
+            boxes, taken = (of.reshape(len(which), count, *of.shape[3:]) for of in grids.chosen(chosen))
             position = self._descend(position, chosen, depth)
-            seen = self.see(views, np.repeat(which, count), boxes.reshape(-1, 4))
-            tagged, look = self.perceive(seen, position, level=depth + 1)
+            seen = self.see(views, np.repeat(which, count)[taken.ravel()], boxes[taken])
+            tagged, look = self.perceive(seen, position if taken.all() else position[rows_of(taken.ravel(), position.device)], depth + 1)
+            features = _back(tagged, taken).unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
-                torch.cat([found.features.to(tagged.dtype), tagged.unflatten(0, (-1, count))], 1), np.concatenate([found.boxes, boxes], 1),
-                np.concatenate([found.level, np.full(count, depth + 1)]), np.concatenate([found.parent, parent]),
-                [*found.log_p, grids.log_p], [*found.cells, chosen],
+                torch.cat([found.features.to(tagged.dtype), features], 1), np.concatenate([found.boxes, boxes], 1),
+                np.concatenate([found.taken, taken], 1), np.concatenate([found.level, np.full(count, depth + 1)]),
+                np.concatenate([found.parent, parent]), [*found.log_p, grids.log_p], [*found.cells, chosen],
             )  # fmt: skip
             if depth < len(locations):
-                grids = self._grids(boxes, self.score(*look), views.sizes[which])
+                grids = self._grids(views, which, boxes, taken, look, depth + 1)
         return found
-
-    def _log_p(self, scores: Tensor, candidates: np.ndarray, sizes: np.ndarray) -> Tensor:
-        """(R, n, K) log-probabilities of the cells of n grids, with their boxes (R, n, K, 4) in images of ``sizes`` (R, 2)."""
-        masked = torch.from_numpy(outside(candidates, sizes)).to(scores.device, non_blocking=True)
-        return scores.masked_fill(masked, NEVER).log_softmax(-1)
 
     def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
@@ -427,10 +548,15 @@ class TNet(GlimpseClassifier):
 
     # ---- what comes of it (spec 4.5, 4.6)
 
-    def _fuse(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D) to the fused (B, D) and the (B, N) weight of each feature in it."""
-        count = features.shape[1]
-        weight = features.new_full(features.shape[:2], 1 / count) if self.weighting is None else self.weighting(features)
+    def _fuse(self, seen: _Traversal) -> tuple[Tensor, Tensor]:
+        """The fused (R, D) features of all looks, and the (R, N) weight of each in it."""
+        features, mask = seen.features, seen.mask
+        if self.weighting is not None:
+            weight = self.weighting(features, mask)
+        elif mask is None:
+            weight = features.new_full(features.shape[:2], 1 / features.shape[1])
+        else:
+            weight = _shares(mask, features.dtype)
         return (weight[..., None] * features).sum(1), weight
 
     def forward(
@@ -448,19 +574,24 @@ class TNet(GlimpseClassifier):
 
     def _classified(self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None) -> Classification:
         """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
-        fused, weight = self._fuse(seen.features)
+        fused, weight = self._fuse(seen)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
         contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
-        images, count = seen.features.shape[:2]
+        images = len(seen.features)
+        # A look's place among those of its image that were taken; that of a parent, for each look.
+        place = np.cumsum(seen.taken, axis=1) - 1
+        parent = np.where(seen.parent < 0, -1, place[:, seen.parent])
         glimpses = Glimpses(
-            image=np.repeat(np.arange(images), count),
+            image=np.repeat(np.arange(images), seen.taken.shape[1]),
             box=seen.boxes.reshape(-1, 4),
             size=np.array(self.size),
             level=np.tile(seen.level, images),
-            parent=np.tile(seen.parent, images),
+            parent=parent.flatten(),
             probability=F.pad(log_p.exp(), (1, 0), value=1.0).flatten(),
             contribution=contribution,
         )
+        if not seen.taken.all():
+            glimpses = glimpses[seen.taken.ravel()]
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
 
     def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
@@ -470,7 +601,7 @@ class TNet(GlimpseClassifier):
         known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
         for start in range(0, budget[0] if budget else 0, at_once):
-            going = yield which, self.classifier(self._fuse(known.features)[0])
+            going = yield which, self.classifier(self._fuse(known)[0])
             on = rows_of(going, chances.device)
             if not going.all():
                 left = rows_of(~going, chances.device)
@@ -479,12 +610,14 @@ class TNet(GlimpseClassifier):
             if not len(which):
                 break
             if not start:  # where to look is worked out for those alone that go on
-                grids = self._grids(known.boxes, self.score(*(part[on] for part in look)), views.sizes[which])
+                grids = self._grids(views, which, known.boxes, known.taken, (look[0][on], look[1][on]))
                 order = choose("greedy", grids.log_p, budget[0])
                 turns = self.likelihood(grids.log_p, order)[:, 0]
             elif not going.all():
                 grids, order, turns = grids.rows(going), order[on], turns[on]
             cells = order[..., start : start + at_once]
+            if not grids.chosen(cells)[1].any():
+                continue  # all cells of these images have been looked at
 
             def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
                 return cells if depth == 1 else choose("greedy", log_p, k)
@@ -507,11 +640,15 @@ class TNet(GlimpseClassifier):
                 return [self._whole(views) for _ in policies]
             policies = ["random" if policy == "whole" else policy for policy in policies]
         seen = self._traverse(views, budget, policies, draws)
-        fused, _ = self._fuse(seen.features)
+        fused, _ = self._fuse(seen)
+        logits, alone, mask = self.classifier(self.dropout(fused)), self.classifier(self.dropout(seen.features)), seen.mask
+        if mask is not None:
+            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks taken.
+            alone = torch.where(mask[..., None], alone, logits[:, None])
         parts = zip(
             policies,
-            self.classifier(self.dropout(fused)).chunk(tries),
-            self.classifier(self.dropout(seen.features)).chunk(tries),
+            logits.chunk(tries),
+            alone.chunk(tries),
             seen.log_probability("sampled", self.likelihood).chunk(tries),
             fused.chunk(tries),
             zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
@@ -543,10 +680,11 @@ class TNet(GlimpseClassifier):
         fused = self.position(self._pool(features), origin)
         _, look = self.perceive(self.see(views, which, boxes), origin)
         with torch.no_grad():
-            windows = _windows(features, boxes, self.grid.boxes(boxes), self.grid.region)
+            places, _ = self.cells(boxes[:, None], views.sizes)
+            windows = _windows(features, boxes, places[:, 0], self.grid.region)
             cells = torch.arange(self.grid.cells, device=origin.device).expand(len(views), 1, -1)
             alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
-        grids = self._grids(boxes[:, None], self.score(*look), views.sizes)
+        grids = self._grids(views, which, boxes[:, None], np.ones((len(views), 1), dtype=bool), look)
         return Rollout(
             logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
             level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",
@@ -671,30 +809,43 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
         features: (B, C, h, w) maps of the boxes ``roots`` (B, 4).
         roots: what the maps show.
         cells: (B, K, 4) boxes of the cells.
-        region: side of a cell as a share of the side of the map.
+        region: side of a cell as a share of the side of the map, as a rule.
 
     Returns:
-        (B K, C, height, width) windows of the map that lie nearest the cells.
+        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is sampled at as many
+        places as the others.
     """
     lines = []
     for axis, length in enumerate(features.shape[2:]):
         window = max(1, round(region * length))
+        steps = np.arange(window)
         extent = (roots[:, axis + 2] - roots[:, axis])[:, None]
-        start = np.round((cells[..., axis] - roots[:, None, axis]) / extent * length).clip(0, length - window).astype(np.int64)
-        lines.append(sent(start[..., None] + np.arange(window), features.device))
+        start, stop = ((cells[..., i] - roots[:, None, axis]) / extent * length for i in (axis, axis + 2))
+        places = np.round(start).clip(0, length - window)[..., None] + steps
+        # Cells are at whole pixels, so that a share differs a little from image to image.
+        usual = np.abs(stop - start - region * length) <= length / extent
+        start, stop = start.clip(0, length), stop.clip(0, length)
+        sampled = np.floor(start[..., None] + (steps + 0.5) * ((stop - start) / window)[..., None]).clip(0, length - 1)
+        lines.append(sent(np.where(usual[..., None], places, sampled).astype(np.int64), features.device))
     rows, columns = lines
     image = torch.arange(len(features), device=features.device)[:, None, None, None]
     picked = features.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None]]
     return picked.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def _cell_weights(grid: Grid, map_side: int) -> Tensor:
-    """(side, map_side) weights that average a row of a map over each cell."""
-    start = np.arange(grid.side) * (1 - grid.region) / (grid.side - 1) * map_side
-    edge = np.arange(map_side)
-    overlap = np.minimum(start[:, None] + grid.region * map_side, edge + 1) - np.maximum(start[:, None], edge)
+def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
+    """(..., length) weights that average a row of so many values from ``first`` to ``last`` (...), in values."""
+    edge = np.arange(length)
+    overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
     weights = torch.from_numpy(overlap).clamp(min=0).float()
-    return weights / weights.sum(1, keepdim=True)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _back(values: Tensor, taken: np.ndarray) -> Tensor:
+    """Values of the looks that were taken, at their places among all (of ``taken`` flattened); 0 at the others."""
+    if taken.all():
+        return values
+    return values.new_zeros(taken.size, *values.shape[1:]).index_copy(0, rows_of(taken.ravel(), values.device), values)
 
 
 # --------------------------------------------------------------------------------------------------------- presets

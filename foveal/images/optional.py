@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
+from foveal.images import scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
@@ -117,8 +118,8 @@ class OpenSlidePyramid(Pyramid):
         with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
             slide = openslide.OpenSlide(path)
         metadata = {"description": slide.properties.get("openslide.comment", "")}
-        if mpp := slide.properties.get("openslide.mpp-x"):
-            metadata["mpp"] = float(mpp)
+        if (mpp := scale.of_slide(slide.properties)) is not None:
+            metadata["mpp"] = mpp
         super().__init__(path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options)
         self._slide: Any = slide
 
@@ -168,7 +169,9 @@ class RasterPyramid(Pyramid):
         with rasterio.Env():  # without it GDAL prints its errors itself
             down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
-        metadata = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
+        metadata: dict[str, Any] = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
+        if (mpp := scale.of_raster(data.crs, data.transform)) is not None:
+            metadata["mpp"] = mpp
         dtype = np.dtype(data.dtypes[0])
         self._data: dict[int, Any] = {0: data}
         super().__init__(path, sizes, len(self._colour_bands), dtype, metadata=metadata, **options)

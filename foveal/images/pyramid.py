@@ -120,6 +120,11 @@ class Pyramid(ABC):
     def size(self) -> tuple[int, int]:
         return self.level_sizes[0]
 
+    @property
+    def mpp(self) -> float | None:
+        """µm per full-resolution pixel, see `foveal.images.scale`; None where the file does not say."""
+        return self.metadata.get("mpp")
+
     def look(self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
         """Cut boxes out and resample them.
 

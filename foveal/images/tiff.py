@@ -23,7 +23,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 import tifffile
 
 from foveal.errors import ImageError
-from foveal.images import pages
+from foveal.images import pages, scale
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import open_file, read_at, reading
@@ -203,10 +202,11 @@ def _metadata(page: tifffile.TiffPage, parent: tifffile.TiffPage) -> dict[str, A
     found: dict[str, Any] = {}
     if description := page.description or parent.description:
         found["description"] = description
-        if mpp := re.search(r"\bMPP\s*=\s*([\d.]+)", description):
-            found["mpp"] = float(mpp.group(1))
-    if "mpp" not in found and page.tags.valueof(296) == 3 and (resolution := page.tags.valueof(282)) and resolution[0]:
-        found["mpp"] = 10000 * resolution[1] / resolution[0]
+    mpp = scale.of_page(page)
+    if mpp is None and not page.description:
+        mpp = scale.described(parent.description or "")
+    if mpp is not None:
+        found["mpp"] = mpp
     if geo := page.geotiff_tags:
         found["geo"] = geo
     return found

@@ -72,6 +72,15 @@ class Views(ABC):
     channels: int
     errors: dict[int, str]
 
+    @property
+    def mpp(self) -> np.ndarray:
+        """(B,) µm per full-resolution pixel of each view; NaN where it is not known."""
+        return np.full(len(self), np.nan)
+
+    def name(self, i: int) -> str:
+        """What to call view ``i`` in a message: its file, where there is one."""
+        return f"image {i}"
+
     def __len__(self) -> int:
         return len(self.sizes)
 
@@ -211,6 +220,12 @@ class View:
     @property
     def size(self) -> tuple[int, int]:
         return self.transform.size
+
+    @property
+    def mpp(self) -> float | None:
+        """µm per pixel of the frame that boxes refer to; None where the file does not say."""
+        (a, b, _), (d, e, _) = self.transform.matrix
+        return None if self.image.mpp is None else self.image.mpp * math.sqrt(abs(a * e - b * d))
 
     def prefetch(self, looks: Sequence[Look]) -> None:
         """Read looks now; the same look is served from memory later. They travel with the view when it is pickled.
@@ -353,6 +368,13 @@ class ImageViews(Views):
         return out
 
     @property
+    def mpp(self) -> np.ndarray:
+        return np.array([np.nan if view.mpp is None else view.mpp for view in self.views], dtype=np.float64)
+
+    def name(self, i: int) -> str:
+        return self.views[i].image.path
+
+    @property
     def bytes_read(self) -> np.ndarray:
         """(B,) bytes read from files so far."""
         return np.array([v.image.bytes_read for v in self.views], dtype=np.int64)
@@ -394,6 +416,13 @@ class Occluded(Views):
         return torch.where(mask[:, None], ground[:, None, None], seen)
 
     @property
+    def mpp(self) -> np.ndarray:
+        return self.views.mpp
+
+    def name(self, i: int) -> str:
+        return self.views.name(i)
+
+    @property
     def bytes_read(self) -> np.ndarray | None:
         return self.views.bytes_read
 
@@ -406,10 +435,13 @@ def _centres_inside(looks: np.ndarray, boxes: np.ndarray, axis: int, count: int)
 
 
 class BlankViews(Views):
-    """Views of nothing, of any size, for counting what a model costs without holding an image."""
+    """Views of nothing, of any size and scale, for counting what a model costs without holding an image."""
 
-    def __init__(self, count: int, size: tuple[int, int], channels: int = 3, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, count: int, size: tuple[int, int], channels: int = 3, device: str | torch.device = "cpu", mpp: float | None = None
+    ) -> None:
         self.sizes = np.tile(np.array(size), (count, 1))
+        self._mpp = np.nan if mpp is None else mpp
         self.channels = channels
         self.errors = {}
         self.device = device
@@ -418,6 +450,10 @@ class BlankViews(Views):
         self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
     ) -> Tensor:
         return torch.zeros(len(which), self.channels, *size, device=self.device)
+
+    @property
+    def mpp(self) -> np.ndarray:
+        return np.full(len(self), self._mpp)
 
 
 def as_views(images: Views | Tensor | Sequence[View | Pyramid]) -> Views:

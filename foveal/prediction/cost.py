@@ -18,10 +18,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews
@@ -44,7 +46,10 @@ class Cost:
     macs: int
 
 
-def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str = "greedy") -> Cost:
+def count(
+    model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str = "greedy",
+    mpp: float | None = None,
+) -> Cost:  # fmt: skip
     """Count what ``model`` costs for one image. No image is held, whatever its size.
 
     Args:
@@ -52,6 +57,7 @@ def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequen
         image_size: side, or (height, width), in full-resolution pixels.
         locations: budget; the model's own if None. Dense networks have none.
         policy: how cells are selected: some ways cost more than others.
+        mpp: µm per pixel of the image: how many cells it has may depend on it.
 
     Raises:
         ConfigError: a dense network that does not take images of this size.
@@ -61,8 +67,27 @@ def count(model: nn.Module, image_size: int | tuple[int, int], locations: Sequen
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters_and_statistics=sum(p.numel() for p in model.parameters()) + statistics,
-        macs=_looking_macs(model, size, locations, policy) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
+        macs=_looking_macs(model, size, locations, policy, mpp) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
     )
+
+
+class LookCounter:
+    """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and are counted once.
+
+    Args:
+        model, policy: see `count`.
+    """
+
+    def __init__(self, model: GlimpseClassifier, policy: str = "greedy") -> None:
+        self.model, self.policy = model, policy
+        self._known: dict[tuple, int] = {}
+
+    def __call__(self, seen: Classification, size: Sequence[int], locations: Sequence[int], mpp: float | None = None) -> int:
+        """MACs of one image of this (height, width) and scale, classified with the budget ``locations``, or left early after it."""
+        key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
+        if key not in self._known:
+            self._known[key] = count(self.model, (int(size[0]), int(size[1])), locations, self.policy, mpp).macs
+        return self._known[key]
 
 
 def input_channels(network: nn.Module) -> int:
@@ -85,14 +110,14 @@ def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str) -> int:
-    counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy)
+def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str, mpp: float | None) -> int:
+    counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
 
 
 def look_at_nothing(
     model: GlimpseClassifier, size: tuple[int, int], watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
-    locations: Sequence[int] | None = None, policy: str = "greedy",
+    locations: Sequence[int] | None = None, policy: str = "greedy", mpp: float | None = None,
 ) -> Watcher:  # fmt: skip
     """Let a copy of a model look at an image that is not there, to see what it does.
 
@@ -100,12 +125,12 @@ def look_at_nothing(
         model: a classifier.
         size: (height, width) of the image.
         watching: given the copy, the context that it looks in; what entering the context gives is returned.
-        locations, policy: see `count`.
+        locations, policy, mpp: see `count`.
     """
 
     def look(device: str) -> Watcher:
         copied = copy.deepcopy(model).to(device).eval()
-        views = BlankViews(1, size, model.channels, device)
+        views = BlankViews(1, size, model.channels, device, mpp)
         with torch.no_grad(), watching(copied) as watcher:
             copied(views, locations=locations, policy=policy, contributions=False)
         return watcher

@@ -303,10 +303,11 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     from pyarrow.parquet import ParquetWriter
 
     top = pa.struct({"label": pa.string(), "probability": pa.float32()})
-    glimpse = pa.struct({"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32()})
+    glimpse = pa.struct({"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()})
     types = {
         "path": pa.string(), "label": pa.string(), "probability": pa.float32(), "top_k": pa.list_(top), "locations": pa.int32(),
-        "glimpses": pa.list_(glimpse), "macs": pa.int64(), "bytes_read": pa.int64(), "seconds": pa.float64(), "error": pa.string(),
+        "glimpses": pa.list_(glimpse), "mpp": pa.float64(), "macs": pa.int64(), "bytes_read": pa.int64(), "seconds": pa.float64(),
+        "error": pa.string(),
     }  # fmt: skip
     rows = iter(rows)
     with ParquetWriter(path, pa.schema(types)) as table:

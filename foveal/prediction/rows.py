@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from foveal.errors import ConfigError, FovealError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import SUFFIXES, ImageViews, View, each, is_path
 from foveal.images.reading import reading
-from foveal.prediction.cost import count
+from foveal.prediction.cost import LookCounter
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
 from foveal.prediction.folding import fold_norms
@@ -44,13 +44,14 @@ Row = dict[str, Any]
 FOLD_FROM = 16
 """Images from which on it pays to fold batch norms first."""
 
-COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
+COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "mpp", "macs", "bytes_read", "seconds", "error")
 """Columns of a prediction.
 
 ``path`` of an image in memory is its place in what was given, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
 ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
-``{"box": [y0, x0, y1, x1], "level", "probability"}``, ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what
-opening it took plus its share of the time of its batch.
+``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of each look as the
+model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what opening it took plus
+its share of the time of its batch.
 """
 
 
@@ -219,10 +220,10 @@ def predict_rows(
     classifier = ready(model, where)
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    macs: dict[tuple[int, ...], int] = {}
     named = list(_names(images))
     if len(named) >= FOLD_FROM:
         classifier = fold_norms(classifier)
+    macs = LookCounter(classifier, policy)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [named[i : i + batch_size] for i in range(0, len(named), batch_size)]
         ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in (batches[0] if batches else [])]
@@ -253,9 +254,9 @@ def predict_rows(
                             results[place] = failed_row(image.path, what)
                             continue
                         spent = budget if until is None else budget_of(one.glimpses, until.locations)
-                        if spent not in macs:
-                            macs[spent] = count(classifier, (int(views.sizes[i, 0]), int(views.sizes[i, 1])), spent, policy).macs
-                        results[place] = _row(image.path, one, top_k, macs[spent], image.seconds + share)
+                        mpp = cast(View, image.view).mpp
+                        cost = macs(one, views.sizes[i], spent, mpp)
+                        results[place] = _row(image.path, one, top_k, mpp, cost, image.seconds + share)
             finally:
                 for image in good.values():
                     if image.view is not None and image.ours:
@@ -275,7 +276,7 @@ def _open(named: Named, model: GlimpseClassifier) -> _Opened:
     return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
 
 
-def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float) -> Row:
+def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: int, seconds: float) -> Row:
     top = seen.top(top_k)
     return {
         "path": as_text(path),
@@ -283,7 +284,11 @@ def _row(path: str, seen: Classification, top_k: int, macs: int, seconds: float)
         "probability": top[0][1],
         "top_k": [{"label": name, "probability": p} for name, p in top],
         "locations": seen.locations,
-        "glimpses": [{"box": list(g.box), "level": g.level, "probability": g.probability} for g in seen.glimpses],
+        "glimpses": [
+            {"box": list(g.box), "level": g.level, "probability": g.probability, "mpp": None if mpp is None else mpp * g.pixels_each}
+            for g in seen.glimpses
+        ],
+        "mpp": mpp,
         "macs": macs,
         "bytes_read": seen.bytes_read,
         "seconds": seconds,

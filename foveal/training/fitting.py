@@ -43,6 +43,7 @@ from foveal.runs import (
     LAST,
     ModelInfo,
     Run,
+    as_written,
     check_fit,
     claim,
     clear,
@@ -99,6 +100,11 @@ def fit(
     out = Path(out)
     with _claimed(out, resume, overwrite) if main else nullcontext():
         stored = FitConfig.from_dict(read_config(out)) if resume else None
+        if stored is not None:
+            written = as_written(stored.model)
+            added = {key: value for key, value in written.items() if key not in stored.model}
+            stored = replace(stored, model=written)
+            config = config and replace(config, model={**added, **config.model})
         config = config or stored
         if config is None:
             raise ConfigError("config: is missing; give one, or resume a run")

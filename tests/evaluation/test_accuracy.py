@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from foveal.classification import Classification, Glimpses
-from foveal.data import Batch, DataModule, TensorDataset
+from foveal.data import Batch, DataModule, ImageDataset, TensorDataset
 from foveal.errors import DataError
+from foveal.evaluation import faithful, occlude
 from foveal.evaluation.accuracy import Plan, judge, wilson
 from foveal.glimpse.base import WholeImage
-from foveal.images.views import BlankViews
+from foveal.images import ArrayPyramid, BlankViews, View
+from foveal.runs import create_model
 
 
 class Looker(WholeImage):
@@ -37,6 +39,17 @@ class Looker(WholeImage):
         )  # fmt: skip
         logits = 2.0 * F.one_hot(says, self.num_classes).float() - 0.01 * torch.arange(self.num_classes)
         return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
+
+
+class OpenImages(ImageDataset):
+    """Images that are open already, of any sizes; the first class is that of all."""
+
+    def __init__(self, images):
+        super().__init__([str(i) for i in range(len(images))], [0] * len(images), tuple("abcdef"))
+        self.images = images
+
+    def _open(self, epoch, i, seed, first_looks):
+        return View(self.images[i])
 
 
 def data(per_class=5, classes=6):
@@ -94,3 +107,33 @@ def test_images_that_fail_count_nowhere():
     assert [reason.split(":")[0] for _, reason in found.errors] == ["first.tif", "second.tif"]
     with pytest.raises(DataError, match="none of the 1 images"):
         judge(Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Plan(())])
+
+
+# ---- images that are not square
+
+
+def long_and_square():
+    """Images of which three cells are distinct, and one of which nine are."""
+    rng = np.random.default_rng(0)
+    images = [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [(48, 120), (48, 120), (90, 90), (120, 48)]]
+    return DataModule(tuple("abcdef"), test=OpenImages(images), name="long and square")
+
+
+def test_looks_are_counted_as_images_have_cells():
+    torch.manual_seed(0)
+    model = create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, locations=(5,)).eval()
+    plans = [Plan((5,)), Plan((5, 1)), Plan((1,), "exhaustive"), Plan((2,))]
+    scores = judge(model, long_and_square().loader("test", batch_size=4), plans).scores
+    assert [score.locations for score in scores] == [3 + 3 + 5 + 3, 6 + 6 + 10 + 6, 3 + 3 + 9 + 3, 8]
+    assert [score.budget for score in scores] == [(5,), (5, 1), (9,), (2,)]
+    assert scores[0].coverage > 3 and scores[2].coverage == pytest.approx(4)  # all cells together cover every image
+
+
+def test_hiding_and_showing_what_was_looked_at():
+    torch.manual_seed(0)
+    model = create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, locations=(5,)).eval()
+    hidden = occlude(model, long_and_square(), budgets=[(5,)], device="cpu")
+    looked = next(point for point in hidden.points if point.kind == "learned")
+    assert looked.total_locations == 14 / 4 and 3 / 4 < looked.hidden <= 1
+    found = faithful(model, long_and_square(), device="cpu")
+    assert found.curves[0].share[0] == 0 and found.curves[0].share[-1] == pytest.approx(looked.hidden)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from foveal.data import DataModule
 from foveal.errors import ConfigError
 from foveal.evaluation import solve, stop_early
 from foveal.evaluation.cost import REPEATS, WARM_UP
-from foveal.evaluation.early_exit import NEVER_SURE, _times, mean_cost, threshold_for
+from foveal.evaluation.early_exit import NEVER_SURE, _times, mean_cost, spend, threshold_for
+from foveal.images import ArrayPyramid
 from foveal.images.views import TensorViews
 from foveal.prediction import count
 from foveal.runs import create_model
-from tests.evaluation.test_accuracy import data
+from tests.evaluation.test_accuracy import OpenImages, data
 
 
 def tnet(**options):
@@ -51,6 +53,25 @@ def test_budgets_are_met_in_looks_and_in_products():
     assert whole.threshold == all_products.threshold == NEVER_SURE and (whole.cost, all_products.cost) == (3, price[3])
     assert 0 < some.cost <= 1.5 and price[0] < some_products.cost <= (price[1] + price[2]) / 2 and least.cost == price[0]
     assert least.threshold < some.threshold < NEVER_SURE and some.images == 30
+
+
+def test_images_with_fewer_cells_than_looks_are_counted_as_they_were_looked_at():
+    """Of images of 1 : 2.5 three cells are distinct, of square ones nine; five looks are offered to each."""
+    model = tnet()
+    rng = np.random.default_rng(0)
+    images = [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [*[(48, 120)] * 7, *[(90, 90)] * 3]]
+    splits = {"val": OpenImages(images[:7]), "test": OpenImages(images)}
+    mixed = DataModule(tuple("abcdef"), **splits, name="mixed")
+    exits = solve(model, mixed, ["2.5locations"], locations=(5,), device="cpu")
+    assert exits[0].threshold <= 1 and exits[0].cost <= 2.5
+    unbound = solve(model, mixed, ["3locations"], locations=(5,), device="cpu")
+    assert unbound[0].threshold == NEVER_SURE and unbound[0].cost == 3  # more is not to be had of the validation images
+    ways = spend(model, mixed, unbound, split="test", device="cpu", batch_size=4)
+    assert [way.locations for way in ways] == pytest.approx([0, 1, 2, 3, 3.3, 3.6, 3.6])
+    cost = [count(model, 90, (k,) if k else ()).macs for k in range(6)]
+    assert [way.macs for way in ways] == pytest.approx(
+        [*cost[:4], 0.7 * cost[3] + 0.3 * cost[4], 0.7 * cost[3] + 0.3 * cost[5], 0.7 * cost[3] + 0.3 * cost[5]]
+    )
 
 
 def test_the_report(tmp_path):

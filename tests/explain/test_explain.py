@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from foveal.explain.pictures import colour, one_view, thumbnail
 from foveal.explain.terminal import table
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
+from foveal.images import ArrayPyramid
 from foveal.layers import ExplicitAttention, attention_maps, augment_convs
 from foveal.runs import classify, create_model
 
@@ -368,6 +370,39 @@ def test_images_in_memory_are_explained(model, tmp_path):
         pages[name] = [a["src"] for a in page.of("img")]
         assert np.array_equal(np.asarray(overlay(image, seen)), np.asarray(overlay(pixels, seen)))
     assert pages["array"] == pages["picture"] == pages["tensor"]
+
+
+def test_the_page_says_how_large_a_pixel_is(tmp_path):
+    torch.manual_seed(0)
+    model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2,), region_mpp=1.5).eval()
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    how = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, **how)
+    seen = explain(model, tmp_path / "slide.tif", tmp_path / "report.html", device="cpu")
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "256 × 256 px, 0.5 µm per pixel, 3 looks" in text
+    assert text.count("seen at 32 × 32 px, 4 µm per pixel") == 1 and text.count("seen at 32 × 32 px, 1.5 µm per pixel") == 2
+    assert {g.box[2] - g.box[0] for g in list(seen.glimpses)[1:]} == {96}
+    raster = ArrayPyramid(pixels, metadata={"mpp": 10e6})
+    dense = create_model("test_resnet", num_classes=4)
+    report(raster, classify(dense, raster), tmp_path / "raster.html")
+    assert "256 × 256 px, 10 m per pixel, 1 look" in Page((tmp_path / "raster.html").read_text(encoding="utf-8")).text
+
+
+def test_boxes_of_a_long_image_are_drawn_inside_it(tmp_path):
+    """They are the boxes that were looked at."""
+    torch.manual_seed(0)
+    model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(3, 1)).eval()
+    image = torch.rand(3, 100, 250)
+    seen = classify(model, image)
+    page = Page(report(image, seen, tmp_path / "report.html").read_text(encoding="utf-8"))
+    drawn = [tuple(float(box[key]) for key in ("y", "x", "height", "width")) for box in page.of("rect")]
+    assert drawn == [(y0, x0, y1 - y0, x1 - x0) for y0, x0, y1, x1 in (g.box for g in list(seen.glimpses)[1:])]
+    assert all(y >= 0 and x >= 0 and y + h <= 100 and x + w <= 250 and h == w for y, x, h, w in drawn)
+    pixels = np.array(overlay(image, seen))
+    rgb = np.array([int(colour(2)[i : i + 2], 16) for i in (1, 3, 5)])
+    # The boxes of level 2 are as high as the image, and three of them cover it; those of level 3 lie on them.
+    assert (pixels[0] == rgb).all(1).sum() > 200 and (pixels[99] == rgb).all(1).sum() > 50
 
 
 @pytest.mark.chromium

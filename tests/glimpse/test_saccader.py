@@ -198,6 +198,31 @@ def test_cells_beside_the_image_come_last(model):
     assert 0 < beside.sum() < len(beside) and not beside[: -int(beside.sum())].any()
 
 
+@pytest.mark.parametrize("size", [(36, 90), (20, 80), (90, 36)])
+def test_windows_that_are_mostly_beside_a_long_image_are_not_offered(model, size):
+    """Without the rule some of those offered see next to nothing of it."""
+    views = TensorViews(torch.rand(1, 3, *size, dtype=torch.float64))
+    seen = model.perceive(views)
+    windows = model._windows(seen.root)[0]
+    within = np.clip(np.minimum(windows[:, 2:], size) - np.maximum(windows[:, :2], 0), 0, None).prod(1)
+    share = within / (windows[:, 2:] - windows[:, :2]).prod(1)
+    offered = seen.barred[0].numpy() == 0
+    assert np.array_equal(offered, share >= share.max() / 2) and share[offered].min() >= 0.5
+    model.fit_grid = False
+    assert np.array_equal(model.perceive(views).barred[0].numpy() == 0, share > 0) and 0 < share[share > 0].min() < 0.5
+
+
+def test_where_no_window_sees_much_the_best_are_offered(model):
+    barred = model.perceive(TensorViews(torch.rand(1, 3, 4, 90, dtype=torch.float64))).barred[0]
+    assert 0 < (barred == 0).sum() < len(barred)
+
+
+@pytest.mark.parametrize("options", [{}, {"released_boxes": True}, {"squash": True}])
+def test_all_windows_of_a_square_image_are_offered(options):
+    model = Saccader(num_classes=5, **TINY, **options).eval()
+    assert not model.perceive(TensorViews(images(2, 61).float())).barred.any()
+
+
 def test_sampling_draws_from_the_policy(model):
     n = 4000
     seen = repeated(model, n)

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 
+import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
@@ -14,12 +15,12 @@ from foveal.prediction.output import FORMATS, Output, fingerprint, read_rows, wr
 
 def some_rows(n):
     glimpses = [
-        {"box": [0.0, -8.5, 64.0, 55.5], "level": 1, "probability": 1.0},
-        {"box": [0.0, 0.0, 32.0, 32.0], "level": 2, "probability": 0.25},
+        {"box": [0.0, -8.5, 64.0, 55.5], "level": 1, "probability": 1.0, "mpp": 2.0},
+        {"box": [0.0, 0.0, 32.0, 32.0], "level": 2, "probability": 0.25, "mpp": 1.0},
     ]
     good = {
         "path": "", "label": 'a "b", c\n', "probability": 0.5, "top_k": [{"label": "x", "probability": 0.5}], "locations": 1,
-        "glimpses": glimpses, "macs": 10**10, "bytes_read": None, "seconds": 0.125, "error": None,
+        "glimpses": glimpses, "mpp": 0.5, "macs": 10**10, "bytes_read": None, "seconds": 0.125, "error": None,
     }  # fmt: skip
     bad = {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {"error": "x: is empty; copy it again"}
     return [(bad if i % 3 == 2 else good) | {"path": f"\u00fc {i}.tif"} for i in range(n)]
@@ -42,6 +43,27 @@ def test_other_programs_read_them(tmp_path):
         lines = list(csv.DictReader(file))
     assert lines[0]["label"] == rows[0]["label"] and json.loads(lines[0]["glimpses"]) == rows[0]["glimpses"]
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_output_of_an_earlier_version_is_continued(folder, model, tmp_path, suffix):
+    """Its rows have no ``mpp``."""
+    out = tmp_path / f"rows{suffix}"
+    predict(model, folder / "0.png", out=out, device="cpu")
+    (row,) = read_rows(out)
+    del row["mpp"], row["glimpses"][0]["mpp"]
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([row]), out)
+    elif suffix == ".csv":
+        with out.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, row)
+            table.writeheader()
+            table.writerow({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()})
+    else:
+        out.write_text(json.dumps(row) + "\n")
+    assert predict(model, [folder / "0.png", folder / "1.png"], out=out, device="cpu").skipped == 1
+    first, second = read_rows(out)
+    assert first["label"] == row["label"] and first.get("mpp") is None and second["mpp"] is None
 
 
 class Stop(Exception):

@@ -1,10 +1,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
 from foveal.errors import ConfigError, RunError
+from foveal.glimpse.tnet import TNet
 from foveal.prediction import count, find_images, predict, predict_rows
 from foveal.prediction.rows import as_text
 from foveal.runs import classify, create_model
@@ -42,6 +46,39 @@ def test_rows_are_what_classifying_one_by_one_gives(folder, model):
         assert 0 < row["bytes_read"] <= Path(row["path"]).stat().st_size
         assert row["seconds"] > 0
         assert row["error"] is None
+
+
+def test_rows_tell_the_looks_that_an_image_has_cells_for(tmp_path, model):
+    """An image of 1 : 2.5 has three distinct cells, a square one nine."""
+    for name, size in (("long", (48, 120)), ("square", (90, 90)), ("upright", (120, 48))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    long, square, upright = predict(model, tmp_path, locations=(5, 1), device="cpu").rows
+    assert (long["locations"], square["locations"], upright["locations"]) == (6, 10, 6)
+    assert [len(row["glimpses"]) for row in (long, square, upright)] == [7, 11, 7]
+    assert long["macs"] == upright["macs"] == count(model, 90, (3, 1)).macs and square["macs"] == count(model, 90, (5, 1)).macs
+
+
+def test_rows_carry_the_size_of_a_pixel(tmp_path):
+    torch.manual_seed(0)
+    closer = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1), region_mpp=1.0).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 400, 3), dtype=np.uint8)
+    for name, mpp in (("a", 0.5), ("b", 0.25)):
+        how = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, tile=(64, 64), photometric="rgb", **how)
+    Image.fromarray(pixels).save(tmp_path / "c.png")
+    rows = predict(closer, tmp_path, device="cpu").rows
+    assert [row["mpp"] for row in rows] == [pytest.approx(0.5), pytest.approx(0.25), None]
+    for row in rows[:2]:
+        thumbnail, *looks = row["glimpses"]
+        assert thumbnail["mpp"] == pytest.approx(row["mpp"] * (800 / 32 * 400 / 32) ** 0.5)
+        assert [g["mpp"] for g in looks] == pytest.approx([2.0 if g["level"] == 2 else 1.0 for g in looks])
+        assert row["macs"] == count(closer, (800, 400), mpp=row["mpp"]).macs
+    assert rows[2]["error"].startswith(f"{tmp_path / 'c.png'}: does not say how large its pixels are") and rows[2]["glimpses"] == []
+    # A model whose cells are shares of the image needs no scale, and tells of one.
+    plain = predict(create_model("test_resnet", num_classes=3), tmp_path, device="cpu").rows
+    assert [row["error"] for row in plain] == [None] * 3
+    assert [row["mpp"] for row in plain] == [pytest.approx(0.5), pytest.approx(0.25), None]
+    assert plain[0]["glimpses"][0]["mpp"] == pytest.approx(0.5 * 800 / 160) and plain[2]["glimpses"][0]["mpp"] is None
 
 
 def test_random_looks_do_not_depend_on_the_batch(folder, model):

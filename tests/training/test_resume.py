@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from foveal.errors import ConfigError, RunError
+from foveal.runs import load
 from foveal.training import fit
 from foveal.training.callbacks import Checkpoints
 from foveal.training.task import Task
@@ -182,6 +184,26 @@ def test_another_seed_is_another_run(tmp_path):
         fit(config(epochs=None, steps=2, seed=4), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(ConfigError, match=r"^model.base_size: differs"):
         fit(config(epochs=None, steps=2, model={**config().model, "base_size": 24}), tmp_path / "run", resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_run_of_an_earlier_version_goes_on_as_it_was(tmp_path, given):
+    """It was written without ``model.fit_grid``, and looks at the square around its images of 24 x 32 pixels."""
+    common = {"optimiser": {"schedule": "constant"}, "epochs": None}
+    short, longer = config(**common, steps=1), config(**common, steps=2)
+    common["model"] = {**short.model, "fit_grid": False}
+    fit(config(**common, steps=2), tmp_path / "whole", quiet=True)
+    fit(config(**common, steps=1), tmp_path / "run", quiet=True)
+    file = tmp_path / "run" / "config.yaml"
+    written = yaml.safe_load(file.read_text())
+    assert written["model"].pop("fit_grid") is False
+    file.write_text(yaml.safe_dump({**written, **({} if given else {"steps": 2})}))
+    fit(longer if given else None, tmp_path / "run", resume=True, quiet=True)
+    assert yaml.safe_load(file.read_text())["model"]["fit_grid"] is False
+    resumed, whole = (load(tmp_path / name, which="last").state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+    with pytest.raises(ConfigError, match=r"^model.fit_grid: differs"):
+        fit(config(epochs=None, steps=3, model={**short.model, "fit_grid": True}), tmp_path / "run", resume=True, quiet=True)
 
 
 class Hostile:

@@ -1,0 +1,109 @@
+"""How large the pixels of a file are, in micrometres, where the file says so.
+
+Slides say it in the description: Aperio's ``MPP``, OME's ``PhysicalSizeX``, ImageJ's unit. A raster with a projected coordinate system
+says it in metres or feet of ground: pixels of 10 m have 10,000,000 µm. A plain TIFF has a resolution, which mostly says how large to print
+the image; only one that is finer than any printer's is taken for the size of the pixels.
+
+Example:
+    >>> described("Aperio Image Library v11.2.1|AppMag = 20|MPP = 0.499")
+    0.499
+    >>> described('<OME><Image><Pixels PhysicalSizeX="250" PhysicalSizeXUnit="nm"/></Image></OME>')
+    0.25
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tifffile
+
+_COARSEST_RESOLUTION = 10.0  # µm; what prints is coarser
+_LENGTHS = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0, "inch": 25_400.0}
+_MICRO = re.compile(r"micron|micrometer|micrometre|(?:µ|μ|&#181;|&#xB5;|\\u00B5)m", re.IGNORECASE)
+_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # µm of TIFF's units of resolution
+_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # of GeoTIFF's linear units: metre, foot, US survey foot
+_MERCATOR = {3857, 3785, 900913}  # its metres are those of the ground at the equator alone
+
+
+def of_page(page: tifffile.TiffPage) -> float | None:
+    """µm per pixel of a TIFF's page; None where it does not say."""
+    per_unit = [_rational(page.tags.valueof(tag)) for tag in (282, 283)]
+    found = described(page.description or "", per_unit)
+    if found is None:
+        found = on_the_ground(page.geotiff_tags or {})
+    if found is None and int(page.tags.valueof(296) or 1) in _PER_UNIT:
+        found = _mean(_PER_UNIT[int(page.tags.valueof(296))] / n if n else None for n in per_unit)
+        found = None if found is None or found > _COARSEST_RESOLUTION else found
+    return found
+
+
+def described(description: str, per_unit: list[float | None] | None = None) -> float | None:
+    """µm per pixel as an Aperio, OME or ImageJ description says it, None where it does not.
+
+    Args:
+        description: the text.
+        per_unit: pixels per unit, along x and y, of the resolution beside it; ImageJ's description has the unit alone.
+    """
+    if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", description):
+        return _mean([_number(aperio[1])])
+    if pixels := re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description):
+        sizes = []
+        for axis in "XY":
+            size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', pixels[0])
+            unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', pixels[0])
+            sizes.append(_in_micrometres(_number(size[1]) if size else None, unit[1] if unit else "um"))
+        return _mean(sizes)
+    if description.startswith("ImageJ=") and (unit := re.search(r"^unit=(.+)$", description, re.MULTILINE)):
+        return _mean(_in_micrometres(1 / n if n else None, unit[1].strip()) for n in per_unit or ())
+    return None
+
+
+def on_the_ground(tags: Mapping[str, Any]) -> float | None:
+    """µm of ground per pixel from GeoTIFF's tags; None unless their coordinates are lengths."""
+    metres = _METRES.get(int(tags.get("ProjLinearUnitsGeoKey", 0)))
+    if int(tags.get("GTModelTypeGeoKey", 0)) != 1 or metres is None or int(tags.get("ProjectedCSTypeGeoKey", 0)) in _MERCATOR:
+        return None
+    if scale := tags.get("ModelPixelScale"):
+        return _mean(1e6 * metres * float(n) for n in scale[:2])
+    if (transform := tags.get("ModelTransformation")) is not None:
+        (a, b, *_), (c, d, *_) = transform[:2]
+        return _mean([1e6 * metres * math.sqrt(abs(float(a) * float(d) - float(b) * float(c)))])
+    return None
+
+
+def of_raster(crs: Any, transform: Any) -> float | None:
+    """µm of ground per pixel from rasterio's coordinate system and transform; None unless their coordinates are lengths."""
+    if not crs or not crs.is_projected or crs.to_epsg() in _MERCATOR:
+        return None
+    return _mean([1e6 * crs.linear_units_factor[1] * math.sqrt(abs(transform.determinant))])
+
+
+def of_slide(properties: Mapping[str, str]) -> float | None:
+    """µm per pixel from OpenSlide's properties."""
+    return _mean(_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
+
+
+def _in_micrometres(length: float | None, unit: str) -> float | None:
+    per_unit = 1.0 if _MICRO.fullmatch(unit) else _LENGTHS.get(unit.lower())
+    return None if length is None or per_unit is None else length * per_unit
+
+
+def _mean(sizes: Any) -> float | None:
+    """The side of a square pixel of the same area, of those sizes that are known."""
+    known = [size for size in sizes if size is not None and math.isfinite(size) and size > 0]
+    return math.prod(known) ** (1 / len(known)) if known else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _rational(value: Any) -> float | None:
+    return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else None
