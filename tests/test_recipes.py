@@ -246,6 +246,20 @@ def test_recipes_merge_and_name_what_replaces_what(tmp_path):
     assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
 
 
+@pytest.mark.parametrize(
+    "over, objective",
+    [
+        ({"model": {"name": "tnet"}}, {"warm_up": 0.2}),
+        ({"model": {"name": "resnet18"}}, None),
+        ({"model": {"name": "resnet18"}, "objective": {"label_smoothing": 0.1}}, {"label_smoothing": 0.1}),
+        ({"objective": {"name": "cross_entropy"}}, {"name": "cross_entropy"}),
+        ({"objective": {"image_share": 0.5}}, {"warm_up": 0.2, "image_share": 0.5}),
+    ],
+)
+def test_options_of_a_default_objective_stay_with_its_model(over, objective):
+    assert merge({"model": {"name": "tnet"}, "objective": {"warm_up": 0.2}}, over).get("objective") == objective
+
+
 def test_values_read_as_people_mean_them():
     assert [parse_value(x) for x in ("1e-4", "3", "2.5", "[2, 1]", "null", "yes", "a b")] == [1e-4, 3, 2.5, [2, 1], None, True, "a b"]
     with pytest.raises(ConfigError, match="brackets"):

@@ -134,13 +134,25 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, section by section; a section that names something else replaces the base's."""
+    """``over`` on top of ``base``, section by section; a section that names something else replaces the base's.
+
+    Options of an objective without a name are for the default objective of the base's model. Another model does not get them.
+    """
+    model, objective = base.get("model"), base.get("objective")
+    if _names_another(model, over.get("model")) and isinstance(objective, dict) and "name" not in objective:
+        base = {key: value for key, value in base.items() if key != "objective"}
     merged = dict(base)
     for key, value in over.items():
         under = base.get(key)
         if isinstance(value, dict) and isinstance(under, dict):
-            other = {"name"} <= value.keys() & under.keys() and value["name"] != under["name"]
-            merged[key] = value if other else merge(under, value)
+            first_named = key == "objective" and "name" in value and "name" not in under
+            merged[key] = value if first_named or _names_another(under, value) else merge(under, value)
         else:
             merged[key] = value
     return merged
+
+
+def _names_another(under: Any, value: Any) -> bool:
+    """Whether both sections have a name, and not the same."""
+    both = isinstance(under, dict) and isinstance(value, dict) and "name" in under and "name" in value
+    return both and under["name"] != value["name"]
