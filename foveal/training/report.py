@@ -19,6 +19,7 @@ import csv
 import json
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,8 @@ class TrainingSummary:
         length = f"{self.step:,} update{_s(self.step)}, {self.epoch:.4g} epochs, in {as_duration(self.seconds)}"
         length += "" if how == "finished" else f", {how}"
         if self.accuracy is None or self.interval is None:
-            result = "nothing was validated: there are no validation images that can be read"
+            none = ": there are no validation images that can be read"
+            result = f"nothing was validated{none if self.ended == 'finished' else ' before the run ended'}"
             if self.training_accuracy is not None:
                 result += f"\naccuracy {_percent(self.training_accuracy)} on the training images of the latest updates"
         else:
@@ -169,8 +171,11 @@ class TrainingSummary:
             kept = f"{'averaged ' * self.averaged}weights of step {self.kept_step:,} in {out / WEIGHTS}"
             print(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
         sys.stdout.flush()
+        # A terminal would break words.
+        wrapper = TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
         for warning in self.warnings:
-            print(f"foveal: {warning}", file=sys.stderr, flush=True)
+            text = f"foveal: {warning}"
+            print(wrapper.fill(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 class _Score(NamedTuple):

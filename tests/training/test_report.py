@@ -87,6 +87,22 @@ def test_without_validation_images_the_training_accuracy_is_told(tmp_path, capsy
     assert run.summary["accuracy"] is None and run.summary["interval"] is None and run.summary["kept_step"] == 5
 
 
+def test_a_run_that_ended_before_its_first_validation_says_so(tmp_path):
+    found, _ = told(tmp_path, "interrupted", best=None, last=None, rows=[(50, 0.9)])
+    assert "result nothing was validated before the run ended\n       accuracy 90.0 % on the training images" in found.result()
+
+
+def test_warnings_are_wrapped_on_a_terminal_alone(tmp_path, capsys, monkeypatch):
+    found, text = told(tmp_path, best=(0.6, -1.0), last=(0.6, -1.0))
+    found.show(tmp_path, brief=True)
+    assert capsys.readouterr().err == f"foveal: {text}\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    found.show(tmp_path, brief=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 80 and " ".join(lines) == f"foveal: {text}"
+
+
 def test_validation_images_that_cannot_be_read_are_none(tmp_path):
     """Then the last weights are kept, and not those of the first validation, which saw nothing."""
     train = get_data("tiny_images").train
