@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import logging
@@ -293,34 +292,18 @@ def _fit(argv: list[str]) -> int:
 
     find_recipe(recipe)  # a name that is wrong should be told at once
     _import_torch()
-    from foveal.recipes.configure import configure, describe
+    from foveal.recipes.configure import configure
 
     config, out, how = configure(recipe, flags)
-    from foveal.data import get_data
-    from foveal.runs import BAD_IMAGES, LAST, claim, read_checkpoint, read_config
-    from foveal.training import fit
+    from foveal.training import TrainingSummary, fit
 
     # Lightning starts further processes as copies of this command; one of them speaks.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     quiet = how["quiet"] or not speaks
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
-    # A run in the way, or one that cannot be resumed, should be told before anything is said or made.
-    if how["resume"] and not quiet:
-        claim(out, resume=True)
-        read_config(out)
-        read_checkpoint(out / LAST)
-    elif out.exists() and not quiet and not how["overwrite"]:
-        claim(out)
-    data = get_data(**config.data)
-    if not quiet:
-        print(describe(config, data, out), flush=True)
-    fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet, data=data)
-    if speaks and (out / BAD_IMAGES).is_file():
-        with (out / BAD_IMAGES).open(newline="") as lines:
-            count = sum(1 for _ in csv.DictReader(lines))
-        print(f"foveal: {count} image{'s' if count > 1 else ''} could not be read; see {out / BAD_IMAGES}", file=sys.stderr)
-    if not quiet:
-        print(f"The run is in {out}. What next: foveal evaluate {out}; foveal predict {out} IMAGES --out FILE; foveal explain {out} IMAGE")
+    run = fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    if speaks and quiet and run.summary:
+        TrainingSummary(**run.summary).show(out, brief=True)
     return 0
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.errors import ConfigError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -36,6 +38,30 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.device:
+    """The device of that name; ``"auto"`` is the first GPU, or the CPU where there is none.
+
+    Args:
+        name: ``auto``, or as torch names devices: ``cpu``, ``cuda``, ``cuda:1``, ...
+        count: how many devices of that kind are wanted. Any number of processes share a CPU.
+
+    Raises:
+        ConfigError: this machine has no such device, or fewer of them.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if name != "auto":
+            # torch takes names of devices that are not there, and "meta", which holds no numbers; using one fails.
+            torch.empty(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
+    if device.index is not None and count > 1:
+        raise ConfigError(f"--devices {count}: but --device {name} is a single one; use --device {device.type}")
+    if device.type == "cuda" and count > (there := torch.cuda.device_count()):
+        raise ConfigError(f"--devices {count}: this machine has {there} GPU{'s' * (there != 1)}; use --devices {there}")
+    return device
 
 
 def processor_name() -> str:

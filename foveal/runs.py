@@ -1,8 +1,9 @@
 """The front door: make a model by name, classify with it, keep it in a run folder.
 
 A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks with
-attention modules), ``last.ckpt`` and ``best.ckpt`` (to go on training), and ``model.safetensors`` with ``config.json`` (for
-everything else). The last two suffice to use a model, and rebuild it without downloading anything.
+attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on training), and
+``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a model, and rebuild it without
+downloading anything.
 
 Example:
     >>> import tempfile, torch
@@ -70,8 +71,9 @@ from foveal.images import (
     squash,
 )
 
-CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES = (
+CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
+    "summary.json",
 )  # fmt: skip
 
 FOUND_OUT = (
@@ -515,6 +517,19 @@ class Run:
             raise RunError(f"{self.path / CARD}: is damaged or not ours; copy it again or train again") from error
         return card
 
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """The outcome of training, as `foveal.training.TrainingSummary` describes it; None if there is none (yet).
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / SUMMARY
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except ValueError as error:
+            raise RunError(f"{file}: is damaged; foveal fit --out {self.path} --resume writes it again") from error
+
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
@@ -647,7 +662,7 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def clear(out: Path) -> None:
     """Remove the run in a folder, with what was found out about its model."""
-    for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, *FOUND_OUT, CONFIG):
+    for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY, *FOUND_OUT, CONFIG):
         (out / name).unlink(missing_ok=True)
 
 

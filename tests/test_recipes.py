@@ -235,6 +235,14 @@ def test_recipe_for_megapixel_digits_runs(name, canvases):
     assert np.diff(starts).max() <= model.size[0] - 28 + 3
 
 
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_are_bounded_by_updates_and_not_by_the_clock(name):
+    """A slower machine takes longer, and comes to the same result."""
+    values = load_recipe(name)
+    assert values.get("epochs") or values.get("steps")
+    assert values.get("max_time") is None
+
+
 def test_recipes_merge_and_name_what_replaces_what(tmp_path):
     (tmp_path / "base.yaml").write_text("model: {name: tnet, grid: 5}\nepochs: 1e1\ndata: digits\n")
     (tmp_path / "same.yaml").write_text("base: base.yaml\nmodel: {region: 0.4}\n")
@@ -246,18 +254,21 @@ def test_recipes_merge_and_name_what_replaces_what(tmp_path):
     assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
 
 
-@pytest.mark.parametrize(
-    "over, objective",
-    [
-        ({"model": {"name": "tnet"}}, {"warm_up": 0.2}),
-        ({"model": {"name": "resnet18"}}, None),
-        ({"model": {"name": "resnet18"}, "objective": {"label_smoothing": 0.1}}, {"label_smoothing": 0.1}),
-        ({"objective": {"name": "cross_entropy"}}, {"name": "cross_entropy"}),
-        ({"objective": {"image_share": 0.5}}, {"warm_up": 0.2, "image_share": 0.5}),
-    ],
-)
-def test_options_of_a_default_objective_stay_with_its_model(over, objective):
-    assert merge({"model": {"name": "tnet"}, "objective": {"warm_up": 0.2}}, over).get("objective") == objective
+def test_options_of_an_objective_stay_with_models_of_the_same_objective(tmp_path):
+    """Also where a recipe of the user's changes the model of its base."""
+    options = {"image_share": 0.6, "warm_up": 0.2}
+    base = {"model": {"name": "tnet"}, "objective": options}
+    assert merge(base, {"model": {"name": "test_resnet"}})["objective"] == {}
+    assert merge(base, {"model": {"name": "ram"}, "objective": {"image_share": 0.5}})["objective"] == {"image_share": 0.5}
+    assert merge(base, {"model": {"name": "tnet", "grid": 4}})["objective"] == options
+    stage = {"model": {"name": "saccader"}, "objective": {"pretraining": 0.0}}
+    assert merge(stage, {"model": {"name": "saccader_separate"}})["objective"] == {"pretraining": 0.0}
+    named = {"model": {"name": "tnet"}, "objective": {"name": "cross_entropy", "label_smoothing": 0.1}}
+    assert merge(named, {"model": {"name": "test_resnet"}})["objective"] == named["objective"]
+    (tmp_path / "mine.yaml").write_text("base: demo\nmodel: test_resnet\n")
+    assert not configure(str(tmp_path / "mine.yaml"), [])[0].objective
+    with pytest.raises(ConfigError, match="no model of this name; did you mean tnet"):
+        configure("demo", ["--model", "tnett"])
 
 
 def test_values_read_as_people_mean_them():

@@ -17,6 +17,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -95,6 +96,8 @@ def data_constructor(name: str) -> Callable[..., DataModule]:
         ConfigError: no data set has that name.
     """
     if name not in _REGISTRY:
+        if Path(name).is_dir():
+            raise ConfigError(f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder")
         near = difflib.get_close_matches(name, _REGISTRY, 1)
         raise ConfigError(
             f"{name}: there is no data set of this name; use {f'{near[0]}, or ' if near else ''}one of {', '.join(list_data())}"

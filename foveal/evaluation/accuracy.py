@@ -7,7 +7,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from foveal.draws import Draws
 from foveal.errors import DataError
 from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.metrics import wilson  # noqa: F401  (for those who import it from here)
 from foveal.prediction.device import autocast
 
 
@@ -165,12 +165,3 @@ def budget_taken(seen: Classification, budget: Sequence[int], policy: str) -> tu
     most = np.bincount(seen.glimpses.image).argmax()  # images that are not square may have fewer cells
     looks = np.bincount(seen.glimpses.level[seen.glimpses.image == most])[1:]
     return tuple((looks[1:] // looks[:-1]).tolist())
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (95 % by default), ``trials`` at least 1."""
-    p, n = successes / trials, trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At none or all of the trials the bound is the proportion itself, but for rounding.
-    return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)

@@ -16,7 +16,7 @@ import torch
 
 from foveal.choices import PRECISIONS
 from foveal.errors import ConfigError
-from foveal.host import keep_freed_memory, processor_name
+from foveal.host import keep_freed_memory, processor_name, usable_device
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
@@ -25,11 +25,7 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         ConfigError: no such device on this machine.
     """
-    try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
+    device = usable_device(name)
     if device.type == "cpu":
         keep_freed_memory()
     return device

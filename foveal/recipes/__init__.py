@@ -99,10 +99,25 @@ def find_recipe(name: str) -> Path:
     if name not in list_recipes():
         if name.removesuffix("/") in GROUPS:
             raise ConfigError(f"{name}: this is a group of recipes; give one that foveal recipes {name} lists")
+        if instead := _meant(Path(name)):
+            raise ConfigError(f"{name}: is no recipe, {instead}")
         near = difflib.get_close_matches(name, list_recipes(), 1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "use a YAML file or a name that foveal recipes lists"
         raise ConfigError(f"{name}: there is no recipe of this name; {hint}")
     return _FOLDER / f"{name}.yaml"
+
+
+def _meant(path: Path) -> str:
+    """What is there instead of a recipe, and how to train on it; nothing if nothing is there."""
+    if not path.exists():
+        return ""
+    if (path / "config.yaml").is_file():  # foveal.runs.CONFIG, which takes torch to import
+        return f"but the folder of a run; go on with it by foveal fit --resume --out {path}"
+    if path.is_dir():
+        return f"but a folder; use --data.root {path} to train on the images in it"
+    if path.suffix.lower() in (".csv", ".parquet", ".pq"):
+        return f"but a table; use --data manifest --data.file {path} to train on the images that it lists"
+    return "but a file of another kind; give a file that ends in .yaml, or the folder of your images by --data.root"
 
 
 def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -136,23 +151,31 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``, section by section; a section that names something else replaces the base's.
 
-    Options of an objective without a name are for the default objective of the base's model. Another model does not get them.
+    Options of a model's own objective are left out where ``over`` names a model with an objective of another kind.
     """
-    model, objective = base.get("model"), base.get("objective")
-    if _names_another(model, over.get("model")) and isinstance(objective, dict) and "name" not in objective:
-        base = {key: value for key, value in base.items() if key != "objective"}
     merged = dict(base)
+    if _other_objective(base, over):
+        merged["objective"] = {}
     for key, value in over.items():
-        under = base.get(key)
+        under = merged.get(key)
         if isinstance(value, dict) and isinstance(under, dict):
             first_named = key == "objective" and "name" in value and "name" not in under
-            merged[key] = value if first_named or _names_another(under, value) else merge(under, value)
+            other = {"name"} <= value.keys() & under.keys() and value["name"] != under["name"]
+            merged[key] = value if first_named or other else merge(under, value)
         else:
             merged[key] = value
     return merged
 
 
-def _names_another(under: Any, value: Any) -> bool:
-    """Whether both sections have a name, and not the same."""
-    both = isinstance(under, dict) and isinstance(value, dict) and "name" in under and "name" in value
-    return both and under["name"] != value["name"]
+def _other_objective(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    """Whether ``base`` sets options of its model's own objective, and the model of ``over`` has another kind of objective."""
+    sections = [base.get("objective"), base.get("model"), over.get("model")]
+    if not all(isinstance(section, dict) for section in sections):
+        return False
+    options, *models = (section for section in sections if isinstance(section, dict))
+    before, after = (model.get("name") for model in models)
+    if not options or "name" in options or not before or not after or before == after:
+        return False
+    from foveal.recipes.configure import own_objective
+
+    return own_objective(before) is not own_objective(after)

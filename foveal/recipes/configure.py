@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveal.data import DataModule, data_constructor
+from foveal.data import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
@@ -26,7 +26,7 @@ from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
 from foveal.recipes.help import recipe_help
-from foveal.runs import constructor, create_classifier
+from foveal.runs import constructor
 from foveal.training import FitConfig
 
 HOW = (
@@ -59,8 +59,8 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     looks = model in REGISTRY
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
-    own = target_of(build).objective if looks else CrossEntropy
-    of_objective = options_of(OBJECTIVES.get(values.get("objective", {}).get("name"), own), "objective", skip=("class_weights",))
+    objective = OBJECTIVES.get(values.get("objective", {}).get("name"), own_objective(model))
+    of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
         Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, made if it is not there"),
         *HOW,
@@ -75,6 +75,15 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     out = found.pop("out")
     how = {o.key: found.pop(o.key) for o in HOW}
     return FitConfig.from_dict(found), Path(out), how
+
+
+def own_objective(model: str) -> type:
+    """The kind of objective that a model is trained with unless another one is named.
+
+    Raises:
+        ConfigError: no model has that name.
+    """
+    return target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
 
 
 def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:
@@ -101,20 +110,3 @@ def _dense_options() -> list[Option]:
         Option("model.drop_path_rate", float, None, "stochastic depth of the last block", unset=True),
         *options_of(WholeImage, "model", skip=("network",)),
     ]
-
-
-def describe(config: FitConfig, data: DataModule, out: Path) -> str:
-    """What is about to be trained on what, how big it is, and where it goes: a few lines."""
-    options = {key: value for key, value in config.model.items() if key not in ("name", "num_classes") and not key.endswith("pretrained")}
-    model = create_classifier(config.model["name"], num_classes=len(data.classes), **options)
-    count = sum(p.numel() for p in model.parameters())
-    splits = ", ".join(f"{len(images):,} {split}" for split in ("train", "val", "test") if (images := getattr(data, split)) is not None)
-    beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
-    ends = ((config.epochs, "epoch"), (config.steps, "step"), (config.max_time, "second"))
-    length = [f"{value:g} {unit}{'' if value == 1 else 's'}" for value, unit in ends if value is not None]
-    backbone = f" on {config.model['backbone']}" if "backbone" in config.model else ""
-    return "\n".join((
-        f"model  {config.model['name']}{backbone}: {count:,} parameters, looks of {model.size[0]} x {model.size[1]} px{beyond}",
-        f"data   {data.name}: {splits} images, {len(data.classes)} classes",
-        f"run    {out}: {' or '.join(length)} in batches of {config.batch_size}, on {config.device}",
-    ))  # fmt: skip

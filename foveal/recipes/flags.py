@@ -22,6 +22,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
@@ -271,7 +272,8 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
             known.append("--help")
             continue
         if not token.startswith("--"):
-            raise UsageError(f"{token}: is not expected here; a recipe comes first, and values after their --key")
+            hint = f"; a folder of images is given by --data.root {token}" if Path(token).is_dir() else ""
+            raise UsageError(f"{token}: is not expected here; a recipe comes first, and values after their --key{hint}")
         key, equals, value = token[2:].partition("=")
         key = key.replace("-", "_")
         key = f"{key}.name" if f"{key}.name" in by_key else key

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from foveal.importing import quickly
 from foveal.training.config import FitConfig, Optimiser
 
-__all__ = ["FitConfig", "Optimiser", "Task", "fit"]
+__all__ = ["FitConfig", "Optimiser", "Task", "TrainingSummary", "fit"]
 
 if TYPE_CHECKING:
     from foveal.training.fitting import fit
+    from foveal.training.report import TrainingSummary
     from foveal.training.task import Task
 
 
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
             from foveal.training.fitting import fit
 
         return fit
+    if name == "TrainingSummary":
+        from foveal.training.report import TrainingSummary
+
+        return TrainingSummary
     if name == "Task":
         from foveal.training.task import Task
 

@@ -1,10 +1,12 @@
-"""What happens around the steps: checkpoints, averaged weights, metrics, the progress bar.
+"""What happens around the steps: checkpoints, averaged weights, metrics, progress.
 
 The order in which they are given to Lightning is the order of `callbacks`: weights are averaged before they are saved.
 
 Example:
     >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=0.99, quiet=True)]
     ['Averaging', 'Metrics', 'Attention', 'BadImages', 'Checkpoints']
+    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=None, quiet=False)][-2:]
+    ['Progress', 'Checkpoints']
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import csv
 import math
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,12 +29,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from foveal.errors import RunError
 from foveal.layers import Attends, attention_maps
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS, replacing
-from foveal.training.task import ENDLESS, Diverged, Task
+from foveal.training.progress import Progress
+from foveal.training.task import Diverged, Task
 
 _COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
 _FIGURES = ("step", "module", "figure", "value")
 
-TELL_EVERY = 15.0  # seconds between lines where there is no terminal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,8 +45,8 @@ class Interrupted(Exception):
 def callbacks(folder: Path, ema: float | None, quiet: bool) -> list[pl.Callback]:
     """Everything that happens around the steps of a run."""
     averaging = [Averaging(ema)] if ema else []
-    records = Metrics(folder / METRICS, quiet), Attention(folder / ATTENTION), BadImages(folder / BAD_IMAGES)
-    return [*averaging, *records, Checkpoints(folder)]
+    records = Metrics(folder / METRICS), Attention(folder / ATTENTION), BadImages(folder / BAD_IMAGES)
+    return [*averaging, *records, *([] if quiet else [Progress()]), Checkpoints(folder)]
 
 
 class Averaging(pl.Callback):
@@ -101,17 +102,27 @@ class Checkpoints(pl.Callback):
 
     Args:
         folder: run folder.
+
+    Attributes:
+        best, last: accuracy and negative loss of the best and of the last validation; None before the first.
+        images: number of validation images that could be read.
+        validations: number of validations of at least one image.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.best: tuple[float, float] | None = None
+        self.last: tuple[float, float] | None = None
+        self.images = self.validations = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": None if self.best is None else list(self.best)}
+        scores = {"best": self.best and list(self.best), "last": self.last and list(self.last)}
+        return {**scores, "images": self.images, "validations": self.validations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = None if state["best"] is None else tuple(state["best"])
+        # Older checkpoints know the best alone.
+        self.best, self.last = (None if state.get(name) is None else tuple(state[name]) for name in ("best", "last"))
+        self.images, self.validations = state.get("images", 0), state.get("validations", 0)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         def ask(number: int, frame: Any) -> None:
@@ -138,7 +149,11 @@ class Checkpoints(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         score = float(trainer.callback_metrics["val_accuracy"]), -float(trainer.callback_metrics["val_loss"])
-        better = self.best is None or score > self.best
+        self.images = int(trainer.callback_metrics["val_images"])
+        better = self.images > 0 and (self.best is None or score > self.best)
+        if self.images:
+            self.last = score
+            self.validations += 1
         if better:
             self.best = score
         self.save(trainer, task, better)
@@ -160,30 +175,30 @@ class Checkpoints(pl.Callback):
 
 
 class Metrics(pl.Callback):
-    """Writes ``metrics.csv`` and shows where the run is: a bar on a terminal, else a line now and then.
+    """Writes ``metrics.csv``.
 
-    Training values are means over the images of this process since the last line. A run that diverges ends with a line for the step in
-    which that was found, with nan for its loss; going on before that step takes the line away.
+    Training values are means over the images of this process since the last line. A value that only some updates have, such
+    as the loss of a policy that is not trained from the beginning, is a mean over the images of those updates. A run that
+    diverges ends with a line for the step in which that was found, with nan for its loss. Resuming before that step removes
+    the line.
 
     Args:
         file: where to.
-        quiet: show nothing.
     """
 
-    def __init__(self, file: Path, quiet: bool) -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file
-        self.quiet = quiet
         self.sums: dict[str, Any] = {}
-        self.images = 0
-        self.bar: Any = None
-        self._since, self._seen, self._told = time.monotonic(), 0, 0.0
-        self._shown: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self._since, self._seen = time.monotonic(), 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": {key: float(total) for key, total in self.sums.items()}, "images": self.images}
+        return {"sums": {key: float(total) for key, total in self.sums.items()}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums, self.images = dict(state["sums"]), state["images"]
+        self.sums = dict(state["sums"])
+        # Older checkpoints count the images of all values together.
+        self.counts = dict(state["counts"]) if "counts" in state else dict.fromkeys(self.sums, state["images"])
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
@@ -191,35 +206,20 @@ class Metrics(pl.Callback):
         if self.file.exists():
             # Lines that a killed run wrote after its last checkpoint will be written again.
             self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= task.step])
-        self._since, self._told = time.monotonic(), time.monotonic()
-        if not self.quiet and sys.stderr.isatty():
-            self._open_bar(task)
-
-    def _open_bar(self, task: Task) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[values]}"), TimeRemainingColumn(compact=True)
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
-        self.bar.add_task("training", total=1.0, completed=task.progress, values="")
-        self.bar.start()
+        self._since = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         count = outputs["images"]
-        self.images += count
         self._seen += count
         for key, value in outputs["log"].items():
             self.sums[key] = self.sums.get(key, 0.0) + value.detach() * count  # stays on the device: reading it would wait for the step
+            self.counts[key] = self.counts.get(key, 0) + count
         if not trainer.is_global_zero or not task.updates_after(batch_idx):
             return
-        if (task.step % task.config.log_every == 0 or task.progress >= 1) and self.images:
-            self._write(
-                trainer,
-                task,
-                {key: float(total) / self.images for key, total in self.sums.items()} | {"lr": trainer.optimizers[0].param_groups[0]["lr"]},
-            )
-            self.sums, self.images = {}, 0
-        self._show(task, batch_idx)
+        if (task.step % task.config.log_every == 0 or task.progress >= 1) and self.sums:
+            means = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+            self._write(trainer, task, means | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            self.sums, self.counts = {}, {}
 
     def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         self._validating = time.monotonic()
@@ -236,11 +236,8 @@ class Metrics(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float], step: int | None = None) -> None:
         step = step or task.step
-        speed = self._seen / max(time.monotonic() - self._since, 1e-9)
-        shown = (("loss", "loss", ".3f"), ("accuracy", "acc", ".1%"), ("entropy", "entropy", ".2f"), ("val_accuracy", "val", ".1%"))
-        self._shown |= {short: f"{short} {values[key]:{form}}" for key, short, form in shown if key in values}
         if "loss" in values:
-            self._shown["speed"] = f"{speed * trainer.world_size:.0f} img/s"
+            speed = self._seen / max(time.monotonic() - self._since, 1e-9)
             values = {**values, "images_per_second": speed * trainer.world_size}
             self._since, self._seen = time.monotonic(), 0
         epoch = step * task.config.accumulate / task.batches_per_epoch
@@ -256,21 +253,6 @@ class Metrics(pl.Callback):
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         _write_rows(self.file, list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)])), rows)
-
-    def _show(self, task: Task, batch_idx: int) -> None:
-        values = " ".join(self._shown.values())
-        epoch = f"epoch {(batch_idx + 1) / task.batches_per_epoch:.1f}"
-        if self.bar is not None:
-            self.bar.update(0, completed=task.progress, description=epoch, values=values)
-        elif not self.quiet and time.monotonic() - self._told >= TELL_EVERY:
-            self._told = time.monotonic()
-            of = "" if task.total_batches >= ENDLESS else f"/{task.total_batches // task.config.accumulate}"
-            print(f"step {task.step}{of}  {epoch}  {values}  {task.elapsed:.0f} s", file=sys.stderr, flush=True)
-
-    def teardown(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 class Attention(pl.Callback):

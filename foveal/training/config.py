@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-import torch
-
 from foveal.errors import ConfigError
+from foveal.host import usable_device
 
 PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
@@ -174,10 +173,7 @@ class FitConfig:
             raise ConfigError(f"seed: is {self.seed}; set it to 0 or more")
         if str(self.precision) not in PRECISIONS:
             raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
-        try:
-            torch.empty(0, device="cpu" if self.device == "auto" else self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(f"device: this machine has no {self.device} that torch can use; try auto or cpu") from error
+        usable_device(self.device, self.devices)
         if self.batch_size % self.devices:
             raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
         if self.optimiser.l2 and self.optimiser.name == "adamw":

@@ -8,9 +8,11 @@ Example:
     ...     data={"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 4})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = fit(config, folder + "/run", quiet=True)
-    ...     names = sorted(file.name for file in run.path.iterdir())
+    ...     names, summary = sorted(file.name for file in run.path.iterdir()), run.summary
     >>> names
-    ['best.ckpt', 'config.json', 'config.yaml', 'last.ckpt', 'metrics.csv', 'model.safetensors']
+    ['best.ckpt', 'config.json', 'config.yaml', 'last.ckpt', 'metrics.csv', 'model.safetensors', 'summary.json']
+    >>> summary["step"], summary["kept_step"], summary["images"]
+    (2, 2, 4)
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -34,13 +37,14 @@ import yaml
 
 from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, DataError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.runs import (
     BEST,
     CONFIG,
     LAST,
+    SUMMARY,
     ModelInfo,
     Run,
     as_written,
@@ -62,7 +66,8 @@ from foveal.runs import (
 )  # fmt: skip
 from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
 from foveal.training.config import FitConfig, plain
-from foveal.training.task import ENDLESS, Task, objective_for
+from foveal.training.report import Ended, describe, differences, facts, summarise
+from foveal.training.task import ENDLESS, Diverged, Task, objective_for
 
 # What a resumed run must share with the run it resumes: with another value it would be another run.
 _FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
@@ -88,7 +93,8 @@ def fit(
         data: what ``config.data`` names, already made; or your own data, of which the run records the name.
 
     Returns:
-        The run; its model is the one of the best validation, or of the end where there are no validation images.
+        The run; its model is the one of the best validation, or of the end where there are no validation images. Its
+        ``summary`` holds the outcome.
 
     Raises:
         FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
@@ -113,10 +119,14 @@ def fit(
         config.check()
         checkpoint = read_checkpoint(out / LAST) if resume else None
         data = data or get_data(**config.data)
+        if len(data.classes) < 2:
+            name = data.classes[0]
+            raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
         model = _model(config, data, resume)
         task = _task(config, model, data, resume)
         # What cannot be made should be told while the run in the way is still there.
         task.configure_optimizers()
+        _check_batches(task)
         if config.tensorboard:
             _tensorboard(out)
         resolved = _resolved(config, task)
@@ -132,19 +142,28 @@ def fit(
             with replacing(out / CONFIG) as unfinished:
                 unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
             write_card(out, model, info)
+    finished = checkpoint is not None and _finished(task, checkpoint)
+    if main and not quiet:
+        print(describe(config, model, data, out, task.total_batches // config.accumulate), flush=True)
+        if checkpoint is not None:
+            _tell_of_resuming(out, checkpoint["global_step"], finished, resolved, stored)
     try:
-        if checkpoint is None or not _finished(task, checkpoint):
+        if not finished:
+            if main:
+                (out / SUMMARY).unlink(missing_ok=True)
             _train(task, config, out, resume, quiet)
-        elif main and not quiet:
-            after = f"finished already, after step {checkpoint['global_step']}"
-            print(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", file=sys.stderr)
-    except Interrupted:
-        if main:
-            _export(out, model, info)
-            print(f"stopped after step {task.step}; go on with: foveal fit {out / CONFIG} --out {out} --resume", file=sys.stderr)
+    except (Interrupted, Diverged) as end:
+        interrupted = isinstance(end, Interrupted)
+        if main and (out / LAST).is_file():
+            _close(out, task, info, "interrupted" if interrupted else "diverged", quiet)
+        if not interrupted:
+            raise
+        if main and quiet:
+            go_on = f"foveal fit --resume --out {shlex.quote(str(out))}"
+            print(f"stopped after step {task.step}; go on with: {go_on}", file=sys.stderr)
         raise KeyboardInterrupt from None
     if main:
-        _export(out, model, info)
+        _close(out, task, info, "finished", quiet)
     return Run(out)
 
 
@@ -207,6 +226,39 @@ def _begin_with(source: Path, task: Task) -> None:
             task.objective_state.copy_(state)
 
 
+def _check_batches(task: Task) -> None:
+    """See that batches hold enough images for batch norm.
+
+    Raises:
+        ConfigError: every batch holds one image, of which a batch norm would see a single value per channel.
+    """
+    config, count = task.config, len(task.data.split("train"))
+    if min(config.batch_size, count) > config.devices:
+        return
+    task.train_mode()
+    if all(task.takes_one_image(task.objective.plan(progress)) for progress in (0.0, 1.0)):
+        return
+    few, remedy = f"batch_size: {config.batch_size} leaves", f"set --batch-size to {2 * config.devices} or more"
+    if count < config.batch_size:
+        few, remedy = f"{task.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}", "add images"
+    each = " for each device" if config.devices > 1 else ""
+    raise ConfigError(
+        f"{few} one image{each}, of which batch norm in {config.model['name']} sees a single value per channel;"
+        f" {remedy}, or use larger looks"
+    )
+
+
+def _tell_of_resuming(out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: FitConfig | None) -> None:
+    """Print the step after which a resumed run goes on, and the values that have changed."""
+    if finished:
+        after = f"finished already, after step {step}"
+        print(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", file=sys.stderr)
+        return
+    changed = differences(resolved, stored.to_dict()) if stored else []
+    first = f"resume after step {step:,}; {'changed:' if changed else 'no value is changed'}"
+    print("\n       ".join([first, *changed]), flush=True)
+
+
 def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
     out_of_time = task.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= task.config.max_time
     return out_of_time or checkpoint["global_step"] * task.config.accumulate >= task.total_batches
@@ -242,9 +294,9 @@ def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) 
 
 
 def _devices(config: FitConfig) -> int | list[int]:
-    """How many devices, or which one where the name says so (``cuda:1``)."""
-    number = config.device.partition(":")[2]
-    return [int(number)] if number else config.devices
+    """How many devices, or which one where the name says so (``cuda:1``); there is one CPU, whatever its number."""
+    kind, _, number = config.device.partition(":")
+    return [int(number)] if number and kind != "cpu" else config.devices
 
 
 def _tensorboard(out: Path) -> Any:
@@ -283,10 +335,20 @@ def _calm() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _export(out: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
-    """Write the model for use: the best one, or the last where nothing was validated."""
-    file = out / (BEST if (out / BEST).is_file() else LAST)
-    save_model(out, model, info, model_state(read_checkpoint(file), file))
+def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) -> None:
+    """Write the model for use, the best one, or the last where nothing was validated; and the summary of the run."""
+    checkpoint = read_checkpoint(out / LAST)
+    last = kept = facts(checkpoint)
+    file = out / LAST
+    if (out / BEST).is_file():
+        file = out / BEST
+        checkpoint = read_checkpoint(file)
+        kept = facts(checkpoint)
+    save_model(out, task.model, info, model_state(checkpoint, file))
+    summary = summarise(task, out, ended, last, kept)
+    summary.write(out)
+    if not quiet:
+        summary.show(out)
 
 
 def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.training.config import FitConfig
+from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
 
 ENDLESS = 10**12
@@ -131,6 +132,7 @@ class Task(pl.LightningModule):
         frozen: modules that the objective leaves as they are.
         validates: there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded.
+        left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
     """
@@ -154,6 +156,7 @@ class Task(pl.LightningModule):
         updates = min(config.steps or ENDLESS, -(-of_epochs // config.accumulate))
         self.total_batches = updates * config.accumulate
         self.bad_images: list[tuple[str, str]] = []
+        self.left_out = 0
         self.stop_requested = False
         self.stopping = False
         self._spent = self._clock = 0.0
@@ -162,6 +165,7 @@ class Task(pl.LightningModule):
         self._validated: list[Tensor] = []
         self._validated_images = 0
         self._losses = Late()
+        self._takes_one: dict[tuple[str, ...], bool] = {}
 
     # ---- data
 
@@ -206,9 +210,11 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check(self._losses.rest())  # a run that has diverged is not saved
         checkpoint["elapsed"] = self.elapsed
+        checkpoint["left_out"] = self.left_out
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._spent = float(checkpoint.get("elapsed", 0.0))
+        self.left_out = int(checkpoint.get("left_out", 0))
 
     # ---- a step
 
@@ -226,25 +232,33 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(np.random.SeedSequence((self.config.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)[0] >> 1))
-        for module in self.frozen:
-            module.eval()
+        self.train_mode()
         factor = lr_factor(self.config.optimiser, self.step, self.progress)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = group["base_lr"] * factor
 
+    def train_mode(self) -> None:
+        """Put the modules that the objective does not train into evaluation mode."""
+        for module in self.frozen:
+            module.eval()
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self.bad_images += batch.errors
+        left_out = self.left_out
         loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
         world = self.trainer.world_size
         if world == 1:
             self._check(self._losses.put(loss.detach(), self.step + 1))
             self.stopping, self._clock = self.stop_requested, self.elapsed
             return {"loss": loss, "log": log, "images": good}
-        # What all processes must agree on travels together: images, failure, the wish to stop, bad images, the time.
-        ours = [good, not torch.isfinite(loss.detach()), self.stop_requested, len(self.bad_images), self.elapsed / world]
+        # What all processes must agree on is sent together: images, failure, the wish to stop, bad images, the time,
+        # and whether the batch was left out.
+        failed, bad, news = not torch.isfinite(loss.detach()), len(self.bad_images), self.left_out - left_out
+        ours = [good, failed, self.stop_requested, bad, self.elapsed / world, news]
         shared = torch.tensor(ours, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared)
-        count, failed, stop, bad, self._clock = shared.tolist()
+        count, failed, stop, bad, self._clock, news = shared.tolist()
+        self.left_out = left_out + int(news)  # of all processes
         if failed:
             raise self.diverged(f"the loss is {float(loss.detach())}", self.step + 1)
         if bad:
@@ -265,9 +279,12 @@ class Task(pl.LightningModule):
 
     def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
         """Loss, things to log and number of images that could be seen."""
+        plan = self.objective.plan(self.progress)
         rollouts, target = [], batch.target
-        if len(batch):
-            plan = self.objective.plan(self.progress)
+        if len(batch) == 1 and not self.takes_one_image(plan):
+            self.left_out += 1
+            target = target[:0]
+        elif len(batch):
             rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
             self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
             if batch.views.errors:
@@ -283,6 +300,12 @@ class Task(pl.LightningModule):
         if (entropy := rollouts[0].entropy) is not None:
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
+
+    def takes_one_image(self, plan: Sequence[str]) -> bool:
+        """Whether a batch of one image can be trained on; see `foveal.training.norms.takes_one_image`."""
+        if tuple(plan) not in self._takes_one:
+            self._takes_one[tuple(plan)] = takes_one_image(self.model, plan)
+        return self._takes_one[tuple(plan)]
 
     def _gather_bad_images(self) -> None:
         """All processes get the bad images of all."""
@@ -332,7 +355,8 @@ class Task(pl.LightningModule):
             totals = totals.to(self.device)
             dist.all_reduce(totals)
         count, right, loss = totals.tolist()
-        self.log_dict({"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}, logger=False, rank_zero_only=False)
+        means = {"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}
+        self.log_dict({**means, "val_images": count}, logger=False, rank_zero_only=False)
 
 
 def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, class_weights: list[float] | None) -> Objective:

@@ -67,6 +67,23 @@ def test_metrics_tell_of_the_last_steps_too(tmp_path):
     assert float(told[50][-1]["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
+    """The policy is trained from the middle of the run on, and only then has a loss of its own."""
+    data = {"name": "tiny_images", "bad": [0, 4, 8], "val": 0}  # so that updates have different numbers of images
+    changes = {"model": NORM_FREE, "data": data, "epochs": None, "steps": 7, "accumulate": 1, "ema": None, "objective": {"warm_up": 0.5}}
+    each, whole = (read(fit(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 100))
+    loader = foveal.data.get_data(**data).loader("train", batch_size=4, seed=3, drop_last=True)
+    images = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        images += [len(batch) for batch in loader]
+    assert len(each) == 7 and len(whole) == 1 and len(set(images[4:7])) > 1
+    assert [sum(bool(row[key]) for row in each) for key in ("loss", "credit", "baseline")] == [7, 3, 3]
+    for key in ("loss", "accuracy", "entropy", "loss_perception", "credit", "baseline"):
+        values, counts = zip(*((float(row[key]), n) for row, n in zip(each, images, strict=False) if row[key]), strict=True)
+        assert float(whole[0][key]) == pytest.approx(np.average(values, weights=counts), rel=1e-4), key
+
+
 def test_validation_is_of_the_deployed_model(tmp_path):
     """The figure in metrics.csv is that of the greedy model that is written, averaged weights and all."""
     run = fit(config(), tmp_path / "run", quiet=True)
@@ -431,13 +448,6 @@ def test_time_ends_a_run(tmp_path):
     before = last(run.path)["global_step"]
     fit(None, run.path, resume=True, quiet=True)
     assert last(run.path)["global_step"] == before
-
-
-def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("foveal.training.callbacks.TELL_EVERY", 0.0)
-    fit(config(epochs=None, steps=4), tmp_path / "run")
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 4 and all(word in lines[-1] for word in ("step 4/4", "loss", "acc", "entropy", "img/s"))
 
 
 @pytest.mark.parametrize(("short", "long"), [("bf16", "bf16-mixed"), ("16", "16-mixed"), (16, "16-mixed")])

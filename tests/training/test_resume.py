@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from foveal.errors import ConfigError, RunError
-from foveal.runs import load
+from foveal.runs import Run, load
 from foveal.training import fit
 from foveal.training.callbacks import Checkpoints
 from foveal.training.task import Task
@@ -49,8 +49,11 @@ def same_runs(one: Path, other: Path) -> None:
         for key in ("state_dict", "optimizer_states", "average", "global_step"):
             same(parts[0].get(key), parts[1].get(key), f"{name} {key}")
         same(parts[0]["callbacks"]["Checkpoints"], parts[1]["callbacks"]["Checkpoints"])
+        same(parts[0]["callbacks"]["Metrics"], parts[1]["callbacks"]["Metrics"])
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert metrics(one) == metrics(other)
+    summaries = [{**Run(folder).summary, "seconds": 0} for folder in (one, other)]
+    assert summaries[0] == summaries[1]
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -164,8 +167,8 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, monkeypatch, capsys):
     before = {file.name: file.read_bytes() for file in whole.iterdir()}
     monkeypatch.setattr(Task, "training_step", None)
     fit(None, whole, resume=True)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"{whole}: finished already, after step 8; to train on, ")
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{whole}: finished already, after step 8; to train on, ") and "resume after" not in said.out
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
@@ -176,6 +179,52 @@ def test_a_run_can_be_prolonged_with_another_learning_rate(tmp_path):
     fit(config(**longer, steps=4), tmp_path / "run", resume=True, quiet=True)
     rates = [float(row["lr"]) for row in metrics(tmp_path / "run") if row["lr"]]
     assert rates == [0.01, 0.01, 0.002, 0.002]
+
+
+def test_resuming_says_where_it_goes_on_and_what_has_changed(tmp_path, capsys):
+    short = {"ema": None, "epochs": None}
+    fit(config(**short, steps=2), tmp_path / "run", quiet=True)
+    assert capsys.readouterr().out == ""
+    fit(config(**short, steps=3, log_every=5, optimiser={"lr": 0.002, "warmup": 2}), tmp_path / "run", resume=True)
+    said = capsys.readouterr().out.splitlines()
+    told = said.index("resume after step 2; changed:")
+    assert sorted(said[told + 1 : told + 4]) == ["       log_every: 1 -> 5", "       optimiser.lr: 0.01 -> 0.002", "       steps: 2 -> 3"]
+    assert said[told + 4].startswith("run    3 updates")
+    fit(config(**short, steps=4, log_every=5, optimiser={"lr": 0.002, "warmup": 2}), tmp_path / "run", resume=True, quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_resuming_without_a_change_says_so(tmp_path, monkeypatch, capsys):
+    changes = {"ema": None, "epochs": None, "steps": 3, "accumulate": 1}
+    with monkeypatch.context() as patch:
+        cut(patch, Task, "training_step", 2)
+        with pytest.raises(Cut):
+            fit(config(**changes), tmp_path / "run", quiet=True)
+    fit(None, tmp_path / "run", resume=True)
+    assert "resume after step 2; no value is changed\n" in capsys.readouterr().out
+
+
+def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
+    """They counted the images of all columns together, within a window too, and knew of validations the best score alone."""
+    changes = {"ema": None, "accumulate": 1, "log_every": 4, "save_every": 1, "objective": {"name": "cross_entropy"}}
+    plain = fit(config(**changes), tmp_path / "plain", quiet=True)
+    with monkeypatch.context() as patch:
+        cut(patch, Task, "training_step", 7)
+        with pytest.raises(Cut):
+            fit(config(**changes), tmp_path / "run", quiet=True)
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = torch.load(tmp_path / "run" / name, weights_only=True)
+        states = checkpoint["callbacks"]
+        counts = set(states["Metrics"]["counts"].values())
+        assert counts == {12 if name == "last.ckpt" else 4}  # three of the four updates of a window, and one
+        states["Metrics"] = {"sums": states["Metrics"]["sums"], "images": counts.pop()}
+        states["Checkpoints"] = {"best": states["Checkpoints"]["best"]}
+        del checkpoint["left_out"]
+        torch.save(checkpoint, tmp_path / "run" / name)
+    run = fit(None, tmp_path / "run", resume=True, quiet=True)
+    assert (run.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
+    assert metrics(run.path) == metrics(plain.path)
+    assert run.summary["accuracy"] == plain.summary["accuracy"] and run.summary["kept_step"] == plain.summary["kept_step"]
 
 
 def test_another_seed_is_another_run(tmp_path):
