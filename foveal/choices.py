@@ -21,3 +21,6 @@ PRECISIONS = {"32": None, "32-true": None, "bf16": "bfloat16", "bf16-mixed": "bf
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""
+
+MEASURES = ("none", "quick", "full")
+"""How thoroughly an evaluation takes times, see `foveal.evaluation.measure_budgets`."""

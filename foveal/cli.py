@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
-from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
+from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
 from foveal.errors import ConfigError, DataError, FovealError, RunError
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
@@ -209,7 +209,7 @@ def _add_wide(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--measure", choices=("none", "quick", "full"),
+        "--measure", choices=MEASURES,
         help="times and memory: none, in about 20 s in all, or 0.5 s and more for each number (default: quick)",
     )  # fmt: skip
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from foveal.choices import MEASURES
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
@@ -34,7 +35,7 @@ from foveal.prediction.folding import fold_norms
 __all__ = ["Cost", "Measure", "Measured", "Timed", "Trial", "best_batch", "count", "measure", "measure_budgets", "measure_in_turn"]
 
 Measure = Literal["none", "quick", "full"]
-"""How thoroughly times are taken: not at all, in `QUICK_SECONDS` in all, or `FULL_SECONDS` for each number."""
+"""How thoroughly times are taken: not at all, in about `QUICK_SECONDS` in all, or in `FULL_SECONDS` and more for each number."""
 
 QUICK_SECONDS = 20.0
 FULL_SECONDS = 0.5
@@ -249,8 +250,8 @@ def check_measure(how: str) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if how not in get_args(Measure):
-        raise ConfigError(f"--measure {how}: is not known; use one of {', '.join(get_args(Measure))}")
+    if how not in MEASURES:
+        raise ConfigError(f"--measure {how}: is not known; use one of {', '.join(MEASURES)}")
 
 
 def _affordable(timed: Sequence[Timed], precision: str) -> list[int]:

@@ -1,13 +1,15 @@
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from foveal.choices import MEASURES
 from foveal.classification import Classification, Glimpses
 from foveal.errors import ConfigError
 from foveal.evaluation import cost
-from foveal.evaluation.cost import Timed, measure, measure_budgets, measure_steps
+from foveal.evaluation.cost import Measure, Timed, measure, measure_budgets, measure_steps
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 
@@ -151,5 +153,6 @@ def test_steps_are_told(clock):
         measure_budgets(timed(clock, 1e-3, 2, models=3), how, on_step=lambda told=told: told.append(0))
         assert len(told) == measure_steps(3, how) == 8
     assert measure_budgets(timed(clock, 1.0, 2), "none") == [{}] and measure_steps(3, "none") == 0
+    assert get_args(Measure) == MEASURES
     with pytest.raises(ConfigError, match="--measure often"):
         measure_budgets([], "often")
