@@ -18,17 +18,12 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import optional, plain
+from foveal.images import jxl, optional, plain
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".jpx", ".tif", ".tiff", ".btf",
-    ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".vrt",
-)  # fmt: skip
-"""Suffixes by which images are found in folders. A file that is named itself may have any."""
 _PIECEWISE = 64
 _EMPTIEST = 2000  # bytes of pixels for a byte of a file that is converted; compression alone comes to about a thousand
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -84,6 +79,8 @@ def _open(name: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Py
         return _open_tiff(name, cache_dir, options)
     if kind := plain.kind_of(head):
         return _open_plain(name, kind, cache_dir, options)
+    if jxl.is_jxl(head):
+        return _open_jxl(name, cache_dir, options)
     return optional.open_other(name, head, cache_dir, options)
 
 
@@ -141,6 +138,29 @@ def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
     return _open_cached(name, cached(name, cache_dir, make, f"a {kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+
+
+def _open_jxl(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+    from foveal.images import tiff
+
+    size = height, width = jxl.read_size(name)
+    check_claim(name, size, 8 * height * width, options["max_bytes"])  # its bands and bits come later; these are 4 of 16
+    if height * width <= plain.LARGE:
+        pixels, alpha = jxl.decode(name)
+        image = ArrayPyramid(pixels, alpha, path=name, **options)
+        image._count(Path(name).stat().st_size, 1)
+        return image
+
+    def make(target: str) -> None:
+        pixels, alpha = jxl.decode(name)
+
+        def rows(y0: int, y1: int) -> np.ndarray:
+            return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
+
+        write_pyramid(target, (*pixels.shape[:2], pixels.shape[2] + (alpha is not None)), pixels.dtype, rows, alpha=alpha is not None)
+
+    file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels")
+    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)
 
 
 def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any]) -> Pyramid:
