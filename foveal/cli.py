@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from foveal import __version__
 from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
 from foveal.errors import ConfigError, DataError, FovealError, RunError
+from foveal.formats import SUFFIXES
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
 
@@ -646,6 +647,9 @@ def _add_predict(commands: Any) -> None:
         """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error: the command goes
 on, lists these images at the end and exits with 1. The same command again continues where it stopped.
 
+In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
+""" + " ".join(SUFFIXES) + """
+
   foveal predict runs/demo photo.png
   foveal predict runs/demo photos/ --out labels.csv
   foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 \\
@@ -695,6 +699,9 @@ def _predict(args: argparse.Namespace) -> int:
     if done.out and not args.quiet:
         before = f", {done.skipped} were there" if done.skipped else ""
         print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
+    if not args.quiet:
+        for line in done.left_out.lines():
+            print(f"foveal: {line}", file=sys.stderr)
     _tell_failed(done.failed)
     return 1 if done.failed else 0
 
@@ -850,6 +857,8 @@ def _data(args: argparse.Namespace) -> int:
     splits = {split: len(images) for split in ("train", "val", "test") if (images := getattr(data, split)) is not None}
     shown.print(stacked(f"{len(data.classes):,} classes: {', '.join(map(printable, few))}{more}"))
     shown.print(stacked(", ".join(f"{split}: {counted(count, 'image')}" for split, count in splits.items())))
+    for note in data.notes:
+        shown.print(stacked(printable(note)))
     return 0
 
 

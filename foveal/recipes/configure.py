@@ -117,4 +117,5 @@ def describe(config: FitConfig, data: DataModule, out: Path) -> str:
         f"model  {config.model['name']}{backbone}: {count:,} parameters, looks of {model.size[0]} x {model.size[1]} px{beyond}",
         f"data   {data.name}: {splits} images, {len(data.classes)} classes",
         f"run    {out}: {' or '.join(length)} in batches of {config.batch_size}, on {config.device}",
+        *(f"note   {note}" for note in data.notes),
     ))  # fmt: skip
