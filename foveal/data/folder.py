@@ -31,6 +31,12 @@ from foveal.errors import DataError
 from foveal.images import SUFFIXES, LeftOut, walk
 from foveal.images.walk import set_apart, why_left_out
 
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+"""What people call a split, in lower case, to its name here."""
+
 
 @register
 def folder(
@@ -50,7 +56,8 @@ def folder(
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.
-        value_range: lowest and highest value of floating-point images.
+        value_range: stored values that are black and white, say 0,4095; those of the images' type if None, which signed and
+            floating-point images do not have.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -91,7 +98,8 @@ def manifest(
     file: str, root: str | None = None, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
     value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
 ) -> DataModule:  # fmt: skip
-    """Images listed in a table with the columns ``path``, ``label`` and, if there are splits, ``split`` (train, val or test).
+    """Images listed in a table with the columns ``path``, ``label`` and, if there are splits, ``split`` (train, val or test, or another
+    name of theirs that `folder` knows).
 
     Args:
         file: the table, CSV or Parquet.
@@ -101,7 +109,8 @@ def manifest(
         augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
             ``tnet`` and ``tnet_birds`` do what TNet's paper does.
         channels: bands of the images; grey images are repeated where 3 are wanted.
-        value_range: lowest and highest value of floating-point images.
+        value_range: stored values that are black and white, say 0,4095; those of the images' type if None, which signed and
+            floating-point images do not have.
         image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
         kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
 
@@ -115,9 +124,9 @@ def manifest(
     for number, (path, label, split) in _rows(table):
         if not path or not label:
             raise DataError(f"{table}: row {number} has no {'label' if path else 'path'}; complete it or remove it")
-        if split not in SPLITS:
+        if split.casefold() not in SPLIT_NAMES:
             raise DataError(f"{table}: row {number} has the split {split!r}; use train, val or test")
-        rows.setdefault(split, []).append((str(base / path), label, number))
+        rows.setdefault(SPLIT_NAMES[split.casefold()], []).append((str(base / path), label, number))
     if not rows:
         raise DataError(f"{table}: there are no rows; list at least one image")
     notes: list[str] = []
@@ -250,13 +259,6 @@ def _folders(directory: Path) -> list[str]:
         raise DataError(
             f"{directory}: this is not a folder that can be read; give the folder that holds one folder for each class"
         ) from error
-
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
-"""Name of a folder, in lower case, to the split that it holds."""
 
 
 def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, Path]:

@@ -31,7 +31,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 def open_image(
     path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_bytes: int | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None, convert: bool = True,
 ) -> Pyramid:  # fmt: skip
     """Open an image to look at. What it is is told by its content, not by its name.
 
@@ -42,13 +42,16 @@ def open_image(
         path: the file.
         channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
             Alpha does not count; CMYK and palettes become RGB.
-        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own; others need this.
+        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own, which files may use only in part;
+            signed and floating-point pixels have none and need this.
         max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may lie. It is
             ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may take 64 times as much.
         cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
+        convert: make such a pyramid. If False, a TIFF is read as it is, which is slow but for a few small boxes.
 
     Raises:
-        ImageError: missing, damaged, not an image, or not with these channels.
+        ImageError: missing, damaged, not an image, or not with these channels; `foveal.images.cache.Unconverted` where the image would
+            have to be converted and is not to be.
     """
     name = os.fspath(path)
     try:
@@ -69,29 +72,29 @@ def open_image(
         raise ImageError(f"{name}: the file is empty; copy it again")
     with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
-        return _open(name, head, cache_dir, options)
+        return _open(name, head, cache_dir, convert, options)
 
 
-def _open(name: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     if optional.wants_openslide(name, head):
         return optional.open_slide(name, **options)
     if head[:4] in _TIFF:
-        return _open_tiff(name, cache_dir, options)
+        return _open_tiff(name, cache_dir, convert, options)
     if kind := plain.kind_of(head):
-        return _open_plain(name, kind, cache_dir, options)
+        return _open_plain(name, kind, cache_dir, convert, options)
     if jxl.is_jxl(head):
-        return _open_jxl(name, cache_dir, options)
-    return optional.open_other(name, head, cache_dir, options)
+        return _open_jxl(name, cache_dir, convert, options)
+    return optional.open_other(name, head, cache_dir, convert, options)
 
 
-def _open_tiff(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     layout = tiff.parse(name)
     size = layout.levels[0].height, layout.levels[0].width
     small = layout.looking_cost(-1) <= options["max_bytes"] and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
     image = tiff.TiffPyramid(name, layout, **options)
-    if layout.tiled and small:
+    if (layout.tiled and small) or not convert:
         return image
     if small:
         with image:
@@ -120,7 +123,7 @@ def _open_tiff(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     return _open_cached(name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
 
 
-def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     header = plain.read_header(name, kind, options["max_bytes"])
     height, width = header.size
     if not header.large:
@@ -137,10 +140,11 @@ def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -
 
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
-    return _open_cached(name, cached(name, cache_dir, make, f"a {kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+    why = f"a {kind} of {height * width / 1e6:,.0f} megapixels"
+    return _open_cached(name, cached(name, cache_dir, make, why, convert), image, options)
 
 
-def _open_jxl(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     size = height, width = jxl.read_size(name)
@@ -159,7 +163,7 @@ def _open_jxl(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
 
         write_pyramid(target, (*pixels.shape[:2], pixels.shape[2] + (alpha is not None)), pixels.dtype, rows, alpha=alpha is not None)
 
-    file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels")
+    file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels", convert)
     return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)
 
 

@@ -70,7 +70,7 @@ def open_slide(path: str, **options: Any) -> Pyramid:
     return OpenSlidePyramid(path, **options)
 
 
-def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     """Open what the readers of this package do not know.
 
     Raises:
@@ -83,11 +83,11 @@ def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) 
         return RasterPyramid(path, **options)
     if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         need("pyvips", path)
-        return _by_vips(path, cache_dir, options)
+        return _by_vips(path, cache_dir, convert, options)
     raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
 
 
-def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     def make(target: str) -> None:
@@ -98,7 +98,7 @@ def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
 
-    file = cached(path, cache_dir, make, "this format")
+    file = cached(path, cache_dir, make, "this format", convert)
     layout = tiff.parse(file, path)
     layout.premultiplied = layout.alpha is not None
     return tiff.TiffPyramid(path, layout, file=file, **options)

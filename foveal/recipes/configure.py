@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveal.data import DataModule, data_constructor
+from foveal.data import DataModule, data_constructor, value_notes
+from foveal.display import printable
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
@@ -117,5 +118,5 @@ def describe(config: FitConfig, data: DataModule, out: Path) -> str:
         f"model  {config.model['name']}{backbone}: {count:,} parameters, looks of {model.size[0]} x {model.size[1]} px{beyond}",
         f"data   {data.name}: {splits} images, {len(data.classes)} classes",
         f"run    {out}: {' or '.join(length)} in batches of {config.batch_size}, on {config.device}",
-        *(f"note   {note}" for note in data.notes),
+        *(f"note   {printable(note)}" for note in (*data.notes, *value_notes(data))),
     ))  # fmt: skip

@@ -285,6 +285,12 @@ def test_classes_that_differ_in_case_or_spaces_only_are_told(tmp_path, name):
     assert any("differ in case or spaces only, and are two classes" in note for note in get_data("folder", root=str(root)).notes)
 
 
+def test_a_manifest_may_call_splits_by_their_other_names(tmp_path):
+    table = make_manifest(tmp_path, images=2) / "manifest.csv"
+    table.write_text(table.read_text().replace(",train", ",Training").replace(",val", ",validation").replace(",test", ",TEST"))
+    assert counts(get_data("manifest", file=str(table))) == (4, 4, 4)
+
+
 def test_labels_that_differ_in_case_only_are_told(tmp_path):
     root = make_manifest(tmp_path, splits=("train", "val"))
     table = root / "manifest.csv"
