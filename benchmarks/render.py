@@ -553,6 +553,26 @@ value("shapes_steps", "shapes.json", lambda record: str(record["results"]["train
 value("shapes_seconds", "shapes.json", lambda record: number(mean(row["processor_seconds"] for row in record["results"]["trained"])))
 value("shapes_unseen", "shapes.json", lambda record: str(record["results"]["rows"][0]["count"]))
 value("shapes_cracks", "shapes.json", lambda record: str(record["results"]["rows"][0]["cracks"]))
+
+
+@table("networks", "networks.json")
+def networks(record: Any) -> Iterator[Row]:
+    yield "family", "network", "own size, px", "dense, another size", "TNet, own size", "TNet, another size"
+    for row in record["results"]:
+        yield row["family"], f"`{row['name']}`", row["size"], *(yes_or_why(row[key]) for key in ("dense_other", "tnet_own", "tnet_other"))
+
+
+def yes_or_why(refusal: str | None) -> str:
+    """What stands in the brackets of a refusal."""
+    return "yes" if refusal is None else f"no: {refusal.partition('(')[2].rpartition(')')[0] or refusal}"
+
+
+def how_many(key: str) -> Callable[[Any], str]:
+    return lambda record: f"{sum(row[key] is None for row in record['results'])} of {len(record['results'])}"
+
+
+value("networks_dense", "networks.json", how_many("dense_other"))
+value("networks_tnet", "networks.json", how_many("tnet_other"))
 value("photographs_timed", "photographs.json", lambda record: str(record["results"]["times"][0]["images"]))
 value("bundled_seconds", "bundled.json", lambda record: f"{median(row['cpu_seconds'] for row in of_demo(record)):.0f}")
 value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))

@@ -18,16 +18,18 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
 from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
 from foveal.errors import ConfigError, DataError, FovealError, RunError
+from foveal.formats import SUFFIXES
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
 
@@ -629,6 +631,9 @@ def _add_predict(commands: Any) -> None:
         """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error: the command goes
 on, lists these images at the end and exits with 1. The same command again continues where it stopped.
 
+In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
+""" + " ".join(SUFFIXES) + """
+
   foveal predict runs/demo photo.png
   foveal predict runs/demo photos/ --out labels.csv
   foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 \\
@@ -678,6 +683,11 @@ def _predict(args: argparse.Namespace) -> int:
     if done.out and not args.quiet:
         before = f", {done.skipped} were there" if done.skipped else ""
         print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
+    if not args.quiet:
+        from foveal.display import printable
+
+        for line in done.left_out.lines():
+            print(f"foveal: {printable(line)}", file=sys.stderr)
     _tell_failed(done.failed)
     return 1 if done.failed else 0
 
@@ -814,7 +824,7 @@ Write the first test images of a run's data set as PNG files:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from foveal.data import list_data
+    from foveal.data import list_data, value_notes
     from foveal.runs import Run
 
     if args.name is None:
@@ -833,6 +843,8 @@ def _data(args: argparse.Namespace) -> int:
     splits = {split: len(images) for split in ("train", "val", "test") if (images := getattr(data, split)) is not None}
     shown.print(stacked(f"{len(data.classes):,} classes: {', '.join(map(printable, few))}{more}"))
     shown.print(stacked(", ".join(f"{split}: {counted(count, 'image')}" for split, count in splits.items())))
+    for note in (*data.notes, *value_notes(data)):
+        shown.print(stacked(printable(note)))
     return 0
 
 
@@ -853,14 +865,14 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
 
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
-    """The data set of a run, or what the flags make of it."""
+    """The data set of a run, or what the flags make of it; another one is read as the model's images were."""
     from foveal.runs import DATA_PATHS
 
     config = run.config.get("data")
     if not isinstance(config, dict) or "name" not in config:
         raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
     try:
-        return _make_data(config, flags, where=str(run.path / "config.yaml"))
+        return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
     except DataError as error:
         key = next((key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None)
         if flags or key is None:  # runs of older versions have relative paths
@@ -871,11 +883,13 @@ def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
         ) from error
 
 
-def _make_data(config: dict[str, Any], flags: Sequence[str], where: str) -> DataModule:
+def _make_data(config: dict[str, Any], flags: Sequence[str], where: str, like: Mapping[str, Any] = MappingProxyType({})) -> DataModule:
     from foveal.data import get_data
     from foveal.recipes.configure import configure_data
 
     values = configure_data(config, flags, where)
+    if values["name"] != config["name"]:
+        values |= {key: like.get(key) for key in ("value_range", "image_size") if key in values and values[key] is None}
     return get_data(values.pop("name"), **values)
 
 

@@ -53,7 +53,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import (
     ImageViews,
@@ -188,11 +188,19 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
 
     Args:
         name, num_classes: as of `create_model`.
-        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`.
+        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network that is built for
+            images of one size is built for ``image_size``.
+
+    Raises:
+        ConfigError: see `create_model`; or the network takes no images of ``image_size``.
     """
     if name in REGISTRY:
         return as_classifier(create_model(name, num_classes=num_classes, **options))
     how = {key: options.pop(key) for key in wrapper_options() if key in options}
+    if (size := how.get("image_size")) is not None:
+        constructor(name)  # a name that is wrong should be told first
+        told = options if num_classes is None else {**options, "num_classes": num_classes}
+        options |= size_options(name, (size, size) if isinstance(size, int) else tuple(size), told)
     return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
 
 

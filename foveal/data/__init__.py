@@ -16,6 +16,7 @@ import foveal.data.published  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
 from foveal.data.module import DataModule, check_classes, data_constructor, get_data, list_data, register
+from foveal.data.values import value_notes
 
 __all__ = [
     "Batch",
@@ -30,4 +31,5 @@ __all__ = [
     "get_data",
     "list_data",
     "register",
+    "value_notes",
 ]

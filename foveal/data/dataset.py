@@ -198,7 +198,8 @@ class Reading:
     Attributes:
         augmentation: a name of `foveal.data.augmentation.AUGMENTATIONS`.
         channels: bands wanted.
-        value_range: lowest and highest value of floating-point images.
+        value_range: stored values that become 0 and 1; those of the images' type if None, which signed and floating-point images do
+            not have.
         image_size: side that whole images are resized to first, without keeping their aspect ratio; None leaves them as they are, and
             only what is looked at is read.
         kernels: with ``image_size``, one of `RESIZINGS`: ``bilinear``, or ``tnet`` for one of `foveal.data.kernels.KERNELS`, drawn for

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ class DataModule:
         classes: names of the classes, in the order of the labels.
         train, val, test: the splits; None where there is none.
         name: what errors call it.
+        notes: one sentence each of what a user should know: what was left out, and what was taken for what.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +46,7 @@ class DataModule:
     val: Dataset | None = None
     test: Dataset | None = None
     name: str = "the data set"
+    notes: tuple[str, ...] = field(default=(), init=False)
 
     def split(self, split: str) -> Dataset:
         """One split by name.
@@ -124,15 +127,26 @@ def get_data(name: str, **options) -> DataModule:
     return constructor(**options)
 
 
+def same_class(name: str) -> str:
+    """What the names of one class have in common: they may be written in different Unicode forms, as macOS and Linux do."""
+    return unicodedata.normalize("NFC", class_text(name))
+
+
+def class_text(name: str) -> str:
+    """The name of a class that any file can hold: bytes of a folder's name that are not UTF-8 become ``\\udcXX``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def check_classes(expected: Sequence[str], data: DataModule) -> None:
     """See that a model trained on some classes can be judged on this data.
 
     Raises:
         DataError: the names differ, or their order.
     """
-    if tuple(expected) == data.classes:
+    known, here = ([same_class(name) for name in names] for names in (expected, data.classes))
+    if known == here:
         return
-    unknown = [c for c in data.classes if c not in set(expected)]
+    unknown = [name for name, form in zip(data.classes, here, strict=True) if form not in known]
     what = (
         f"class {unknown[0]!r} is unknown to the model"
         if unknown

@@ -27,6 +27,8 @@ from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.folder import assemble, existing, list_classes, list_images
 from foveal.data.module import DataModule, get_data, register
 from foveal.errors import DataError
+from foveal.images import LeftOut
+from foveal.images.walk import set_apart
 
 __all__ = ["cub", "fmow", "get_data", "imagenet", "nabirds"]
 
@@ -82,13 +84,14 @@ def imagenet(
     reading = Reading(augmentation, image_size=image_size, kernels=kernels)
     top = existing(root)
     images = top / "ILSVRC" / "Data" / "CLS-LOC" if (top / "ILSVRC").is_dir() else top
-    by_class = list_classes(images / "train")
+    left_out = LeftOut()
+    by_class = list_classes(images / "train", left_out=left_out)
     classes = list(by_class)
     paths = [path for name in classes for path in by_class[name]]
     listings = {"train": (paths, np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes]))}
     if (images / "val").is_dir():
-        listings["val"] = _imagenet_val(top, images / "val", classes, val_labels)
-    data = assemble(str(top), classes, listings, reading)
+        listings["val"] = _imagenet_val(top, images / "val", classes, val_labels, left_out)
+    data = assemble(str(top), classes, listings, reading, notes=left_out.lines())
     notes = next(
         (f for f in (annotations, top / "Annotations" / "train", top / "ILSVRC/Annotations/CLS-LOC/train") if f and Path(f).is_dir()), None
     )
@@ -100,14 +103,16 @@ def imagenet(
     return data
 
 
-def _imagenet_val(top: Path, folder: Path, classes: list[str], val_labels: str | None) -> tuple[list[str], np.ndarray]:
-    """(paths, targets) of the validation images."""
-    if any(entry.is_dir() for entry in os.scandir(folder)):
-        by_class = list_classes(folder)
+def _imagenet_val(
+    top: Path, folder: Path, classes: list[str], val_labels: str | None, left_out: LeftOut
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
+    """(paths, targets) of the validation images; ``left_out`` counts what is there besides."""
+    if any(entry.is_dir() and set_apart(entry.name) is None for entry in os.scandir(folder)):
+        by_class = list_classes(folder, left_out=left_out)
         wnid_of = {path: name for name, paths in by_class.items() for path in paths}
         paths, source = list(wnid_of), folder
     else:
-        paths = list_images(folder)
+        paths = list_images(folder, left_out=left_out)
         solution, kit = top / "LOC_val_solution.csv", top / "ILSVRC2012_devkit_t12" / "data"
         if val_labels is not None or solution.is_file():
             source = existing(val_labels or solution)
@@ -230,7 +235,7 @@ def _fmow_images(top: Path, split: str) -> Iterator[_Place]:
     if split == "test" and not folder.is_dir():
         folder = top / "test_gt"
     if folder.is_dir():
-        for category in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        for category in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and set_apart(entry.name) is None):
             if split == "test" and category.isdigit():
                 raise DataError(
                     f"{mapping}: this file is missing, and with it the labels of the test images; unpack the archive groundtruth there"

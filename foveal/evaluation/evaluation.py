@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from foveal.data import DataModule, Dataset, check_classes
+from foveal.data.values import check_values
 from foveal.display import NAME, TEXT, Column, Table, counted, fixed, image_size, percent, significant, stacked, unit_for
 from foveal.errors import ConfigError
 from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, looks_of, wilson
@@ -224,7 +225,7 @@ def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> 
         device: where to.
 
     Raises:
-        DataError, ConfigError: one has other classes.
+        DataError, ConfigError: one has other classes, or was trained on another range of values.
         RunError: a run folder that is none.
     """
     found = [ready(model.path if isinstance(model, Run) else model, device) for model in models]
@@ -234,6 +235,7 @@ def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> 
         elif model.num_classes != len(data.classes):
             what = f"has {len(data.classes)} classes, the model {model.num_classes}"
             raise ConfigError(f"{data.name}: {what}; use data with the model's classes")
+        check_values(model, data)
     return found
 
 

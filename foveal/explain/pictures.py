@@ -35,6 +35,9 @@ def colour(level: int) -> str:
 def one_view(image: Any) -> Views:
     """Views of one image: a path, one in memory as `foveal.classify` takes it, or views of it already.
 
+    A path is opened with the range of values of its type. What a model with another one sees is shown by the image as it opens it,
+    `foveal.runs.open_for`.
+
     Raises:
         ImageError: several images, or what is no image.
     """

@@ -244,7 +244,7 @@ class WholeImage(GlimpseClassifier):
             per_band(mean or card.get("mean", (0.5,)), channels), per_band(std or card.get("std", (0.5,)), channels),
             squash=squash, antialias=antialias, crop=crop,
         )  # fmt: skip
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = channels_last(network)
 
     def forward(
         self,
@@ -298,7 +298,9 @@ def networks() -> ModuleType:
     return timm
 
 
-def create_network(name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
+def create_network(
+    name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any], size: int | None = None
+) -> nn.Module:  # fmt: skip
     """A network of timm's or ours for a model that looks.
 
     Args:
@@ -306,14 +308,18 @@ def create_network(name: str, in_chans: int, pretrained: bool | str, options: di
         in_chans: bands of its input.
         pretrained: load timm's pretrained weights, or those of this file.
         options: further keywords for `timm.create_model`.
+        size: side of its input; its own if None.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a size that it does not take.
     """
     check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    options = {"in_chans": in_chans, **options}
+    if size is not None:
+        options |= size_options(name, (size, size), options)
     if isinstance(pretrained, str):
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return networks().create_model(name, pretrained=bool(pretrained), in_chans=in_chans, **options)
+    return networks().create_model(name, pretrained=bool(pretrained), **options)
 
 
 def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = ()) -> None:
@@ -352,6 +358,67 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
 def _has_network(name: str) -> bool:
     timm, (architecture, _, tag) = networks(), name.partition(".")
     return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
+
+
+def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
+    """What a network has to be told so that it takes images of a size: nothing, or ``img_size``.
+
+    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the meta device.
+
+    Args:
+        name: timm name.
+        size: (height, width) of the images.
+        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or ``dynamic_img_size``.
+
+    Raises:
+        ConfigError: it takes no images of this size in any case.
+    """
+    timm = networks()
+    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    own = tuple(card.input_size[1:]) if card is not None else None
+    if size == own:
+        return {}
+    options = {key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"}
+    told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
+    reasons: list[Exception] = []
+    for more in ({}, told) if options.keys().isdisjoint(("img_size", "dynamic_img_size")) else ({},):
+        try:
+            with torch.random.fork_rng(devices=()), torch.device("meta"):
+                network = timm.create_model(name, **options, **more).eval()
+        except Exception as error:
+            if not more:
+                return {}  # creating it in earnest will fail as well, and say why
+            reasons.append(error)
+            break
+        if (refusal := _refusal(network, size)) is None:
+            return more
+        reasons.append(refusal)
+    # What a network says that was told the size is nearer to the point, unless it could not be told.
+    reason = next((e for e in reversed(reasons) if not isinstance(e, TypeError)), reasons[0])
+    text = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
+    choice = f"choose {own[0]}, its own size, or another network" if own else "choose another size"
+    raise ConfigError(f"{name}: does not take images of {size[0]} x {size[1]} px ({text}); {choice}") from reason
+
+
+def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
+    """Why a network on the meta device does not take images of a size, or None."""
+    channels = getattr(network, "in_chans", None) or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, channels, *size, device="meta"))
+    except NotImplementedError:  # it cannot be tried without numbers
+        return None
+    except Exception as error:
+        return None if "meta tensor" in str(error) else error
+    return None
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are 3-d convolutions."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return network
 
 
 def on_host(cells: Tensor) -> np.ndarray:

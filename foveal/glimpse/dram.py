@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import create_network, per_band
+from foveal.glimpse.base import channels_last, create_network, per_band
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.glimpse.registry import register
 from foveal.host import sent
@@ -127,7 +127,7 @@ class DRAM(RecurrentAttention):
         if not 0 < base_size < image_size:
             raise ConfigError(f"base_size={base_size} leaves no choice of places on image_size={image_size}; make it smaller")
         options = backbone_options or {}
-        network: Any = create_network(backbone, WINDOWS * (in_chans + 2), False, {"num_classes": 0, **options})
+        network: Any = create_network(backbone, WINDOWS * (in_chans + 2), False, {"num_classes": 0, **options}, base_size)
         card = getattr(network, "pretrained_cfg", None) or {}
         super().__init__(
             num_classes, (image_size, image_size), per_band(mean or card.get("mean", (0.5,)), in_chans),
@@ -137,7 +137,7 @@ class DRAM(RecurrentAttention):
         self.base_size = base_size
         self.sides = tuple(float(side) for side in np.trunc(np.linspace(base_size, image_size, WINDOWS)) / image_size)
         self._twin = partial(create_network, backbone, in_chans, False, {"num_classes": num_classes, **options})
-        self.backbone = network.to(memory_format=torch.channels_last)
+        self.backbone = channels_last(network)
         self.recognise = LSTMCell(getattr(network, "head_hidden_size", None) or network.num_features, hidden)
         self.locate = LSTMCell(hidden, hidden)
         self.where = GaussianPolicy(hidden, 1 - base_size / image_size, sd)

@@ -39,7 +39,7 @@ from foveal.choices import POLICIES, SACCADER_POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
 from foveal.glimpse.registry import register
@@ -546,11 +546,12 @@ class SaccaderSeparate(Saccader):
             image_size=image_size, locations=locations, released_boxes=released_boxes, mean=mean, std=std, squash=squash,
             antialias=antialias, crop=crop, fit_grid=fit_grid,
         )  # fmt: skip
-        network = create_network(classifier, in_chans, pretrained, {"num_classes": num_classes, **(classifier_options or {})})
+        options = {"num_classes": num_classes, **(classifier_options or {})}
+        network = create_network(classifier, in_chans, pretrained, options, glimpse_size)
         card = getattr(network, "pretrained_cfg", None) or {}
         side = glimpse_size or card.get("input_size", (3, 224, 224))[-1]
         self.glimpse_size = (side, side)
-        self.classifier = network.to(memory_format=torch.channels_last)
+        self.classifier = channels_last(network)
         # Both networks see the same image, each normalised as it was trained.
         own_mean, own_std = (torch.tensor(per_band(card.get(key, (0.5,)), in_chans)) for key in ("mean", "std"))
         self.register_buffer("gain", (self.std / own_std)[:, None, None], persistent=False)

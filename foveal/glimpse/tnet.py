@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, create_network, on_host, per_band, whole_image
+from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
@@ -325,13 +325,13 @@ class TNet(GlimpseClassifier):
         fit_grid: bool = True,
         region_mpp: float | None = None,
     ) -> None:
-        network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})})
+        network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size)
         card = getattr(network, "pretrained_cfg", None) or {}
         side = base_size or card.get("input_size", (3, 224, 224))[-1]
         mean = mean or card.get("mean", (0.5,))
         std = std or card.get("std", (0.5,))
         super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
-        self.backbone = network.to(memory_format=torch.channels_last)
+        self.backbone = channels_last(network)
         self.grid = Grid(grid, region, padded_grid)
         self.fit_grid = fit_grid
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
@@ -348,7 +348,7 @@ class TNet(GlimpseClassifier):
                 for level in range(2, self.statistics + 1):
                     norm.register_buffer(f"{name}_{level}", norm.get_buffer(name).clone())
         self.location_features = location_features or _descriptive_module(network, side, grid)
-        channels, map_side, features = self._probe(in_chans, side)
+        channels, map_side, features = self._probe(backbone, in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
         first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
         self.register_buffer("cell_weights", _means(first, first + region * map_side, map_side), persistent=False)
@@ -704,7 +704,7 @@ class TNet(GlimpseClassifier):
         try:
             features = probe.forward_features(torch.zeros(1, in_chans, *self._whole_size(), device="meta"))  # type: ignore[operator]
             vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
-        except (RuntimeError, AssertionError, ValueError, IndexError):
+        except Exception:  # whatever a network of others does with these images
             return False
         channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
         return channels_first and vector.shape == (1, self.classifier.in_features)
@@ -730,18 +730,29 @@ class TNet(GlimpseClassifier):
             raise ConfigError(f"locations {told}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
         return budget
 
-    def _probe(self, in_chans: int, side: int) -> tuple[int, int, int]:
+    def _probe(self, name: str, in_chans: int, side: int) -> tuple[int, int, int]:
         """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""
         probe = copy.deepcopy(self.backbone).to("meta").eval()
-        tapped: list[Tensor] = []
+        tapped: list[Any] = []
         try:
             module = probe.get_submodule(self.location_features)
         except AttributeError as error:
-            known = ", ".join(f["module"] for f in getattr(probe, "feature_info", None) or []) or "its named_modules()"
+            known = ", ".join(entry["module"] for entry in _listed_maps(probe)) or "its named_modules()"
             raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try {known}") from error
         module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
-        feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
-        described = _as_map(tapped[0], probe)
+        try:
+            feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
+            if not tapped:
+                raise ValueError("it is not called as a module")
+            described = _as_map(tapped[0], probe)
+            if feature.ndim != 2:
+                raise ValueError(f"the feature vector is {tuple(feature.shape)}")
+        except Exception as error:  # whatever a network of others does with these images
+            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            raise ConfigError(
+                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features} ({reason});"
+                " choose another base_size, location_features or backbone"
+            ) from error
         return described.shape[1], described.shape[2], feature.shape[1]
 
 
@@ -785,7 +796,7 @@ def _embed(network: Any, x: Tensor) -> Tensor:
 
 def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
     """The deepest module whose map still has two rows per cell of the grid."""
-    info = getattr(network, "feature_info", None)
+    info = _listed_maps(network)
     if not info:
         name = type(network).__name__
         raise ConfigError(f"{name} does not list its feature maps; name the module that describes the cells as location_features")
@@ -793,13 +804,32 @@ def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 
 
-def _as_map(x: Tensor, network: nn.Module) -> Tensor:
-    """(B, C, h, w) from a convolutional map, a channels-last one, or tokens."""
-    if x.ndim == 3:
-        x = x[:, getattr(network, "num_prefix_tokens", 0) :]
-        side = math.isqrt(x.shape[1])
-        return x.transpose(1, 2).unflatten(2, (side, side))
-    return x.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else x
+def _listed_maps(network: nn.Module) -> list[dict[str, Any]]:
+    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is wrapped."""
+    names = {name for name, _ in network.named_modules()}
+    return [entry for entry in getattr(network, "feature_info", None) or [] if entry["module"] in names]
+
+
+def _as_map(x: Any, network: nn.Module) -> Tensor:
+    """(B, C, h, w) from a convolutional map, a channels-last one, or tokens, of a square look.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(x, tuple | list):  # beside the map some blocks give class tokens, or its size
+        x = next((part for part in x if isinstance(part, Tensor) and part.ndim in (3, 4)), None)
+    if isinstance(x, Tensor) and x.ndim == 3:
+        # Class tokens come first. Some networks add them later than in the block asked.
+        tokens, declared = x.shape[1], getattr(network, "num_prefix_tokens", 0)
+        patches = tokens - declared if math.isqrt(tokens - declared) ** 2 == tokens - declared > 0 else math.isqrt(tokens) ** 2
+        side = math.isqrt(patches)
+        return x[:, tokens - patches :].transpose(1, 2).unflatten(2, (side, side))
+    if isinstance(x, Tensor) and x.ndim == 4:
+        first, last = x.shape[2] == x.shape[3], x.shape[1] == x.shape[2]  # where its channels may be
+        if first or last:
+            channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" if first and last else last
+            return x.permute(0, 3, 1, 2) if channels_last else x
+    raise ValueError(f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
 
 
 def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:

@@ -6,15 +6,17 @@ Example:
     2
 """
 
+from foveal.formats import SUFFIXES
 from foveal.images.inputs import as_batch, as_image, check_type, each, is_one, is_path
-from foveal.images.open import SUFFIXES, open_image
+from foveal.images.open import open_image
 from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
 from foveal.images.transform import Colour, Transform
 from foveal.images.views import BlankViews, ImageViews, Look, Occluded, TensorViews, View, Views, as_views
+from foveal.images.walk import LeftOut, as_text, walk
 
 __all__ = [
-    "SUFFIXES", "ArrayPyramid", "BlankViews", "Colour", "ImageViews", "Look", "Occluded", "Pyramid", "TensorViews", "Transform", "View",
-    "Views", "as_batch", "as_image", "as_views", "check_type", "checked_range", "each", "is_one", "is_path", "open_image", "resample",
-    "squash",
+    "SUFFIXES", "ArrayPyramid", "BlankViews", "Colour", "ImageViews", "LeftOut", "Look", "Occluded", "Pyramid", "TensorViews",
+    "Transform", "View", "Views", "as_batch", "as_image", "as_text", "as_views", "check_type", "checked_range", "each", "is_one",
+    "is_path", "open_image", "resample", "squash", "walk",
 ]  # fmt: skip

@@ -40,7 +40,11 @@ def default_folder() -> Path:
     return (Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveal") / "pyramids"
 
 
-def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str) -> str:
+class Unconverted(ImageError):
+    """An image that can only be read after a conversion, which was not wanted."""
+
+
+def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str, convert: bool = True) -> str:
     """The pyramid of an image, made if there is none yet.
 
     Args:
@@ -48,14 +52,17 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
         folder: where pyramids are kept; `default_folder` if None.
         make: writes the pyramid to the path it is given.
         why: what the image is, for the user: "a PNG of 300 megapixels".
+        convert: make it; else only one that is there already is given.
 
     Raises:
-        ImageError: the folder cannot be written, or ``make`` fails.
+        ImageError: the folder cannot be written, or ``make`` fails; `Unconverted` if there is none and none is to be made.
     """
     place = Path(folder) if folder is not None else default_folder()
     stat = Path(path).stat()
     key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
     target = place / f"{key}.tif"
+    if not convert and not target.exists():
+        raise Unconverted(f"{path}: {why} has to be converted before it can be read; open it with convert=True")
     try:
         place.mkdir(parents=True, exist_ok=True)
         with (place / f"{key}.lock").open("w") as lock:

@@ -18,17 +18,12 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import optional, plain
+from foveal.images import jxl, optional, plain
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".jpx", ".tif", ".tiff", ".btf",
-    ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".vrt",
-)  # fmt: skip
-"""Suffixes by which images are found in folders. A file that is named itself may have any."""
 _PIECEWISE = 64
 _EMPTIEST = 2000  # bytes of pixels for a byte of a file that is converted; compression alone comes to about a thousand
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,7 +31,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 def open_image(
     path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_bytes: int | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None, convert: bool = True,
 ) -> Pyramid:  # fmt: skip
     """Open an image to look at. What it is is told by its content, not by its name.
 
@@ -47,13 +42,16 @@ def open_image(
         path: the file.
         channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
             Alpha does not count; CMYK and palettes become RGB.
-        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own; others need this.
+        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own, which files may use only in part;
+            signed and floating-point pixels have none and need this.
         max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may lie. It is
             ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may take 64 times as much.
         cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
+        convert: make such a pyramid. If False, a TIFF is read as it is, which is slow but for a few small boxes.
 
     Raises:
-        ImageError: missing, damaged, not an image, or not with these channels.
+        ImageError: missing, damaged, not an image, or not with these channels; `foveal.images.cache.Unconverted` where the image would
+            have to be converted and is not to be.
     """
     name = os.fspath(path)
     try:
@@ -74,27 +72,29 @@ def open_image(
         raise ImageError(f"{name}: the file is empty; copy it again")
     with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
-        return _open(name, head, cache_dir, options)
+        return _open(name, head, cache_dir, convert, options)
 
 
-def _open(name: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     if optional.wants_openslide(name, head):
         return optional.open_slide(name, **options)
     if head[:4] in _TIFF:
-        return _open_tiff(name, cache_dir, options)
+        return _open_tiff(name, cache_dir, convert, options)
     if kind := plain.kind_of(head):
-        return _open_plain(name, kind, cache_dir, options)
-    return optional.open_other(name, head, cache_dir, options)
+        return _open_plain(name, kind, cache_dir, convert, options)
+    if jxl.is_jxl(head):
+        return _open_jxl(name, cache_dir, convert, options)
+    return optional.open_other(name, head, cache_dir, convert, options)
 
 
-def _open_tiff(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     layout = tiff.parse(name)
     size = layout.levels[0].height, layout.levels[0].width
     small = layout.looking_cost(-1) <= options["max_bytes"] and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
     image = tiff.TiffPyramid(name, layout, **options)
-    if layout.tiled and small:
+    if (layout.tiled and small) or not convert:
         return image
     if small:
         with image:
@@ -123,7 +123,7 @@ def _open_tiff(name: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
     return _open_cached(name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
 
 
-def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     header = plain.read_header(name, kind, options["max_bytes"])
     height, width = header.size
     if not header.large:
@@ -140,7 +140,31 @@ def _open_plain(name: str, kind: str, cache_dir: Any, options: dict[str, Any]) -
 
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
-    return _open_cached(name, cached(name, cache_dir, make, f"a {kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+    why = f"a {kind} of {height * width / 1e6:,.0f} megapixels"
+    return _open_cached(name, cached(name, cache_dir, make, why, convert), image, options)
+
+
+def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
+    from foveal.images import tiff
+
+    size = height, width = jxl.read_size(name)
+    check_claim(name, size, 8 * height * width, options["max_bytes"])  # its bands and bits come later; these are 4 of 16
+    if height * width <= plain.LARGE:
+        pixels, alpha = jxl.decode(name)
+        image = ArrayPyramid(pixels, alpha, path=name, **options)
+        image._count(Path(name).stat().st_size, 1)
+        return image
+
+    def make(target: str) -> None:
+        pixels, alpha = jxl.decode(name)
+
+        def rows(y0: int, y1: int) -> np.ndarray:
+            return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
+
+        write_pyramid(target, (*pixels.shape[:2], pixels.shape[2] + (alpha is not None)), pixels.dtype, rows, alpha=alpha is not None)
+
+    file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels", convert)
+    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)
 
 
 def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any]) -> Pyramid:

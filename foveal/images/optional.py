@@ -21,15 +21,13 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
+from foveal.formats import EXTRAS
 from foveal.images import scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
 
-_SLIDES = {".mrxs", ".ndpi", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm"}
-_RASTERS = {".vrt", ".jp2", ".j2k", ".img", ".nc", ".hdf", ".h5", ".ecw", ".sid", ".nitf", ".ntf", ".grib", ".asc", ".bil"}
-_PICTURES = {".avif", ".heic", ".heif", ".jxl", ".svg", ".exr", ".hdr", ".fits", ".pdf"}
-_EXTRAS = {"openslide": "openslide", "rasterio": "geo", "pyvips": "vips"}
+_SLIDES, _RASTERS, _PICTURES = ({*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips"))
 _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -63,7 +61,8 @@ def need(module: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImageError(f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{_EXTRAS[module]}]'") from error
+        extra = next(name for name, extra in EXTRAS.items() if extra.module == module)
+        raise ImageError(f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{extra}]'") from error
 
 
 def open_slide(path: str, **options: Any) -> Pyramid:
@@ -71,7 +70,7 @@ def open_slide(path: str, **options: Any) -> Pyramid:
     return OpenSlidePyramid(path, **options)
 
 
-def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     """Open what the readers of this package do not know.
 
     Raises:
@@ -82,13 +81,13 @@ def open_other(path: str, head: bytes, cache_dir: Any, options: dict[str, Any]) 
         return OpenSlidePyramid(path, **options)
     if suffix in _RASTERS or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head.lstrip().startswith(b"<VRTDataset"):
         return RasterPyramid(path, **options)
-    if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head[:2] == b"\xff\x0a":
+    if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         need("pyvips", path)
-        return _by_vips(path, cache_dir, options)
+        return _by_vips(path, cache_dir, convert, options)
     raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
 
 
-def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
+def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
     def make(target: str) -> None:
@@ -99,7 +98,7 @@ def _by_vips(path: str, cache_dir: Any, options: dict[str, Any]) -> Pyramid:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
 
-    file = cached(path, cache_dir, make, "this format")
+    file = cached(path, cache_dir, make, "this format", convert)
     layout = tiff.parse(file, path)
     layout.premultiplied = layout.alpha is not None
     return tiff.TiffPyramid(path, layout, file=file, **options)

@@ -79,6 +79,8 @@ class Pyramid(ABC):
         max_bytes: that the pixels behind one look may take; see `foveal.images.reading.memory_limit` if None.
 
     Attributes:
+        stored_range: values that become 0 and 1 unless somebody says otherwise: those of the type, or of the bits of it that the
+            header says are used. None where the type has no range, as floating-point types.
         size: (height, width) as a person sees it.
         level_sizes: (height, width) of each level, level 0 first.
         bytes_read, tiles_decoded: since the image was opened; a file that is decoded whole is one tile.
@@ -97,7 +99,8 @@ class Pyramid(ABC):
         self.channels = fitting(path, bands, channels)
         self._own_range = value_range is None
         self._range_was_given = value_range is not None
-        self.value_range = _range(path, self.dtype, bits) if value_range is None else checked_range(value_range)
+        self.stored_range = _stored_range(self.dtype, bits)
+        self.value_range = _range(path, self.dtype, self.stored_range) if value_range is None else checked_range(value_range)
         self._blank: bool | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
         self.bytes_read = 0
@@ -257,6 +260,36 @@ class Pyramid(ABC):
             same.value_range = checked_range(value_range)
         return same
 
+    def sample(self, most: int = 1 << 14) -> np.ndarray:
+        """Some pixels as they are stored, at least a little of every part of the image; quick, whatever its size.
+
+        They come from the coarsest level that has 256 x 256 pixels, whole if it is small, else from nine windows.
+
+        Args:
+            most: how many.
+
+        Returns:
+            (n, bands) of the image's own dtype, without those that are transparent, no data or no number; n may be 0.
+
+        Raises:
+            ImageError: the file is damaged there.
+        """
+        level = max((i for i, (h, w) in enumerate(self.level_sizes) if h * w >= 1 << 16), default=0)
+        h, w = self.level_sizes[level]
+        windows = [(0, 0, h, w)]
+        if h * w > 1 << 22:
+            side = 256
+            corners = [[round(share * max(0, n - side)) for share in (0, 0.5, 1)] for n in (h, w)]
+            windows = [(y, x, min(h, y + side), min(w, x + side)) for y in corners[0] for x in corners[1]]
+        parts = []
+        for pixels, alpha in self._windows([(level, window) for window in windows]):
+            rows = pixels.reshape(-1, pixels.shape[2])
+            parts.append(rows if alpha is None else rows[alpha.reshape(-1) == 1])
+        found = np.concatenate(parts)
+        if found.dtype.kind == "f":
+            found = found[np.isfinite(found).all(1)]
+        return found if len(found) <= most else found[np.linspace(0, len(found) - 1, most).round().astype(int)]
+
     def close(self) -> None:
         """Give the file back; a later look opens it again."""
         return
@@ -401,12 +434,16 @@ def _scale(level: int, full: int, halved: bool) -> float:
     return 0.5**times if halved or level == full >> times else level / full
 
 
-def _range(path: str, dtype: np.dtype, bits: int | None) -> tuple[float, float]:
+def _stored_range(dtype: np.dtype, bits: int | None) -> tuple[float, float] | None:
     if dtype.kind == "b":
         return 0.0, 1.0
-    if dtype.kind != "u":
+    return (0.0, float((1 << bits) - 1 if bits else np.iinfo(dtype).max)) if dtype.kind == "u" else None
+
+
+def _range(path: str, dtype: np.dtype, own: tuple[float, float] | None) -> tuple[float, float]:
+    if own is None:
         raise ImageError(
             f"{path}: pixels are {dtype}, whose range is not known; train with --data.value_range BLACK,WHITE, which the run remembers,"
             " or open it in Python by open_image(..., value_range=(BLACK, WHITE))"
         )
-    return 0.0, float((1 << bits) - 1 if bits else np.iinfo(dtype).max)
+    return own

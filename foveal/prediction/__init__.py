@@ -13,13 +13,14 @@ Example:
     [(1, 1), (2, 1)]
 """
 
+from foveal.images import SUFFIXES
 from foveal.prediction.budget import format_budget, parse_budget, parse_locations
 from foveal.prediction.cost import Cost, count
 from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.output import Summary, fingerprint, predict
-from foveal.prediction.rows import COLUMNS, SUFFIXES, find_images, predict_rows
+from foveal.prediction.rows import COLUMNS, find_images, predict_rows
 
 __all__ = [
     "COLUMNS", "SUFFIXES", "Cost", "Exit", "Summary", "autocast", "count", "find_device", "find_images", "fingerprint", "fold_norms",

@@ -31,7 +31,7 @@ from torch import nn
 from foveal.choices import FORMATS
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import is_path
+from foveal.images import LeftOut, is_path
 from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.rows import (
@@ -61,6 +61,7 @@ class Summary:
         seconds: wall time.
         out: the file written, or None.
         rows: the predictions, where no file was written.
+        left_out: files and folders that were no images to predict, by reason.
     """
 
     images: int
@@ -70,6 +71,7 @@ class Summary:
     seconds: float
     out: Path | None = None
     rows: tuple[Row, ...] = field(default=(), repr=False)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def predict(
@@ -104,7 +106,8 @@ def predict(
     classifier = ready(model, find_device(device))
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
-    found = find_named(paths)
+    left_out = LeftOut()
+    found = find_named(paths, left_out)
     output = None
     if out is not None:
         settings = {
@@ -139,7 +142,7 @@ def predict(
         output.finish()
     return Summary(
         len(found), len(todo) - len(failed), len(found) - len(todo), tuple(failed), time.perf_counter() - start,
-        None if out is None else Path(out), tuple(kept),
+        None if out is None else Path(out), tuple(kept), left_out,
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,8 +30,9 @@ from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import SUFFIXES, ImageViews, View, each, is_path
+from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
+from foveal.images.walk import Found, match
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, budget_of, look_until
@@ -53,9 +53,6 @@ COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "mp
 model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what opening it took plus
 its share of the time of its batch.
 """
-
-
-_ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
 
 
 class Named(NamedTuple):
@@ -80,11 +77,15 @@ class _Opened(NamedTuple):
     ours: bool = False  # to close
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str | None]]:
+def find_images(paths: Sequence[str | os.PathLike[str]], left_out: LeftOut | None = None) -> list[tuple[str, str | None]]:
     """Files behind files, folders (searched to the bottom) and patterns such as ``scans/**/*.svs``.
 
+    Folders are searched as in training, see `foveal.images.walk`. A file that is named, or matched by a pattern that says more of
+    its name than ``*``, may have any suffix.
+
     Args:
-        paths: what to look for. In folders, files with a known suffix are images; hidden ones are left out.
+        paths: what to look for.
+        left_out: counts what is left out, if given.
 
     Returns:
         (path, None) of every image once, in the order given and by name within a folder or pattern; (path, one sentence)
@@ -92,25 +93,25 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str 
     """
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
+        inside, reason = Found([path]), ""
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
-            inside = (p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            files = sorted(str(p) for p in inside if p.is_file())
+            inside = walk(path)
             reason = f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
-        elif glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
-            matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            files = sorted(name for name in matches if Path(name).is_file())
+        elif glob.has_magic(path) and not os.path.lexists(path):
+            inside = match(path)
             reason = f"{path}: no file matches this pattern; check it, and quote it so that the shell leaves it alone"
-        else:
-            files, reason = [path], ""
-        found |= dict.fromkeys(files, None) if files else {path: reason}
+        found |= dict.fromkeys(inside.paths) | dict(inside.unreadable) or {path: reason}
+        if left_out is not None:
+            left_out.join(inside.left_out)
     return list(found.items())
 
 
-def find_named(images: Any) -> list[Named]:
+def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
     """One image or many, with their names: paths as `find_images` finds them, and what `foveal.images.as_image` takes.
 
     Args:
         images: an image, a (B, C, H, W) tensor, or any iterable of images, which is read to its end.
+        left_out: counts what is left out of folders, if given.
 
     Returns:
         Each file once, everything else as often as it is given.
@@ -124,7 +125,7 @@ def find_named(images: Any) -> list[Named]:
         if not is_path(image):
             found.append(Named(name, image))
             continue
-        new = [Named(path, path, error) for path, error in find_images([image]) if path not in files]
+        new = [Named(path, path, error) for path, error in find_images([image], left_out) if path not in files]
         found += new
         files |= {one.path for one in new}
     return found
@@ -301,15 +302,3 @@ def failed_row(path: str, error: str | None) -> Row:
         "path": as_text(path),
         "error": error and as_text(error),
     }
-
-
-def as_text(path: str | Path) -> str:
-    """A path as text that every format can hold, another one for every path.
-
-    Bytes that are not UTF-8 become ``\\udcXX``. Where a name has such bytes, or already looks as if it had, its own
-    backslashes are doubled.
-    """
-    text = os.fspath(path)
-    if _ESCAPED.search(text):
-        text = text.replace("\\", "\\\\")
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -37,8 +37,9 @@ import yaml
 
 from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
+from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.base import GlimpseClassifier, channels_last
 from foveal.host import keep_freed_memory
 from foveal.runs import (
     BEST,
@@ -122,6 +123,8 @@ def fit(
         if len(data.classes) < 2:
             name = data.classes[0]
             raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
+        if not resume:
+            check_readable(data)
         model = _model(config, data, resume)
         task = _task(config, model, data, resume)
         # What cannot be made should be told while the run in the way is still there.
@@ -196,7 +199,7 @@ def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifi
     if config.precision == "64":
         model.double()  # before anything copies its weights
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+        channels_last(model)
     return model
 
 

@@ -30,7 +30,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from foveal.data import DataModule
+from foveal.data import DataModule, value_notes
+from foveal.display import printable
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS, replacing
@@ -62,12 +63,13 @@ def describe(config: FitConfig, model: GlimpseClassifier, data: DataModule, out:
     length = " or ".join(f"{value:g} {unit}{_s(value)}" for value, unit in ends if value is not None)
     length += f" ({updates:,} updates)" if config.epochs and updates < ENDLESS else ""
     count = sum(p.numel() for p in model.parameters())
-    return _labelled({
+    lines = _labelled({
         "model": f"{config.model['name']}{backbone}: {count:,} parameters",
         "looks": f"{model.size[0]} x {model.size[1]} px{beyond}",
         "data": f"{data.name}: {counts} images, {len(data.classes)} classes",
         "run": f"{length} in batches of {config.batch_size}, on {config.device}, in {out}",
     })  # fmt: skip
+    return "\n".join([lines, *(_labelled({"note": printable(note)}) for note in (*data.notes, *value_notes(data)))])
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:

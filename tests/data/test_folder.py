@@ -1,5 +1,6 @@
 """Class folders and manifests: what is found, how it is split, and what is refused in one sentence."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,167 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
     data = get_data("folder", root=str(make_folder(tmp_path, splits=())))
     with pytest.raises(DataError, match="there is no split 'test'; use one of train, val"):
         data.loader("test", batch_size=1)
+
+
+# ---- splits under other names, names in other forms, and what is told
+
+
+def counts(data) -> tuple[int | None, ...]:
+    return tuple(None if (split := getattr(data, name)) is None else len(split) for name in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "valid", "test"), (4, 4, 4)),
+        (("train", "validation"), (4, 4, None)),
+        (("training", "validation", "testing"), (4, 4, 4)),
+        (("Train", "Val"), (4, 4, None)),
+        (("TRAIN", "Dev", "Test"), (4, 4, 4)),
+        (("train", "test"), (2, 2, 4)),
+        (("testing",), (None, None, 4)),
+    ],
+)
+def test_splits_are_recognised_under_usual_names(tmp_path, names, expected):
+    data = get_data("folder", root=str(make_folder(tmp_path, images=2, splits=names)), val_fraction=0.5)
+    assert data.classes == ("class_0", "class_1")
+    assert counts(data) == expected
+    told = sorted(note.partition(" is taken as the ")[0] for note in data.notes if "is taken as the" in note)
+    assert told == sorted(str(tmp_path / name) for name in names if name not in ("train", "val", "test"))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    root = make_folder(tmp_path, splits=("train", "val", "validation"))
+    with pytest.raises(DataError, match="val: this folder and 'validation' are both the val split; keep one of them, or merge them"):
+        get_data("folder", root=str(root))
+
+
+@pytest.mark.parametrize("classes", [("invalid", "valid"), ("dev", "prod"), ("cat", "testing")])
+def test_a_class_may_have_the_name_of_a_split(tmp_path, classes):
+    for key, name in enumerate(classes):
+        save_image(tmp_path / name / "deep" / "1.jpg", key)
+    assert get_data("folder", root=str(tmp_path), val_fraction=0).classes == classes
+
+
+def test_what_is_beside_the_splits_is_told(tmp_path):
+    root = make_folder(tmp_path, images=2, splits=("train", "val"))
+    for n in range(3):
+        save_image(root / "spare" / "class_0" / f"{n}.jpg", n)
+    save_image(root / "preview.jpg", 9)
+    (root / "docs").mkdir()
+    (root / "val" / "class_0" / "notes.txt").touch()
+    save_image(root / "val" / "1.jpg", 5)
+    data = get_data("folder", root=str(root))
+    assert counts(data) == (4, 4, None)
+    assert data.notes == (
+        f"left out 4 (image beside the splits): {root / 'spare' / 'class_0' / '0.jpg'}, ...",
+        f"left out 1 (suffix of no image format): {root / 'val' / 'class_0' / 'notes.txt'}",
+        f"left out 1 (image beside the class folders): {root / 'val' / '1.jpg'}",
+    )
+
+
+def test_names_in_two_unicode_forms_are_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    save_image(tmp_path / "train" / decomposed / "1.jpg", 1)
+    save_image(tmp_path / "train" / "tea" / "1.jpg", 2)
+    save_image(tmp_path / "val" / "tea" / "1.jpg", 3)
+    save_image(tmp_path / "val" / composed / "1.jpg", 4)
+    data = get_data("folder", root=str(tmp_path))
+    assert data.classes == (decomposed, "tea")
+    assert [Path(data.val.path(i)).parent.name for i in np.argsort(data.val.targets)] == [composed, "tea"]
+    assert not data.notes
+    # The model may know the class by either form.
+    check_classes((composed, "tea"), data)
+    save_image(tmp_path / "train" / composed / "2.jpg", 5)
+    data = get_data("folder", root=str(tmp_path))
+    assert data.train.counts().tolist() == [2, 1]
+    assert data.notes == (f"{composed!r} is written in two Unicode forms, which are one class",)
+
+
+def test_labels_in_two_unicode_forms_are_one_class(tmp_path):
+    rows = []
+    for i, (label, split) in enumerate([("cafe\u0301", "train"), ("tea", "train"), ("caf\u00e9", "val")]):
+        save_image(tmp_path / f"{i}.jpg", i)
+        rows.append({"path": f"{i}.jpg", "label": label, "split": split})
+    data = get_data("manifest", file=str(write_table(tmp_path / "m.csv", rows)))
+    assert data.classes == ("cafe\u0301", "tea")
+    assert data.val.targets.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["Class_0", "class_0 ", "CLASS_0"])
+def test_classes_that_differ_in_case_or_spaces_only_are_told(tmp_path, name):
+    root = make_folder(tmp_path, splits=("train", "val"))
+    (root / "val" / "class_0").rename(root / "val" / name)
+    advice = rf"the class {name!r}; training has 'class_0', which differs in case or spaces only: give both the same name"
+    with pytest.raises(DataError, match=rf"val/{name}: there is no training image of {advice}"):
+        get_data("folder", root=str(root))
+    save_image(root / "train" / name / "1.jpg", 1)
+    assert any("differ in case or spaces only, and are two classes" in note for note in get_data("folder", root=str(root)).notes)
+
+
+def test_a_manifest_may_call_splits_by_their_other_names(tmp_path):
+    table = make_manifest(tmp_path, images=2) / "manifest.csv"
+    table.write_text(table.read_text().replace(",train", ",Training").replace(",val", ",validation").replace(",test", ",TEST"))
+    assert counts(get_data("manifest", file=str(table))) == (4, 4, 4)
+
+
+def test_labels_that_differ_in_case_only_are_told(tmp_path):
+    root = make_manifest(tmp_path, splits=("train", "val"))
+    table = root / "manifest.csv"
+    table.write_text(table.read_text().replace("class_1,val", "Class_1,val"))
+    with pytest.raises(DataError, match=r"the label 'Class_1', which no training row has; training has 'class_1', which differs in case"):
+        get_data("manifest", file=str(table))
+
+
+def test_classes_without_an_image_in_a_split_are_told(tmp_path):
+    root = make_folder(tmp_path, classes=6, images=1, splits=("train", "val", "test"))
+    for c in (1, 2, 3, 5):
+        (root / "val" / f"class_{c}" / "0.jpg").unlink()
+    (root / "val" / "class_1").rmdir()
+    (root / "val" / "unknown").mkdir()  # without an image it does no harm
+    data = get_data("folder", root=str(root))
+    assert data.notes == (f"{root / 'val'} has no image of 4 of 6 classes: class_1, class_2, class_3, ...",)
+    for c in (0, 4):
+        (root / "val" / f"class_{c}" / "0.jpg").unlink()
+    with pytest.raises(DataError, match="val: there is no image in its class folders"):
+        get_data("folder", root=str(root))
+
+
+def test_a_class_of_files_that_are_no_images_says_what_they_are(tmp_path):
+    root = make_folder(tmp_path, splits=())
+    (root / "drawings").mkdir()
+    for n in range(2):
+        (root / "drawings" / f"{n}.xcf").touch()
+    left_out = rf"left out 2 \(suffix of no image format\): {root / 'drawings'}/0.xcf, \.\.\."
+    with pytest.raises(DataError, match=rf"drawings: there is no image in this class folder, {left_out}; add some or remove the folder"):
+        get_data("folder", root=str(root))
+
+
+def test_other_programs_folders_and_loops_do_no_harm(tmp_path):
+    root = make_folder(tmp_path, images=2, splits=())
+    for name in ("__MACOSX/class_0/._0.jpg", "@eaDir/x.jpg", "class_0/@eaDir/0.jpg", "$RECYCLE.BIN/1.jpg", ".ipynb_checkpoints/1.jpg"):
+        save_image(root / name, 1)
+    (root / "class_0" / "up").symlink_to("..")
+    (root / "class_1" / "same").symlink_to(".")
+    data = get_data("folder", root=str(root), val_fraction=0)
+    assert data.classes == ("class_0", "class_1")
+    assert data.train.counts().tolist() == [2, 2]
+    assert len(data.notes) == 3  # hidden, made by others, links
+
+
+def test_a_link_out_of_a_split_does_not_bring_in_another_split(tmp_path):
+    root = make_folder(tmp_path, images=2, splits=("train", "val"))
+    (root / "train" / "class_0" / "up").symlink_to("../..")
+    assert counts(get_data("folder", root=str(root))) == (4, 4, None)
+    # A split that is a link to another one is what its user asked for.
+    (root / "test").symlink_to("val")
+    assert counts(get_data("folder", root=str(root))) == (4, 4, 4)
+
+
+def test_class_names_that_are_not_utf8_are_text(tmp_path):
+    root = make_folder(tmp_path, classes=1, splits=())
+    (root / "class_0").rename(root / os.fsdecode(b"d\xf6g"))
+    data = get_data("folder", root=str(root), val_fraction=0)
+    assert data.classes == ("d\\udcf6g",)
+    "".join(data.classes).encode()
+    assert len(data.train.batch(0, [0], 0)) == 1

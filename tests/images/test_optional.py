@@ -15,7 +15,7 @@ from tests.images.files import photo, write_pyramid
 @pytest.mark.parametrize(("name", "head", "module", "extra"), [
     ("a.mrxs", b"\xff\xd8\xff\xe0 a thumbnail", "openslide", "openslide"), ("a.ndpi", b"II*\0\x08\0\0\0", "openslide", "openslide"),
     ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n", "rasterio", "geo"), ("a.vrt", b"<VRTDataset>", "rasterio", "geo"),
-    ("a.avif", b"\0\0\0\x20ftypavif", "pyvips", "vips"), ("a.jxl", b"\xff\x0a", "pyvips", "vips"),
+    ("a.avif", b"\0\0\0\x20ftypavif", "pyvips", "vips"), ("a.heic", b"\0\0\0\x20ftypheic", "pyvips", "vips"),
 ])  # fmt: skip
 def test_absent_extra_is_named(tmp_path, monkeypatch, name, head, module, extra):
     (tmp_path / name).write_bytes(head + bytes(100))
