@@ -24,7 +24,7 @@ HEAVY = {
     "torch", "numpy", "timm", "torchvision", "torch._dynamo", "huggingface_hub", "lightning", "torchmetrics", "matplotlib", "pyarrow",
     "rich", "jsonargparse", "PIL", "tifffile", "imagecodecs", "sklearn", "skimage", "scipy", "pandas",
 }  # fmt: skip
-FOR_NETWORKS = {"timm", "torchvision", "torch._dynamo", "huggingface_hub"}
+FOR_NETWORKS = {"timm", "torchvision", "torch._dynamo", "huggingface_hub", "PIL"}
 """timm, and what it imports itself."""
 
 
@@ -73,7 +73,7 @@ def test_help_of_a_recipe_and_lists_need_no_network():
 
 def test_help_of_a_dense_network_needs_timm_and_no_more():
     (modules,) = imported(["fit", "--model", "resnet18", "--help"])
-    assert modules == {"torch", "numpy", "jsonargparse", "PIL", *FOR_NETWORKS}
+    assert modules == {"torch", "numpy", "jsonargparse", *FOR_NETWORKS}
 
 
 def test_predicting_needs_networks_and_readers_only(tmp_path):
