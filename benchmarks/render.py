@@ -126,11 +126,12 @@ INGREDIENTS = (
 
 
 def trained(record: Any, rows: Sequence[tuple[str, str, str]], head: str) -> Iterator[Row]:
-    """Updates and accuracies of contenders on the bundled digits."""
+    """Updates and accuracies of the contenders that were trained on the bundled digits."""
     runs = groups(record["results"]["runs"], "contender")
     yield head, "updates", "accuracy by seed, %"
     for contender, key, label in rows:
-        yield label, f"{runs[contender][0]['steps']:,}", by_seed(row[key] for row in runs[contender])
+        if contender in runs:
+            yield label, f"{runs[contender][0]['steps']:,}", by_seed(row[key] for row in runs[contender])
 
 
 @table("bundled", "bundled.json")
