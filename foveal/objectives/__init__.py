@@ -2,7 +2,7 @@
 
 Example:
     >>> TNetObjective(warm_up=0.2).plan(progress=0.1), TNetObjective(warm_up=0.2).plan(progress=0.5)
-    (('random',), ('sampled',))
+    (('whole',), ('sampled',))
 """
 
 from typing import Any
