@@ -69,7 +69,7 @@ def describe(config: FitConfig, model: GlimpseClassifier, data: DataModule, out:
         "data": f"{data.name}: {counts} images, {len(data.classes)} classes",
         "run": f"{length} in batches of {config.batch_size}, on {config.device}, in {out}",
     })  # fmt: skip
-    return "\n".join([lines, *(_labelled({"note": printable(note)}) for note in (*data.notes, *value_notes(data)))])
+    return "\n".join([lines, *(_labelled({"note": printable(note)}, wrap=False) for note in (*data.notes, *value_notes(data)))])
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
