@@ -53,9 +53,6 @@ CONTENDERS = {
     "detached policy": ["--model.detached_policy", "true"],
     "average pooling": ["--model.backbone_options", NETWORK.replace('"max"', '"avg"')],
     "looks of 32 px": ["--model.base_size", "32"],
-    "twice as wide": ["--model.backbone_options", NETWORK.replace("[16, 32, 64, 96]", "[32, 64, 128, 192]")],
-    "batches of 32": ["--batch_size", "32"],
-    "every look alone": ["--objective.image_share", "0.3"],
 }
 
 
