@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from foveal import open_image
 from foveal.data.folder import list_images
+from foveal.files import replacing
 from foveal.images import as_views
-from foveal.runs import replacing
 
 SIDE = 224
 LEAST_VARIANCE = 1e-3  # of a channel that hardly varies on the images, and may elsewhere

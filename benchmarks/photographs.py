@@ -35,12 +35,13 @@ from foveal.data import DataModule
 from foveal.data.folder import list_classes
 from foveal.evaluation.accuracy import Plan, judge
 from foveal.evaluation.early_exit import left_after, threshold_for
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.images import Views
 from foveal.prediction import count, fold_norms
 from foveal.prediction.early_exit import confidence, look_until
-from foveal.runs import WEIGHTS, replacing
+from foveal.runs import WEIGHTS
 
 SIDE = 400
 LAST_TRAINING = 320  # images with odd numbers after it are for validation

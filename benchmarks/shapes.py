@@ -35,11 +35,12 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from foveal import get_data, load, open_image
 from foveal.data import DataModule
 from foveal.evaluation.coverage import coverage
+from foveal.files import replacing
 from foveal.glimpse.base import enclosing_square
 from foveal.glimpse.grid import share_inside
 from foveal.glimpse.registry import register
 from foveal.glimpse.tnet import TNet
-from foveal.runs import WEIGHTS, replacing
+from foveal.runs import WEIGHTS
 from foveal.training import FitConfig, fit
 
 FOLDS = 5  # every so many-th training image of a class is for validation

@@ -31,3 +31,7 @@ class ConfigError(FovealError):
 
 class RunError(FovealError):
     """A run folder that is missing, half written, in the way, or does not fit the model."""
+
+
+class StorageError(FovealError):
+    """A file that cannot be written: a full disk, a limit, no permission, or another process that writes it."""

@@ -23,7 +23,6 @@ import fnmatch
 import inspect
 import json
 import logging
-import os
 import pickle
 import re
 import socket
@@ -53,6 +52,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import (
@@ -672,14 +672,3 @@ def clear(out: Path) -> None:
     """Remove the run in a folder, with what was found out about its model."""
     for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY, *FOUND_OUT, CONFIG):
         (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(file: Path):
-    """A temporary path beside ``file`` that takes its place at the end, or is removed where writing failed."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import REPEATS, WARM_UP
 from foveal.evaluation.evaluation import Progress, circumstances, plain_split, ready_for
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, Views
 from foveal.prediction.budget import format_budget
@@ -36,7 +37,7 @@ from foveal.prediction.early_exit import Exit, budget_of, confidence, format_cos
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.output import fingerprint
 from foveal.prediction.rows import check_locations
-from foveal.runs import Run, replacing
+from foveal.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Group

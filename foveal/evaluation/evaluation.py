@@ -29,13 +29,14 @@ from foveal.errors import ConfigError
 from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, looks_of, wilson
 from foveal.evaluation.cost import Measure, Measured, Timed, check_measure, measure_budgets, measure_steps
 from foveal.evaluation.picture import draw_tradeoff
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device, machine_name
 from foveal.prediction.rows import check_locations, check_policies, ready
-from foveal.runs import Run, replacing
+from foveal.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Group

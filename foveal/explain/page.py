@@ -36,13 +36,14 @@ from foveal.display import fixed, percent, significant, unit_for
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, check_policies, ready
-from foveal.runs import Run, open_for, replacing
+from foveal.runs import Run, open_for
 
 SHOWN = 3
 """Classes of which contributions are shown."""

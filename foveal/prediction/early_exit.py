@@ -28,9 +28,9 @@ from torch import Tensor
 from foveal.classification import Classification, Glimpses
 from foveal.display import amount, significant
 from foveal.errors import ConfigError, RunError
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
-from foveal.runs import replacing
 
 EXITS = "exits.json"
 

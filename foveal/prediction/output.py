@@ -30,6 +30,7 @@ from torch import nn
 
 from foveal.choices import FORMATS
 from foveal.errors import ConfigError
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import LeftOut, is_path
 from foveal.prediction.device import find_device
@@ -46,7 +47,7 @@ from foveal.prediction.rows import (
     predict_rows,
     ready,
 )
-from foveal.runs import Run, replacing
+from foveal.runs import Run
 
 
 @dataclass(frozen=True)

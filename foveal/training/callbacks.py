@@ -27,8 +27,9 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
+from foveal.files import replacing
 from foveal.layers import Attends, attention_maps
-from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS, replacing
+from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
 from foveal.training.progress import Progress
 from foveal.training.task import Diverged, Task
 

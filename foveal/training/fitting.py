@@ -39,6 +39,7 @@ from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
 from foveal.host import keep_freed_memory
 from foveal.runs import (
@@ -59,7 +60,6 @@ from foveal.runs import (
     read_checkpoint,
     read_config,
     read_weights,
-    replacing,
     save_model,
     with_absolute_paths,
     without_weights,

@@ -32,9 +32,10 @@ import numpy as np
 
 from foveal.data import DataModule, value_notes
 from foveal.display import printable
+from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import wilson
-from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS, replacing
+from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
 from foveal.training.config import FitConfig
 from foveal.training.optimisation import lr_factor
 from foveal.training.progress import as_duration
