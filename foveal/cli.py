@@ -791,7 +791,7 @@ def _add_models(commands: Any) -> None:
 
 def _models(args: argparse.Namespace) -> int:
     from foveal.glimpse.registry import REGISTRY
-    from foveal.runs import list_models
+    from foveal.models import list_models
 
     names = list_models(args.pattern) if args.pattern else sorted(REGISTRY)
     for name in names:
@@ -931,9 +931,10 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.models import create_model, list_models
     from foveal.prediction import count, format_budget, parse_budget
     from foveal.recipes.flags import UsageError, as_nested, parse_settings
-    from foveal.runs import create_model, list_models, load
+    from foveal.runs import load
 
     settings = as_nested(parse_settings(args.set))
     classes = settings.pop("num_classes", args.num_classes)

@@ -1,4 +1,4 @@
-"""The front door: make a model by name, classify with it, keep it in a run folder.
+"""Run folders: what training writes, and what a trained model is loaded from.
 
 A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks with
 attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on training), and
@@ -7,37 +7,25 @@ downloading anything.
 
 Example:
     >>> import tempfile, torch
-    >>> model = as_classifier(create_model("test_resnet", num_classes=2), image_size=64)
+    >>> from foveal.models import create_classifier
+    >>> model = create_classifier("test_resnet", num_classes=2, image_size=64).eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_model(folder, model, ModelInfo({"name": "test_resnet", "image_size": 64}, ("cat", "dog")))
     ...     same = load(folder)
-    >>> image = torch.rand(3, 80, 60)
-    >>> same.class_names, torch.equal(classify(same, image).logits, classify(model, image).logits)
+    >>> images = torch.rand(1, 3, 80, 60)
+    >>> same.class_names, torch.equal(same(images).logits, model(images).logits)
     (('cat', 'dog'), True)
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import inspect
 import json
-import logging
 import pickle
-import re
-import socket
-import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 import yaml
@@ -46,30 +34,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-import foveal.glimpse.dram
-import foveal.glimpse.ram
-import foveal.glimpse.saccader
-import foveal.glimpse.tnet  # noqa: F401  (they register their models)
-from foveal.classification import Classification
-from foveal.errors import ConfigError, ImageError, RunError
+from foveal.errors import ConfigError, RunError
 from foveal.files import replacing
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
-from foveal.glimpse.registry import REGISTRY
-from foveal.images import (
-    ImageViews,
-    Pyramid,
-    TensorViews,
-    View,
-    Views,
-    as_batch,
-    as_image,
-    check_type,
-    each,
-    is_one,
-    is_path,
-    open_image,
-    squash,
-)
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.models import constructor, create_classifier, hushed, unpickled
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -84,310 +52,6 @@ FOUND_OUT = (
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
 """Options of data sets that are paths."""
-
-# --------------------------------------------------------------------------------------------------- models by name
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
-    ours = sorted(REGISTRY)
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in REGISTRY)], pattern)
-
-
-def constructor(name: str) -> Callable[..., Any]:
-    """What builds the model of this name, for its signature.
-
-    Raises:
-        ConfigError: nothing has that name.
-    """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
-    return networks().model_entrypoint(name.partition(".")[0])
-
-
-def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
-    """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
-
-    Args:
-        name: see `list_models`.
-        num_classes: classes; the model's own number if None.
-        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
-        options: keywords of the model.
-
-    Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
-            weights were not downloaded before, this is told at once.
-    """
-    build = constructor(name)
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    if pretrained:
-        options["pretrained"] = True if pretrained is True else str(pretrained)
-    if isinstance(pretrained, str | Path):
-        weights = read_weights(Path(pretrained))
-        if name not in REGISTRY:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
-    try:
-        with _hub_at_once() if pretrained is True else nullcontext():
-            return build(**options) if name in REGISTRY else networks().create_model(name, **options)
-    except TypeError as error:
-        raise _option_error(name, build, options, error) from error
-    except ValueError as error:
-        raise ConfigError(f"model {name}: {str(error).rstrip('.')}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            " by --model.pretrained FILE or in Python pretrained=FILE"
-        ) from error
-
-
-@contextmanager
-def _hub_at_once() -> Iterator[None]:
-    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        with _hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
-            yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-@contextmanager
-def _hushed(logger: str) -> Iterator[None]:
-    """Without warnings of a logger."""
-    log = logging.getLogger(logger)
-    level = log.level
-    try:
-        log.setLevel(logging.ERROR)
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
-    address = urlsplit(url)
-    if getproxies():
-        return True
-    try:
-        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
-    except OSError:
-        return False
-    return True
-
-
-def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
-    """`create_model`, with a dense network wrapped to look once at the whole image.
-
-    Args:
-        name, num_classes: as of `create_model`.
-        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network that is built for
-            images of one size is built for ``image_size``.
-
-    Raises:
-        ConfigError: see `create_model`; or the network takes no images of ``image_size``.
-    """
-    if name in REGISTRY:
-        return as_classifier(create_model(name, num_classes=num_classes, **options))
-    how = {key: options.pop(key) for key in wrapper_options() if key in options}
-    if (size := how.get("image_size")) is not None:
-        constructor(name)  # a name that is wrong should be told first
-        told = options if num_classes is None else {**options, "num_classes": num_classes}
-        options |= size_options(name, (size, size) if isinstance(size, int) else tuple(size), told)
-    return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
-
-
-def as_classifier(model: nn.Module | Run | str | Path, **options: Any) -> GlimpseClassifier:
-    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go. A run folder is loaded.
-
-    Raises:
-        ConfigError: it is no model.
-        RunError: see `Run.load_model`.
-    """
-    if isinstance(model, Run):
-        return model.load_model()
-    if isinstance(model, str | Path):
-        return load(model)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
-    return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
-
-
-def wrapper_options() -> list[str]:
-    """Keywords that any dense network takes beside its own."""
-    return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
-
-    Raises:
-        ConfigError: there is no such file, or it holds anything else.
-    """
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
-    except Exception as error:  # the readers raise whatever a damaged file leads them to
-        raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
-    weights: Any = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
-    return weights
-
-
-def _unpickled(file: Path) -> Any:
-    """What `torch.save` wrote, as far as it is tensors and plain values."""
-    with warnings.catch_warnings():
-        # Said of a file that torch goes on to refuse.
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
-    """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
-    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
-    classifier = f"{card and card.classifier}.weight"
-    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
-    return {"num_classes": len(heads[0])} if len(heads) == 1 else {}
-
-
-def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
-    """The sentence for an option that a model does not take, or not with this value; the error itself where no option was given."""
-    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'", str(error))
-    if not found or found[2] not in options:
-        if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
-            return error  # nobody chose anything: a bug
-        reason = str(error).strip().partition("\n")[0]
-        return ConfigError(f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists types")
-    build = getattr(build, "func", build)
-    takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
-    known = {
-        p
-        for what in takes
-        for p, spec in inspect.signature(what).parameters.items()
-        if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)
-    }
-    near = difflib.get_close_matches(found[2], known - {"self"}, 3)
-    hint = f"did you mean {_either(near)}" if near else f"foveal fit --model {name} --help lists them"
-    return ConfigError(f"model {name}: there is no option {found[2]!r}; {hint}")
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(names)
-
-
-# --------------------------------------------------------------------------------------------------------- classify
-
-
-def classify(
-    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy",
-    batch_size: int = 16, device: str | torch.device | None = None,
-) -> Classification:  # fmt: skip
-    """Classify one image or several, by any model.
-
-    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor.
-
-    Args:
-        model: a classifier that looks; any dense network, which then sees the whole image at once; or a run folder.
-        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
-            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
-            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
-        locations: budget, looks per grid at each level; the model's own if None.
-        policy: how locations are selected, see `GlimpseClassifier.forward`.
-        batch_size: images at a time.
-        device: where to; where the model is if None.
-
-    Returns:
-        The classification of the one image, or of all of them.
-
-    Raises:
-        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
-        ConfigError: a model or device that is none.
-        RunError: a run folder that is none.
-    """
-    classifier = as_classifier(model)
-    if device is not None:
-        classifier = _moved(classifier, device)
-    one = not isinstance(images, Views) and is_one(images)
-    was_training = classifier.training
-    try:
-        classifier.eval()
-        with torch.inference_mode():
-            parts = [_classify(classifier, batch, locations, policy) for batch in _batches(images, classifier, batch_size)]
-    finally:
-        classifier.train(was_training)
-    if not parts:
-        raise ImageError("there is no image to classify; give at least one")
-    return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
-
-
-def _moved(classifier: GlimpseClassifier, device: str | torch.device) -> GlimpseClassifier:
-    try:
-        return classifier.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device}: this machine has no such device that torch can use; give cpu, or leave it out") from error
-
-
-def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str) -> Classification:
-    result = classifier(views, locations=locations, policy=policy)
-    for reason in views.errors.values():
-        raise ImageError(reason)
-    return result
-
-
-def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterator[Views]:
-    as_they_are = getattr(classifier, "value_range", None) is None and getattr(classifier, "image_size", None) is None
-    if isinstance(images, Views):
-        if len(images):
-            yield images
-    elif isinstance(images, Tensor) and as_they_are:
-        for part in as_batch(images, classifier.channels).split(batch_size):
-            part = part.to(classifier.mean.device)
-            if part.dtype == torch.uint16 and part.device.type != "cpu":
-                part = part.float() / 65535  # few of torch's kernels know the type there
-            if len(part):
-                yield TensorViews(part)
-    else:
-        named = each(images)
-        while some := list(islice(named, batch_size)):
-            opened = [image if isinstance(image, View) else open_for(classifier, image, name) for name, image in some]
-            yield ImageViews(opened)
-            for (_, image), mine in zip(some, opened, strict=True):
-                if is_path(image) and isinstance(mine, Pyramid):
-                    mine.close()
-
-
-def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> Pyramid:
-    """Open an image as the classifier's training images were opened: its bands, its range of values, its size if they had one.
-
-    Args:
-        classifier: the model that is to look.
-        image: a path, or what `foveal.images.as_image` takes.
-        name: of an image that is no file, for errors.
-
-    Raises:
-        ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
-    """
-    value_range = getattr(classifier, "value_range", None)
-    taken: dict[str, Any] = {"channels": classifier.channels, "value_range": value_range}
-    opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
-    check_type(opened, value_range)
-    side = getattr(classifier, "image_size", None)
-    if side is None:
-        return opened
-    with opened if is_path(image) else nullcontext():
-        return squash(opened, side, getattr(classifier, "shorter_side", None))
-
-
-# ------------------------------------------------------------------------------------------------------ run folders
 
 
 @dataclass(frozen=True)
@@ -562,7 +226,7 @@ class Run:
     def _build(self) -> GlimpseClassifier:
         try:
             options = as_written(self.card["model"])
-            with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+            with hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
                 model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
         except ConfigError as error:
             raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
@@ -608,7 +272,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
     try:
-        content = _unpickled(file)
+        content = unpickled(file)
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"

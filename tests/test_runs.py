@@ -16,17 +16,19 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import foveal.models as models
 import foveal.runs as runs
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images.views import TensorViews
+from foveal.prediction import classify
 
 TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]}
 
 
 def tnet(**changes) -> GlimpseClassifier:
     torch.manual_seed(0)
-    return runs.create_classifier(**{**TNET, **changes}, num_classes=3).eval()
+    return models.create_classifier(**{**TNET, **changes}, num_classes=3).eval()
 
 
 @pytest.fixture
@@ -42,21 +44,21 @@ def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
     assert card["model"] == {**TNET, "fit_grid": True}  # written though nobody set it
     del card["model"]["fit_grid"]
     image = torch.rand(3, 60, 150)
-    now = runs.classify(runs.load(folder), image)
+    now = classify(runs.load(folder), image)
     (folder / runs.CARD).write_text(json.dumps(card))
-    then = runs.classify(runs.load(folder), image)
+    then = classify(runs.load(folder), image)
     assert now.glimpses.box[0].tolist() == [0, 0, 60, 150] and then.glimpses.box[0].tolist() == [-45, 0, 105, 150]
     loaded = runs.load(folder)
     model = tnet(fit_grid=False)
     model.load_state_dict(loaded.state_dict())
     model.value_range = loaded.value_range  # a tensor is opened like a file where values have a range of their own
-    assert torch.equal(runs.classify(model, image).logits, then.logits)
+    assert torch.equal(classify(model, image).logits, then.logits)
     runs.save_model(folder / "copy", model, runs.ModelInfo(TNET))
     assert json.loads((folder / "copy" / runs.CARD).read_text())["model"]["fit_grid"] is False
 
 
 def test_references_are_written_as_they_were(tmp_path):
-    model = runs.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
+    model = models.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
     runs.write_card(tmp_path, model, runs.ModelInfo({"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}))
     assert json.loads((tmp_path / runs.CARD).read_text())["model"] == {"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}
 
@@ -65,26 +67,26 @@ def test_references_are_written_as_they_were(tmp_path):
 
 
 def test_timms_models_are_timms():
-    model = runs.create_model("test_resnet", num_classes=7)
+    model = models.create_model("test_resnet", num_classes=7)
     assert type(model) is type(timm.create_model("test_resnet")) and model.num_classes == 7
-    assert isinstance(runs.as_classifier(model), WholeImage)
-    assert runs.as_classifier(tnet := runs.create_classifier(**TNET)) is tnet
+    assert isinstance(models.as_classifier(model), WholeImage)
+    assert models.as_classifier(tnet := models.create_classifier(**TNET)) is tnet
 
 
 @pytest.mark.parametrize("name", ["tnet", "tnet_bagnet77.reference", "tnet_efficientnet_b0.reference_cub"])
 def test_models_of_ours_take_a_number_of_classes(name):
-    assert runs.create_model(name, num_classes=11).num_classes == 11
+    assert models.create_model(name, num_classes=11).num_classes == 11
 
 
 def test_options_of_the_wrapper_are_told_from_those_of_the_network():
-    model = runs.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
+    model = models.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
     assert model.size == (48, 48) and model.squash and model.network.drop_rate == 0.4
     assert model.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_listing():
-    assert "tnet" in runs.list_models() and "resnet18" in runs.list_models()
-    assert runs.list_models("tnet*") and all(name.startswith("tnet") for name in runs.list_models("tnet*"))
+    assert "tnet" in models.list_models() and "resnet18" in models.list_models()
+    assert models.list_models("tnet*") and all(name.startswith("tnet") for name in models.list_models("tnet*"))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_listing():
 )
 def test_what_is_unknown_gets_a_near_name(call, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        runs.create_model(**call)
+        models.create_model(**call)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -115,20 +117,20 @@ def test_pretrained_weights_of_a_file(tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     state = source.state_dict()
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    model = runs.create_model("test_resnet", num_classes=2, pretrained=file)
+    model = models.create_model("test_resnet", num_classes=2, pretrained=file)
     for name, value in model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(value, state[name]), name
     two = model.state_dict()
     save_file(two, file) if suffix == ".safetensors" else torch.save({"state_dict": two}, file)
-    same = runs.create_model("test_resnet", num_classes=2, pretrained=file).state_dict()
+    same = models.create_model("test_resnet", num_classes=2, pretrained=file).state_dict()
     assert all(torch.equal(value, two[name]) for name, value in same.items())
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"bad.pth: is not a file of tensors alone"):
-        runs.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
+        models.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
     del state["conv1.0.weight" if "conv1.0.weight" in state else next(iter(state))]
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ConfigError, match=r"test_resnet: its pretrained weights do not load \([^\n]*$"):
-        runs.create_model("test_resnet", pretrained=tmp_path / "part.pth")
+        models.create_model("test_resnet", pretrained=tmp_path / "part.pth")
 
 
 def test_pretrained_weights_without_a_network(monkeypatch, caplog):
@@ -138,7 +140,7 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
 
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"):
-        runs.create_model("test_resnet", pretrained=True)
+        models.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
     logging.getLogger("huggingface_hub.utils._http").warning("as loud as before")
     assert "as loud as before" in caplog.text
@@ -158,11 +160,11 @@ def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, pro
     offline = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
-    monkeypatch.setattr(runs.socket, "create_connection", connect)
-    monkeypatch.setattr(runs, "getproxies", lambda: proxies)
+    monkeypatch.setattr(models.socket, "create_connection", connect)
+    monkeypatch.setattr(models, "getproxies", lambda: proxies)
     monkeypatch.setattr("timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE))
-    runs.create_model("test_resnet", pretrained=True)
-    runs.create_model("test_resnet")
+    models.create_model("test_resnet", pretrained=True)
+    models.create_model("test_resnet")
     assert offline == [not reached and not proxies, False] and not constants.HF_HUB_OFFLINE
 
 
@@ -191,13 +193,13 @@ def test_networks_that_timm_does_not_know(name, sentence):
         ({**separate, "classifier": name}, f"backbone {name}", "timm knows no such model"),
     ):
         with pytest.raises(ConfigError, match=rf"^{re.escape(who)}: {sentence.replace('UNKNOWN', unknown)}[^\n]*$"):
-            runs.create_model(**options)
+            models.create_model(**options)
 
 
 def test_weights_that_would_run_code_are_refused_without_a_warning(tmp_path, recwarn):
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": Path()}, protocol=4))
     with pytest.raises(ConfigError, match=r"w.pth: is not a file of tensors alone"):
-        runs.read_weights(tmp_path / "w.pth")
+        models.read_weights(tmp_path / "w.pth")
     assert not list(recwarn)
 
 
@@ -208,22 +210,22 @@ def test_classify_one_and_many():
     model, images = tnet(), torch.rand(5, 3, 70, 90)
     with torch.no_grad():
         expected = model(images).logits
-    torch.testing.assert_close(runs.classify(model, images, batch_size=2).logits, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(runs.classify(model, list(images)).logits, expected, rtol=1e-4, atol=1e-5)
-    one = runs.classify(model, images[3])
+    torch.testing.assert_close(classify(model, images, batch_size=2).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(classify(model, list(images)).logits, expected, rtol=1e-4, atol=1e-5)
+    one = classify(model, images[3])
     assert one.logits.shape == (3,) and len(one.glimpses) == 3
     torch.testing.assert_close(one.logits, expected[3], rtol=1e-4, atol=1e-5)
-    assert runs.classify(model, images[3], locations=()).locations == 0
-    assert runs.classify(model, TensorViews(images)).logits.shape == (5, 3)
+    assert classify(model, images[3], locations=()).locations == 0
+    assert classify(model, TensorViews(images)).logits.shape == (5, 3)
 
 
 def test_classify_leaves_the_mode_and_takes_any_network():
     network = timm.create_model("test_resnet", num_classes=4).train()
     images = torch.rand(2, 3, 50, 40)
-    result = runs.classify(network, images)
+    result = classify(network, images)
     assert result.logits.shape == (2, 4) and not result.logits.requires_grad and network.training
     with pytest.raises(ImageError, match="there is no image to classify"):
-        runs.classify(network, [])
+        classify(network, [])
 
 
 def test_classify_files(tmp_path):
@@ -231,12 +233,12 @@ def test_classify_files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     model = tnet()
-    one = runs.classify(model, tmp_path / "a.png")
-    memory = runs.classify(model, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    one = classify(model, tmp_path / "a.png")
+    memory = classify(model, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
     torch.testing.assert_close(one.logits, memory.logits, rtol=1e-3, atol=1e-3)
-    assert runs.classify(model, [tmp_path / "a.png", str(tmp_path / "a.png")]).logits.shape == (2, 3)
+    assert classify(model, [tmp_path / "a.png", str(tmp_path / "a.png")]).logits.shape == (2, 3)
     with pytest.raises(ImageError, match=r"^[^\n]*b\.png: [^\n]+$"):
-        runs.classify(model, tmp_path / "b.png")
+        classify(model, tmp_path / "b.png")
 
 
 # ------------------------------------------------------------------------------------------------------- run folders
@@ -246,7 +248,7 @@ def test_what_is_saved_is_loaded(folder):
     model, image = tnet(), torch.rand(3, 64, 80)
     same = runs.load(folder)
     # The run's value range is 0 to 2.
-    assert torch.equal(runs.classify(same, 2 * image).logits, runs.classify(model, image.permute(1, 2, 0).numpy()).logits)
+    assert torch.equal(classify(same, 2 * image).logits, classify(model, image.permute(1, 2, 0).numpy()).logits)
     assert same.class_names == ("a", "b", "c") and same.locations == (2,) and list(same.value_range) == [0.0, 2.0] and not same.training
     card = json.loads((folder / "config.json").read_text())
     assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3
@@ -360,16 +362,16 @@ def test_files_are_opened_as_the_training_images_were(tmp_path):
 
     pixels = np.random.default_rng(0).integers(0, 255, (40, 100, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    model = runs.create_classifier("test_resnet", num_classes=2, image_size=32, squash=True, antialias=False)
+    model = models.create_classifier("test_resnet", num_classes=2, image_size=32, squash=True, antialias=False)
     runs.save_model(
         tmp_path / "run",
         model,
         runs.ModelInfo({"name": "test_resnet", "image_size": 32, "squash": True, "antialias": False}, image_size=48),
     )
-    got = runs.classify(runs.load(tmp_path / "run"), tmp_path / "wide.png")
+    got = classify(runs.load(tmp_path / "run"), tmp_path / "wide.png")
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     square = torch.nn.functional.interpolate(whole, (48, 48), mode="bilinear")
-    torch.testing.assert_close(got.logits, runs.classify(model, square)[0].logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.logits, classify(model, square)[0].logits, rtol=1e-4, atol=1e-5)
     assert got.glimpses[0].box == (0, 0, 48, 48)
 
 

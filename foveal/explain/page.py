@@ -4,7 +4,8 @@ The page needs nothing else: pictures are inside, nothing is fetched.
 
 Example:
     >>> import tempfile, torch
-    >>> from foveal.runs import classify, create_model
+    >>> from foveal.models import create_model
+    >>> from foveal.prediction import classify
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
     >>> image = torch.rand(3, 96, 128)
     >>> page = report(image, classify(model, image), Path(tempfile.mkdtemp()) / "report.html", name="<noise>")
@@ -27,6 +28,7 @@ from string import Template
 from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -41,9 +43,8 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.prediction.cost import count
-from foveal.prediction.device import autocast, find_device
-from foveal.prediction.rows import check_locations, check_policies, ready
-from foveal.runs import Run, open_for
+from foveal.prediction.predictor import Predictor
+from foveal.runs import Run
 
 SHOWN = 3
 """Classes of which contributions are shown."""
@@ -109,26 +110,21 @@ def explain(
     """
     _check_page(Path(out))
     kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
-    classifier = ready(model, find_device(device))
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
-    where = classifier.mean.device
-    with torch.inference_mode(), autocast(precision, where):
-        # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
-        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy).logits.cpu()
+    predictor = Predictor(model, device=device, precision=precision)
+    classifier, looks = predictor.model, predictor.locations(locations, policy)
+    # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
+    predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
     start = time.perf_counter()
     file = Path(path) if is_path(path) else None
-    with open_for(classifier, path) as image:
+    with predictor.open(path) as image:
         views = ImageViews([image])
-        with torch.inference_mode(), autocast(precision, where):
-            batch = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, torch.zeros(1, dtype=torch.int64).numpy()))
-        seen = Classification.cat([batch])[0]
+        seen = Classification.cat([predictor(views, looks, policy, Draws(seed, 0, np.zeros(1, dtype=np.int64)))])[0]
         seconds = time.perf_counter() - start
         for reason in views.errors.values():
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
-        macs = count(classifier, size, budget, policy, views.views[0].mpp).macs
+        macs = count(classifier, size, looks, policy, views.views[0].mpp).macs
         costs = Costs(macs, _dense_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})

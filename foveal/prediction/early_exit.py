@@ -8,7 +8,7 @@ Example:
     >>> parse_cost("2.0GMAC"), parse_cost("15 ms"), parse_cost("3locations")
     ((2000000000.0, 'macs'), (15.0, 'ms'), (3.0, 'locations'))
     >>> import torch
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=4, base_size=32, locations=(3,)).eval()
     >>> look_until(model, torch.rand(2, 3, 96, 96), threshold=0.0).locations.tolist()
     [0, 0]

@@ -28,16 +28,16 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, FovealError, RunError
+from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import Found, match
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.device import autocast, find_device
-from foveal.prediction.early_exit import Exit, budget_of, look_until
-from foveal.prediction.folding import fold_norms
-from foveal.runs import Run, as_classifier, open_for
+from foveal.prediction.device import find_device
+from foveal.prediction.early_exit import Exit, budget_of
+from foveal.prediction.predictor import Predictor
+from foveal.runs import Run
 
 Row = dict[str, Any]
 
@@ -160,12 +160,7 @@ def ready(model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch
     Raises:
         RunError: its weights are not all finite numbers.
     """
-    classifier = as_classifier(model)
-    for name, tensor in classifier.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            whose = "the model" if isinstance(model, nn.Module) else model.path if isinstance(model, Run) else model
-            raise RunError(f"{whose}: the weights {name} are not all finite numbers, so that it has no answers; train it again")
-    return classifier.to(device).eval()
+    return Predictor(model, device=device).model
 
 
 def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
@@ -218,19 +213,21 @@ def predict_rows(
         ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row instead.
     """
     where = find_device(device)
-    classifier = ready(model, where)
+    predictor = Predictor(model, device=where, precision=precision)
+    classifier = predictor.model
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
     named = list(_names(images))
     if len(named) >= FOLD_FROM:
-        classifier = fold_norms(classifier)
+        predictor = Predictor(classifier, precision=precision, fold=True)
+        classifier = predictor.model
     macs = LookCounter(classifier, policy)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
         batches = [named[i : i + batch_size] for i in range(0, len(named), batch_size)]
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in (batches[0] if batches else [])]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in (batches[0] if batches else [])]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
-            ahead = [pool.submit(_open, image, classifier) for image in following]
+            ahead = [pool.submit(_open, image, predictor) for image in following]
             good = {place: image for place, image in enumerate(opened) if image.view is not None}
             results: dict[int, Row] = {}
             try:
@@ -238,11 +235,8 @@ def predict_rows(
                     views = ImageViews([image.view for image in good.values() if image.view is not None])
                     samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
                     start = time.perf_counter()
-                    with torch.inference_mode(), autocast(precision, where):
-                        if until is None:
-                            seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
-                        else:
-                            seen = look_until(classifier, views, until.threshold, until.locations, until.at_once)
+                    draws = Draws(seed, 0, samples)
+                    seen = predictor(views, budget, policy, draws, until, contributions=False)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
                     for i, (place, image) in enumerate(good.items()):
@@ -265,13 +259,13 @@ def predict_rows(
             yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
 
 
-def _open(named: Named, model: GlimpseClassifier) -> _Opened:
+def _open(named: Named, predictor: Predictor) -> _Opened:
     path, start = named.path, time.perf_counter()
     try:
         with reading(path, "cannot be looked at"):
-            image = open_for(model, named.image, path)
+            image = predictor.open(named.image, path)
             view = View(image)
-            view.prefetch(model.first_looks(image.size))
+            view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:
         return _Opened(path, None, str(error), 0.0)
     return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))

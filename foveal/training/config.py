@@ -74,7 +74,7 @@ class FitConfig:
     """A training run. It ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
 
     Attributes:
-        model: ``name`` and options, as of `foveal.runs.create_classifier`.
+        model: ``name`` and options, as of `foveal.models.create_classifier`.
         data: ``name`` and options, as of `foveal.data.get_data`.
         objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
         optimiser: see `Optimiser`.

@@ -42,6 +42,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
 from foveal.host import keep_freed_memory
+from foveal.models import constructor, create_classifier, read_weights
 from foveal.runs import (
     BEST,
     CONFIG,
@@ -53,18 +54,15 @@ from foveal.runs import (
     check_fit,
     claim,
     clear,
-    constructor,
-    create_classifier,
     load,
     model_state,
     read_checkpoint,
     read_config,
-    read_weights,
     save_model,
     with_absolute_paths,
     without_weights,
     write_card,
-)  # fmt: skip
+)
 from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
 from foveal.training.config import FitConfig, plain
 from foveal.training.report import Ended, describe, differences, facts, summarise

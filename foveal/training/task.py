@@ -6,7 +6,7 @@ follow from (seed, epoch, number), the draws of a sample from (seed, epoch, samp
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_classifier
+    >>> from foveal.models import create_classifier
     >>> from foveal.training.config import FitConfig
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)

@@ -12,7 +12,7 @@ from foveal.evaluation import faithful, occlude
 from foveal.evaluation.accuracy import Plan, judge, wilson
 from foveal.glimpse.base import WholeImage
 from foveal.images import ArrayPyramid, BlankViews, View
-from foveal.runs import create_model
+from foveal.models import create_model
 
 
 class Looker(WholeImage):

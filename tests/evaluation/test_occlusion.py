@@ -15,7 +15,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluation import occlude
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import as_views
-from foveal.runs import create_model
+from foveal.models import create_model
 
 CLASSES = tuple("abcdef")
 

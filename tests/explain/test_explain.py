@@ -25,7 +25,8 @@ from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
 from foveal.images import ArrayPyramid
 from foveal.layers import ExplicitAttention, attention_maps, augment_convs
-from foveal.runs import classify, create_model
+from foveal.models import create_model
+from foveal.prediction import classify
 
 NASTY = ("<script>alert(1)</script>", 'a "quoted" & $class', "third", "fourth")
 

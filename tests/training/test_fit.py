@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+import foveal.prediction
 import foveal.runs
 from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
@@ -54,7 +55,7 @@ def test_it_learns_and_the_run_says_so(tmp_path):
     assert not model.training and model.class_names == ("red", "green", "blue")
     image = torch.full((3, 24, 32), 0.1)
     image[1] += 0.5
-    assert foveal.runs.classify(model, image).label == "green"
+    assert foveal.prediction.classify(model, image).label == "green"
 
 
 def test_metrics_tell_of_the_last_steps_too(tmp_path):
@@ -89,7 +90,7 @@ def test_validation_is_of_the_deployed_model(tmp_path):
     run = fit(config(), tmp_path / "run", quiet=True)
     best = max((float(row["val_accuracy"]), -float(row["val_loss"])) for row in read(run.path / "metrics.csv") if row["val_accuracy"])
     data = foveal.data.get_data("tiny_images").val
-    logits = foveal.runs.classify(run.load_model(), data.images).logits
+    logits = foveal.prediction.classify(run.load_model(), data.images).logits
     target = torch.from_numpy(data.targets)
     assert best == pytest.approx(((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4)
 
@@ -206,14 +207,14 @@ def test_training_from_files(tmp_path, workers):
     run = fit(config(**changes), tmp_path / "run", quiet=True)
     assert [Path(row["path"]) for row in read(run.path / "bad_images.csv")] == [broken]
     model = run.load_model()
-    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "light" / "0.tif").label == "light"
-    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "dark" / "1.tif").label == "dark"
+    assert foveal.prediction.classify(model, tmp_path / "data" / "val" / "light" / "0.tif").label == "light"
+    assert foveal.prediction.classify(model, tmp_path / "data" / "val" / "dark" / "1.tif").label == "dark"
 
 
 def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
     data = foveal.data.get_data("tiny_images")
     torch.manual_seed(0)
-    model = foveal.runs.create_classifier(**NORM_FREE, num_classes=3)
+    model = foveal.models.create_classifier(**NORM_FREE, num_classes=3)
     task = Task(model, model.default_objective(), data, config(epochs=None, steps=1))
     monkeypatch.setattr(Task, "progress", 0.5)
 
@@ -394,7 +395,7 @@ def test_balanced_class_weights_reach_the_objective(tmp_path, monkeypatch):
     small = {"model": {"name": "test_resnet", "image_size": 16}, "epochs": None, "steps": 1, "ema": None}
     fit(config(**small, class_weights="balanced"), tmp_path / "run", quiet=True, data=data)
     np.testing.assert_allclose(seen[0], [8 / 12, 8 / 4])
-    assert objective_for(foveal.runs.create_classifier("test_resnet", num_classes=2), None, [1.0, 3.0]).class_weights == (1.0, 3.0)
+    assert objective_for(foveal.models.create_classifier("test_resnet", num_classes=2), None, [1.0, 3.0]).class_weights == (1.0, 3.0)
 
 
 def test_a_dense_network_with_smoothed_labels(tmp_path):
@@ -402,8 +403,8 @@ def test_a_dense_network_with_smoothed_labels(tmp_path):
     wanted, _, _ = configure("demo", [*flags, "--optimiser.step_at", "0.5,0.75", "--steps", "1", "--device", "cpu"])
     assert wanted.optimiser.step_at == (0.5, 0.75)
     task = Task(
-        foveal.runs.create_classifier("test_resnet", num_classes=3, image_size=16),
-        objective_for(foveal.runs.create_classifier("test_resnet", num_classes=3), wanted.objective, None),
+        foveal.models.create_classifier("test_resnet", num_classes=3, image_size=16),
+        objective_for(foveal.models.create_classifier("test_resnet", num_classes=3), wanted.objective, None),
         foveal.data.get_data("tiny_images"), wanted,
     )  # fmt: skip
     assert task.objective.label_smoothing == 0.1

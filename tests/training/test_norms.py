@@ -15,7 +15,7 @@ from foveal.data import get_data
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.images import as_views
-from foveal.runs import create_classifier
+from foveal.models import create_classifier
 from foveal.training import fit
 from foveal.training.norms import takes_one_image
 from tests.training.tiny import NORM_FREE, config

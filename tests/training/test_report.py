@@ -17,7 +17,8 @@ from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.errors import DataError, RunError
 from foveal.objectives import CrossEntropy, TNetObjective
-from foveal.runs import Run, classify
+from foveal.prediction import classify
+from foveal.runs import Run
 from foveal.training import Optimiser, TrainingSummary, fit
 from foveal.training.report import differences, summarise
 from foveal.training.task import Task
