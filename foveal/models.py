@@ -63,11 +63,18 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
         options: keywords of the model.
 
+    Returns:
+        The model; its ``spec`` is its name with every option, defaults included, for run folders.
+
     Raises:
         ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
             weights were not downloaded before, this is told at once.
     """
     build = constructor(name)
+    spec = {"name": name, **simple_defaults(build), **options}
+    if pretrained:
+        spec["pretrained"] = str(pretrained) if isinstance(pretrained, Path) else pretrained
+    spec.pop("num_classes", None)  # that of the data
     if num_classes is not None:
         options["num_classes"] = num_classes
     if pretrained:
@@ -78,7 +85,7 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
-            return build(**options) if name in REGISTRY else networks().create_model(name, **options)
+            model = build(**options) if name in REGISTRY else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -91,6 +98,8 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
             f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
             " by --model.pretrained FILE or in Python pretrained=FILE"
         ) from error
+    model.spec = spec
+    return model
 
 
 @contextmanager
@@ -145,11 +154,21 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     if name in REGISTRY:
         return as_classifier(create_model(name, num_classes=num_classes, **options))
     how = {key: options.pop(key) for key in wrapper_options() if key in options}
+    told: dict[str, Any] = {}
     if (size := how.get("image_size")) is not None:
         constructor(name)  # a name that is wrong should be told first
-        told = options if num_classes is None else {**options, "num_classes": num_classes}
-        options |= size_options(name, (size, size) if isinstance(size, int) else tuple(size), told)
-    return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        told = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
+    classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **told), **how)
+    classifier.spec = {key: value for key, value in classifier.spec.items() if key not in told}
+    return classifier
+
+
+def simple_defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """Default values of a signature, as far as a file can hold them."""
+    simple = (bool, int, float, str, list, tuple, dict, type(None))
+    parameters = inspect.signature(build).parameters.items()
+    return {key: spec.default for key, spec in parameters if isinstance(spec.default, simple) and spec.default is not spec.empty}
 
 
 def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
@@ -160,7 +179,11 @@ def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
-    return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
+    if isinstance(model, GlimpseClassifier):
+        return model
+    classifier = WholeImage(model, **options)
+    classifier.spec = {**getattr(model, "spec", {}), **options}
+    return classifier
 
 
 def wrapper_options() -> list[str]:

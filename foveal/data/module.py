@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class DataModule:
         classes: names of the classes, in the order of the labels.
         train, val, test: the splits; None where there is none.
         name: what errors call it.
+        spec: ``name`` and options that `get_data` makes the same data set of; empty where it was made in another way.
         notes: one sentence each of what a user should know: what was left out, and what was taken for what.
     """
 
@@ -47,6 +48,7 @@ class DataModule:
     test: Dataset | None = None
     name: str = "the data set"
     notes: tuple[str, ...] = field(default=(), init=False)
+    spec: dict[str, Any] = field(default_factory=dict, init=False)
 
     def split(self, split: str) -> Dataset:
         """One split by name.
@@ -124,7 +126,9 @@ def get_data(name: str, **options) -> DataModule:
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set --data.{missing[0]}")
-    return constructor(**options)
+    data = constructor(**options)
+    data.spec = {"name": name, **{key: p.default for key, p in parameters.items() if p.default is not p.empty}, **options}
+    return data
 
 
 def same_class(name: str) -> str:

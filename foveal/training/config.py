@@ -70,13 +70,10 @@ class Optimiser:
 
 
 @dataclass
-class FitConfig:
-    """A training run. It ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
+class Training:
+    """How a model is trained. A run ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
 
     Attributes:
-        model: ``name`` and options, as of `foveal.models.create_classifier`.
-        data: ``name`` and options, as of `foveal.data.get_data`.
-        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
         optimiser: see `Optimiser`.
         epochs: passes over the training images.
         steps: updates of the weights.
@@ -97,13 +94,10 @@ class FitConfig:
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
-        locations: looks per level in validation; the model's own budget if None.
+        locations: looks per level in validation; the model's own if None.
         tensorboard: log to TensorBoard too.
     """
 
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
-    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
-    objective: dict[str, Any] | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     epochs: int | None = None
     steps: int | None = None
@@ -131,6 +125,50 @@ class FitConfig:
         # One spelling, so that runs that differ in nothing else are told to be the same.
         self.precision = _LONG.get(str(self.precision), self.precision)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, which YAML and JSON can write."""
+        return plain(asdict(self))
+
+    def check(self) -> None:
+        """See that the values fit each other.
+
+        Raises:
+            ConfigError: names the first that does not.
+        """
+        if self.epochs is None and self.steps is None and self.max_time is None:
+            raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
+        for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise ConfigError(f"{key}: is {value}; set it above 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed: is {self.seed}; set it to 0 or more")
+        if str(self.precision) not in PRECISIONS:
+            raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
+        usable_device(self.device, self.devices)
+        if self.batch_size % self.devices:
+            raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
+        if self.optimiser.l2 and self.optimiser.name == "adamw":
+            raise ConfigError("optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or sgd")
+        if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
+            raise ConfigError("optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0")
+        if not all(0 <= share <= 1 for share in self.optimiser.steps()):
+            raise ConfigError(f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1")
+
+
+@dataclass
+class FitConfig(Training):
+    """A run by names: what a recipe holds, and ``config.yaml``.
+
+    Attributes:
+        model: ``name`` and options, as of `foveal.models.create_classifier`.
+        data: ``name`` and options, as of `foveal.data.get_data`.
+        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
+    """
+
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
+    objective: dict[str, Any] | None = None
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
         """The configuration of nested plain values, as a YAML file gives them.
@@ -151,10 +189,6 @@ class FitConfig:
             values["locations"] = tuple(values["locations"])
         return cls(**values)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values: what `from_dict` takes, and YAML and JSON can write."""
-        return plain(asdict(self))
-
     def check(self) -> None:
         """See that the values fit each other.
 
@@ -164,24 +198,7 @@ class FitConfig:
         for key in ("model", "data"):
             if "name" not in getattr(self, key):
                 raise ConfigError(f"{key}: has no name; set --{key} NAME")
-        if self.epochs is None and self.steps is None and self.max_time is None:
-            raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
-        for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
-            if (value := getattr(self, key)) is not None and value <= 0:
-                raise ConfigError(f"{key}: is {value}; set it above 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed: is {self.seed}; set it to 0 or more")
-        if str(self.precision) not in PRECISIONS:
-            raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
-        usable_device(self.device, self.devices)
-        if self.batch_size % self.devices:
-            raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
-        if self.optimiser.l2 and self.optimiser.name == "adamw":
-            raise ConfigError("optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or sgd")
-        if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
-            raise ConfigError("optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0")
-        if not all(0 <= share <= 1 for share in self.optimiser.steps()):
-            raise ConfigError(f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1")
+        super().check()
 
 
 def plain(value: Any) -> Any:
