@@ -29,7 +29,10 @@ _WHERE = {
     "load": "foveal.runs",
     "classify": "foveal.prediction",
     "get_data": "foveal.data",
-    "FitConfig": "foveal.training",
+    "FitConfig": "foveal.recipes.config",
+    "fit_config": "foveal.recipes.config",
+    "Optimiser": "foveal.training",
+    "Training": "foveal.training",
     "fit": "foveal.training",
     "predict": "foveal.prediction",
     "count": "foveal.prediction",
@@ -49,8 +52,9 @@ if TYPE_CHECKING:
     from foveal.images import open_image
     from foveal.models import create_model, list_models
     from foveal.prediction import classify, count, predict
+    from foveal.recipes.config import FitConfig, fit_config
     from foveal.runs import load
-    from foveal.training import FitConfig, fit
+    from foveal.training import Optimiser, Training, fit
 
 
 def __getattr__(name: str) -> Any:

@@ -297,13 +297,14 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.configure import configure
 
     config, out, how = configure(recipe, flags)
-    from foveal.training import TrainingSummary, fit
+    from foveal.recipes.config import fit_config
+    from foveal.training import TrainingSummary
 
     # Lightning starts further processes as copies of this command; one of them speaks.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     quiet = how["quiet"] or not speaks
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
-    run = fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
     if speaks and quiet and run.summary:
         TrainingSummary(**run.summary).show(out, brief=True)
     return 0

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import constructor, create_classifier, hushed, unpickled
+from foveal.models import as_classifier, constructor, create_classifier, hushed, unpickled
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -151,13 +151,23 @@ def _absolute(path: Any) -> Any:
 
 def as_written(options: dict[str, Any]) -> dict[str, Any]:
     """A stored model's name and options, with those that it was written without, because they did not exist, as it behaved then."""
+    if options["name"].startswith(_PYTHON):
+        return options
     formerly = getattr(constructor(options["name"]), "formerly", {})
     return {**options, **{key: value for key, value in formerly.items() if key not in options}}
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+_PYTHON = "python:"
+
+
+def made_in_python(thing: object) -> str:
+    """What stands for the name of an object that no name makes."""
+    return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
     """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see `Run.load_model`."""
-    return Run(path).load_model(device, which)
+    return Run(path).load_model(device, which, model)
 
 
 @dataclass(frozen=True)
@@ -220,35 +230,43 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
-    def load_model(self, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+    def load_model(self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
         """The model, in evaluation mode.
 
         Args:
             device: where to.
             which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest checkpoint.
+            model: takes the weights, where the model was not made by a name; it is made by its name if None.
 
         Raises:
             RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
         """
-        model = self._build()
+        classifier = self._build(model)
         file = self.path / (WEIGHTS if which == "best" else LAST)
         weights = self._weights(file)
-        check_fit(model, weights, file)
-        model.load_state_dict(weights)
-        return model.eval().to(device)
+        check_fit(classifier, weights, file)
+        classifier.load_state_dict(weights)
+        return classifier.eval().to(device)
 
-    def _build(self) -> GlimpseClassifier:
-        try:
-            options = as_written(self.card["model"])
-            with hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
-                model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
-        except ConfigError as error:
-            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
+    def _build(self, given: nn.Module | None) -> GlimpseClassifier:
+        name = self.card["model"]["name"]
+        if given is None and name.startswith(_PYTHON):
+            made = name.removeprefix(_PYTHON)
+            raise RunError(f"{self.path / CARD}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
+        model = self._made_by_name() if given is None else as_classifier(given)
         model.class_names = self.class_names
         model.locations = tuple(self.card.get("locations") or ())
         for key in ("value_range", "image_size", "shorter_side"):
             setattr(model, key, self.card.get(key))
         return model
+
+    def _made_by_name(self) -> GlimpseClassifier:
+        try:
+            options = as_written(self.card["model"])
+            with hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                return create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+        except ConfigError as error:
+            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
 
     def _weights(self, file: Path) -> dict[str, Tensor]:
         if not file.is_file():

@@ -424,12 +424,12 @@ def test_files_are_opened_as_the_training_images_were(tmp_path):
 
 
 def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
-    from foveal.training import FitConfig, fit
+    from foveal.recipes.config import FitConfig, fit_config
 
     tiny = {"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 0}
     config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data=tiny, steps=1, batch_size=4, device="cpu")
     out = tmp_path / "run"
-    fit(config, out, quiet=True)
+    fit_config(config, out, quiet=True)
     (out / "evaluation.json").write_text("{}")
     before = (out / "model.safetensors").read_bytes()
     for wrong in (
@@ -440,7 +440,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
         {"model": {"name": "test_resnet", "grid": 2}},
     ):
         with pytest.raises(ConfigError):
-            fit(dataclasses.replace(config, **wrong), out, overwrite=True, quiet=True)
+            fit_config(dataclasses.replace(config, **wrong), out, overwrite=True, quiet=True)
         assert (out / "model.safetensors").read_bytes() == before
-    fit(config, out, overwrite=True, quiet=True)
+    fit_config(config, out, overwrite=True, quiet=True)
     assert not (out / "evaluation.json").exists()

@@ -1,6 +1,6 @@
 """Recipes: one YAML file for each run worth repeating.
 
-A recipe is the part of a `foveal.training.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
+A recipe is the part of a `foveal.recipes.config.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
 a section (``model``, ``data``, ``objective``) that names something else than its base does starts from nothing, because
 the options of one model mean nothing to another.
 

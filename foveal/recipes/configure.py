@@ -25,9 +25,9 @@ from foveal.glimpse.registry import REGISTRY
 from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
+from foveal.recipes.config import FitConfig
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
 from foveal.recipes.help import recipe_help
-from foveal.training import FitConfig
 
 HOW = (
     Option("resume", bool, False, "go on with the run that is there"),
@@ -44,7 +44,7 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
         argv: flags on top of it; ``--help`` prints those there are and exits.
 
     Returns:
-        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `foveal.training.fit`.
+        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `fit_config`.
 
     Raises:
         ConfigError: a name, key or value that does not fit.

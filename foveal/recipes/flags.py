@@ -121,7 +121,8 @@ def target_of(build: Callable[..., Any]) -> Any:
 
 def _hints(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
     """Types by name, and the tables of names that they are annotated with."""
-    function = function.__init__ if inspect.isclass(function) else function
+    if inspect.isclass(function) and not dataclasses.is_dataclass(function):  # whose bases may be in other modules
+        function = function.__init__
     try:
         types_, annotated = (typing.get_type_hints(function, include_extras=extras) for extras in (False, True))
     except NameError:

@@ -1,20 +1,18 @@
-"""What a training run is made of: plain values, one to one with the flags and with ``config.yaml``.
+"""How a model is trained: plain values, one to one with the flags and with ``config.yaml``.
 
 Example:
-    >>> config = FitConfig.from_dict({"model": {"name": "tnet"}, "optimiser": {"lr": 0.01}, "epochs": 2})
-    >>> config.optimiser.lr, config.to_dict()["epochs"]
-    (0.01, 2)
-    >>> FitConfig.from_dict({"epoch": 2})
+    >>> Training(epochs=2, optimiser=Optimiser(lr=0.01)).to_dict()["optimiser"]["lr"]
+    0.01
+    >>> Training(epochs=2, batch_size=0).check()
     Traceback (most recent call last):
     ...
-    foveal.errors.ConfigError: epoch: there is no such option; did you mean epochs
+    foveal.errors.ConfigError: batch_size: is 0; set it above 0
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from foveal.errors import ConfigError
@@ -155,64 +153,8 @@ class Training:
             raise ConfigError(f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1")
 
 
-@dataclass
-class FitConfig(Training):
-    """A run by names: what a recipe holds, and ``config.yaml``.
-
-    Attributes:
-        model: ``name`` and options, as of `foveal.models.create_classifier`.
-        data: ``name`` and options, as of `foveal.data.get_data`.
-        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
-    """
-
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
-    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
-    objective: dict[str, Any] | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
-        """The configuration of nested plain values, as a YAML file gives them.
-
-        Raises:
-            ConfigError: an unknown key.
-        """
-        values = dict(values)
-        _known(values, cls, "")
-        if isinstance(values.get("optimiser"), Mapping):
-            optimiser = dict(values["optimiser"])
-            _known(optimiser, Optimiser, "optimiser.")
-            for key in ("betas", "l2_groups", "step_at"):
-                if isinstance(optimiser.get(key), list):
-                    optimiser[key] = tuple(optimiser[key])
-            values["optimiser"] = Optimiser(**optimiser)
-        if values.get("locations") is not None:
-            values["locations"] = tuple(values["locations"])
-        return cls(**values)
-
-    def check(self) -> None:
-        """See that the values fit each other.
-
-        Raises:
-            ConfigError: names the first that does not.
-        """
-        for key in ("model", "data"):
-            if "name" not in getattr(self, key):
-                raise ConfigError(f"{key}: has no name; set --{key} NAME")
-        super().check()
-
-
 def plain(value: Any) -> Any:
     """Mappings as dicts, sequences as lists, the rest as it is."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
-            raise ConfigError(
-                f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
-            )

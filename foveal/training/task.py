@@ -7,10 +7,10 @@ follow from (seed, epoch, number), the draws of a sample from (seed, epoch, samp
 Example:
     >>> from foveal.data import get_data
     >>> from foveal.models import create_classifier
-    >>> from foveal.training.config import FitConfig
+    >>> from foveal.training.config import Training
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
-    >>> task = Task(model, model.default_objective(), data, FitConfig(steps=3, batch_size=4))
+    >>> task = Task(model, model.default_objective(), data, Training(steps=3, batch_size=4))
     >>> task.batches_per_epoch, len(task.val_dataloader())
     (2, 1)
 """
@@ -35,9 +35,9 @@ from foveal.data import Batch, DataModule
 from foveal.draws import Draws
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.objectives import OBJECTIVES, Objective
+from foveal.objectives import Objective
 from foveal.objectives.rollout import Rollout
-from foveal.training.config import FitConfig
+from foveal.training.config import Training
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
 
@@ -124,7 +124,7 @@ class Task(pl.LightningModule):
         model: what is trained.
         objective: what is minimised; what it remembers is a buffer of the task.
         data: where batches come from.
-        config: see `FitConfig`.
+        config: see `Training`.
 
     Attributes:
         batches_per_epoch: forward passes of an epoch.
@@ -140,7 +140,7 @@ class Task(pl.LightningModule):
 
     objective_state: Tensor
 
-    def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: FitConfig) -> None:
+    def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: Training) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -359,26 +359,6 @@ class Task(pl.LightningModule):
         count, right, loss = totals.tolist()
         means = {"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}
         self.log_dict({**means, "val_images": count}, logger=False, rank_zero_only=False)
-
-
-def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, class_weights: list[float] | None) -> Objective:
-    """The model's default objective with options changed, or another by ``name``.
-
-    Raises:
-        ConfigError: an unknown name or option.
-    """
-    options = dict(options or {})
-    name = options.pop("name", None)
-    if class_weights is not None:
-        options["class_weights"] = tuple(class_weights)
-    try:
-        if name is not None:
-            return OBJECTIVES[name](**options)
-        return replace(model.default_objective(), **options)  # type: ignore[type-var]
-    except KeyError as error:
-        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(OBJECTIVES)}") from error
-    except TypeError as error:
-        raise ConfigError(f"objective: {error}; use options that it has") from error
 
 
 def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:

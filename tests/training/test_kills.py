@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from foveal.errors import RunError
+from foveal.recipes.config import FitConfig, fit_config
 from foveal.runs import Run
-from foveal.training import FitConfig, fit
 from tests.kills import killed
 from tests.training.test_resume import metrics
 from tests.training.tiny import config
@@ -29,17 +29,17 @@ def short(seed: int = 3) -> FitConfig:
 def whole(tmp_path_factory) -> dict[int, Path]:
     """Runs of two seeds that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    return {seed: fit(short(seed), folder / str(seed), quiet=True).path for seed in (3, 4)}
+    return {seed: fit_config(short(seed), folder / str(seed), quiet=True).path for seed in (3, 4)}
 
 
 def again(out: Path, **how: bool) -> str:
     """The same command, then what its sentence names; tells which it was."""
     try:
-        fit(short(), out, quiet=True, **how)
+        fit_config(short(), out, quiet=True, **how)
     except RunError as error:
         how = {"resume": True} if "--resume" in str(error) else {"overwrite": True}
         assert f"--{next(iter(how))}" in str(error)
-        fit(short(), out, quiet=True, **how)
+        fit_config(short(), out, quiet=True, **how)
         return next(iter(how))
     return "same"
 
@@ -75,7 +75,7 @@ def test_killed_anywhere(tmp_path, whole, every=11):
         ways.append(again(out))
         same(out, whole[3])
 
-    operations = try_all(lambda out: fit(short(), out, quiet=True), every, tmp_path, check)
+    operations = try_all(lambda out: fit_config(short(), out, quiet=True), every, tmp_path, check)
     print(operations, ways)
     assert operations > 50
     assert set(ways) == {"same", "overwrite", "resume"}
@@ -85,7 +85,7 @@ def test_killed_anywhere_while_it_replaces_another_run(tmp_path, whole, every=23
     """Afterwards the folder holds the old run, the new one, or none."""
 
     def begin(out: Path) -> None:
-        fit(short(), out, overwrite=True, quiet=True)
+        fit_config(short(), out, overwrite=True, quiet=True)
 
     def before(out: Path) -> None:
         shutil.copytree(whole[4], out)
@@ -95,7 +95,7 @@ def test_killed_anywhere_while_it_replaces_another_run(tmp_path, whole, every=23
         assert again(out, overwrite=True) == "same"
         same(out, whole[3])
         try:
-            fit(None, other, resume=True, quiet=True)
+            fit_config(None, other, resume=True, quiet=True)
         except RunError as error:
             assert "--overwrite" in str(error)
         else:
