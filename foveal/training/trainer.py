@@ -1,4 +1,10 @@
-"""The one place where Lightning runs: a `Task` trained in a run folder."""
+"""The one place where Lightning's trainer runs: it trains a `Task` in a run folder.
+
+Example:
+    >>> with _quiet_lightning():
+    ...     logging.getLogger("lightning.pytorch").isEnabledFor(logging.WARNING)
+    False
+"""
 
 from __future__ import annotations
 
