@@ -94,7 +94,7 @@ def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
         try:
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise StorageError(f"{file}: cannot be made ({error.strerror}); check the rights of its folder") from error
+            raise StorageError(f"{file}: cannot be made ({error.strerror}); check the rights of its folder and the space there") from error
         try:
             while not _lock(descriptor):
                 if time.monotonic() >= deadline:

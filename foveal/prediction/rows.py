@@ -194,7 +194,7 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
 def predict_rows(
     model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
-    top_k: int = 5, seed: int = 0, until: Exit | None = None,
+    top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
 ) -> Iterator[list[Row]]:  # fmt: skip
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
@@ -210,6 +210,7 @@ def predict_rows(
         top_k: classes listed for each image.
         seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
         until: when to stop looking at an image; it says how often to look at most.
+        first_batch: leave out the batches before; those that follow are what they would be after them.
 
     Yields:
         The rows of each batch, in the order of ``images``.
@@ -222,12 +223,14 @@ def predict_rows(
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
     named = list(_names(images))
+    batches = [named[i : i + batch_size] for i in range(first_batch * batch_size, len(named), batch_size)]
+    if not batches:
+        return
     if len(named) >= FOLD_FROM:
         classifier = fold_norms(classifier)
     macs = LookCounter(classifier, policy)
     with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
-        batches = [named[i : i + batch_size] for i in range(0, len(named), batch_size)]
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in (batches[0] if batches else [])]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
             ahead = [pool.submit(_open, image, classifier) for image in following]
@@ -267,6 +270,8 @@ def predict_rows(
 
 def _open(named: Named, model: GlimpseClassifier) -> _Opened:
     path, start = named.path, time.perf_counter()
+    if named.error is not None:
+        return _Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
             image = open_for(model, named.image, path)
