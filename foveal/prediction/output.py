@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -140,15 +140,16 @@ def predict(
                 precision=precision, top_k=top_k, seed=seed, until=until, first_batch=first_batch,
             )  # fmt: skip
             before = len(failed)
-            for rows in batches:
-                if output is None:
-                    kept += rows
-                else:
-                    output.add(rows)
-                done += len(rows)
-                failed += [(row["path"], row["error"]) for row in rows if row["error"]]
-                if on_progress is not None:
-                    on_progress(done, len(found), rows)
+            with closing(batches):
+                for rows in batches:
+                    if output is None:
+                        kept += rows
+                    else:
+                        output.add(rows)
+                    done += len(rows)
+                    failed += [(row["path"], row["error"]) for row in rows if row["error"]]
+                    if on_progress is not None:
+                        on_progress(done, len(found), rows)
             if output is not None and (todo or output.unfinished):
                 output.finish()
         except KeyboardInterrupt as end:

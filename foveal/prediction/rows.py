@@ -17,7 +17,7 @@ import glob
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -195,7 +195,7 @@ def predict_rows(
     model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
-) -> Iterator[list[Row]]:  # fmt: skip
+) -> Generator[list[Row], None, None]:  # fmt: skip
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
@@ -229,7 +229,8 @@ def predict_rows(
     if len(named) >= FOLD_FROM:
         classifier = fold_norms(classifier)
     macs = LookCounter(classifier, policy)
-    with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
+    pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
+    try:
         ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
@@ -266,6 +267,8 @@ def predict_rows(
                     if image.view is not None and image.ours:
                         image.view.image.close()
             yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _open(named: Named, model: GlimpseClassifier) -> _Opened:
