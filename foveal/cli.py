@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _NOT_OURS:
             raise
         if _written(0) == 0 and error.errno != errno.EPIPE:
-            _say(f"{error.filename or 'output'}: cannot be written ({error.strerror}); mend that and run the same command again")
-        return 141 if error.errno == errno.EPIPE else 1
+            _say(f"{error.filename or 'output'}: {_unwritten(error)}")
+        return _written(141 if error.errno == errno.EPIPE else 1)
     except SystemExit as end:
         return _written(end.code if isinstance(end.code, int) else int(end.code is not None))
     finally:
@@ -165,6 +165,10 @@ def _say(text: str) -> None:
         print(f"foveal: {text}", file=sys.stderr)
 
 
+def _unwritten(error: OSError) -> str:
+    return f"cannot be written ({error.strerror}); make space or send it elsewhere, and run the same command again"
+
+
 def _written(code: int) -> int:
     """The exit code, once all is written that was printed; another one if it cannot be."""
     for stream in (sys.stdout, sys.stderr):
@@ -176,7 +180,7 @@ def _written(code: int) -> int:
             if isinstance(error, BrokenPipeError):
                 return 141
             if stream is sys.stdout:
-                _say(f"standard output: cannot be written ({error.strerror}); send it elsewhere and run the same command again")
+                _say(f"output: {_unwritten(error)}")
             code = code or 1
     return code
 
