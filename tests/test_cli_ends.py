@@ -96,8 +96,8 @@ def test_a_signal_that_was_ignored_stays_ignored(run, images, tmp_path):
     assert code == 0 and "4 predicted" in said
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_to_a_group_with_workers(run, images, tmp_path, number):
+@pytest.mark.parametrize(("number", "group"), [*((number, True) for number in SIGNALS), (signal.SIGTERM, False)])
+def test_a_signal_while_workers_read(run, images, tmp_path, number, group):
     for i in range(10):
         shutil.copytree(images, tmp_path / "data" / "test" / str(i))
 
@@ -105,7 +105,8 @@ def test_a_signal_to_a_group_with_workers(run, images, tmp_path, number):
         from foveal.data import loader
 
         unpack = loader._unpack
-        loader._unpack = lambda packed: (os.killpg(0, number), unpack(packed))[1]
+        kill = (lambda: os.killpg(0, number)) if group else (lambda: os.kill(os.getpid(), number))
+        loader._unpack = lambda packed: (kill(), unpack(packed))[1]
 
     argv = ["evaluate", run, "--data", "folder", "--data.root", tmp_path / "data", "--workers", "2", "--out", tmp_path, *HERE]
     code, said = command(tmp_path, *argv, prepare=send)

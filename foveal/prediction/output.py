@@ -128,13 +128,14 @@ def predict(
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
-        todo, first_batch, failed, kept, done = found, 0, [], [], 0
+        todo, first_batch, failed, kept, safe = found, 0, [], [], "that are there"
         try:
             if output is not None:
                 _check_names(output, found)
                 todo, first_batch = output.begin(found, batch_size, retry)
                 failed = output.failures(found, todo[first_batch * batch_size :])
             skipped = done = len(found) - len(todo[first_batch * batch_size :])
+            safe = f"of {done:,} of {len(found):,} images"
             batches = predict_rows(
                 classifier, todo, locations=budget, policy=policy, batch_size=batch_size, threads=threads, device=device,
                 precision=precision, top_k=top_k, seed=seed, until=until, first_batch=first_batch,
@@ -147,6 +148,7 @@ def predict(
                     else:
                         output.add(rows)
                     done += len(rows)
+                    safe = f"of {done:,} of {len(found):,} images"
                     failed += [(row["path"], row["error"]) for row in rows if row["error"]]
                     if on_progress is not None:
                         on_progress(done, len(found), rows)
@@ -155,7 +157,7 @@ def predict(
         except KeyboardInterrupt as end:
             if output is not None:
                 again = "" if resume else " without --overwrite (in Python resume=False)"
-                end.add_note(f"the rows of {done:,} of {len(found):,} images are safe; the same command{again} goes on")
+                end.add_note(f"the rows {safe} are safe; the same command{again} goes on")
             raise
     return Summary(
         len(found), len(found) - skipped - len(failed) + before, skipped, tuple(failed), time.perf_counter() - start,
