@@ -406,7 +406,7 @@ class Output:
         return f"the rows of {len(self.waiting):,} images are safe in {self.journal.file.name}; " if self.waiting else ""
 
     def _storing(self, file: Path) -> AbstractContextManager[None]:
-        return storing(file, f"{self._safe()}make space or choose a place that can be written, and repeat the command")
+        return storing(file, f"{self._safe()}make space, or mend the rights, and repeat the command")
 
 
 def _remove_leftovers(path: Path) -> None:
