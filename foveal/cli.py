@@ -12,14 +12,17 @@ Example:
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -55,6 +58,8 @@ Your own images, in one folder per class:
 foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every command takes
 --quiet. Commands that run a model take --device, --precision and --seed; all of these but explain, which takes one image, also take
 --batch-size and --workers.
+
+Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 
@@ -77,33 +82,116 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what stands after ``foveal``; that of the process if None.
 
     Returns:
-        Exit code: 0 done; 1 failed, or images failed; 2 not understood; 130 interrupted.
+        Exit code: 0 done; 1 failed, or images failed; 2 not understood; 128 + n ended by signal n, which is 130 for Ctrl-C; 141 if nobody
+        reads the output any more.
     """
     own_process = argv is None
+    if own_process:
+        _open_standard_files()
     argv = list(sys.argv[1:] if argv is None else argv)
     if "OMP_WAIT_POLICY" not in os.environ:
         # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
         # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    fits = argv[:1] == ["fit"]  # which minds signals itself
+    watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
+        with watch:
+            return _written(_run(argv))
     except FovealError as error:
-        print(f"foveal: {error}", file=sys.stderr)
-        return 2 if type(error).__name__ == "UsageError" else 1
-    except KeyboardInterrupt:
-        print("foveal: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python must not complain about that while shutting down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        _say(str(error))
+        return _written(2 if type(error).__name__ == "UsageError" else 1)
+    except KeyboardInterrupt as end:
+        number = getattr(end, "number", signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        how = getattr(end, "__notes__", [] if fits else ["the same command begins anew"])
+        _say("; ".join([f"interrupted{by}", *how]))
+        return _written(128 + number)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        if _written(0) == 0 and error.errno != errno.EPIPE:
+            _say(f"{error.filename or 'output'}: {_unwritten(error)}")
+        return _written(141 if error.errno == errno.EPIPE else 1)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return _written(end.code if isinstance(end.code, int) else int(end.code is not None))
     finally:
         if own_process:
             gc.freeze()  # the process ends; what is there need not be searched for garbage
+
+
+_NOT_OURS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EPIPE")}
+"""Errors of writing that are no bug: a full disk, a quota, a limit of file sizes, a disk to read only, nobody who reads."""
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal is to end the process; what is under way is left as at Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals(restore: bool) -> Iterator[None]:
+    """Raise `_Ended` at the first signal that is to end the process. The second ends it at once. Ignored signals stay ignored."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    process = os.getpid()
+    ours = {number: then for number in _SIGNALS if (then := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)}
+
+    def end(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # a process that reads images ahead; the one that it works for tells what happened
+            os._exit(0)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Ended(number)
+
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, then in ours.items():
+            signal.signal(number, then if restore else signal.SIG_DFL)
+
+
+def _say(text: str) -> None:
+    """Tell it on standard error, if that can be written."""
+    with suppress(OSError):
+        print(f"foveal: {text}", file=sys.stderr)
+
+
+def _unwritten(error: OSError) -> str:
+    return f"cannot be written ({error.strerror}); make space or send it elsewhere, and run the same command again"
+
+
+def _written(code: int) -> int:
+    """The exit code, once all is written that was printed; another one if it cannot be."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # Python must not complain about it while shutting down.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 141
+            if stream is sys.stdout:
+                _say(f"output: {_unwritten(error)}")
+            code = code or 1
+    return code
+
+
+def _open_standard_files() -> None:
+    """Where the process was begun without input or output, have it read and write nothing: a file must not get their number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _run(argv: list[str]) -> int:
@@ -630,7 +718,11 @@ def _add_predict(commands: Any) -> None:
     parser = _add(
         commands, "predict", _predict, "classify images: one row an image",
         """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error: the command goes
-on, lists these images at the end and exits with 1. The same command again continues where it stopped.
+on, lists these images at the end and exits with 1.
+
+With --out, the rows of finished batches are safe whatever ends the command. The same command again goes on where it stopped, and the
+rows are those of one command that was not stopped. Images that are new are appended. Images that have a row are not predicted again;
+those that failed are if their file has changed since, or with --retry. Leave the table as it is until all is done.
 
 In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
 """ + " ".join(SUFFIXES) + """
@@ -664,6 +756,7 @@ Random looks, to compare with:
     parser.add_argument("--out", metavar="FILE", help=f"table to write, {_names(FORMATS)} (default: print path, label, probability)")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
+    parser.add_argument("--retry", action="store_true", help="with --out: predict images again that failed")
     _add_running(parser, batch_size=8, workers="threads that open images (default: one per image of a batch, two per processor at most)")
 
 
@@ -676,7 +769,7 @@ def _predict(args: argparse.Namespace) -> int:
         done = predict(
             args.path, args.images, locations=locations, policy=args.policy, batch_size=args.batch_size, threads=args.workers,
             device=args.device, precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
-            until=until, on_progress=show,
+            until=until, retry=args.retry, on_progress=show,
         )  # fmt: skip
     for row in done.rows:
         if not row["error"]:
@@ -690,6 +783,8 @@ def _predict(args: argparse.Namespace) -> int:
         for line in done.left_out.lines():
             print(f"foveal: {printable(line)}", file=sys.stderr)
     _tell_failed(done.failed)
+    if done.failed and done.out and not args.quiet:
+        print("foveal: the same command tries these again once their files have changed; with --retry at once", file=sys.stderr)
     return 1 if done.failed else 0
 
 

@@ -105,7 +105,7 @@ def _try_to_lock(place: str) -> int | None:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         ours = _lock(descriptor) and _is_at(descriptor, place)
     except OSError as error:
-        raise StorageError(f"{place}: cannot be made ({error.strerror}); check the rights of its folder") from error
+        raise StorageError(f"{place}: cannot be made ({error.strerror}); check the rights of its folder and the space there") from error
     finally:
         if not ours:
             if descriptor >= 0:
@@ -159,4 +159,5 @@ def storing(file: str | os.PathLike[str], safe: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{file}: cannot be written ({error.strerror or error}){'; ' * bool(safe)}{safe}") from error
+        reason = os.strerror(error.errno) if error.errno else error  # other libraries have their own words
+        raise StorageError(f"{file}: cannot be written ({reason}){'; ' * bool(safe)}{safe}") from error

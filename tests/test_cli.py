@@ -436,7 +436,7 @@ def test_interruption_ends_with_130(capsys, monkeypatch):
 
     monkeypatch.setattr("foveal.cli._models", interrupt)
     assert main(["models"]) == 130
-    assert capsys.readouterr().err == "foveal: interrupted\n"
+    assert capsys.readouterr().err == "foveal: interrupted; the same command begins anew\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -1,7 +1,7 @@
 """Many images in, one row an image out: `predict`; and what a prediction costs: `count`.
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
-            seed=0, until=None, out=None, resume=True, on_progress=None) -> Summary     # until: an Exit, to stop early
+            seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit, to stop early
     classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
     Predictor(model, *, device=None, precision="32", fold=False)     # .open(image), .classify(images), (views, locations, policy, ...)
     look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification

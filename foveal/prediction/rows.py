@@ -17,7 +17,7 @@ import glob
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -189,8 +189,8 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
 def predict_rows(
     model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
-    top_k: int = 5, seed: int = 0, until: Exit | None = None,
-) -> Iterator[list[Row]]:  # fmt: skip
+    top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
+) -> Generator[list[Row], None, None]:  # fmt: skip
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
@@ -205,6 +205,7 @@ def predict_rows(
         top_k: classes listed for each image.
         seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
         until: when to stop looking at an image; it says how often to look at most.
+        first_batch: leave out the batches before; those that follow are what they would be after them.
 
     Yields:
         The rows of each batch, in the order of ``images``.
@@ -218,13 +219,16 @@ def predict_rows(
     budget = check_locations(classifier, locations)
     check_policies(classifier, [policy])
     named = list(_names(images))
+    batches = [named[i : i + batch_size] for i in range(first_batch * batch_size, len(named), batch_size)]
+    if not batches:
+        return
     if len(named) >= FOLD_FROM:
         predictor = Predictor(classifier, precision=precision, fold=True)
         classifier = predictor.model
     macs = LookCounter(classifier, policy)
-    with ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open") as pool:
-        batches = [named[i : i + batch_size] for i in range(0, len(named), batch_size)]
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in (batches[0] if batches else [])]
+    pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
+    try:
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
             ahead = [pool.submit(_open, image, predictor) for image in following]
@@ -257,10 +261,14 @@ def predict_rows(
                     if image.view is not None and image.ours:
                         image.view.image.close()
             yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _open(named: Named, predictor: Predictor) -> _Opened:
     path, start = named.path, time.perf_counter()
+    if named.error is not None:
+        return _Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
             image = predictor.open(named.image, path)

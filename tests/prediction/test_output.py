@@ -1,15 +1,18 @@
 import csv
 import json
+import os
 import shutil
+import time
 
 import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
 
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, StorageError
 from foveal.glimpse.tnet import TNet
 from foveal.prediction import COLUMNS, predict
+from foveal.prediction.journal import Journal
 from foveal.prediction.output import FORMATS, Output, fingerprint, read_rows, write_rows
 
 
@@ -47,7 +50,7 @@ def test_other_programs_read_them(tmp_path):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_output_of_an_earlier_version_is_continued(folder, model, tmp_path, suffix):
-    """Its rows have no ``mpp``."""
+    """Its rows have no ``mpp``, and the first line of its journal is nothing but the settings."""
     out = tmp_path / f"rows{suffix}"
     predict(model, folder / "0.png", out=out, device="cpu")
     (row,) = read_rows(out)
@@ -61,9 +64,15 @@ def test_an_output_of_an_earlier_version_is_continued(folder, model, tmp_path, s
             table.writerow({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()})
     else:
         out.write_text(json.dumps(row) + "\n")
+    journal = tmp_path / f".rows{suffix}.foveal"
+    journal.write_text(json.dumps(header(journal)["settings"]) + "\n")
     assert predict(model, [folder / "0.png", folder / "1.png"], out=out, device="cpu").skipped == 1
     first, second = read_rows(out)
     assert first["label"] == row["label"] and first.get("mpp") is None and second["mpp"] is None
+
+
+def header(journal):
+    return next(Journal(journal).lines())
 
 
 class Stop(Exception):
@@ -92,7 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, model, tmp_path, su
     assert len(seen) == len(set(seen)) == 7
     whole = {row["path"]: row["label"] for row in predict(model, folder, device="cpu").rows}
     assert {row["path"]: row["label"] for row in read_rows(out)} == whole
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".rows{suffix}.foveal", "images", f"rows{suffix}"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".rows{suffix}.foveal", f".rows{suffix}.lock", "images", f"rows{suffix}"])
 
 
 def test_a_finished_output_is_left_alone_until_there_are_new_images(folder, model, tmp_path):
@@ -107,16 +116,34 @@ def test_a_finished_output_is_left_alone_until_there_are_new_images(folder, mode
     assert out.read_bytes().startswith(before) and len(list(read_rows(out))) == 8
 
 
-def test_failed_images_are_tried_again(folder, model, tmp_path):
-    out = tmp_path / "rows.parquet"
+def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request(folder, model, tmp_path):
+    out, missing, seen = tmp_path / "rows.parquet", folder / "missing.png", []
+
+    def call(**options):
+        seen.clear()
+        given = [folder, missing]
+        return predict(
+            model, given, out=out, device="cpu", **options, on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows)
+        )
+
     good = (folder / "3.png").read_bytes()
     (folder / "3.png").write_bytes(b"")
-    assert len(predict(model, folder, out=out, device="cpu").failed) == 1
-    assert len(predict(model, folder, out=out, device="cpu").failed) == 1
+    old = time.time() - 60
+    os.utime(folder / "3.png", (old, old))
+    time.sleep(0.05)  # a file that changed while it was read may be whole by now
+    first = call()
+    assert len(first.failed) == 2 and (first.predicted, first.skipped) == (6, 0)
+    again = call()
+    assert again.failed == first.failed and (again.predicted, again.skipped) == (0, 8) and not seen
+    again = call(retry=True)
+    assert again.failed == first.failed and (again.predicted, again.skipped) == (0, 6) and len(seen) == 2
     (folder / "3.png").write_bytes(good)
-    assert predict(model, folder, out=out, device="cpu").failed == ()
+    assert call().failed == first.failed[1:] and seen == [str(folder / "3.png")]
+    missing.write_bytes(good)
+    assert call().failed == () and seen == [str(missing)]
+    missing.unlink()
     rows = list(read_rows(out))
-    assert len(rows) == len({row["path"] for row in rows}) == 7 and not any(row["error"] for row in rows)
+    assert len(rows) == len({row["path"] for row in rows}) == 8 and not any(row["error"] for row in rows)
 
 
 def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
@@ -140,13 +167,14 @@ def test_a_file_of_somebody_else_is_not_overwritten(tmp_path):
 
 
 def test_replacing_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
-    first = Output(tmp_path / "rows.jsonl", {"n": 1})
-    first.add(some_rows(2))
-    first.finish()
-    second = Output(tmp_path / "rows.jsonl", {"n": 2}, resume=False)
-    assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 2 and second.done == set()
-    second.add(some_rows(1))
-    second.finish()
+    with Output(tmp_path / "rows.jsonl", {"n": 1}) as first:
+        first.add(some_rows(2))
+        first.finish()
+    with Output(tmp_path / "rows.jsonl", {"n": 2}, resume=False) as second:
+        second.add(some_rows(1))
+    with Output(tmp_path / "rows.jsonl", {"n": 2}) as second:
+        assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 2 and len(second.waiting) == 1
+        second.finish()
     assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 1
 
 
@@ -157,11 +185,11 @@ def test_outputs_that_cannot_be(tmp_path, name, says):
 
 
 def test_a_damaged_output_is_told(tmp_path):
-    output = Output(tmp_path / "rows.parquet", {})
-    output.add(some_rows(1))
-    output.finish()
+    with Output(tmp_path / "rows.parquet", {}) as output:
+        output.add(some_rows(1))
+        output.finish()
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ConfigError, match="no longer a file of predictions"):
+    with pytest.raises(StorageError, match="was changed by another program; put the file back as it was and repeat the command, choose"):
         Output(tmp_path / "rows.parquet", {})
 
 
