@@ -3,7 +3,7 @@
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
             seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit, to stop early
     classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
-    Predictor(model, *, device=None, precision="32", fold=False)     # .open(image), .classify(images), (views, locations, policy, ...)
+    Predictor(model, *, device=None, precision="32")      # .open(image), .classify(images), .folded(), (views, locations, policy, ...)
     look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
     fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time; predict makes it for itself
     count(model, image_size, locations=None, policy="greedy") -> Cost

@@ -34,23 +34,18 @@ from torch import nn
 from foveal.choices import FORMATS
 from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
-from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import LeftOut, is_path
-from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
+from foveal.prediction.predictor import Model, Predictor
 from foveal.prediction.rows import (
     COLUMNS,
     Named,
     Row,
     as_text,
-    check_locations,
-    check_policies,
     find_named,
     predict_rows,
-    ready,
 )
-from foveal.runs import Run
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Summary:
 
 
 def predict(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, paths: Any, *, locations: Sequence[int] | None = None,
+    model: Model, paths: Any, *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True, retry: bool = False,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
@@ -117,14 +112,18 @@ def predict(
             before are safe.
     """
     start = time.perf_counter()
-    classifier = ready(model, find_device(device))
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
+    predictor = Predictor(model, device=device, precision=precision)
+    looks = predictor.locations(locations, policy)
     left_out = LeftOut()
     found = find_named(paths, left_out)
     settings = {
-        "model": fingerprint(classifier), "locations": list(budget), "policy": policy, "precision": precision, "top_k": top_k, "seed": seed,
-    }  # fmt: skip
+        "model": fingerprint(predictor.model),
+        "locations": list(looks),
+        "policy": policy,
+        "precision": precision,
+        "top_k": top_k,
+        "seed": seed,
+    }
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
@@ -137,9 +136,17 @@ def predict(
             skipped = done = len(found) - len(todo[first_batch * batch_size :])
             safe = f"of {done:,} of {len(found):,} images"
             batches = predict_rows(
-                classifier, todo, locations=budget, policy=policy, batch_size=batch_size, threads=threads, device=device,
-                precision=precision, top_k=top_k, seed=seed, until=until, first_batch=first_batch,
-            )  # fmt: skip
+                predictor,
+                todo,
+                locations=looks,
+                policy=policy,
+                batch_size=batch_size,
+                threads=threads,
+                top_k=top_k,
+                seed=seed,
+                until=until,
+                first_batch=first_batch,
+            )
             before = len(failed)
             with closing(batches):
                 for rows in batches:

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -58,7 +59,6 @@ class Predictor:
         model: a classifier; any dense network, which then sees the whole image at once; or a run folder. It is put into evaluation mode.
         device: where to run, see `find_device`; where the model is if None.
         precision: see `autocast`.
-        fold: fold batch norms into convolutions, in a copy of the model. Answers are the same to float precision and take less time.
 
     Attributes:
         model: the classifier.
@@ -76,10 +76,14 @@ class Predictor:
         classifier = as_classifier(model) if run is None else run.load_model()
         _check_finite(classifier, "the model" if run is None else run.path)
         self.model: GlimpseClassifier = (classifier if where is None else classifier.to(where)).eval()
-        if fold:
-            self.model = fold_norms(self.model)
         self.device = self.model.mean.device
         self.precision = precision
+
+    def folded(self) -> Predictor:
+        """One with batch norms folded into convolutions, in a copy of the model: the same answers to float precision, in less time."""
+        other = copy.copy(self)
+        other.model = fold_norms(self.model)
+        return other
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -34,9 +34,8 @@ from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, wal
 from foveal.images.reading import reading
 from foveal.images.walk import Found, match
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit, budget_of
-from foveal.prediction.predictor import Predictor
+from foveal.prediction.predictor import Model, Predictor
 from foveal.runs import Run
 
 Row = dict[str, Any]
@@ -187,21 +186,20 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
 
 
 def predict_rows(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
+    model: Predictor | Model, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
 ) -> Generator[list[Row], None, None]:  # fmt: skip
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
-        model: a classifier, a dense network, or a run folder.
+        model: a predictor, or what one is made of: a classifier, a dense network, or a run folder.
         images: files, images in memory (see `foveal.images.as_image`), and what `find_named` returns.
         locations: budget; the model's own if None.
         policy: how cells are selected, one of ``model.policies``.
         batch_size: images of a batch; at most two batches are open at a time.
         threads: that open images; one for each image of a batch, but not more than twice the processors, if None.
-        device: see `find_device`.
-        precision: see `autocast`.
+        device, precision: see `Predictor`, for a model that is none yet.
         top_k: classes listed for each image.
         seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
         until: when to stop looking at an image; it says how often to look at most.
@@ -213,19 +211,15 @@ def predict_rows(
     Raises:
         ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row instead.
     """
-    where = find_device(device)
-    predictor = Predictor(model, device=where, precision=precision)
-    classifier = predictor.model
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
+    predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
+    looks = predictor.locations(locations, policy)
     named = list(_names(images))
     batches = [named[i : i + batch_size] for i in range(first_batch * batch_size, len(named), batch_size)]
     if not batches:
         return
     if len(named) >= FOLD_FROM:
-        predictor = Predictor(classifier, precision=precision, fold=True)
-        classifier = predictor.model
-    macs = LookCounter(classifier, policy)
+        predictor = predictor.folded()
+    macs = LookCounter(predictor.model, policy)
     pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
     try:
         ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in batches[0]]
@@ -239,8 +233,7 @@ def predict_rows(
                     views = ImageViews([image.view for image in good.values() if image.view is not None])
                     samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
                     start = time.perf_counter()
-                    draws = Draws(seed, 0, samples)
-                    seen = predictor(views, budget, policy, draws, until, contributions=False)
+                    seen = predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=False)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
                     for i, (place, image) in enumerate(good.items()):
@@ -252,7 +245,7 @@ def predict_rows(
                             what = f"{image.path}: the model gives no finite answer for this image; check its values"
                             results[place] = failed_row(image.path, what)
                             continue
-                        spent = budget if until is None else budget_of(one.glimpses, until.locations)
+                        spent = looks if until is None else budget_of(one.glimpses, until.locations)
                         mpp = cast(View, image.view).mpp
                         cost = macs(one, views.sizes[i], spent, mpp)
                         results[place] = _row(image.path, one, top_k, mpp, cost, image.seconds + share)
