@@ -30,7 +30,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -52,7 +52,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
-from foveal.files import replacing
+from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
 from foveal.glimpse.registry import REGISTRY
 from foveal.images import (
@@ -75,6 +75,14 @@ CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
     "summary.json",
 )  # fmt: skip
+LOCK, TENSORBOARD = ".lock", "tensorboard"
+
+RUN_FILES = (CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY)
+"""What `foveal.training.fit` writes into a run."""
+
+_UNFINISHED = re.compile(
+    rf"\.({'|'.join(map(re.escape, RUN_FILES))})(\.\d+\.unfinished|\.unfinished|\.\d+)"
+)  # the last two of older versions
 
 FOUND_OUT = (
     "evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png", "faithfulness.json", "faithfulness.png", "exits.json",
@@ -419,12 +427,15 @@ def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, we
         model: the model; what it sees and how it normalises is written too.
         info: the rest.
         weights: weights to write instead of the model's own.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, model, info)
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (weights or model.state_dict()).items()}
-    with replacing(folder / WEIGHTS) as unfinished:
+    with storing(folder / WEIGHTS), replacing(folder / WEIGHTS) as unfinished:
         unfinished.write_bytes(serialise(state, metadata={"format": "pt"}))
 
 
@@ -447,7 +458,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         "shorter_side": info.shorter_side,
         "locations": list(model.locations if info.locations is None else info.locations),
     }
-    with replacing(folder / CARD) as unfinished:
+    with storing(folder / CARD), replacing(folder / CARD) as unfinished:
         unfinished.write_text(json.dumps(card, indent=2) + "\n")
 
 
@@ -645,30 +656,68 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
         raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
 
 
-def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make sure that a run may be written to a folder, and make it; a run to be replaced stays until `clear`.
+@contextmanager
+def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """Keep a folder for one run, and make it; a run to be replaced stays until `clear`. A folder that is still empty at the end is removed.
 
     Raises:
         RunError: something is there already, or there is nothing to go on with.
+        StorageError: another process trains the run.
     """
     out = Path(out)
     try:
-        used = out.exists() and (not out.is_dir() or any(out.iterdir()))
-        if resume:
-            if not (out / LAST).is_file():
-                raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or start again with --overwrite")
-            return out
-        if used and not (out / CONFIG).is_file():
+        if resume and not out.is_dir():
+            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without --resume")
+        if out.exists() and not out.is_dir():
             raise RunError(f"{out}: is there already and is not a run; choose another --out")
-        if used and not overwrite:
-            raise RunError(f"{out}: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out")
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        if not (made or resume or (out / CONFIG).is_file()) and any(not _ours(file) for file in out.iterdir()):
+            raise RunError(f"{out}: is there already and is not a run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    return out
+    try:
+        with locked(out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"):
+            _check_claim(out, resume, overwrite)
+            for file in out.iterdir():
+                if _ours(file) and file.name != LOCK:  # of a process that was killed: others are kept out by the lock
+                    file.unlink(missing_ok=True)
+            yield out
+    finally:
+        with suppress(OSError):  # it is not empty any more
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_claim(out: Path, resume: bool, overwrite: bool) -> None:
+    kept = [name for name in (LAST, BEST, WEIGHTS) if (out / name).is_file()]
+    instead = "replace it by --overwrite, or choose another --out"
+    if resume and LAST not in kept:
+        again = "start again with --overwrite" if (out / CONFIG).is_file() else "train without --resume"
+        raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or {again}")
+    if resume or overwrite or not (out / CONFIG).is_file():
+        return
+    if LAST in kept:
+        raise RunError(f"{out}: a run is there already; go on with it by --resume, {instead}")
+    if kept:
+        raise RunError(f"{out}: a run without {LAST} is there already; {instead}")
+    raise RunError(f"{out}: a run was begun there and ended before it saved anything; {instead}")
+
+
+def _ours(file: Path) -> bool:
+    """Whether a file says nothing of a run: a lock, or what a process that was killed left of a file that it wrote."""
+    return file.name == LOCK or _UNFINISHED.fullmatch(file.name) is not None
 
 
 def clear(out: Path) -> None:
-    """Remove the run in a folder, with what was found out about its model."""
-    for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY, *FOUND_OUT, CONFIG):
+    """Remove the run in a folder, with what was found out about its model; ``config.yaml`` stays until there is another.
+
+    What a run is taken for goes first: no part of an old run is ever seen as one.
+    """
+    for name in (LAST, BEST, WEIGHTS, *FOUND_OUT, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, CARD):
         (out / name).unlink(missing_ok=True)
+    for pattern in ("events.out.tfevents.*", "hparams.yaml"):
+        for file in (out / TENSORBOARD).glob(pattern):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # there is none, or something else is in it
+        (out / TENSORBOARD).rmdir()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import foveal.runs as runs
-from foveal.errors import ConfigError, ImageError, RunError
+from foveal.errors import ConfigError, ImageError, RunError, StorageError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images.views import TensorViews
 
@@ -266,7 +266,7 @@ def test_a_write_that_fails_leaves_what_was_there(folder, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(runs, "serialise", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=r"model.safetensors: cannot be written \(no space left on device\)"):
         runs.save_model(folder, tnet(), runs.ModelInfo(TNET, ("a", "b", "c"), (0.0, 2.0)))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -342,16 +342,64 @@ def test_what_is_no_folder(tmp_path):
         runs.Run(tmp_path / "file")
 
 
+def claimed(out, **how):
+    with runs.claim(out, **how):
+        pass
+
+
 def test_claiming(tmp_path):
-    assert runs.claim(tmp_path / "a" / "b").is_dir()
-    runs.claim(tmp_path / "a" / "b")  # empty, so free
+    with runs.claim(tmp_path / "a" / "b") as out:
+        assert out.is_dir()
+    assert not (tmp_path / "a").exists()  # nothing was written
+    out.mkdir(parents=True)
+    claimed(out)  # empty, so free
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is not a run; choose another --out"):
-        runs.claim(tmp_path / "file", overwrite=True)
+        claimed(tmp_path / "file", overwrite=True)
     with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
-        runs.claim(tmp_path / "file" / "run")
-    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):
-        runs.claim(tmp_path / "a", resume=True)
+        claimed(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"):
+        claimed(tmp_path / "a", resume=True)
+    (out / "notes.txt").touch()
+    with pytest.raises(RunError, match="is not a run; choose another --out"):
+        claimed(out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["last.ckpt"], "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out"),
+        (["model.safetensors"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        ([], "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another --out"),
+    ],
+)
+def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
+    for name in ("config.yaml", *files):
+        (tmp_path / name).touch()
+    with pytest.raises(RunError) as told:
+        claimed(tmp_path)
+    assert str(told.value) == f"{tmp_path}: {sentence}"
+    claimed(tmp_path, overwrite=True)
+    if "last.ckpt" not in files:
+        with pytest.raises(RunError, match=r"start again with --overwrite$"):
+            claimed(tmp_path, resume=True)
+
+
+def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
+    left = [".config.yaml.12.unfinished", ".last.ckpt.unfinished", ".metrics.csv.345", ".lock"]
+    others = [".evaluation.json.12.unfinished", ".hidden"]  # of a living process, perhaps; and of the user
+    for name in left:
+        (tmp_path / name).touch()
+    with runs.claim(tmp_path):
+        assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"):
+            claimed(tmp_path, resume=False)
+    (tmp_path / "config.yaml").touch()
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    claimed(tmp_path, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["config.yaml", *others])
 
 
 def test_files_are_opened_as_the_training_images_were(tmp_path):

@@ -23,13 +23,12 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -38,10 +37,10 @@ import yaml
 from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
 from foveal.data.values import check_readable
-from foveal.errors import ConfigError, DataError
-from foveal.files import replacing
+from foveal.errors import ConfigError, DataError, StorageError
+from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
-from foveal.host import keep_freed_memory
+from foveal.host import deaf_children, end_with_parent, keep_freed_memory
 from foveal.runs import (
     BEST,
     CONFIG,
@@ -65,9 +64,11 @@ from foveal.runs import (
     without_weights,
     write_card,
 )  # fmt: skip
-from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
+from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import FitConfig, plain
+from foveal.training.progress import say
 from foveal.training.report import Ended, describe, differences, facts, summarise
+from foveal.training.stopping import Interrupted, StopSignals
 from foveal.training.task import ENDLESS, Diverged, Task, objective_for
 
 # What a resumed run must share with the run it resumes: with another value it would be another run.
@@ -99,89 +100,145 @@ def fit(
 
     Raises:
         FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after saving ``last.ckpt``.
+        StorageError: another process trains the run, or a file cannot be written; what is safe is told.
+        KeyboardInterrupt: stopped by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; see `foveal.training.stopping`.
     """
     if config is not None:
         config.check()
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
     out = Path(out)
-    with _claimed(out, resume, overwrite) if main else nullcontext():
-        stored = FitConfig.from_dict(read_config(out)) if resume else None
-        if stored is not None:
-            written = as_written(stored.model)
-            added = {key: value for key, value in written.items() if key not in stored.model}
-            stored = replace(stored, model=written)
-            config = config and replace(config, model={**added, **config.model})
-        config = config or stored
-        if config is None:
-            raise ConfigError("config: is missing; give one, or resume a run")
-        if data is not None and config.data == FitConfig().data:
-            config = replace(config, data={"name": data.name})
-        config.check()
-        checkpoint = read_checkpoint(out / LAST) if resume else None
-        data = data or get_data(**config.data)
-        if len(data.classes) < 2:
-            name = data.classes[0]
-            raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
-        if not resume:
-            check_readable(data)
-        model = _model(config, data, resume)
-        task = _task(config, model, data, resume)
-        # What cannot be made should be told while the run in the way is still there.
-        task.configure_optimizers()
-        _check_batches(task)
-        if config.tensorboard:
-            _tensorboard(out)
-        resolved = _resolved(config, task)
-        if stored is not None and checkpoint is not None:
-            _same(resolved, with_absolute_paths(stored.to_dict()))
-            check_fit(task, checkpoint["state_dict"], out / LAST)
-        reading = getattr(data.train, "reading", None)
-        how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-        info = ModelInfo(resolved["model"], data.classes, **how)
-        if main:
-            if not resume:
-                clear(out)
-            with replacing(out / CONFIG) as unfinished:
-                unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
-            write_card(out, model, info)
-    finished = checkpoint is not None and _finished(task, checkpoint)
-    if main and not quiet:
-        print(describe(config, model, data, out, task.total_batches // config.accumulate), flush=True)
-        if checkpoint is not None:
-            _tell_of_resuming(out, checkpoint["global_step"], finished, resolved, stored)
+    if not main:
+        end_with_parent()
     try:
-        if not finished:
-            if main:
-                (out / SUMMARY).unlink(missing_ok=True)
-            _train(task, config, out, resume, quiet)
-    except (Interrupted, Diverged) as end:
-        interrupted = isinstance(end, Interrupted)
-        if main and (out / LAST).is_file():
-            _close(out, task, info, "interrupted" if interrupted else "diverged", quiet)
-        if not interrupted:
-            raise
-        if main and quiet:
-            go_on = f"foveal fit --resume --out {shlex.quote(str(out))}"
-            print(f"stopped after step {task.step}; go on with: {go_on}", file=sys.stderr)
+        with StopSignals(at_once=main) as signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
+            plan = _plan(config, out, resume, data)
+            with _telling_what_is_safe(out, plan.task) if main else nullcontext():
+                _carry_out(plan, out, resume, quiet, signals, main)
+    except Interrupted:
         raise KeyboardInterrupt from None
-    if main:
-        _close(out, task, info, "finished", quiet)
     return Run(out)
 
 
+class _Plan(NamedTuple):
+    """What is to be trained, checked; nothing is written yet.
+
+    Attributes:
+        config: as it was given or stored.
+        resolved: with every value.
+        stored: that of the run which is resumed.
+        checkpoint: where to go on.
+        task, info: the model in training, and what is written about it.
+    """
+
+    config: FitConfig
+    resolved: dict[str, Any]
+    stored: FitConfig | None
+    checkpoint: dict[str, Any] | None
+    task: Task
+    info: ModelInfo
+
+
+def _plan(config: FitConfig | None, out: Path, resume: bool, data: DataModule | None) -> _Plan:
+    stored = FitConfig.from_dict(read_config(out)) if resume else None
+    if stored is not None:
+        written = as_written(stored.model)
+        added = {key: value for key, value in written.items() if key not in stored.model}
+        stored = replace(stored, model=written)
+        config = config and replace(config, model={**added, **config.model})
+    config = config or stored
+    if config is None:
+        raise ConfigError("config: is missing; give one, or resume a run")
+    if data is not None and config.data == FitConfig().data:
+        config = replace(config, data={"name": data.name})
+    config.check()
+    checkpoint = read_checkpoint(out / LAST) if resume else None
+    data = data or get_data(**config.data)
+    if len(data.classes) < 2:
+        name = data.classes[0]
+        raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
+    if not resume:
+        check_readable(data)
+    task = _task(config, _model(config, data, resume), data, resume)
+    # What cannot be made should be told while the run in the way is still there.
+    task.configure_optimizers()
+    _check_batches(task)
+    if config.tensorboard:
+        _tensorboard(out)
+    resolved = _resolved(config, task)
+    if stored is not None and checkpoint is not None:
+        _same(resolved, with_absolute_paths(stored.to_dict()))
+        check_fit(task, checkpoint["state_dict"], out / LAST)
+        task.saved = checkpoint["global_step"]
+    reading = getattr(data.train, "reading", None)
+    how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
+    return _Plan(config, resolved, stored, checkpoint, task, ModelInfo(resolved["model"], data.classes, **how))
+
+
+def _carry_out(plan: _Plan, out: Path, resume: bool, quiet: bool, signals: StopSignals, main: bool) -> None:
+    """Train, and close the run however that ends."""
+    config, task = plan.config, plan.task
+    finished = plan.checkpoint is not None and _finished(task, plan.checkpoint)
+    try:
+        if main:
+            _begin(plan, out, resume)
+            if not quiet:
+                say(describe(config, task.model, task.data, out, task.total_batches // config.accumulate))
+                if plan.checkpoint is not None:
+                    _tell_of_resuming(out, plan.checkpoint["global_step"], finished, plan.resolved, plan.stored)
+        if not finished:
+            if main:
+                (out / SUMMARY).unlink(missing_ok=True)
+            _train(task, config, out, resume, quiet, signals)
+        signals.wait_for(task)  # which is over
+    except (Interrupted, Diverged) as end:
+        if not main:
+            raise SystemExit(0) from None  # Lightning would kill the main process where this one fails
+        interrupted = isinstance(end, Interrupted)
+        if task.saved is not None:
+            _close(out, task, plan.info, "interrupted" if interrupted else "diverged", quiet)
+            if interrupted and quiet:
+                say(f"stopped after step {task.saved}; go on with: {_go_on(out)}", sys.stderr)
+        elif interrupted:
+            _remove(out)
+            say("stopped before the first update; nothing is left of the run", sys.stderr)
+        raise
+    if main:
+        _close(out, task, plan.info, "finished", quiet)
+
+
+def _begin(plan: _Plan, out: Path, resume: bool) -> None:
+    """Write what a run begins with, in the place of the run that was there."""
+    with storing(out):
+        if not resume:
+            clear(out)
+    with storing(out / CONFIG), replacing(out / CONFIG) as unfinished:
+        unfinished.write_text(yaml.safe_dump(plan.resolved, sort_keys=False))
+    write_card(out, plan.task.model, plan.info)
+
+
+def _remove(out: Path) -> None:
+    """Remove a run that has saved nothing."""
+    clear(out)
+    (out / CONFIG).unlink(missing_ok=True)
+
+
 @contextmanager
-def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
-    """`claim`, and leave no empty folder behind where what follows fails."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    claim(out, resume=resume, overwrite=overwrite)
+def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
+    """Add to the sentence about a file that cannot be written what is safe, and how to go on."""
     try:
         yield
-    except BaseException:
-        with suppress(OSError):  # it is not empty any more
-            for folder in made:
-                folder.rmdir()
-        raise
+    except StorageError as error:
+        if task.saved is None:
+            with suppress(OSError):
+                _remove(out)
+            safe = "nothing was saved before, and nothing is left of the run; make room or choose another --out, and start again"
+        else:
+            safe = f"the run is safe in {out / LAST}, of step {task.saved}; when there is room, go on with: {_go_on(out)}"
+        raise StorageError(f"{error}; {safe}") from error
+
+
+def _go_on(out: Path) -> str:
+    return f"foveal fit --resume --out {shlex.quote(str(out))}"
 
 
 def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifier:
@@ -255,11 +312,11 @@ def _tell_of_resuming(out: Path, step: int, finished: bool, resolved: dict[str, 
     """Print the step after which a resumed run goes on, and the values that have changed."""
     if finished:
         after = f"finished already, after step {step}"
-        print(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", file=sys.stderr)
+        say(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", sys.stderr)
         return
     changed = differences(resolved, stored.to_dict()) if stored else []
     first = f"resume after step {step:,}; {'changed:' if changed else 'no value is changed'}"
-    print("\n       ".join([first, *changed]), flush=True)
+    say("\n       ".join([first, *changed]))
 
 
 def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
@@ -267,11 +324,11 @@ def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
     return out_of_time or checkpoint["global_step"] * task.config.accumulate >= task.total_batches
 
 
-def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) -> None:
+def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool, signals: StopSignals) -> None:
     every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
     several = config.devices > 1
     keep_freed_memory()
-    with _calm(), _restoring_signals():
+    with _calm():
         trainer = pl.Trainer(
             accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
             devices=_devices(config),
@@ -285,7 +342,8 @@ def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) 
             val_check_interval=-(-every // config.accumulate) * config.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            callbacks=callbacks(out, config.ema, quiet),
+            callbacks=callbacks(out, config.ema, quiet, signals),
+            plugins=[WholeFiles()],
             logger=_tensorboard(out) if config.tensorboard else False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -293,7 +351,18 @@ def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) 
             use_distributed_sampler=False,
             default_root_dir=out,
         )
-        trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        # Lightning's handlers would share signals with other processes from wherever they interrupt this one.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        launcher: Any = trainer.strategy.launcher
+        children = hasattr(launcher, "_call_children_scripts")
+        if children:
+            launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
+        try:
+            trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        except BaseException:
+            if children and not task.stopping:  # they may wait for this process in vain
+                launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            raise
 
 
 def _devices(config: FitConfig) -> int | list[int]:
@@ -309,17 +378,6 @@ def _tensorboard(out: Path) -> Any:
         return TensorBoardLogger(out, name="", version="tensorboard")
     except ModuleNotFoundError as error:
         raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
-
-
-@contextmanager
-def _restoring_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextmanager

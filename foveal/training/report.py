@@ -32,13 +32,13 @@ import numpy as np
 
 from foveal.data import DataModule, value_notes
 from foveal.display import printable
-from foveal.files import replacing
+from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
 from foveal.training.config import FitConfig
 from foveal.training.optimisation import lr_factor
-from foveal.training.progress import as_duration
+from foveal.training.progress import as_duration, say
 from foveal.training.task import ENDLESS, Task
 
 Ended = Literal["finished", "interrupted", "diverged"]
@@ -99,7 +99,7 @@ class TrainingSummary:
         step: number of updates.
         epoch: number of passes over the training images.
         seconds: time of training and validation, over all the times the run was resumed.
-        ended: ``finished``; ``interrupted`` by Ctrl-C or SIGTERM; or ``diverged``: loss or weights became NaN or infinite.
+        ended: ``finished``; ``interrupted`` by a signal; or ``diverged``: loss or weights became NaN or infinite.
         accuracy: accuracy of the best validation, 0 to 1; None if nothing was validated.
         interval: 95 % Wilson interval of ``accuracy``.
         images: number of validation images that could be read.
@@ -137,7 +137,7 @@ class TrainingSummary:
 
     def write(self, out: Path) -> None:
         """Write ``summary.json`` into a run folder."""
-        with replacing(out / SUMMARY) as unfinished:
+        with storing(out / SUMMARY), replacing(out / SUMMARY) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def result(self) -> str:
@@ -161,7 +161,7 @@ class TrainingSummary:
 
     def show(self, out: Path, brief: bool = False) -> None:
         """Print the result and, unless ``brief``, which weights were kept and the next commands; warnings on stderr."""
-        print(self.result())
+        say(self.result())
         if not brief:
             folder = shlex.quote(str(out))
             use = f"evaluate {folder}", f"predict {folder} IMAGES --out labels.csv", f"explain {folder} IMAGE"
@@ -172,13 +172,12 @@ class TrainingSummary:
                 "diverged": f"{go_on} --optimiser.lr LOWER",
             }
             kept = f"{'averaged ' * self.averaged}weights of step {self.kept_step:,} in {out / WEIGHTS}"
-            print(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
-        sys.stdout.flush()
+            say(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
         # A terminal would break words.
         wrapper = TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
         for warning in self.warnings:
             text = f"foveal: {warning}"
-            print(wrapper.fill(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+            say(wrapper.fill(text) if sys.stderr.isatty() else text, sys.stderr)
 
 
 class _Score(NamedTuple):

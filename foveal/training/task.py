@@ -135,6 +135,7 @@ class Task(pl.LightningModule):
         left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
+        saved: the update after which the run was saved last; None if it was not.
     """
 
     objective_state: Tensor
@@ -159,6 +160,7 @@ class Task(pl.LightningModule):
         self.left_out = 0
         self.stop_requested = False
         self.stopping = False
+        self.saved: int | None = None
         self._spent = self._clock = 0.0
         self._since: float | None = None
         self._groups: list[dict[str, Any]] = []
