@@ -260,8 +260,7 @@ class Metrics(pl.Callback):
         else:
             self._rewrite([*_rows(self.file), row])
         for logger in trainer.loggers:
-            with storing(Path(logger.log_dir or self.file.parent)):
-                logger.log_metrics(values, step=step)
+            logger.log_metrics(values, step=step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         _write_rows(self.file, list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)])), rows)
@@ -342,7 +341,7 @@ class BadImages(pl.Callback):
 
 
 def _header(file: Path) -> list[str]:
-    if not file.exists():
+    if not file.is_file():
         return []
     with file.open(newline="") as lines:
         return next(csv.reader(lines), [])

@@ -23,8 +23,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from foveal.runs import (
     CONFIG,
     LAST,
     SUMMARY,
+    TENSORBOARD,
     ModelInfo,
     Run,
     as_written,
@@ -375,23 +377,43 @@ def _tensorboard(out: Path) -> Any:
     try:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(out, name="", version="tensorboard")
+        class Logger(TensorBoardLogger):
+            """Says what cannot be written; Lightning's own says that the values are of a wrong type."""
+
+            @property
+            def experiment(self) -> Any:
+                with storing(self.log_dir):
+                    return super().experiment
+
+            def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+                with storing(self.log_dir):
+                    for name, value in metrics.items():
+                        self.experiment.add_scalar(name, value, step)
+
+            def finalize(self, status: str) -> None:
+                with storing(self.log_dir):
+                    super().finalize(status)
+
+        return Logger(out, name="", version=TENSORBOARD)
     except ModuleNotFoundError as error:
         raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
 
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """Keep Lightning's advice to itself: about workers, logging intervals, hardware."""
+    """Keep Lightning's advice to itself, about workers, logging intervals, hardware; and errors of TensorBoard's thread, which are told."""
+    excepthook = threading.excepthook
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        threading.excepthook = lambda error: None if type(error.thread).__name__ == "_AsyncWriterThread" else excepthook(error)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
+        threading.excepthook = excepthook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
