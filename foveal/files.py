@@ -179,4 +179,5 @@ def storing(file: str | os.PathLike[str], safe: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{file}: cannot be written ({error.strerror or error}){'; ' * bool(safe)}{safe}") from error
+        reason = os.strerror(error.errno) if error.errno else error  # other libraries have their own words
+        raise StorageError(f"{file}: cannot be written ({reason}){'; ' * bool(safe)}{safe}") from error

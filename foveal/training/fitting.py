@@ -70,7 +70,7 @@ from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import FitConfig, plain
 from foveal.training.progress import say
 from foveal.training.report import Ended, describe, differences, facts, summarise
-from foveal.training.stopping import Interrupted, StopSignals
+from foveal.training.stopping import Interrupted, Stopped, StopSignals
 from foveal.training.task import ENDLESS, Diverged, Task, objective_for
 
 # What a resumed run must share with the run it resumes: with another value it would be another run.
@@ -103,7 +103,7 @@ def fit(
     Raises:
         FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
         StorageError: another process trains the run, or a file cannot be written; what is safe is told.
-        KeyboardInterrupt: stopped by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; see `foveal.training.stopping`.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see `foveal.training.stopping`.
     """
     if config is not None:
         config.check()
@@ -111,13 +111,14 @@ def fit(
     out = Path(out)
     if not main:
         end_with_parent()
+    signals = StopSignals(at_once=main)
     try:
-        with StopSignals(at_once=main) as signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
+        with signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
             plan = _plan(config, out, resume, data)
             with _telling_what_is_safe(out, plan.task) if main else nullcontext():
                 _carry_out(plan, out, resume, quiet, signals, main)
     except Interrupted:
-        raise KeyboardInterrupt from None
+        raise Stopped(signals.number) from None
     return Run(out)
 
 

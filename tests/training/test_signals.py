@@ -69,9 +69,10 @@ def children() -> list[int]:
     return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-def stopped(out: Path, wanted: FitConfig, **how: bool) -> None:
-    with pytest.raises(KeyboardInterrupt):
+def stopped(out: Path, wanted: FitConfig, number: int = signal.SIGTERM, **how: bool) -> None:
+    with pytest.raises(KeyboardInterrupt) as end:
         fit(wanted, out, quiet=True, **how)
+    assert end.value.number == number
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -80,7 +81,7 @@ def test_a_signal_in_a_step(tmp_path, monkeypatch, photos, whole, number, worker
     """Sent twice, as `timeout` does."""
     with monkeypatch.context() as patch:
         at(patch, Task, "training_step", 3, number, number, signal.SIGCONT, group=group)
-        stopped(tmp_path / "run", of_files(photos, workers, save_every=100))
+        stopped(tmp_path / "run", of_files(photos, workers, save_every=100), number)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
     assert Run(tmp_path / "run").summary["ended"] == "interrupted"
     fit(of_files(photos, workers), tmp_path / "run", resume=True, quiet=True)
@@ -107,7 +108,7 @@ def test_a_signal_before_the_first_update(tmp_path, monkeypatch, capsys, photos,
     """Nothing is left of the run; a run that is resumed stays."""
     with monkeypatch.context() as patch:
         at(patch, owner, name, 1, signal.SIGHUP, signal.SIGHUP, group=True)
-        stopped(tmp_path / "made" / "run", of_files(photos, workers))
+        stopped(tmp_path / "made" / "run", of_files(photos, workers), signal.SIGHUP)
     assert not list(tmp_path.iterdir())
     before = fit(FitConfig.from_dict({**of_files(photos, 0).to_dict(), "steps": 2}), tmp_path / "run", quiet=True).path
     weights = (before / "model.safetensors").read_bytes()
