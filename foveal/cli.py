@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
 from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
-from foveal.errors import ConfigError, DataError, FovealError, RunError
+from foveal.errors import ConfigError, DataError, FovealError, RunError, StorageError
 from foveal.formats import SUFFIXES
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
@@ -535,8 +535,8 @@ def _keep(run: Run, exits: Sequence[Exit]) -> None:
 
     try:
         write_exits(run.path, exits)
-    except OSError as error:
-        print(f"foveal: {run.path}: cannot be written ({error.strerror}); the thresholds are not kept", file=sys.stderr)
+    except StorageError as error:
+        print(f"foveal: {error}", file=sys.stderr)
 
 
 def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, args: argparse.Namespace, out: str | Path) -> int:

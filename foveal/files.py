@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from foveal.errors import StorageError
@@ -105,7 +106,7 @@ def _try_to_lock(place: str) -> int | None:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         ours = _lock(descriptor) and _is_at(descriptor, place)
     except OSError as error:
-        raise StorageError(f"{place}: cannot be made ({error.strerror}); check the rights of its folder and the space there") from error
+        raise StorageError(f"{Path(place).parent}: cannot be written ({error.strerror}); make room, or choose another place") from error
     finally:
         if not ours:
             if descriptor >= 0:
@@ -143,6 +144,25 @@ def _lock(descriptor: int) -> bool:
             return True
         raise
     return True
+
+
+@contextmanager
+def taking_turns(file: Path, safe: str) -> Iterator[Path]:
+    """`replacing` for a file that several processes may write: one after another, and the first removes what killed ones left.
+
+    Args:
+        file: its folder is made.
+        safe: as of `storing`.
+
+    Raises:
+        StorageError: the file cannot be written, or another process has been writing it for a minute.
+    """
+    with storing(file, safe):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(file.with_name(f".{file.name}.lock"), f"{file}: another process is writing it; try again later", wait=60):
+            remove_unfinished(file.parent, escape(file.name))
+            with replacing(file) as unfinished:
+                yield unfinished
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Comparison:
         """Write ``comparison.json`` and ``comparison.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "comparison.png", lambda file: draw_comparison(self, file))
 

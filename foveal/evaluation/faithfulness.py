@@ -166,7 +166,7 @@ class Faithfulness:
         """Write ``faithfulness.json`` and ``faithfulness.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "faithfulness.png", partial(_draw, self))
 

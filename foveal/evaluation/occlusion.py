@@ -94,7 +94,7 @@ class Occlusion:
         """Write ``occlusion.json`` and ``occlusion.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
 

@@ -38,7 +38,7 @@ from foveal.display import fixed, percent, significant, unit_for
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
-from foveal.files import replacing
+from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
@@ -105,7 +105,8 @@ def explain(
 
     Raises:
         ImageError: the image cannot be opened or read.
-        ConfigError: an option that does not fit, or an output that cannot be written.
+        ConfigError: an option that does not fit.
+        StorageError: an output cannot be written.
         RunError: a run folder that is none.
     """
     _check_page(Path(out))
@@ -186,7 +187,8 @@ def report(
 
     Raises:
         ImageError: the image cannot be read.
-        ConfigError: the page cannot be written, or is to be no HTML.
+        ConfigError: the page is to be no HTML.
+        StorageError: it cannot be written.
     """
     _check_page(Path(out))
     views = one_view(image)
@@ -356,8 +358,5 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    with storing(path, "make room, or choose another place"), replacing(path) as unfinished:
+        unfinished.write_bytes(content)

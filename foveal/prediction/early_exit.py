@@ -28,7 +28,7 @@ from torch import Tensor
 from foveal.classification import Classification, Glimpses
 from foveal.display import amount, significant
 from foveal.errors import ConfigError, RunError
-from foveal.files import replacing
+from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 
@@ -150,7 +150,11 @@ def read_exits(folder: Path) -> list[Exit]:
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:
-    """Keep exits beside those that are there already; of two that answer the same question the new one."""
-    kept = {one.asked: one for one in [*read_exits(folder), *exits]}
-    with replacing(folder / EXITS) as unfinished:
+    """Keep exits beside those that are there already; of two that answer the same question the new one.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    with taking_turns(folder / EXITS, "the thresholds are not kept") as unfinished:
+        kept = {one.asked: one for one in [*read_exits(folder), *exits]}
         unfinished.write_text(json.dumps([asdict(one) for one in kept.values()], indent=2) + "\n")

@@ -342,7 +342,7 @@ class BadImages(pl.Callback):
 
 
 def _header(file: Path) -> list[str]:
-    if not file.exists():
+    if not file.is_file():
         return []
     with file.open(newline="") as lines:
         return next(csv.reader(lines), [])

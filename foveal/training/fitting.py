@@ -60,7 +60,7 @@ from foveal.runs import (
 from foveal.training.config import Training, plain
 from foveal.training.progress import say
 from foveal.training.report import Ended, describe, differences, facts, summarise
-from foveal.training.stopping import Interrupted, StopSignals
+from foveal.training.stopping import Interrupted, Stopped, StopSignals
 from foveal.training.task import Diverged, Task
 from foveal.training.trainer import run_trainer, tensorboard
 
@@ -99,7 +99,7 @@ def fit(
     Raises:
         FovealError: the settings, the data or the folder do not fit, or the run has diverged.
         StorageError: another process trains the run, or a file cannot be written; what is safe is told.
-        KeyboardInterrupt: stopped by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; see `foveal.training.stopping`.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see `foveal.training.stopping`.
     """
     training.check()
     with opened(out, resume=resume, overwrite=overwrite) as opening:
@@ -138,17 +138,18 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
 
     Raises:
         FovealError: see `foveal.runs.claim`.
-        KeyboardInterrupt: a signal came.
+        Stopped: a signal came.
     """
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0
     out = Path(out)
     if not main:
         end_with_parent()
+    signals = StopSignals(at_once=main)
     try:
-        with StopSignals(at_once=main) as signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
+        with signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
             yield Opening(out, resume, main, signals, _stored(out) if resume else None)
     except Interrupted:
-        raise KeyboardInterrupt from None
+        raise Stopped(signals.number) from None
 
 
 def _stored(out: Path) -> dict[str, Any]:

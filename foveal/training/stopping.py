@@ -33,15 +33,27 @@ class Interrupted(Exception):
     """The run was asked to stop; what it has learnt is saved."""
 
 
+class Stopped(KeyboardInterrupt):
+    """What `fit` ends with after a signal; the exit code is 128 + ``number``, that is 130 for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class StopSignals:
     """Takes signals in a context, in the main thread, which alone gets them; then puts back who took them before.
 
     Args:
         at_once: raise `Interrupted` for a signal that comes before `wait_for` is called. A process that others wait for must not.
+
+    Attributes:
+        number: of the first signal.
     """
 
     def __init__(self, at_once: bool = True) -> None:
         self.at_once = at_once
+        self.number: int = signal.SIGINT
         self._since: float | None = None
         self._task: Task | None = None
         self._before: dict[int, Any] = {}
@@ -70,7 +82,7 @@ class StopSignals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._since is None:
-            self._since = now
+            self._since, self.number = now, number
             if self._task is not None:
                 self._task.stop_requested = True
             elif self.at_once:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from foveal.errors import ConfigError
+from foveal.files import storing
 from foveal.host import deaf_children, keep_freed_memory
-from foveal.runs import LAST
+from foveal.runs import LAST, TENSORBOARD
 from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import Training
 from foveal.training.stopping import StopSignals
@@ -97,22 +99,42 @@ def tensorboard(out: Path) -> Any:
     try:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(out, name="", version="tensorboard")
+        class Logger(TensorBoardLogger):
+            """Says what cannot be written; Lightning's own says that the values are of a wrong type."""
+
+            @property
+            def experiment(self) -> Any:
+                with storing(self.log_dir):
+                    return super().experiment
+
+            def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+                with storing(self.log_dir):
+                    for name, value in metrics.items():
+                        self.experiment.add_scalar(name, value, step)
+
+            def finalize(self, status: str) -> None:
+                with storing(self.log_dir):
+                    super().finalize(status)
+
+        return Logger(out, name="", version=TENSORBOARD)
     except ModuleNotFoundError as error:
         raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on workers, logging intervals and hardware."""
+    """Hide Lightning's advice on workers, logging intervals and hardware, and errors of TensorBoard's thread, which `storing` tells."""
+    excepthook = threading.excepthook
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        threading.excepthook = lambda error: None if type(error.thread).__name__ == "_AsyncWriterThread" else excepthook(error)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
+        threading.excepthook = excepthook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

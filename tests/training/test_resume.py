@@ -52,7 +52,7 @@ def same_runs(one: Path, other: Path) -> None:
         same(parts[0]["callbacks"]["Metrics"], parts[1]["callbacks"]["Metrics"])
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert metrics(one) == metrics(other)
-    summaries = [{**Run(folder).summary, "seconds": 0} for folder in (one, other)]
+    summaries = [str({**Run(folder).summary, "seconds": 0}).replace(str(folder), "RUN") for folder in (one, other)]
     assert summaries[0] == summaries[1]
 
 
