@@ -24,9 +24,10 @@ from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import REGISTRY
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
-from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
 from foveal.recipes.help import recipe_help
 from foveal.runs import constructor
+from foveal.signatures import target_of
 from foveal.training import FitConfig
 
 HOW = (
