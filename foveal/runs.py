@@ -27,24 +27,27 @@ import pickle
 import re
 import socket
 import sys
+import threading
+import unicodedata
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import foveal.glimpse.dram
 import foveal.glimpse.ram
@@ -70,6 +73,8 @@ from foveal.images import (
     open_image,
     squash,
 )
+from foveal.signatures import chain_of, hints_of, misfit
+from foveal.strict import Malformed, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -223,6 +228,79 @@ def as_classifier(model: nn.Module | Run | str | Path, **options: Any) -> Glimps
 def wrapper_options() -> list[str]:
     """Keywords that any dense network takes beside its own."""
     return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
+
+
+LARGEST_OPTION = 32_768
+"""Of the whole numbers among a model's options."""
+
+
+def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
+    """See that options are those that the model's constructor names, of its types.
+
+    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run is made with them.
+
+    Args:
+        name: see `list_models`.
+        options: keywords of `create_classifier`.
+        stored: they are those of a run folder, which has weights of its own.
+
+    Raises:
+        ConfigError: another one, or another type.
+    """
+    build = constructor(name)
+    fault = misfit(options, _option_types(name, build, options, stored))
+    networks_of: list[tuple[str, str, Any]] = []
+    if name in REGISTRY:
+        networks_of = [(key, options.get(key.removesuffix("_options"), ""), options[key]) for key in options if key.endswith("_options")]
+    for key, network, inner in networks_of:
+        if fault is None and inner:
+            known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
+            fault = misfit(inner, known, f"{key}.")
+    if fault is None and (large := _too_large(options)) is not None:
+        fault = f"{large} is more than {LARGEST_OPTION:,}"
+    if fault is not None:
+        raise ConfigError(f"model {name}: {fault}; foveal fit --model {name} --help lists what there is")
+
+
+def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
+    """The types of what a model takes beside the number of its classes."""
+    found: dict[str, Any] = {} if name in REGISTRY else _network_types(name, options)
+    for part in chain_of(build) if name in REGISTRY else (WholeImage,):
+        found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
+    if name not in REGISTRY and not stored:
+        found["pretrained"] = bool | str
+    left_out = {"num_classes", "network", "return", "options"} | ({key for key in found if key.endswith("pretrained")} if stored else set())
+    return {key: hint for key, hint in found.items() if key not in left_out}
+
+
+def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it takes anything."""
+    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    make = inspect.signature(networks().model_entrypoint(name.partition(".")[0]))
+    kind = make.return_annotation
+    if isinstance(kind, str):
+        kind = getattr(sys.modules[networks().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
+    spec = {} if kind is make.empty else inspect.signature(kind).parameters
+    takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
+    named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
+    return dict.fromkeys(known, Any) | {"in_chans": Whole | None, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None}
+
+
+def _reserved() -> set[str]:
+    """Keywords by which timm finds and reads files, and wraps networks."""
+    from timm.models import build_model_with_cfg
+
+    makers = (networks().create_model, build_model_with_cfg)
+    return {key for make in makers for key in inspect.signature(make).parameters} | {"pruned", "features_only", "num_classes"}
+
+
+def _too_large(value: Any) -> int | None:
+    """A whole number inside of a value that is too large for any option."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+        return value
+    return next((large for part in inner if (large := _too_large(part)) is not None), None)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -390,6 +468,26 @@ def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> 
 # ------------------------------------------------------------------------------------------------------ run folders
 
 
+Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
+
+
+class Card(TypedDict, total=False):
+    """Types of what ``config.json`` holds; the model and the names of its classes are required."""
+
+    foveal: str
+    model: dict[str, Any]
+    num_classes: Annotated[int, range(1, 1_000_001)]
+    class_names: list[str]
+    channels: Whole
+    size: tuple[Whole, Whole]
+    mean: list[float]
+    std: list[float]
+    value_range: tuple[float, float] | None
+    image_size: Whole | None
+    shorter_side: Whole | None
+    locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What must be known beside the weights to use a model.
@@ -501,6 +599,14 @@ class Run:
         if not (self.path / CARD).is_file():
             raise RunError(f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train again")
 
+    def file(self, name: str) -> Path:
+        """The path of one of its files.
+
+        Raises:
+            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are read.
+        """
+        return own_file(self.path, name)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Every value the run was made with.
@@ -517,12 +623,13 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
+        file = self.file(CARD)
         try:
-            card = json.loads((self.path / CARD).read_text())
-            if not isinstance(card["model"]["name"], str) or not isinstance(card["class_names"], list):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path / CARD}: is damaged or not ours; copy it again or train again") from error
+            card = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again") from error
+        if fault := _card_fault(card):
+            raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
 
     @cached_property
@@ -532,11 +639,17 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        file = self.path / SUMMARY
+        if not (self.path / SUMMARY).exists():
+            return None
+        file = self.file(SUMMARY)
+        again = f"foveal fit --out {self.path} --resume writes it again"
         try:
-            return json.loads(file.read_text()) if file.is_file() else None
-        except ValueError as error:
-            raise RunError(f"{file}: is damaged; foveal fit --out {self.path} --resume writes it again") from error
+            summary = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged ({_reason(error)}); {again}") from error
+        if not isinstance(summary, dict):
+            raise RunError(f"{file}: is not a summary of a run; {again}")
+        return summary
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -552,48 +665,169 @@ class Run:
         Raises:
             RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
         """
+        file = self.file(WEIGHTS if which == "best" else LAST)
+        shapes, weights = self._weights(file)
+        # Without memory first: a configuration may ask for more than there is, and weights for less.
+        with torch.random.fork_rng(devices=()), torch.device("meta"), _at_most(ROOM * len(shapes) + MORE, self.path / CARD):
+            outline = self._build()
+        check_fit(outline, shapes, file)
+        self._check_outline(outline)
         model = self._build()
-        file = self.path / (WEIGHTS if which == "best" else LAST)
-        weights = self._weights(file)
-        check_fit(model, weights, file)
-        model.load_state_dict(weights)
+        model.load_state_dict(weights())
         return model.eval().to(device)
 
     def _build(self) -> GlimpseClassifier:
+        file, card = self.path / CARD, self.card
         try:
-            options = as_written(self.card["model"])
+            check_options(card["model"]["name"], _but_name(card["model"]), stored=True)
+            options = as_written(card["model"])
             with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
-                model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+                model = create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
-            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
+            raise RunError(f"{file}: {error}; or use the version of foveal that wrote it") from error
+        except Exception as error:  # constructors raise whatever values lead them to that they were not made for
+            raise RunError(
+                f"{file}: model {card['model']['name']} cannot be built of its options ({_reason(error)}); copy it again, or train again"
+            ) from error
         model.class_names = self.class_names
-        model.locations = tuple(self.card.get("locations") or ())
+        if (locations := card.get("locations")) is not None:
+            model.locations = tuple(locations)
         for key in ("value_range", "image_size", "shorter_side"):
-            setattr(model, key, self.card.get(key))
+            setattr(model, key, card.get(key))
         return model
 
-    def _weights(self, file: Path) -> dict[str, Tensor]:
+    def _check_outline(self, model: GlimpseClassifier) -> None:
+        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is not too large."""
+        file, card = self.path / CARD, self.card
+        if self.class_names and len(self.class_names) != model.num_classes:
+            told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
+            raise RunError(f"{file}: {told}; give one name for each class")
+        for key, has in (("channels", model.channels), ("size", list(model.size))):
+            if card.get(key, has) != has:
+                raise RunError(f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or train again")
+        stored = model.state_dict()
+        beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
+        look = 4 * model.channels * model.size[0] * model.size[1]
+        if max(beside, look) > LARGEST_LOOK:
+            what = f"size: a look of {model.size[0]} x {model.size[1]} px" if look > beside else "model: what it keeps beside its weights"
+            raise RunError(f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller model")
+        try:
+            looks = _most_looks(model)
+        except ConfigError as error:
+            raise RunError(f"{file}: {error}") from error
+        if looks > MOST_LOOKS:
+            raise RunError(f"{file}: locations: makes {looks:,} looks at an image; give {MOST_LOOKS:,} or fewer")
+
+    def _weights(self, file: Path) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
+        """Shapes of the weights, as tensors without memory; and what reads the weights themselves."""
         if not file.is_file():
             go_on = f"go on by foveal fit --out {self.path} --resume, or in Python take {LAST} by which='last'"
             hint = go_on if (self.path / LAST).is_file() else "train again"
             raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
-        if file.suffix == ".safetensors":
-            try:
-                return load_file(file)
-            except (SafetensorError, OSError) as error:
-                raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
-        return model_state(read_checkpoint(file), file)
+        if file.suffix != ".safetensors":
+            state = model_state(read_checkpoint(file), file)
+            return state, lambda: state
+        try:
+            with safe_open(file, "pt") as header:
+                shapes = {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
+        return shapes, lambda: load_file(file)
+
+
+ROOM, MORE = 4, 1_000
+"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and replaced."""
+
+LARGEST_LOOK = 2**30
+"""Bytes of one look, and of what a model keeps that is not among its weights."""
+
+MOST_LOOKS = 100_000
+"""At one image, by the budget of a run folder."""
+
+
+@contextmanager
+def _at_most(count: int, file: Path) -> Iterator[None]:
+    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without weights."""
+    made, thread = 0, threading.get_ident()
+
+    def counted(*_: Any) -> None:
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += 1
+            if made > count:
+                raise RunError(f"{file}: the model has more layers than there are weights for; copy it again, or train again")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _most_looks(model: GlimpseClassifier) -> int:
+    """Looks at an image by the model's own budget."""
+    looks, each = 1, 1
+    for count in model.locations:
+        each *= count
+        looks += each
+    return looks
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file of a run folder; see `Run.file`."""
+    file = folder / name
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{file}: is a link to a file outside of the run, which is not read; put a copy of that file in its place")
+    return file
+
+
+def _but_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+def _reason(error: Exception) -> str:
+    """An error in a few words on one line."""
+    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0].rstrip(".")
+    return text[:200] or type(error).__name__
+
+
+def _card_fault(card: Any) -> str | None:
+    """What is wrong with the content of ``config.json``, if anything is."""
+    if not isinstance(card, dict):
+        return "is not a list of keys with values"
+    if absent := next((key for key in ("model", "class_names") if key not in card), None):
+        return f"{absent}: is missing"
+    if fault := misfit(card, get_type_hints(Card, include_extras=True)):
+        return fault
+    if fault := misfit({"name": card["model"].get("name")}, {"name": str}, "model."):
+        return fault
+    if fault := class_fault(card["class_names"]):
+        return f"class_names: {fault}"
+    low, high = card.get("value_range") or (0, 1)
+    return None if low < high else f"value_range: {low} is not below {high}"
+
+
+def class_fault(names: Sequence[Any]) -> str | None:
+    """What is wrong with names of classes, if anything is: they are different texts on one line each."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            return f"name {i}, {name!r}, is no text"
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            return f"name {i}, {name!r}, has a line break or another control character"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"{twice!r} is there twice"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
     again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
+    file = own_file(folder, CONFIG)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
+        config = read_yaml(file)
     except OSError as error:
-        raise RunError(f"{folder / CONFIG}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / CONFIG}: is damaged; {again}") from error
+        raise RunError(f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
+    except Malformed as error:
+        raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
         raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
     return config
