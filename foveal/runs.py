@@ -25,6 +25,7 @@ import json
 import logging
 import pickle
 import re
+import reprlib
 import socket
 import sys
 import threading
@@ -256,10 +257,10 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
         if fault is None and inner:
             known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
             fault = misfit(inner, known, f"{key}.")
-    if fault is None and (large := _too_large(options)) is not None:
-        fault = f"{large} is more than {LARGEST_OPTION:,}"
+    if fault is None and (key := next((key for key, value in options.items() if _too_large(value)), None)) is not None:
+        fault = f"{key}: {reprlib.repr(options[key])} is too large; give whole numbers up to {LARGEST_OPTION:,}"
     if fault is not None:
-        raise ConfigError(f"model {name}: {fault}; foveal fit --model {name} --help lists what there is")
+        raise ConfigError(f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}")
 
 
 def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
@@ -269,6 +270,8 @@ def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, An
         found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
     if name not in REGISTRY and not stored:
         found["pretrained"] = bool | str
+    if "in_chans" in found:
+        found["in_chans"] = Whole
     left_out = {"num_classes", "network", "return", "options"} | ({key for key in found if key.endswith("pretrained")} if stored else set())
     return {key: hint for key, hint in found.items() if key not in left_out}
 
@@ -284,7 +287,7 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
     named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
-    return dict.fromkeys(known, Any) | {"in_chans": Whole | None, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None}
+    return dict.fromkeys(known, Any) | {"in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None}
 
 
 def _reserved() -> set[str]:
@@ -295,12 +298,10 @@ def _reserved() -> set[str]:
     return {key for make in makers for key in inspect.signature(make).parameters} | {"pruned", "features_only", "num_classes"}
 
 
-def _too_large(value: Any) -> int | None:
-    """A whole number inside of a value that is too large for any option."""
+def _too_large(value: Any) -> bool:
+    """Whether a whole number inside of a value is too large for any option."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    if isinstance(value, int) and abs(value) > LARGEST_OPTION:
-        return value
-    return next((large for part in inner if (large := _too_large(part)) is not None), None)
+    return (isinstance(value, int) and abs(value) > LARGEST_OPTION) or any(map(_too_large, inner))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -685,6 +686,8 @@ class Run:
                 model = create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
             raise RunError(f"{file}: {error}; or use the version of foveal that wrote it") from error
+        except RunError:
+            raise
         except Exception as error:  # constructors raise whatever values lead them to that they were not made for
             raise RunError(
                 f"{file}: model {card['model']['name']} cannot be built of its options ({_reason(error)}); copy it again, or train again"

@@ -123,4 +123,6 @@ def in_words(hint: Any) -> str:
         return "a mapping as {key: value}"
     if origin is tuple and Ellipsis not in get_args(hint):
         return "[" + ", ".join(in_words(a) for a in inner) + "]"
+    if inner and get_origin(inner[0]) is Annotated:
+        return f"a list, each {in_words(inner[0])}"
     return f"a list of {in_words(inner[0]).removeprefix('a ').removeprefix('whole ')}s as 2,1" if inner else str(hint)

@@ -17,9 +17,9 @@ from foveal.glimpse.registry import REGISTRY
 from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
 from foveal.recipes import GROUPS, describe_recipe, find_recipe, list_recipes, load_recipe, parse_value
-from foveal.signatures import chain_of, target_of
 from foveal.recipes.help import reached
 from foveal.runs import create_model, list_models
+from foveal.signatures import chain_of, target_of
 from foveal.training import FitConfig
 from foveal.training.config import plain
 
