@@ -250,15 +250,14 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
     """
     build = constructor(name)
     fault = misfit(options, _option_types(name, build, options, stored))
-    networks_of: list[tuple[str, str, Any]] = []
-    if name in REGISTRY:
-        networks_of = [(key, options.get(key.removesuffix("_options"), ""), options[key]) for key in options if key.endswith("_options")]
-    for key, network, inner in networks_of:
-        if fault is None and inner:
+    for key, inner in options.items() if fault is None and name in REGISTRY else ():
+        if key.endswith("_options") and inner:
+            network = options.get(key.removesuffix("_options"))
             known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
-            fault = misfit(inner, known, f"{key}.")
-    if fault is None and (key := next((key for key, value in options.items() if _too_large(value)), None)) is not None:
-        fault = f"{key}: {reprlib.repr(options[key])} is too large; give whole numbers up to {LARGEST_OPTION:,}"
+            fault = fault or misfit(inner, known, f"{key}.")
+    for key, value in options.items():
+        if fault is None and _too_large(value):
+            fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
     if fault is not None:
         raise ConfigError(f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}")
 
@@ -324,6 +323,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def _unpickled(file: Path) -> Any:
     """What `torch.save` wrote, as far as it is tensors and plain values."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("is compressed, which torch.save does not do: a small file may fill all memory")
     with warnings.catch_warnings():
         # Said of a file that torch goes on to refuse.
         warnings.filterwarnings("ignore", "Detected pickle protocol")
@@ -836,6 +839,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+class _Group(TypedDict):
+    lr: float
+    base_lr: float
+
+
+class _Optimiser(TypedDict):
+    param_groups: list[_Group]
+    state: dict[Any, Any]
+
+
+class _Checkpoint(TypedDict, total=False):
+    """Types of what Lightning and `foveal.training` put into a checkpoint, as far as this package reads it."""
+
+    state_dict: dict[str, Tensor]
+    loops: dict[str, Any]
+    global_step: Annotated[int, range(10**15)]
+    optimizer_states: list[_Optimiser]
+    callbacks: dict[str, dict[str, Any]]
+    epoch: int
+    elapsed: float
+    left_out: int
+    average: dict[str, Tensor]
+
+
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """A training checkpoint, of tensors and plain values; anything that would run code is refused.
 
@@ -850,8 +877,14 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
         raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
-    if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
-        raise RunError(f"{file}: is not a checkpoint of a run; bring the right file, or start again with --overwrite")
+    fault: str | None = "it is no mapping"
+    if isinstance(content, dict):
+        hints = get_type_hints(_Checkpoint, include_extras=True)
+        required = {key: None for key in hints if key not in ("epoch", "elapsed", "left_out", "average")}
+        fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
+        fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
+    if fault:
+        raise RunError(f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite")
     return content
 
 

@@ -20,7 +20,7 @@ import inspect
 import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints  # noqa: F401  (TypedDict: the example)
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict  # noqa: F401  (TypedDict: the example)
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}
 
@@ -58,7 +58,10 @@ def _table(hint: Any) -> tuple[str, ...]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; of ``Annotated[type, values]`` it must be one of the values too."""
+    """Whether a plain value is of a type; of ``Annotated[type, values]`` it must be one of the values too.
+
+    A ``TypedDict`` says what must be in a mapping; there may be more.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -72,16 +75,17 @@ def fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float)
     if hint in _WORDS:
         return type(value) is hint
+    if is_typeddict(hint):
+        parts = get_type_hints(hint, include_extras=True)
+        return isinstance(value, Mapping) and all(key in value and fits(value[key], part) for key, part in parts.items())
     kind = origin or hint
-    if not inspect.isclass(kind):
-        return False
     if issubclass(kind, Mapping):
         return isinstance(value, Mapping) and (not inner or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items()))
     if issubclass(kind, Sequence) and isinstance(value, list | tuple):
         if kind is tuple and inner and inner[-1] is not Ellipsis:
             return len(value) == len(inner) and all(map(fits, value, inner))
         return not inner or all(fits(item, inner[0]) for item in value)
-    return False
+    return not inner and isinstance(value, kind)
 
 
 def misfit(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
@@ -109,6 +113,8 @@ def in_words(hint: Any) -> str:
     """A type, for people."""
     if hint in _WORDS:
         return _WORDS[hint]
+    if is_typeddict(hint):
+        return f"a mapping with {', '.join(get_type_hints(hint))}"
     origin, inner = get_origin(hint), [a for a in get_args(hint) if a is not Ellipsis]
     if origin is Annotated:
         values = inner[1]

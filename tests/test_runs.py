@@ -324,7 +324,7 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
     [
         (
             "model: [",
-            r"config.yaml: is damaged \(line 1 is not valid YAML\); .* train it again by foveal fit RECIPE --out \S+run --overwrite",
+            r"config.yaml: is damaged \(line 1 is not valid YAML\); .* foveal fit RECIPE --out \S+run --overwrite",
         ),
         ("- 1", r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
         (None, r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another --out"),

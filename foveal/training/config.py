@@ -15,10 +15,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from foveal.errors import ConfigError
 from foveal.host import usable_device
+from foveal.signatures import misfit
 
 PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
@@ -136,13 +137,15 @@ class FitConfig:
         """The configuration of nested plain values, as a YAML file gives them.
 
         Raises:
-            ConfigError: an unknown key.
+            ConfigError: an unknown key, or a value of another type.
         """
         values = dict(values)
         _known(values, cls, "")
+        _typed(values, cls, "")
         if isinstance(values.get("optimiser"), Mapping):
             optimiser = dict(values["optimiser"])
             _known(optimiser, Optimiser, "optimiser.")
+            _typed(optimiser, Optimiser, "optimiser.")
             for key in ("betas", "l2_groups", "step_at"):
                 if isinstance(optimiser.get(key), list):
                     optimiser[key] = tuple(optimiser[key])
@@ -162,7 +165,7 @@ class FitConfig:
             ConfigError: names the first that does not.
         """
         for key in ("model", "data"):
-            if "name" not in getattr(self, key):
+            if not isinstance(getattr(self, key).get("name"), str):
                 raise ConfigError(f"{key}: has no name; set --{key} NAME")
         if self.epochs is None and self.steps is None and self.max_time is None:
             raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
@@ -199,3 +202,9 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
             raise ConfigError(
                 f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
             )
+
+
+def _typed(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    hints = {**get_type_hints(cls), "optimiser": Optimiser | dict[str, Any], "precision": str | int}
+    if fault := misfit(values, hints, prefix):
+        raise ConfigError(fault)

@@ -38,7 +38,7 @@ import yaml
 from foveal.data import DataModule, get_data, list_data
 from foveal.data.module import data_constructor
 from foveal.data.values import check_readable
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, RunError
 from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
 from foveal.host import keep_freed_memory
@@ -51,7 +51,9 @@ from foveal.runs import (
     Run,
     as_written,
     check_fit,
+    check_options,
     claim,
+    class_fault,
     clear,
     constructor,
     create_classifier,
@@ -106,7 +108,7 @@ def fit(
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
     out = Path(out)
     with _claimed(out, resume, overwrite) if main else nullcontext():
-        stored = FitConfig.from_dict(read_config(out)) if resume else None
+        stored = _stored(out) if resume else None
         if stored is not None:
             written = as_written(stored.model)
             added = {key: value for key, value in written.items() if key not in stored.model}
@@ -184,15 +186,33 @@ def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
         raise
 
 
+def _stored(out: Path) -> FitConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        RunError: it has none, or one that is damaged.
+    """
+    try:
+        config = FitConfig.from_dict(read_config(out))
+        config.check()
+    except ConfigError as error:
+        raise RunError(f"{out / CONFIG}: {error}") from error
+    return config
+
+
 def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifier:
     torch.manual_seed(config.seed)
     options = {**config.model}
     if resume:
         options = without_weights(options)
+    if fault := class_fault(data.classes):
+        raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
     classes = options.pop("num_classes", len(data.classes))
     if classes != len(data.classes):
         raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
-    model = create_classifier(options.pop("name"), num_classes=classes, **options)
+    name = options.pop("name")
+    check_options(name, {key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
+    model = create_classifier(name, num_classes=classes, **options)
     model.class_names = data.classes
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans {bands}")
@@ -293,7 +313,12 @@ def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) 
             use_distributed_sampler=False,
             default_root_dir=out,
         )
-        trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        try:
+            trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if not resume or task.begun:
+                raise
+            raise RunError(f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite") from error
 
 
 def _devices(config: FitConfig) -> int | list[int]:

@@ -223,6 +223,11 @@ class Task(pl.LightningModule):
         self._groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
         return optimiser
 
+    @property
+    def begun(self) -> bool:
+        """Whether the first step of this process has begun."""
+        return self._since is not None
+
     def on_train_start(self) -> None:
         self._since = time.monotonic()
         self._clock = self.elapsed
