@@ -410,10 +410,11 @@ def _recipe_of(argv: Sequence[str]) -> str:
         text for word, after in zip(argv, [*argv[1:], ""], strict=True) for text in (f"{word}={after}", word) if text.startswith("--out=")
     ]
     if "--resume" in argv and joined:
-        from foveal.runs import CONFIG
+        from foveal.runs import CONFIG, read_config
 
         config = Path(joined[0].removeprefix("--out="), CONFIG)
         if config.is_file():
+            read_config(config.parent)  # a damaged one is not one of a user's recipes
             return str(config)
     return "folder"
 

@@ -326,7 +326,7 @@ def _unpickled(file: Path) -> Any:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("is compressed, which torch.save does not do: a small file may fill all memory")
+                raise Malformed("is compressed, which torch.save does not do, and may be larger than memory")
     with warnings.catch_warnings():
         # Said of a file that torch goes on to refuse.
         warnings.filterwarnings("ignore", "Detected pickle protocol")
@@ -643,9 +643,9 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        if not (self.path / SUMMARY).exists():
-            return None
         file = self.file(SUMMARY)
+        if not file.is_file():
+            return None
         again = f"foveal fit --out {self.path} --resume writes it again"
         try:
             summary = read_json(file)
@@ -869,10 +869,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing, damaged or holds anything else.
     """
+    file = own_file(file.parent, file.name)
     if not file.is_file():
         raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
     try:
         content = _unpickled(file)
+    except Malformed as error:
+        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"

@@ -5,11 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from foveal import runs
+from foveal.cli import main
+from foveal.errors import FovealError, RunError
 
 MODELS = {
     "tnet": {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]},
@@ -230,3 +235,172 @@ def test_what_is_wrong_in_a_card_is_one_sentence_before_memory_is_taken(made, tm
         assert "\n" not in said and len(said) < 500 and not events and str(tmp_path) in said, (name, said)
         assert seconds < 10, (name, seconds)
     assert memory < 1500, memory  # importing torch and timm takes a third of that
+
+
+# --------------------------------------------------------------------------------------- configurations and checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    data = ["--data", "digits", "--data.canvas", "96", "--data.digit", "12,16", "--data.distractors", "1", "--data.train", "8"]
+    data += ["--data.val", "4", "--data.test", "0", "--model", "test_resnet", "--model.image_size", "32"]
+    assert main(["fit", *data, "--steps", "1", "--batch_size", "4", "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+    return out
+
+
+LAUGHS = "a0: &a0 [l, o, l]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+
+CONFIGS = {
+    "laughs": (LAUGHS, "its aliases make more than"),
+    "merged": (MERGED, "its aliases make more than"),
+    "itself": ("data: &a [*a]", "an alias stands inside of what it is an alias of"),
+    "deep": ("data: " + "[" * 100_000, "nested more than"),
+    "deep blocks": ("data:\n" + "".join(" " * i + "a:\n" for i in range(1, 3000)), "nested more than"),
+    "a key twice": ("data: {name: digits}\ndata: {}", "'data' is there twice"),
+    "Latin-1": (b"data: \xe9", "not UTF-8"),
+    "an object": ("data: !!python/object/apply:os.system [echo]", "is not valid YAML"),
+    "a month": ("data: 2020-13-45", "is not valid YAML"),
+    "control": ("data: \x07", "is not valid YAML"),
+    "text": ("hello", "is not a list of options|is no recipe"),
+    "empty": ("", "is not a list of options|data"),
+    "section": ("data: 3\nmodel: {name: test_resnet}", "data"),
+    "number as name": ("data: {name: 3}\nmodel: {name: test_resnet}", "data"),
+    "list as name": ("data: {name: [digits]}\nmodel: {name: [tnet]}", "name"),
+    "no name": ("data: {train: 8}\nmodel: {name: test_resnet}", "data"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_wrong_in_config_yaml_is_one_sentence(trained, tmp_path, capsys, name):
+    content, expected = CONFIGS[name]
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for argv in (["evaluate", str(folder)], ["fit", "--resume", "--out", str(folder)]):
+        assert main(argv) in (1, 2)
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said and len(said) < 600 and str(folder) in said, said
+        assert any(part in said for part in expected.split("|")), said
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+TYPES = {
+    "epochs": "many", "steps": 1.5, "batch_size": "4", "optimiser": 3, "optimiser.lr": "fast", "optimiser.betas": [1, 2, 3], "seed": None,
+    "ema": [], "class_weights": "other", "init_from": 3, "locations": "2", "model": None, "data": [], "compile": "yes", "optimiser.x": 1,
+    "model.checkpoint_path": "/etc/hostname", "model.pretrained_cfg": {"url": URL}, "data.train": "x", "data.canvas": [1], "epoch": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TYPES)
+def test_a_value_of_another_type_in_config_yaml_is_named(trained, tmp_path, capsys, key):
+    from foveal.training import fit
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    *way, last = key.split(".")
+    at = config
+    for part in way:
+        at = at[part]
+    at[last] = TYPES[key]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert main(["fit", "--resume", "--out", str(folder)]) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert last in said and "\n" not in said, said
+    with pytest.raises(FovealError, match=rf"^[^\n]*{last}[^\n]*$"):
+        fit(None, folder, resume=True, quiet=True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+CHECKPOINTS = {
+    "a list": lambda c: [1],
+    "a tensor": lambda c: torch.zeros(3),
+    "nothing": lambda c: {},
+    "no loops": lambda c: c.pop("loops") and None,
+    "text as step": lambda c: c.update(global_step="2"),
+    "negative step": lambda c: c.update(global_step=-2),
+    "weights as text": lambda c: c["state_dict"].update({"model.network.fc.weight": "w"}),
+    "no weights": lambda c: c.update(state_dict={}),
+    "other shape": lambda c: c["state_dict"].update({"model.network.fc.weight": torch.zeros(2, 2)}),
+    "no optimiser": lambda c: c.update(optimizer_states=[]),
+    "empty optimiser": lambda c: c.update(optimizer_states=[{}]),
+    "other groups": lambda c: c["optimizer_states"][0].update(param_groups=[{"lr": 1.0, "base_lr": 1.0, "params": [0]}]),
+    "other loops": lambda c: c.update(loops={"fit_loop": {"epoch_loop.batch_progress": 3}}),
+    "callbacks": lambda c: c.update(callbacks=[1]),
+    "elapsed": lambda c: c.update(elapsed="long"),
+    "expanded": lambda c: c["state_dict"].update({"model.network.fc.weight": torch.zeros(1).expand(10**6, 10**6)}),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_is_wrong_in_a_checkpoint_is_one_sentence(trained, tmp_path, capsys, name):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    other = CHECKPOINTS[name](content)
+    torch.save(content if other is None else other, folder / "last.ckpt")
+    assert main(["fit", "--resume", "--out", str(folder), "--steps", "2"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{folder}/last.ckpt: " in said and len(said) < 500, said
+    if name not in ("no optimiser", "empty optimiser", "other groups", "no loops", "other loops", "callbacks", "elapsed"):
+        with pytest.raises(RunError, match=r"^[^\n]*last.ckpt: [^\n]*$"):
+            runs.load(folder, which="last")
+
+
+def test_a_compressed_checkpoint_is_not_opened(trained, tmp_path):
+    """8 GB of zeros take 8 MB so."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    with zipfile.ZipFile(trained / "last.ckpt") as source, zipfile.ZipFile(folder / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.namelist():
+            target.writestr(entry, source.read(entry))
+    with pytest.raises(RunError, match=r"last.ckpt: is compressed"):
+        runs.load(folder, which="last")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "config.yaml", "last.ckpt", "summary.json"])
+def test_links_that_lead_out_of_a_run_are_not_followed(trained, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(RunError, match=rf"{name}: is a link to a file outside of the run[^\n]*$"):
+        run = runs.Run(folder)
+        assert run.config and run.summary and run.load_model() and run.load_model(which="last")
+    (folder / name).unlink()
+    (tmp_path / name).rename(folder / "inside")
+    (folder / name).symlink_to("inside")
+    run = runs.Run(folder)
+    assert run.config and run.summary and run.load_model() and run.load_model(which="last")
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "3", '{"step": 1, "step": 2}', '{"step": NaN}', "[" * 10_000, "\udce9"])
+def test_what_is_wrong_in_a_summary_or_exits_is_one_sentence(trained, tmp_path, content):
+    from foveal.prediction import read_exits
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    for name in ("summary.json", "exits.json"):
+        (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(RunError, match=r"^[^\n]*summary.json: [^\n]*$"):
+        _ = runs.Run(folder).summary
+    with pytest.raises(RunError, match=r"^[^\n]*exits.json: [^\n]*$"):
+        read_exits(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"threshold": "x"}, {"locations": ["a"]}, {"locations": 3}, {"budget": 3}, {"budget": "3 miles"}, {"more": 1}, {"at_once": 0}],
+)
+def test_exits_of_other_types_are_refused(tmp_path, change):
+    from foveal.prediction import Exit, read_exits, write_exits
+
+    write_exits(tmp_path, [Exit("3locations", 0.5, (2, 1), 1, 2.5, "locations", 10)])
+    (values,) = json.loads((tmp_path / "exits.json").read_text())
+    (tmp_path / "exits.json").write_text(json.dumps([values | change]))
+    with pytest.raises(RunError, match=r"^[^\n]*exits.json: [^\n]*$"):
+        read_exits(tmp_path)

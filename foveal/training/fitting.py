@@ -67,6 +67,7 @@ from foveal.runs import (
     without_weights,
     write_card,
 )  # fmt: skip
+from foveal.signatures import chain_of, hints_of, misfit
 from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
 from foveal.training.config import FitConfig, plain
 from foveal.training.report import Ended, describe, differences, facts, summarise
@@ -195,6 +196,10 @@ def _stored(out: Path) -> FitConfig:
     try:
         config = FitConfig.from_dict(read_config(out))
         config.check()
+        if config.data["name"] in list_data():
+            hints = {key: hint for part in chain_of(data_constructor(config.data["name"])) for key, (hint, _) in hints_of(part).items()}
+            if fault := misfit(config.data, {**hints, "name": str}, "data."):
+                raise ConfigError(fault)
     except ConfigError as error:
         raise RunError(f"{out / CONFIG}: {error}") from error
     return config
