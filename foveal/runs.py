@@ -234,6 +234,8 @@ def wrapper_options() -> list[str]:
 LARGEST_OPTION = 32_768
 """Of the whole numbers among a model's options."""
 
+Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
+
 
 def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
     """See that options are those that the model's constructor names, of its types.
@@ -275,6 +277,12 @@ def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, An
     return {key: hint for key, hint in found.items() if key not in left_out}
 
 
+COMMON: dict[str, Any] = {
+    "in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None, "bn_momentum": float, "bn_eps": float,
+}  # fmt: skip
+"""Types of options that most of timm's networks take; those of batch norm no signature names."""
+
+
 def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it takes anything."""
     check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
@@ -286,7 +294,7 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
     named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
-    return dict.fromkeys(known, Any) | {"in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None}
+    return dict.fromkeys(known, Any) | COMMON
 
 
 def _reserved() -> set[str]:
@@ -470,9 +478,6 @@ def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> 
 
 
 # ------------------------------------------------------------------------------------------------------ run folders
-
-
-Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
 
 
 class Card(TypedDict, total=False):

@@ -42,6 +42,7 @@ def target_of(build: Callable[..., Any]) -> Any:
 
 def hints_of(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
     """Types by name, and the tables of names that they are annotated with."""
+    function = getattr(function, "func", function)  # of a partial
     function = function.__init__ if inspect.isclass(function) else function
     try:
         types_, annotated = (get_type_hints(function, include_extras=extras) for extras in (False, True))

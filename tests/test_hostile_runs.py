@@ -9,12 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 
 from foveal import runs
 from foveal.cli import main
 from foveal.errors import FovealError, RunError
+from foveal.recipes import list_recipes, load_recipe
 
 MODELS = {
     "tnet": {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]},
@@ -235,6 +237,14 @@ def test_what_is_wrong_in_a_card_is_one_sentence_before_memory_is_taken(made, tm
         assert "\n" not in said and len(said) < 500 and not events and str(tmp_path) in said, (name, said)
         assert seconds < 10, (name, seconds)
     assert memory < 1500, memory  # importing torch and timm takes a third of that
+
+
+def test_options_of_all_recipes_and_networks_may_be_stored():
+    for recipe in list_recipes():
+        model = dict(load_recipe(recipe).get("model") or {"name": "tnet"})
+        runs.check_options(model.pop("name"), model)
+    for name in timm.list_models():
+        runs.check_options(name, {"in_chans": 3, "drop_rate": 0.1, "image_size": 224}, stored=True)
 
 
 # --------------------------------------------------------------------------------------- configurations and checkpoints
