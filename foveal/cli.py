@@ -414,7 +414,8 @@ def _recipe_of(argv: Sequence[str]) -> str:
 
         config = Path(joined[0].removeprefix("--out="), CONFIG)
         if config.is_file():
-            read_config(config.parent)  # a damaged one is not one of a user's recipes
+            if "base" in read_config(config.parent):
+                raise RunError(f"{config}: base: a run has all its values and no recipe below it; remove the line")
             return str(config)
     return "folder"
 
