@@ -13,13 +13,15 @@ import fnmatch
 import inspect
 import logging
 import re
+import reprlib
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -34,6 +36,8 @@ import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
 from foveal.glimpse.registry import REGISTRY
+from foveal.signatures import chain_of, hints_of, misfit
+from foveal.strict import Malformed
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -191,6 +195,86 @@ def wrapper_options() -> list[str]:
     return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
 
 
+LARGEST_OPTION = 32_768
+"""Of the whole numbers among a model's options."""
+
+Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
+
+
+def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
+    """See that options are those that the model's constructor names, of its types.
+
+    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run is made with them.
+
+    Args:
+        name: see `list_models`.
+        options: keywords of `create_classifier`.
+        stored: they are those of a run folder, which has weights of its own.
+
+    Raises:
+        ConfigError: another one, or another type.
+    """
+    build = constructor(name)
+    fault = misfit(options, _option_types(name, build, options, stored))
+    for key, inner in options.items() if fault is None and name in REGISTRY else ():
+        if key.endswith("_options") and inner:
+            network = options.get(key.removesuffix("_options"))
+            known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
+            fault = fault or misfit(inner, known, f"{key}.")
+    for key, value in options.items():
+        if fault is None and _too_large(value):
+            fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
+    if fault is not None:
+        raise ConfigError(f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}")
+
+
+def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
+    """The types of what a model takes beside the number of its classes."""
+    found: dict[str, Any] = {} if name in REGISTRY else _network_types(name, options)
+    for part in chain_of(build) if name in REGISTRY else (WholeImage,):
+        found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
+    if name not in REGISTRY and not stored:
+        found["pretrained"] = bool | str
+    if "in_chans" in found:
+        found["in_chans"] = Whole
+    left_out = {"num_classes", "network", "return", "options"} | ({key for key in found if key.endswith("pretrained")} if stored else set())
+    return {key: hint for key, hint in found.items() if key not in left_out}
+
+
+COMMON: dict[str, Any] = {
+    "in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None, "bn_momentum": float, "bn_eps": float,
+}  # fmt: skip
+"""Types of options that most of timm's networks take; those of batch norm no signature names."""
+
+
+def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it takes anything."""
+    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    make = inspect.signature(networks().model_entrypoint(name.partition(".")[0]))
+    kind = make.return_annotation
+    if isinstance(kind, str):
+        kind = getattr(sys.modules[networks().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
+    spec = {} if kind is make.empty else inspect.signature(kind).parameters
+    takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
+    named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
+    return dict.fromkeys(known, Any) | COMMON
+
+
+def _reserved() -> set[str]:
+    """Keywords by which timm finds and reads files, and wraps networks."""
+    from timm.models import build_model_with_cfg
+
+    makers = (networks().create_model, build_model_with_cfg)
+    return {key for make in makers for key in inspect.signature(make).parameters} | {"pruned", "features_only", "num_classes"}
+
+
+def _too_large(value: Any) -> bool:
+    """Whether a whole number inside of a value is too large for any option."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return (isinstance(value, int) and abs(value) > LARGEST_OPTION) or any(map(_too_large, inner))
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
 
@@ -211,6 +295,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def unpickled(file: Path) -> Any:
     """What `torch.save` wrote, as far as it is tensors and plain values."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise Malformed("is compressed, which torch.save does not do, and may be larger than memory")
     with warnings.catch_warnings():
         # Said of a file that torch goes on to refuse.
         warnings.filterwarnings("ignore", "Detected pickle protocol")

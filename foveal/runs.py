@@ -22,25 +22,30 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import threading
+import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import torch
-import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import as_classifier, constructor, create_classifier, hushed, unpickled
+from foveal.models import LARGEST_OPTION, Whole, as_classifier, check_options, constructor, create_classifier, hushed, unpickled
+from foveal.signatures import misfit
+from foveal.strict import Malformed, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -63,6 +68,23 @@ FOUND_OUT = (
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
 """Options of data sets that are paths."""
+
+
+class Card(TypedDict, total=False):
+    """Types of what ``config.json`` holds; the model and the names of its classes are required."""
+
+    foveal: str
+    model: dict[str, Any]
+    num_classes: Annotated[int, range(1, 1_000_001)]
+    class_names: list[str]
+    channels: Whole
+    size: tuple[Whole, Whole]
+    mean: list[float]
+    std: list[float]
+    value_range: tuple[float, float] | None
+    image_size: Whole | None
+    shorter_side: Whole | None
+    locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
 
 
 @dataclass(frozen=True)
@@ -189,6 +211,14 @@ class Run:
         if not (self.path / CARD).is_file():
             raise RunError(f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train again")
 
+    def file(self, name: str) -> Path:
+        """The path of one of its files.
+
+        Raises:
+            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are read.
+        """
+        return own_file(self.path, name)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Every value the run was made with.
@@ -205,12 +235,13 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
+        file = self.file(CARD)
         try:
-            card = json.loads((self.path / CARD).read_text())
-            if not isinstance(card["model"]["name"], str) or not isinstance(card["class_names"], list):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path / CARD}: is damaged or not ours; copy it again or train again") from error
+            card = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again") from error
+        if fault := _card_fault(card):
+            raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
 
     @cached_property
@@ -220,11 +251,17 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        file = self.path / SUMMARY
+        file = self.file(SUMMARY)
+        if not file.is_file():
+            return None
+        again = f"foveal fit --out {self.path} --resume writes it again"
         try:
-            return json.loads(file.read_text()) if file.is_file() else None
-        except ValueError as error:
-            raise RunError(f"{file}: is damaged; foveal fit --out {self.path} --resume writes it again") from error
+            summary = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged ({_reason(error)}); {again}") from error
+        if not isinstance(summary, dict):
+            raise RunError(f"{file}: is not a summary of a run; {again}")
+        return summary
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -241,58 +278,208 @@ class Run:
         Raises:
             RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
         """
+        file = self.file(WEIGHTS if which == "best" else LAST)
+        shapes, weights = self._weights(file)
+        if model is None:
+            # Without memory first: a configuration may ask for more than there is, and weights for less.
+            with torch.random.fork_rng(devices=()), torch.device("meta"), _at_most(ROOM * len(shapes) + MORE, self.path / CARD):
+                outline = self._build()
+            check_fit(outline, shapes, file)
+            self._check_outline(outline)
         classifier = self._build(model)
-        file = self.path / (WEIGHTS if which == "best" else LAST)
-        weights = self._weights(file)
-        check_fit(classifier, weights, file)
-        classifier.load_state_dict(weights)
+        check_fit(classifier, shapes, file)
+        classifier.load_state_dict(weights())
         return classifier.eval().to(device)
 
-    def _build(self, given: nn.Module | None) -> GlimpseClassifier:
-        name = self.card["model"]["name"]
-        if given is None and name.startswith(_PYTHON):
-            made = name.removeprefix(_PYTHON)
-            raise RunError(f"{self.path / CARD}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
+    def _build(self, given: nn.Module | None = None) -> GlimpseClassifier:
+        file, card = self.path / CARD, self.card
+        if given is None and card["model"]["name"].startswith(_PYTHON):
+            made = card["model"]["name"].removeprefix(_PYTHON)
+            raise RunError(f"{file}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
         model = self._made_by_name() if given is None else as_classifier(given)
         model.class_names = self.class_names
-        model.locations = tuple(self.card.get("locations") or ())
+        if (locations := card.get("locations")) is not None:
+            model.locations = tuple(locations)
         for key in ("value_range", "image_size", "shorter_side"):
-            setattr(model, key, self.card.get(key))
+            setattr(model, key, card.get(key))
         return model
 
     def _made_by_name(self) -> GlimpseClassifier:
+        file, card = self.path / CARD, self.card
+        name = card["model"]["name"]
         try:
-            options = as_written(self.card["model"])
+            check_options(name, _but_name(card["model"]), stored=True)
+            options = as_written(card["model"])
             with hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
-                return create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
+                return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
-            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
+            raise RunError(f"{file}: {error}; or use the version of foveal that wrote it") from error
+        except RunError:
+            raise
+        except Exception as error:  # constructors raise whatever values lead them to that they were not made for
+            raise RunError(
+                f"{file}: model {name} cannot be built of its options ({_reason(error)}); copy it again, or train again"
+            ) from error
 
-    def _weights(self, file: Path) -> dict[str, Tensor]:
+    def _check_outline(self, model: GlimpseClassifier) -> None:
+        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is not too large."""
+        file, card = self.path / CARD, self.card
+        if self.class_names and len(self.class_names) != model.num_classes:
+            told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
+            raise RunError(f"{file}: {told}; give one name for each class")
+        for key, has in (("channels", model.channels), ("size", list(model.size))):
+            if card.get(key, has) != has:
+                raise RunError(f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or train again")
+        stored = model.state_dict()
+        beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
+        look = 4 * model.channels * model.size[0] * model.size[1]
+        if max(beside, look) > LARGEST_LOOK:
+            what = f"size: a look of {model.size[0]} x {model.size[1]} px" if look > beside else "model: what it keeps beside its weights"
+            raise RunError(f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller model")
+        try:
+            looks = _most_looks(model)
+        except ConfigError as error:
+            raise RunError(f"{file}: {error}") from error
+        if looks > MOST_LOOKS:
+            raise RunError(f"{file}: locations: makes {looks:,} looks at an image; give {MOST_LOOKS:,} or fewer")
+
+    def _weights(self, file: Path) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
+        """Shapes of the weights, as tensors without memory; and what reads the weights themselves."""
         if not file.is_file():
             go_on = f"go on by foveal fit --out {self.path} --resume, or in Python take {LAST} by which='last'"
             hint = go_on if (self.path / LAST).is_file() else "train again"
             raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
-        if file.suffix == ".safetensors":
-            try:
-                return load_file(file)
-            except (SafetensorError, OSError) as error:
-                raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
-        return model_state(read_checkpoint(file), file)
+        if file.suffix != ".safetensors":
+            state = model_state(read_checkpoint(file), file)
+            return state, lambda: state
+        try:
+            with safe_open(file, "pt") as header:
+                shapes = {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
+        return shapes, lambda: load_file(file)
+
+
+ROOM, MORE = 4, 1_000
+"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and replaced."""
+
+LARGEST_LOOK = 2**30
+"""Bytes of one look, and of what a model keeps that is not among its weights."""
+
+MOST_LOOKS = 100_000
+"""At one image, by the budget of a run folder."""
+
+
+@contextmanager
+def _at_most(count: int, file: Path) -> Iterator[None]:
+    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without weights."""
+    made, thread = 0, threading.get_ident()
+
+    def counted(*_: Any) -> None:
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += 1
+            if made > count:
+                raise RunError(f"{file}: the model has more layers than there are weights for; copy it again, or train again")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _most_looks(model: GlimpseClassifier) -> int:
+    """Looks at an image by the model's own budget."""
+    looks, each = 1, 1
+    for count in model.locations:
+        each *= count
+        looks += each
+    return looks
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file of a run folder; see `Run.file`."""
+    file = folder / name
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{file}: is a link to a file outside of the run, which is not read; put a copy of that file in its place")
+    return file
+
+
+def _but_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+def _reason(error: Exception) -> str:
+    """An error in a few words on one line."""
+    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0].rstrip(".")
+    return text[:200] or type(error).__name__
+
+
+def _card_fault(card: Any) -> str | None:
+    """What is wrong with the content of ``config.json``, if anything is."""
+    if not isinstance(card, dict):
+        return "is not a list of keys with values"
+    if absent := next((key for key in ("model", "class_names") if key not in card), None):
+        return f"{absent}: is missing"
+    if fault := misfit(card, get_type_hints(Card, include_extras=True)):
+        return fault
+    if fault := misfit({"name": card["model"].get("name")}, {"name": str}, "model."):
+        return fault
+    if fault := class_fault(card["class_names"]):
+        return f"class_names: {fault}"
+    low, high = card.get("value_range") or (0, 1)
+    return None if low < high else f"value_range: {low} is not below {high}"
+
+
+def class_fault(names: Sequence[Any]) -> str | None:
+    """What is wrong with names of classes, if anything is: they are different texts on one line each."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            return f"name {i}, {name!r}, is no text"
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            return f"name {i}, {name!r}, has a line break or another control character"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"{twice!r} is there twice"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
     again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
+    file = own_file(folder, CONFIG)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
+        config = read_yaml(file)
     except OSError as error:
-        raise RunError(f"{folder / CONFIG}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / CONFIG}: is damaged; {again}") from error
+        raise RunError(f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
+    except Malformed as error:
+        raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
         raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
     return config
+
+
+class _Group(TypedDict):
+    lr: float
+    base_lr: float
+
+
+class _Optimiser(TypedDict):
+    param_groups: list[_Group]
+    state: dict[Any, Any]
+
+
+class _Checkpoint(TypedDict, total=False):
+    """Types of what Lightning and `foveal.training` put into a checkpoint, as far as this package reads it."""
+
+    state_dict: dict[str, Tensor]
+    loops: dict[str, Any]
+    global_step: Annotated[int, range(10**15)]
+    optimizer_states: list[_Optimiser]
+    callbacks: dict[str, dict[str, Any]]
+    epoch: int
+    elapsed: float
+    left_out: int
+    average: dict[str, Tensor]
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -301,16 +488,25 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing, damaged or holds anything else.
     """
+    file = own_file(file.parent, file.name)
     if not file.is_file():
         raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
     try:
         content = unpickled(file)
+    except Malformed as error:
+        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
         raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
-    if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
-        raise RunError(f"{file}: is not a checkpoint of a run; bring the right file, or start again with --overwrite")
+    fault: str | None = "it is no mapping"
+    if isinstance(content, dict):
+        hints = get_type_hints(_Checkpoint, include_extras=True)
+        required = {key: None for key in hints if key not in ("epoch", "elapsed", "left_out", "average")}
+        fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
+        fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
+    if fault:
+        raise RunError(f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite")
     return content
 
 

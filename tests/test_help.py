@@ -19,8 +19,8 @@ from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
 from foveal.recipes import GROUPS, describe_recipe, find_recipe, list_recipes, load_recipe, parse_value
 from foveal.recipes.config import FitConfig
-from foveal.recipes.flags import chain_of, target_of
 from foveal.recipes.help import reached
+from foveal.signatures import chain_of, target_of
 from foveal.training.config import plain
 
 ROOT = Path(__file__).parents[1]

@@ -304,8 +304,8 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "sentence"),
     [
         ("no config.json", r"run: has no config.json, so it is no run folder or was never finished; "),
-        ("half a config.json", r"config.json: is damaged or not ours; "),
-        ("another config.json", r"config.json: is damaged or not ours; "),
+        ("half a config.json", r"config.json: is damaged or not ours \(line \d+ is not valid JSON\); "),
+        ("another config.json", r"config.json: model: is missing; "),
         ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
         ("no best yet", r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python "),
         ("half the weights", r"model.safetensors: is damaged or half written; "),
@@ -324,7 +324,10 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("model: [", r"config.yaml: is damaged; .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
+        (
+            "model: [",
+            r"config.yaml: is damaged \(line 1 is not valid YAML\); .* foveal fit RECIPE --out \S+run --overwrite",
+        ),
         ("- 1", r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
         (None, r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another --out"),
     ],

@@ -16,12 +16,12 @@ Example:
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpse
-from foveal.display import fixed, percent, significant, unit_for
+from foveal.display import fixed, percent, printable, significant, unit_for
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
@@ -215,6 +215,11 @@ def report(
     )
     _write(Path(out), page.encode())
     return Path(out)
+
+
+def escape(text: str) -> str:
+    """A text for HTML, which cannot turn the direction of the page either."""
+    return html.escape(printable(text))
 
 
 def _box(number: int, glimpse: Glimpse, longest: int) -> str:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ from foveal.errors import ConfigError, RunError
 from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
+from foveal.runs import own_file
+from foveal.signatures import misfit
+from foveal.strict import Malformed, read_json
 
 EXITS = "exits.json"
 
@@ -140,13 +144,22 @@ def read_exits(folder: Path) -> list[Exit]:
     Raises:
         RunError: the file is damaged.
     """
-    file = folder / EXITS
-    if not file.is_file():
+    if not (folder / EXITS).exists():
         return []
+    file = own_file(folder, EXITS)
+    again = "delete it, and solve again by foveal evaluate --budget"
+    hints = {**get_type_hints(Exit), "at_once": Annotated[int, range(1, 10**6)]}
     try:
-        return [Exit(**{**values, "locations": tuple(values["locations"])}) for values in json.loads(file.read_text())]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{file}: is damaged or not ours; delete it, and solve again by foveal evaluate --budget") from error
+        found = read_json(file)
+        faults = [misfit(values, hints) for values in found]
+        if fault := next(filter(None, faults), None):
+            raise RunError(f"{file}: {fault}; {again}")
+        exits = [Exit(**{**values, "locations": tuple(values["locations"])}) for values in found]
+        for one in exits:
+            parse_cost(one.budget)
+    except (Malformed, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise RunError(f"{file}: is damaged or not ours ({str(error) or type(error).__name__}); {again}") from error
+    return exits
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:

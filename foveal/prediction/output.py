@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 from foveal.choices import FORMATS
+from foveal.display import as_cell, from_cell
 from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
@@ -460,7 +461,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
-    """Write rows as they come, holding a thousand at most; ``suffix`` names the format."""
+    """Write rows as they come, holding a thousand at most; ``suffix`` names the format.
+
+    Texts of CSV files are written by `foveal.display.as_cell`, so that no spreadsheet takes one for a formula. `read_rows` gives back what
+    was written; the other formats hold every text as it is.
+    """
     if suffix == ".parquet":
         _write_parquet(path, rows)
         return
@@ -470,7 +475,13 @@ def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
             return
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows)
+        table.writerows({key: _to_csv(value) for key, value in row.items()} for row in rows)
+
+
+def _to_csv(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_cell(value)
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -494,7 +505,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 def _from_csv(column: str, text: str) -> Any:
     if column in ("path", "label", "error"):
-        return text or None
+        return from_cell(text) or None
     return json.loads(text) if text else None
 
 

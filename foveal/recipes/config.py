@@ -16,16 +16,17 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
-from foveal.data import DataModule, get_data
-from foveal.errors import ConfigError
+from foveal.data import DataModule, data_constructor, get_data, list_data
+from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import constructor, create_classifier
+from foveal.models import check_options, constructor, create_classifier
 from foveal.objectives import OBJECTIVES, Objective
-from foveal.runs import Run, without_weights
+from foveal.runs import CONFIG, Run, without_weights
+from foveal.signatures import chain_of, hints_of, misfit
 from foveal.training.config import Optimiser, Training
 
 if TYPE_CHECKING:
@@ -51,13 +52,15 @@ class FitConfig(Training):
         """The configuration of nested plain values, as a YAML file gives them.
 
         Raises:
-            ConfigError: an unknown key.
+            ConfigError: an unknown key, or a value of another type.
         """
         values = dict(values)
         _known(values, cls, "")
+        _typed(values, cls, "")
         if isinstance(values.get("optimiser"), Mapping):
             optimiser = dict(values["optimiser"])
             _known(optimiser, Optimiser, "optimiser.")
+            _typed(optimiser, Optimiser, "optimiser.")
             for key in ("betas", "l2_groups", "step_at"):
                 if isinstance(optimiser.get(key), list):
                     optimiser[key] = tuple(optimiser[key])
@@ -73,7 +76,7 @@ class FitConfig(Training):
             ConfigError: names the first that does not.
         """
         for key in ("model", "data"):
-            if "name" not in getattr(self, key):
+            if not isinstance(getattr(self, key).get("name"), str):
                 raise ConfigError(f"{key}: has no name; set --{key} NAME")
         super().check()
 
@@ -111,15 +114,33 @@ def fit_config(
 def _going_on(config: FitConfig | None, opening: Opening) -> FitConfig:
     """The configuration, with the options of the stored model that it leaves out; the stored one where none is given."""
     if opening.stored is not None:
-        stored = FitConfig.from_dict(opening.stored)
+        stored = _stored(opening)
         if config is not None:
             # Options that earlier versions did not have describe what the run's model does.
             formerly = getattr(constructor(stored.model["name"]), "formerly", {})
             return replace(config, model={**{key: stored.model[key] for key in formerly}, **config.model})
-        stored.check()
         return stored
     if config is None:
         raise ConfigError("config: is missing; give one, or resume a run")
+    return config
+
+
+def _stored(opening: Opening) -> FitConfig:
+    """The configuration of the run that goes on.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        config = FitConfig.from_dict(opening.stored or {})
+        config.check()
+        if config.data["name"] in list_data():
+            parts = chain_of(data_constructor(config.data["name"]))
+            hints = {key: hint for part in parts for key, (hint, _) in hints_of(part).items()}
+            if fault := misfit(config.data, {**hints, "name": str}, "data."):
+                raise ConfigError(fault)
+    except ConfigError as error:
+        raise RunError(f"{opening.out / CONFIG}: {error}") from error
     return config
 
 
@@ -137,7 +158,9 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
     classes = options.pop("num_classes", len(data.classes))
     if classes != len(data.classes):
         raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
-    model = create_classifier(options.pop("name"), num_classes=classes, **options)
+    name = options.pop("name")
+    check_options(name, {key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
+    model = create_classifier(name, num_classes=classes, **options)
     model.spec |= {key: value for key, value in config.model.items() if key != "num_classes"}
     return model
 
@@ -169,3 +192,9 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
             raise ConfigError(
                 f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
             )
+
+
+def _typed(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    hints = {**get_type_hints(cls), "optimiser": Optimiser | dict[str, Any], "precision": str | int}
+    if fault := misfit(values, hints, prefix):
+        raise ConfigError(fault)

@@ -26,8 +26,9 @@ from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.config import FitConfig
-from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
 from foveal.recipes.help import recipe_help
+from foveal.signatures import misfit, target_of
 
 HOW = (
     Option("resume", bool, False, "go on with the run that is there"),
@@ -55,11 +56,11 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
         if not isinstance(loaded.get(section, {}), dict):
             raise ConfigError(f"{file}: {section} is no mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
-    model, data = values["model"]["name"], values["data"]["name"]
+    model, data = (_name(values, section, str(file)) for section in ("model", "data"))
     looks = model in REGISTRY
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
-    objective = OBJECTIVES.get(values.get("objective", {}).get("name"), own_objective(model))
+    objective = OBJECTIVES.get(str(values.get("objective", {}).get("name")), own_objective(model))
     of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
         Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, made if it is not there"),
@@ -93,8 +94,19 @@ def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> d
         ConfigError: a name, key or value that does not fit.
     """
     recipe = chosen_names({"data": values}, argv)
-    name = recipe["data"]["name"]
+    name = _name(recipe, "data", where)
     return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
+
+
+def _name(values: dict[str, Any], section: str, where: str) -> str:
+    """The name of a section.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if fault := misfit({"name": values[section]["name"]}, {"name": str}, f"{section}."):
+        raise ConfigError(f"{where}: {fault}")
+    return values[section]["name"]
 
 
 def _section(section: str, name: str, options: Sequence[Option]) -> list[Option]:

@@ -31,7 +31,7 @@ from torch import nn
 
 from foveal.data import DataModule
 from foveal.data.values import check_readable
-from foveal.errors import ConfigError, DataError, StorageError
+from foveal.errors import ConfigError, DataError, RunError, StorageError
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
 from foveal.host import end_with_parent
@@ -47,6 +47,7 @@ from foveal.runs import (
     as_written,
     check_fit,
     claim,
+    class_fault,
     clear,
     load,
     made_in_python,
@@ -155,8 +156,11 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
 def _stored(out: Path) -> dict[str, Any]:
     """The configuration of the run that goes on, with the options of its model that did not exist when it was written."""
     stored = read_config(out)
-    if isinstance(stored.get("model"), dict) and "name" in stored["model"]:
-        stored["model"] = as_written(stored["model"])
+    if isinstance(stored.get("model"), dict) and isinstance(stored["model"].get("name"), str):
+        try:
+            stored["model"] = as_written(stored["model"])
+        except ConfigError as error:
+            raise RunError(f"{out / CONFIG}: {error}") from error
     return stored
 
 
@@ -179,6 +183,8 @@ def _plan(opening: Opening, model: GlimpseClassifier, data: DataModule, objectiv
     if len(data.classes) < 2:
         name = data.classes[0]
         raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
+    if fault := class_fault(data.classes):
+        raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
     if model.num_classes != len(data.classes):
         raise ConfigError(f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give it as many")
     if model.channels != (bands := data.split("train").channels):

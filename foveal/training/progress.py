@@ -23,6 +23,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 from torch import Tensor
 
+from foveal.display import unfiltered
 from foveal.training.task import ENDLESS, Task
 
 MEMORY = 0.95  # weight of the past in a running mean, per batch
@@ -70,7 +71,7 @@ class Progress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
-        console = Console(stderr=True)
+        console = Console(stderr=True, file=unfiltered(sys.stderr))
         with self._seen():
             self.display = _Bar(console, task.progress) if console.is_interactive else _Lines()
         self._since = time.monotonic()

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
+from foveal.display import as_cell
 from foveal.draws import Draws
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
@@ -131,7 +132,7 @@ class Task(pl.LightningModule):
         total_batches: of the run; `ENDLESS` where only time ends it.
         frozen: modules that the objective leaves as they are.
         validates: there are validation images.
-        bad_images: (path, reason) of images that could not be read and are not yet recorded.
+        bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of ``bad_images.csv``.
         left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
@@ -225,6 +226,11 @@ class Task(pl.LightningModule):
         self._groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
         return optimiser
 
+    @property
+    def begun(self) -> bool:
+        """Whether the first step of this process has begun."""
+        return self._since is not None
+
     def on_train_start(self) -> None:
         self._since = time.monotonic()
         self._clock = self.elapsed
@@ -245,7 +251,7 @@ class Task(pl.LightningModule):
             module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        self.bad_images += batch.errors
+        self._note_bad(batch.errors)
         left_out = self.left_out
         loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
         world = self.trainer.world_size
@@ -288,7 +294,7 @@ class Task(pl.LightningModule):
             target = target[:0]
         elif len(batch):
             rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
-            self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+            self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
             if batch.views.errors:
                 good = torch.tensor([i for i in range(len(batch)) if i not in batch.views.errors], dtype=torch.long, device=target.device)
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
@@ -308,6 +314,9 @@ class Task(pl.LightningModule):
         if tuple(plan) not in self._takes_one:
             self._takes_one[tuple(plan)] = takes_one_image(self.model, plan)
         return self._takes_one[tuple(plan)]
+
+    def _note_bad(self, images: Sequence[tuple[str, str]]) -> None:
+        self.bad_images += [(as_cell(path), as_cell(reason)) for path, reason in images]
 
     def _gather_bad_images(self) -> None:
         """All processes get the bad images of all."""
@@ -333,12 +342,12 @@ class Task(pl.LightningModule):
         self._validated, self._validated_images = [], 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.bad_images += batch.errors
+        self._note_bad(batch.errors)
         if not len(batch):
             return
         # Without contributions, which nobody reads here: they would keep every attention map.
         logits = self.model(batch.views, locations=self.config.locations, contributions=False).logits
-        self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+        self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
         logits, target = logits.float(), batch.target
         if batch.views.errors:
             good = [i for i in range(len(batch)) if i not in batch.views.errors]

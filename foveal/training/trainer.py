@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, RunError
 from foveal.files import storing
 from foveal.host import deaf_children, keep_freed_memory
 from foveal.runs import LAST, TENSORBOARD
@@ -78,9 +78,11 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
             launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
         try:
             trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
-        except BaseException:
+        except BaseException as error:
             if children and not task.stopping:  # they may wait for this process in vain
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            if resume and not task.begun and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
+                raise RunError(f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite") from error
             raise
 
 
