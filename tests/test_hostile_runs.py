@@ -307,7 +307,7 @@ TYPES = {
 
 @pytest.mark.parametrize("key", TYPES)
 def test_a_value_of_another_type_in_config_yaml_is_named(trained, tmp_path, capsys, key):
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -323,7 +323,7 @@ def test_a_value_of_another_type_in_config_yaml_is_named(trained, tmp_path, caps
     said = capsys.readouterr().err.strip()
     assert last in said and "\n" not in said, said
     with pytest.raises(FovealError, match=rf"^[^\n]*{last}[^\n]*$"):
-        fit(None, folder, resume=True, quiet=True)
+        fit_config(None, folder, resume=True, quiet=True)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
