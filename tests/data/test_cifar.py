@@ -101,7 +101,5 @@ def test_files_that_are_not_there_or_damaged(name, root, harm, monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(kind, "download", offline)
-    with pytest.raises(
-        DataError, match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); bring its files there$"
-    ):
+    with pytest.raises(DataError, match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); copy its files there$"):
         get_data(name, root=str(root))

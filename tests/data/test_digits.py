@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foveal.data import get_data
-from foveal.data.digits import _glyphs, _originals, _photographs, _places, _shuffle
+from foveal.data.digits import _glyphs, _originals, _photographs, _place_squares, _shuffle
 from foveal.errors import ConfigError
 
 SMALL = {"canvas": 160, "digit": (16, 24), "train": 20, "val": 10, "test": 10}
@@ -63,7 +63,7 @@ def test_things_do_not_touch():
     rng = np.random.default_rng(0)
     for _trial in range(50):
         rooms = rng.integers(20, 40, 6)
-        places = np.array(_places(rooms, 150, rng))
+        places = np.array(_place_squares(rooms, 150, rng))
         cover = np.zeros((150, 150), dtype=int)
         for room, (y, x) in zip(rooms, places, strict=True):
             cover[y : y + room, x : x + room] += 1

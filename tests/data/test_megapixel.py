@@ -162,5 +162,5 @@ def test_files_that_are_not_there_or_damaged(tmp_path, monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(MNIST, "download", offline)
-    with pytest.raises(DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); bring its files there$"):
+    with pytest.raises(DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); copy its files there$"):
         data(tmp_path / "nowhere", download=True)

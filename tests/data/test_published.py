@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveal.data import get_data
-from foveal.data.published import with_context
+from foveal.data.fmow import with_context
 from foveal.errors import DataError
 from tests.data.layouts import make_cub, make_fmow, make_imagenet, make_nabirds
 
