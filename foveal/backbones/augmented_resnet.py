@@ -27,7 +27,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs, share_radius
-from foveal.layers.augment import distinct
+from foveal.layers.augment import unique_stages
 
 default_cfgs = {
     name: {
@@ -87,7 +87,7 @@ class AAResNet(ResNet):
     ) -> None:  # fmt: skip
         attention, rest = _split(AttentionAugmentation, options)
         super().__init__(Bottleneck if bottleneck else BasicBlock, layers, **rest)  # type: ignore[arg-type]
-        for stage in distinct(stages):
+        for stage in unique_stages(stages):
             make = partial(AttentionAugmentation, **{"pool": aa_pool_stage2 and stage == 2, **attention})
             augment_convs(self, make, (stage,), basic_conv=basic_conv, image_size=img_size)
 

@@ -125,7 +125,7 @@ class AttentionModule(Attends):
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
         mask = self.attend(self.to_mask(self.hourglass(x)))
-        self.keep(lambda: mask.mean(1, keepdim=True))
+        self.record_map(lambda: mask.mean(1, keepdim=True))
         return self.after((1 + mask) * self.trunk(x))
 
     def attend(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention layers and small blocks: plain modules for any network.
+"""Attention layers for any network.
 
 Example:
     >>> from foveal.layers import attention_maps

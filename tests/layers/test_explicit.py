@@ -123,7 +123,7 @@ def test_parameters_are_those_of_the_formula():
     "options, word",
     [
         ({"kernel": "sinc"}, "kernel"), ({"coord": "mm"}, "coord"), ({"attn_stride": "skip"}, "attn_stride"), ({"impl": "fast"}, "impl"),
-        ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "factor"), ({"ratio": 1.2}, "ratio"),
+        ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "not separable"), ({"ratio": 1.2}, "ratio"),
         ({"value_channels": 5, "heads": 2}, "heads"), ({"radius_init": 0.0}, "radius_init"), ({"radius_param": "exp"}, "radius_param"),
         ({"radius_init": "wide"}, "radius_init"), ({"heads": 0}, "heads=0"), ({"ratio": 0.05}, "ratio=0 for the plain"),
         ({"heads": 16}, "fewer heads"),
@@ -440,7 +440,7 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
 def test_heads_are_a_whole_number():
     assert ExplicitAttention(4, 8, ratio=0.5, heads=np.int64(2)).heads == 2
     for heads in (0, 1.5, -1):
-        with pytest.raises(ValueError, match=f"heads={heads} leaves nothing"):
+        with pytest.raises(ValueError, match=f"heads={heads} is not possible"):
             ExplicitAttention(4, 8, ratio=0.5, heads=heads)
 
 

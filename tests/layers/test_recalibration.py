@@ -62,7 +62,7 @@ def test_maps_of_an_outer_context_outlast_an_inner_one():
     assert nothing == {} and set(inner) == {"1"} and set(whole) == set(outer) == {"0", "1"}
     assert torch.equal(before, inner["1"]) and torch.equal(before, expected["1"])
     assert torch.equal(outer["0"], expected["0"]) and torch.equal(outer["1"], whole["1"])
-    assert first.attention_map is None and not first._keeps
+    assert first.attention_map is None and not first._records_map
 
 
 def test_cbam_counts():
