@@ -104,7 +104,7 @@ def test_cells_by_side(side, cells):
         net = timm.create_model("bagnet77", num_classes=0).eval()
         assert net.grid(side) == net.forward_features(torch.empty(1, 3, side, side)).shape[-1] == cells
         assert net.grid(76) == net.grid(1) == 0
-        with pytest.raises(ValueError, match="images of 224 x 76 px have no room for a window of 77 px"):
+        with pytest.raises(ValueError, match="images of 224 x 76 px are smaller than the receptive field of 77 px"):
             net(torch.empty(1, 3, 224, 76))
 
 
@@ -253,8 +253,8 @@ def test_a_window_cut_out_has_the_features_of_its_cell():
 @pytest.mark.parametrize("options, says", [
     ({"downsample_bn": "both"}, "downsample_bn='both' is unknown; use main or shortcut"),
     ({"layers": (1, 1)}, "are of different lengths"),
-    ({"kernel3": (3, 1, 0, 0)}, "has to be from 0 to layers"),
-    ({"layers": (2, 1, 0, 1)}, "has to be from 0 to layers"),
+    ({"kernel3": (3, 1, 0, 0)}, "must be from 0 to layers"),
+    ({"layers": (2, 1, 0, 1)}, "must be from 0 to layers"),
 ])  # fmt: skip
 def test_options_that_do_not_fit(options, says):
     with pytest.raises(ValueError, match=says):

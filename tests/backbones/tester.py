@@ -12,7 +12,7 @@ from timm.models import group_parameters
 from torch import nn
 
 import foveal.backbones  # noqa: F401
-from foveal.backbones.head import Headed
+from foveal.backbones.head import ClassifierBackbone
 from foveal.prediction.cost import count
 
 
@@ -119,7 +119,7 @@ class BackboneTester:
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
             # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all the same.
-            assert not isinstance(net, Headed) or all(d < last for d in own)
+            assert not isinstance(net, ClassifierBackbone) or all(d < last for d in own)
 
     def test_its_card(self, net):
         named = dict(net.named_modules())
