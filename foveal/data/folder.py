@@ -35,7 +35,7 @@ from foveal.images.walk import set_apart, why_left_out
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
 )
-"""Names of splits that users choose, in lower case, to ours."""
+"""Standard name of each common name of a split, in lower case."""
 
 
 @register
@@ -218,7 +218,7 @@ def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_ou
     """
     by_class: dict[str, list[str]] = {name: [] for name in _folders(directory)}
     if not by_class:
-        raise DataError(f"{directory}: there are no class folders in it; put the images of each class in a folder of its own")
+        raise DataError(f"{directory}: there are no class folders in it; put the images of each class in a separate folder")
     beside = LeftOut()
     start = len(str(directory / "x")) - 1
     for path in list_images(directory, suffixes, left_out):

@@ -133,7 +133,7 @@ def get_data(name: str, **options) -> DataModule:
 
     Raises:
         ConfigError: unknown name or option.
-        DataError: the data set is not where it should be, or not as it should be.
+        DataError: the data set is missing or malformed.
     """
     constructor = data_constructor(name)
     parameters = inspect.signature(constructor).parameters

@@ -172,7 +172,7 @@ def advise(sample: Sample, reading: Reading) -> str | None:
         share = f"{100 * beyond:.0f} % of them beyond" if beyond > SMALL else "a small part of"
         why = f"{share} --data.value_range {given[0]:g},{given[1]:g}"
     elif sample.stored_range is None:
-        why = "and their type has no range of its own"
+        why = "and their pixel type has no range"
     elif high - low < SMALL * (sample.stored_range[1] - sample.stored_range[0]):
         why = f"a small part of {sample.stored_range[0]:g} to {sample.stored_range[1]:g}, so that the model sees little of their contrast"
     else:

@@ -93,7 +93,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def captions(model: nn.Module) -> dict[str, str]:
     """Captions of attention modules by module name."""
-    return {name: said for name, module in model.named_modules() if isinstance(module, Attends) and (said := module.describe())}
+    return {name: text for name, module in model.named_modules() if isinstance(module, Attends) and (text := module.describe())}
 
 
 def stage_of(name: str) -> str:

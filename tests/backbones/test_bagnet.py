@@ -1,4 +1,4 @@
-"""Shapes, counts, receptive fields and norms of the BagNets: TNet's without norms, and Saccader's."""
+"""Shapes, counts, receptive fields and norms of the BagNets of TNet and Saccader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_there_is_no_normalisation_and_every_convolution_has_a_bias():
 
 
 def saccader(name="test_bagnet", *, seed=0, **options):
-    """A BagNet in double precision, whose blocks all have something to add and whose statistics are not those of the start."""
+    """A BagNet in double precision with non-zero blocks and random statistics."""
     torch.manual_seed(seed)
     net = timm.create_model(name, **{"num_classes": 5, **options}).double().eval()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def window(net, i, j, height, width):
     net.forward_features(x)[0, :, i, j].sum().backward()
     seen = x.grad[0].abs().sum(0)
     rows, columns = (seen.sum(axis).nonzero().flatten() for axis in (1, 0))
-    # Not only the hull: every pixel of the window counts.
+    # Every pixel of the window has an influence, not only those at its edges.
     assert (seen > 0).sum() == len(rows) * len(columns) == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
     return rows[0].item(), rows[-1].item(), columns[0].item(), columns[-1].item()
 
@@ -197,8 +197,8 @@ def test_a_zero_scale_that_the_second_norm_meets_has_316_times_the_gradient():
         block = timm.create_model("test_bagnet", downsample_bn=kind).double().train().stages[0][0]
         x = torch.randn(4, 16, 9, 9, dtype=torch.float64)
         with torch.no_grad():
-            block.shortcut[0].weight.zero_()  # what is added to the main path then is 0 in both
-            (block.conv3[2] if kind == "main" else block.shortcut[1]).bias.fill_(9.0)  # and the ReLU lets everything pass
+            block.shortcut[0].weight.zero_()  # the shortcut is then 0 in both
+            (block.conv3[2] if kind == "main" else block.shortcut[1]).bias.fill_(9.0)  # and the ReLU has no effect
         (block(x) * torch.linspace(0, 1, x[0, 0, 1:-1:2, 1:-1:2].numel(), dtype=torch.float64).view(4, 4)).sum().backward()
         gradients.append(block.conv3[1].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1] / 1e-5**0.5)

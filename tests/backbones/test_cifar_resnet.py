@@ -1,4 +1,4 @@
-"""ResNets for 32 px: published counts, pytorchcv's networks, public weights, and what attention does to a residual branch."""
+"""ResNets for 32 px: published counts, networks of pytorchcv, public weights, and attention in residual branches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_parameters_by_name(name, expected):
 def test_macs_of_depth_110():
     plain, attention = (count(timm.create_model(f"{prefix}resnet110_cifar"), 32).macs for prefix in ("", "attn_"))
     assert round(plain / 1e6) == 253
-    # n k^2 C K per module, and the first block of a stage sees the grid of its output
+    # n k^2 C K per module, and attention in the first block of a stage is on the output grid
     assert attention - plain == 18 * sum(n * 9 * c * 4 for n, c in ((1024, 16), (256, 32), (64, 64)))
     assert round((attention - plain) / 1e6, 1) == 18.6
 
@@ -200,7 +200,7 @@ def test_attention_starts_as_the_plain_network(options, preact):
 
 
 def branches(mode: str | None) -> torch.Tensor:
-    """Standard deviation of what the first residual branch of each stage adds, at initialisation."""
+    """Standard deviation of the first residual branch of each stage at initialisation."""
     model = tiny(widths=(16, 32, 64), **({} if mode is None else {"attention": "softmax", "attention_options": {"mode": mode}}))
     seen = []
     for stage in (model.layer1, model.layer2, model.layer3):
@@ -245,7 +245,7 @@ def test_heads(head, features):
 
 
 def public(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A state under the names that public weights have."""
+    """A state with the keys of public weights."""
     return {f"module.{'linear' + key[2:] if key.startswith('fc.') else key}": value for key, value in model.state_dict().items()}
 
 

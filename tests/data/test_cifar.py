@@ -1,4 +1,4 @@
-"""CIFAR: read as torchvision reads it, split, and what goes wrong."""
+"""CIFAR: reading, splits and errors."""
 
 import hashlib
 import pickle
@@ -21,7 +21,7 @@ def name(request):
 
 @pytest.fixture
 def root(name, tmp_path, monkeypatch):
-    """A folder in torchvision's own format, of 10 or 20 images a file."""
+    """A folder in the format of torchvision with 10 or 20 images per file."""
     kind, labels, names = KINDS[name]
     folder = tmp_path / kind.base_folder
     folder.mkdir()

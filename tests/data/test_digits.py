@@ -1,4 +1,4 @@
-"""The bundled digits: deterministic, split by original, as described."""
+"""The bundled digits: deterministic draws and disjoint splits."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_no_original_is_in_two_splits_and_none_is_lost():
 
 
 def test_splits_see_different_parts_of_the_photographs():
-    # A patch of a training photograph is found in that photograph and in no other split's.
+    # A patch of a training photograph is in no photograph of another split.
     for other in ("val", "test"):
         for train, held in zip(_photographs("train", 20)[::4], _photographs(other, 20)[::4], strict=True):
             patch = train[:, :16, :16]

@@ -1,4 +1,4 @@
-"""Spatial softmax attention against loops, closed forms, and the identity it starts as."""
+"""Spatial softmax attention against loops, closed forms and the initial identity."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
 
 
 def test_half_precision_holds_maps_of_many_positions():
-    """n A of one position of 260 x 260 is 67,600, more than float16 has; what becomes of it is that largest number."""
+    """n A can be 67,600 with 260 x 260 positions, above the largest float16, to which it is clipped."""
     layer = attention(maps="one").half()
     x = torch.zeros(1, 8, 260, 260, dtype=torch.float16)
     x[0, :, 7, 9] = 1
