@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.host import sent
+from foveal.host import to_device
 
 Box = tuple[float, float, float, float]
 
@@ -101,8 +101,8 @@ class Glimpses(Sequence[Glimpse]):
                 self.size[index],
                 self.level[index],
                 self.parent[index],
-                share[sent(rows, share.device)],
-                None if gave is None else gave[sent(rows, gave.device)],
+                share[to_device(rows, share.device)],
+                None if gave is None else gave[to_device(rows, gave.device)],
             )
         parent = int(self.parent[index])
         return Glimpse(
@@ -207,7 +207,7 @@ class Classification:
             contribution=torch.cat([g.contribution for g in looks]) if additive else None,  # type: ignore[misc]
         )
         logits = torch.cat([part.logits for _, part in parts])
-        rows = sent(np.argsort(which), logits.device)
+        rows = to_device(np.argsort(which), logits.device)
         return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read)
 
     @classmethod

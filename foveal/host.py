@@ -4,7 +4,7 @@ Example:
     >>> keep_freed_memory()
     >>> processor_name().endswith("processors")
     True
-    >>> sent(np.arange(3), torch.device("cpu"), torch.float32)
+    >>> to_device(np.arange(3), torch.device("cpu"), torch.float32)
     tensor([0., 1., 2.])
 """
 
@@ -90,8 +90,10 @@ def deaf_children() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end within a second after its parent, however that ends; or at once when the parent alone sends SIGTERM, where
-    `deaf_children` keeps it from others."""
+    """End this process within a second after its parent ends, in any way.
+
+    It ends at once if the parent sends SIGTERM; `deaf_children` blocks SIGTERM from other processes.
+    """
     parent = os.getppid()
     blocked = hasattr(signal, "sigtimedwait") and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
@@ -113,12 +115,12 @@ def processor_name() -> str:
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} processors"
 
 
-def sent(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copy an array or a tensor to a device asynchronously, optionally to another type."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return tensor.to(device, dtype, non_blocking=True)
 
 
-def rows_of(which: np.ndarray, device: torch.device) -> Tensor:
+def true_indices(which: np.ndarray, device: torch.device) -> Tensor:
     """Indices of True in a mask, on a device. Indexing with a mask on the device would wait for the device."""
-    return sent(np.flatnonzero(which), device)
+    return to_device(np.flatnonzero(which), device)

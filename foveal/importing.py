@@ -2,7 +2,7 @@
 
 Example:
     >>> import gc
-    >>> with quickly():
+    >>> with fast_imports():
     ...     import json
     ...     gc.isenabled()
     False
@@ -21,7 +21,7 @@ MANY = 100_000
 
 
 @contextmanager
-def quickly() -> Iterator[None]:
+def fast_imports() -> Iterator[None]:
     """Disable garbage collection during imports.
 
     Importing torch and timm creates millions of permanent objects. Python scans them repeatedly as their number grows,

@@ -8,6 +8,8 @@
 * `bagnet77_tnet`: TNet's backbone on ImageNet ("Hard-Attention for Scalable Image Classification", Papadopoulos et al.,
   NeurIPS 2021, arXiv 2102.10212, released code): receptive field 77 px, no normalisation, biases everywhere,
   LeakyReLU(0.2), channel dropout before the pooling.
+
+Example:
     >>> import timm, torch
     >>> import foveal.backbones
     >>> net = timm.create_model("bagnet77_tnet", num_classes=10).eval()

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.backbones.head import ClassifierBackbone, Stage, cifar_cfg
-from foveal.layers import Attends
+from foveal.layers import AttentionLayer
 
 Mask = Literal["mixed", "channel", "spatial"]
 
@@ -101,7 +101,7 @@ class Hourglass(nn.Module):
         return F.interpolate(self.up(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class AttentionModule(Attends):
+class AttentionModule(AttentionLayer):
     """p units, (1 + M(x)) * T(x) (equation 3), and p units. The attention map is the mean of the mask M over channels.
 
     Args:

@@ -1,6 +1,7 @@
 """Data sets of labelled images, in files or in memory.
 
 A data set defines its samples. `foveal.data.loader.Loader` decides in which order they are read.
+
 Example:
     >>> import torch
     >>> data = TensorDataset(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("cat", "dog"))

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class AttentionAugmentation(Attends):
+class AttentionAugmentation(AttentionLayer):
     """Replacement for ``Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)``.
 
     Maps (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)). Channels of the convolution

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class CBAM(Attends):
+class CBAM(AttentionLayer):
     """Channel gates sigmoid(MLP(mean) + MLP(max)), then spatial gates sigmoid(BN(conv7x7([mean; max]))).
 
     Maps (B, C, h, w) to the same shape. The attention map is the spatial one, (B, 1, h, w) in [0, 1].

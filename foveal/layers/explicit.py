@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 DENSE_QUERIES = 4096
 """With more queries, a dense map is computed in pieces of this many, and again in the backward pass, to save memory."""
@@ -148,7 +148,7 @@ class Radius(nn.Module):
         return 1 / self.inverse()
 
 
-class ExplicitAttention(Attends):
+class ExplicitAttention(AttentionLayer):
     """Replacement for ``Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)``.
 
     Maps (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)). Channels of the convolution

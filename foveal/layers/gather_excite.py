@@ -19,10 +19,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class GatherExcite(Attends):
+class GatherExcite(AttentionLayer):
     """Multiply features X (B, C, h, w) by sigmoid(G(X)). G gathers over an extent and is resized (nearest) to h x w.
 
     Unless the extent is global, there is an attention map: the mean of the gates over channels, (B, 1, h, w).

@@ -1,10 +1,10 @@
 """Attention maps of the modules of any model.
 
-A module with attention derives from `Attends` and passes its map to `record_map` in each forward pass. Maps are
+A module with attention derives from `AttentionLayer` and passes its map to `record_map` in each forward pass. Maps are
 computed and kept inside `attention_maps` only.
 
 Example:
-    >>> class Halves(Attends):
+    >>> class Halves(AttentionLayer):
     ...     def forward(self, x):
     ...         self.record_map(lambda: torch.full_like(x[:, :1], 0.5))
     ...         return x / 2
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Attends(nn.Module):
+class AttentionLayer(nn.Module):
     """A module with an attention map.
 
     Attributes:
@@ -75,7 +75,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     Yields:
         Maps (B, heads, h, w) of the last forward pass by module name.
     """
-    attending = {name: module for name, module in model.named_modules() if isinstance(module, Attends)}
+    attending = {name: module for name, module in model.named_modules() if isinstance(module, AttentionLayer)}
     maps: dict[str, Tensor] = {}
     before = [(module, module._records_map, module.attention_map) for module in attending.values()]
     for module in attending.values():
@@ -93,7 +93,7 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def captions(model: nn.Module) -> dict[str, str]:
     """Captions of attention modules by module name."""
-    return {name: text for name, module in model.named_modules() if isinstance(module, Attends) and (text := module.describe())}
+    return {name: text for name, module in model.named_modules() if isinstance(module, AttentionLayer) and (text := module.describe())}
 
 
 def stage_of(name: str) -> str:

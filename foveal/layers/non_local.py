@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class NonLocal(Attends):
+class NonLocal(AttentionLayer):
     """Map features x (B, C, h, w) to x + BN(W_z y), where y_i = sum_j f(x_i, x_j) g(x_j) and f is normalised over j.
 
     The attention map is f of the central position: (B, 1, h, w), or half that size with ``sub_sample``.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends, evenness
+from foveal.layers.maps import AttentionLayer, evenness
 
 CHOICES = {
     "maps": ("group", "one", "channel", "mean"),
@@ -33,7 +33,7 @@ CHOICES = {
 }
 
 
-class SpatialSoftmaxAttention(Attends):
+class SpatialSoftmaxAttention(AttentionLayer):
     """Multiply features (B, C, h, w) by attention maps; ``mode="pool"`` then sums over positions to (B, C).
 
     Args:

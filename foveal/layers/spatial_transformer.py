@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class SpatialTransformer(Attends):
+class SpatialTransformer(AttentionLayer):
     """Resample features (B, C, H, W) on an affine grid to (B, C, *size). Starts as the identity.
 
     Coordinates run from -1 to 1, from the outer edge of the first pixel to that of the last (``align_corners=False``).

@@ -33,7 +33,7 @@ from foveal.models import constructor, wrapper_options
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
 from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, flag, initialiser_of, options_of
-from foveal.recipes.layout import Layout, columns
+from foveal.recipes.layout import HelpLayout, columns
 from foveal.signatures import chain_of, target_of
 
 EXAMPLES = """\
@@ -185,7 +185,7 @@ def help_of(
         epilog: text at the end.
     """
     parser = argparse.ArgumentParser(
-        prog=usage, usage=f"{usage} [--key value ...]", description=about, epilog=epilog, formatter_class=Layout, add_help=False
+        prog=usage, usage=f"{usage} [--key value ...]", description=about, epilog=epilog, formatter_class=HelpLayout, add_help=False
     )
     groups: dict[str, Any] = {}
     for o in options:

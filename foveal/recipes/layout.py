@@ -1,4 +1,4 @@
-"""Layout of help texts: at most 80 columns, fewer in a narrower terminal.
+"""HelpLayout of help texts: at most 80 columns, fewer in a narrower terminal.
 
 Example:
     >>> print(fill("A paragraph of a description is filled.\\n\\n  foveal fit demo    stays as it is", 20))
@@ -19,7 +19,7 @@ from itertools import groupby
 COLUMNS = 80
 
 
-class Layout(argparse.HelpFormatter):
+class HelpLayout(argparse.HelpFormatter):
     """Wraps paragraphs of a description. Lines that begin with a space, such as examples, are unchanged."""
 
     def __init__(self, prog: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import foveal
 from foveal.backbones import CifarResNet
 from foveal.errors import ConfigError
-from foveal.layers import CBAM, Attends, GatherExcite, NonLocal, SpatialSoftmaxAttention, attention_maps
+from foveal.layers import CBAM, AttentionLayer, GatherExcite, NonLocal, SpatialSoftmaxAttention, attention_maps
 from foveal.prediction.cost import count
 
 SOFTMAX = {"attention": "softmax"}
@@ -134,7 +134,7 @@ def test_it_trains_wherever_attention_is(preact, attention, place):
 @pytest.mark.parametrize("conv", ["expatt", "aa"])
 def test_other_convolutions(conv):
     plain, model = tiny(widths=(16, 32, 64)), tiny(conv=conv, widths=(16, 32, 64), img_size=16)
-    inside = [name for name, module in model.named_modules() if isinstance(module, Attends)]
+    inside = [name for name, module in model.named_modules() if isinstance(module, AttentionLayer)]
     assert inside == [f"layer{i}.0.conv1" for i in (1, 2, 3)]
     assert [model.get_submodule(name).value_channels for name in inside] == [1, 3, 6]  # a tenth
     assert parameters(model) != parameters(plain)
