@@ -87,7 +87,7 @@ def _stages(
     strides: Sequence[int],
     block: Callable[[int, int, int, int, int, int], BagNetBottleneck],
 ) -> tuple[nn.Sequential, list[dict[str, Any]]]:
-    """Make stages and ``feature_info``. ``block`` takes channels, width, kernel, stride, stage and index in the stage."""
+    """Make stages and ``feature_info``. ``block`` takes channels, width, kernel, stride, stage and position."""
     stages, info, reduction = [], [], 1
     for i, (width, ks, stride) in enumerate(zip(widths, kernels, strides, strict=True)):
         blocks = []

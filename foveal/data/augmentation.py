@@ -224,7 +224,7 @@ def crop_flip(pixels: Tensor, drawn: np.ndarray, fill: Tensor) -> Tensor:
 
 
 def change_view(change: Change, image: Pyramid) -> View:
-    """A view of the changed image; nothing is read yet. ``change.kernel`` is ignored: looks have their own resampling."""
+    """A view of the changed image; nothing is read yet. ``change.kernel`` is not used: looks have their own kernel."""
     transform = Transform.identity(image.size)
     if change.crop != (0, 0, *image.size):
         transform = transform.crop(change.crop)

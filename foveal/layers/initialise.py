@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def glorot(module: nn.Module, fill: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_) -> None:
-    """Initialise a convolution or linear layer like TensorFlow: Glorot weights, zero biases. Other modules are unchanged."""
+    """Initialise convolutions and linear layers like TensorFlow: Glorot weights, zero biases. Skips other modules."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         fill(module.weight)
         if module.bias is not None:
