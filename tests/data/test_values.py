@@ -15,7 +15,7 @@ from foveal.data.values import check_values, look_at_values, sensible_range
 from foveal.errors import ConfigError
 from foveal.images import open_image
 from foveal.images.cache import Unconverted
-from foveal.prediction.predictor import open_for
+from foveal.prediction import Predictor
 from foveal.runs import Run, load
 from tests.images.files import photo, write_pyramid
 
@@ -248,7 +248,7 @@ def test_fit_and_data_suggest_and_the_run_keeps_it(capsys, dark, tmp_path):
     # Prediction and report pages open images as in training.
     model = load(out)
     pixels = tifffile.imread(dark / "bright" / "1.tif")
-    with open_for(model, dark / "bright" / "1.tif") as image:
+    with Predictor(model).open(dark / "bright" / "1.tif") as image:
         seen = image.look(np.array([[0, 0, 64, 64]]), (64, 64))
     torch.testing.assert_close(seen[0, 0], torch.from_numpy(pixels / 4095).float(), atol=1e-6, rtol=0)
 
