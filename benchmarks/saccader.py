@@ -54,7 +54,7 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
     subprocess.run([*command, *flags], check=True)
 
 
-def rows_of(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
+def true_indices(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
     """Accuracy and coverage by policy and number of glimpses: those of fewer glimpses are the first of the most."""
     model = load(run, device=device)
     policies = {"stage 1": UNLEARNED, "saccader": ("greedy", "ordered_logits", "random")}.get(name, ("greedy", "random"))
@@ -122,7 +122,7 @@ def main() -> None:
         for seed in [0] if name == "stage 1" else args.seeds:
             if any((row["run"], row["seed"]) == (name, seed) for row in rows):
                 continue
-            rows += rows_of(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
+            rows += true_indices(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
             write(args.out, rows, device=args.device, seed=None)
             for row in rows[-len(GLIMPSES) :]:
                 print(name, seed, row["policy"], row["glimpses"], f"{100 * row['accuracy']:.2f} %  covering {row['coverage']:.3f}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from foveal.importing import quickly
+from foveal.importing import fast_imports
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'foveal' has no attribute '{name}'")
-    with quickly():
+    with fast_imports():
         value = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

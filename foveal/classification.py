@@ -1,13 +1,14 @@
-"""What a classification is: the logits, and the looks they came from.
+"""The result of a classification: logits and the looks behind them.
 
-`Classification` is what every classifier of this package returns, for one image or a batch; explanation, evaluation
-and prediction read nothing else. Coordinates are (y0, x0, y1, x1) in full-resolution pixels of the image as a person
-sees it, half-open, floats, and may reach outside the image.
+Every classifier of this package returns a `Classification`, for one image or a batch. Explanation, evaluation and
+prediction read only this type. Coordinates are (y0, x0, y1, x1) in full-resolution pixels of the image as displayed;
+boxes are half-open, have float coordinates and can reach outside the image.
 
 Example:
     >>> import numpy as np, torch
-    >>> looks = Glimpses(image=np.array([0, 0]), box=np.array([[0, 0, 64, 64], [32, 0, 64, 32.]]), size=np.array([16, 16]),
-    ...                  level=np.array([1, 2]), parent=np.array([-1, 0]), probability=torch.tensor([1, 0.5]),
+    >>> looks = Glimpses(image=np.array([0, 0]), box=np.array([[0, 0, 64, 64], [32, 0, 64, 32.]]),
+    ...                  size=np.array([16, 16]), level=np.array([1, 2]), parent=np.array([-1, 0]),
+    ...                  probability=torch.tensor([1, 0.5]),
     ...                  contribution=torch.tensor([[0.5, 0.0], [1.5, 0.5]]))
     >>> batch = Classification(logits=torch.tensor([[2.0, 0.5]]), glimpses=looks, class_names=("cat", "dog"))
     >>> batch[0].label, round(float(batch[0].probability), 3), len(batch[0].glimpses)
@@ -27,22 +28,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.host import sent
+from foveal.host import to_device
 
 Box = tuple[float, float, float, float]
 
 
 class Glimpse(NamedTuple):
-    """One look at one image.
+    """A look at an image.
 
     Attributes:
-        image: which image of the batch.
+        image: index of the image in the batch.
         box: (y0, x0, y1, x1) in full-resolution pixels.
-        size: (height, width) the box was resampled to.
+        size: (height, width) that the box was resampled to.
         level: processing level, 1 for the thumbnail.
-        parent: position, among this image's glimpses, of the glimpse it was chosen from; None for the first.
-        probability: with which it was chosen, given the looks before it; 1 for a look that is always taken.
-        contribution: (classes,) what it added to the logits, or None where the model is not additive.
+        parent: index, among the glimpses of the image, of the glimpse that this one was chosen from; None for the
+            first.
+        probability: probability of the choice, given the looks before it; 1 for a look that is always taken.
+        contribution: (classes,) contribution to the logits; None if the model is not additive.
     """
 
     image: int
@@ -55,21 +57,21 @@ class Glimpse(NamedTuple):
 
     @property
     def pixels_each(self) -> float:
-        """Side, in full-resolution pixels, of the area that one pixel of the look shows; of a square of that area if it is not square."""
+        """Side of a pixel of the look in full-resolution pixels; the geometric mean if it is not square."""
         y0, x0, y1, x1 = self.box
         return math.sqrt((y1 - y0) / self.size[0] * (x1 - x0) / self.size[1])
 
 
 @dataclass(frozen=True)
 class Glimpses(Sequence[Glimpse]):
-    """The looks of a batch, image by image, in the order they were chosen.
+    """The looks of a batch, grouped by image, in the order of their choice.
 
     Attributes:
-        image: (M,) int, which image of the batch; ascending.
+        image: (M,) int, index of the image in the batch; ascending.
         box: (M, 4) float64.
-        size: (M, 2) int, (height, width) each box was resampled to; a pair stands for all.
+        size: (M, 2) int, (height, width) that each box was resampled to; a single pair applies to all.
         level: (M,) int, processing level.
-        parent: (M,) int, row of the glimpse it was chosen from, counted within its own image; -1 for none.
+        parent: (M,) int, index of the parent glimpse among the glimpses of the image; -1 for none.
         probability: (M,) tensor.
         contribution: (M, classes) tensor, or None.
     """
@@ -89,14 +91,19 @@ class Glimpses(Sequence[Glimpse]):
         return len(self.image)
 
     def __getitem__(self, index):  # type: ignore[override]
-        """Glimpse ``index``, or the `Glimpses` of a slice or mask."""
+        """A `Glimpse` by index, or `Glimpses` by slice or mask."""
         if isinstance(index, slice | np.ndarray):
             rows = np.arange(len(self))[index]
             share, gave = self.probability, self.contribution
             return Glimpses(
-                self.image[index], self.box[index], self.size[index], self.level[index], self.parent[index],
-                share[sent(rows, share.device)], None if gave is None else gave[sent(rows, gave.device)],
-            )  # fmt: skip
+                self.image[index],
+                self.box[index],
+                self.size[index],
+                self.level[index],
+                self.parent[index],
+                share[to_device(rows, share.device)],
+                None if gave is None else gave[to_device(rows, gave.device)],
+            )
         parent = int(self.parent[index])
         return Glimpse(
             image=int(self.image[index]),
@@ -114,16 +121,16 @@ class Glimpses(Sequence[Glimpse]):
 
 @dataclass(frozen=True)
 class Classification:
-    """Logits of one image, (classes,), or of a batch, (B, classes), with the looks behind them.
+    """Logits of one image, (classes,), or of a batch, (B, classes), and the looks behind them.
 
-    Index or iterate a batch to get the classification of each image.
+    Indexing or iterating a batch gives the classification of each image.
 
     Attributes:
         logits: (classes,) or (B, classes).
-        glimpses: the looks, see `Glimpses`.
-        class_names: names in the order of the logits; numbers stand in where there are none.
-        maps: attention maps by name, each (heads, h, w) or (B, heads, h, w); empty for models without.
-        bytes_read: bytes read from files for each image, int or (B,) array; None for images in memory.
+        glimpses: the looks.
+        class_names: names in the order of the logits; if empty, numbers are used.
+        maps: attention maps by name, each (heads, h, w) or (B, heads, h, w).
+        bytes_read: bytes read from files per image, int or (B,) array; None for images in memory.
     """
 
     logits: Tensor
@@ -134,7 +141,7 @@ class Classification:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits, same shape, float32 at least."""
+        """Softmax of the logits, of the same shape, in float32 or more."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).softmax(-1)
 
     @property
@@ -149,13 +156,13 @@ class Classification:
         return [self._name(i) for i in best] if isinstance(best, list) else self._name(best)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` most probable classes of one image with their probabilities, best first."""
+        """The ``k`` most probable classes of one image and their probabilities, in descending order."""
         p, order = self.probabilities.topk(min(k, self.logits.shape[-1]), dim=-1)
         return [(self._name(i), v) for i, v in zip(order.tolist(), p.tolist(), strict=True)]
 
     @property
     def locations(self) -> np.ndarray | int:
-        """Looks beyond the first, which is always taken: a number, or (B,)."""
+        """Number of looks beyond the first: an int, or (B,)."""
         chosen = self.glimpses.level > 1
         return int(chosen.sum()) if self.logits.ndim == 1 else np.bincount(self.glimpses.image[chosen], minlength=len(self))
 
@@ -184,25 +191,28 @@ class Classification:
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[np.ndarray, Classification]], bytes_read: np.ndarray | None = None) -> Classification:
-        """One batch out of parts, each with the (n,) int positions of its images in the batch."""
+        """Merge parts of a batch, given with the (n,) positions of their images in the batch."""
         which = np.concatenate([images for images, _ in parts])
         looks = [part.glimpses for _, part in parts]
         image = np.concatenate([images[g.image] for (images, _), g in zip(parts, looks, strict=True)])
         order = np.argsort(image, kind="stable")
         additive = all(g.contribution is not None for g in looks)
         whole = Glimpses(
-            image=image, box=np.concatenate([g.box for g in looks]), size=np.concatenate([g.size for g in looks]),
-            level=np.concatenate([g.level for g in looks]), parent=np.concatenate([g.parent for g in looks]),
+            image=image,
+            box=np.concatenate([g.box for g in looks]),
+            size=np.concatenate([g.size for g in looks]),
+            level=np.concatenate([g.level for g in looks]),
+            parent=np.concatenate([g.parent for g in looks]),
             probability=torch.cat([g.probability for g in looks]),
             contribution=torch.cat([g.contribution for g in looks]) if additive else None,  # type: ignore[misc]
-        )  # fmt: skip
+        )
         logits = torch.cat([part.logits for _, part in parts])
-        rows = sent(np.argsort(which), logits.device)
+        rows = to_device(np.argsort(which), logits.device)
         return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read)
 
     @classmethod
     def cat(cls, parts: Sequence[Classification]) -> Classification:
-        """Join batches into one, moving everything to the CPU."""
+        """Concatenate batches on the CPU."""
         offsets = np.cumsum([0, *(len(p) for p in parts)])
         looks = [p.glimpses for p in parts]
         additive = all(g.contribution is not None for g in looks)

@@ -34,8 +34,8 @@ from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POL
 from foveal.display import printable, printed, unfiltered
 from foveal.errors import ConfigError, DataError, FovealError, RunError, StorageError
 from foveal.formats import SUFFIXES
-from foveal.importing import quickly
-from foveal.recipes.layout import Layout, in_columns
+from foveal.importing import fast_imports
+from foveal.recipes.layout import HelpLayout, in_columns
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
@@ -223,7 +223,7 @@ def _run(argv: list[str]) -> int:
 
 def _import_torch() -> None:
     """What takes a command longest to begin with."""
-    with quickly():
+    with fast_imports():
         import torch  # noqa: F401
 
 
@@ -231,7 +231,9 @@ def _import_torch() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="foveal", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=Layout, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="foveal", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=HelpLayout, allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
@@ -246,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}", epilog=epilog,
-        formatter_class=Layout, allow_abbrev=False,
+        formatter_class=HelpLayout, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")

@@ -1,7 +1,7 @@
-"""Numbers and tables for people: one notation of numbers, and tables that fit a terminal.
+"""Numbers and tables for the terminal.
 
-A number is never written with an exponent and never as minus zero. All costs of one column have one unit. Where a table has too
-little room, names are shortened in the middle, and columns that still find no room follow below; numbers are never cut.
+Numbers have no exponent and no minus zero. All costs of a column have the same unit. If a table is too wide, names are
+shortened in the middle; columns that still do not fit continue below. Numbers are never cut.
 
 Example:
     >>> percent(0.934, (0.917, 0.947)), percent(None), significant(6912.3), fixed(-0.0004, 3)
@@ -36,29 +36,29 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-"""Of the units that costs are shown in."""
+"""Prefixes of units of costs."""
 
 UNLIMITED = 1_000_000
-"""Columns of an output that is no terminal: nothing is cut there, and nothing wrapped."""
+"""Width of an output that is not a terminal: nothing is cut or wrapped."""
 
 NARROWEST = 40
-"""Columns that are printed to at least: a name, a budget and an accuracy with its interval, side by side."""
+"""Smallest width of printed tables, enough for a name, a budget and an accuracy with its interval."""
 
 SHORTEST = 12
-"""Columns that a name keeps; where that does not help, columns of the table follow below instead."""
+"""Smallest width of a name. If a table is still too wide, it continues below."""
 
 GAP = 2
-"""Blanks between columns."""
+"""Spaces between columns."""
 
 NAME, TEXT, NUMBER = "name", "text", "number"
-"""Kinds of columns: names may be shortened, text and numbers may not; numbers stand on the right."""
+"""Kinds of columns. Only names can be shortened. Numbers are aligned on the right."""
 
 
 # ---- numbers
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number to three significant digits, ``6,910`` or ``0.0772``; nothing for None.
+    """A number with three significant digits, ``6,910`` or ``0.0772``; empty for None.
 
     >>> [significant(x) for x in (0, 0.99951, 27.14, 205_123, 7.72e-05, -3.0)]
     ['0', '1.00', '27.1', '205,000', '0.0000772', '-3.00']
@@ -72,7 +72,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, decimals: int, signed: bool = False) -> str:
-    """A number with so many decimals, and with its sign even if positive where ``signed``; nothing for None.
+    """A number with a fixed number of decimals, with a plus sign if ``signed``; empty for None.
 
     >>> fixed(1234.5, 1), fixed(0.25, 1, signed=True), fixed(-0.04, 1, signed=True)
     ('1,234.5', '+0.2', '0.0')
@@ -80,14 +80,14 @@ def fixed(value: float | None, decimals: int, signed: bool = False) -> str:
     if value is None:
         return ""
     text = f"{value:{'+' if signed else ''},.{decimals}f}"
-    return text if re.search("[1-9]|n", text) else text.lstrip("+-")  # n: not a number, infinity
+    return text if re.search("[1-9]|n", text) else text.lstrip("+-")  # n: nan and inf
 
 
 def percent(share: float | None, interval: tuple[float, float] | None = None, signed: bool = False) -> str:
-    """A share in per cent, without the sign for it: ``93.4``, or ``93.4 ± 1.7`` with a confidence interval.
+    """A proportion in per cent without the sign: ``93.4``, or ``93.4 ± 1.7`` with a confidence interval.
 
-    Intervals of shares are not symmetric: what follows ± is the distance to the end that is farther away, so that the interval lies
-    within what is written.
+    Intervals of proportions are not symmetric. The number after ± is the distance to the farther end, so the printed
+    interval contains the given one.
 
     >>> percent(1.0, (0.9536, 1.0)), percent(-0.0004, signed=True), percent(0.12, (-0.01, 0.24), signed=True)
     ('100.0 ± 4.6', '0.0', '+12.0 ± 13.0')
@@ -99,11 +99,11 @@ def percent(share: float | None, interval: tuple[float, float] | None = None, si
 
 
 class Unit(NamedTuple):
-    """A unit of costs; called with a cost, it gives the number to write in front of it.
+    """A unit of costs. Calling it with a cost returns the number in this unit.
 
     Attributes:
-        name: with its prefix, ``"GMAC"``.
-        size: how many of the base unit it is, 1e9.
+        name: name with prefix, ``"GMAC"``.
+        size: size in base units, 1e9.
     """
 
     name: str
@@ -114,11 +114,11 @@ class Unit(NamedTuple):
 
 
 def unit_for(base: str, values: Iterable[float | None]) -> Unit:
-    """The unit of a column of costs: as large as the largest of them wants it, unless the smallest is less than a tenth then.
+    """The unit of a column of costs: the largest in which the largest cost is 1 or more and the smallest 0.1 or more.
 
     Args:
         base: ``"MAC"``, ``"B"``, ...
-        values: the costs; None and 0 do not count.
+        values: the costs; None and 0 are ignored.
     """
     sizes = [abs(value) for value in values if value]
     fit = [prefix for prefix, size in PREFIXES.items() if sizes and size <= max(sizes) and size <= 10 * min(sizes)]
@@ -127,7 +127,7 @@ def unit_for(base: str, values: Iterable[float | None]) -> Unit:
 
 
 def amount(value: float, base: str) -> str:
-    """One cost with its unit.
+    """A cost with its unit.
 
     >>> amount(6_912_300_000_000, "MAC"), amount(999, "B"), amount(77_200_000, "B")
     ('6.91 TMAC', '999 B', '77.2 MB')
@@ -137,12 +137,12 @@ def amount(value: float, base: str) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """A number of things: ``1 image``, ``1,234 images``."""
+    """A number with a noun: ``1 image``, ``1,234 images``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def image_size(size: int | Sequence[int]) -> str:
-    """The size of an image, a side or (height, width), in px: ``500 x 1260``."""
+    """The size of an image, given as side or (height, width) in pixels: ``500 x 1260``."""
     height, width = (size, size) if isinstance(size, int) else size
     return f"{height} x {width}"
 
@@ -155,9 +155,9 @@ JOINERS = "\u200c\u200d\u00ad"
 
 
 def printable(text: str) -> str:
-    """A name on one line, which can do nothing to a terminal.
+    """A name on one line that is safe for a terminal.
 
-    Line breaks, tabs and other blanks become blanks. Control characters, and those that turn the direction of writing, are named.
+    Line breaks, tabs and other spaces become spaces. Control and bidirectional characters are escaped.
 
     >>> printable("a\\tb\\x1b[2J\\u202ecod")
     'a b\\\\x1b[2J\\\\u202ecod'
@@ -170,12 +170,12 @@ def _is_shown(c: str) -> bool:
 
 
 class Printed:
-    """A text stream for a terminal: what `printable` names is named, whoever writes it; line breaks and tabs are kept.
+    """A text stream that escapes all characters that `printable` escapes. Line breaks and tabs are kept.
 
-    So is a carriage return that a text begins with: progress bars of other libraries return to the beginning of their line.
+    A carriage return at the beginning of a text is kept too, for progress bars of other libraries.
 
     Attributes:
-        unfiltered: the stream itself, for rich, whose own sequences are wanted; what it is given has to be printable.
+        unfiltered: the underlying stream, for the control sequences of rich. Texts for it must be printable.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -200,7 +200,7 @@ def _named(found: re.Match[str]) -> str:
 
 @contextmanager
 def printed(for_good: bool = False) -> Iterator[None]:
-    """Let everything that is printed go through `Printed`; ``for_good`` where the process ends then, perhaps with a traceback."""
+    """Print through `Printed`; ``for_good`` does not restore the streams, if the process ends afterwards."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream if isinstance(stream, Printed) else Printed(stream) for stream in streams)  # type: ignore[assignment]
     try:
@@ -211,14 +211,14 @@ def printed(for_good: bool = False) -> Iterator[None]:
 
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""How a text begins that a spreadsheet takes for a formula, after any quotes."""
+"""Beginning of a text that a spreadsheet reads as a formula, after any quotes."""
 
 
 def as_cell(text: str) -> str:
-    """A text for a cell of a CSV file: one that a spreadsheet would take for a formula begins with a quote.
+    """A text for a cell of a CSV file, quoted if a spreadsheet would read it as a formula.
 
-    A text is taken for one that begins with = + - @, their wide forms, a tab or a line break; so is one with quotes before these, so that
-    `from_cell` gives every text back.
+    Formulas begin with = + - @, their full-width forms, a tab or a line break. Texts with quotes before these are
+    quoted too, so that `from_cell` is the inverse.
 
     >>> [as_cell(text) for text in ("=1+1", "'=1+1", "'a'", "a=b")], from_cell(as_cell("'=1+1"))
     (["'=1+1", "''=1+1", "'a'", 'a=b'], "'=1+1")
@@ -227,12 +227,12 @@ def as_cell(text: str) -> str:
 
 
 def from_cell(text: str) -> str:
-    """The text of a cell that `as_cell` made."""
+    """The inverse of `as_cell`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def shortened(name: str, width: int) -> str:
-    """A name in so many columns of a terminal, without its middle where it is longer.
+    """Shorten a name in the middle to a number of terminal columns.
 
     >>> shortened("runs/photographs/tnet_pretrained_0", 16)
     'runs/ph…rained_0'
@@ -250,7 +250,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def shortened_together(names: Sequence[str], width: int) -> list[str]:
-    """Names in so many columns; where they would look alike, what all begin with is left out first."""
+    """Shorten several names. If they would become equal, their common beginning is removed first."""
     found = [shortened(name, width) for name in names]
     if len(set(found)) < len(set(names)):
         cut = [name for name, short in zip(names, found, strict=True) if name != short]
@@ -267,10 +267,10 @@ class Column(NamedTuple):
     """A column of a `Table`.
 
     Attributes:
-        header: one line.
-        cell: what is written for a row, one line too.
+        header: header, one line.
+        cell: text of a row, one line.
         kind: `NAME`, `TEXT` or `NUMBER`.
-        least: columns that a name keeps, `SHORTEST` if None. The header of numbers is a name too where this is given.
+        least: smallest width of a name, `SHORTEST` if None. If set for numbers, their header can be shortened too.
     """
 
     header: str
@@ -280,15 +280,15 @@ class Column(NamedTuple):
 
 
 class Table:
-    """A table for rich to print. It takes as many columns of the output as there are, and continues below if they are too few.
+    """A table for rich. If it is wider than the output, it continues below.
 
-    Columns in which nothing stands are left out.
+    Empty columns are omitted.
 
     Args:
-        title: stands above.
-        columns: what is written of each row.
-        rows: anything that the columns can write; None leaves a line empty.
-        keys: how many columns, from the first on, stand again in each part that continues below.
+        title: title of the table.
+        columns: the columns.
+        rows: objects that the columns can format; None is an empty line.
+        keys: number of leading columns to repeat in each part of a split table.
     """
 
     def __init__(self, title: str, columns: Sequence[Column], rows: Iterable[Any], keys: int = 1) -> None:
@@ -310,7 +310,7 @@ class Table:
             yield self._drawn([texts[i] for i in block], [self.columns[i] for i in block])
 
     def _fitted(self, room: int) -> list[list[str]]:
-        """Header and cells of each column, names so short that the table fits, if they may be."""
+        """Header and cells of each column, with names shortened as much as needed and allowed."""
         whole = [[printable(column.header), *(row[i] for row in self.rows if row)] for i, column in enumerate(self.columns)]
         texts = [_aligned(column) if self.columns[i].kind == NUMBER else [*column] for i, column in enumerate(whole)]
         least = {i: column.least or SHORTEST for i, column in enumerate(self.columns) if column.kind == NAME or column.least}
@@ -319,7 +319,7 @@ class Table:
             widths = {i: width for i in least if (width := _widest(texts[i])) > least[i]}
             if not widths:
                 break
-            # The longest gives way until it is as long as the next.
+            # Shorten the longest name column to the width of the second longest.
             longest = max(widths, key=lambda i: widths[i])
             next_longest = max((widths[i] for i in widths if i != longest), default=0)
             width = max(widths[longest] - excess, min(next_longest, widths[longest] - 1), least[longest])
@@ -328,7 +328,7 @@ class Table:
         return texts
 
     def _blocks(self, texts: list[list[str]], room: int) -> list[list[int]]:
-        """Which columns stand side by side: all, or as many as fit beside those that stand again in each block."""
+        """Columns of each part of the table. Key columns are repeated in each part."""
         keys, blocks = list(range(self.keys)), [list(range(self.keys))]
         for i in range(self.keys, len(texts)):
             if len(blocks[-1]) > len(keys) and _width([texts[j] for j in (*blocks[-1], i)]) > room:
@@ -342,7 +342,7 @@ class Table:
         from rich.text import Text
 
         drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-        # Rich would strip the blanks behind numbers that `_aligned` puts there, so that numbers are moved to the right here.
+        # Rich strips the spaces that `_aligned` adds, so numbers are aligned on the right here.
         texts = [_to_the_right(t) if column.kind == NUMBER else t for t, column in zip(texts, columns, strict=True)]
         header, *cells = zip(*texts, strict=True)
         for text in header:
@@ -357,7 +357,7 @@ class Table:
 
 
 def _aligned(texts: list[str]) -> list[str]:
-    """Cells of numbers, with blanks behind what follows each number, so that all numbers end in one place."""
+    """Pad number cells on the right so that numbers align if text follows them."""
     header, *cells = texts
     parts = [re.fullmatch(r"([-+]?\d[\d,.]*)(\D.*)?", cell) for cell in cells]
     widest = max((len(part[2] or "") for part in parts if part), default=0)
@@ -382,7 +382,7 @@ def _width(texts: Sequence[Sequence[str]]) -> int:
 
 
 def stacked(*parts: Table | str) -> Group:
-    """Tables and paragraphs below each other, an empty line between two, for rich to print; paragraphs fill the lines there are."""
+    """Tables and paragraphs, separated by empty lines, for rich. Paragraphs fill the width of the output."""
     from rich.console import Group
     from rich.text import Text
 
@@ -394,7 +394,7 @@ def stacked(*parts: Table | str) -> Group:
 
 
 def console() -> Console:
-    """Where results are printed: as wide as the terminal; without an end where the output is none, so that nothing is cut there."""
+    """Console for results: as wide as the terminal, or unlimited if the output is not a terminal."""
     from rich.console import Console
 
     terminal = Console(file=unfiltered(sys.stdout))

@@ -1,8 +1,7 @@
-"""Every draw of randomness, as a function of (seed, epoch, sample, purpose).
+"""Random draws as functions of (seed, epoch, sample, purpose).
 
-A generator that is advanced by whoever asks next makes a resumed run differ from the run it resumes, and two
-processes differ from one. Here the numbers drawn for a sample depend on nothing but the sample, so that neither
-happens: `Draws` serves a batch, `generator` one sample.
+With a shared generator, a resumed run would differ from an uninterrupted one, and several processes from one. Here the
+draws for a sample depend on the sample only. `Draws` is for a batch, `generator` for one sample.
 
 Example:
     >>> import numpy as np
@@ -23,17 +22,17 @@ import numpy as np
 
 
 def generator(seed: int, epoch: int, sample: int, purpose: str) -> np.random.Generator:
-    """A fresh generator for one sample and one purpose (say ``"augmentation"``)."""
+    """A new generator for a sample and a purpose, for example ``"augmentation"``."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, sample, zlib.crc32(purpose.encode())))))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one batch.
+    """Random draws for a batch.
 
     Args:
         seed: seed of the run.
-        epoch: epoch, from 0; 0 where there are no epochs.
+        epoch: epoch, from 0; 0 outside training.
         samples: (B,) index of each image in its data set.
     """
 
@@ -42,7 +41,7 @@ class Draws:
     samples: np.ndarray
 
     def uniform(self, purpose: str, *shape: int) -> np.ndarray:
-        """(B, *shape) float64 in the open interval (0, 1); row i depends on ``samples[i]`` alone."""
+        """(B, *shape) float64 in the open interval (0, 1). Row i depends on ``samples[i]`` only."""
         rows = [generator(self.seed, self.epoch, int(s), purpose).random(shape) for s in self.samples]
         return np.clip(np.stack(rows), 1e-12, 1 - 1e-12) if rows else np.empty((0, *shape))
 

@@ -1,10 +1,10 @@
-"""What the process asks of the machine it runs on, of its devices, and of the processes that it starts.
+"""The process, its machine, its devices and the processes that it starts.
 
 Example:
     >>> keep_freed_memory()
     >>> processor_name().endswith("processors")
     True
-    >>> sent(np.arange(3), torch.device("cpu"), torch.float32)
+    >>> to_device(np.arange(3), torch.device("cpu"), torch.float32)
     tensor([0., 1., 2.])
 """
 
@@ -35,10 +35,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of large tensors instead of giving it back after each layer.
+    """Let glibc reuse the memory of large tensors instead of returning it to the kernel.
 
-    On a CPU, every step of training allocates the same activations again; by default each comes fresh from the kernel, page
-    fault by page fault (13,000 a step in the demo, a fifth of its time). Does nothing where the C library is another.
+    On a CPU each training step allocates the same activations again. By default their memory comes from the kernel each
+    time, which causes page faults (13,000 per step in the demo, a fifth of its time). Does nothing with other C
+    libraries.
     """
     if sys.platform != "linux":
         return
@@ -49,19 +50,19 @@ def keep_freed_memory() -> None:
 
 
 def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.device:
-    """The device of that name; ``"auto"`` is the first GPU, or the CPU where there is none.
+    """The device with a name; ``"auto"`` is the first GPU if there is one, else the CPU.
 
     Args:
-        name: ``auto``, or as torch names devices: ``cpu``, ``cuda``, ``cuda:1``, ...
-        count: how many devices of that kind are wanted. Any number of processes share a CPU.
+        name: ``auto``, or a device name of torch: ``cpu``, ``cuda``, ``cuda:1``, ...
+        count: number of devices of that kind. Any number of processes can share a CPU.
 
     Raises:
-        ConfigError: this machine has no such device, or fewer of them.
+        ConfigError: this machine has no such device, or too few.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if name != "auto":
-            # torch takes names of devices that are not there, and "meta", which holds no numbers; using one fails.
+            # torch accepts names of missing devices and "meta", which holds no values. Using them fails.
             torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
@@ -89,8 +90,10 @@ def deaf_children() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end within a second after its parent, however that ends; or at once when the parent alone sends SIGTERM, where
-    `deaf_children` keeps it from others."""
+    """End this process within a second after its parent ends, in any way.
+
+    It ends at once if the parent sends SIGTERM; `deaf_children` blocks SIGTERM from other processes.
+    """
     parent = os.getppid()
     blocked = hasattr(signal, "sigtimedwait") and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
@@ -106,18 +109,18 @@ def end_with_parent() -> None:
 
 
 def processor_name() -> str:
-    """Model and number of the processors, say ``AMD EPYC 7B13, 2 processors``."""
-    told = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.is_file() else None
+    """Model and number of processors, for example ``AMD EPYC 7B13, 2 processors``."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} processors"
 
 
-def sent(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """An array or a tensor on a device, in the given type or its own. Nobody waits for the device to take it, as after a plain ``.to``."""
+def to_device(values: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy an array or a tensor to a device asynchronously, optionally to another type."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return tensor.to(device, dtype, non_blocking=True)
 
 
-def rows_of(which: np.ndarray, device: torch.device) -> Tensor:
-    """Where a mask (bool) is set, as an index on a device. Given the mask, the device would have to be asked how many rows it picks."""
-    return sent(np.flatnonzero(which), device)
+def true_indices(which: np.ndarray, device: torch.device) -> Tensor:
+    """Indices of True in a mask, on a device. Indexing with a mask on the device would wait for the device."""
+    return to_device(np.flatnonzero(which), device)

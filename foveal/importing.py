@@ -1,8 +1,8 @@
-"""Importing large libraries in less time.
+"""Faster imports of large libraries.
 
 Example:
     >>> import gc
-    >>> with quickly():
+    >>> with fast_imports():
     ...     import json
     ...     gc.isenabled()
     False
@@ -17,16 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MANY = 100_000
-"""Objects that one garbage collection should not have to look at; a library as large as torch makes several times as many."""
+"""Freeze new objects above this number; importing torch creates several times as many."""
 
 
 @contextmanager
-def quickly() -> Iterator[None]:
-    """Do not search for garbage while modules are imported.
+def fast_imports() -> Iterator[None]:
+    """Disable garbage collection during imports.
 
-    Python searches all objects again and again while their number grows. torch and timm make some millions of objects, which all
-    stay, and the searches take a good part of the time of their import. Afterwards the new objects are put with the old ones without
-    a search.
+    Importing torch and timm creates millions of permanent objects. Python scans them repeatedly as their number grows,
+    which takes a large part of the import time. At the end, new objects move to the oldest generation without a scan.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""How sure a measured share of right answers is.
+"""Confidence intervals of measured accuracies.
 
 Example:
     >>> [round(x, 3) for x in wilson(90, 100)]
@@ -11,12 +11,12 @@ import math
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion.
+    """Wilson score interval of a proportion.
 
     Args:
-        successes: trials that succeeded, 0 to ``trials``.
-        trials: at least 1.
-        z: quantile of the standard normal distribution; 95 % by default.
+        successes: number of successes, 0 to ``trials``.
+        trials: number of trials, at least 1.
+        z: quantile of the standard normal distribution; default 95 %.
 
     Returns:
         Lower and upper bound, 0 to 1.

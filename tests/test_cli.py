@@ -180,8 +180,8 @@ def test_fit_help_explains_the_chosen_model_and_data(capsys):
         (["demo", "--model", "tnett"], 1, "did you mean tnet"),
         (["demo", "--data", "digit"], 1, "digits"),
         (["demo", "--model.locations", "few"], 2, "a list of numbers"),
-        (["--epochs", "3", "demo"], 2, "a recipe comes first"),
-        (["--out", "x"], 2, "--data.root: is missing"),
+        (["--epochs", "3", "demo"], 2, "the recipe comes first"),
+        (["--out", "x"], 2, "--data.root: this option is missing"),
     ],
 )
 def test_fit_says_in_one_sentence_what_does_not_fit(capsys, argv, code, words):
@@ -194,10 +194,10 @@ def test_recipe_errors_name_the_file(capsys, tmp_path):
     for text, words in (
         ("optimiser: {lrr: 1}", "did you mean optimiser.lr?"),
         ("epochs: many", "many does not fit"),
-        ("- 1", "is no recipe"),
+        ("- 1", "not a recipe"),
         ("a: [1", "not valid YAML"),
         ("base: mine.yaml", "leads back to itself"),
-        ("model: [1]", "model is no mapping"),
+        ("model: [1]", "model is not a mapping"),
     ):
         recipe.write_text(text)
         code, said = failure(capsys, "fit", recipe)

@@ -19,7 +19,7 @@ from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
 from foveal.recipes import GROUPS, describe_recipe, find_recipe, list_recipes, load_recipe, parse_value
 from foveal.recipes.config import FitConfig
-from foveal.recipes.help import reached
+from foveal.recipes.help import trace_arguments
 from foveal.signatures import chain_of, target_of
 from foveal.training.config import plain
 
@@ -358,10 +358,10 @@ def test_help_lists_the_values_of_commands(help_of):
 def test_nothing_is_built_for_help_and_classes_are_as_they_were():
     classes = {c for build in REGISTRY.values() for target in chain_of(build) if inspect.isclass(target) for c in target.__mro__}
     before = {c: vars(c).get("__init__") for c in classes}
-    made, arguments = reached(REGISTRY["tnet_efficientnet_b4.reference_cub"])
+    made, arguments = trace_arguments(REGISTRY["tnet_efficientnet_b4.reference_cub"])
     assert arguments["backbone"] == "tf_efficientnet_b4" and not hasattr(made, "backbone")
     assert made.default_objective().contrastive == 100
-    reached(REGISTRY["dram.reference"])
+    trace_arguments(REGISTRY["dram.reference"])
     assert before == {c: vars(c).get("__init__") for c in classes}
 
 
@@ -369,8 +369,8 @@ def test_what_a_constructor_makes_has_to_be_said():
     def silent(**options):
         return object()
 
-    with pytest.raises(ConfigError, match="does not say which class it makes"):
-        reached(silent)
+    with pytest.raises(ConfigError, match="does not declare its class"):
+        trace_arguments(silent)
 
 
 # ---- python -m foveal

@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveal
 from foveal import cli
-from foveal.importing import MANY, quickly
+from foveal.importing import MANY, fast_imports
 from foveal.models import create_model
 from foveal.runs import ModelInfo, save_model
 
@@ -93,7 +93,7 @@ def test_predicting_needs_networks_and_readers_only(tmp_path):
 def test_what_is_imported_counts_as_old():
     """The next collection of young objects does not look at it; what is garbage among it is found by a full one."""
     gc.collect()
-    with quickly():
+    with fast_imports():
         made = [[i] for i in range(2 * MANY)]
         made[0].append(made)
     assert gc.get_count()[0] < MANY and gc.get_freeze_count() == 0
@@ -104,13 +104,13 @@ def test_what_is_imported_counts_as_old():
 
 
 def test_garbage_is_collected_again_after_imports():
-    with pytest.raises(ImportError), quickly():
+    with pytest.raises(ImportError), fast_imports():
         assert not gc.isenabled()
         import nonsense_that_is_not_there  # noqa: F401
     assert gc.isenabled()
     gc.disable()
     try:
-        with quickly():
+        with fast_imports():
             pass
         assert not gc.isenabled()
     finally:

@@ -1,4 +1,4 @@
-"""Dense networks that timm lacks; importing this registers them with timm.
+"""Dense networks that ``timm`` lacks. Importing this package registers them with ``timm``.
 
 Example:
     >>> import timm, foveal.backbones
@@ -14,7 +14,7 @@ from foveal.backbones.densenet_cifar import DenseNetCifar
 from foveal.backbones.residual_attention import ResidualAttentionNet
 from foveal.backbones.slim_resnet import SlimResNetV2
 from foveal.backbones.small import PlainConvNet
-from foveal.backbones.spatial_transformer import SpatialTransformerCNN
+from foveal.backbones.stn_cnn import SpatialTransformerCNN
 from foveal.backbones.wide_resnet import WideResNet
 
 __all__ = [

@@ -1,24 +1,26 @@
-"""ResNets for images of 32 x 32 px, plain, with attention after their residual branches, or with other convolutions inside them.
+"""ResNets for images of 32 x 32 px: plain, with attention after residual branches, or with other convolutions.
 
-* `resnet110_cifar` and shallower: "Deep Residual Learning for Image Recognition", section 4.2 (He et al., 2015, arXiv 1512.03385).
+* `resnet110_cifar` and shallower: "Deep Residual Learning for Image Recognition", section 4.2 (He et al., 2015,
+  arXiv 1512.03385).
 * `preact_resnet110_cifar`: "Identity Mappings in Deep Residual Networks" (He et al., 2016, arXiv 1603.05027).
-* `attn_resnet110_cifar`: "Attention-Based Convolutional Neural Networks for Image Classification", which does not say where its modules
-  are; here they are where squeeze-and-excitation has its, after the last batch norm of every residual branch.
-* `se_`, `cbam_`, `ge_`, `nl_`: the same networks with squeeze-and-excitation (arXiv 1709.01507), CBAM, Gather-Excite (global, without
-  parameters) and two non-local blocks, one in the middle of each of stages 2 and 3.
-* `expatt_`, `aa_`: explicitly modelled attention, and attention augmentation, in place of the first 3x3 convolution of every block of all
-  stages, as the wide ResNet of arXiv 1904.09925 has it; with one head, as a tenth of 16 channels does not make eight.
+* `attn_resnet110_cifar`: "Attention-Based Convolutional Neural Networks for Image Classification". The paper does not
+  say where its modules are. Here they are after the last batch norm of each residual branch, as in
+  squeeze-and-excitation.
+* `se_`, `cbam_`, `ge_`, `nl_`: squeeze-and-excitation (arXiv 1709.01507), CBAM, Gather-Excite (global, without
+  parameters), and two non-local blocks in the middle of stages 2 and 3.
+* `expatt_`, `aa_`: explicitly modelled attention and attention augmentation in the first 3x3 convolution of each block,
+  as in the wide ResNet of arXiv 1904.09925. They have one head: a tenth of 16 channels cannot be divided into eight.
 
-Public weights of the plain networks with shortcut A load by ``foveal.create_model("resnet20_cifar", pretrained=FILE)``, where a file holds
-{"state_dict": ...} with keys as on the left; `filter_keys` makes those on the right:
+Public weights of the plain networks with shortcut A load by ``foveal.create_model("resnet20_cifar", pretrained=FILE)``.
+The file holds {"state_dict": ...} with keys as on the left; `filter_keys` maps them to those on the right:
 
     module.conv1.weight                     conv1.weight
     module.bn1.{weight, bias, running_*}    bn1.{...}
-    module.layer1.0.conv1.weight            layer1.0.conv1.weight    (and so on; no block has weights in its shortcut)
+    module.layer1.0.conv1.weight            layer1.0.conv1.weight    (and so on; shortcuts have no weights)
     module.linear.{weight, bias}            fc.{weight, bias}
 
-They expect images normalised by ImageNet's mean (0.485, 0.456, 0.406) and standard deviation (0.229, 0.224, 0.225), where our
-``default_cfgs`` have CIFAR-10's own: give mean and std to `foveal.glimpse.base.WholeImage`.
+These weights expect the mean (0.485, 0.456, 0.406) and standard deviation (0.229, 0.224, 0.225) of ImageNet.
+``default_cfgs`` has those of CIFAR-10, so pass ``mean`` and ``std`` to `foveal.glimpse.base.WholeImage`.
 
 Example:
     >>> import timm, torch
@@ -40,7 +42,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.backbones.head import Headed, Stage, cifar_card, takes
+from foveal.backbones.head import ClassifierBackbone, Stage, cifar_cfg, model_signature
 from foveal.layers import (
     CBAM,
     AttentionAugmentation,
@@ -60,8 +62,10 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "nl": NonLocal,
 }
 CONVS: dict[str, Callable[..., nn.Module]] = {
-    "expatt": ExplicitAttention, "aa": partial(AttentionAugmentation, heads=1), "narrow": NarrowedConv,
-}  # fmt: skip
+    "expatt": ExplicitAttention,
+    "aa": partial(AttentionAugmentation, heads=1),
+    "narrow": NarrowedConv,
+}
 
 Attention = Annotated[str, tuple(ATTENTION)]
 Conv = Annotated[str, tuple(CONVS)]
@@ -70,59 +74,76 @@ Place = Literal["block", "stage", "middle", "last", "none"]
 Head = Literal["gap", "attnpool", "flatten"]
 
 
-class CifarResNet(Headed):
-    """A 3x3 convolution, three stages of n blocks on grids of 32, 16 and 8, pooling, and a linear classifier: depth 6 n + 2.
+class CifarResNet(ClassifierBackbone):
+    """A 3x3 convolution, three stages of n blocks on grids of 32, 16 and 8, pooling, and a linear classifier.
 
     Args:
         depth: number of layers with weights, 6 n + 2.
-        num_classes: 0 leaves the classifier out.
-        in_chans: bands of the input.
-        preact: batch norm and ReLU before each convolution, and a last pair at the end, instead of after each.
-        shortcut: where a block changes shape, ``A`` takes every other pixel and adds channels of zeros, half of them before and half after
-            (as the public weights have it); ``B`` is a 1x1 convolution, with batch norm unless ``preact``, where it sees activated ones.
-        attention: ``softmax``, ``se``, ``cbam``, ``ge`` or ``nl``, see `ATTENTION`.
-        attention_options: keywords of its layers; a ``size`` is added where they take one.
-        place: where: ``block``, after the last batch norm (or convolution) of every residual branch; ``stage``, after each stage;
-            ``middle``, after the middle block of stages 2 and 3; ``last``, before the pooling; ``none``.
-        conv: what replaces the first convolution of every block: ``expatt``, ``aa`` or, as a control, ``narrow``, see `CONVS`.
-        conv_options: keywords of its layers.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input bands.
+        preact: pre-activation: batch norm and ReLU before each convolution and at the end, instead of after each
+            convolution.
+        shortcut: shortcut of blocks that change shape. ``A`` takes every other pixel and pads channels with zeros, half
+            of them before and half after, as the public weights do. ``B`` is a 1x1 convolution, with batch norm unless
+            ``preact``; then it takes activated features.
+        attention: a name from `ATTENTION`: ``softmax``, ``se``, ``cbam``, ``ge`` or ``nl``.
+        attention_options: keywords of the attention layers; ``size`` is added for layers that take it.
+        place: place of the attention. ``block``: after the last batch norm (or convolution) of each residual branch.
+            ``stage``: after each stage. ``middle``: after the middle block of stages 2 and 3. ``last``: before the
+            pooling. ``none``: no attention.
+        conv: replacement of the first convolution of each block, a name from `CONVS`: ``expatt``, ``aa``, or ``narrow``
+            as a control.
+        conv_options: keywords of these layers.
         widths: channels of the stages.
-        head: what the classifier sees: ``gap``, the mean over positions; ``attnpool``, a weighted mean, see the ``pool`` mode of
-            `SpatialSoftmaxAttention`; ``flatten``, all positions of images of ``img_size``.
-        img_size: side of the images, in px, for what is tied to a grid: ``flatten``, ``aa``, and attention that takes a ``size``.
-        drop_rate: dropout before the classifier.
+        head: pooling. ``gap``: mean over positions. ``attnpool``: weighted mean, see ``mode="pool"`` of
+            `SpatialSoftmaxAttention`. ``flatten``: all positions of images of ``img_size``.
+        img_size: side of the images in pixels, for parts that depend on it: ``flatten``, ``aa``, and attention with a
+            ``size``.
+        drop_rate: dropout rate before the classifier.
 
     Raises:
-        ValueError: a depth that is not 6 n + 2, an unknown choice, or one that nothing takes.
+        ValueError: the depth is not 6 n + 2, or an option is unknown or has no effect.
     """
 
     def __init__(
-        self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, *, preact: bool = False, shortcut: Shortcut = "A",
-        attention: Attention | None = None, attention_options: Mapping[str, Any] | None = None, place: Place = "block",
-        conv: Conv | None = None, conv_options: Mapping[str, Any] | None = None, widths: tuple[int, int, int] = (16, 32, 64),
-        head: Head = "gap", img_size: int = 32, drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        depth: int = 20,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        *,
+        preact: bool = False,
+        shortcut: Shortcut = "A",
+        attention: Attention | None = None,
+        attention_options: Mapping[str, Any] | None = None,
+        place: Place = "block",
+        conv: Conv | None = None,
+        conv_options: Mapping[str, Any] | None = None,
+        widths: tuple[int, int, int] = (16, 32, 64),
+        head: Head = "gap",
+        img_size: int = 32,
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__(drop_rate)
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
             raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32, 44, 56 or 110")
         if len(widths) != 3:
             raise ValueError(f"widths={widths} are not the channels of three stages; give three numbers")
-        _check("shortcut", shortcut, get_args(Shortcut))
-        _check("place", place, get_args(Place))
-        _check("head", head, get_args(Head))
+        _check_choice("shortcut", shortcut, get_args(Shortcut))
+        _check_choice("place", place, get_args(Place))
+        _check_choice("head", head, get_args(Head))
         if attention is None and (attention_options or place not in ("block", "none")):
-            raise ValueError("attention_options and place are of attention, and there is none; set attention, or leave them out")
-        stand_in = stand_in_for_convs(conv, CONVS, conv_options)
+            raise ValueError("attention_options and place need attention; set attention, or leave them out")
+        replacement = conv_replacement(conv, CONVS, conv_options)
         if img_size < 1:
-            raise ValueError(f"img_size={img_size} is no size of images; give their side in px")
+            raise ValueError(f"img_size={img_size} is not possible; give the side of the images in pixels")
         self.in_chans, self.preact = in_chans, preact
         sides = (img_size, -(-img_size // 2), -(-img_size // 4))
 
         def attend(stage: int, wanted: bool) -> nn.Module:
             if attention is None or not wanted:
                 return nn.Identity()
-            return attention_layer(attention, widths[stage], attention_options, (sides[stage], sides[stage]))
+            return make_attention(attention, widths[stage], attention_options, (sides[stage], sides[stage]))
 
         self.conv1 = conv3x3(in_chans, widths[0])
         if not preact:
@@ -149,8 +170,8 @@ class CifarResNet(Headed):
         self.num_features = channels * sides[2] ** 2 if head == "flatten" else channels
         self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(widths)]
         self.reset_classifier(num_classes)
-        if stand_in is not None:
-            augment_convs(self, stand_in, (1, 2, 3), image_size=img_size)
+        if replacement is not None:
+            augment_convs(self, replacement, (1, 2, 3), image_size=img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -166,7 +187,7 @@ class CifarResNet(Headed):
 
 
 class PostactBlock(nn.Module):
-    """conv, norm, ReLU, conv, norm, attention; plus the shortcut; ReLU; ``after``."""
+    """Post-activation block: conv, norm, ReLU, conv, norm, attention, shortcut, ReLU, then ``after``."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module) -> None:
         super().__init__()
@@ -185,8 +206,9 @@ class PostactBlock(nn.Module):
 
 
 class PreactBlock(nn.Module):
-    """norm, ReLU, conv, norm, ReLU, dropout, conv, attention; plus the shortcut, which sees activated features
-    if it changes them; ``after``.
+    """Pre-activation block: norm, ReLU, conv, norm, ReLU, dropout, conv, attention, shortcut, then ``after``.
+
+    A shortcut that changes the shape takes the activated features.
     """
 
     def __init__(
@@ -207,7 +229,7 @@ class PreactBlock(nn.Module):
 
 
 class ShortcutA(nn.Module):
-    """Every ``stride``-th pixel, between channels of zeros: no parameters."""
+    """Every ``stride``-th pixel, with channels padded by zeros. Has no parameters."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -219,88 +241,93 @@ class ShortcutA(nn.Module):
 
 
 def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    return _he(nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False))
+    return _kaiming_normal(nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False))
 
 
 def conv1x1(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    return _he(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
+    return _kaiming_normal(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
 
 
-def _he(conv: nn.Conv2d) -> nn.Conv2d:
+def _kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
-def attention_layer(kind: str, channels: int, options: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None) -> nn.Module:
-    """One layer of `ATTENTION`, (B, channels, h, w) to the same shape.
+def make_attention(kind: str, channels: int, options: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None) -> nn.Module:
+    """Make an attention layer, (B, channels, h, w) to the same shape.
 
     Args:
-        kind: its name there.
-        channels: of the features.
+        kind: a name from `ATTENTION`.
+        channels: channels of the features.
         options: keywords of the layer.
         size: (height, width) of the features, for layers that take it.
 
     Raises:
-        ValueError: an unknown name or keyword.
+        ValueError: unknown name or keyword.
     """
-    _check("attention", kind, ATTENTION)
+    _check_choice("attention", kind, ATTENTION)
     make = ATTENTION[kind]
     sized = {"size": size} if "size" in inspect.signature(make).parameters else {}
     return make(channels, **sized | _known_options(kind, make, options))
 
 
-def stand_in_for_convs(
+def conv_replacement(
     kind: str | None, kinds: Mapping[str, Callable[..., nn.Module]], options: Mapping[str, Any] | None = None
 ) -> Callable[..., nn.Module] | None:
-    """One of ``kinds`` with its keywords bound, for `augment_convs`; None for none.
+    """A layer of ``kinds`` with its keywords bound, for `augment_convs`; None without ``kind``.
 
     Raises:
-        ValueError: an unknown name or keyword, or keywords of none.
+        ValueError: unknown name or keyword, or keywords without ``kind``.
     """
     if kind is None:
         if options:
-            raise ValueError("conv_options are of conv, and there is none; set conv, or leave them out")
+            raise ValueError("conv_options need conv; set conv, or leave them out")
         return None
-    _check("conv", kind, kinds)
+    _check_choice("conv", kind, kinds)
     return partial(kinds[kind], **_known_options(kind, kinds[kind], options))
 
 
-def _check(name: str, value: str, choices: Any) -> None:
+def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; use {', '.join(choices)}")
 
 
 def _known_options(kind: str, make: Callable[..., nn.Module], options: Mapping[str, Any] | None) -> dict[str, Any]:
-    network_s = ("channels", "in_channels", "out_channels", "stride") + (("kernel_size", "size") if kind in CONVS else ())
-    takes = [name for name in inspect.signature(make).parameters if name not in network_s]
+    own = ("channels", "in_channels", "out_channels", "stride") + (("kernel_size", "size") if kind in CONVS else ())
+    takes = [name for name in inspect.signature(make).parameters if name not in own]
     for name in options or {}:
         if name not in takes:
-            raise ValueError(f"{kind} takes no option {name!r}; use {', '.join(takes)}")
+            raise ValueError(f"{kind} has no option {name!r}; use {', '.join(takes)}")
     return dict(options or {})
 
 
-# ------------------------------------------------------------------------------------------------------ names for timm
+# ---- registered models
 
 default_cfgs: dict[str, dict[str, Any]] = {}
 
 
 def filter_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Public weights' names to ours, see the head of this file; our own stay."""
+    """Map the keys of public weights to those of this module. Own keys are unchanged."""
     del model
     keys = ((key.removeprefix("module."), value) for key, value in state.items())
     return {key.replace("linear.", "fc.", 1) if key.startswith("linear.") else key: value for key, value in keys}
 
 
-def _register(name: str, what: str, **ours: Any) -> None:
+def _register(name: str, what: str, **defaults: Any) -> None:
     def make(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
         return build_model_with_cfg(
-            CifarResNet, name, pretrained, pretrained_filter_fn=filter_keys, feature_cfg={"out_indices": (0, 1, 2)}, **{**ours, **kwargs}
+            CifarResNet,
+            name,
+            pretrained,
+            pretrained_filter_fn=filter_keys,
+            feature_cfg={"out_indices": (0, 1, 2)},
+            **{**defaults, **kwargs},
         )
 
     make.__name__ = make.__qualname__ = name
-    make.__signature__ = takes(CifarResNet, **ours)  # type: ignore[attr-defined]
+    make.__signature__ = model_signature(CifarResNet, **defaults)  # type: ignore[attr-defined]
     make.__doc__ = what
-    default_cfgs[name] = cifar_card("conv1")
+    default_cfgs[name] = cifar_cfg("conv1")
     globals()[name] = register_model(make)
 
 

@@ -1,7 +1,7 @@
-"""DenseNet-BC for 32 px images: timm's DenseNet with the stem and the three dense blocks of the CIFAR nets.
+"""DenseNet-BC for images of 32 px: ``timm``'s DenseNet with the stem and the three dense blocks for CIFAR.
 
-"Densely Connected Convolutional Networks" (Huang et al., CVPR 2017, arXiv 1608.06993), section 3 and table 2. A name
-tells depth L and growth rate k.
+"Densely Connected Convolutional Networks" (Huang et al., CVPR 2017, arXiv 1608.06993), section 3 and table 2. Names
+give the depth L and the growth rate k.
 
 Example:
     >>> import timm, torch
@@ -19,26 +19,26 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.densenet import DenseNet
 from torch import nn
 
-from foveal.backbones.head import cifar_card
+from foveal.backbones.head import cifar_cfg
 
 default_cfgs = {
-    name: cifar_card("features.conv0", "classifier")
+    name: cifar_cfg("features.conv0", "classifier")
     for name in ("densenet_bc_100_12_cifar", "densenet_bc_250_24_cifar", "densenet_bc_190_40_cifar", "test_densenet_cifar")
 }
 
 
 class DenseNetCifar(DenseNet):
-    """Stem of one 3x3 convolution to 2k channels, three dense blocks of (L - 4) / 6 bottleneck layers, compression 1/2.
+    """A 3x3 convolution to 2k channels, and three dense blocks of (L - 4) / 6 bottleneck layers with compression 1/2.
 
     Args:
-        depth: L, layers with weights: 4 and a multiple of 6.
-        growth_rate: k, channels that each layer adds.
-        num_classes: 0 leaves the classifier out.
-        in_chans: bands of the input.
-        options: of timm's ``DenseNet``; ``proj_drop_rate=0.2`` is the dropout of the paper's runs without augmentation.
+        depth: L, the number of layers with weights, 6 n + 4.
+        growth_rate: k, the number of channels that each layer adds.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input bands.
+        options: keywords of ``timm``'s ``DenseNet``. The paper's runs without augmentation have ``proj_drop_rate=0.2``.
 
     Raises:
-        ValueError: no such depth.
+        ValueError: the depth is not 6 n + 4.
     """
 
     def __init__(self, depth: int = 100, growth_rate: int = 12, num_classes: int = 10, in_chans: int = 3, **options: Any) -> None:
@@ -52,11 +52,11 @@ class DenseNetCifar(DenseNet):
         self.feature_info[0]["module"] = "features.conv0"
         for info, reduction in zip(self.feature_info, (1, 1, 2, 4), strict=True):
             info["reduction"] = reduction
-        # timm counted with the two modules that are gone.
+        # timm counts the two deleted modules.
         self.feature_ends = [0] + [end - 2 for end in self.feature_ends[1:]]
 
 
-def _build(name: str, pretrained: bool, **kwargs: Any) -> DenseNetCifar:
+def _create_densenet(name: str, pretrained: bool, **kwargs: Any) -> DenseNetCifar:
     return build_model_with_cfg(
         DenseNetCifar, name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True}, **kwargs
     )
@@ -65,22 +65,22 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> DenseNetCifar:
 @register_model
 def densenet_bc_100_12_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """769,162 parameters with 10 classes, 800,032 with 100; published errors 4.51 and 22.27 %."""
-    return _build("densenet_bc_100_12_cifar", pretrained, **kwargs)
+    return _create_densenet("densenet_bc_100_12_cifar", pretrained, **kwargs)
 
 
 @register_model
 def densenet_bc_250_24_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """15,324,406 parameters with 10 classes, 15,480,556 with 100; published errors 3.62 and 17.60 %."""
-    return _build("densenet_bc_250_24_cifar", pretrained, **{"depth": 250, "growth_rate": 24, **kwargs})
+    return _create_densenet("densenet_bc_250_24_cifar", pretrained, **{"depth": 250, "growth_rate": 24, **kwargs})
 
 
 @register_model
 def densenet_bc_190_40_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
     """25,624,430 parameters with 10 classes, 25,821,620 with 100; published errors 3.46 and 17.18 %."""
-    return _build("densenet_bc_190_40_cifar", pretrained, **{"depth": 190, "growth_rate": 40, **kwargs})
+    return _create_densenet("densenet_bc_190_40_cifar", pretrained, **{"depth": 190, "growth_rate": 40, **kwargs})
 
 
 @register_model
 def test_densenet_cifar(pretrained: bool = False, **kwargs: Any) -> DenseNetCifar:
-    """Two layers a block, for tests."""
-    return _build("test_densenet_cifar", pretrained, **{"depth": 16, "growth_rate": 8, **kwargs})
+    """A tiny network for tests."""
+    return _create_densenet("test_densenet_cifar", pretrained, **{"depth": 16, "growth_rate": 8, **kwargs})

@@ -1,8 +1,8 @@
-"""What our networks have in common: pooling and a linear classifier that can be exchanged, as timm's have them, and CIFAR's data card.
+"""Base class of the networks: pooling and a replaceable linear classifier, with the interface of ``timm`` models.
 
 Example:
     >>> import torch
-    >>> class Means(Headed):
+    >>> class Means(ClassifierBackbone):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.num_features = 3
@@ -23,41 +23,63 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 
-def cifar_card(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
-    """What timm wants to know of a network for CIFAR: 32 px, three stages, the mean and deviation of CIFAR-10.
+def cifar_cfg(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
+    """Default configuration of a network for CIFAR: 32 px, mean and standard deviation of CIFAR-10.
 
     Args:
-        first_conv: name of the module that sees the image.
-        classifier: name of the last one.
+        first_conv: name of the first convolution.
+        classifier: name of the classifier.
     """
-    return {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "first_conv": first_conv, "classifier": classifier,
-    }  # fmt: skip
+    cfg = image_cfg(32, 8, num_classes=10, crop_pct=1.0, first_conv=first_conv, classifier=classifier)
+    return cfg | {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
 
-def takes(network: type[nn.Module], **ours: Any) -> inspect.Signature:
-    """What a named network takes: keywords of its class, with the defaults that the name gives them, for help and for comparisons.
+def image_cfg(side: int, cells: int, **changes: Any) -> dict[str, Any]:
+    """Default configuration of a network for ``timm``; by default for ImageNet.
+
+    Args:
+        side: side of the images in pixels.
+        cells: side of the last feature map.
+        changes: other keys of the configuration.
+    """
+    cfg = {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, side, side),
+        "pool_size": (cells, cells),
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+    }
+    return cfg | changes
+
+
+def model_signature(network: type[nn.Module], **defaults: Any) -> inspect.Signature:
+    """Signature of a registered model: the keywords of its class with other defaults. Help reads it.
 
     Args:
         network: the class.
-        ours: keywords that the name stands for.
+        defaults: keywords that the registered model sets.
     """
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = [p.replace(kind=kind, default=ours.get(name, p.default)) for name, p in inspect.signature(network).parameters.items()]
+    own = [p.replace(kind=kind, default=defaults.get(name, p.default)) for name, p in inspect.signature(network).parameters.items()]
     pretrained = inspect.Parameter("pretrained", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=bool)
     return inspect.Signature([pretrained, *own, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD, annotation=Any)])
 
 
 class Stage(nn.Sequential):
-    """Blocks one after the other.
+    """A sequence of blocks.
 
     Attributes:
-        checkpointing: make the activations of each block again for the backward pass, see `Headed.set_grad_checkpointing`.
+        checkpointing: recompute activations in the backward pass, see `ClassifierBackbone.set_grad_checkpointing`.
     """
 
     checkpointing = False
@@ -66,15 +88,15 @@ class Stage(nn.Sequential):
         return checkpoint_seq(self, x) if self.checkpointing and torch.is_grad_enabled() else super().forward(x)
 
 
-class Headed(nn.Module):
+class ClassifierBackbone(nn.Module):
     """A network of `forward_features`, `pooled`, dropout and a linear classifier ``fc``.
 
     Args:
-        drop_rate: share of the pooled features dropped in training.
+        drop_rate: dropout rate of the pooled features.
 
     Attributes:
-        num_features: length of what the classifier sees.
-        feature_info: timm's description of the stages, whose names end with their numbers.
+        num_features: number of input features of the classifier.
+        feature_info: description of the stages for ``timm``. Their module names end with their numbers.
     """
 
     num_features: int
@@ -85,38 +107,38 @@ class Headed(nn.Module):
         self.drop_rate = drop_rate
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, c, h, w) features."""
+        """Features (B, c, h, w) of images (B, C, H, W)."""
         raise NotImplementedError
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Features to (B, num_features)."""
+        """Pool features to (B, num_features)."""
         raise NotImplementedError
 
     def get_classifier(self) -> nn.Module:
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; 0 classes leave it out.
+        """Replace the classifier; 0 classes remove it.
 
         Raises:
-            ValueError: another pooling than the network's own.
+            ValueError: ``global_pool`` is given; pooling cannot be changed.
         """
         if global_pool is not None:
-            raise ValueError(f"global_pool={global_pool!r}: {type(self).__name__} pools in one way; leave it out.")
+            raise ValueError(f"global_pool={global_pool!r}: the pooling of {type(self).__name__} cannot be changed; leave it out.")
         self.num_classes = num_classes
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks but make them again for the backward pass: less memory, for one more forward pass.
+        """Recompute activations inside blocks in the backward pass: less memory for one more forward pass.
 
-        As with timm's networks, running statistics of batch norms then move twice a step.
+        As in ``timm``, running statistics of batch norms are then updated twice per step.
         """
         for module in self.modules():
             if isinstance(module, Stage):
                 module.checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """What timm's learning rates by depth go by: what is before the stages, blocks in order (``coarse``: stages), and the rest."""
+        """Parameter groups by depth for ``timm``: the stem, the blocks in order (``coarse``: stages), and the rest."""
         first = self.feature_info[0]["module"]
         stage = re.escape(first.rstrip("0123456789")) + r"(\d+)"
         of_blocks = isinstance(self.get_submodule(first), Stage) and not coarse

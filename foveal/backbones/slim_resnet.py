@@ -1,8 +1,9 @@
-"""ResNet-v2-50 as TensorFlow's slim library has it, where it differs from all of timm's.
+"""ResNet-v2-50 as in TensorFlow's slim library.
 
-"Identity Mappings in Deep Residual Networks", He et al., 2016, arXiv 1603.05027. Slim strides in the last block of a stage instead of the
-first, takes every other pixel as that block's shortcut, and has biases where no batch norm follows: in the stem, in the last convolution of
-every block and in the projections. Saccader's paper (arXiv 1908.07644) uses it inside DRAM and as a classifier of glimpses.
+"Identity Mappings in Deep Residual Networks", He et al., 2016, arXiv 1603.05027. Unlike ``timm``'s networks, it strides
+in the last block of a stage, takes every other pixel as the shortcut of that block, and has biases where no batch norm
+follows: in the stem, in the last convolution of each block and in projections. Saccader's paper (arXiv 1908.07644) uses
+it in DRAM and as a classifier of glimpses.
 
 Example:
     >>> import timm, torch
@@ -17,36 +18,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_pool2d
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.head import Headed, Stage
+from foveal.backbones.head import ClassifierBackbone, Stage, image_cfg
 
 default_cfgs = {
-    name: {
-        "url": "", "num_classes": 1000, "input_size": (3, side, side), "pool_size": (side // 32, side // 32), "crop_pct": 0.9106,
-        "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": "conv1", "classifier": "fc",
-    }
+    name: image_cfg(side, side // 32, crop_pct=0.9106, interpolation="bicubic")
     for name, side in (("resnetv2_50_slim", 224), ("test_resnetv2_slim", 64))
-}  # fmt: skip
+}
 
 MOMENTUM = 0.003
-"""Of the batch norms' statistics: slim's decay is 0.997."""
+"""Momentum of batch norm statistics; the decay in slim is 0.997."""
 
 
 def _norm(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(channels, momentum=MOMENTUM), nn.ReLU())
 
 
-class Bottleneck(nn.Module):
-    """Norm, 1x1 conv, norm, 3x3 conv, norm, 1x1 conv to four times the width; plus the shortcut.
+class SlimBottleneck(nn.Module):
+    """Norm, 1x1 conv, norm, 3x3 conv, norm, 1x1 conv to four times the width; plus a shortcut.
 
     Args:
-        channels: of the input.
-        width: of the 3x3 convolution.
-        stride: of the 3x3 convolution.
+        channels: channels of the input.
+        width: channels of the 3x3 convolution.
+        stride: stride of the 3x3 convolution.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -64,22 +61,28 @@ class Bottleneck(nn.Module):
         return shortcut + self.conv3(self.norm3(self.conv2(self.norm2(self.conv1(active)))))
 
 
-class SlimResNetV2(Headed):
-    """A 7x7 convolution and max pooling, four stages of bottlenecks, a last norm, pooling and a linear classifier.
+class SlimResNetV2(ClassifierBackbone):
+    """A 7x7 convolution and max pooling, four stages of bottlenecks, a norm, pooling and a linear classifier.
 
     Args:
-        num_classes: 0 leaves the classifier out.
-        in_chans: bands of the input.
-        layers: blocks of each stage.
-        widths: bottleneck width of each stage; its output has four times as many channels.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input bands.
+        layers: number of blocks per stage.
+        widths: bottleneck width per stage. The output has four times as many channels.
         stem: channels of the first convolution.
-        drop_rate: dropout before the classifier.
+        drop_rate: dropout rate before the classifier.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_chans: int = 3, *, layers: Sequence[int] = (3, 4, 6, 3),
-        widths: Sequence[int] = (64, 128, 256, 512), stem: int = 64, drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        *,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        stem: int = 64,
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__(drop_rate)
         self.in_chans = in_chans
         self.conv1 = nn.Conv2d(in_chans, stem, 7, 2, padding=3)
@@ -90,7 +93,7 @@ class SlimResNetV2(Headed):
             last = i == len(layers) - 1
             blocks = []
             for j in range(count):
-                blocks.append(Bottleneck(channels, width, 2 if j == count - 1 and not last else 1))
+                blocks.append(SlimBottleneck(channels, width, 2 if j == count - 1 and not last else 1))
                 channels = 4 * width
             stages.append(Stage(*blocks))
             reduction *= 1 if last else 2
@@ -109,25 +112,28 @@ class SlimResNetV2(Headed):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Slim's default: variance 2 / fan-in."""
+    """Default initialisation of slim: variance 2 / fan-in."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _build(name: str, pretrained: bool, kwargs: dict[str, Any], **ours: Any) -> SlimResNetV2:
+def _create_slim_resnet(name: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> SlimResNetV2:
     features = {"out_indices": (0, 1, 2, 3), "feature_cls": "hook"}
-    return build_model_with_cfg(SlimResNetV2, name, pretrained, feature_cfg=features, **{**ours, **kwargs})
+    return build_model_with_cfg(SlimResNetV2, name, pretrained, feature_cfg=features, **{**defaults, **kwargs})
 
 
 @register_model
 def resnetv2_50_slim(pretrained: bool = False, **kwargs: Any) -> SlimResNetV2:
-    """25,615,849 parameters and running statistics with 1,001 classes; 23,602,432 without a classifier and with 15 bands."""
-    return _build("resnetv2_50_slim", pretrained, kwargs)
+    """ResNet-v2-50 as in slim.
+
+    25,615,849 parameters with 1,001 classes, running statistics included; 23,602,432 with 15 bands and no classifier.
+    """
+    return _create_slim_resnet("resnetv2_50_slim", pretrained, kwargs)
 
 
 @register_model
 def test_resnetv2_slim(pretrained: bool = False, **kwargs: Any) -> SlimResNetV2:
     """A tiny network for tests."""
-    return _build("test_resnetv2_slim", pretrained, kwargs, layers=(2, 1, 1, 1), widths=(16, 16, 16, 16), stem=16)
+    return _create_slim_resnet("test_resnetv2_slim", pretrained, kwargs, layers=(2, 1, 1, 1), widths=(16, 16, 16, 16), stem=16)

@@ -1,6 +1,6 @@
-"""A small plain convolutional network, for small looks on machines without an accelerator.
+"""A small plain convolutional network for small images on a CPU.
 
-With maximum pooling it learns small objects on large grounds several times sooner than with average pooling.
+It learns small objects on large backgrounds several times faster with max pooling than with average pooling.
 
 Example:
     >>> import timm, torch
@@ -17,31 +17,28 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from foveal.backbones.head import Headed, Stage
+from foveal.backbones.head import ClassifierBackbone, Stage, image_cfg
 
 default_cfgs = {
-    "plain_convnet_32": {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (4, 4), "crop_pct": 1.0, "interpolation": "bilinear",
-        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "first_conv": "stages.0.1", "classifier": "fc",
-    }
-}  # fmt: skip
+    "plain_convnet_32": image_cfg(32, 4, num_classes=10, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv="stages.0.1")
+}
 
 
 FEATURES = {"out_indices": (0, 1, 2, 3), "feature_cls": "hook"}
 
 
-class PlainConvNet(Headed):
-    """Stages of 3x3 convolution, batch norm and ReLU, with max pooling between them.
+class PlainConvNet(ClassifierBackbone):
+    """Stages of a 3x3 convolution, batch norm and ReLU, with max pooling between stages.
 
     Args:
-        num_classes: 0 leaves the classifier out.
-        in_chans: bands of the input.
-        widths: channels of each stage.
-        drop_rate: dropout before the classifier.
-        global_pool: ``avg`` or ``max``: how the last stage becomes one vector.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input bands.
+        widths: channels of the stages.
+        drop_rate: dropout rate before the classifier.
+        global_pool: pooling of the last stage: ``avg`` or ``max``.
 
     Raises:
-        ValueError: an unknown ``global_pool``.
+        ValueError: unknown ``global_pool``.
     """
 
     def __init__(
@@ -76,5 +73,5 @@ class PlainConvNet(Headed):
 
 @register_model
 def plain_convnet_32(pretrained: bool = False, **kwargs: Any) -> PlainConvNet:
-    """Four convolutions for looks of 32 px and up."""
+    """Four convolutions, for images from 32 px."""
     return build_model_with_cfg(PlainConvNet, "plain_convnet_32", pretrained, feature_cfg=dict(FEATURES), **kwargs)

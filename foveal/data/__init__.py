@@ -7,12 +7,15 @@ Example:
     ([[128, 128], [128, 128], [128, 128], [128, 128]], torch.Size([4]))
 """
 
-# The constructors bear the names of their modules, and are reached by `get_data` or from those.
+# Importing a module registers its data sets. Constructors have the names of their modules; use `get_data`.
 import foveal.data.cifar
+import foveal.data.cub
 import foveal.data.digits
+import foveal.data.fmow
 import foveal.data.folder
+import foveal.data.imagenet
 import foveal.data.megapixel
-import foveal.data.published  # noqa: F401
+import foveal.data.nabirds  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
 from foveal.data.module import DataModule, check_classes, data_constructor, get_data, list_data, register

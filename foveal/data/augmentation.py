@@ -1,7 +1,7 @@
-"""Random changes to training images: drawn once for an image, so that every look at it sees the same change.
+"""Random changes to training images. A change is drawn once per image, so that all looks at the image agree.
 
-Drawing and applying are apart: `draw_change` says what happens to an image; `change_view` makes a view that looks are cut
-from, `change_pixels` an image of one size for papers that resize images first.
+`draw_change` draws the change. `change_view` applies it to a view that looks are cut from; `change_pixels` applies it
+to a whole image that is resized to one size.
 
 Example:
     >>> import numpy as np
@@ -31,9 +31,10 @@ TENSOR_AUGMENTATIONS = ("none", "crop_flip")
 Augmentation = Annotated[str, AUGMENTATIONS]
 TensorAugmentation = Annotated[str, TENSOR_AUGMENTATIONS]
 
-PADDING = 4  # pixels, of `crop_flip`
+PADDING = 4
+"""Padding of `crop_flip` on each side, in pixels."""
 
-# Ranges and orders of TNet's colour changes (specification 7.2, step 4a).
+# Ranges and orders of the colour changes in TNet's released code.
 _COLOUR_RANGES = {"brightness": (-32 / 255, 32 / 255), "saturation": (0.5, 1.5), "hue": (-0.2, 0.2), "contrast": (0.5, 1.5)}
 _COLOUR_ORDERS = (
     ("brightness", "saturation", "hue", "contrast"),
@@ -46,16 +47,16 @@ _COLOUR_ORDERS = (
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one image, in this order.
+    """A change to one image, applied in the order of the attributes.
 
     Attributes:
-        crop: (y0, x0, y1, x1) in pixels of the image: the part that is kept.
-        kernel: how that is resized, if it is.
-        mirrored: left and right are exchanged.
-        colour: (operation, amount) pairs: ``brightness`` adds, ``contrast`` scales around each channel's mean, ``saturation`` scales,
-            ``hue`` turns by a share of the circle.
-        shift: (down, right) as a share of each side.
-        degrees: rotation about the centre, anticlockwise.
+        crop: (y0, x0, y1, x1), the part that is kept, in pixels of the image.
+        kernel: kernel for resizing the crop.
+        mirrored: horizontal flip.
+        colour: (operation, amount) pairs. ``brightness`` adds, ``contrast`` scales around the mean of each channel,
+            ``saturation`` scales, ``hue`` rotates by a fraction of the colour circle.
+        shift: (down, right) as a fraction of each side.
+        degrees: rotation around the centre, anticlockwise.
     """
 
     crop: Box
@@ -69,20 +70,22 @@ class Change:
 def draw_change(
     augmentation: str, region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator, kernels: Sequence[str] = ("bilinear",)
 ) -> Change:
-    """Draw what happens to an image.
+    """Draw a change.
 
-    ``none`` keeps the image. ``light`` mirrors half of the images and crops to 85 to 100 % of each side, the same share of both.
-    ``inception``, the usual one for ImageNet, mirrors half of them and crops as `inception_crop` does.
-    ``tnet`` and ``tnet_birds`` are steps 1, 2, 3 and 4a or 4b of section 7.2 of TNet's specification: a crop of 85 to 100 % of the area
-    and of aspect ratio 0.5 to 2 that covers a tenth of a box, a kernel, mirroring, then a change of colour (``tnet``) or a shift of up
-    to 10 % and a rotation of up to 20 degrees (``tnet_birds``).
+    * ``none``: no change.
+    * ``light``: a crop of 85 to 100 % of both sides and a horizontal flip with probability 0.5.
+    * ``inception``: `inception_crop` and the same flip.
+    * ``tnet``: a crop of 85 to 100 % of the area with an aspect ratio from 0.5 to 2 that covers a tenth of a box, the
+      same flip and a change of colour, as TNet trains on ImageNet and fMoW.
+    * ``tnet_birds``: such a crop that ignores boxes, the same flip, a shift of up to 10 % and a rotation of up to 20
+      degrees.
 
     Args:
-        augmentation: one of `AUGMENTATIONS`.
-        region: (y0, x0, y1, x1), the part of the image that is used, all of it as a rule.
-        boxes: (k, 4) boxes of the object; the whole region where there is none.
+        augmentation: a name from `AUGMENTATIONS`.
+        region: (y0, x0, y1, x1), the part of the image to use.
+        boxes: (k, 4) boxes of the object; without any, the whole region.
         rng: source of randomness.
-        kernels: to draw one from.
+        kernels: kernels to draw from.
     """
     whole = Change(tuple(map(float, region)))  # type: ignore[arg-type]
     if augmentation == "none":
@@ -106,7 +109,7 @@ def draw_change(
 
 
 def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None, rng: np.random.Generator) -> Box:
-    """A crop of a share of each side; it holds all boxes where they fit, and what it can of them where they do not."""
+    """Crop a fraction of each side. The crop contains all boxes if they fit, else as much of them as possible."""
     start, stop = np.array(region[:2], dtype=float), np.array(region[2:], dtype=float)
     side = (stop - start) * share
     low, high = start, stop - side
@@ -120,10 +123,10 @@ def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None
 
 
 def inception_crop(region: Sequence[float], rng: np.random.Generator) -> Box:
-    """A crop as torchvision's ``RandomResizedCrop`` draws it: whole pixels, area 8 to 100 %, log-uniform aspect ratio 3/4 to 4/3.
+    """Draw a crop like torchvision's ``RandomResizedCrop``: area 8 to 100 %, log-uniform aspect ratio 3/4 to 4/3.
 
-    If none of ten tries fits, the largest centred crop of an aspect ratio within these limits. ("Going deeper with convolutions",
-    https://arxiv.org/abs/1409.4842, section 6.)
+    If none of ten draws fits, the result is the largest centred crop within these aspect ratios. ("Going deeper with
+    convolutions", https://arxiv.org/abs/1409.4842, section 6.)
     """
     y0, x0, y1, x1 = map(int, region)
     height, width = y1 - y0, x1 - x0
@@ -141,9 +144,10 @@ def inception_crop(region: Sequence[float], rng: np.random.Generator) -> Box:
 
 
 def distorted_crop(region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator) -> Box:
-    """A crop as ``tf.image.sample_distorted_bounding_box`` draws it: whole pixels, area 85 to 100 %, width / height 0.5 to 2, 50 tries.
+    """Draw a crop like ``tf.image.sample_distorted_bounding_box``: area 85 to 100 %, width / height from 0.5 to 2.
 
-    A try counts if the crop covers a tenth of the area of at least one box. If none does, the whole region is returned.
+    A draw is accepted if the crop covers a tenth of the area of at least one box. After 50 rejected draws the whole
+    region is returned.
     """
     y0, x0, y1, x1 = map(int, region)
     height, width = y1 - y0, x1 - x0
@@ -169,18 +173,18 @@ def distorted_crop(region: Sequence[float], boxes: np.ndarray | None, rng: np.ra
 
 
 def rotate_and_shift(pixels: Tensor, shift: tuple[float, float], degrees: float) -> Tensor:
-    """Shift by whole pixels, then rotate anticlockwise about the centre; nearest neighbour, zeros where nothing was.
+    """Shift by whole pixels, then rotate anticlockwise around the centre: nearest neighbour, padded with 0.
 
     Args:
         pixels: (C, H, W).
-        shift: (down, right) as a share of each side.
-        degrees: angle.
+        shift: (down, right) as a fraction of each side.
+        degrees: angle of the rotation.
     """
     height, width = pixels.shape[1:]
     down, right = round(shift[0] * height), round(shift[1] * width)
     y, x = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (height, width))
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # An output pixel looks back, clockwise, for where it came from; rows point down.
+    # Rotate output coordinates clockwise to find their source; rows point down.
     from_y = (cos * y[:, None] + sin * x + (height - 1) / 2).round().long()
     from_x = (-sin * y[:, None] + cos * x + (width - 1) / 2).round().long()
     in_frame = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
@@ -190,37 +194,37 @@ def rotate_and_shift(pixels: Tensor, shift: tuple[float, float], degrees: float)
 
 
 def draw_crop_flip(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 3) int64: how far down and right each image is cropped, 0 to 2 `PADDING`, and whether it is mirrored."""
+    """(count, 3) int64: crop offsets down and right, 0 to 2 `PADDING`, and whether to flip."""
     return rng.integers(0, (2 * PADDING + 1, 2 * PADDING + 1, 2), (count, 3))
 
 
 def crop_flip(pixels: Tensor, drawn: np.ndarray, fill: Tensor) -> Tensor:
-    """CIFAR's usual augmentation: pad each side by `PADDING`, crop to the size there was, mirror half of the images.
+    """The usual augmentation for CIFAR: pad each side by `PADDING`, crop to the original size, flip horizontally.
 
-    Residual networks were published with it (https://arxiv.org/abs/1512.03385, section 4.2). They padded normalised images with 0,
-    which is a fill of the mean colour here.
+    From "Deep Residual Learning" (https://arxiv.org/abs/1512.03385, section 4.2), which pads normalised images with 0.
+    That equals padding with the mean colour here.
 
     Args:
         pixels: (B, C, H, W), on any device.
-        drawn: (B, 3), see `draw_crop_flip`.
+        drawn: (B, 3) from `draw_crop_flip`.
         fill: (C,) value of the padding.
 
     Returns:
-        (B, C, H, W), same type.
+        (B, C, H, W) of the same type.
     """
     count, channels, height, width = pixels.shape
     fill = fill.to(pixels.device, pixels.dtype, non_blocking=True)
     padded = fill[:, None, None].expand(count, channels, height + 2 * PADDING, width + 2 * PADDING).contiguous()
     padded[..., PADDING:-PADDING, PADDING:-PADDING] = pixels
     down, right, mirrored = torch.from_numpy(drawn.T.copy()).to(pixels.device, non_blocking=True)
-    # All crops there are, as views: of each image one is copied.
+    # All possible crops are views; only the selected ones are copied.
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     kept = crops[torch.arange(count, device=pixels.device), :, down, right]
     return torch.where(mirrored.bool()[:, None, None, None], kept.flip(-1), kept)
 
 
 def change_view(change: Change, image: Pyramid) -> View:
-    """A view of the changed image. Nothing is read; looks are resampled as all looks are, so that the kernel does not count."""
+    """A view of the changed image; nothing is read yet. ``change.kernel`` is not used: looks have their own kernel."""
     transform = Transform.identity(image.size)
     if change.crop != (0, 0, *image.size):
         transform = transform.crop(change.crop)
@@ -237,10 +241,10 @@ def change_pixels(change: Change, image: Pyramid, side: int, shorter_side: int |
     """The changed image, resized to a square.
 
     Args:
-        change: what happens.
-        image: of any size; it is read whole.
-        side: of the result.
-        shorter_side: make the image smaller, antialiased, until its shorter side is this at most, before anything else.
+        change: the change.
+        image: an image of any size; it is read whole.
+        side: side of the result in pixels.
+        shorter_side: first reduce the image, antialiased, until its shorter side is at most this.
 
     Returns:
         (C, side, side) float32 in [0, 1].

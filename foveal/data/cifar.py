@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100: 60,000 images of 32 x 32 pixels, held in memory.
 
-torchvision downloads, checks and reads the files (https://www.cs.toronto.edu/~kriz/cifar.html); they may also be there
-already. The augmentation is the one that residual networks were published with: pad by 4 pixels, crop, mirror.
+torchvision downloads, verifies and reads the files (https://www.cs.toronto.edu/~kriz/cifar.html).
 
 Example:
     >>> cifar10("/nowhere", download=False)
     Traceback (most recent call last):
     ...
-    foveal.errors.DataError: /nowhere: there is no CIFAR10 in this folder, or a file is damaged; correct the path, or let it be downloaded
+    foveal.errors.DataError: /nowhere: there is no CIFAR10 in this folder, or a file is damaged; correct the path...
 """
 
 from __future__ import annotations
@@ -20,66 +19,63 @@ import torch
 from foveal.data.augmentation import TensorAugmentation
 from foveal.data.dataset import TensorDataset, torchvision_set
 from foveal.data.module import DataModule, register
+from foveal.data.options import document_options
 from foveal.draws import generator
 from foveal.errors import ConfigError
 
+HELP = {
+    "train": "number of training images, the first of the archive, which is in random order; None takes all.",
+    "val": "number of validation images, held out at random from the training images before ``train`` is applied.",
+    "augmentation": "random changes to training images: ``crop_flip`` or ``none``.",
+}
+
 
 @register
+@document_options(**HELP)
 def cifar10(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:
     """CIFAR-10: 50,000 training and 10,000 test images of ten classes.
 
     Args:
-        root: folder that holds the archive's folder, ``cifar-10-batches-py``.
-        download: fetch what is not there.
-        train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
-            None.
-        val: validation images, drawn at random, whatever their class, out of the training images before ``train`` counts them.
-        augmentation: what happens to training images: ``crop_flip`` or ``none``.
-        seed: decides which images are kept for validation.
+        root: folder that holds ``cifar-10-batches-py``.
 
     Raises:
-        ConfigError: more images are asked for than there are, or fewer than can be.
-        DataError: the files are not there, damaged, or cannot be downloaded.
+        ConfigError: the numbers of images are impossible.
+        DataError: the files are missing, damaged, or cannot be downloaded.
     """
     return _cifar("CIFAR10", root, download, train, val, augmentation, seed)
 
 
 @register
+@document_options(**HELP)
 def cifar100(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:
     """CIFAR-100: 50,000 training and 10,000 test images of a hundred classes.
 
     Args:
-        root: folder that holds the archive's folder, ``cifar-100-python``.
-        download: fetch what is not there.
-        train: use only the first so many training images, in the archive's order, which is random: classes are nearly balanced. All if
-            None.
-        val: validation images, drawn at random, whatever their class, out of the training images before ``train`` counts them.
-        augmentation: what happens to training images: ``crop_flip`` or ``none``.
-        seed: decides which images are kept for validation.
+        root: folder that holds ``cifar-100-python``.
 
     Raises:
-        ConfigError: more images are asked for than there are, or fewer than can be.
-        DataError: the files are not there, damaged, or cannot be downloaded.
+        ConfigError: the numbers of images are impossible.
+        DataError: the files are missing, damaged, or cannot be downloaded.
     """
     return _cifar("CIFAR100", root, download, train, val, augmentation, seed)
 
 
 def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, augmentation: str, seed: int) -> DataModule:
-    parts = {split: _read(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")}
+    parts = {split: _read_split(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")}
     (images, targets, classes), (test_images, test_targets, _) = parts["train"], parts["test"]
     rows = generator(seed, 0, 0, "hold out").permutation(len(targets))
     if val < 0:
-        raise ConfigError(f"data {kind.lower()}: val={val} is no number of images; give 0 for none")
+        raise ConfigError(f"data {kind.lower()}: val={val} is not a number of images; give 0 for none")
     if train is not None and train < 1:
-        raise ConfigError(f"data {kind.lower()}: train={train} leaves nothing to train on; give 1 or more, or leave it out for all")
+        raise ConfigError(f"data {kind.lower()}: train={train} leaves no training images; give 1 or more, or leave it out for all")
     held, kept = np.sort(rows[:val]), np.sort(rows[val:])
     if not len(kept) or (train is not None and train > len(kept)):
         raise ConfigError(
-            f"data {kind.lower()}: train={train} with val={val} cannot be had from {len(targets)} training images; ask for fewer"
+            f"data {kind.lower()}: train={train} and val={val} are more than the {len(targets)} training images; ask for fewer"
         )
     kept = kept[:train]
     return DataModule(
@@ -91,7 +87,7 @@ def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, au
     )
 
 
-def _read(kind: str, root: Path, train: bool, download: bool) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
+def _read_split(kind: str, root: Path, train: bool, download: bool) -> tuple[torch.Tensor, np.ndarray, tuple[str, ...]]:
     """(N, 3, 32, 32) uint8 images of a split, their targets, and the classes."""
     found = torchvision_set(kind, root, train, download)
     pixels = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))

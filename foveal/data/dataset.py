@@ -1,6 +1,6 @@
-"""Data sets: images with a label each, in files or in memory.
+"""Data sets of labelled images, in files or in memory.
 
-A data set knows what its samples are; which of them are read when is the `foveal.data.loader.Loader`'s business.
+A data set defines its samples. `foveal.data.loader.Loader` decides in which order they are read.
 
 Example:
     >>> import torch
@@ -39,13 +39,14 @@ Resizing = Annotated[str, RESIZINGS]
 
 @dataclass
 class Batch:
-    """Images to look at, with their labels.
+    """A batch of labelled images.
 
     Attributes:
-        views: B views.
-        target: (B,) int64 class of each.
-        index: (B,) position of each in its data set.
-        errors: (path, one sentence) of every image that could not be opened; it has no row in the batch, which may therefore be empty.
+        views: the B images.
+        target: (B,) int64 classes.
+        index: (B,) positions in the data set.
+        errors: (path, sentence) of each image that could not be opened. Such images are left out, so a batch can be
+            empty.
     """
 
     views: Views
@@ -57,19 +58,20 @@ class Batch:
         return len(self.index)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The batch with its labels, and its pixels if it holds any, on a device; views of files stay where they are."""
+        """Move labels, and pixels in memory, to a device. Views of files stay where they are."""
         views = TensorViews(self.views.images.to(device, non_blocking=True)) if isinstance(self.views, TensorViews) else self.views
         return replace(self, views=views, target=self.target.to(device, non_blocking=True))
 
 
 class Dataset(ABC):
-    """Images with a label each.
+    """A data set of labelled images.
 
     Attributes:
         targets: (N,) int64 class of each image.
         classes: names of the classes.
-        boxes: for each image (k, 4) boxes of its object in full-resolution pixels, k may be 0; None where nobody drew any.
-        channels: bands of every image.
+        boxes: (k, 4) boxes of the object for each image, in full-resolution pixels; k may be 0. None if there are no
+            boxes.
+        channels: number of bands.
     """
 
     targets: np.ndarray
@@ -81,40 +83,40 @@ class Dataset(ABC):
         return len(self.targets)
 
     def counts(self) -> np.ndarray:
-        """(classes,) images of each class."""
+        """(classes,) number of images per class."""
         return np.bincount(self.targets, minlength=len(self.classes))
 
     def objects(self, i: int) -> np.ndarray | None:
-        """(k, 4) boxes of the object in image ``i`` as `plain` shows it; None where nobody drew any."""
+        """(k, 4) boxes of the object in image ``i`` of `plain`; None if there are no boxes."""
         return None if self.boxes is None else self.boxes[i]
 
     def plain(self) -> Dataset:
-        """The same images without anything random, to be judged by."""
+        """The data set for evaluation, without random changes."""
         return self
 
     def to(self, device: str | torch.device) -> Dataset:
-        """The same images, on a device if they are pixels in memory and it has room; files stay where they are."""
+        """Move images in memory to a device if it has room. Files stay where they are."""
         return self
 
     @abstractmethod
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
-        """Open and augment images; runs in a loader's worker.
+        """Open and augment images. Runs in a worker of the loader.
 
         Args:
-            epoch: decides, with ``seed`` and the index, what augmentation draws.
-            indices: images wanted.
+            epoch: with ``seed`` and the index, determines the augmentation.
+            indices: positions of the images.
             seed: seed of the run.
-            first_looks: size of a view to the looks to read ahead.
+            first_looks: function from the size of a view to the looks to read ahead.
         """
 
     def batch(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Batch:
-        """The batch of some images; what it takes is documented at `load`."""
+        """`load` as a `Batch`; same arguments."""
         return self.load(epoch, indices, seed, first_looks).batch()
 
 
 @dataclass
 class Loaded:
-    """What a worker sends: a `Batch` before it has threads or file handles.
+    """What a worker sends to the main process: a `Batch` without threads and file handles.
 
     Attributes:
         pixels: (B, C, H, W), or a list of B views.
@@ -127,29 +129,33 @@ class Loaded:
     errors: list[tuple[str, str]] = field(default_factory=list)
 
     def batch(self) -> Batch:
-        """The batch, ready to be looked at."""
+        """Make the batch."""
         views = TensorViews(self.pixels) if isinstance(self.pixels, Tensor) else ImageViews(self.pixels)
         return Batch(views, self.target, self.index, self.errors)
 
 
 class TensorDataset(Dataset):
-    """Images in memory, all of one size.
+    """Images in memory, all of the same size.
 
     Args:
-        images: (N, C, H, W); uint8, or floating point in [0, 1].
+        images: (N, C, H, W); uint8, or float in [0, 1].
         targets: (N,) classes.
-        classes: names.
-        boxes: (N, 4) box of the object of each image, or None.
-        augmentation: ``none``, or ``crop_flip``: see `foveal.data.augmentation.crop_flip`, padded with the images' mean colour.
+        classes: names of the classes.
+        boxes: (N, 4), one box of the object for each image, or None.
+        augmentation: ``none`` or ``crop_flip`` (see `foveal.data.augmentation.crop_flip`), padded with the mean colour.
 
     Raises:
-        ConfigError: there is no such augmentation for images in memory.
+        ConfigError: unknown augmentation.
     """
 
     def __init__(
-        self, images: Tensor, targets: Tensor | np.ndarray, classes: Sequence[str], boxes: np.ndarray | None = None,
+        self,
+        images: Tensor,
+        targets: Tensor | np.ndarray,
+        classes: Sequence[str],
+        boxes: np.ndarray | None = None,
         augmentation: str = "none",
-    ) -> None:  # fmt: skip
+    ) -> None:
         if augmentation not in TENSOR_AUGMENTATIONS:
             known = " or ".join(TENSOR_AUGMENTATIONS)
             raise ConfigError(f"data: there is no augmentation {augmentation!r} for images in memory; use {known}")
@@ -185,7 +191,7 @@ class TensorDataset(Dataset):
         return Loaded(pixels, torch.from_numpy(self.targets[index]), index)
 
     def _draws(self, seed: int, epoch: int) -> np.ndarray:
-        """What `draw_crop_flip` says of every image in an epoch; kept until another epoch is asked for."""
+        """The draws of `draw_crop_flip` for all images in an epoch. Those of the last epoch are kept."""
         if self._drawn[0] != (seed, epoch):
             self._drawn = (seed, epoch), draw_crop_flip(len(self.images), generator(seed, epoch, 0, "crop_flip"))
         return self._drawn[1]
@@ -196,15 +202,15 @@ class Reading:
     """How images are read from files.
 
     Attributes:
-        augmentation: a name of `foveal.data.augmentation.AUGMENTATIONS`.
-        channels: bands wanted.
-        value_range: stored values that become 0 and 1; those of the images' type if None, which signed and floating-point images do
-            not have.
-        image_size: side that whole images are resized to first, without keeping their aspect ratio; None leaves them as they are, and
-            only what is looked at is read.
-        kernels: with ``image_size``, one of `RESIZINGS`: ``bilinear``, or ``tnet`` for one of `foveal.data.kernels.KERNELS`, drawn for
-            each image.
-        shorter_side: with ``image_size``, images are first made smaller, antialiased, until the shorter side is this at most.
+        augmentation: a name from `foveal.data.augmentation.AUGMENTATIONS`.
+        channels: number of bands.
+        value_range: stored values that become 0 and 1. None takes the range of the pixel type; signed and
+            floating-point images have none.
+        image_size: resize whole images to a square of this side first, ignoring their aspect ratio. None keeps their
+            size, and only looks are read.
+        kernels: with ``image_size``: ``bilinear``, or ``tnet`` for one of `foveal.data.kernels.KERNELS` drawn for each
+            image.
+        shorter_side: with ``image_size``: first reduce images, antialiased, until their shorter side is at most this.
     """
 
     augmentation: str = "none"
@@ -222,27 +228,33 @@ class Reading:
             checked_range(self.value_range)
 
     def plain(self) -> Reading:
-        """The same for evaluation: nothing random."""
+        """The settings for evaluation, without random changes."""
         return replace(self, augmentation="none", kernels="bilinear")
 
 
 class ImageDataset(Dataset):
-    """Images in files, opened when they are needed.
+    """Images in files, opened on demand.
 
     Args:
         paths: N files.
         targets: (N,) classes.
-        classes: names.
-        reading: how files are read and what happens to the images.
-        boxes: for each image the (k, 4) boxes of its object; may compute them when asked.
-        regions: (N, 4) boxes: each sample is only this part of its image, and ``boxes`` are not used.
+        classes: names of the classes.
+        reading: how to read the files.
+        boxes: (k, 4) boxes of the object for each image; may be computed on access.
+        regions: (N, 4) boxes. Each sample is this part of its image; ``boxes`` are then ignored.
     """
 
     def __init__(
-        self, paths: Sequence[str], targets: Sequence[int] | np.ndarray, classes: Sequence[str], *, reading: Reading | None = None,
-        boxes: Sequence[np.ndarray] | None = None, regions: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        # One array rather than a list: workers would copy the pages of a million strings by merely counting references.
+        self,
+        paths: Sequence[str],
+        targets: Sequence[int] | np.ndarray,
+        classes: Sequence[str],
+        *,
+        reading: Reading | None = None,
+        boxes: Sequence[np.ndarray] | None = None,
+        regions: np.ndarray | None = None,
+    ) -> None:
+        # An array: reference counts in a list of a million strings would make workers copy its memory.
         self._paths = np.array([os.fsencode(p) for p in paths])
         self.targets = np.asarray(targets, dtype=np.int64)
         self.classes = tuple(classes)
@@ -265,7 +277,7 @@ class ImageDataset(Dataset):
             return self.boxes[i] * (self.reading.image_size / np.tile(np.array(image.size), 2))
 
     def path(self, i: int) -> str:
-        """File of sample ``i``."""
+        """Path of image ``i``."""
         return os.fsdecode(self._paths[i])
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
@@ -284,7 +296,7 @@ class ImageDataset(Dataset):
         return Loaded(pixels, torch.from_numpy(self.targets[index]), index, errors)
 
     def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
-        """A view, or the pixels of an image that is resized first."""
+        """Open an image as a view, or as pixels if ``image_size`` is set."""
         image = open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range)
         rng = generator(seed, epoch, i, "augmentation")
         region = (0, 0, *image.size) if self.regions is None else self.regions[i]
@@ -301,23 +313,21 @@ class ImageDataset(Dataset):
 
 
 def torchvision_set(kind: str, root: Path, train: bool, download: bool) -> Any:
-    """One of torchvision's data sets, by the name of its class; fetched if it is not there and may be.
+    """Load a data set of torchvision by its class name; missing files are downloaded if ``download``.
 
     Raises:
-        DataError: the files are not there, damaged, or cannot be downloaded.
+        DataError: the files are missing, damaged, or cannot be downloaded.
     """
     from torchvision import datasets
 
     read: Any = getattr(datasets, kind)
     try:
         return read(root, train=train)
-    except Exception as error:  # a damaged file leads torchvision to any of them
+    except Exception as error:  # torchvision raises many types for damaged files
         if not download:
-            raise DataError(
-                f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or let it be downloaded"
-            ) from error
+            raise DataError(f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or download it") from error
         try:
             return read(root, train=train, download=True)
         except Exception as failed:
             reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
-            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); bring its files there") from failed
+            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); copy its files there") from failed

@@ -1,9 +1,9 @@
-"""The bundled data set: a handwritten digit somewhere on a photograph, to be found small and read large.
+"""The bundled data set: a small handwritten digit somewhere on a photograph.
 
-Real digits (scikit-learn's 1,797, eight pixels a side) are drawn in white on a darkened plate, on real photographs that
-scikit-learn and scikit-image ship; distractors share the digit's ink or its plate, but not both, so that a thumbnail
-shows where the digit may be and not which it is. Nothing is downloaded. Every canvas is a function of (seed, split,
-index); no original digit and no part of a photograph is in two splits.
+Real digits (scikit-learn's 1,797 of 8 x 8 px) are drawn in white on a darkened plate, on real photographs shipped with
+scikit-learn and scikit-image. Distractors have either ink or a plate, never both, so a thumbnail shows where a digit
+can be but not which one. Nothing is downloaded. Each canvas is a function of (seed, split, index). Splits share no
+digits and no parts of photographs.
 
 Example:
     >>> data = digits(canvas=128, digit=(16, 24), train=20, val=10, test=10)
@@ -32,16 +32,23 @@ from foveal.errors import ConfigError, DataError
 PHOTOGRAPHS = {
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
     "skimage.data": (
-        "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "motorcycle_left.png",
+        "astronaut.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "motorcycle_left.png",
         "rocket.jpg",
     ),
-}  # fmt: skip
+}
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is drawn on a canvas; see `digits`."""
+    """Parameters of a canvas; see `digits`."""
 
     side: int
     digit: tuple[int, int]
@@ -54,22 +61,31 @@ class Canvas:
 
 @register
 def digits(
-    canvas: int = 256, digit: tuple[int, int] = (24, 36), distractors: int = 4, lookalikes: int = 0, plate: float = 0.25,
-    margin: float = 0.25, ink: float = 1.0, train: int = 4000, val: int = 500, test: int = 1000, seed: int = 0,
-) -> DataModule:  # fmt: skip
-    """Handwritten digits scattered over photographs; ten classes, held in memory.
+    canvas: int = 256,
+    digit: tuple[int, int] = (24, 36),
+    distractors: int = 4,
+    lookalikes: int = 0,
+    plate: float = 0.25,
+    margin: float = 0.25,
+    ink: float = 1.0,
+    train: int = 4000,
+    val: int = 500,
+    test: int = 1000,
+    seed: int = 0,
+) -> DataModule:
+    """Handwritten digits on photographs: ten classes, held in memory.
 
     Args:
         canvas: side of an image in pixels.
         digit: smallest and largest side of the digit in pixels.
-        distractors: things to mistake for the digit in passing: ink without a plate (shuffled pieces of a digit) and plates without a
-            digit (a single stroke), by turns.
-        lookalikes: shuffled pieces of a digit on a plate of their own; no thumbnail tells them from the digit.
-        plate: brightness left to the photograph under a plate, 0 to 1.
-        margin: width of the plate around the digit, as a share of the digit's side.
+        distractors: number of distractors: alternately ink without a plate (shuffled pieces of a digit) and a plate
+            without a digit (a single stroke).
+        lookalikes: number of shuffled digits on a plate. A thumbnail cannot tell them from the digit.
+        plate: brightness of the photograph under a plate, 0 to 1.
+        margin: margin of the plate around the digit, as a fraction of the digit's side.
         ink: opacity of the ink, 0 to 1.
-        train, val, test: images of each split; 0 leaves the split out.
-        seed: another seed, other images.
+        train, val, test: number of images of each split; 0 for none.
+        seed: seed of all random draws.
     """
     smallest, largest = digit
     room = round(largest * (1 + 2 * margin))
@@ -79,12 +95,12 @@ def digits(
         )
     look = Canvas(canvas, (smallest, largest), distractors, lookalikes, plate, margin, ink)
     counts = {"train": train, "val": val, "test": test}
-    splits = {split: _draw(look, split, count, seed) for split, count in counts.items() if count}
+    splits = {split: _draw_canvases(look, split, count, seed) for split, count in counts.items() if count}
     return DataModule(classes=tuple("0123456789"), name="digits", **splits)
 
 
-def _draw(look: Canvas, split: str, count: int, seed: int) -> TensorDataset:
-    """The canvases of a split."""
+def _draw_canvases(look: Canvas, split: str, count: int, seed: int) -> TensorDataset:
+    """Draw the canvases of a split."""
     labels = _originals(split)[1]
     images = np.empty((count, 3, look.side, look.side), dtype=np.uint8)
     targets, boxes = np.empty(count, dtype=np.int64), np.empty((count, 4))
@@ -100,11 +116,11 @@ def _draw(look: Canvas, split: str, count: int, seed: int) -> TensorDataset:
 
 
 def _scatter(image: np.ndarray, look: Canvas, split: str, chosen: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the digit and everything else on ``image`` in place; returns the digit's (y0, x0, y1, x1)."""
+    """Draw the digit and all distractors on ``image`` in place. Returns the box of the digit (y0, x0, y1, x1)."""
     things = ["digit"] + ["lookalike"] * look.lookalikes + [("ink", "plate")[j % 2] for j in range(look.distractors)]
     sides = rng.integers(look.digit[0], look.digit[1] + 1, len(things))
     rooms = sides + 2 * np.round(sides * look.margin).astype(int)
-    for thing, side, space, (y, x) in zip(things, sides.tolist(), rooms.tolist(), _places(rooms, look.side, rng), strict=True):
+    for thing, side, space, (y, x) in zip(things, sides.tolist(), rooms.tolist(), _place_squares(rooms, look.side, rng), strict=True):
         if thing == "plate":
             glyph = _stroke(side, rng)
         else:
@@ -121,8 +137,8 @@ def _scatter(image: np.ndarray, look: Canvas, split: str, chosen: int, rng: np.r
     return box
 
 
-def _places(rooms: np.ndarray, side: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Top left corners of squares that do not touch, by trial."""
+def _place_squares(rooms: np.ndarray, side: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Top left corners of squares that do not touch, by rejection sampling."""
     while True:
         placed: list[tuple[int, int]] = []
         for room in rooms.tolist():
@@ -137,10 +153,10 @@ def _places(rooms: np.ndarray, side: int, rng: np.random.Generator) -> list[tupl
 
 
 def _shuffle(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The quarters of a digit, each in a place that is not its own and on its head."""
+    """Move each quarter of a digit to another place and flip it upside down."""
     h = len(glyph) // 2
     quarters = [glyph[:h, :h], glyph[:h, -h:], glyph[-h:, :h], glyph[-h:, -h:]]
-    # Two places on would stand the whole digit on its head, and 0, 3 and 8 could still be read.
+    # Moving by two places would turn the whole digit upside down: 0, 3 and 8 would still be readable.
     turn = int(rng.choice((1, 3)))
     out = np.zeros_like(glyph)
     out[:h, :h], out[:h, -h:], out[-h:, :h], out[-h:, -h:] = (quarters[(i + turn) % 4][::-1] for i in range(4))
@@ -148,7 +164,7 @@ def _shuffle(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stroke(side: int, rng: np.random.Generator) -> np.ndarray:
-    """A straight stroke, an eighth of the side thick, through the middle."""
+    """A straight stroke through the centre, an eighth of the side thick."""
     angle = rng.uniform(0, np.pi)
     y = np.arange(side) - (side - 1) / 2
     across = np.abs(y[:, None] * np.cos(angle) - y * np.sin(angle))
@@ -157,7 +173,7 @@ def _stroke(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a random photograph: (3, side, side)."""
+    """A random crop of a random photograph: (3, side, side)."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     y, x = rng.integers(0, (photograph.shape[1] - side + 1, photograph.shape[2] - side + 1)).tolist()
     return photograph[:, y : y + side, x : x + side]
@@ -165,7 +181,7 @@ def _background(photographs: list[np.ndarray], side: int, rng: np.random.Generat
 
 @cache
 def _originals(split: str) -> tuple[Tensor, np.ndarray]:
-    """The original digits of a split, (n, 8, 8) in [0, 1], and their classes; every class is split alike."""
+    """The original digits of a split, (n, 8, 8) in [0, 1], and their classes. Splits are stratified."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -185,14 +201,14 @@ def _originals(split: str) -> tuple[Tensor, np.ndarray]:
 
 @cache
 def _glyphs(split: str, side: int) -> np.ndarray:
-    """(n, side, side) float32 in [0, 1]: the split's digits, enlarged."""
+    """The digits of a split enlarged: (n, side, side) float32 in [0, 1]."""
     enlarged = F.interpolate(_originals(split)[0][:, None], (side, side), mode="bicubic", align_corners=False, antialias=True)
     return enlarged[:, 0].clamp(0, 1).numpy()
 
 
 @cache
 def _photographs(split: str, side: int) -> list[np.ndarray]:
-    """The split's part of every photograph and its mirror image, (3, h, w) uint8, enlarged to leave a canvas room to move.
+    """The split's part of each photograph and its mirror image: (3, h, w) uint8, at least 1.3 times the canvas.
 
     Training has the first 55 % of the long side; the rest is halved between validation and test across the short side.
     """

@@ -1,4 +1,4 @@
-"""Data sets of the user's own: class folders, and manifests.
+"""Data sets of your own images: class folders, and tables of paths and labels.
 
 Example:
     >>> import tempfile, pathlib
@@ -25,45 +25,45 @@ import numpy as np
 from foveal.choices import SPLITS
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
-from foveal.data.module import DataModule, class_text, register, same_class
+from foveal.data.module import DataModule, class_key, class_text, register
+from foveal.data.options import document_options
 from foveal.draws import generator
 from foveal.errors import DataError
 from foveal.images import SUFFIXES, LeftOut, walk
 from foveal.images.walk import set_apart, why_left_out
 
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
-"""What people call a split, in lower case, to its name here."""
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "val"
+)
+"""Standard name of each common name of a split, in lower case."""
 
 
 @register
+@document_options()
 def folder(
-    root: str, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
-    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
-) -> DataModule:  # fmt: skip
-    """Images in one folder for each class.
+    root: str,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    augmentation: Augmentation = "light",
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+    image_size: int | None = None,
+    kernels: Resizing = "bilinear",
+) -> DataModule:
+    """Images in one folder per class.
 
-    ``root/train/<class>/...``, ``root/val/...`` and ``root/test/...`` are the splits where they exist, also under the names
-    ``training``, ``valid``, ``validation``, ``dev`` and ``testing``, in upper or lower case; else ``root/<class>/...`` is split into
-    training and validation images, class by class. Folders inside a class are searched too. ``notes`` say what is left out.
+    The splits are ``root/train/<class>/...``, ``root/val/...`` and ``root/test/...``; the names ``training``,
+    ``valid``, ``validation``, ``dev`` and ``testing`` work too, in any case. Without split folders,
+    ``root/<class>/...`` is split at random into training and validation images of each class. Subfolders of a class are
+    searched. ``notes`` list files that were left out.
 
     Args:
-        root: the folder.
-        val_fraction: share of each class that is kept for validation where there is no ``val`` folder; 0 for none, 1 for all.
-        seed: decides which images are kept for validation.
-        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
-            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
-        channels: bands of the images; grey images are repeated where 3 are wanted.
-        value_range: stored values that are black and white, say 0,4095; those of the images' type if None, which signed and
-            floating-point images do not have.
-        image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
-        kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
+        root: folder of the images.
+        val_fraction: share of each class held out for validation if there is no ``val`` folder; 0 for none, 1 for all.
 
     Raises:
-        DataError: no such folder, no image in a class folder of the training images or in a split, classes that training does not
-            know, or two folders for one split.
+        DataError: the folder is missing; a split or a class of the training images is empty; a split has a class that
+            training lacks; or two folders are the same split.
     """
     reading = Reading(augmentation, channels, value_range, image_size, kernels)
     top = existing(root)
@@ -71,19 +71,19 @@ def folder(
     left_out = LeftOut()
     folders = _split_folders(top, left_out, notes) or {"train": top}
     found = {split: class_folders(where, left_out=left_out) for split, where in folders.items()}
-    first = next(iter(found))  # the training images, where there are any
+    first = next(iter(found))  # the training images, if there are any
     _check_images(folders[first], found[first])
     classes = _classes(found[first], notes)
-    code = {same_class(name): i for i, name in enumerate(classes)}
+    code = {class_key(name): i for i, name in enumerate(classes)}
     listings = {}
     for split, by_class in found.items():
-        strange = next((name for name, paths in by_class.items() if paths and same_class(name) not in code), None)
+        strange = next((name for name, paths in by_class.items() if paths and class_key(name) not in code), None)
         if strange is not None:
             advice = _similar(strange, classes) or "add some or remove the folder"
             raise DataError(f"{folders[split] / strange}: there is no training image of the class {strange!r}; {advice}")
         listings[split] = (
             [path for paths in by_class.values() for path in paths],
-            np.array([code[same_class(name)] for name, paths in by_class.items() for _ in paths], dtype=np.int64),
+            np.array([code[class_key(name)] for name, paths in by_class.items() for _ in paths], dtype=np.int64),
         )
         absent = [name for i, name in enumerate(classes) if i not in set(listings[split][1].tolist())]
         if len(absent) == len(classes):
@@ -94,34 +94,34 @@ def folder(
 
 
 @register
+@document_options()
 def manifest(
-    file: str, root: str | None = None, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
-    value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
-) -> DataModule:  # fmt: skip
-    """Images listed in a table with the columns ``path``, ``label`` and, if there are splits, ``split`` (train, val or test, or another
-    name of theirs that `folder` knows).
+    file: str,
+    root: str | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    augmentation: Augmentation = "light",
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+    image_size: int | None = None,
+    kernels: Resizing = "bilinear",
+) -> DataModule:
+    """Images listed in a table with the columns ``path``, ``label`` and optionally ``split`` (names as for `folder`).
 
     Args:
         file: the table, CSV or Parquet.
-        root: folder that the paths start from; that of the table if None.
-        val_fraction: share of each class's training images that is kept for validation where no row says ``val``.
-        seed: decides which images are kept for validation.
-        augmentation: random changes to training images: ``light`` crops a little and mirrors, ``inception`` crops as is usual for ImageNet,
-            ``tnet`` and ``tnet_birds`` do what TNet's paper does.
-        channels: bands of the images; grey images are repeated where 3 are wanted.
-        value_range: stored values that are black and white, say 0,4095; those of the images' type if None, which signed and
-            floating-point images do not have.
-        image_size: resize whole images to this side first, without keeping their aspect ratio; None leaves them as they are.
-        kernels: with ``image_size``, ``bilinear`` or ``tnet`` (one of eight kernels, drawn anew for each training image).
+        root: folder that paths are relative to; None takes the folder of the table.
+        val_fraction: share of each class's training images held out for validation if the table has no validation
+            images.
 
     Raises:
-        DataError: a table that cannot be read, a column or an image that is missing, a label or split that is unknown.
+        DataError: the table cannot be read, a column or an image is missing, or a label or split is unknown.
     """
     reading = Reading(augmentation, channels, value_range, image_size, kernels)
     table = existing(file)
     base = table.parent if root is None else existing(root)
     rows: dict[str, list[tuple[str, str, int]]] = {}
-    for number, (path, label, split) in _rows(table):
+    for number, (path, label, split) in _read_rows(table):
         if not path or not label:
             raise DataError(f"{table}: row {number} has no {'label' if path else 'path'}; complete it or remove it")
         if split.casefold() not in SPLIT_NAMES:
@@ -131,9 +131,9 @@ def manifest(
         raise DataError(f"{table}: there are no rows; list at least one image")
     notes: list[str] = []
     classes = _classes({label for _, label, _ in rows.get("train", next(iter(rows.values())))}, notes)
-    code = {same_class(name): i for i, name in enumerate(classes)}
+    code = {class_key(name): i for i, name in enumerate(classes)}
     every = [row for of_split in rows.values() for row in of_split]
-    unknown = next(((label, number) for _, label, number in every if same_class(label) not in code), None)
+    unknown = next(((label, number) for _, label, number in every if class_key(label) not in code), None)
     if unknown:
         advice = _similar(unknown[0], classes) or "correct it or add training images of it"
         raise DataError(f"{table}: row {unknown[1]} has the label {unknown[0]!r}, which no training row has; {advice}")
@@ -144,14 +144,14 @@ def manifest(
             f"{table}: {len(missing)} of {len(every)} images are missing, first {path} in row {number}; correct the paths or set root"
         )
     listings = {
-        split: ([path for path, _, _ in of_split], np.array([code[same_class(label)] for _, label, _ in of_split], dtype=np.int64))
+        split: ([path for path, _, _ in of_split], np.array([code[class_key(label)] for _, label, _ in of_split], dtype=np.int64))
         for split, of_split in rows.items()
     }
     return assemble(str(table), classes, listings, reading, val_fraction, seed, notes)
 
 
-def _rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """(row number as an editor shows it, (path, label, split)) of a table."""
+def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """Rows of a table: (row number as shown in an editor, (path, label, split))."""
     if table.suffix.lower() in (".parquet", ".pq"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -168,7 +168,7 @@ def _rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
             with table.open(encoding="utf-8-sig", newline="") as lines:
                 records = list(csv.DictReader(lines))
         except (UnicodeDecodeError, csv.Error, OSError) as error:
-            raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read ({error}); save it as one") from error
+            raise DataError(f"{table}: this is not a CSV file in UTF-8 ({error}); save it as one") from error
         first = 2
     for number, record in enumerate(records, start=first):
         for column in ("path", "label"):
@@ -179,10 +179,10 @@ def _rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
 
 
 def existing(path: str | Path) -> Path:
-    """The path, if there is something.
+    """Check that a file or folder exists, and expand ``~``.
 
     Raises:
-        DataError: there is nothing.
+        DataError: it does not exist.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -192,12 +192,12 @@ def existing(path: str | Path) -> Path:
 
 
 def list_images(directory: str | Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> list[str]:
-    """Paths of the images in a folder and the folders in it, sorted; see `foveal.images.walk`.
+    """Sorted paths of the images in a folder and its subfolders; see `foveal.images.walk`.
 
     Args:
         directory: the folder.
-        suffixes: of the images, in lower case.
-        left_out: counts what is left out, if given.
+        suffixes: suffixes of images in lower case.
+        left_out: collects the files that are left out.
 
     Raises:
         DataError: a folder cannot be searched.
@@ -211,14 +211,14 @@ def list_images(directory: str | Path, suffixes: tuple[str, ...] = SUFFIXES, lef
 
 
 def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> dict[str, list[str]]:
-    """Class folder to its images, sorted by name; a folder may have none. Arguments as of `list_images`.
+    """Paths of images by class folder, sorted by name. Classes may be empty. Arguments are those of `list_images`.
 
     Raises:
         DataError: there are no class folders, or one cannot be searched.
     """
     by_class: dict[str, list[str]] = {name: [] for name in _folders(directory)}
     if not by_class:
-        raise DataError(f"{directory}: there are no class folders in it; put the images of each class in a folder of its own")
+        raise DataError(f"{directory}: there are no class folders in it; put the images of each class in a separate folder")
     beside = LeftOut()
     start = len(str(directory / "x")) - 1
     for path in list_images(directory, suffixes, left_out):
@@ -233,10 +233,10 @@ def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_ou
 
 
 def list_classes(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> dict[str, list[str]]:
-    """`class_folders`, each of which has to have an image.
+    """`class_folders`, where every class needs an image.
 
     Raises:
-        DataError: see `class_folders`; or one has no image.
+        DataError: as `class_folders`, or a class has no image.
     """
     by_class = class_folders(directory, suffixes, left_out)
     _check_images(directory, by_class, suffixes)
@@ -251,25 +251,23 @@ def _check_images(directory: Path, by_class: dict[str, list[str]], suffixes: tup
 
 
 def _folders(directory: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without those that no walk enters."""
+    """Sorted names of the subfolders, without those that `foveal.images.walk` skips."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir() and set_apart(entry.name) is None)
     except OSError as error:
-        raise DataError(
-            f"{directory}: this is not a folder that can be read; give the folder that holds one folder for each class"
-        ) from error
+        raise DataError(f"{directory}: this is not a folder that can be read; give the folder that holds one folder per class") from error
 
 
 def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, Path]:
-    """Split to its folder; empty where the folders are classes."""
+    """Folders by split; empty if the folders are classes."""
     names = _folders(top)
     by_split: dict[str, list[str]] = {}
     for name in names:
         if split := SPLIT_NAMES.get(name.casefold()):
             by_split.setdefault(split, []).append(name)
     others = [name for name in names if name.casefold() not in SPLIT_NAMES]
-    # One folder "valid" beside others may be a class, as its neighbour "invalid" is.
+    # A single folder "valid" beside others can be a class, for example beside "invalid".
     if not by_split or (others and len(by_split) == 1 and "train" not in by_split and not set(SPLITS) & set(names)):
         return {}
     for split, same in by_split.items():
@@ -286,11 +284,11 @@ def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, 
 
 
 def _classes(names: Iterable[str], notes: list[str]) -> tuple[str, ...]:
-    """The classes behind names, sorted; of several forms of a name the first in that order."""
+    """Sorted class names. Names that differ in Unicode form only are one class, by the first form."""
     forms: dict[str, str] = {}
     alike: dict[str, str] = {}
     for name in sorted(names):
-        if forms.setdefault(same_class(name), class_text(name)) != class_text(name):
+        if forms.setdefault(class_key(name), class_text(name)) != class_text(name):
             notes.append(f"{class_text(name)!r} is written in two Unicode forms, which are one class")
         elif (other := alike.setdefault(_folded(name), class_text(name))) != class_text(name):
             notes.append(f"{other!r} and {class_text(name)!r} differ in case or spaces only, and are two classes")
@@ -298,7 +296,7 @@ def _classes(names: Iterable[str], notes: list[str]) -> tuple[str, ...]:
 
 
 def _similar(name: str, classes: Sequence[str]) -> str | None:
-    """What to do about a name that is a class's but for case or spaces."""
+    """Advice if a name equals a class except for case or spaces."""
     meant = next((other for other in classes if _folded(other) == _folded(name)), None)
     return meant and f"training has {meant!r}, which differs in case or spaces only: give both the same name"
 
@@ -312,9 +310,9 @@ def _few(names: Sequence[str]) -> str:
 
 
 def hold_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """(N,) bool: the share of each class to hold out, rounded.
+    """(N,) bool mask of a random share of each class, rounded.
 
-    At least one image of a class that has two, and never the last of a class unless ``fraction`` is 1.
+    Holds out at least one image of a class with two or more, and all images of a class only if ``fraction`` is 1.
     """
     held = np.zeros(len(targets), dtype=bool)
     for label in np.unique(targets):
@@ -333,7 +331,7 @@ def assemble(
     seed: int = 0,
     notes: Sequence[str] = (),
 ) -> DataModule:
-    """Data sets of (paths, targets) listings, with validation images held out of the training ones where there is no listing of them."""
+    """Make data sets of listings (paths, targets); holds out validation images if there is no listing of them."""
     if "val" not in listings and "train" in listings and val_fraction > 0:
         paths, targets = listings["train"]
         held = hold_out(targets, val_fraction, seed)

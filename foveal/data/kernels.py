@@ -1,7 +1,7 @@
-"""Resize a whole image with one of eight kernels, none of them antialiased: what TensorFlow's ``tf.image.resize`` does.
+"""Resize whole images with one of eight kernels without antialiasing, like TensorFlow's ``tf.image.resize``.
 
-Only reference recipes need this: their papers train on images that were resized to one size first. Half-pixel centres;
-weights that fall outside the image are dropped and the others renormalised.
+Reference recipes need this: their papers train on images resized to one size. Pixel centres are at half-integers.
+Weights outside the image are dropped and the rest is normalised.
 
 Example:
     >>> import torch
@@ -28,7 +28,7 @@ def _lanczos(radius: int) -> Callable[[Tensor], Tensor]:
 
 
 def _cubic(b: float, c: float) -> Callable[[Tensor], Tensor]:
-    """Mitchell and Netravali's family (Reconstruction filters in computer graphics, 1988)."""
+    """Kernels of Mitchell and Netravali ("Reconstruction filters in computer graphics", 1988)."""
 
     def kernel(x: Tensor) -> Tensor:
         x = x.abs()
@@ -43,7 +43,7 @@ def _gaussian(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1.5, torch.exp(-(x**2) / (2 * 0.5**2)), 0.0)
 
 
-# name: (radius in source pixels, weight at a distance)
+# Radius in source pixels, and weight as a function of distance.
 _INTERPOLATING: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "bilinear": (1, _triangle),
     "lanczos3": (3, _lanczos(3)),
@@ -56,32 +56,32 @@ KERNELS = (*_INTERPOLATING, "nearest", "area")
 
 
 def resize(pixels: Tensor, size: tuple[int, int], kernel: str = "bilinear") -> Tensor:
-    """Resize without keeping the aspect ratio.
+    """Resize an image without keeping its aspect ratio.
 
     Args:
         pixels: (C, H, W) float.
         size: (height, width).
-        kernel: one of `KERNELS`; ``"area"`` averages what an output pixel covers, the others look at their radius in source pixels only.
+        kernel: a name from `KERNELS`. ``"area"`` averages the area of an output pixel; the others use a fixed radius.
 
     Returns:
-        (C, height, width); kernels with negative lobes may leave [0, 1].
+        (C, height, width). Kernels with negative lobes can leave [0, 1].
     """
     down = _resize_rows(pixels, size[0], kernel)
-    # Whole rows are gathered many times faster than columns.
+    # Indexing whole rows is many times faster than indexing columns.
     return _resize_rows(down.transpose(1, 2).contiguous(), size[1], kernel).transpose(1, 2).contiguous()
 
 
 def _resize_rows(pixels: Tensor, count: int, kernel: str) -> Tensor:
     """(C, H, W) to (C, count, W)."""
-    index, weight = _taps(pixels.shape[1], count, kernel)
+    index, weight = _kernel_taps(pixels.shape[1], count, kernel)
     out = pixels.index_select(1, index[:, 0]) * weight[:, :1]
     for tap in range(1, index.shape[1]):
         out.addcmul_(pixels.index_select(1, index[:, tap]), weight[:, tap, None])
     return out
 
 
-def _taps(length: int, count: int, kernel: str) -> tuple[Tensor, Tensor]:
-    """For each of ``count`` outputs the source pixels it looks at, (count, taps), and their weights."""
+def _kernel_taps(length: int, count: int, kernel: str) -> tuple[Tensor, Tensor]:
+    """(count, taps) source pixels of each of ``count`` outputs, and their weights."""
     scale = length / count
     output = torch.arange(count, dtype=torch.float64)
     if kernel == "nearest":

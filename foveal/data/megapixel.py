@@ -1,24 +1,24 @@
-"""Megapixel MNIST: a few handwritten digits on a large black canvas, among strokes that look like digits from afar.
+"""Megapixel MNIST: a few handwritten digits on a large black canvas, among strokes of noise.
 
 "Processing Megapixel Images with Deep Attention-Sampling Models", Katharopoulos and Fleuret, ICML 2019, arXiv
-1905.03711, section 4.1; the details follow the authors' script (idiap/attention-sampling, scripts/make_mnist.py).
-Theirs: 5 digits of 28 px that do not overlap, 3 of them of the class to be told and 2 drawn from all others; 50 patches
-of noise, each one of 50 patterns of two straight lines across 28 px; 5,000 canvases for training and 1,000 for testing, of
-MNIST's own training and test digits. Ours: noise covers no digit (theirs may), so that a small canvas can be solved as well;
-validation, on digits held out of training; and the task of a single digit.
+1905.03711, section 4.1. Details follow the authors' script (idiap/attention-sampling, scripts/make_mnist.py): 5 digits
+of 28 px that do not overlap, 3 of the target class and 2 of other classes; 50 patches of noise, each one of 50 patterns
+of two straight lines; 5,000 canvases for training and 1,000 for testing, made of MNIST's training and test digits. What
+differs here: noise does not cover digits, so small canvases can be solved; there are validation canvases of held-out
+digits; there is a task with a single digit.
 
-A canvas is never drawn whole: it is a list of patches, and a look composes those that its box touches (`Scattered`). What
-looking costs does not depend on the canvas' size.
+A canvas is never drawn whole. It is a list of patches, and a look draws the patches inside its box (`Scattered`), so
+the cost of a look does not depend on the size of the canvas.
 
 Example:
     >>> import numpy as np
     >>> canvas = Scattered(np.full((1, 28, 28), 255, np.uint8), np.array([[1000, 36]]), 3000)
-    >>> canvas.look(np.array([[1000, 0, 1064, 64]]), (64, 64)).sum().item(), canvas.look(np.array([[0, 0, 1, 1]]), (1, 1)).item()
-    (784.0, 0.0)
+    >>> canvas.look(np.array([[1000, 0, 1064, 64]]), (64, 64)).sum().item()
+    784.0
     >>> megapixel_digits("/nowhere", download=False)
     Traceback (most recent call last):
     ...
-    foveal.errors.DataError: /nowhere: there is no MNIST in this folder, or a file is damaged; correct the path, or let it be downloaded
+    foveal.errors.DataError: /nowhere: there is no MNIST in this folder, or a file is damaged; correct the path...
 """
 
 from __future__ import annotations
@@ -41,44 +41,52 @@ SIDE = 28
 PATTERNS = 50
 DIGITS = {"majority": (3, 2), "one": (1, 0)}
 Task = Annotated[str, tuple(DIGITS)]
-"""Digits of the class that is to be told, and of others, for each task."""
+"""Number of digits of the target class and of other classes, by task."""
 HELD_OUT = 12
-"""One in so many of MNIST's training digits, the last ones, is kept for validation: 5,000."""
-_COARSEST = 16  # px; the levels of smaller thumbnails are not worth their bookkeeping
+"""One in 12 of MNIST's training digits, the last 5,000, are held out for validation."""
+_COARSEST = 16
+"""No pyramid level has a side below this, in pixels, except one."""
 
 
 @register
 def megapixel_digits(
-    root: str, download: bool = True, canvas: int = 1500, task: Task = "majority", noise: int = 50, train: int = 5000, val: int = 500,
-    test: int = 1000, seed: int = 0,
-) -> DataModule:  # fmt: skip
-    """MNIST's digits scattered over black canvases of one band, among patches of noise; ten classes.
+    root: str,
+    download: bool = True,
+    canvas: int = 1500,
+    task: Task = "majority",
+    noise: int = 50,
+    train: int = 5000,
+    val: int = 500,
+    test: int = 1000,
+    seed: int = 0,
+) -> DataModule:
+    """MNIST digits on black canvases of one band, among patches of noise: ten classes.
 
-    Canvas i of a split is a function of (seed, split, i). Training canvases have MNIST's training digits but for the last twelfth, which
-    validation has; test canvases have its test digits. Each split has noise patterns of its own. A canvas' boxes are those of the digits
-    that bear its class.
+    Canvas i of a split is a function of (seed, split, i). Training canvases use MNIST's training digits without the
+    last twelfth, validation canvases that twelfth, test canvases MNIST's test digits. Each split has its own noise
+    patterns. Boxes are those of the digits of the target class.
 
     Args:
-        root: folder that holds torchvision's ``MNIST/raw``.
-        download: fetch what is not there.
+        root: folder that holds ``MNIST/raw``.
+        download: download missing files.
         canvas: side of an image in pixels.
-        task: ``majority``, five digits of which three share the class to be told; or ``one``, a single digit.
-        noise: patches of noise.
-        train, val, test: images of each split; 0 leaves the split out.
-        seed: another seed, other images.
+        task: ``majority``: five digits, three of them of the target class; ``one``: a single digit.
+        noise: number of patches of noise.
+        train, val, test: number of images of each split; 0 for none.
+        seed: seed of all random draws.
 
     Raises:
-        ConfigError: there is no such task, or the patches do not fit.
-        DataError: the files are not there, damaged, or cannot be downloaded.
+        ConfigError: unknown task, or the patches do not fit.
+        DataError: the files are missing, damaged, or cannot be downloaded.
     """
     if task not in DIGITS:
         raise ConfigError(f"data megapixel_digits: there is no task {task!r}; use one of {', '.join(DIGITS)}")
     patches = sum(DIGITS[task]) + noise
-    # Patches that are placed at random, one after the other, get stuck a little above half the canvas.
+    # Random placement without overlap gets stuck a little above half of the canvas.
     if patches * SIDE**2 > 0.4 * canvas**2:
         raise ConfigError(f"data megapixel_digits: {patches} patches of {SIDE} px do not fit on {canvas} px; use a larger canvas or fewer")
     counts = {"train": train, "val": val, "test": test}
-    halves = {half: _read(Path(root).expanduser(), half == "train", download) for half in ("train", "test")}
+    halves = {half: _read_mnist(Path(root).expanduser(), half == "train", download) for half in ("train", "test")}
     held_out = len(halves["train"][1]) // HELD_OUT
     of_split = {"train": ("train", slice(None, -held_out)), "val": ("train", slice(-held_out, None)), "test": ("test", slice(None))}
     splits = {}
@@ -91,17 +99,17 @@ def megapixel_digits(
 
 
 class Canvases(Dataset):
-    """Canvases of a split.
+    """The canvases of a split.
 
     Args:
         images: (n, 28, 28) uint8 digits.
-        labels: (n,) their classes.
-        split: enters what is drawn.
-        count: canvases.
-        canvas: side in pixels.
-        digits: of the class that is to be told, and of others.
-        noise: patches of noise.
-        seed: enters what is drawn.
+        labels: (n,) classes of the digits.
+        split: name of the split; seeds the draws.
+        count: number of canvases.
+        canvas: side of a canvas in pixels.
+        digits: number of digits of the target class and of other classes.
+        noise: number of patches of noise.
+        seed: seed of the draws.
     """
 
     classes = tuple("0123456789")
@@ -114,7 +122,7 @@ class Canvases(Dataset):
         self._canvas = canvas
         self._patches = np.concatenate([images, strokes(PATTERNS, generator(seed, 0, 0, f"megapixel strokes {split}"))])
         self.targets = np.empty(count, dtype=np.int64)
-        # Which patches lie on each canvas, and the top left corner of each; the digits that count first.
+        # Patches of each canvas and their top left corners; digits of the target class come first.
         self._chosen = np.empty((count, sum(digits) + noise), dtype=np.int32)
         self._corners = np.empty((count, sum(digits) + noise, 2), dtype=np.int32)
         same, other = ([np.flatnonzero((labels == c) == alike) for c in range(10)] for alike in (True, False))
@@ -123,12 +131,12 @@ class Canvases(Dataset):
             self.targets[i] = c = rng.integers(10)
             drawn = [rng.choice(same[c], digits[0]), rng.choice(other[c], digits[1]), len(images) + rng.integers(PATTERNS, size=noise)]
             self._chosen[i] = np.concatenate(drawn)
-            self._corners[i] = _places(sum(digits) + noise, canvas, rng)
+            self._corners[i] = _draw_corners(sum(digits) + noise, canvas, rng)
         that_count = self._corners[:, : digits[0]].astype(np.float64)
         self.boxes = list(np.concatenate([that_count, that_count + SIDE], axis=-1))
 
     def open(self, i: int) -> Scattered:
-        """Canvas ``i``, to be looked at."""
+        """Canvas ``i`` as a pyramid."""
         return Scattered(self._patches[self._chosen[i]], self._corners[i], self._canvas, path=f"megapixel_digits {self._split} {i}")
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
@@ -141,17 +149,16 @@ class Canvases(Dataset):
 
 
 class Scattered(Pyramid):
-    """Small square patches on a black canvas, one band; only what a box touches is drawn.
+    """Small square patches on a black canvas of one band. Only patches inside a box are drawn.
 
-    Level l has the means of blocks of 2^l x 2^l pixels, exactly; the last block of a side may be smaller. ``bytes_read`` counts
-    the pixels of the windows that were drawn, a byte each: what a file of such levels would hold of them. ``tiles_decoded``
-    counts patches.
+    Level l has the exact means of blocks of 2^l x 2^l pixels; the last block of a side can be smaller. ``bytes_read``
+    counts one byte per pixel of the windows drawn. ``tiles_decoded`` counts patches.
 
     Args:
         patches: (n, s, s) uint8.
-        corners: (n, 2) top left pixel of each; where patches overlap they add up.
-        side: of the canvas, in pixels.
-        path: for messages.
+        corners: (n, 2) top left pixels; overlapping patches are added.
+        side: side of the canvas in pixels.
+        path: name for messages.
     """
 
     def __init__(self, patches: np.ndarray, corners: np.ndarray, side: int, *, path: str = "canvas") -> None:
@@ -166,16 +173,16 @@ class Scattered(Pyramid):
         return [(self._draw(level, window)[..., None], None) for level, window in requests]
 
     def _draw(self, level: int, box: Window) -> np.ndarray:
-        """(height, width) float32 pixels of a window of a level."""
+        """(height, width) float32 pixels of a window at a level."""
         (y0, x0, y1, x1), block, side = box, 1 << level, self._patches.shape[-1]
         first, last = self._corners >> level, (self._corners + side - 1) >> level
         touched = np.flatnonzero(((last >= (y0, x0)) & (first < (y1, x1))).all(1))
-        # Which blocks a patch's rows and columns fall into, counted from its first; sums of so few whole numbers are exact.
+        # Block of each row and column of a patch, counted from its first block. These sums of integers are exact.
         blocks = (side + block - 2) // block + 1
         into = (self._corners[touched, :, None] % block + np.arange(side)) >> level
         rows, cols = (into[:, :, None] == np.arange(blocks)[:, None]).astype(np.float32).swapaxes(0, 1)
         sums = rows @ self._patches[touched].astype(np.float32) @ cols.swapaxes(1, 2)
-        # A margin takes what reaches beyond the window.
+        # The margin receives blocks outside the window.
         total = np.zeros((y1 - y0 + 2 * blocks, x1 - x0 + 2 * blocks), np.float32)
         for patch, (y, x) in zip(sums, (first[touched] - (y0, x0) + blocks).tolist(), strict=True):
             total[y : y + blocks, x : x + blocks] += patch
@@ -185,10 +192,10 @@ class Scattered(Pyramid):
 
 
 def strokes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Patches of noise as published: two straight lines from a corner, a pixel thin.
+    """Patches of noise as published: two straight lines from a corner, one pixel wide.
 
-    Angles are uniform between 0 and 72 degrees; the second line is another patch's first, mirrored with the probability of 0.44 that
-    two flips by a third each come to. Pixels are between 80 and 100 % white.
+    Angles are uniform from 0 to 72 degrees. The second line is the first line of another patch, mirrored with
+    probability 0.44 (two flips with probability 1/3 each). Pixels are between 80 and 100 % white.
 
     Returns:
         (count, 28, 28) uint8.
@@ -204,8 +211,8 @@ def strokes(count: int, rng: np.random.Generator) -> np.ndarray:
     return ((lines | others) * rng.uniform(0.8, 1, lines.shape) * 255).astype(np.uint8)
 
 
-def _places(count: int, canvas: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) top left corners of patches that do not overlap: those that lie on one that stays, or on an earlier one, are moved."""
+def _draw_corners(count: int, canvas: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 2) top left corners of patches that do not overlap, by redrawing the later patch of each collision."""
     corners, stays, moving = np.zeros((count, 2), dtype=np.int32), np.zeros(count, dtype=bool), np.arange(count)
     while len(moving):
         corners[moving] = rng.integers(0, canvas - SIDE + 1, (len(moving), 2))
@@ -217,7 +224,7 @@ def _places(count: int, canvas: int, rng: np.random.Generator) -> np.ndarray:
     return corners
 
 
-def _read(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 28, 28) uint8 digits of MNIST's training or test half, and their classes."""
+def _read_mnist(root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 28, 28) uint8 digits of MNIST's training or test set, and their classes."""
     found = torchvision_set("MNIST", root, train, download)
     return found.data.numpy(), found.targets.numpy()

@@ -1,6 +1,6 @@
-"""A named data set with its splits, and the register of their names.
+"""Data sets with their splits, and the registry of their names.
 
-A constructor is a plain function with typed arguments; ``@register`` gives it its name, and the command line builds its flags from the
+A constructor is a function with typed arguments, registered by ``@register``. The command line makes flags from its
 signature.
 
 Example:
@@ -36,10 +36,10 @@ class DataModule:
 
     Attributes:
         classes: names of the classes, in the order of the labels.
-        train, val, test: the splits; None where there is none.
-        name: what errors call it.
-        spec: ``name`` and options that `get_data` makes the same data set of; empty where it was made in another way.
-        notes: one sentence each of what a user should know: what was left out, and what was taken for what.
+        train, val, test: the splits; None if missing.
+        name: name of the data set in errors.
+        spec: ``name`` and options to make the data set by `get_data`; empty if it was made otherwise.
+        notes: sentences for the user, for example on files that were left out.
     """
 
     classes: tuple[str, ...]
@@ -51,10 +51,10 @@ class DataModule:
     spec: dict[str, Any] = field(default_factory=dict, init=False)
 
     def split(self, split: str) -> Dataset:
-        """One split by name.
+        """A split by name.
 
         Raises:
-            DataError: there is no such split, or no image in it.
+            DataError: the split does not exist or is empty.
         """
         data = getattr(self, split) if split in SPLITS else None
         if data is None or not len(data):
@@ -63,17 +63,35 @@ class DataModule:
         return data
 
     def loader(
-        self, split: str, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
-        device: str | torch.device | None = None, drop_last: bool = False, shuffle: bool | None = None, rank: int = 0, world_size: int = 1,
-    ) -> Loader:  # fmt: skip
-        """Batches of a split; arguments as of `foveal.data.loader.Loader`. ``shuffle=None`` shuffles the training split only."""
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        first_looks: FirstLooks | None = None,
+        device: str | torch.device | None = None,
+        drop_last: bool = False,
+        shuffle: bool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader:
+        """Batches of a split, see `foveal.data.loader.Loader`. ``shuffle=None`` shuffles the training split only."""
         return Loader(
-            self.split(split), batch_size=batch_size, workers=workers, seed=seed, first_looks=first_looks, device=device,
-            drop_last=drop_last, shuffle=split == "train" if shuffle is None else shuffle, rank=rank, world_size=world_size,
-        )  # fmt: skip
+            self.split(split),
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            first_looks=first_looks,
+            device=device,
+            drop_last=drop_last,
+            shuffle=split == "train" if shuffle is None else shuffle,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def class_weights(self) -> list[float]:
-        """A weight for each class, inverse to its share of the training images; 1 on average over those, and 0 for a class without any."""
+        """Class weights, inversely proportional to training images, with mean 1; 0 for classes without images."""
         counts = self.split("train").counts()
         present = counts > 0
         return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0).tolist()
@@ -115,7 +133,7 @@ def get_data(name: str, **options) -> DataModule:
 
     Raises:
         ConfigError: unknown name or option.
-        DataError: the data set is not where it should be, or not as it should be.
+        DataError: the data set is missing or malformed.
     """
     constructor = data_constructor(name)
     parameters = inspect.signature(constructor).parameters
@@ -131,23 +149,23 @@ def get_data(name: str, **options) -> DataModule:
     return data
 
 
-def same_class(name: str) -> str:
-    """What the names of one class have in common: they may be written in different Unicode forms, as macOS and Linux do."""
+def class_key(name: str) -> str:
+    """Normal form of a class name, equal for the Unicode forms that macOS and Linux write."""
     return unicodedata.normalize("NFC", class_text(name))
 
 
 def class_text(name: str) -> str:
-    """The name of a class that any file can hold: bytes of a folder's name that are not UTF-8 become ``\\udcXX``."""
+    """A class name as valid text: bytes of a folder name that are not UTF-8 become ``\\udcXX``."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def check_classes(expected: Sequence[str], data: DataModule) -> None:
-    """See that a model trained on some classes can be judged on this data.
+    """Check that the data have the classes of a model, in the same order.
 
     Raises:
-        DataError: the names differ, or their order.
+        DataError: the names or their order differ.
     """
-    known, here = ([same_class(name) for name in names] for names in (expected, data.classes))
+    known, here = ([class_key(name) for name in names] for names in (expected, data.classes))
     if known == here:
         return
     unknown = [name for name, form in zip(data.classes, here, strict=True) if form not in known]

@@ -1,7 +1,7 @@
-"""Which values the images of a data set use: a look at a few of them, and a range to suggest.
+"""Pixel values of a data set: inspects a few images and suggests a value range.
 
-Unsigned pixels are scaled by the range of their type. Cameras and satellites often use a small part of 16 bits; such images
-are nearly black, for a model too. 8-bit images are taken as they are.
+Unsigned pixels are scaled by the range of their type. Cameras and satellites often use a small part of 16 bits; such
+images are nearly black. 8-bit images are not inspected.
 
 Example:
     >>> sensible_range(np.array([37.0, 900.0, 3991.0])), sensible_range(np.array([-0.97, 0.2, 0.94]))
@@ -24,28 +24,28 @@ from foveal.images import open_image
 from foveal.images.cache import Unconverted
 
 IMAGES = 16
-"""Images that are looked at."""
+"""Number of images to inspect."""
 
 PIXELS = 100_000_000
-"""Pixels after which no further image is looked at, of images that must be decoded whole."""
+"""Stop after this many pixels of images that must be decoded whole."""
 
 SMALL = 0.25
-"""Share of a range below which its use is worth a word."""
+"""Warn if values use less than this fraction of the range."""
 
-_TAIL = 0.1  # per cent of the values that may lie beyond a range, at each end
+_TAIL = 0.1  # percentage of values ignored at each end
 
 
 @dataclass
 class Sample:
-    """What a few images hold.
+    """Pixel values of a few images.
 
     Attributes:
-        images: how many were looked at.
-        types: how many of each type of pixels.
-        values: (n,) stored values of those that are not 8-bit, as many of each image.
-        stored_range: the widest range of their types; None where one has no range.
-        rangeless: how many are of a type without a range.
-        unreadable: one sentence for each image that could not be opened or read.
+        images: number of inspected images.
+        types: number of images per pixel type.
+        values: (n,) stored values of images that are not 8-bit, equally many per image.
+        stored_range: the widest range of their types; None if a type has no range.
+        rangeless: number of images whose type has no range.
+        unreadable: one sentence for each image that cannot be read.
     """
 
     images: int = 0
@@ -57,11 +57,11 @@ class Sample:
 
 
 def value_notes(data: DataModule, seed: int = 0) -> list[str]:
-    """One sentence each of what a look at a few images tells about how they are read; none where all is well.
+    """Notes on how the images are read, one sentence each; empty if all is well.
 
     Args:
-        data: the data set; what it holds in memory is not looked at.
-        seed: decides which images.
+        data: the data set; images in memory are not inspected.
+        seed: determines the inspected images.
     """
     images = _images_of(data)
     if images is None:
@@ -77,10 +77,10 @@ def value_notes(data: DataModule, seed: int = 0) -> list[str]:
 
 
 def check_readable(data: DataModule, seed: int = 0) -> None:
-    """See that there is something to train on: that of a few images at least one can be read.
+    """Check that at least one of a few images can be read.
 
     Raises:
-        DataError: each of them is damaged, has another number of bands, or pixels of a type without a range where none is given.
+        DataError: all are damaged, have another number of bands, or need a value range that is not given.
     """
     images = _images_of(data)
     if images is None:
@@ -93,15 +93,17 @@ def check_readable(data: DataModule, seed: int = 0) -> None:
 
 
 def _images_of(data: DataModule) -> ImageDataset | None:
-    """The training images, else others, if they are in files."""
+    """The training images in files, else those of another split; None if all are in memory."""
     return next((split for split in (data.train, data.val, data.test) if isinstance(split, ImageDataset)), None)
 
 
 def check_values(model: object, data: DataModule) -> None:
-    """See that a model gets the values that it was trained on.
+    """Check that the data are read with the value range that the model was trained with.
 
-    Raises:
-        ConfigError: its ``value_range``, where it has one, is not that of the data.
+        Raises:
+            ConfigError: the value ranges differ.
+    __
+
     """
     readings = [split.reading for split in (data.train, data.val, data.test) if isinstance(split, ImageDataset)]
     if not readings or not hasattr(model, "value_range"):
@@ -114,7 +116,7 @@ def check_values(model: object, data: DataModule) -> None:
 
 
 def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
-    """Look at a few images, drawn by the seed, through coarse levels where they have any."""
+    """Inspect a few images, drawn by the seed. Coarse levels are read where an image has them."""
     sample = Sample()
     found: list[np.ndarray] = []
     ranges: list[tuple[float, float] | None] = []
@@ -125,7 +127,7 @@ def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
             break
         sample.images += 1
         try:
-            # With a range of any kind every type of pixels can be opened.
+            # With an explicit value range, every pixel type can be opened.
             with open_image(images.path(i), channels=images.channels, value_range=(0, 1), convert=False) as image:
                 sample.types[str(image.dtype)] += 1
                 if image.dtype.itemsize == 1 and image.dtype.kind in "bu":
@@ -140,7 +142,7 @@ def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
             found.append(values)
             ranges.append(image.stored_range)
     if found:
-        found = [values for values in found if len(values)]  # of an image without data there are none
+        found = [values for values in found if len(values)]  # an image can have no data
         most = min(map(len, found), default=0)
         found = [values[np.linspace(0, len(values) - 1, most).round().astype(int)] for values in found]
         sample.values = np.concatenate([sample.values, *found])
@@ -151,7 +153,7 @@ def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
 
 
 def advise(sample: Sample, reading: Reading) -> str | None:
-    """One sentence on the range of values, if another one would serve better than the one in force."""
+    """One sentence that suggests a better value range; None if the current one serves."""
     if not len(sample.values):
         return None
     low, high = np.percentile(sample.values, (_TAIL, 100 - _TAIL))
@@ -170,7 +172,7 @@ def advise(sample: Sample, reading: Reading) -> str | None:
         share = f"{100 * beyond:.0f} % of them beyond" if beyond > SMALL else "a small part of"
         why = f"{share} --data.value_range {given[0]:g},{given[1]:g}"
     elif sample.stored_range is None:
-        why = "and their type has no range of its own"
+        why = "and their pixel type has no range"
     elif high - low < SMALL * (sample.stored_range[1] - sample.stored_range[0]):
         why = f"a small part of {sample.stored_range[0]:g} to {sample.stored_range[1]:g}, so that the model sees little of their contrast"
     else:
@@ -189,12 +191,12 @@ def sensible_range(values: np.ndarray) -> tuple[float, float]:
     """
     low, high = (float(v) for v in np.percentile(values, (_TAIL, 100 - _TAIL)))
     lowest, highest = float(values.min()), float(values.max())
-    # A few values far out, such as dead pixels, do not count; those not far out do.
+    # Ignore a few values far outside, such as dead pixels. Keep those that are only a little outside.
     near = (high - low) / 4
     low, high = lowest if low - lowest < near else low, highest if highest - high < near else high
     power = 10.0 ** math.floor(math.log10(high - low))
     step = next(power * share for most, share in ((2, 0.2), (5, 0.5), (10.1, 1)) if high - low < most * power)
     black, white = (round_to(value / step) * step for round_to, value in ((math.floor, low), (math.ceil, high)))
-    # The largest number of so many bits, such as 4095, where that is near: cameras end there.
+    # Prefer 2^n - 1, such as 4095, if it is near: cameras saturate there.
     bits = 2.0 ** math.ceil(math.log2(high + 1)) - 1 if black == 0 else 0.0
     return black, bits if 200 < bits < 1.1 * white else white

@@ -48,7 +48,7 @@ from foveal.evaluation.occlusion import sample
 from foveal.evaluation.picture import BLUE, GREY
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images import Occluded, Views
-from foveal.layers import Attends
+from foveal.layers import AttentionLayer
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations
 from foveal.runs import Run
@@ -280,7 +280,7 @@ def _ranker(model: GlimpseClassifier, name: str, locations: Sequence[int] | None
         return "looks", partial(_rank_looks, model, budget), min(looks, STEPS)
     if locations is not None:
         raise ConfigError(f"--locations {','.join(map(str, locations))}: {name} looks once, at the whole image; leave it out")
-    maps = [of for of, module in model.network.named_modules() if isinstance(module, Attends)]
+    maps = [of for of, module in model.network.named_modules() if isinstance(module, AttentionLayer)]
     if cam is None and maps:
         fit = [of for of in maps if attention is None or of == attention or of.startswith(f"{attention}.")]
         if not fit:

@@ -1,10 +1,10 @@
-"""Where a model looked, and what each look added to its answer: a picture, a page, a table.
+"""Explanations: where a model looked and what each look added to the logits, as a picture, a page or a table.
 
     explain(model, path, out="report.html", *, locations=None, policy="greedy", device="auto", precision="32", seed=0,
-            overlay_out=None) -> Classification         # classifies one image, writes the page and, if asked, the overlay
+            overlay_out=None) -> Classification         # classify one image and write the page and the overlay
     report(image, classification, out="report.html", *, name="image", costs=Costs(), fill=None, antialias=True) -> Path
     overlay(image, classification, *, side=768) -> PIL.Image.Image
-    show(classification, image=None)                     # a table in a terminal; in a notebook the overlay too
+    show(classification, image=None)                    # print a table; in a notebook also show the overlay
 
 Example:
     >>> Costs(macs=10, dense_macs=160).dense_macs

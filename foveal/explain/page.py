@@ -1,6 +1,6 @@
-"""One page that shows why: where the model looked, what it saw there, what each look added, and the cost.
+"""A report page: where the model looked, what it saw there, what each look added, and the cost.
 
-The page needs nothing else: pictures are inside, nothing is fetched.
+The page is self-contained: it includes all pictures and loads nothing.
 
 Example:
     >>> import tempfile, torch
@@ -47,35 +47,34 @@ from foveal.prediction.predictor import Predictor
 from foveal.runs import Run
 
 SHOWN = 3
-"""Classes of which contributions are shown."""
+"""Number of classes with contributions."""
 
 HEADS = 8
-"""Heads of an attention map that are shown one by one, if there are no more."""
+"""Show each head of an attention map if there are at most this many."""
 
 MAPS = 8
-"""Attention maps that are shown large, head by head; of more, each is a small picture among those of its stage."""
-
+"""Show attention maps large and by head if there are at most this many, else small and grouped by stage."""
 
 PAGES = (".html", ".htm")
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Suffix to format of what `explain` writes."""
+"""Formats of pictures by suffix."""
 
 HOW_TO_READ = (
-    "Bright is high, each picture from its own lowest to its own highest value. "
-    "Where a map differs from query to query, it is that of the centre unless its name says otherwise."
+    "Bright is high. Each picture is scaled from its lowest to its highest value. "
+    "A map that depends on the query is that of the central query unless its name says otherwise."
 )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a classification cost; every part may be unknown.
+    """Costs of a classification; None where unknown.
 
     Attributes:
         macs: multiply-accumulates.
-        dense_macs: of the bare backbone on the image at full size.
+        dense_macs: multiply-accumulates of the backbone on the image at full size.
         bytes_read: bytes read from the file.
-        file_bytes: bytes of the file.
-        seconds: from opening the file to the class, by a model that has run before.
+        file_bytes: size of the file in bytes.
+        seconds: time from opening the file to the class, after a warm-up.
     """
 
     macs: int | None = None
@@ -86,34 +85,41 @@ class Costs:
 
 
 def explain(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, path: Any, out: str | Path = "report.html", *,
-    locations: Sequence[int] | None = None, policy: str = "greedy", device: str | torch.device = "auto", precision: str = "32",
-    seed: int = 0, overlay_out: str | Path | None = None,
-) -> Classification:  # fmt: skip
-    """Classify one image and write the page that shows why.
+    model: GlimpseClassifier | nn.Module | Run | str | Path,
+    path: Any,
+    out: str | Path = "report.html",
+    *,
+    locations: Sequence[int] | None = None,
+    policy: str = "greedy",
+    device: str | torch.device = "auto",
+    precision: str = "32",
+    seed: int = 0,
+    overlay_out: str | Path | None = None,
+) -> Classification:
+    """Classify one image and write a page that explains the result.
 
     Args:
         model: a classifier, a dense network, or a run folder.
-        path: the image: a file, or one in memory, as `foveal.classify` takes it.
+        path: the image: a file, or an image in memory as for `foveal.classify`.
         out: the page, ``.html``.
-        locations: budget; the model's own if None.
+        locations: budget; None takes the budget of the model.
         policy: how cells are selected, one of ``model.policies``.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
-        seed: of policies that draw.
-        overlay_out: file for the image with the boxes alone, of one of the suffixes `PICTURES`; none is written if None.
+        seed: seed of random policies.
+        overlay_out: file for the image with the boxes, with a suffix from `PICTURES`; None writes none.
 
     Raises:
         ImageError: the image cannot be opened or read.
-        ConfigError: an option that does not fit.
+        ConfigError: an option does not fit.
         StorageError: an output cannot be written.
-        RunError: a run folder that is none.
+        RunError: the folder is not a run folder.
     """
     _check_page(Path(out))
     kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
     predictor = Predictor(model, device=device, precision=precision)
     classifier, looks = predictor.model, predictor.locations(locations, policy)
-    # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
+    # Warm-up: the first pass of a process allocates memory and loads kernels.
     predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
     start = time.perf_counter()
     file = Path(path) if is_path(path) else None
@@ -126,13 +132,19 @@ def explain(
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
         macs = count(classifier, size, looks, policy, views.views[0].mpp).macs
-        costs = Costs(macs, _dense_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
+        costs = Costs(macs, _backbone_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
         report(
-            views, shown, out, name="image" if file is None else str(file), costs=costs, fill=classifier.mean.tolist(),
-            antialias=classifier.antialias, captions=captions(network),
-        )  # fmt: skip
+            views,
+            shown,
+            out,
+            name="image" if file is None else str(file),
+            costs=costs,
+            fill=classifier.mean.tolist(),
+            antialias=classifier.antialias,
+            captions=captions(network),
+        )
         if overlay_out is not None and kind is not None:
             _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), kind))
     return seen
@@ -144,23 +156,23 @@ def _check_page(out: Path) -> None:
 
 
 def _picture_kind(out: Path, image: Any) -> str:
-    """Format of a picture by its suffix; it must not replace the image itself."""
+    """Format of a picture by its suffix. The picture must not replace the image."""
     kind = PICTURES.get(out.suffix.lower())
     if kind is None:
         raise ConfigError(f"{out}: pictures are written as {', '.join(PICTURES)}; give --overlay a name with one of these suffixes")
     if is_path(image) and out.exists() and Path(image).exists() and out.samefile(image):
-        raise ConfigError(f"{out}: is the image itself; give --overlay another name")
+        raise ConfigError(f"{out}: this is the image itself; give --overlay another name")
     return kind
 
 
 def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the last layer of each stage whose map does not depend on the image: its maps for a query on the border, and in the corner."""
+    """Maps for queries at the border and in the corner, of the last `ExplicitAttention` layer of each stage."""
     modules = dict(network.named_modules())
     last = {stage_of(name): name for name in maps if isinstance(modules.get(name), ExplicitAttention)}
     found = {}
     for name in last.values():
         layer, grid = cast(ExplicitAttention, modules[name]), (maps[name].shape[-2], maps[name].shape[-1])
-        # A layer with a stride may have fewer queries than the grid has cells.
+        # With a stride, there are fewer queries than cells.
         for where, query in (("border", (0, layer.output_grid(grid)[1] // 2)), ("corner", (0, 0))):
             with torch.no_grad():
                 found[f"{name}, query at the {where}"] = layer.attention_map_of(query, grid)
@@ -168,27 +180,34 @@ def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, 
 
 
 def report(
-    image: Any, classification: Classification, out: str | Path = "report.html", *, name: str = "image", costs: Costs = Costs(),
-    fill: Sequence[float] | None = None, antialias: bool = True, captions: Mapping[str, str] = MappingProxyType({}),
-) -> Path:  # fmt: skip
-    """Write the page of one classification.
+    image: Any,
+    classification: Classification,
+    out: str | Path = "report.html",
+    *,
+    name: str = "image",
+    costs: Costs = Costs(),
+    fill: Sequence[float] | None = None,
+    antialias: bool = True,
+    captions: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write the page of a classification.
 
     Args:
-        image: what was classified, see `foveal.explain.pictures.one_view`.
-        classification: of this one image.
+        image: the classified image, see `foveal.explain.pictures.one_view`.
+        classification: the classification of this image.
         out: the page, ``.html``.
-        name: what to call the image.
-        costs: what is known of the cost.
-        fill, antialias: how the model saw the image, see `foveal.explain.pictures.glimpse_pictures`.
-        captions: what to write under attention maps, by name, see `foveal.layers.captions`.
+        name: title of the image.
+        costs: costs to show.
+        fill, antialias: how the model sees the image, see `foveal.explain.pictures.glimpse_pictures`.
+        captions: captions of attention maps by name, see `foveal.layers.captions`.
 
     Returns:
         The path of the page.
 
     Raises:
         ImageError: the image cannot be read.
-        ConfigError: the page is to be no HTML.
-        StorageError: it cannot be written.
+        ConfigError: the suffix is not that of a page.
+        StorageError: the page cannot be written.
     """
     _check_page(Path(out))
     views = one_view(image)
@@ -201,15 +220,17 @@ def report(
         name=escape(name),
         label=escape(str(classification.label)),
         probability=f"{100 * float(classification.probability):.1f}",
-        summary=escape(f"{width} × {height} px{_scale(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
+        summary=escape(f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
         picture=_data_uri(thumbnail(views, 1024)),
         grain="coarse" if max(height, width) < 128 else "fine",
         width=width,
         height=height,
         boxes="\n".join(_box(i, g, max(height, width)) for i, g in enumerate(looks) if g.level > 1),
         classes="\n".join(_class_bar(label, p) for label, p in classification.top(5)),
-        looks="\n".join(_look(i, g, picture, classification, top, mpp) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))),
-        total=_total(classification, top),
+        looks="\n".join(
+            _look_card(i, g, picture, classification, top, mpp) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))
+        ),
+        total=_total_table(classification, top),
         maps=_maps(classification, pictures[0], captions) if classification.maps else "",
         costs="\n".join(f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)),
     )
@@ -226,7 +247,7 @@ def _box(number: int, glimpse: Glimpse, longest: int) -> str:
     y0, x0, y1, x1 = glimpse.box
     label = f"look {number}, level {glimpse.level}"
     font = longest / 36
-    # A cell often shares its corner with one of the grid below, so deeper levels are labelled further down.
+    # A cell often shares its corner with a cell of the next level, so the labels of levels are at different heights.
     at = max(x0, 0) + 0.3 * font, max(y0, 0) + (1.1 + 1.15 * (glimpse.level - 2)) * font
     return (
         f'<g class="box" tabindex="0" data-look="{number}" aria-label="{label}" style="--level: {colour(glimpse.level)}">'
@@ -242,30 +263,30 @@ def _class_bar(label: str, probability: float) -> str:
     )
 
 
-def _scale(mpp: float) -> str:
-    """Size of a pixel in words; nothing where it is not known. Rasters have pixels of metres of ground."""
+def _pixel_size(mpp: float) -> str:
+    """Size of a pixel as text; empty if it is unknown. Pixels of maps are in metres."""
     if math.isnan(mpp):
         return ""
     return f", {mpp / 1e6:.3g} m per pixel" if mpp >= 1e5 else f", {mpp:.3g} µm per pixel"
 
 
-def _look(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int], mpp: float) -> str:
+def _look_card(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int], mpp: float) -> str:
     if glimpse.parent is None:
         how = "the first look, always taken"
     else:
         how = f"chosen from look {glimpse.parent} with probability {glimpse.probability:.3f}"
     y0, x0, y1, x1 = map(round, glimpse.box)
-    seen = f"{picture.width} × {picture.height} px{_scale(mpp * glimpse.pixels_each)}"
+    seen = f"{picture.width} × {picture.height} px{_pixel_size(mpp * glimpse.pixels_each)}"
     return (
         f'<article class="look" tabindex="0" data-look="{number}" style="--level: {colour(glimpse.level)}">'
         f'<img src="{_data_uri(picture)}" alt="what the model saw in look {number}">'
         f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0} to {y1}, columns {x0} to {x1}, "
-        f"seen at {seen}</p>{_contributions(glimpse.contribution, whole, top)}</div></article>"
+        f"seen at {seen}</p>{_contribution_bars(glimpse.contribution, whole, top)}</div></article>"
     )
 
 
-def _contributions(contribution: Tensor | None, whole: Classification, top: Sequence[int]) -> str:
-    """Signed bars of the top classes; one scale for all looks of the page."""
+def _contribution_bars(contribution: Tensor | None, whole: Classification, top: Sequence[int]) -> str:
+    """Bars with the contributions to the top classes. All looks of a page have the same scale."""
     if contribution is None:
         return ""
     largest = float(whole.glimpses.contribution[:, list(top)].abs().max()) or 1.0  # type: ignore[index]
@@ -282,10 +303,10 @@ def _contributions(contribution: Tensor | None, whole: Classification, top: Sequ
     return f'<ul class="bars">{"".join(bars)}</ul>'
 
 
-def _total(whole: Classification, top: Sequence[int]) -> str:
-    """The sum of the contributions beside the logits."""
+def _total_table(whole: Classification, top: Sequence[int]) -> str:
+    """Table of the sums of contributions and the logits."""
     if whole.glimpses.contribution is None:
-        return "<p>This model does not add looks up, so that no look has a share of its own.</p>"
+        return "<p>The logits of this model are not a sum over looks, so there are no contributions.</p>"
     sums = whole.glimpses.contribution.double().sum(0)
     cells = ((_class_name(whole, i), float(sums[i]), float(whole.logits[i])) for i in top)
     rows = "".join(
@@ -300,7 +321,7 @@ def _class_name(whole: Classification, i: int) -> str:
 
 
 def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str]) -> str:
-    """Attention maps over the first look: the mean of the heads, and each head where both are few; many maps by stage."""
+    """Attention maps over the first look: the mean over heads, and each head if there are few maps and heads."""
     many = len(whole.maps) > MAPS
     if many:
         ground = ground.copy()
@@ -315,8 +336,8 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
         stage = stage_of(name) if many else ""
         for which, values in shown:
             low, high = (f"{float(v / values.mean()):.2g}" for v in (values.min(), values.max()))
-            said = captions[name] if name in captions and not which else f"{low} to {high} times the mean"
-            text = f"{escape(name.removeprefix(f'{stage}.') + which)}<br>{escape(said)}"
+            caption = captions[name] if name in captions and not which else f"{low} to {high} times the mean"
+            text = f"{escape(name.removeprefix(f'{stage}.') + which)}<br>{escape(caption)}"
             picture = f'<img src="{_data_uri(heat(ground, values))}" alt="{escape(name + which)}">'
             figures.setdefault(stage, []).append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     parts = []
@@ -343,7 +364,7 @@ def _cost_lines(costs: Costs) -> list[tuple[str, str]]:
     return lines or [("cost", "not measured")]
 
 
-def _dense_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:
+def _backbone_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:
     try:
         return count(model.dense(), size).macs
     except ConfigError:
@@ -351,7 +372,7 @@ def _dense_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:
 
 
 def _data_uri(picture: Image.Image) -> str:
-    # Small looks are kept exact; a photograph as large as the page need not be.
+    # Small looks are stored losslessly, large photographs are not.
     kind = "PNG" if max(picture.size) <= 256 else "JPEG"
     return f"data:image/{kind.lower()};base64,{base64.b64encode(_encoded(picture, kind)).decode()}"
 

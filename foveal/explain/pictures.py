@@ -1,4 +1,4 @@
-"""Where a model looked, drawn on the image.
+"""Pictures of an image with the glimpses of a model.
 
 Example:
     >>> import torch
@@ -25,7 +25,7 @@ from foveal.errors import ImageError
 from foveal.images import View, Views, as_image, as_views, is_path, open_image
 
 COLOURS = ("#e8eaed", "#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#b794f6")
-"""Colour of each processing level, from the thumbnail on; they come round again."""
+"""Colours of processing levels, starting with the thumbnail, used cyclically."""
 
 
 def colour(level: int) -> str:
@@ -34,13 +34,13 @@ def colour(level: int) -> str:
 
 
 def one_view(image: Any) -> Views:
-    """Views of one image: a path, one in memory as `foveal.classify` takes it, or views of it already.
+    """Views of one image: a path, an image in memory as for `foveal.classify`, or views.
 
-    A path is opened with the range of values of its type. What a model with another one sees is shown by the image as it opens it,
-    `foveal.prediction.Predictor.open`.
+    A path is opened with the value range of its type. For another value range, open the image with
+    `foveal.prediction.Predictor.open` first.
 
     Raises:
-        ImageError: several images, or what is no image.
+        ImageError: there are several images, or this is not an image.
     """
     if is_path(image):
         image = open_image(image)
@@ -52,12 +52,12 @@ def one_view(image: Any) -> Views:
 
 
 def thumbnail(image: Any, side: int = 768) -> Image.Image:
-    """The whole image, no side longer than ``side`` and not enlarged."""
+    """The whole image, reduced so that no side is longer than ``side``."""
     views = one_view(image)
     height, width = (int(n) for n in views.sizes[0])
     shrink = min(1.0, side / max(height, width))
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
-    return to_picture(_look(views, np.array([[0, 0, height, width]]), size)[0])
+    return to_picture(_read_looks(views, np.array([[0, 0, height, width]]), size)[0])
 
 
 def glimpse_pictures(
@@ -67,32 +67,32 @@ def glimpse_pictures(
 
     Args:
         image: see `one_view`.
-        classification: of this one image.
-        fill: value of each channel outside the image; the model's mean is what becomes 0 for it.
-        antialias: as the model resamples.
+        classification: the classification of this image.
+        fill: value of each channel outside the image; models use their mean, which is normalised to 0.
+        antialias: whether looks are antialiased, as for the model.
     """
     views, looks = one_view(image), classification.glimpses
     ground = None if fill is None else torch.tensor(fill)
     pictures: dict[int, Image.Image] = {}
     for size in {g.size for g in looks}:
         rows = (looks.size == size).all(1).nonzero()[0]
-        seen = _look(views, looks.box[rows], size, fill=ground, antialias=antialias)
+        seen = _read_looks(views, looks.box[rows], size, fill=ground, antialias=antialias)
         pictures |= {int(row): to_picture(pixels) for row, pixels in zip(rows, seen, strict=True)}
     return [pictures[row] for row in range(len(looks))]
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(C, h, w) in [0, 1] as a picture; of more than three channels the first three, of two the first."""
+    """A picture of (C, h, w) pixels in [0, 1]: the first three channels, or the first of fewer than three."""
     shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
     return Image.fromarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def overlay(image: Any, classification: Classification, *, side: int = 768) -> Image.Image:
-    """The image with the box of every glimpse, in its level's colour and numbered in the order chosen.
+    """The image with the boxes of all glimpses, coloured by level and numbered in order.
 
     Args:
         image: see `one_view`.
-        classification: of this one image.
+        classification: the classification of this image.
         side: longest side of the picture; smaller images are not enlarged.
     """
     views = one_view(image)
@@ -104,10 +104,11 @@ def overlay(image: Any, classification: Classification, *, side: int = 768) -> I
         if glimpse.level > 1:
             y0, x0, y1, x1 = glimpse.box
             corners = [x0 * scale[0], y0 * scale[1], x1 * scale[0] - 1, y1 * scale[1] - 1]
-            # A dark line around the coloured one shows it on light and on dark ground.
+            # The dark outline makes the coloured line visible on any background.
             draw.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline="#000000", width=line + 2)
             draw.rectangle(corners, outline=colour(glimpse.level), width=line)
-            # A cell often shares its corner with one of the grid below, so deeper levels are labelled further down.
+            # A cell often shares its corner with a cell of the next level, so the labels of levels are at different
+            # heights.
             at = max(corners[0], 0) + line + 2, max(corners[1], 0) + line + 1 + (glimpse.level - 2) * (font + 5)
             draw.rectangle(
                 [a + d for a, d in zip(draw.textbbox(at, str(number), font_size=font), (-2, -2, 2, 2), strict=True)],
@@ -118,7 +119,7 @@ def overlay(image: Any, classification: Classification, *, side: int = 768) -> I
 
 
 def heat(ground: Image.Image, attention: Tensor) -> Image.Image:
-    """An attention map (h, w), stretched over a picture: bright where it is high, over the picture in grey."""
+    """Draw an attention map (h, w) over a picture: bright where it is high, grey where it is low."""
     low, high = float(attention.min()), float(attention.max())
     level = (attention.float() - low) / ((high - low) or 1.0)
     mask = Image.fromarray((level * 255).round().byte().cpu().numpy()).resize(ground.size, Image.Resampling.BICUBIC)
@@ -127,7 +128,7 @@ def heat(ground: Image.Image, attention: Tensor) -> Image.Image:
     return Image.composite(Image.blend(ground, glow, 0.45), dark, mask)
 
 
-def _look(views: Views, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+def _read_looks(views: Views, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
     pixels = views.look(np.zeros(len(boxes), dtype=int), np.asarray(boxes, dtype=np.float64), size, fill=fill, antialias=antialias)
     for reason in views.errors.values():
         raise ImageError(reason)

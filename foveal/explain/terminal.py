@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 BAR = 8
-"""Signs of the longest bar."""
+"""Number of characters of the longest bar."""
 
 NAMED = 8
-"""Columns that the name of a class keeps where there is little room."""
+"""Smallest width of the name of a class."""
 
 
 def show(classification: Classification, image: Any = None, wide: bool = False) -> None:
-    """Print where a model looked, and what each look added to the predicted class and to the next one.
+    """Print where a model looked and what each look added to the logits of the two most probable classes.
 
     Args:
-        classification: of one image.
-        image: the image; if given, a notebook shows it with the boxes.
-        wide: print what each look added to the five most probable classes, and which look it was chosen from.
+        classification: the classification of one image.
+        image: the image; a notebook then shows it with the boxes.
+        wide: print the five most probable classes, and the parent of each look.
     """
-    console().print(table(classification, wide))
+    console().print(classification_table(classification, wide))
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if image is not None and shell is not None and hasattr(shell, "kernel"):
@@ -56,11 +56,11 @@ def show(classification: Classification, image: Any = None, wide: bool = False) 
         display(overlay(image, classification))
 
 
-def table(classification: Classification, wide: bool = False) -> Group:
-    """The same, for rich to print: one row a look.
+def classification_table(classification: Classification, wide: bool = False) -> Group:
+    """The table of `show` for rich, with one row per look.
 
     Args:
-        classification: of one image.
+        classification: the classification of one image.
         wide: see `show`.
     """
     top = classification.top(5 if wide else 2)
@@ -74,23 +74,23 @@ def table(classification: Classification, wide: bool = False) -> Group:
         Column("rows", lambda row: f"{round(row[1].box[0])}:{round(row[1].box[2])}" if row[1] else "", TEXT),
         Column("columns", lambda row: f"{round(row[1].box[1])}:{round(row[1].box[3])}" if row[1] else "", TEXT),
     ]
-    said = "This model does not add looks up, so that no look has a share of its own."
+    note = "The logits of this model are not a sum over looks, so there are no contributions."
     rows: list[tuple[int | str, Glimpse | None] | None] = [*looks]
     added = classification.glimpses.contribution
     if added is not None:
         order = classification.logits.topk(len(top)).indices.tolist()
         shares = added.detach().double().cpu()[:, order]
-        columns += _contributions([name for name, _ in top], shares)
+        columns += _contribution_columns([name for name, _ in top], shares)
         rows += [None, ("all", None)]
-        said = "Under the name of a class: what each look added to its logit."
-        said += " lead: of the first class over the second." if len(top) > 1 else ""
+        note = "Columns of classes: contribution of each look to the logit."
+        note += " lead: first class minus second class." if len(top) > 1 else ""
     count = len(classification.maps)
     drawn = f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}" if count else ""
-    return stacked(Table(title, columns, rows), said, drawn)
+    return stacked(Table(title, columns, rows), note, drawn)
 
 
-def _contributions(names: Sequence[str], shares: Tensor) -> list[Column]:
-    """Columns of what each look added to these classes, (looks, classes), and of all looks together in the row ``"all"``."""
+def _contribution_columns(names: Sequence[str], shares: Tensor) -> list[Column]:
+    """Columns of contributions (looks, classes), with sums over looks in the row ``"all"``."""
     decimals = _decimals(float(shares.abs().max()))
     added = {"all": shares.sum(0).tolist()} | dict(enumerate(shares.tolist()))
 
@@ -106,5 +106,5 @@ def _contributions(names: Sequence[str], shares: Tensor) -> list[Column]:
 
 
 def _decimals(largest: float) -> int:
-    """Decimals with which a number has three digits, four at most."""
+    """Number of decimals for three significant digits, at most four."""
     return min(max(2 - math.floor(math.log10(largest)), 0), 4) if 0 < largest < math.inf else 2

@@ -29,7 +29,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.images.views import Look, Views, as_views
-from foveal.importing import quickly
+from foveal.importing import fast_imports
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
@@ -293,7 +293,7 @@ class WholeImage(GlimpseClassifier):
 
 def networks() -> ModuleType:
     """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network is needed."""
-    with quickly():
+    with fast_imports():
         import timm
 
         import foveal.backbones  # noqa: F401  (registers ours)

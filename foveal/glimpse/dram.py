@@ -32,7 +32,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import channels_last, create_network, per_band
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.glimpse.registry import register
-from foveal.host import sent
+from foveal.host import to_device
 from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
 
@@ -62,7 +62,7 @@ def windows(field: Tensor, where: Tensor, sides: Sequence[float], size: int) -> 
         (R, len(sides) * C, size, size), window by window.
     """
     unit = (torch.arange(size, device=field.device, dtype=where.dtype) * 2 + 1) / size - 1
-    axis = sent(torch.tensor(sides, dtype=where.dtype), where.device)[:, None] * unit
+    axis = to_device(torch.tensor(sides, dtype=where.dtype), where.device)[:, None] * unit
     y, x = (axis + at[:, None, None] for at in where.unbind(1))  # (R, windows, size)
     grid = torch.stack([x[:, :, None, :].expand(-1, -1, size, -1), y[..., None].expand(-1, -1, -1, size)], -1)
     exact = torch.promote_types(field.dtype, torch.float32)  # halves cannot tell places apart

@@ -28,7 +28,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, on_host
-from foveal.host import sent
+from foveal.host import to_device
 from foveal.images.views import Views, as_views
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
@@ -182,7 +182,7 @@ class RecurrentAttention(GlimpseClassifier):
         for i, policy in enumerate(policies):
             if policy in ("sampled", "random"):
                 drawn[i] = draws.uniform(f"location {step} {i}", 2)
-        uniform = [sent(u, mean.device, mean.dtype) for u in drawn]
+        uniform = [to_device(u, mean.device, mean.dtype) for u in drawn]
         places = [self.where.choose(*of) for of in zip(policies, mean.chunk(len(policies)), uniform, strict=True)]
         place = torch.cat(places)
         return place, self.where.log_density(place, mean)

@@ -43,8 +43,9 @@ from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_n
 from foveal.glimpse.grid import outside, share_inside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
 from foveal.glimpse.registry import register
-from foveal.host import rows_of, sent
+from foveal.host import to_device, true_indices
 from foveal.images.views import Views, as_views
+from foveal.layers.initialise import glorot
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderObjective
@@ -122,7 +123,7 @@ class _Seen:
 
     def rows(self, which: np.ndarray) -> _Seen:
         """What was seen of some images."""
-        at = sent(which, self.what.device)
+        at = to_device(which, self.what.device)
         return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
 
 
@@ -218,7 +219,8 @@ class Saccader(GlimpseClassifier):
         self.mix = nn.Conv2d(where + what, what, 1)
         self.cell = SaccaderCell(what)
         for module in (self.attention, self.mix, self.cell):
-            module.apply(_glorot)
+            module.apply(glorot)
+        nn.init.xavier_uniform_(self.cell.query)
         self.to(memory_format=torch.channels_last)
 
     # ---- one look at the image (spec 2, 3.2)
@@ -232,7 +234,7 @@ class Saccader(GlimpseClassifier):
         windows = self._windows(root)
         share = share_inside(windows, views.sizes)
         beside = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
-        return _Seen(look, root, features, what, sent(beside, what.device, torch.promote_types(what.dtype, torch.float32)))
+        return _Seen(look, root, features, what, to_device(beside, what.device, torch.promote_types(what.dtype, torch.float32)))
 
     def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
         """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are (spec 4.2)."""
@@ -277,7 +279,7 @@ class Saccader(GlimpseClassifier):
             return _Saccades(cast(Tensor, given), None, chances)
         noise = None
         if policy == "sampled":
-            noise = sent(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
+            noise = to_device(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
         barred, cells, log_p = seen.barred, [], []
         with _exactly(mixed.device):
             for t in range(count):
@@ -299,8 +301,8 @@ class Saccader(GlimpseClassifier):
             y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
             inner = torch.full((self.side,), 1 / max(self.side - 1, 1), dtype=torch.float64)
             inner[[0, -1]] /= 2 if self.side > 1 else 1
-            chances = sent((inner[y] * inner[x]).log(), device, certain.dtype)
-            return sent(y * self.side + x, device), chances
+            chances = to_device((inner[y] * inner[x]).log(), device, certain.dtype)
+            return to_device(y * self.side + x, device), chances
         if policy == "centre_released":
             middle = round((self.side - 1) / 2)
             return torch.full((images, count), middle * (self.side + 1), device=device), certain
@@ -313,7 +315,7 @@ class Saccader(GlimpseClassifier):
         scores = scores.masked_fill(seen.barred > 0, NEVER)
         noise = None
         if policy == "random":
-            noise = sent(draws.gumbel(f"saccades {purpose}", self.side**2), scores.device, scores.dtype)
+            noise = to_device(draws.gumbel(f"saccades {purpose}", self.side**2), scores.device, scores.dtype)
         cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
         return cells, CHOICE_LIKELIHOOD.get(policy, CHOICE_LIKELIHOOD["centre"])(scores, cells)
 
@@ -342,7 +344,7 @@ class Saccader(GlimpseClassifier):
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
-        return self.backbone.fc(seen.what[sent(which, cells.device)[:, None], cells])
+        return self.backbone.fc(seen.what[to_device(which, cells.device)[:, None], cells])
 
     def forward(
         self,
@@ -369,14 +371,14 @@ class Saccader(GlimpseClassifier):
         def classified(rows: np.ndarray, on: Tensor) -> tuple[np.ndarray, Classification]:
             looks = alone.shape[1]
             cells, chance = chosen.cells[on, :looks], chosen.log_probability[on, :looks]
-            own = alone[on] if looks else whole[sent(rows, whole.device), None]
+            own = alone[on] if looks else whole[to_device(rows, whole.device), None]
             return rows, self._classified(seen.root[rows], cells, chance, own, contributions)
 
         for start in range(0, count, at_once):
             going = yield which, alone.mean(1) if start else whole
-            on = rows_of(going, whole.device)
+            on = true_indices(going, whole.device)
             if not going.all():
-                done.append(classified(which[~going], rows_of(~going, whole.device)))
+                done.append(classified(which[~going], true_indices(~going, whole.device)))
             which, alone = which[going], alone[on]
             if not len(which):
                 break
@@ -481,16 +483,6 @@ class Saccader(GlimpseClassifier):
 def _exactly(device: torch.device) -> torch.autocast:
     """A context without autocast."""
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
-
-
-def _glorot(module: nn.Module) -> None:
-    """TensorFlow's defaults: Glorot's uniform weights, zero biases."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, SaccaderCell):
-        nn.init.xavier_uniform_(module.query)
 
 
 # ------------------------------------------------------------------------------------------------ a separate classifier (spec 5)

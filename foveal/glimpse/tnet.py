@@ -42,8 +42,9 @@ from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_n
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import register
-from foveal.host import rows_of, sent
+from foveal.host import to_device, true_indices
 from foveal.images.views import Views, as_views
+from foveal.layers.initialise import glorot
 from foveal.objectives.objective import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
@@ -204,13 +205,13 @@ class _Traversal:
 
     def rows(self, which: np.ndarray) -> _Traversal:
         """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
-        kept = rows_of(which, self.features.device)
+        kept = true_indices(which, self.features.device)
         return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
 
     @property
     def mask(self) -> Tensor | None:
         """`taken` on the device of the features; None where every look was taken."""
-        return None if self.taken.all() else sent(self.taken, self.features.device)
+        return None if self.taken.all() else to_device(self.taken, self.features.device)
 
     def log_probability(self, policy: str, likelihood: Any) -> Tensor:
         """(R, choices) of each choice given those before it in the same grid; of the learned policy, unless another chose; 0 of no look."""
@@ -232,7 +233,7 @@ class _Grids:
 
     def rows(self, which: np.ndarray) -> _Grids:
         """Some rows' (bool)."""
-        return _Grids(self.boxes[which], self.offered[which], self.log_p[rows_of(which, self.log_p.device)])
+        return _Grids(self.boxes[which], self.offered[which], self.log_p[true_indices(which, self.log_p.device)])
 
     def repeat(self, times: int) -> _Grids:
         """The same rows, several times over."""
@@ -401,7 +402,7 @@ class TNet(GlimpseClassifier):
             One descriptor for each cell, (N, side**2, channels).
         """
         if self.location_index is not None:
-            rows, columns = (sent(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
+            rows, columns = (to_device(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
             return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
         images, channels, _, width = features.shape
         down, across = (of.to(features.dtype) for of in weights or (self.cell_weights,) * 2)
@@ -459,7 +460,7 @@ class TNet(GlimpseClassifier):
         """
         cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
         scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
-        log_p = scores.unflatten(0, taken.shape).masked_fill(sent(~offered, scores.device), NEVER).log_softmax(-1)
+        log_p = scores.unflatten(0, taken.shape).masked_fill(to_device(~offered, scores.device), NEVER).log_softmax(-1)
         # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for so many.
         return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
 
@@ -495,7 +496,9 @@ class TNet(GlimpseClassifier):
         for axis, edges in enumerate((cells[:, :, 0], cells[:, 0])):
             pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # of the image, for each of the map
             first, last = ((edges[..., i] - boxes[:, None, axis]) / pixels for i in (axis, axis + 2))
-            weights.append(torch.where(sent(usual, device)[:, None, None], self.cell_weights, sent(_means(first, last, length), device)))
+            weights.append(
+                torch.where(to_device(usual, device)[:, None, None], self.cell_weights, to_device(_means(first, last, length), device))
+            )
         return weights[0], weights[1]
 
     def _expand(
@@ -521,7 +524,9 @@ class TNet(GlimpseClassifier):
             boxes, taken = (of.reshape(len(which), count, *of.shape[3:]) for of in grids.chosen(chosen))
             position = self._descend(position, chosen, depth)
             seen = self.see(views, np.repeat(which, count)[taken.ravel()], boxes[taken])
-            tagged, look = self.perceive(seen, position if taken.all() else position[rows_of(taken.ravel(), position.device)], depth + 1)
+            tagged, look = self.perceive(
+                seen, position if taken.all() else position[true_indices(taken.ravel(), position.device)], depth + 1
+            )
             features = _back(tagged, taken).unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
@@ -536,7 +541,7 @@ class TNet(GlimpseClassifier):
     def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
         if policy in ("sampled", "random"):
-            noise = sent(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:]), log_p.device, log_p.dtype)
+            noise = to_device(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:]), log_p.device, log_p.dtype)
         return choose(policy, log_p, k, noise)
 
     def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
@@ -602,9 +607,9 @@ class TNet(GlimpseClassifier):
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
         for start in range(0, budget[0] if budget else 0, at_once):
             going = yield which, self.classifier(self._fuse(known)[0])
-            on = rows_of(going, chances.device)
+            on = true_indices(going, chances.device)
             if not going.all():
-                left = rows_of(~going, chances.device)
+                left = true_indices(~going, chances.device)
                 done.append((which[~going], self._classified(known.rows(~going), chances[left], contributions)))
                 which, known, chances = which[going], known.rows(going), chances[on]
             if not len(which):
@@ -856,7 +861,7 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
         usual = np.abs(stop - start - region * length) <= length / extent
         start, stop = start.clip(0, length), stop.clip(0, length)
         sampled = np.floor(start[..., None] + (steps + 0.5) * ((stop - start) / window)[..., None]).clip(0, length - 1)
-        lines.append(sent(np.where(usual[..., None], places, sampled).astype(np.int64), features.device))
+        lines.append(to_device(np.where(usual[..., None], places, sampled).astype(np.int64), features.device))
     rows, columns = lines
     image = torch.arange(len(features), device=features.device)[:, None, None, None]
     picked = features.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None]]
@@ -875,7 +880,7 @@ def _back(values: Tensor, taken: np.ndarray) -> Tensor:
     """Values of the looks that were taken, at their places among all (of ``taken`` flattened); 0 at the others."""
     if taken.all():
         return values
-    return values.new_zeros(taken.size, *values.shape[1:]).index_copy(0, rows_of(taken.ravel(), values.device), values)
+    return values.new_zeros(taken.size, *values.shape[1:]).index_copy(0, true_indices(taken.ravel(), values.device), values)
 
 
 # --------------------------------------------------------------------------------------------------------- presets
@@ -907,7 +912,7 @@ def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), *
     }  # fmt: skip
     model = ReferenceTNet(num_classes, objective={"image_share": 0.3}, locations=locations, **{**preset, **options})
     for module in (model.location, model.position, model.classifier):
-        module.apply(_glorot)
+        module.apply(partial(glorot, fill=nn.init.xavier_normal_))
     return model
 
 
@@ -976,13 +981,6 @@ def _stochastic_depth(network: nn.Module, largest: float) -> None:
     for i, block in enumerate(blocks, start=1):
         if getattr(block, "has_skip", False):
             block.drop_path = DropPath(largest * i / len(blocks))
-
-
-def _glorot(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _keras_convolution(module: nn.Module) -> None:

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.host import sent
+from foveal.host import to_device
 
 _STRIP = 1 << 21  # elements that are shrunk at once: they stay in the cache
 
@@ -180,7 +180,7 @@ def composite(pixels: Tensor, cover: Tensor | None, fill: Tensor | None) -> Tens
     """Put pixels that are 0 where nothing covers them over the fill value (C,)."""
     if cover is None or fill is None:
         return pixels
-    return pixels + (1 - cover) * sent(fill, pixels.device, pixels.dtype)[:, None, None]
+    return pixels + (1 - cover) * to_device(fill, pixels.device, pixels.dtype)[:, None, None]
 
 
 def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
@@ -241,7 +241,7 @@ def _weigh(pixels: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 def _on(pixels: Tensor, taps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     index, weight, cover = taps
-    return sent(index, pixels.device), sent(weight, pixels.device, pixels.dtype), sent(cover, pixels.device, pixels.dtype)
+    return to_device(index, pixels.device), to_device(weight, pixels.device, pixels.dtype), to_device(cover, pixels.device, pixels.dtype)
 
 
 @lru_cache(maxsize=512)

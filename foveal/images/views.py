@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.host import sent
+from foveal.host import to_device
 from foveal.images.inputs import check_sample
 from foveal.images.pyramid import Cut, Pyramid
 from foveal.images.reading import reading
@@ -158,7 +158,7 @@ class TensorViews(Views):
             seen = parts[0] if len(parts) == 1 else torch.cat(parts)
             if len(alike) == 1:
                 return seen
-            out[sent(torch.tensor(members), out.device)] = seen
+            out[to_device(torch.tensor(members), out.device)] = seen
         return out if len(alike) != 0 else self.images.new_empty((0, self.channels, *size), dtype=torch.float32)
 
     def _serving(self, how: Plan, which: np.ndarray, corners: np.ndarray) -> tuple[Tensor, int]:
@@ -411,8 +411,8 @@ class Occluded(Views):
         seen = self.views.look(which, boxes, size, fill=fill, antialias=antialias)
         hidden = self.boxes[np.asarray(which)]
         rows, columns = (_centres_inside(boxes, hidden, axis, int(size[axis])) for axis in (0, 1))
-        mask = sent((rows.swapaxes(1, 2) @ columns > 0) != self.inverse, seen.device)
-        ground = seen.new_zeros(self.channels) if fill is None else sent(fill, seen.device, seen.dtype)
+        mask = to_device((rows.swapaxes(1, 2) @ columns > 0) != self.inverse, seen.device)
+        ground = seen.new_zeros(self.channels) if fill is None else to_device(fill, seen.device, seen.dtype)
         return torch.where(mask[:, None], ground[:, None, None], seen)
 
     @property

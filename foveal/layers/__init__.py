@@ -1,4 +1,4 @@
-"""Attention layers and small blocks: plain modules for any network.
+"""Attention layers for any network.
 
 Example:
     >>> from foveal.layers import attention_maps
@@ -14,13 +14,13 @@ from foveal.layers.augmented import AttentionAugmentation
 from foveal.layers.cbam import CBAM
 from foveal.layers.explicit import ExplicitAttention
 from foveal.layers.gather_excite import GatherExcite
-from foveal.layers.maps import Attends, attention_maps, captions, stage_of
+from foveal.layers.maps import AttentionLayer, attention_maps, captions, stage_of
 from foveal.layers.non_local import NonLocal
 from foveal.layers.softmax_attention import SpatialSoftmaxAttention
 from foveal.layers.spatial_transformer import SpatialTransformer
 
 __all__ = [
-    "Attends",
+    "AttentionLayer",
     "attention_maps",
     "captions",
     "stage_of",

@@ -1,4 +1,4 @@
-"""Putting attention into a network that is already there: its convolutions are swapped for layers that stand for convolutions.
+"""Replace convolutions of an existing network by attention layers.
 
 Example:
     >>> from functools import partial
@@ -34,28 +34,31 @@ def augment_convs(
     basic_conv: Literal[1, 2, "both"] = 1,
     image_size: int | tuple[int, int] | None = None,
 ) -> Net:
-    """Swap the k x k convolution of every residual block of some stages, in place.
+    """Replace the k x k convolution of each residual block in some stages, in place.
 
-    In a bottleneck that is the one in the middle, ``conv2``. The new layer has a convolution's channels, kernel size, stride, device and
-    dtype, and fresh weights. Everything else stays, the pooling of anti-aliased blocks too.
+    In bottlenecks this is ``conv2``. New layers have the channels, kernel size, stride, device and dtype of the
+    convolution, and new weights. Everything else is unchanged.
 
     Args:
-        model: a ResNet as timm has them: stages ``layer1``, ``layer2``, ... of blocks with ``conv1``, ``conv2`` and perhaps ``conv3``.
-        make: called as ``make(in_channels, out_channels, kernel_size=k, stride=s)``; also with ``size=(height, width)`` of the
-            convolution's input if it has such a keyword that is not bound yet.
-        stages: which, counted from 1.
-        basic_conv: which convolution of a block that has two.
-        image_size: side, or (height, width), of the images that sizes are found for; the model's own ``pretrained_cfg`` if None.
+        model: a ``timm`` ResNet: stages ``layer1``, ``layer2``, ... of blocks with ``conv1``, ``conv2`` and optionally
+            ``conv3``.
+        make: called as ``make(in_channels, out_channels, kernel_size=k, stride=s)``, and with ``size=(height, width)``
+            of the input if it has this keyword and it is not bound.
+        stages: stages to change, counted from 1.
+        basic_conv: convolution to replace in blocks without ``conv3``.
+        image_size: side or (height, width) of the images, to find ``size``; None takes that of
+            ``model.pretrained_cfg``.
 
     Returns:
-        The same model.
+        The model.
 
     Raises:
-        ValueError: a stage or a convolution that is not there, grouped, dilated or otherwise not what ``make`` can stand for.
+        ValueError: a stage or convolution is missing, or the convolution is grouped, dilated or otherwise not
+            replaceable.
     """
     if basic_conv not in (1, 2, "both"):
         raise ValueError(f"basic_conv={basic_conv!r} is unknown; choose 1, 2 or 'both'.")
-    convs = {name: conv for stage in distinct(stages) for name, conv in _convs_of(model, stage, basic_conv)}
+    convs = {name: conv for stage in unique_stages(stages) for name, conv in _convs_of(model, stage, basic_conv)}
     size = inspect.signature(make).parameters.get("size")
     sizes = _input_sizes(model, convs, image_size) if size is not None and size.default in (inspect.Parameter.empty, None) else {}
     layers = {}
@@ -69,31 +72,31 @@ def augment_convs(
     return model
 
 
-def distinct(stages: Sequence[int]) -> tuple[int, ...]:
+def unique_stages(stages: Sequence[int]) -> tuple[int, ...]:
     """Stages that attention is put into, each once.
 
     Raises:
         ValueError: no stage, or not a sequence.
     """
     if isinstance(stages, (int, str)) or not stages:
-        raise ValueError(f"stages={stages!r} names no stage, so that nothing can be swapped; give at least one, in a list.")
+        raise ValueError(f"stages={stages!r} names no stage; give at least one, in a list.")
     return tuple(dict.fromkeys(stages))
 
 
 class NarrowedConv(nn.Sequential):
-    """A k x k convolution to fewer channels, and a 1x1 convolution from those to all: the control for layers in which some channels attend.
+    """A k x k convolution with fewer output channels, then a 1x1 convolution to all: a control for attention layers.
 
     Args:
-        in_channels, out_channels, kernel_size, stride: those of the convolution that it stands for.
-        ratio: share of the output channels, rounded down, that the first convolution does without.
+        in_channels, out_channels, kernel_size, stride: those of the replaced convolution.
+        ratio: fraction of the output channels, rounded down, that the first convolution lacks.
 
     Raises:
-        ValueError: a ratio that leaves no channel, or more than all.
+        ValueError: the ratio is outside [0, 1).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, ratio: float = 0.1) -> None:
         if not 0 <= ratio < 1:
-            raise ValueError(f"ratio={ratio} leaves no channels, or more than there are; choose a share from 0 to below 1.")
+            raise ValueError(f"ratio={ratio} leaves no channels, or more than there are; choose a ratio from 0 to below 1.")
         left = out_channels - math.floor(ratio * out_channels + 1e-9)
         convs = (
             nn.Conv2d(in_channels, left, kernel_size, stride, kernel_size // 2, bias=False),
@@ -105,12 +108,12 @@ class NarrowedConv(nn.Sequential):
 
 
 def share_radius(model: Net, scope: Literal["head", "module", "stage", "global"]) -> Net:
-    """Let the `ExplicitAttention` layers of a model learn fewer radii, in place.
+    """Share radii between the `ExplicitAttention` layers of a model, in place.
 
     Args:
-        model: any network; what it has learned of the radii that are given up is lost.
-        scope: one radius for each "head", which is how layers come, so that nothing is done; for each "module"; for each "stage", see
-            `stage_of`; or one for the whole model ("global").
+        model: any network. Learned values of replaced radii are lost.
+        scope: "head" (one radius per head, no change), "module", "stage" (see `stage_of`), or "global" (one for the
+            model).
 
     Returns:
         The same model.
@@ -149,26 +152,28 @@ def _convs_of(model: nn.Module, stage: int, basic_conv: Literal[1, 2, "both"]) -
 def _checked(name: str, conv: nn.Module | None) -> nn.Conv2d:
     if not isinstance(conv, nn.Conv2d):
         kind = "missing" if conv is None else f"a {type(conv).__name__}"
-        raise ValueError(f"{name} is {kind}, where a Conv2d was expected; choose a ResNet whose blocks have conv1 and conv2.")
+        raise ValueError(f"{name} is {kind}, not a Conv2d; choose a ResNet whose blocks have conv1 and conv2.")
     k, s = conv.kernel_size[0], conv.stride[0]
     for wrong, what in (
-        (conv.groups > 1, "grouped"), (max(conv.dilation) > 1, "dilated"), (conv.bias is not None, "one with a bias"),
+        (conv.groups > 1, "grouped"),
+        (max(conv.dilation) > 1, "dilated"),
+        (conv.bias is not None, "one with a bias"),
         (conv.kernel_size != (k, k) or conv.stride != (s, s) or conv.padding != (k // 2, k // 2), "not square with padding k // 2"),
-    ):  # fmt: skip
+    ):
         if wrong:
-            raise ValueError(f"{name} is {what}, which attention layers cannot stand for; leave its stage out.")
+            raise ValueError(f"{name} is {what}, which attention layers cannot replace; leave its stage out.")
     return conv
 
 
 def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int | tuple[int, int] | None) -> dict[str, tuple[int, int]]:
-    """What (height, width) each of ``convs`` sees, by a dry run that computes nothing."""
+    """Input sizes (height, width) of ``convs``, by a forward pass on the meta device."""
     if image_size is None:
         image_size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (None,))[1:] or None
     if image_size is None:
-        raise ValueError(f"{type(model).__name__} does not say how large its images are; give image_size.")
+        raise ValueError(f"{type(model).__name__} does not state the size of its images; give image_size.")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
-        raise ValueError(f"images of {height} x {width} px cannot be; give a side above 0.")
+        raise ValueError(f"images of {height} x {width} px are not possible; give a side above 0.")
     dry = copy.deepcopy(model).to("meta").eval()
     sizes: dict[str, tuple[int, int]] = {}
     for name in convs:

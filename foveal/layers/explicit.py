@@ -1,11 +1,12 @@
-"""Explicitly modelled attention: the map is a function of geometry with one learned radius, not of the image.
+"""Explicitly modelled attention: the map is a function of distance with a learned radius, the same for all images.
 
-Tan, Nguyen, Dax, Nießner, Brox: Explicitly Modeled Attention Maps for Image Classification, AAAI 2021, https://arxiv.org/abs/2006.07872.
-The method section could not be had. What the abstract leaves open follows attention augmentation, https://arxiv.org/abs/1904.09925; the
-parameters of the whole network then agree with the abstract's.
+"Explicitly Modeled Attention Maps for Image Classification", Tan et al., AAAI 2021, https://arxiv.org/abs/2006.07872.
+Only the abstract was available. Other choices follow attention augmentation (https://arxiv.org/abs/1904.09925); the
+parameter counts of the networks then agree with the abstract.
 
-The layer stands for a k x k convolution. A few of its output channels, the values, are taken by a 1x1 convolution, averaged over the
-whole grid with weights that fall with distance, and mixed by another 1x1 convolution; the others remain a convolution.
+The layer replaces a k x k convolution. Some output channels, the values, come from a 1x1 convolution, are averaged over
+the whole grid with weights that fall with distance, and are mixed by another 1x1 convolution. The other channels remain
+a convolution.
 
 Example:
     >>> layer = ExplicitAttention(64, 128, stride=2, ratio=0.1)
@@ -26,21 +27,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
-# Beyond so many queries a dense map is made and used in pieces of so many, and made again for the backward pass.
 DENSE_QUERIES = 4096
+"""With more queries, a dense map is computed in pieces of this many, and again in the backward pass, to save memory."""
 
 
 class Kernel(NamedTuple):
-    """How the weight of a position falls with its distance.
+    """Weight of a position as a function of its distance.
 
     Attributes:
-        weigh: weights, before normalisation, of distances in radii.
-        separable: the weight of (dy, dx) is the product of those of dy and dx; otherwise it is that of the Euclidean distance.
-        learns: the radius gets a gradient.
-        smallest: radius in pixels below which it has no effect: a query that lies between pixels must reach one.
-        fixed: radius in pixels where there is no radius to choose.
+        weigh: unnormalised weights of distances given in radii.
+        separable: the weight of (dy, dx) is the product of the weights of dy and dx; else it depends on the Euclidean
+            distance.
+        learns: the radius has a gradient.
+        smallest: smallest effective radius in pixels. A query between pixels must reach at least one.
+        fixed: radius in pixels of a kernel without a radius parameter.
     """
 
     weigh: Callable[[Tensor], Tensor]
@@ -51,7 +53,7 @@ class Kernel(NamedTuple):
 
 
 def _within(z: Tensor) -> Tensor:
-    return (z.abs() <= 1 + 1e-4).to(z.dtype)  # a radius of 3 px reaches 3 px whatever its logarithm was rounded to
+    return (z.abs() <= 1 + 1e-4).to(z.dtype)  # tolerance for the rounding of a radius such as exp(log(3))
 
 
 def _linear(z: Tensor) -> Tensor:
@@ -81,13 +83,14 @@ RAW: dict[str, Callable[[float], float]] = {
     "softplus": lambda radius: radius + math.log(-math.expm1(-radius)),
     "inv": lambda radius: 1 / radius,
 }
-"""What is learned of a radius, by ``radius_param``."""
+"""Inverse of each ``radius_param``: radius to the raw parameter."""
 
 
-class _AtLeast(torch.autograd.Function):
-    """The larger of a tensor and a bound. Below it, of the gradient only what makes the tensor grow gets through.
+class _LowerBound(torch.autograd.Function):
+    """The maximum of a tensor and a bound. Below the bound, only gradients that increase the tensor pass.
 
-    Without that part a number that once fell below the bound could never grow again; with the other part it would fall on for good.
+    A plain clamp has no gradient there, so a value below the bound could not grow again. With the full gradient it
+    could fall without limit.
     """
 
     generate_vmap_rule = True
@@ -108,13 +111,14 @@ class _AtLeast(torch.autograd.Function):
 
 
 class Radius(nn.Module):
-    """One positive number, or one for each head, learned without bounds; several layers may share one.
+    """A positive number, or one per head, learned without constraints. Several layers can share one.
 
     Args:
-        init: radius to begin with.
-        count: how many.
-        param: what is learned: "log" (its logarithm), "softplus" (its inverse softplus) or "inv" (its inverse; reaches infinite radii).
-        train: False keeps it fixed.
+        init: initial radius.
+        count: number of radii.
+        param: parametrisation: "log" (logarithm), "softplus" (inverse softplus) or "inv" (inverse; reaches infinite
+            radii).
+        train: False fixes the radius.
     """
 
     no_weight_decay = ("raw",)
@@ -129,40 +133,42 @@ class Radius(nn.Module):
         self.raw = nn.Parameter(torch.full((count,), RAW[param](init)), requires_grad=train)
 
     def inverse(self, dtype: torch.dtype = torch.float32, smallest: float | None = None) -> Tensor:
-        """1 / radius, (count,), of radii that count as ``smallest`` where they are below it."""
+        """1 / radius, (count,). Smaller radii count as ``smallest``."""
         raw = self.raw.to(dtype)
         if self.param == "inv":
             inverse = raw.abs()
-            return inverse if smallest is None else -_AtLeast.apply(-inverse, -1 / smallest)
-        # What is learned is bounded, not its inverse: the slope of that grows without bounds as the radius shrinks.
+            return inverse if smallest is None else -_LowerBound.apply(-inverse, -1 / smallest)
+        # Bound the raw parameter, not the inverse radius: its slope is unbounded for small radii.
         if smallest is not None:
-            raw = _AtLeast.apply(raw, RAW[self.param](smallest))
+            raw = _LowerBound.apply(raw, RAW[self.param](smallest))
         return raw.neg().exp() if self.param == "log" else 1 / F.softplus(raw)
 
     def forward(self) -> Tensor:
-        """The radius, (count,), in the layer's units."""
+        """The radius, (count,), in the units of the layer."""
         return 1 / self.inverse()
 
 
-class ExplicitAttention(Attends):
-    """Stands for ``Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)``.
+class ExplicitAttention(AttentionLayer):
+    """Replacement for ``Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)``.
 
-    (B, in_channels, H, W) becomes (B, out_channels, ceil(H / stride), ceil(W / stride)); channels of the convolution come first.
+    Maps (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)). Channels of the convolution
+    come first.
 
     Args:
-        ratio: share of the output channels that attend (upsilon), rounded down to whole channels and to a multiple of the heads. 0 leaves
-            the convolution alone, 1 leaves no convolution.
-        value_channels: how many channels attend; from ``ratio`` if None.
-        heads: parts of the values, each with a radius of its own.
-        kernel: one of `KERNELS`. The radius of "box" and "disc" has no gradient and stays; "uniform" and "identity" have none.
-        coord: radius in parts of the grid's longer side ("norm") or in pixels of the grid ("pixel").
-        radius_param: how the radius is learned, see `Radius`.
-        radius_init: radius to begin with, in the units of ``coord``.
-        radius_train: False keeps the radius.
-        attn_stride: with a stride, "query" averages around the centres of the stride's cells, "pool" pools the input by the stride first.
-        impl: "dense" (an N x N map), "separable" (one map for each axis: the same result) or "auto": separable where
-            the kernel is, but for several heads on grids of 100 pixels and less.
-        output_projection: mix the values by a 1x1 convolution at the end.
+        ratio: fraction of attention channels in the output (upsilon), rounded down to a multiple of the heads. 0 is a
+            plain convolution, 1 has no convolution.
+        value_channels: number of attention channels; None derives it from ``ratio``.
+        heads: number of groups of values, each with its own radius.
+        kernel: a name from `KERNELS`. The radius of "box" and "disc" has no gradient; "uniform" and "identity" have no
+            radius.
+        coord: unit of the radius: "norm", the longer side of the grid, or "pixel", a pixel of the grid.
+        radius_param: parametrisation of the radius, see `Radius`.
+        radius_init: initial radius in the units of ``coord``.
+        radius_train: False fixes the radius.
+        attn_stride: with a stride: "query" averages around the centres of its cells, "pool" pools the input first.
+        impl: "dense" (an N x N map), "separable" (one map per axis, the same result) or "auto": separable if the kernel
+            is, except for several heads on grids of up to 100 pixels.
+        output_projection: end with a 1x1 convolution of the values.
 
     Raises:
         ValueError: impossible options.
@@ -189,23 +195,25 @@ class ExplicitAttention(Attends):
     ) -> None:
         super().__init__()
         for name, value, known in (
-            ("kernel", kernel, tuple(KERNELS)), ("coord", coord, ("norm", "pixel")),
-            ("attn_stride", attn_stride, ("query", "pool")), ("impl", impl, ("auto", "dense", "separable")),
-        ):  # fmt: skip
+            ("kernel", kernel, tuple(KERNELS)),
+            ("coord", coord, ("norm", "pixel")),
+            ("attn_stride", attn_stride, ("query", "pool")),
+            ("impl", impl, ("auto", "dense", "separable")),
+        ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} has no centre; choose an odd one.")
+            raise ValueError(f"kernel_size={kernel_size} is even; choose an odd one.")
         if impl == "separable" and not KERNELS[kernel].separable:
-            raise ValueError(f"impl='separable' cannot make kernel={kernel!r}, which does not factor; choose impl='auto'.")
+            raise ValueError(f"impl='separable' does not support kernel={kernel!r}, which is not separable; choose impl='auto'.")
         if heads != int(heads) or heads < 1:
-            raise ValueError(f"heads={heads!r} leaves nothing that attends; choose 1 or another whole number above it.")
-        heads = int(heads)  # a number of NumPy's counts too
+            raise ValueError(f"heads={heads!r} is not possible; choose a whole number from 1.")
+        heads = int(heads)  # from a NumPy integer
         if value_channels is None:
             value_channels = math.floor(ratio * out_channels + 1e-9) // heads * heads
             if ratio > 0 and not value_channels:
                 raise ValueError(
-                    f"ratio={ratio} of {out_channels} output channels leaves the {heads} heads none; "
+                    f"ratio={ratio} of {out_channels} output channels leaves no channels for {heads} heads; "
                     "choose a larger ratio, fewer heads, or ratio=0 for the plain convolution."
                 )
         if not 0 <= value_channels <= out_channels or value_channels % heads:
@@ -235,21 +243,22 @@ class ExplicitAttention(Attends):
             return self.conv(x)  # type: ignore[misc]
         pooled = self.attn_stride == "pool" and self.stride > 1
         v = self.value(F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False) if pooled else x)
-        self.keep(lambda: self._central_map(v))
+        self.record_map(lambda: self._central_map(v))
         y = self.project(self._mix(v))
         return y if self.conv is None else torch.cat([self.conv(x), y], 1)
 
     def _mix(self, v: Tensor) -> Tensor:
-        """A V for every head: (B, value_channels, H, W) to (B, value_channels, H_o, W_o)."""
+        """A V per head: (B, value_channels, H, W) to (B, value_channels, H_o, W_o)."""
         grid = (v.shape[-2], v.shape[-1])
         if self._separates(grid):
-            return _by_head(_mix_axes, v, *self._ready(self._axis_maps, grid, v))
+            return _by_head(_mix_axes, v, *self._cached_maps(self._axis_maps, grid, v))
         if grid[0] * grid[1] <= DENSE_QUERIES:
-            return _mix_all(v, self._ready(self._dense_map, grid, v)[0], -(-grid[1] // self._mixing_stride))
+            return _mix_all(v, self._cached_maps(self._dense_map, grid, v)[0], -(-grid[1] // self._mixing_stride))
         return self._mix_in_pieces(v, grid)
 
     def _separates(self, grid: tuple[int, int]) -> bool:
-        # Measured on a CPU: with one map this is never slower, from 7 x 7 on; with several, two products for each cost more on small grids.
+        # Measured on a CPU. With one map, separable is never slower from 7 x 7 on. With several, it is slower on small
+        # grids.
         worth = self.impl == "separable" or self.has_one_map or grid[0] * grid[1] > 100
         return self.impl != "dense" and KERNELS[self.kernel].separable and worth
 
@@ -265,24 +274,24 @@ class ExplicitAttention(Attends):
 
     # The maps
 
-    def _ready(self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
-        """The maps that ``make`` makes, kept in evaluation for as long as the radius stays the same."""
+    def _cached_maps(self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
+        """Maps of ``make``. In evaluation they are cached until the radius changes."""
         raw = None if self.radius is None else self.radius.raw
         watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.training or torch.is_grad_enabled() or watched or (raw is not None and raw.is_inference()):
             return make(grid, v)
         if (address := _address(raw)) is None:
             return make(grid, v)
-        # What changes a parameter in place counts up its version, and what gives it other memory changes its address, which nothing else
-        # can have while this memory is kept. Only what writes through .data into the same memory is not seen.
+        # In-place changes increase the version of a parameter. New memory changes its address, which is not reused
+        # while the cache holds the old memory. Only writes through ``.data`` are missed.
         key = (make.__name__, grid, v.dtype, v.device, address, raw is not None and raw._version)
-        cached = self._cached  # once: another thread may put another grid's maps there
+        cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] != key:
             cached = self._cached = key, None if raw is None else raw.detach(), make(grid, v)
         return cached[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps are not state; and the versions of a copy begin anew.
+        # Maps are not state, and the version of a copied parameter starts again at 0.
         return {**self.__dict__, "_cached": None}
 
     def train(self, mode: bool = True) -> Self:
@@ -294,14 +303,14 @@ class ExplicitAttention(Attends):
         return super()._apply(fn, recurse)
 
     def _axis_maps(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
-        """Rows (heads, H_o, H) and columns (heads, W_o, W), each row adding up to 1."""
+        """Rows (heads, H_o, H) and columns (heads, W_o, W); each row sums to 1."""
         dy, dx = self._distances(grid, v)
         inverse = self._inverse_radius(grid, dy.dtype)
         rows = self._weigh(dy, inverse).to(v.dtype)
         return rows, rows if grid[0] == grid[1] else self._weigh(dx, inverse).to(v.dtype)
 
     def _dense_map(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
-        """(heads, H_o W_o, H W), each row adding up to 1."""
+        """(heads, H_o W_o, H W); each row sums to 1."""
         dy, dx = self._distances(grid, v)
         return (self._weigh_all(dy, dx, self._inverse_radius(grid, dy.dtype)).to(v.dtype),)
 
@@ -312,12 +321,12 @@ class ExplicitAttention(Attends):
         return self._weigh(torch.hypot(dy[:, None, :, None], dx[None, :, None, :]).flatten(2).flatten(0, 1), inverse)
 
     def _weigh(self, distance: Tensor, inverse: Tensor) -> Tensor:
-        """(queries, keys) and (heads,) to (heads, queries, keys), each row adding up to 1; for "gauss" the softmax of the paper."""
+        """Weights (heads, queries, keys) of distances (queries, keys); rows sum to 1."""
         weights = KERNELS[self.kernel].weigh(distance * inverse[:, None, None])
         return weights / weights.sum(-1, keepdim=True)
 
     def _inverse_radius(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """1 / radius in pixels of ``grid``, (heads,)."""
+        """1 / radius in pixels of ``grid``: (heads,)."""
         kernel = KERNELS[self.kernel]
         if self.radius is None:
             return torch.full((1,), 1 / kernel.fixed, dtype=dtype, device=self.value.weight.device)  # type: ignore[operator]
@@ -325,7 +334,7 @@ class ExplicitAttention(Attends):
         return self.radius.inverse(dtype, kernel.smallest / unit) / unit
 
     def _distances(self, grid: tuple[int, int], v: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels from each query to each key along each axis: (H_o, H), (W_o, W). Queries are the centres of the stride's cells."""
+        """Pixels from queries to keys by axis: (H_o, H), (W_o, W). Queries are the centres of stride cells."""
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
 
         def along(cells: int) -> Tensor:
@@ -336,32 +345,32 @@ class ExplicitAttention(Attends):
 
         return along(grid[0]), along(grid[1])
 
-    # What it shows
+    # Attention maps and captions
 
     @property
     def has_one_map(self) -> bool:
-        """All channels that attend share one map: there is one head, or one radius, or none."""
+        """Whether all attention channels share one map: one head, one radius, or no radius."""
         return self.radius is None or self.radius.raw.numel() == 1
 
     def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the queries, for the ``grid`` of `attention_map_of`."""
+        """(height, width) of the queries for a ``grid`` as in `attention_map_of`."""
         return -(-grid[0] // self._mixing_stride), -(-grid[1] // self._mixing_stride)
 
     def attention_map_of(self, query: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-        """The row of the map that belongs to one query, as an image.
+        """Attention map of one query.
 
         Args:
             query: (y, x) on the output grid.
-            grid: (height, width) of the grid that is attended to: the input's, or with ``attn_stride="pool"`` the output's.
+            grid: (height, width) of the keys: that of the input, or of the output with ``attn_stride="pool"``.
 
         Returns:
-            (heads, height, width), float32 or float64 as the weights are; each head adds up to 1.
+            (heads, height, width) in float32 or float64, like the weights. Each head sums to 1.
 
         Raises:
-            ValueError: no channel attends, or the query is outside the grid.
+            ValueError: the layer has no attention channels, or the query is outside the grid.
         """
         if not self.value_channels:
-            raise ValueError("this layer is a plain convolution without a map; give it a ratio that leaves it at least one value channel.")
+            raise ValueError("this layer is a plain convolution without a map; choose a larger ratio.")
         dy, dx = self._distances(grid, self.value.weight)
         if not (0 <= query[0] < len(dy) and 0 <= query[1] < len(dx)):
             raise ValueError(f"query {query} is outside the output grid of {len(dy)} x {len(dx)}; choose one inside.")
@@ -374,14 +383,14 @@ class ExplicitAttention(Attends):
         return self.attention_map_of((height // 2, width // 2), self._grid).expand(len(v), -1, -1, -1)
 
     def figures(self) -> dict[str, Tensor]:
-        """The radius, in the units of ``coord``; of several heads each one's, counted from 0."""
+        """Radii in the units of ``coord``; with several heads one per head, counted from 0."""
         if self.radius is None:
             return {}
         radii = self.radius().detach()
         return {"radius": radii[0]} if len(radii) == 1 else {f"radius {head}": radius for head, radius in enumerate(radii)}
 
     def describe(self) -> str:
-        """The radius, and its pixels on the grid of the map that was kept last."""
+        """The radius, also in pixels of the grid of the last recorded map."""
         if self.radius is None:
             return ""
         with torch.no_grad():
@@ -398,16 +407,16 @@ class ExplicitAttention(Attends):
 
     @torch.no_grad()
     def fold(self) -> Self:
-        """Make the two 1x1 convolutions one, for inference; the result is the same.
+        """Merge the two 1x1 convolutions for inference. The output is the same.
 
         Returns:
             This layer.
 
         Raises:
-            ValueError: heads with maps of their own, which do not commute with a convolution across them.
+            ValueError: heads have different maps, which do not commute with a convolution across heads.
         """
         if not self.has_one_map:
-            raise ValueError(f"a layer of {self.heads} heads with maps of their own cannot be folded; choose heads=1, or share the radius.")
+            raise ValueError(f"a layer with {self.heads} different maps cannot be folded; choose heads=1, or share the radius.")
         if self.value_channels and isinstance(self.project, nn.Conv2d):
             product = self.project.weight.double().flatten(1) @ self.value.weight.double().flatten(1)
             self.value.weight.copy_(product[:, :, None, None])
@@ -416,7 +425,7 @@ class ExplicitAttention(Attends):
 
 
 def _address(raw: Tensor | None) -> int | None:
-    """Where a parameter's memory is, 0 for none; None for what has no memory of its own, such as a parameter under `torch.vmap`."""
+    """Memory address of a parameter: 0 without one, None if it has no storage of its own, as under `torch.vmap`."""
     try:
         return 0 if raw is None else raw.data_ptr()
     except RuntimeError:
@@ -424,12 +433,12 @@ def _address(raw: Tensor | None) -> int | None:
 
 
 def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows V columns^T for every channel: (B, C, H, W), (H_o, H), (W_o, W) to (B, C, H_o, W_o).
+    """rows V columns^T per channel: (B, C, H, W), (H_o, H), (W_o, W) to (B, C, H_o, W_o).
 
-    Both steps keep the channels last, as the network around has them.
+    Both products are in channels-last layout.
     """
     v = v.permute(0, 2, 3, 1)
-    # The axis that leaves fewer numbers to the other one comes first.
+    # Start with the axis that leaves fewer values.
     if rows.shape[0] * v.shape[2] <= columns.shape[0] * v.shape[1]:
         v = _mix_columns(_mix_rows(v, rows), columns)
     else:
@@ -447,7 +456,7 @@ def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
     """(B, H, W, C) to (B, H, W_o, C)."""
     batch, height, width, channels = v.shape
     if columns.shape[0] > 4 * channels:
-        # One product for each image row would leave a gradient of W_o x W for each: more than the values themselves.
+        # Without this, the gradient of ``columns`` would need W_o x W numbers per image row: more than the values.
         return F.linear(v.mT, columns).mT
     return torch.bmm(columns.expand(batch * height, -1, -1), v.reshape(batch * height, width, channels)).unflatten(0, (batch, height))
 
@@ -458,7 +467,8 @@ def _mix_all(v: Tensor, maps: Tensor, width: int) -> Tensor:
 
 
 def _by_head(mix: Callable[..., Tensor], v: Tensor, *maps: Tensor) -> Tensor:
-    """``mix`` of each head's channels and its part of the maps, put together again."""
+    """Apply ``mix`` per head to its channels and maps, and concatenate."""
     if len(maps[0]) == 1:
-        return mix(v, *(one[0] for one in maps))  # a part that is the whole would cost a copy of its gradient
+        return mix(v, *(one[0] for one in maps))  # chunk and cat would copy the gradient
+
     return torch.cat([mix(part, *own) for part, *own in zip(v.chunk(len(maps[0]), 1), *maps, strict=True)], 1)

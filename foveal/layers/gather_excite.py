@@ -1,4 +1,7 @@
-"""Gather-Excite: channels weighted by what a wide neighbourhood of each position holds (Hu et al., NeurIPS 2018, arXiv 1810.12348).
+"""Gather-Excite: gates for channels, computed from a neighbourhood of each position.
+
+"Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks", Hu et al., NeurIPS 2018,
+https://arxiv.org/abs/1810.12348.
 
 Example:
     >>> import torch
@@ -16,25 +19,26 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class GatherExcite(Attends):
-    """(B, C, h, w) features X times sigmoid(G(X)), where G gathers over an extent and is resized (nearest) to h x w.
+class GatherExcite(AttentionLayer):
+    """Multiply features X (B, C, h, w) by sigmoid(G(X)). G gathers over an extent and is resized (nearest) to h x w.
 
-    The attention map, of extents that are not global, is the mean of the gates over channels, (B, 1, h, w).
+    Unless the extent is global, there is an attention map: the mean of the gates over channels, (B, 1, h, w).
 
     Args:
         channels: C.
-        extent: 2, 4 or 8 (or another power of two) times the distance between positions; 0 is global.
-        params: ``none`` gathers by average pooling, kernel 2 e - 1 and stride e (GE-theta-minus of the paper); ``theta`` by log2(e)
-            depthwise 3x3 convolutions of stride 2 with batch norm, or one as large as the features; ``theta_plus`` appends the bottleneck
-            of squeeze-and-excitation.
-        reduction: the bottleneck's.
+        extent: 2, 4, 8 or another power of two, in positions; 0 is global.
+        params: operator that gathers. ``none``: average pooling with kernel 2 e - 1 and stride e (GE-theta-minus in the
+            paper). ``theta``: log2(e) depthwise 3x3 convolutions of stride 2 with batch norm, or a single one of the
+            size of the features. ``theta_plus``: the same, then the bottleneck of squeeze-and-excitation.
+        reduction: channel reduction of the bottleneck.
         size: (height, width) of the features, for the learned global extent.
 
     Raises:
-        ValueError: an extent that is no power of two, an unknown ``params``, a reduction below 1, or no ``size`` where one is needed.
+        ValueError: the extent is not a power of two, ``params`` is unknown, the reduction is below 1, or ``size`` is
+            missing.
     """
 
     def __init__(
@@ -42,13 +46,13 @@ class GatherExcite(Attends):
     ) -> None:
         super().__init__()
         if extent != 0 and (extent < 2 or extent & (extent - 1)):
-            raise ValueError(f"extent={extent} cannot be reached by halving; use 2, 4 or 8, or 0 for global")
+            raise ValueError(f"extent={extent} is not a power of two; use 2, 4 or 8, or 0 for global")
         if params not in ("none", "theta", "theta_plus"):
             raise ValueError(f"params={params!r} is unknown; use none, theta or theta_plus")
         if params != "none" and not extent and size is None:
-            raise ValueError("gathering everything by a learned kernel needs to know how much; give size=(height, width) of the features")
+            raise ValueError("a learned global extent needs the size of the features; give size=(height, width)")
         if reduction < 1:
-            raise ValueError(f"reduction={reduction} reduces nothing; use 1 or more")
+            raise ValueError(f"reduction={reduction} is too small; use 1 or more")
         self.extent = extent
         self.gather: nn.Module
         if params == "none":
@@ -66,7 +70,7 @@ class GatherExcite(Attends):
         gate = self.mlp(self.gather(x)).sigmoid()
         if self.extent:
             gate = F.interpolate(gate, x.shape[2:], mode="nearest")
-            self.keep(lambda: gate.mean(1, keepdim=True))
+            self.record_map(lambda: gate.mean(1, keepdim=True))
         return x * gate
 
 

@@ -1,12 +1,12 @@
-"""Attention maps: how a module shows where it attends, whatever model it is in.
+"""Attention maps of the modules of any model.
 
-A module that attends derives from `Attends` and hands its map to `keep` in every forward pass; nothing is kept, and
-nothing computed, unless somebody asks by `attention_maps`.
+A module with attention derives from `AttentionLayer` and passes its map to `record_map` in each forward pass. Maps are
+computed and kept inside `attention_maps` only.
 
 Example:
-    >>> class Halves(Attends):
+    >>> class Halves(AttentionLayer):
     ...     def forward(self, x):
-    ...         self.keep(lambda: torch.full_like(x[:, :1], 0.5))
+    ...         self.record_map(lambda: torch.full_like(x[:, :1], 0.5))
     ...         return x / 2
     >>> net = nn.Sequential(Halves(), nn.ReLU())
     >>> with attention_maps(net) as maps:
@@ -26,40 +26,40 @@ import torch
 from torch import Tensor, nn
 
 
-class Attends(nn.Module):
+class AttentionLayer(nn.Module):
     """A module with an attention map.
 
     Attributes:
-        attention_map: (B, heads, h, w) float32, detached: how much each position counts, as of the last forward pass inside
-            `attention_maps`; of a module whose map differs from query to query, the map of the central query. None outside.
-        no_weight_decay: names of own parameters that weight decay must leave alone.
+        attention_map: (B, heads, h, w) float32, detached: the map of the last forward pass inside `attention_maps`,
+            None outside. Of a module with a map per query, the map of the central query.
+        no_weight_decay: names of the module's own parameters that are exempt from weight decay.
     """
 
     attention_map: Tensor | None = None
     no_weight_decay: tuple[str, ...] = ()
-    _keeps: bool = False
+    _records_map: bool = False
 
-    def keep(self, make: Callable[[], Tensor]) -> None:
-        """Keep what ``make`` returns, (B, heads, h, w), if somebody asked for maps."""
-        if self._keeps:
+    def record_map(self, make: Callable[[], Tensor]) -> None:
+        """Record the map (B, heads, h, w) that ``make`` returns, inside `attention_maps` only."""
+        if self._records_map:
             with torch.no_grad():
                 self.attention_map = make().detach().float()
 
     def figures(self) -> dict[str, Tensor]:
-        """Numbers to follow in training, by name: of the map that is kept, see `evenness`; none where none is."""
+        """Numbers to log in training, by name: by default `evenness` of the recorded map."""
         return {} if self.attention_map is None else evenness(self.attention_map)
 
     def describe(self) -> str:
-        """A few words to stand under the map, such as the radius of a Gaussian; nothing if there is nothing to say."""
+        """A short caption for the map, such as the radius of a Gaussian."""
         return ""
 
 
 def evenness(maps: Tensor) -> dict[str, Tensor]:
-    """How even maps (B, heads, h, w) of weights are, of which those below 0 count as 0.
+    """Entropy and peak of maps (B, heads, h, w). Negative weights count as 0.
 
     Returns:
-        ``entropy`` over the positions, the mean of all maps, as a share of a uniform one's; ``peak``, the largest weight of all over the
-        mean of its map.
+        ``entropy``: entropy over positions relative to a uniform map, averaged over maps. ``peak``: the largest weight
+        relative to the mean of its map.
     """
     share = maps.float().flatten(2).clamp(min=0)
     share = share / share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
@@ -70,32 +70,32 @@ def evenness(maps: Tensor) -> dict[str, Tensor]:
 
 @contextmanager
 def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect the maps of the forward passes inside; they are in the dictionary when the context is left. Contexts nest.
+    """Record attention maps. The dictionary is filled when the context ends. Contexts can be nested.
 
     Yields:
-        Module names to (B, heads, h, w); of several passes, the last one's.
+        Maps (B, heads, h, w) of the last forward pass by module name.
     """
-    attending = {name: module for name, module in model.named_modules() if isinstance(module, Attends)}
+    attending = {name: module for name, module in model.named_modules() if isinstance(module, AttentionLayer)}
     maps: dict[str, Tensor] = {}
-    before = [(module, module._keeps, module.attention_map) for module in attending.values()]
+    before = [(module, module._records_map, module.attention_map) for module in attending.values()]
     for module in attending.values():
-        module._keeps, module.attention_map = True, None
+        module._records_map, module.attention_map = True, None
     try:
         yield maps
         maps |= {name: module.attention_map for name, module in attending.items() if module.attention_map is not None}
     finally:
         for module, kept, earlier in before:
-            # A context around this one gets these maps as well, and still has the earlier ones where there are none.
-            module._keeps = kept
+            # An outer context gets these maps too. Without new ones it keeps its earlier map.
+            module._records_map = kept
             if not kept or module.attention_map is None:
                 module.attention_map = earlier
 
 
 def captions(model: nn.Module) -> dict[str, str]:
-    """What the attending modules say of themselves, by module name."""
-    return {name: said for name, module in model.named_modules() if isinstance(module, Attends) and (said := module.describe())}
+    """Captions of attention modules by module name."""
+    return {name: text for name, module in model.named_modules() if isinstance(module, AttentionLayer) and (text := module.describe())}
 
 
 def stage_of(name: str) -> str:
-    """The part of a network that a module belongs to: ``layer1`` for ``layer1.0.conv1``, ``stages.0`` for ``stages.0.3.attention``."""
+    """The stage of a module: ``layer1`` of ``layer1.0.conv1``, ``stages.0`` of ``stages.0.3.attention``."""
     return re.match(r"[^.]*(\.\d+(?=\.\d))*", name)[0]  # type: ignore[index]

@@ -1,6 +1,7 @@
-"""Non-local block: every position looks at every other (Wang et al., "Non-local Neural Networks", CVPR 2018, arXiv 1711.07971).
+"""Non-local block: attention between all pairs of positions.
 
-timm's `NonLocalAttn` reduces channels by 8 and has one kind of affinity; the paper reduces by 2 and has four.
+"Non-local Neural Networks", Wang et al., CVPR 2018, https://arxiv.org/abs/1711.07971. ``timm.layers.NonLocalAttn``
+reduces channels by 8 and has one kind of affinity; the paper reduces by 2 and has four.
 
 Example:
     >>> block, x = NonLocal(64), torch.rand(2, 64, 8, 8)
@@ -13,22 +14,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveal.layers.maps import Attends
+from foveal.layers.maps import AttentionLayer
 
 
-class NonLocal(Attends):
-    """(B, C, h, w) features x to x + BN(W_z y) with y_i the sum over positions j of f(x_i, x_j) g(x_j), where f is normalised over j.
+class NonLocal(AttentionLayer):
+    """Map features x (B, C, h, w) to x + BN(W_z y), where y_i = sum_j f(x_i, x_j) g(x_j) and f is normalised over j.
 
-    The attention map is f of the central position, (B, 1, h, w), or half that size with ``sub_sample``.
+    The attention map is f of the central position: (B, 1, h, w), or half that size with ``sub_sample``.
 
     Args:
         channels: C; theta, phi and g have C / 2.
-        mode: f (section 3.2): ``embedded``, the softmax of theta(x_i) . phi(x_j); ``gaussian``, the softmax of x_i . x_j; ``dot``,
-            theta(x_i) . phi(x_j) / N; ``concatenation``, relu(w . [theta(x_i), phi(x_j)]) / N.
+        mode: the affinity f (section 3.2). ``embedded``: softmax of theta(x_i) . phi(x_j). ``gaussian``: softmax of
+            x_i . x_j. ``dot``: theta(x_i) . phi(x_j) / N. ``concatenation``: relu(w . [theta(x_i), phi(x_j)]) / N.
         sub_sample: halve the grid of phi and g by max pooling (section 3.3).
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: unknown mode.
     """
 
     def __init__(self, channels: int, mode: str = "embedded", sub_sample: bool = False) -> None:
@@ -43,19 +44,19 @@ class NonLocal(Attends):
             self.w = nn.Linear(2 * inner, 1, bias=False)
         self.out = nn.Conv2d(inner, channels, 1)
         self.bn = nn.BatchNorm2d(channels)
-        # Section 4.1: the block is the identity at the start, so that it can be put into a trained network.
+        # Section 4.1: the block starts as the identity, so it can be inserted into a trained network.
         nn.init.zeros_(self.bn.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         keys = self.pool(self.phi(x))
         f = self.affinity(self.theta(x).flatten(2).transpose(1, 2), keys.flatten(2))
         h, w = x.shape[2:]
-        self.keep(lambda: f[:, h // 2 * w + w // 2].unflatten(1, (1, *keys.shape[2:])))
+        self.record_map(lambda: f[:, h // 2 * w + w // 2].unflatten(1, (1, *keys.shape[2:])))
         y = f @ self.pool(self.g(x)).flatten(2).transpose(1, 2)
         return x + self.bn(self.out(y.transpose(1, 2).unflatten(2, (h, w))))
 
     def affinity(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """f: (B, N, c) and (B, c, M) to (B, N, M), of which a softmax is taken in float32 at least."""
+        """f: queries (B, N, c) and keys (B, c, M) to (B, N, M). The softmax is at least float32."""
         if self.mode == "concatenation":
             by_query, by_key = self.w.weight[0].to(queries.dtype).chunk(2)
             return (queries @ by_query.unsqueeze(1) + by_key @ keys.unsqueeze(1)).relu() / keys.shape[2]

@@ -1,14 +1,14 @@
-"""Spatial softmax attention: a convolution makes maps, a softmax over positions makes weights, and the features are multiplied by them.
+"""Spatial softmax attention: features are multiplied by a softmax over positions of the output of a convolution.
 
-After section 3.1 of "Attention-Based Convolutional Neural Networks for Image Classification", which gives no equations. With features
-F (B, C, h, w), n = h w positions, logits Z = conv(F) (B, K, h, w) and weights A_k[p] = exp(Z_k[p] / tau) / sum_q exp(Z_k[q] / tau), the
-text multiplies F by A. As the weights of a map sum to 1, that shrinks features and gradients by about n; `SpatialSoftmaxAttention`
-therefore multiplies by n A unless it is told otherwise.
+"Attention-Based Convolutional Neural Networks for Image Classification", section 3.1, which has no equations. Let F (B,
+C, h, w) be features on n = h w positions, Z = conv(F) logits (B, K, h, w), and A_k[p] = exp(Z_k[p] / tau) / sum_q
+exp(Z_k[q] / tau) weights. The paper multiplies F by A. The weights of a map sum to 1, so this shrinks features and
+gradients by about n. `SpatialSoftmaxAttention` multiplies by n A by default.
 
 Example:
     >>> attention = SpatialSoftmaxAttention(16)
     >>> x = torch.rand(2, 16, 8, 8)
-    >>> torch.equal(attention(x), x)  # logits of zero: all positions count the same
+    >>> torch.equal(attention(x), x)  # logits of zero: uniform weights
     True
     >>> nn.init.normal_(attention.conv.weight).shape, attention(x).shape
     (torch.Size([4, 16, 3, 3]), torch.Size([2, 16, 8, 8]))
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.maps import Attends, evenness
+from foveal.layers.maps import AttentionLayer, evenness
 
 CHOICES = {
     "maps": ("group", "one", "channel", "mean"),
@@ -33,38 +33,53 @@ CHOICES = {
 }
 
 
-class SpatialSoftmaxAttention(Attends):
-    """(B, C, h, w) features to features of the same shape, each position weighted by a map; or, with ``mode="pool"``, to (B, C).
+class SpatialSoftmaxAttention(AttentionLayer):
+    """Multiply features (B, C, h, w) by attention maps; ``mode="pool"`` then sums over positions to (B, C).
 
     Args:
         channels: C.
-        maps: how K maps serve C channels: ``group`` gives each of ``count`` equal groups of neighbouring channels its own, ``one`` has one
-            for all, ``channel`` one for each, ``mean`` the average of ``count`` maps for all.
-        count: K of ``group`` and ``mean``; 4 if None.
-        kernel_size: of the convolution that makes the logits; odd.
-        mode: what features are multiplied by: ``scaled`` n A, of mean 1; ``faithful`` A, as the text has it; ``gate`` 1 + g (n A - 1) with
-            a learned scalar g; ``residual`` 1 + A; ``sigmoid`` sigmoid(Z). ``pool`` gives the sum over positions of A F, for a classifier.
-        softmax_axis: what a softmax runs over: the positions of a map, or the maps at a position (then n is K).
+        maps: assignment of K maps to C channels. ``group``: one for each of ``count`` equal groups of neighbouring
+            channels. ``one``: a single map. ``channel``: one per channel. ``mean``: the average of ``count`` maps for
+            all channels.
+        count: K of ``group`` and ``mean``; None is 4.
+        kernel_size: odd kernel size of the convolution for the logits.
+        mode: multiplier of the features. ``scaled``: n A, of mean 1. ``faithful``: A, as in the paper. ``gate``: 1 + g
+            (n A - 1) with a learned scalar g. ``residual``: 1 + A. ``sigmoid``: sigmoid(Z). ``pool``: A, then a sum
+            over positions, for a classifier.
+        softmax_axis: axis of the softmax: ``space``, the positions of a map, or ``channel``, the maps at a position
+            (then n is K).
         temperature: tau; ``"learnable"`` starts at 1, ``"sqrt"`` is the square root of C.
-        attn_input: where logits come from: ``dynamic``, the features; ``fixed``, a learned map of ``size``, the same for all images
-            (resized where features have another size); ``uniform``, nowhere: A = 1 / n, the control without parameters.
-        init: of what makes the logits: zero (all positions count the same at first), or PyTorch's default (a normal one for ``fixed``).
-        gate: g at the start; 1 with zero logits (which makes it ``scaled``) and 0 with random ones if None.
-        clip: largest n A in ``scaled``, such as 4 or 8, which nothing else bounds below n.
+        attn_input: input of the logits. ``dynamic``: the features. ``fixed``: a learned map of ``size``, the same for
+            all images, resized to the features. ``uniform``: none; A = 1 / n, a control without parameters.
+        init: initial values of the convolution or map: ``zero`` (uniform weights) or ``random`` (PyTorch's default;
+            normal for ``fixed``).
+        gate: initial g; None is 1 with zero logits (equal to ``scaled``) and 0 with random ones.
+        clip: upper bound of n A in ``scaled``, for example 4 or 8; None does not bound it.
         size: (height, width) of the features, for ``fixed``.
 
     Attributes:
-        heads: number of maps in ``attention_map``, which holds what the features were multiplied by (n A in ``pool``).
+        heads: number of maps in ``attention_map``, which holds the multiplier of the features (n A in ``pool``).
 
     Raises:
-        ValueError: an unknown choice, maps that do not share the channels equally, or a combination that cannot learn or says nothing.
+        ValueError: an unknown choice, maps that do not divide the channels, or a combination that cannot learn.
     """
 
     def __init__(
-        self, channels: int, *, maps: str = "group", count: int | None = None, kernel_size: int = 3, mode: str = "scaled",
-        softmax_axis: str = "space", temperature: float | str = 1.0, attn_input: str = "dynamic", init: str = "zero",
-        gate: float | None = None, clip: float | None = None, size: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        *,
+        maps: str = "group",
+        count: int | None = None,
+        kernel_size: int = 3,
+        mode: str = "scaled",
+        softmax_axis: str = "space",
+        temperature: float | str = 1.0,
+        attn_input: str = "dynamic",
+        init: str = "zero",
+        gate: float | None = None,
+        clip: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         given = {"maps": maps, "mode": mode, "softmax_axis": softmax_axis, "attn_input": attn_input, "init": init}
         for name, value in given.items():
@@ -77,13 +92,13 @@ class SpatialSoftmaxAttention(Attends):
         if k < 1 or channels % self.heads:
             raise ValueError(f"{k} maps cannot share {channels} channels equally; choose a count that divides them")
         if kernel_size < 1:
-            raise ValueError(f"kernel_size={kernel_size} is no size; use an odd number from 1")
+            raise ValueError(f"kernel_size={kernel_size} is too small; use an odd number from 1")
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} would shift the maps by half a position; use an odd one")
+            raise ValueError(f"kernel_size={kernel_size} is even and would shift the maps by half a position; use an odd one")
         if softmax_axis == "channel" and (self.heads == 1 or mode == "pool"):
             raise ValueError("a softmax over channels needs several maps and no pooling; use maps='group' or softmax_axis='space'")
         if clip is not None and (mode != "scaled" or not isinstance(clip, (int, float)) or clip < 1):
-            raise ValueError("clip bounds n A, whose mean is 1, so it must be at least 1; use it with mode='scaled'")
+            raise ValueError("clip bounds n A, whose mean is 1; use a clip of 1 or more, with mode='scaled'")
         self.k, self.mode, self.softmax_axis, self.attn_input, self.init, self.clip = k, mode, softmax_axis, attn_input, init, clip
         self._evenness: dict[str, Tensor] = {}
 
@@ -96,7 +111,7 @@ class SpatialSoftmaxAttention(Attends):
         if gate is not None and mode != "gate":
             raise ValueError(f"mode={mode!r} has no gate; use mode='gate', or leave gate out")
         if mode == "sigmoid" and (temperature != 1 or softmax_axis != "space"):
-            raise ValueError("mode='sigmoid' takes no softmax, and so neither a temperature nor an axis of it; leave them out")
+            raise ValueError("mode='sigmoid' has no softmax; leave temperature and softmax_axis out")
         if mode == "gate":
             if attn_input == "uniform":
                 raise ValueError("a gate over uniform maps never gets a gradient; use mode='scaled' or another attn_input")
@@ -113,12 +128,12 @@ class SpatialSoftmaxAttention(Attends):
             except ValueError:
                 self.tau = 0.0
             if not 0 < self.tau < math.inf:
-                raise ValueError(f"temperature={temperature} divides the logits; use a positive number, 'learnable' or 'sqrt'")
+                raise ValueError(f"temperature={temperature} is not valid; use a positive number, 'learnable' or 'sqrt'")
         self.no_weight_decay = tuple(name for name in ("gate", "log_temperature") if hasattr(self, name))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the logits as ``init`` says; for networks that initialise all their convolutions alike."""
+        """Initialise the logits by ``init``. Call this after initialising all convolutions of a network alike."""
         if self.attn_input == "dynamic":
             self.conv.reset_parameters()
             if self.init == "zero":
@@ -130,14 +145,14 @@ class SpatialSoftmaxAttention(Attends):
     def forward(self, x: Tensor) -> Tensor:
         z = self.logits(x)
         multiplier = self.multiplier(z)
-        self.keep(lambda: self._noted(z, multiplier.expand(len(x), -1, -1, -1)))
+        self.record_map(lambda: self._with_evenness(z, multiplier.expand(len(x), -1, -1, -1)))
         if x.dtype == torch.float16:
-            multiplier = multiplier.clamp(max=torch.finfo(x.dtype).max)  # n A may be larger from 256 x 256 positions on
+            multiplier = multiplier.clamp(max=torch.finfo(x.dtype).max)  # n A can overflow from 256 x 256 positions on
         y = x.unflatten(1, (self.heads, -1)) * multiplier.unsqueeze(2).to(x.dtype)
         return y.mean((3, 4)).flatten(1) if self.mode == "pool" else y.flatten(1, 2)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Z: (B, K, h, w), or (1, K, h, w) where all images have the same."""
+        """Z: (B, K, h, w), or (1, K, h, w) if it is the same for all images."""
         if self.attn_input == "dynamic":
             return self.conv(x)
         if self.attn_input == "uniform":
@@ -146,14 +161,14 @@ class SpatialSoftmaxAttention(Attends):
         return self.logit_map if same else F.interpolate(self.logit_map, x.shape[2:], mode="bilinear", align_corners=False)
 
     def weights(self, z: Tensor) -> Tensor:
-        """A: logits to weights of the same shape, in float32 at least, whatever autocast says; they sum to 1 along the softmax axis."""
+        """A: softmax of the logits, of the same shape, in float32 or more even under autocast."""
         tau = self.log_temperature.exp() if self.tau is None else self.tau
         z = z.to(torch.promote_types(z.dtype, torch.float32)) / tau
         return z.softmax(1) if self.softmax_axis == "channel" else z.flatten(2).softmax(2).unflatten(2, z.shape[2:])
 
     def multiplier(self, z: Tensor) -> Tensor:
-        """What features are multiplied by: logits (B, K, h, w) to (B, heads, h, w)."""
-        a = self._of(z)
+        """Multiplier of the features: logits (B, K, h, w) to (B, heads, h, w)."""
+        a = self._attention(z)
         if self.heads < self.k:
             a = a.mean(1, keepdim=True)
         n = self.k if self.softmax_axis == "channel" else z.shape[2] * z.shape[3]
@@ -163,15 +178,15 @@ class SpatialSoftmaxAttention(Attends):
             return 1 + self.gate * (n * a - 1)
         return 1 + a if self.mode == "residual" else a
 
-    def _of(self, z: Tensor) -> Tensor:
+    def _attention(self, z: Tensor) -> Tensor:
         return z.sigmoid() if self.mode == "sigmoid" else self.weights(z)
 
     def figures(self) -> dict[str, Tensor]:
-        """How even A was when a map was last kept, see `evenness`."""
+        """`evenness` of A when a map was last recorded."""
         return self._evenness
 
     def describe(self) -> str:
-        """Of A when a map was last kept: how even it is (entropy, 1 for a uniform one) and its largest value over its mean."""
+        """Entropy (1 if uniform) of A, and its largest value relative to the mean, when a map was last recorded."""
         of = self._evenness
         return f"entropy {of['entropy']:.3f}, peak {of['peak']:.1f} x the mean" if of else ""
 
@@ -180,6 +195,6 @@ class SpatialSoftmaxAttention(Attends):
         tau = "learnable" if self.tau is None else f"{self.tau:g}"
         return f"{options}, init={self.init}, temperature={tau}" + (f", clip={self.clip:g}" if self.clip else "")
 
-    def _noted(self, z: Tensor, multiplier: Tensor) -> Tensor:
-        self._evenness = evenness(self._of(z))
+    def _with_evenness(self, z: Tensor, multiplier: Tensor) -> Tensor:
+        self._evenness = evenness(self._attention(z))
         return multiplier

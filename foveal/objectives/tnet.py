@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.host import sent
+from foveal.host import to_device
 from foveal.objectives.objective import cross_entropy, perception
 from foveal.objectives.rollout import MASKED, Rollout
 
@@ -93,7 +93,7 @@ class ReferenceTNetObjective:
             return loss, state, {"loss": loss.detach(), **log}
 
         judged = np.flatnonzero(tried.level <= (self.feature_levels or tried.level.max()))
-        at = sent(judged, target.device)
+        at = to_device(judged, target.device)
         alone = tried.glimpse_logits.index_select(1, at)
         loss_feature = cross_entropy(alone, target, weights)
         right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
@@ -127,7 +127,7 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = tried.log_probability.detach().exp().to(logits.dtype)
-    context, following = (sent(mask, logits.device) for mask in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
+    context, following = (to_device(mask, logits.device) for mask in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
 
     def value(looks: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Recipes: one YAML file for each run worth repeating.
+"""Recipes: YAML files of the runs that can be reproduced.
 
-A recipe is the part of a `foveal.recipes.config.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
-a section (``model``, ``data``, ``objective``) that names something else than its base does starts from nothing, because
-the options of one model mean nothing to another.
+A recipe sets some values of a `foveal.recipes.config.FitConfig`. ``base:`` names a recipe to start from. If a section
+(``model``, ``data``, ``objective``) has another name than in the base, it replaces the section of the base, because
+options of one model do not apply to another.
 
-Its first line is a comment that says what it is.
+The first line of a recipe is a comment that describes it.
 
 Example:
     >>> load_recipe("demo")["data"]["name"]
@@ -42,14 +42,14 @@ GROUPS = {
     "nabirds": "TNet on more kinds of birds",
     "megapixel": "TNet on MNIST digits scattered over large canvases",
 }
-"""What the recipes of each folder are for."""
+"""Descriptions of the folders of recipes."""
 
 
 def parse_value(text: str) -> Any:
-    """A value as people type it: ``3`` is a number, ``[2, 1]`` a list, ``null`` nothing.
+    """Parse a value from the command line: ``3`` is a number, ``[2, 1]`` a list, ``null`` is None.
 
     Raises:
-        ConfigError: brackets or quotes that do not close.
+        ConfigError: brackets or quotes are not closed.
     """
     try:
         return yaml.load(text, Loader=Loader)
@@ -58,10 +58,10 @@ def parse_value(text: str) -> Any:
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
-    """Names of the recipes that come with the package; files whose name begins with an underscore are only bases.
+    """Names of the recipes in the package. Files whose names begin with an underscore are bases only.
 
     Args:
-        pattern: with ``*`` and ``?``, for those that it fits; the name of a folder stands for all recipes in it.
+        pattern: pattern with ``*`` and ``?``, or the name of a folder for all recipes in it.
     """
     names = sorted(p.relative_to(_FOLDER).as_posix().removesuffix(".yaml") for p in _FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
     folder = pattern.removesuffix("/")
@@ -69,7 +69,7 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
 
 def describe_recipe(name: str) -> str:
-    """What a recipe is, by its first line; nothing where that is no comment.
+    """Description of a recipe from its first line; empty if that is not a comment.
 
     Raises:
         ConfigError: see `find_recipe`.
@@ -80,10 +80,10 @@ def describe_recipe(name: str) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a YAML file of the user's, or a recipe of the package by name.
+    """Path of a recipe: a YAML file, or the name of a recipe in the package.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: there is no such recipe.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file():
@@ -92,32 +92,32 @@ def find_recipe(name: str) -> Path:
     if name not in list_recipes():
         if name.removesuffix("/") in GROUPS:
             raise ConfigError(f"{name}: this is a group of recipes; give one that foveal recipes {name} lists")
-        if instead := _meant(Path(name)):
-            raise ConfigError(f"{name}: is no recipe, {instead}")
+        if instead := _advice(Path(name)):
+            raise ConfigError(f"{name}: this is not a recipe, {instead}")
         near = difflib.get_close_matches(name, list_recipes(), 1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "use a YAML file or a name that foveal recipes lists"
         raise ConfigError(f"{name}: there is no recipe of this name; {hint}")
     return _FOLDER / f"{name}.yaml"
 
 
-def _meant(path: Path) -> str:
-    """What is there instead of a recipe, and how to train on it; nothing if nothing is there."""
+def _advice(path: Path) -> str:
+    """Advice for a path that is not a recipe; empty if there is no such path."""
     if not path.exists():
         return ""
-    if (path / "config.yaml").is_file():  # foveal.runs.CONFIG, which takes torch to import
-        return f"but the folder of a run; go on with it by foveal fit --resume --out {path}"
+    if (path / "config.yaml").is_file():  # foveal.runs.CONFIG, without importing torch
+        return f"but a run folder; continue the run with foveal fit --resume --out {path}"
     if path.is_dir():
-        return f"but a folder; use --data.root {path} to train on the images in it"
+        return f"but a folder; use --data.root {path} to train on its images"
     if path.suffix.lower() in (".csv", ".parquet", ".pq"):
-        return f"but a table; use --data manifest --data.file {path} to train on the images that it lists"
+        return f"but a table; use --data manifest --data.file {path} to train on its images"
     return "but a file of another kind; give a file that ends in .yaml, or the folder of your images by --data.root"
 
 
 def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe, on top of those of its bases.
+    """Load the values of a recipe, merged with those of its bases.
 
     Raises:
-        ConfigError: no such recipe, no valid YAML, or recipes that are each other's base.
+        ConfigError: there is no such recipe, it is not valid YAML, or its bases form a cycle.
     """
     file = find_recipe(name)
     if file in _seen:
@@ -125,11 +125,11 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = read_yaml(file) or {}
     except Malformed as error:
-        raise ConfigError(f"{file}: {error}; mend it") from error
+        raise ConfigError(f"{file}: {error}; correct it") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: is no recipe; write lines of the form epochs: 3")
+        raise ConfigError(f"{file}: this is not a recipe; write lines of the form epochs: 3")
     for section in ("model", "data", "objective"):
         if isinstance(values.get(section), str):
             values[section] = {"name": values[section]}
@@ -141,9 +141,9 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, section by section; a section that names something else replaces the base's.
+    """Merge ``over`` into ``base`` section by section. A section with another name replaces that of the base.
 
-    Options of a model's own objective are left out where ``over`` names a model with an objective of another kind.
+    Options of the default objective are dropped if ``over`` names a model with another kind of default objective.
     """
     merged = dict(base)
     if _other_objective(base, over):
@@ -160,7 +160,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_objective(base: dict[str, Any], over: dict[str, Any]) -> bool:
-    """Whether ``base`` sets options of its model's own objective, and the model of ``over`` has another kind of objective."""
+    """Whether ``base`` sets options of a default objective that the model of ``over`` does not have."""
     sections = [base.get("objective"), base.get("model"), over.get("model")]
     if not all(isinstance(section, dict) for section in sections):
         return False

@@ -1,7 +1,8 @@
-"""From a recipe and a command line to the configuration of a run.
+"""Make the configuration of a run from a recipe and the command line.
 
 Example:
-    >>> config, out, how = configure("demo", ["--epochs", "3", "--optimiser.lr", "1e-2", "--data.canvas", "128", "--quiet"])
+    >>> flags = ["--epochs", "3", "--optimiser.lr", "1e-2", "--data.canvas", "128", "--quiet"]
+    >>> config, out, how = configure("demo", flags)
     >>> config.epochs, config.optimiser.lr, config.data["canvas"], out.as_posix(), how["quiet"]
     (3, 0.01, 128, 'runs/demo', True)
     >>> configure("demo", ["--optimiser.lrr", "1"])
@@ -26,35 +27,35 @@ from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.config import FitConfig
-from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse_options
 from foveal.recipes.help import recipe_help
 from foveal.signatures import misfit, target_of
 
-HOW = (
-    Option("resume", bool, False, "go on with the run that is there"),
-    Option("overwrite", bool, False, "replace the run that is there"),
+RUN_FLAGS = (
+    Option("resume", bool, False, "continue the run in the folder"),
+    Option("overwrite", bool, False, "replace the run in the folder"),
     Option("quiet", bool, False, "print results and errors only"),
 )
 
 
 def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[str, bool]]:
-    """The configuration of a run.
+    """Make the configuration of a run.
 
     Args:
-        recipe: name or file.
-        argv: flags on top of it; ``--help`` prints those there are and exits.
+        recipe: name or file of a recipe.
+        argv: flags that override it; ``--help`` prints all flags and exits.
 
     Returns:
-        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `fit_config`.
+        The configuration, the run folder, and the values of ``resume``, ``overwrite`` and ``quiet`` for `fit_config`.
 
     Raises:
-        ConfigError: a name, key or value that does not fit.
+        ConfigError: a name, key or value does not fit.
     """
     file = find_recipe(recipe)
     loaded = {key: value for key, value in load_recipe(recipe).items() if not (key in SECTIONS and value is None)}
     for section in SECTIONS:
         if not isinstance(loaded.get(section, {}), dict):
-            raise ConfigError(f"{file}: {section} is no mapping; write its name and options below it")
+            raise ConfigError(f"{file}: {section} is not a mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = (_name(values, section, str(file)) for section in ("model", "data"))
     looks = model in REGISTRY
@@ -63,39 +64,41 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     objective = OBJECTIVES.get(str(values.get("objective", {}).get("name")), own_objective(model))
     of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
-        Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, made if it is not there"),
-        *HOW,
+        Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, created if missing"),
+        *RUN_FLAGS,
         *dataclass_options(FitConfig, skip=SECTIONS),
         *_section("data", data, options_of(data_constructor(data), "data")),
         *_section("model", model, of_model),
-        Option("objective.name", str, None, "which objective; --objective NAME for short", unset=True),
+        Option("objective.name", str, None, "name of the objective; short: --objective NAME", unset=True),
         *(replace(o, unset=True) for o in of_objective),
     ]
     open_keys = ("objective",) if looks else ("objective", "model")
-    found = parse(options, values, argv, where=str(file), open_keys=open_keys, explain=partial(recipe_help, recipe, values, options))
+    found = parse_options(
+        options, values, argv, where=str(file), open_keys=open_keys, explain=partial(recipe_help, recipe, values, options)
+    )
     out = found.pop("out")
-    how = {o.key: found.pop(o.key) for o in HOW}
+    how = {o.key: found.pop(o.key) for o in RUN_FLAGS}
     return FitConfig.from_dict(found), Path(out), how
 
 
 def own_objective(model: str) -> type:
-    """The kind of objective that a model is trained with unless another one is named.
+    """Class of the default objective of a model.
 
     Raises:
-        ConfigError: no model has that name.
+        ConfigError: unknown model.
     """
     return target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
 
 
 def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:
-    """Name and options of a data set: those of ``values``, with flags such as ``--data.root`` on top.
+    """Name and options of a data set: ``values``, overridden by flags such as ``--data.root``.
 
     Raises:
-        ConfigError: a name, key or value that does not fit.
+        ConfigError: a name, key or value does not fit.
     """
     recipe = chosen_names({"data": values}, argv)
     name = _name(recipe, "data", where)
-    return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
+    return parse_options(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
 
 
 def _name(values: dict[str, Any], section: str, where: str) -> str:
@@ -110,13 +113,13 @@ def _name(values: dict[str, Any], section: str, where: str) -> str:
 
 
 def _section(section: str, name: str, options: Sequence[Option]) -> list[Option]:
-    return [Option(f"{section}.name", str, name, f"which {section}; --{section} NAME for short"), *options]
+    return [Option(f"{section}.name", str, name, f"name of the {section}; short: --{section} NAME"), *options]
 
 
 def _dense_options() -> list[Option]:
-    """Options of dense networks, few of which know all of timm's."""
+    """Common options of dense networks. Most networks of ``timm`` do not declare their options."""
     return [
-        Option("model.pretrained", bool | str, False, "load timm's pretrained weights, or those of this file"),
+        Option("model.pretrained", bool | str, False, "load the pretrained weights of timm, or of a file"),
         Option("model.in_chans", int, None, "bands of the images", unset=True),
         Option("model.drop_rate", float, None, "dropout before the classifier", unset=True),
         Option("model.drop_path_rate", float, None, "stochastic depth of the last block", unset=True),

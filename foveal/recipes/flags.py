@@ -1,8 +1,8 @@
-"""Flags from signatures: every value of a run can be set on the command line, typed and explained.
+"""Flags from signatures: every value of a run can be set on the command line.
 
-Which flags there are depends on the model and the data set that were chosen, so that this happens in two steps: find the
-names (in the recipe, then on the command line), then build a parser from the signatures behind them. Nothing about an
-option is written twice: its type, default and explanation are those of the constructor.
+The model and the data set determine which flags exist. So the names are read first, from the recipe and the command
+line; then a parser is built from the signatures of these constructors. Types, defaults and help texts are those of the
+constructors.
 
 Example:
     >>> from foveal.glimpse.base import WholeImage
@@ -36,21 +36,21 @@ SECTIONS = ("model", "data", "objective")
 
 
 class UsageError(ConfigError):
-    """Something on the command line, as against in a file, that does not fit."""
+    """An error on the command line, as opposed to a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One value that can be set.
+    """A value that can be set.
 
     Attributes:
-        key: where it stands in a recipe, with dots: ``optimiser.lr``.
-        hint: its type.
-        default: its value if nobody says anything; `REQUIRED` where there is none, `UNKNOWN` where it cannot be told.
+        key: key in a recipe, with dots: ``optimiser.lr``.
+        hint: type.
+        default: default; `REQUIRED` if there is none, `UNKNOWN` if it cannot be determined.
         help: one sentence.
-        unset: leave it out where nobody sets it: whoever it is for has a default of its own, which ``default`` says if nobody on the
-            way to there has another (see `foveal.recipes.help.reached`).
-        values: names that it takes, where they are listed in a table (``Annotated[str, TABLE]``); any if empty.
+        unset: omit the option if it is not set: the class that takes it has its own default. ``default`` is then that
+            of the class, unless a constructor in between changes it (see `foveal.recipes.help.trace_arguments`).
+        values: allowed names, from a table (``Annotated[str, TABLE]``); any if empty.
     """
 
     key: str
@@ -62,12 +62,12 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The last part of its key."""
+        """The last part of the key."""
         return self.key.rpartition(".")[2]
 
     @property
     def taken(self) -> Any:
-        """The type of what may be given: null leaves what is `unset` as it is."""
+        """The accepted type. null leaves an `unset` option unset."""
         return self.hint | None if self.unset and self.hint is not Any else self.hint
 
 
@@ -76,7 +76,7 @@ UNKNOWN = object()
 
 
 def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ()) -> list[Option]:
-    """The options of a class or function. One that hands ``**options`` on has those of the class it returns as well."""
+    """Options of a class or function. If it passes ``**options`` on, includes those of the class that it returns."""
     preset: dict[str, Any] = {}
     if isinstance(build, functools.partial):
         positional = list(inspect.signature(build.func).parameters)[: len(build.args)]
@@ -92,21 +92,21 @@ def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ())
             if level == 0:
                 found[name] = Option(f"{prefix}.{name}", hint, preset.get(name, parameter.default), text, values=values)
             elif parameter.default is not REQUIRED:
-                # Someone on the way may have other defaults than the class at the end.
+                # A constructor in between can have another default than the class.
                 found[name] = Option(f"{prefix}.{name}", hint, parameter.default, text, unset=True, values=values)
         for name, option in found.items():
-            if not option.help and name in texts:  # one that is handed on is explained where it arrives
+            if not option.help and name in texts:  # documented by the class that takes it
                 found[name] = dataclasses.replace(option, help=texts[name])
     return list(found.values())
 
 
 def initialiser_of(kind: type) -> type:
-    """The class that ``__init__`` is inherited from."""
+    """The class that defines the ``__init__`` of a class."""
     return next(c for c in kind.__mro__ if "__init__" in vars(c))
 
 
 def _texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each argument; an entry may speak of several, ``mean, std``. What a class leaves out its bases say."""
+    """Help texts of arguments by docstring. An entry can cover several, as ``mean, std``. Classes inherit texts."""
     documented = reversed(function.__mro__) if inspect.isclass(function) else [function]
     entries = [
         entry
@@ -117,7 +117,7 @@ def _texts(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def dataclass_options(config: type, prefix: str = "", skip: Iterable[str] = ()) -> list[Option]:
-    """The options of a dataclass and of the dataclasses in it."""
+    """Options of a dataclass, including nested dataclasses."""
     hints, texts, found = hints_of(config), _texts(config), []
     for field in dataclasses.fields(config):
         if field.name in skip:
@@ -133,7 +133,7 @@ def dataclass_options(config: type, prefix: str = "", skip: Iterable[str] = ()) 
 
 
 def as_flat(values: dict[str, Any], keys: Iterable[str] | None = None, prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key. A mapping that is itself the value of one of ``keys`` is left whole."""
+    """Flatten nested values to dotted keys. Mappings that are values of ``keys`` are not flattened."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         inner = isinstance(value, dict) and not (keys is not None and prefix + key in keys)
@@ -142,10 +142,10 @@ def as_flat(values: dict[str, Any], keys: Iterable[str] | None = None, prefix: s
 
 
 def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of `as_flat`.
+    """The inverse of `as_flat`.
 
     Raises:
-        UsageError: a key stands for a value and for a section.
+        UsageError: a key is both a value and a section.
     """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
@@ -160,7 +160,7 @@ def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen_names(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    """``recipe`` with the sections whose names the command line changes: ``--model resnet18`` drops the recipe's model options."""
+    """The recipe with the names of the command line. ``--model resnet18`` drops the model options of the recipe."""
     for section in SECTIONS:
         for i, token in enumerate(argv):
             key, equals, value = token.partition("=")
@@ -170,25 +170,31 @@ def chosen_names(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     return recipe
 
 
-def parse(
-    options: Sequence[Option], recipe: dict[str, Any], argv: Sequence[str], *, where: str, open_keys: Sequence[str] = (),
+def parse_options(
+    options: Sequence[Option],
+    recipe: dict[str, Any],
+    argv: Sequence[str],
+    *,
+    where: str,
+    open_keys: Sequence[str] = (),
     explain: Callable[[], str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Values for ``options``: those of ``argv``, else of ``recipe``, else the defaults; nested.
+) -> dict[str, Any]:
+    """Parse values for ``options``, from ``argv``, else from ``recipe``, else the defaults.
 
     Args:
-        options: what can be set.
+        options: available options.
         recipe: nested values.
         argv: the command line.
-        where: what errors about the recipe begin with.
-        open_keys: sections in which any other key is let through, untyped.
-        explain: what ``--help`` prints before it exits.
+        where: name of the recipe in errors.
+        open_keys: sections that accept other keys, without a type.
+        explain: returns the text of ``--help``.
 
     Returns:
         Nested values.
 
     Raises:
-        ConfigError: an unknown key, a value of another type, or one that is missing; `UsageError` where the command line is to blame.
+        ConfigError: a key is unknown, or a value is missing or of the wrong type; `UsageError` if it is on the command
+            line.
     """
     by_key = {o.key: o for o in options}
     given = as_flat(recipe, by_key)
@@ -196,7 +202,7 @@ def parse(
     for key in given:
         if key not in by_key and key not in through:
             raise ConfigError(f"{where}: {_unknown(key, by_key)}")
-    parser = _parser(options)
+    parser = _make_parser(options)
     argv, more = _translate(argv, by_key, open_keys)
     try:
         checked = as_flat(parser.parse_object(as_nested({k: v for k, v in given.items() if k in by_key}), defaults=False).as_dict(), by_key)
@@ -212,26 +218,26 @@ def parse(
         raise UsageError(f"--{_wrong_type(str(error), by_key)}") from error
     for key, option in by_key.items():
         if option.default is REQUIRED and not option.unset and values.get(key) is None:
-            raise UsageError(f"--{key}: is missing ({option.help.rstrip('.')}); set it")
+            raise UsageError(f"--{key}: this option is missing ({option.help.rstrip('.')}); set it")
     unset = {key for key, option in by_key.items() if option.unset and values.get(key) is None}
     return as_nested({**{k: v for k, v in values.items() if k not in unset}, **through, **more})
 
 
-def _parser(options: Sequence[Option]) -> jsonargparse.ArgumentParser:
+def _make_parser(options: Sequence[Option]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     for o in options:
         absent = o.unset or o.default is REQUIRED
-        # A required value has no default to fit its type; whether it was given is checked afterwards.
+        # Required values have no default of their type. They are checked after parsing.
         hint = o.hint | None if absent and o.hint is not Any else o.hint
         parser.add_argument(flag(o.key), type=hint, default=None if absent else o.default)
     return parser
 
 
 def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The command line as the parser wants it, and what goes through untyped.
+    """Convert the command line for the parser; also returns the values of untyped keys.
 
-    ``--model X`` is ``--model.name X``, and so for every section that has a name; hyphens and underscores are one; a flag without a
-    value is true; ``2,1`` is a list.
+    ``--model X`` is short for ``--model.name X``, in every section with a name. Hyphens equal underscores. A flag
+    without a value is true. ``2,1`` is a list.
     """
     known, through, i = [], {}, 0
     while i < len(argv):
@@ -241,8 +247,8 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
             known.append("--help")
             continue
         if not token.startswith("--"):
-            hint = f"; a folder of images is given by --data.root {token}" if Path(token).is_dir() else ""
-            raise UsageError(f"{token}: is not expected here; a recipe comes first, and values after their --key{hint}")
+            hint = f"; give a folder of images by --data.root {token}" if Path(token).is_dir() else ""
+            raise UsageError(f"{token}: not expected here; the recipe comes first, then values after --key{hint}")
         key, equals, value = token[2:].partition("=")
         key = key.replace("-", "_")
         key = f"{key}.name" if f"{key}.name" in by_key else key
@@ -252,11 +258,11 @@ def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequen
             else:
                 value = "true"
         if key in by_key:
-            value = _listed(value, by_key[key].taken)
+            value = _as_list(value, by_key[key].taken)
         elif not any(key.startswith(f"{k}.") and "dict" in str(o.hint) for k, o in by_key.items()):
             if not key.startswith(tuple(f"{s}." for s in open_keys)):
                 raise UsageError(f"--{_unknown(key, by_key)}")
-            through[key] = parse_value(_listed(value, int | Sequence))
+            through[key] = parse_value(_as_list(value, int | Sequence))
             continue
         known += [flag(key), value]
     return known, through
@@ -266,8 +272,8 @@ def flag(key: str) -> str:
     return "--" + (key if "." in key else key.replace("_", "-"))
 
 
-def _listed(value: str, hint: Any) -> str:
-    """``2,1`` for a sequence is ``[2,1]``; so is ``2``, unless a number would do as well."""
+def _as_list(value: str, hint: Any) -> str:
+    """Convert ``2,1`` to ``[2,1]`` for a sequence, and also ``2`` unless the type accepts a number."""
     parts = [hint, *(typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ())]
     takes_list = any(inspect.isclass(o := typing.get_origin(p) or p) and o in (tuple, list, Sequence) for p in parts)
     if takes_list and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*,?", value) and ("," in value or not {int, float} & set(parts)):
@@ -280,11 +286,11 @@ def _unknown(key: str, by_key: dict[str, Option]) -> str:
     if not near:
         leaf = key.rpartition(".")[2]
         near = [k for k in by_key if k.rpartition(".")[2] == leaf] or difflib.get_close_matches(leaf, by_key, 1, cutoff=0.5)
-    return f"{key}: there is no such option; " + (f"did you mean {near[0]}?" if near else "see --help for those there are")
+    return f"{key}: there is no such option; " + (f"did you mean {near[0]}?" if near else "--help lists the options")
 
 
 def _wrong_type(text: str, by_key: dict[str, Option]) -> str:
-    """jsonargparse's words as one sentence."""
+    """The error of jsonargparse as one sentence."""
     key = re.search(r'key "([^"]+)"', text)
     got = re.findall(r"(?:Got|Given) value: (.*)", text)
     if not key or key[1] not in by_key:
@@ -293,15 +299,15 @@ def _wrong_type(text: str, by_key: dict[str, Option]) -> str:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """``["grid=5", "locations=[3]"]`` as keywords.
+    """Parse ``["grid=5", "locations=[3]"]`` to keywords.
 
     Raises:
-        UsageError: no equals sign.
+        UsageError: there is no equals sign.
     """
     values = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise UsageError(f"--set {setting}: has no value; write --set {key}=VALUE")
-        values[key] = parse_value(_listed(value, int | Sequence))
+            raise UsageError(f"--set {setting}: the value is missing; write --set {key}=VALUE")
+        values[key] = parse_value(_as_list(value, int | Sequence))
     return values

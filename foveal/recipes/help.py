@@ -1,14 +1,15 @@
-"""The help of a recipe: every option of the chosen model, data and objective, what it takes, and its default.
+"""Help of a recipe: the options of the model, data and objective, with their values and defaults.
 
 Example:
-    >>> print(help_of([Option("model.grid", int, 3, "cells per axis"), Option("model.region", float, 0.5, "side of a cell")], {}, "fit"))
+    >>> options = [Option("model.grid", int, 3, "cells per axis"), Option("model.region", float, 0.5, "side of a cell")]
+    >>> print(help_of(options, {}, "fit"))
     usage: fit [--key value ...]
     <BLANKLINE>
     model:
       -h, --help        show this help and exit
       --model.grid N    cells per axis (default: 3)
       --model.region X  side of a cell (default: 0.5)
-    >>> reached(REGISTRY["tnet_bagnet77.reference"])[1]["base_size"]
+    >>> trace_arguments(REGISTRY["tnet_bagnet77.reference"])[1]["base_size"]
     77
 """
 
@@ -32,42 +33,42 @@ from foveal.models import constructor, wrapper_options
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
 from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, flag, initialiser_of, options_of
-from foveal.recipes.layout import Layout, columns
+from foveal.recipes.layout import HelpLayout, columns
 from foveal.signatures import chain_of, target_of
 
 EXAMPLES = """\
-A list is written as 2,1, nothing as null, a mapping as '{{key: value}}'; a flag
-alone means true. --model NAME, --data NAME and --objective NAME choose another
-one, whose options --help then shows.
+Write a list as 2,1, no value as null, a mapping as '{{key: value}}'. A flag
+without a value is true. --model NAME, --data NAME and --objective NAME choose
+another one; --help then shows its options.
 
   foveal fit {recipe} --epochs 3 --out runs/short
   foveal fit {recipe} --model resnet18 --help
-  foveal fit --out runs/short --resume            go on after an interruption
+  foveal fit --out runs/short --resume            continue an interrupted run
 """
 
 ANY_NETWORK = """\
-Options of the network that are not listed here are given as --model.KEY VALUE
-too, see the documentation of timm.
+--model.KEY VALUE also sets options of the network that are not listed here, see
+the documentation of timm.
 
 """
 
 LONGEST = 40
-"""Characters of a recipe's name that examples have room for."""
+"""Longest name of a recipe in examples."""
 
 
 def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) -> str:
-    """What ``foveal fit RECIPE --help`` prints.
+    """The text of ``foveal fit RECIPE --help``.
 
     Args:
-        recipe: name or file.
-        values: those of the recipe, nested, with the names that the command line chose.
-        options: everything that can be set; defaults that the model decides are found out here.
+        recipe: name or file of the recipe.
+        values: nested values of the recipe, with the names from the command line.
+        options: available options. Defaults set by the model are determined here.
     """
     model, data = values["model"]["name"], values["data"]["name"]
     build, looks = constructor(model), model in REGISTRY
     wrapper = [] if looks else [*wrapper_options(), "pretrained"]
     try:
-        made, arguments = reached(build, **{k: v for k, v in values["model"].items() if k not in ("name", *wrapper)})
+        made, arguments = trace_arguments(build, **{k: v for k, v in values["model"].items() if k not in ("name", *wrapper)})
     except (ConfigError, TypeError):
         made, arguments = None, {}
     known = {f"model.{name}": default for name, default in arguments.items()}
@@ -85,13 +86,17 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
     about = f"Train a model by the recipe {recipe}" + (f": {text}." if (text := describe_recipe(recipe)) else ".")
     short = recipe if len(recipe) <= LONGEST else "RECIPE"
     return help_of(
-        options, as_flat(values, {o.key for o in options}), f"foveal fit {short}", about=about, sections=sections,
+        options,
+        as_flat(values, {o.key for o in options}),
+        f"foveal fit {short}",
+        about=about,
+        sections=sections,
         epilog=("" if looks else ANY_NETWORK) + EXAMPLES.format(recipe=short),
-    )  # fmt: skip
+    )
 
 
 def _with_network(options: Sequence[Option], build: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Option]:
-    """Options of a dense network: of the usual ones those that it takes; all that a network of ours has."""
+    """Options of a dense network: the common options that it accepts, and all options of networks of this package."""
     network = [c for c in chain_of(build) if inspect.isclass(c)]
     takes_any = not arguments or any(p.kind is p.VAR_KEYWORD for p in inspect.signature(network[-1]).parameters.values())
     usual = [
@@ -109,26 +114,25 @@ def _first_line(build: Any) -> str:
     return (inspect.getdoc(getattr(build, "func", build)) or "").partition("\n")[0].replace("`", "")
 
 
-class _Reached(Exception):
-    """A constructor has come to the class that it makes."""
+class _Traced(Exception):
+    """Raised when the last class of a constructor is initialised."""
 
 
-def reached(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, Any]]:
-    """What a constructor comes to, without making it: there is no network, and there are no weights.
+def trace_arguments(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Find the arguments that a constructor passes to its class, without building a network.
 
-    Presets change defaults on the way to the class that they make, some of them by what else is given, so that no signature tells
-    which hold in the end. The arguments that the class is called with do.
+    Presets change defaults on the way to the class, some depending on other options, so signatures do not give the
+    final values. The arguments of the class do.
 
     Args:
-        build: a class, or a function whose annotation says what it returns.
-        options: keywords to call it with.
+        build: a class, or a function whose return annotation is a class.
+        options: keywords for the constructor.
 
     Returns:
-        The object, of which nothing is there but what is set before the last class of the chain is asked to initialise it; and the
-        arguments of all classes of the chain by name.
+        The uninitialised object, and the arguments of all classes in the chain by name.
 
     Raises:
-        ConfigError: the constructor does not say which class it makes, or makes another one.
+        ConfigError: the constructor does not declare its class, or makes another one.
     """
     classes = [initialiser_of(c) for c in chain_of(build) if inspect.isclass(c) and not c.__module__.startswith(("torch.", "builtins"))]
     original: dict[type, Callable[..., None]] = {c: vars(c)["__init__"] for c in classes}
@@ -144,7 +148,7 @@ def reached(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, A
                 value = bound.arguments[parameter.name]
                 arguments.update(value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value})
             if c is classes[-1]:
-                raise _Reached(self)
+                raise _Traced(self)
             original[c](self, *args, **keywords)
 
         return record
@@ -153,30 +157,35 @@ def reached(build: Callable[..., Any], **options: Any) -> tuple[Any, dict[str, A
         for c in classes:
             c.__init__ = recording(c)  # type: ignore[misc, method-assign]
         build(**options)
-    except _Reached as end:
+    except _Traced as end:
         return end.args[0], arguments
     finally:
         for c in classes:
             c.__init__ = original[c]  # type: ignore[misc, method-assign]
-    raise ConfigError(f"{getattr(build, '__name__', build)}: does not say which class it makes")
+    raise ConfigError(f"{getattr(build, '__name__', build)}: this constructor does not declare its class")
 
 
 def help_of(
-    options: Sequence[Option], values: Mapping[str, Any], usage: str, *, about: str = "", sections: Mapping[str, str] | None = None,
+    options: Sequence[Option],
+    values: Mapping[str, Any],
+    usage: str,
+    *,
+    about: str = "",
+    sections: Mapping[str, str] | None = None,
     epilog: str = "",
-) -> str:  # fmt: skip
-    """The help of options, section by section: what each takes, what it is for, and its default.
+) -> str:
+    """Help of options by section: accepted values, help text and default.
 
     Args:
-        options: what can be set.
-        values: by key, those of the recipe, which are the defaults then.
+        options: available options.
+        values: values of the recipe by key; these are shown as defaults.
         usage: first words of the command.
-        about: what the command does.
-        sections: what stands below the title of a section.
-        epilog: what stands at the end.
+        about: description of the command.
+        sections: text below the titles of sections.
+        epilog: text at the end.
     """
     parser = argparse.ArgumentParser(
-        prog=usage, usage=f"{usage} [--key value ...]", description=about, epilog=epilog, formatter_class=Layout, add_help=False
+        prog=usage, usage=f"{usage} [--key value ...]", description=about, epilog=epilog, formatter_class=HelpLayout, add_help=False
     )
     groups: dict[str, Any] = {}
     for o in options:
@@ -195,7 +204,7 @@ def help_of(
 
 
 def _cleaned(text: str) -> str:
-    """A sentence of a docstring as it stands in help: values are written as they are typed."""
+    """A sentence of a docstring for help, with values as on the command line."""
     text = text.replace("`", "")
     text = text if text.endswith("...") else text.rstrip(".")
     for python, typed in (("None", "null"), ("True", "true"), ("False", "false")):
@@ -206,11 +215,11 @@ def _cleaned(text: str) -> str:
 def _default(value: Any) -> str:
     if value is REQUIRED:
         return "(required)"
-    return f"(default: {'that of the network' if value is UNKNOWN else as_typed(value)})"
+    return f"(default: {'set by the network' if value is UNKNOWN else as_typed(value)})"
 
 
 def as_typed(value: Any) -> str:
-    """A value as it is typed on the command line: what `foveal.recipes.parse_value` and ``2,1`` for lists are read from.
+    """A value as on the command line, for `foveal.recipes.parse_value`; lists as ``2,1``.
 
     >>> [as_typed(v) for v in (None, True, 1e-08, (2, 1), [3], (), {"lr": 0.1}, "", "auto")]
     ['null', 'true', '1e-08', '2,1', '3', '[]', '{lr: 0.1}', "''", 'auto']
@@ -226,7 +235,7 @@ def as_typed(value: Any) -> str:
 
 
 def _form(option: Option) -> str:
-    """What an option takes: ``{adamw,adam,sgd}`` where these are all, else ``N|null`` and the like."""
+    """Accepted values of an option: ``{adamw,adam,sgd}`` for a list of names, else ``N|null`` and the like."""
     forms = dict(_forms(option.hint, option))
     if "null" in forms:
         forms["null"] = forms.pop("null")  # last
@@ -237,7 +246,7 @@ _LETTERS = {int: "N", float: "X"}
 
 
 def _forms(hint: Any, option: Option) -> Iterator[tuple[str, bool]]:
-    """What a value of a type looks like on the command line, and whether it is a word to be typed as it is."""
+    """Placeholders for values of a type, and whether each is a literal word."""
     origin, inner = typing.get_origin(hint) or hint, [part for part in typing.get_args(hint) if part is not Ellipsis]
     if origin in (typing.Union, types.UnionType):
         for part in inner:

@@ -1,4 +1,4 @@
-"""How help is laid out: in 80 columns, however wide the terminal is, and in fewer where it is narrower.
+"""HelpLayout of help texts: at most 80 columns, fewer in a narrower terminal.
 
 Example:
     >>> print(fill("A paragraph of a description is filled.\\n\\n  foveal fit demo    stays as it is", 20))
@@ -19,8 +19,8 @@ from itertools import groupby
 COLUMNS = 80
 
 
-class Layout(argparse.HelpFormatter):
-    """Fills the paragraphs of a description; lines that begin with a blank, such as examples, stay as they are."""
+class HelpLayout(argparse.HelpFormatter):
+    """Wraps paragraphs of a description. Lines that begin with a space, such as examples, are unchanged."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
@@ -30,12 +30,12 @@ class Layout(argparse.HelpFormatter):
 
 
 def columns() -> int:
-    """Columns to write in: those of the terminal, but not more than 80."""
+    """Width of the terminal in columns, at most 80."""
     return min(shutil.get_terminal_size().columns, COLUMNS)
 
 
 def fill(text: str, width: int = COLUMNS) -> str:
-    """Paragraphs filled to a width; lines that are empty or begin with a blank stay as they are."""
+    """Wrap paragraphs to a width. Empty lines and lines that begin with a space are unchanged."""
     lines: list[str] = []
     for as_it_is, group in groupby(text.strip("\n").splitlines(), key=lambda line: not line or line[0].isspace()):
         paragraph = list(group)
@@ -44,6 +44,6 @@ def fill(text: str, width: int = COLUMNS) -> str:
 
 
 def in_columns(rows: list[tuple[str, str]], indent: str = "  ") -> list[str]:
-    """Lines of names and what they are, with what they are one below the other."""
+    """Lines of two aligned columns: names and texts."""
     width = max((len(name) for name, _ in rows), default=0)
     return [f"{indent}{name:<{width}}  {text}".rstrip() for name, text in rows]

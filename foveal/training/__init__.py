@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from foveal.importing import quickly
+from foveal.importing import fast_imports
 from foveal.training.config import Optimiser, Training
 
 __all__ = ["Optimiser", "Task", "Training", "TrainingSummary", "fit"]
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Lightning takes a second to import; the command's help needs the configuration only.
     if name == "fit":
-        with quickly():
+        with fast_imports():
             from foveal.training.fitting import fit
 
         return fit

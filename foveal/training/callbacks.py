@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
 from foveal.files import replacing, storing
-from foveal.layers import Attends, attention_maps
+from foveal.layers import AttentionLayer, attention_maps
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
 from foveal.training.progress import Progress
 from foveal.training.stopping import Interrupted, StopSignals
@@ -270,8 +270,8 @@ class Metrics(pl.Callback):
 class Attention(pl.Callback):
     """Writes ``attention.csv``, of networks with attention modules: what they are at, in every ``log_every``-th update.
 
-    A line is one number of one module, see `Attends.figures`: a learned radius, or how even the maps of the batch were; compiled networks
-    are spared the maps, which would compile them twice.
+    A line is one number of one module, see `AttentionLayer.figures`: a learned radius, or the entropy and peak of the maps of the
+    batch. Compiled networks record no maps, which would compile them twice.
 
     Args:
         file: where to.
@@ -279,13 +279,13 @@ class Attention(pl.Callback):
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.modules: dict[str, Attends] = {}
+        self.modules: dict[str, AttentionLayer] = {}
         self._asked = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
-        self.modules = {name: module for name, module in task.model.named_modules() if isinstance(module, Attends)}
+        self.modules = {name: module for name, module in task.model.named_modules() if isinstance(module, AttentionLayer)}
         if self.file.is_file():
             _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= task.step])
 

@@ -1,4 +1,4 @@
-"""Every backbone that we register: the small ones through all checks, the large ones without computing anything."""
+"""All registered backbones: all checks for small ones, checks on the meta device for large ones."""
 
 from __future__ import annotations
 

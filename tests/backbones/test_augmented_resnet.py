@@ -1,4 +1,4 @@
-"""ExpAtt- and AA-ResNets: the specification's counts (expatt.md 4.2, 7.3), through timm and through the command; weights."""
+"""ExpAtt- and AA-ResNets: expected counts through timm and the command line; weights."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def parameters(model):
         ("expatt_resnet34", {}, 20_962_966), ("expatt_resnet34", {"basic_conv": 2}, 20_826_774), ("expatt_resnet50", {}, 24_586_134),
         ("expatt_resnet101", {}, 42_718_504), ("expatt_resnet152", {}, 57_656_118), ("aa_resnet34", {}, 20_749_552),
         ("aa_resnet50", {}, 25_813_872), ("aa_resnet101", {}, 45_391_208), ("aa_resnet152", {}, 61_622_496),
-        # Half of stage 2's tables are not there: 4 or 8 blocks of 56 rows of 20.
+        # Half of the tables of stage 2 are missing: 4 or 8 blocks of 56 rows of 20.
         ("aa_resnet50", {"aa_pool_stage2": True}, 25_813_872 - 4 * 56 * 20),
         ("aa_resnet152", {"aa_pool_stage2": True}, 61_622_496 - 8 * 56 * 20),
     ],
 )  # fmt: skip
-def test_parameters_are_those_of_the_specification(name, options, expected):
+def test_parameters(name, options, expected):
     assert parameters(meta(name, **options)) == expected
 
 
@@ -54,7 +54,7 @@ def test_parameters_are_those_of_the_specification(name, options, expected):
         ("aa_resnet101", {"aa_pool_stage2": True}, 16.4, 0.05), ("aa_resnet50", {"aa_pool_stage2": True}, 8.4, 0.05),
     ],
 )  # fmt: skip
-def test_flops_are_those_of_the_specification(name, options, gflops, tolerance):
+def test_flops(name, options, gflops, tolerance):
     stride = {"attn_stride": "pool"} if "expatt" in name else {}
     assert 2 * count(meta(name, **options, **stride), 224).macs / 1e9 == pytest.approx(gflops, abs=tolerance)
 
@@ -132,7 +132,7 @@ def test_weights_load_from_a_file_and_from_nowhere_else(name, tmp_path):
 
 
 def test_weights_of_explicit_attention_serve_any_size():
-    """One state for all, because none of it is of a size."""
+    """The state fits all image sizes, because no parameter depends on the size."""
     model = foveal.create_model("test_expatt_resnet", num_classes=4)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     for size in (64, 96):

@@ -1,4 +1,4 @@
-"""Shapes, counts, receptive fields and norms of the BagNets: TNet's without norms, and Saccader's."""
+"""Shapes, counts, receptive fields and norms of the BagNets of TNet and Saccader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_there_is_no_normalisation_and_every_convolution_has_a_bias():
 
 
 def saccader(name="test_bagnet", *, seed=0, **options):
-    """A BagNet in double precision, whose blocks all have something to add and whose statistics are not those of the start."""
+    """A BagNet in double precision with non-zero blocks and random statistics."""
     torch.manual_seed(seed)
     net = timm.create_model(name, **{"num_classes": 5, **options}).double().eval()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_cells_by_side(side, cells):
         net = timm.create_model("bagnet77", num_classes=0).eval()
         assert net.grid(side) == net.forward_features(torch.empty(1, 3, side, side)).shape[-1] == cells
         assert net.grid(76) == net.grid(1) == 0
-        with pytest.raises(ValueError, match="images of 224 x 76 px have no room for a window of 77 px"):
+        with pytest.raises(ValueError, match="images of 224 x 76 px are smaller than the receptive field of 77 px"):
             net(torch.empty(1, 3, 224, 76))
 
 
@@ -123,7 +123,7 @@ def window(net, i, j, height, width):
     net.forward_features(x)[0, :, i, j].sum().backward()
     seen = x.grad[0].abs().sum(0)
     rows, columns = (seen.sum(axis).nonzero().flatten() for axis in (1, 0))
-    # Not only the hull: every pixel of the window counts.
+    # Every pixel of the window has an influence, not only those at its edges.
     assert (seen > 0).sum() == len(rows) * len(columns) == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
     return rows[0].item(), rows[-1].item(), columns[0].item(), columns[-1].item()
 
@@ -197,8 +197,8 @@ def test_a_zero_scale_that_the_second_norm_meets_has_316_times_the_gradient():
         block = timm.create_model("test_bagnet", downsample_bn=kind).double().train().stages[0][0]
         x = torch.randn(4, 16, 9, 9, dtype=torch.float64)
         with torch.no_grad():
-            block.shortcut[0].weight.zero_()  # what is added to the main path then is 0 in both
-            (block.conv3[2] if kind == "main" else block.shortcut[1]).bias.fill_(9.0)  # and the ReLU lets everything pass
+            block.shortcut[0].weight.zero_()  # the shortcut is then 0 in both
+            (block.conv3[2] if kind == "main" else block.shortcut[1]).bias.fill_(9.0)  # and the ReLU has no effect
         (block(x) * torch.linspace(0, 1, x[0, 0, 1:-1:2, 1:-1:2].numel(), dtype=torch.float64).view(4, 4)).sum().backward()
         gradients.append(block.conv3[1].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1] / 1e-5**0.5)
@@ -253,8 +253,8 @@ def test_a_window_cut_out_has_the_features_of_its_cell():
 @pytest.mark.parametrize("options, says", [
     ({"downsample_bn": "both"}, "downsample_bn='both' is unknown; use main or shortcut"),
     ({"layers": (1, 1)}, "are of different lengths"),
-    ({"kernel3": (3, 1, 0, 0)}, "has to be from 0 to layers"),
-    ({"layers": (2, 1, 0, 1)}, "has to be from 0 to layers"),
+    ({"kernel3": (3, 1, 0, 0)}, "must be from 0 to layers"),
+    ({"layers": (2, 1, 0, 1)}, "must be from 0 to layers"),
 ])  # fmt: skip
 def test_options_that_do_not_fit(options, says):
     with pytest.raises(ValueError, match=says):

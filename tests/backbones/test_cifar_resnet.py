@@ -1,4 +1,4 @@
-"""ResNets for 32 px: published counts, pytorchcv's networks, public weights, and what attention does to a residual branch."""
+"""ResNets for 32 px: published counts, networks of pytorchcv, public weights, and attention in residual branches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 import foveal
 from foveal.backbones import CifarResNet
 from foveal.errors import ConfigError
-from foveal.layers import CBAM, Attends, GatherExcite, NonLocal, SpatialSoftmaxAttention, attention_maps
+from foveal.layers import CBAM, AttentionLayer, GatherExcite, NonLocal, SpatialSoftmaxAttention, attention_maps
 from foveal.prediction.cost import count
 
 SOFTMAX = {"attention": "softmax"}
@@ -85,7 +85,7 @@ def test_parameters_by_name(name, expected):
 def test_macs_of_depth_110():
     plain, attention = (count(timm.create_model(f"{prefix}resnet110_cifar"), 32).macs for prefix in ("", "attn_"))
     assert round(plain / 1e6) == 253
-    # n k^2 C K per module, and the first block of a stage sees the grid of its output
+    # n k^2 C K per module, and attention in the first block of a stage is on the output grid
     assert attention - plain == 18 * sum(n * 9 * c * 4 for n, c in ((1024, 16), (256, 32), (64, 64)))
     assert round((attention - plain) / 1e6, 1) == 18.6
 
@@ -134,7 +134,7 @@ def test_it_trains_wherever_attention_is(preact, attention, place):
 @pytest.mark.parametrize("conv", ["expatt", "aa"])
 def test_other_convolutions(conv):
     plain, model = tiny(widths=(16, 32, 64)), tiny(conv=conv, widths=(16, 32, 64), img_size=16)
-    inside = [name for name, module in model.named_modules() if isinstance(module, Attends)]
+    inside = [name for name, module in model.named_modules() if isinstance(module, AttentionLayer)]
     assert inside == [f"layer{i}.0.conv1" for i in (1, 2, 3)]
     assert [model.get_submodule(name).value_channels for name in inside] == [1, 3, 6]  # a tenth
     assert parameters(model) != parameters(plain)
@@ -147,11 +147,11 @@ def test_other_convolutions(conv):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"attention_options": {"clip": 4}}, "are of attention, and there is none"),
-        ({"place": "stage"}, "are of attention, and there is none"),
-        ({"conv_options": {"ratio": 0.5}}, "are of conv, and there is none"),
-        ({"conv": "expatt", "conv_options": {"ratios": 0.5}}, "takes no option 'ratios'"),
-        ({"conv": "aa", "img_size": 0}, "img_size=0 is no size"),
+        ({"attention_options": {"clip": 4}}, "need attention"),
+        ({"place": "stage"}, "need attention"),
+        ({"conv_options": {"ratio": 0.5}}, "need conv"),
+        ({"conv": "expatt", "conv_options": {"ratios": 0.5}}, "has no option 'ratios'"),
+        ({"conv": "aa", "img_size": 0}, "img_size=0 is not possible"),
     ],
 )
 def test_options_that_nothing_takes_are_refused(options, said):
@@ -200,7 +200,7 @@ def test_attention_starts_as_the_plain_network(options, preact):
 
 
 def branches(mode: str | None) -> torch.Tensor:
-    """Standard deviation of what the first residual branch of each stage adds, at initialisation."""
+    """Standard deviation of the first residual branch of each stage at initialisation."""
     model = tiny(widths=(16, 32, 64), **({} if mode is None else {"attention": "softmax", "attention_options": {"mode": mode}}))
     seen = []
     for stage in (model.layer1, model.layer2, model.layer3):
@@ -245,7 +245,7 @@ def test_heads(head, features):
 
 
 def public(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A state under the names that public weights have."""
+    """A state with the keys of public weights."""
     return {f"module.{'linear' + key[2:] if key.startswith('fc.') else key}": value for key, value in model.state_dict().items()}
 
 
@@ -276,7 +276,7 @@ def test_public_weights_have_these_names():
         ({"depth": 21}, "6 n"),
         ({"shortcut": "C"}, "A, B"),
         ({"attention": "bam"}, "softmax, se"),
-        ({"attention": "softmax", "attention_options": {"moed": "scaled"}}, "takes no option 'moed'"),
+        ({"attention": "softmax", "attention_options": {"moed": "scaled"}}, "has no option 'moed'"),
         ({"place": "start"}, "block, stage"),
         ({"conv": "lambda"}, "expatt"),
         ({"head": "max"}, "gap"),

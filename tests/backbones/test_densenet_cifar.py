@@ -1,4 +1,4 @@
-"""Counts of DenseNet-BC (attention CNN spec 6.3), and its outputs beside those of another library."""
+"""Counts of DenseNet-BC, and outputs compared with another library."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_logits_of_pytorchcv(classes):
     ours = timm.create_model("densenet_bc_100_12_cifar", num_classes=classes).eval()
     theirs = models.get_model(f"densenet100_k12_bc_cifar{classes}").eval()
     weights = ours.state_dict()
-    # The two nets list the same tensors in the same order.
+    # Both networks have the same tensors in the same order.
     assert [v.shape for v in theirs.state_dict().values()] == [v.shape for v in weights.values()]
     theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The Residual Attention Network (attention CNN spec 6.9): counts, masks, and what is left where the mask is zero."""
+"""The Residual Attention Network: counts, masks, and the output for a mask of zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slim's ResNet-v2-50 against published counts and, with the strides where timm has them, against timm's."""
+"""ResNet-v2-50 of slim against published counts, and with other strides against timm."""
 
 import timm
 import torch
@@ -38,6 +38,6 @@ def test_timm_has_the_same_network_but_for_strides_and_biases():
     theirs.stem.conv.weight = ours.conv1.weight
     theirs.norm.load_state_dict(ours.norm[0].state_dict())
     theirs.stem.pool = nn.MaxPool2d(3, 2, padding=1)
-    x = torch.randn(1, 3, 77, 77)  # an odd side after the stem, which both pad alike
+    x = torch.randn(1, 3, 77, 77)  # an odd side after the stem, where both have the same padding
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)

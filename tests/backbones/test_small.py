@@ -1,4 +1,4 @@
-"""The small plain network: how it pools."""
+"""The small plain network: pooling."""
 
 from __future__ import annotations
 

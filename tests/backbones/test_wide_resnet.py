@@ -33,7 +33,8 @@ def test_parameters_are_pytorchcvs(classes):
 
 
 def test_outputs_are_pytorchcvs():
-    # Theirs has the stride on the other convolution of a block, so that only nets of one stage can be compared exactly.
+    # pytorchcv has the stride in the other convolution of a block, so only networks of one stage can be compared
+    # exactly.
     theirs = pytest.importorskip("pytorchcv.models.preresnet")
     torch.manual_seed(0)
     block = timm.create_model("test_wrn_cifar").layer1[0].eval()
@@ -52,7 +53,7 @@ def test_outputs_are_pytorchcvs():
 
 def test_augmented_parameters_are_the_published_ones():
     assert parameters(meta("wrn_28_10_cifar")) == 36_479_194
-    # 36.2 million in the paper, whose plain network has 36.3.
+    # The paper states 36.2 million, and 36.3 for the plain network.
     assert parameters(meta("aa_wrn_28_10_cifar", num_classes=100)) == 36_312_660
     plain, explicit = (parameters(meta(name)) for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar"))
     saved = sum(

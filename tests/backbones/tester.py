@@ -1,4 +1,4 @@
-"""The checks that every backbone must pass: subclass, name it, and pytest runs them all."""
+"""Checks for all backbones. Subclass and set ``name``; pytest runs all checks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from timm.models import group_parameters
 from torch import nn
 
 import foveal.backbones  # noqa: F401
-from foveal.backbones.head import Headed
+from foveal.backbones.head import ClassifierBackbone
 from foveal.prediction.cost import count
 
 
 class BackboneTester:
-    """Inherit and set ``name``; override the other attributes where the network is special.
+    """Inherit and set ``name``; override other attributes if needed.
 
     Attributes:
         name: as registered with timm.
@@ -42,7 +42,7 @@ class BackboneTester:
         return torch.randn(count, channels, *(size or own), generator=torch.Generator().manual_seed(1))
 
     def test_every_parameter_is_trained(self, net):
-        with torch.no_grad():  # a layer that starts at zero blocks the gradient of those before it
+        with torch.no_grad():  # a layer initialised with zero blocks gradients
             for p in net.parameters():
                 p.add_(0.01 * torch.randn_like(p))
         net.train()(self.images(net)).square().mean().backward()
@@ -118,8 +118,8 @@ class BackboneTester:
         for i, info in enumerate(net.feature_info):
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
-            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all the same.
-            assert not isinstance(net, Headed) or all(d < last for d in own)
+            # Networks of timm can have their last norm outside the stages, but include it in the features.
+            assert not isinstance(net, ClassifierBackbone) or all(d < last for d in own)
 
     def test_its_card(self, net):
         named = dict(net.named_modules())

@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts that the real ones are downloaded in; every function returns the root."""
+"""Tiny data sets in the layouts of the real downloads. Every function returns the root."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_manifest(
 
 
 def write_table(table: Path, rows: list[dict]) -> Path:
-    """A list of rows as CSV or Parquet, by suffix."""
+    """Write rows as CSV or Parquet, by suffix."""
     if table.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -72,8 +72,8 @@ def write_table(table: Path, rows: list[dict]) -> Path:
 def make_imagenet(root: Path, classes: int = 2, images: int = 3, layout: str = "folders") -> Path:
     """ImageNet ILSVRC-2012, with XML boxes under root/Annotations.
 
-    ``layout``: ``folders`` (val/<wnid>/), ``devkit`` (flat val, ground truth and meta.mat of the devkit), ``kaggle`` (Data/CLS-LOC and
-    LOC_val_solution.csv).
+    ``layout``: ``folders`` (val/<wnid>/), ``devkit`` (flat val, ground truth and meta.mat of the devkit), ``kaggle``
+    (Data/CLS-LOC and LOC_val_solution.csv).
     """
     wnids = [f"n{1440764 + 997 * c:08d}" for c in range(classes)]
     data = root / "ILSVRC" / "Data" / "CLS-LOC" if layout == "kaggle" else root
@@ -94,7 +94,7 @@ def make_imagenet(root: Path, classes: int = 2, images: int = 3, layout: str = "
     if layout == "devkit":
         from scipy.io import savemat
 
-        # The devkit numbers classes in an order of its own, and lists inner nodes of the hierarchy after them.
+        # The devkit numbers classes in another order and lists inner nodes of the hierarchy after them.
         ids = {wnid: classes - c for c, wnid in enumerate(wnids)}
         synsets = np.zeros(classes + 1, dtype=[(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")])
         for row, (wnid, number) in zip(synsets, sorted(ids.items(), key=lambda pair: pair[1]), strict=False):
@@ -126,7 +126,7 @@ def _write_voc(path: Path, size: tuple[int, int], box: tuple[int, int, int, int]
 
 
 def make_fmow(root: Path, classes: int = 2, images: int = 3) -> Path:
-    """fMoW-rgb: JSON beside each image, test_gt and test_gt_mapping.json; the class false_detection comes on top."""
+    """fMoW-rgb: JSON beside each image, test_gt and test_gt_mapping.json; false_detection is an additional class."""
     names = [*FMOW_CLASSES[:classes], "false_detection"]
     key, mapping = 0, []
     for split in ("train", "val", "test"):
@@ -145,7 +145,7 @@ def make_fmow(root: Path, classes: int = 2, images: int = 3) -> Path:
                 if split != "test":
                     _write_json(place / f"{place.name}_0_rgb.json", size, boxes)
                     continue
-                # Test boxes come without a category; the truth lies apart, under the name of the class.
+                # Test boxes have no category; the labels are in separate folders named by class.
                 _write_json(place / f"{place.name}_0_rgb.json", size, [{"ID": b["ID"], "box": b["box"]} for b in boxes])
                 truth = root / "test_gt" / name / f"{name}_{n}"
                 truth.mkdir(parents=True)
@@ -156,7 +156,7 @@ def make_fmow(root: Path, classes: int = 2, images: int = 3) -> Path:
 
 
 def _write_json(path: Path, size: tuple[int, int], boxes: list[dict]) -> None:
-    # The real files hold a lone box without a list around it, at times.
+    # In the real files a single box is sometimes not in a list.
     path.write_text(
         json.dumps({"gsd": 0.5, "img_width": size[1], "img_height": size[0], "bounding_boxes": boxes if len(boxes) > 1 else boxes[0]})
     )
@@ -172,7 +172,7 @@ def make_cub(root: Path, classes: int = 2, images: int = 3) -> Path:
 
 
 def make_nabirds(root: Path, classes: int = 2, images: int = 3) -> Path:
-    """NABirds: like `make_cub`, but images go by UUIDs, and classes.txt lists inner nodes of the hierarchy that no image has."""
+    """NABirds: like `make_cub`, but with UUIDs, and with inner nodes of the hierarchy in classes.txt."""
     names = {"0": "Birds", "1": "Ducks, Geese, and Swans"} | {str(817 + 3 * c): f"Oak Titmouse (Adult {c})" for c in range(classes)}
     labels = list(names)[2:]
     listed = [(f"{i:08x}-21dc-4d0c-bfe1-4cae3c85c829", labels[i % classes], i // classes % 2) for i in range(classes * 2 * images)]
@@ -196,7 +196,7 @@ def _write_birds(root: Path, names: dict[str, str], listed: list[tuple[str, str,
 
 
 def make_cifar10(root: Path, classes: int = 2, images: int = 4) -> Path:
-    """CIFAR-10 as its archive unpacks, ``images`` a file; torchvision's checksums are for whoever reads it to patch away."""
+    """Unpacked CIFAR-10 with ``images`` per file. Tests must disable the checksums of torchvision."""
     files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     return _write_cifar(root / "cifar-10-batches-py", files, "batches.meta", "labels", "label_names", classes, images, root)
 

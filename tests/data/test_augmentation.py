@@ -1,4 +1,4 @@
-"""Augmentations: what is drawn, and that what is drawn is what happens."""
+"""Augmentations: drawing and applying changes."""
 
 import math
 
@@ -77,10 +77,10 @@ def test_tnet_crops_cover_a_tenth_of_some_box():
     for _ in range(300):
         y0, x0, _, _ = distorted_crop(REGION, corner, rng)
         assert (9 - y0) * (10 - x0) >= 0.1 * 90
-    # Whoever ignores the box loses it at times.
+    # Crops that ignore the box sometimes lose it.
     free = [distorted_crop(REGION, None, np.random.default_rng(i)) for i in range(300)]
     assert any(max(9 - c[0], 0) * max(10 - c[1], 0) < 9 for c in free)
-    # No crop of aspect ratio 2 or less holds 85 % of a long strip.
+    # No crop with aspect ratio up to 2 covers 85 % of a long strip.
     assert distorted_crop((0, 0, 90, 900), None, rng) == (0, 0, 90, 900)
 
 
@@ -129,7 +129,7 @@ def test_a_shift_moves_down_and_right_before_the_rotation():
     angle = math.radians(90)
     down, right = 2 * math.cos(angle) - 5 * math.sin(angle), 2 * math.sin(angle) + 5 * math.cos(angle)
     assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 90)[0].nonzero().tolist() == [[10 + round(down), 10 + round(right)]]
-    # What a shift pushes out of the frame, no rotation brings back.
+    # Pixels shifted out of the frame stay lost after the rotation.
     edge = torch.ones(1, 21, 21)
     assert rotate_and_shift(edge, (0, 10 / 21), 180)[0, :, -10:].sum() == 0
 
@@ -146,7 +146,7 @@ class TorchsDraws:
 
 @pytest.mark.parametrize("size", [(90, 120), (500, 333), (64, 64), (30, 400), (400, 30)])
 def test_inception_crops_are_torchvisions(size):
-    """With the same numbers drawn the same crop; images too long for any try get the centre crop."""
+    """The same random numbers give the same crop. Images too long for any draw get the centre crop."""
     image = torch.empty(3, *size)
     for seed in range(200):
         torch.manual_seed(seed)

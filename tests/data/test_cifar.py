@@ -1,4 +1,4 @@
-"""CIFAR: read as torchvision reads it, split, and what goes wrong."""
+"""CIFAR: reading, splits and errors."""
 
 import hashlib
 import pickle
@@ -21,7 +21,7 @@ def name(request):
 
 @pytest.fixture
 def root(name, tmp_path, monkeypatch):
-    """A folder in torchvision's own format, of 10 or 20 images a file."""
+    """A folder in the format of torchvision with 10 or 20 images per file."""
     kind, labels, names = KINDS[name]
     folder = tmp_path / kind.base_folder
     folder.mkdir()
@@ -101,7 +101,5 @@ def test_files_that_are_not_there_or_damaged(name, root, harm, monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(kind, "download", offline)
-    with pytest.raises(
-        DataError, match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); bring its files there$"
-    ):
+    with pytest.raises(DataError, match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); copy its files there$"):
         get_data(name, root=str(root))

@@ -1,11 +1,11 @@
-"""The bundled digits: deterministic, split by original, as described."""
+"""The bundled digits: deterministic draws and disjoint splits."""
 
 import numpy as np
 import pytest
 import torch
 
 from foveal.data import get_data
-from foveal.data.digits import _glyphs, _originals, _photographs, _places, _shuffle
+from foveal.data.digits import _glyphs, _originals, _photographs, _place_squares, _shuffle
 from foveal.errors import ConfigError
 
 SMALL = {"canvas": 160, "digit": (16, 24), "train": 20, "val": 10, "test": 10}
@@ -30,7 +30,7 @@ def test_no_original_is_in_two_splits_and_none_is_lost():
 
 
 def test_splits_see_different_parts_of_the_photographs():
-    # A patch of a training photograph is found in that photograph and in no other split's.
+    # A patch of a training photograph is in no photograph of another split.
     for other in ("val", "test"):
         for train, held in zip(_photographs("train", 20)[::4], _photographs(other, 20)[::4], strict=True):
             patch = train[:, :16, :16]
@@ -63,7 +63,7 @@ def test_things_do_not_touch():
     rng = np.random.default_rng(0)
     for _trial in range(50):
         rooms = rng.integers(20, 40, 6)
-        places = np.array(_places(rooms, 150, rng))
+        places = np.array(_place_squares(rooms, 150, rng))
         cover = np.zeros((150, 150), dtype=int)
         for room, (y, x) in zip(rooms, places, strict=True):
             cover[y : y + room, x : x + room] += 1

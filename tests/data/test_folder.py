@@ -1,4 +1,4 @@
-"""Class folders and manifests: what is found, how it is split, and what is refused in one sentence."""
+"""Class folders and manifests: search, splits and errors."""
 
 import os
 from pathlib import Path
@@ -189,7 +189,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
         data.loader("test", batch_size=1)
 
 
-# ---- splits under other names, names in other forms, and what is told
+# ---- other names of splits, other forms of names, and notes
 
 
 def counts(data) -> tuple[int | None, ...]:
@@ -256,7 +256,7 @@ def test_names_in_two_unicode_forms_are_one_class(tmp_path):
     assert data.classes == (decomposed, "tea")
     assert [Path(data.val.path(i)).parent.name for i in np.argsort(data.val.targets)] == [composed, "tea"]
     assert not data.notes
-    # The model may know the class by either form.
+    # The model can have either form of the name.
     check_classes((composed, "tea"), data)
     save_image(tmp_path / "train" / composed / "2.jpg", 5)
     data = get_data("folder", root=str(tmp_path))
@@ -304,7 +304,7 @@ def test_classes_without_an_image_in_a_split_are_told(tmp_path):
     for c in (1, 2, 3, 5):
         (root / "val" / f"class_{c}" / "0.jpg").unlink()
     (root / "val" / "class_1").rmdir()
-    (root / "val" / "unknown").mkdir()  # without an image it does no harm
+    (root / "val" / "unknown").mkdir()  # an empty folder is ignored
     data = get_data("folder", root=str(root))
     assert data.notes == (f"{root / 'val'} has no image of 4 of 6 classes: class_1, class_2, class_3, ...",)
     for c in (0, 4):
@@ -339,7 +339,7 @@ def test_a_link_out_of_a_split_does_not_bring_in_another_split(tmp_path):
     root = make_folder(tmp_path, images=2, splits=("train", "val"))
     (root / "train" / "class_0" / "up").symlink_to("../..")
     assert counts(get_data("folder", root=str(root))) == (4, 4, None)
-    # A split that is a link to another one is what its user asked for.
+    # A split can be a link to another split.
     (root / "test").symlink_to("val")
     assert counts(get_data("folder", root=str(root))) == (4, 4, 4)
 

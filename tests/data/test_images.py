@@ -123,7 +123,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(paths):
 
 
 def test_looks_known_beforehand_are_read_ahead(paths):
-    # Once the files are gone, what was read ahead is all that is left.
+    # After deleting the files, only the prefetched looks are available.
     batch = dataset(paths).batch(0, [0, 1], 0, first_looks)
     expected = whole(dataset(paths).batch(0, [0, 1], 0).views)
     for view in batch.views.views:
@@ -132,7 +132,7 @@ def test_looks_known_beforehand_are_read_ahead(paths):
 
 
 def test_view_and_pixels_agree(paths):
-    # The same change, applied to looks and to pixels; the view's frame is the crop, brought to the same size by the look.
+    # The same change applied to looks and to pixels. The frame of the view is the crop; the look resizes it.
     image = open_image(paths[0])
     crop = (3.0, 5.0, 35.0, 69.0)
     for change in (
@@ -147,7 +147,8 @@ def test_view_and_pixels_agree(paths):
 
 
 def test_shift_and_rotation_of_view_and_pixels_agree(tmp_path):
-    # Smooth, so that nearest neighbour and bilinear differ little; a bright spot off the centre shows the direction.
+    # A smooth image, so that nearest neighbour and bilinear are close, with an off-centre bright spot for the
+    # direction.
     y, x = np.mgrid[:64, :64]
     spot = np.exp(-((y - 20) ** 2 + (x - 40) ** 2) / 60)
     Image.fromarray((255 * np.stack([spot, spot / 2, spot / 3], -1)).astype(np.uint8)).save(tmp_path / "spot.png")

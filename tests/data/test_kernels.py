@@ -25,7 +25,7 @@ def test_bilinear_is_torchs(photograph, size):
 def test_nearest_and_area_are_torchs(photograph, size):
     nearest = F.interpolate(photograph[None], size, mode="nearest-exact")[0]
     torch.testing.assert_close(resize(photograph, size, "nearest"), nearest)
-    # torch's "area" rounds bins to whole pixels; brute force does not.
+    # "area" in torch rounds bins to whole pixels, brute force does not.
     fine = photograph.repeat_interleave(size[0], 1).repeat_interleave(size[1], 2)
     brute = fine.reshape(3, size[0], 37, size[1], 52).mean(dim=(2, 4))
     torch.testing.assert_close(resize(photograph, size, "area"), brute, atol=1e-5, rtol=0)
@@ -33,7 +33,7 @@ def test_nearest_and_area_are_torchs(photograph, size):
 
 @pytest.mark.parametrize(("kernel", "pillow"), [("bicubic", Image.Resampling.BICUBIC), ("lanczos3", Image.Resampling.LANCZOS)])
 def test_enlarging_is_pillows(photograph, kernel, pillow):
-    # Pillow's filters only widen when they make an image smaller; enlarging, they are the plain kernels.
+    # Filters of Pillow are wider for reduction only; for enlargement they equal the kernels.
     channel = photograph[0].numpy()
     expected = np.asarray(Image.fromarray(channel).resize((100, 90), pillow))
     np.testing.assert_allclose(resize(photograph, (90, 100), kernel)[0].numpy(), expected, atol=2e-6)

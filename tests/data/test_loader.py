@@ -13,7 +13,7 @@ from foveal.images.views import TensorViews
 
 
 def numbered(count: int = 23) -> TensorDataset:
-    """Images whose pixels are their number."""
+    """Images whose pixels are their index."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 6, 5).contiguous()
     return TensorDataset(images, torch.arange(count) % 3, ("a", "b", "c"))
 
@@ -137,7 +137,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
         augmented().images, draw_crop_flip(23, generator(5, 0, 0, "crop_flip")), augmented().images.float().mean((0, 2, 3)).round()
     )
     assert all(torch.equal(whole[i], expected[i]) for i in range(23))
-    # Entered late, in batches of another size, by another process: the same image for the same sample.
+    # Started later, with another batch size and process: samples have the same images.
     late = Loader(augmented(), batch_size=3, seed=5, shuffle=True, rank=1, world_size=2, workers=2)
     late.set_epoch(0, first_batch=2)
     found = pixels(late)

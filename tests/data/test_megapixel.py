@@ -1,4 +1,4 @@
-"""Megapixel digits: looks against whole canvases drawn by brute force, what is drawn, and what goes wrong."""
+"""Megapixel digits: looks against canvases drawn by brute force, content and errors."""
 
 import pickle
 
@@ -34,7 +34,7 @@ def whole(image):
 
 
 def reduced(canvas, block):
-    """Means of blocks, the last ones of whatever pixels there are."""
+    """Means of blocks; the last blocks can be smaller."""
     starts = np.arange(0, len(canvas), block)
     count = np.minimum(starts + block, len(canvas)) - starts
     return np.add.reduceat(np.add.reduceat(canvas.astype(np.int64), starts, 0), starts, 1) / np.outer(count, count)
@@ -47,7 +47,7 @@ def test_levels_are_those_of_the_whole_canvas(root, canvas):
     for level, size in enumerate(image.level_sizes):
         expected = reduced(drawn, 1 << level)
         assert size == expected.shape and np.isclose(image._scales[level], 0.5**level).all()
-        # Whole numbers over powers of two are exact in float32; only the last blocks of a side that does not divide are rounded.
+        # Integers divided by powers of two are exact in float32. Only incomplete last blocks are rounded.
         np.testing.assert_array_equal(image.read(level, (0, 0, *size))[..., 0], expected.astype(np.float32))
         n = size[0]
         for box in ((-3, n // 2, n // 3, n + 5), (n // 3, n // 5, n // 3 + 1, n // 5 + 2), (n // 2, -4, n + 1, n // 2)):
@@ -105,7 +105,7 @@ def test_a_canvas_depends_on_seed_split_and_index_alone(root):
 
 @pytest.mark.parametrize(("task", "same", "others"), [("majority", 3, 2), ("one", 1, 0)])
 def test_what_lies_on_a_canvas(root, task, same, others):
-    # Digits of the tiny MNIST bear their row number in the first two pixels.
+    # The first two pixels of a digit of the tiny MNIST are its row number.
     module, drawn = data(root, task=task, train=80, noise=20), {}
     for split in ("train", "val", "test"):
         dataset = getattr(module, split)
@@ -131,7 +131,7 @@ def test_strokes_are_two_thin_lines():
     drawn = strokes(200, generator(0, 0, 0, "test"))
     lit = drawn > 0
     assert drawn[lit].min() >= 0.8 * 255 - 1 and drawn.shape == (200, SIDE, SIDE)
-    # A line takes 28 pixels if it is no steeper than the diagonal, 56 samples at most if it is; the two may coincide in part.
+    # A line has 28 pixels up to the slope of the diagonal, and at most 56 samples above. Two lines can overlap.
     assert lit.sum((1, 2)).min() >= SIDE - 1 and lit.sum((1, 2)).max() <= 4 * SIDE
     assert (lit[:, 0, 0] | lit[:, 0, -1]).all()
 
@@ -162,5 +162,5 @@ def test_files_that_are_not_there_or_damaged(tmp_path, monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(MNIST, "download", offline)
-    with pytest.raises(DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); bring its files there$"):
+    with pytest.raises(DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); copy its files there$"):
         data(tmp_path / "nowhere", download=True)

@@ -1,4 +1,4 @@
-"""Published data sets in the layouts they are downloaded in, on generated files."""
+"""Published data sets, on generated files in the layouts of the downloads."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveal.data import get_data
-from foveal.data.published import with_context
+from foveal.data.fmow import with_context
 from foveal.errors import DataError
 from tests.data.layouts import make_cub, make_fmow, make_imagenet, make_nabirds
 
@@ -27,7 +27,7 @@ def test_imagenet(tmp_path, layout):
     assert data.test is None
     assert files(data.train)[:3] == ["n01440764_0.JPEG", "n01440764_1.JPEG", "n01441761_0.JPEG"]
     assert data.train.targets.tolist() == [0, 0, 1, 1, 2, 2]
-    # The generator gave validation image n the class (n - 1) mod 3.
+    # Validation image n has the class (n - 1) mod 3.
     numbers = [int(Path(name).stem[-8:]) for name in files(data.val)]
     assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
     assert data.val.targets.tolist() == [(n - 1) % 3 for n in numbers]
@@ -76,7 +76,7 @@ def test_fmow(tmp_path, false_detection):
     expected = np.repeat(np.arange(2 + false_detection), 3).tolist()
     for split in ("train", "val", "test"):
         assert getattr(data, split).targets.tolist() == expected
-    # Test images carry numbers; the mapping tells their class.
+    # Folders of test images are numbered; the mapping has their classes.
     assert files(data.test)[0] == "0000019_0_rgb.jpg"
     assert data.train.boxes[0].tolist() == [[5, 10, 20, 30]]
     assert data.test.boxes[1].tolist() == [[5, 10, 20, 30], [1, 1, 13, 13], [3, 3, 12, 5]]
@@ -85,7 +85,7 @@ def test_fmow(tmp_path, false_detection):
 
 def test_fmow_boxes(tmp_path):
     data = get_data("fmow", root=str(make_fmow(tmp_path)), crop_boxes=True)
-    # Of the second place's three boxes one is a false detection and one 2 px wide.
+    # The second place has three boxes, one a false detection and one 2 px wide.
     for split in ("train", "val", "test"):
         dataset = getattr(data, split)
         assert dataset.targets.tolist() == [0, 0, 0, 1, 1, 1]
@@ -98,7 +98,7 @@ def test_fmow_boxes(tmp_path):
     assert 0.8 * (y1 - y0) < views.size[0] <= y1 - y0
     assert 0.8 * (x1 - x0) < views.size[1] <= x1 - x0
     three = get_data("fmow", root=str(tmp_path), crop_boxes=True, false_detection=True)
-    # One each in two places of other classes; one, two and one in its own.
+    # One in each of two places of other classes; one, two and one in places of its own class.
     assert three.train.counts().tolist() == [3, 3, 2 + 4]
 
 
@@ -165,7 +165,7 @@ def test_cub_can_hold_out_validation_images(tmp_path):
 
 def test_nabirds(tmp_path):
     data = get_data("nabirds", root=str(make_nabirds(tmp_path, classes=3, images=2)))
-    # Only classes with images count, in the order of their numbers.
+    # Only classes with images are used, in the order of their numbers.
     assert data.classes == ("Oak Titmouse (Adult 0)", "Oak Titmouse (Adult 1)", "Oak Titmouse (Adult 2)")
     assert sorted(data.train.targets.tolist()) == sorted(data.test.targets.tolist()) == [0, 0, 1, 1, 2, 2]
     for dataset in (data.train, data.test):

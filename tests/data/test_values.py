@@ -1,4 +1,4 @@
-"""Ranges of values: what a few images are found to hold, what is suggested, and that the run keeps it."""
+"""Value ranges: inspection of images, suggestions, and use in a run."""
 
 import json
 
@@ -15,7 +15,7 @@ from foveal.data.values import check_values, look_at_values, sensible_range
 from foveal.errors import ConfigError
 from foveal.images import open_image
 from foveal.images.cache import Unconverted
-from foveal.prediction.predictor import open_for
+from foveal.prediction import Predictor
 from foveal.runs import Run, load
 from tests.images.files import photo, write_pyramid
 
@@ -23,7 +23,7 @@ FIT = [
     "--model", "test_resnet", "--model.image_size", "64", "--model.in_chans", "1", "--data.channels", "1", "--data.augmentation", "none",
     "--steps", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu",
 ]  # fmt: skip
-LOW, HIGH = 300, 3900  # of the 12 bits that a camera uses of 16
+LOW, HIGH = 300, 3900  # in a 12-bit camera image stored as 16 bits
 
 
 def twelve_bits(seed: int, height: int = 60, width: int = 80, bands: int = 1) -> np.ndarray:
@@ -37,7 +37,7 @@ def save(path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def dark(tmp_path):
-    """Two classes of 12-bit images in 16-bit files: of the second, the right half is brighter."""
+    """Two classes of 12-bit images in 16-bit files. In the second class, the right half is brighter."""
     root = tmp_path / "dark"
     for i in range(12):
         pixels = twelve_bits(i, 64, 64)
@@ -56,7 +56,7 @@ def test_16_bit_images_that_use_a_small_part_get_a_suggestion(dark):
     assert note.startswith("the values of 10 uint16 images looked at lie between ") or note.startswith("the values of 9 uint16")
     assert "a small part of 0 to 65535" in note
     assert note.endswith("; set --data.value_range 0,4095")
-    # Once it is followed there is nothing more to say.
+    # With the suggested range there is no further note.
     assert notes(dark, value_range=(0, 4095)) == []
 
 
@@ -89,7 +89,7 @@ def test_types_without_a_range_get_one_suggested(tmp_path, dtype, low, high, sug
         save(tmp_path / f"{i % 2}" / f"{i}.tif", pixels.astype(dtype))
     (note,) = notes(tmp_path)
     assert note.endswith(f"set --data.value_range {suggested}")
-    wanted = "a small part of 0 to" if np.dtype(dtype).kind == "u" else "their type has no range of its own"
+    wanted = "a small part of 0 to" if np.dtype(dtype).kind == "u" else "their pixel type has no range"
     assert wanted in note
 
 
@@ -122,7 +122,7 @@ def test_ranges_are_round_and_hold_the_values(values, expected):
 def test_a_few_values_far_out_do_not_count():
     values = np.r_[np.linspace(0, 1000, 20_000), [60_000, 65_535]]
     assert sensible_range(values) == (0, 1023)
-    # Those that are not far out are held.
+    # Values only a little outside are included.
     assert sensible_range(np.r_[np.linspace(0, 1000, 20_000), [1190]]) == (0, 1200)
 
 
@@ -157,12 +157,12 @@ def test_slides_are_read_through_coarse_levels_and_nothing_is_converted(tmp_path
     with open_image(tmp_path / "a.tif") as image:
         assert np.abs(image.sample().mean() - pixels.mean()) < 20
         assert image.bytes_read < pixels.nbytes / 20
-    # Without levels, a few windows of it.
+    # Without coarse levels, a few windows are read.
     tifffile.imwrite(tmp_path / "b.tif", np.repeat(pixels, 2, 1).squeeze(), tile=(128, 128), photometric="minisblack")
     with open_image(tmp_path / "b.tif") as image:
         assert np.abs(image.sample().mean() - pixels.mean()) < 100
         assert image.bytes_read < 2 * pixels.nbytes / 4
-    # What would have to be converted is passed over, or read as it is where that can be done by windows.
+    # Files that need a conversion are skipped, unless they can be read by windows.
     monkeypatch.setattr("foveal.images.plain.LARGE", 1000)
     with pytest.raises(Unconverted):
         Image.fromarray(pixels.squeeze()).save(tmp_path / "c.png")
@@ -197,7 +197,7 @@ def test_training_on_images_of_which_none_can_be_read_is_refused(capsys, tmp_pat
         save(tmp_path / "float" / f"{i % 2}" / f"{i}.tif", photo(40, 40, 1, np.float32, i))
         save(tmp_path / "bands" / f"{i % 2}" / f"{i}.tif", photo(40, 40, 3, np.uint8, i))
     for name, words in {
-        "float": ", and their type has no range of its own; set --data.value_range 0,1\n",
+        "float": ", and their pixel type has no range; set --data.value_range 0,1\n",
         "bands": "none of 2 images looked at can be read, the first: ",
     }.items():
         out = tmp_path / "run"
@@ -205,7 +205,7 @@ def test_training_on_images_of_which_none_can_be_read_is_refused(capsys, tmp_pat
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
         assert not out.exists()
-    # One that can be read is something to train on.
+    # One readable image is enough to train on.
     save(tmp_path / "bands" / "0" / "grey.tif", photo(40, 40, 1))
     assert main(["fit", "--data.root", str(tmp_path / "bands"), *FIT, "--quiet", "--data.val_fraction", "0", "--out", str(out)]) == 0
 
@@ -245,10 +245,10 @@ def test_fit_and_data_suggest_and_the_run_keeps_it(capsys, dark, tmp_path):
     assert main(["fit", "--data.root", str(dark), *FIT, *suggestion.split(), "--out", str(out)]) == 0
     assert "value_range" not in capsys.readouterr().out
     assert json.loads((out / "config.json").read_text())["value_range"] == [0, 4095]
-    # Prediction and pages open images as training did.
+    # Prediction and report pages open images as in training.
     model = load(out)
     pixels = tifffile.imread(dark / "bright" / "1.tif")
-    with open_for(model, dark / "bright" / "1.tif") as image:
+    with Predictor(model).open(dark / "bright" / "1.tif") as image:
         seen = image.look(np.array([[0, 0, 64, 64]]), (64, 64))
     torch.testing.assert_close(seen[0, 0], torch.from_numpy(pixels / 4095).float(), atol=1e-6, rtol=0)
 

@@ -1,4 +1,4 @@
-"""What a dense network is fed: looks at whole images in memory, and ImageNet's centre crop."""
+"""Input of dense networks: looks at whole images in memory, and the centre crop of ImageNet."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_one_box_for_all_images_is_the_same_as_one_for_each(dtype, size, box):
     which, boxes = np.array([0, 1, 2, 4]), np.tile(np.array(box, dtype=np.float64), (4, 1))
     fill = torch.tensor([0.1, 0.5, 0.9])
     together = views.look(which, boxes, size, fill=fill)
-    # Another box among them, and every look is planned on its own.
+    # With a different box, each look is planned separately.
     apart = TensorViews(images(dtype=dtype)).look(np.append(which, 0), np.vstack([boxes, [1, 1, 9, 9]]), size, fill=fill)
     assert torch.equal(together, apart[:4])
 
@@ -90,7 +90,7 @@ def test_the_crop_survives_the_run_folder(tmp_path):
 
 @pytest.mark.gpu
 def test_nothing_waits_for_the_gpu():
-    """Picking, augmenting, looking and keeping the loss only queue work; any wait is an error in this mode."""
+    """Indexing, augmentation, looks and logging only queue work. In this mode, waiting for the device is an error."""
     data = TensorDataset(images(64), np.arange(64) % 2, ("a", "b"), augmentation="crop_flip")
     loader = Loader(data, batch_size=16, seed=1, shuffle=True, device="cuda")
     model, late = dense(image_size=32).cuda(), Late()

@@ -21,7 +21,7 @@ from foveal.evaluation import faithful
 from foveal.evaluation.faithfulness import area, cells, grad_cam, shifted
 from foveal.glimpse.base import WholeImage
 from foveal.images import Occluded, TensorViews, as_views
-from foveal.layers import Attends
+from foveal.layers import AttentionLayer
 from foveal.models import create_classifier
 from foveal.runs import ModelInfo, save_model
 from tests.evaluation.test_occlusion import CLASSES, Spotter
@@ -56,14 +56,14 @@ class Seer(Spotter):
         return Classification(logits, looks, (), bytes_read=None)
 
 
-class Brightness(Attends):
+class Brightness(AttentionLayer):
     def forward(self, x):
-        self.keep(lambda: F.avg_pool2d(x[:, :2], 8))  # two heads
+        self.record_map(lambda: F.avg_pool2d(x[:, :2], 8))  # two heads
         return x
 
 
 class Net(nn.Module):
-    """Attends to the square."""
+    """Attention to the square."""
 
     num_classes, in_chans = len(CLASSES), 3
 

@@ -20,7 +20,7 @@ from foveal.errors import ConfigError, ImageError, StorageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
 from foveal.explain.page import _from_the_edge
 from foveal.explain.pictures import colour, one_view, thumbnail
-from foveal.explain.terminal import table
+from foveal.explain.terminal import classification_table
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
 from foveal.images import ArrayPyramid
@@ -150,7 +150,7 @@ def test_boxes_are_drawn_where_they_are(image, seen):
     plain = np.array(thumbnail(image))
     inside = [glimpse for glimpse in list(seen.glimpses)[3:] if 0 < glimpse.box[2] <= 96]
     assert inside
-    for glimpse in inside:  # the last drawn lie on top
+    for glimpse in inside:  # later boxes are on top
         _, x0, y1, x1 = (round(v) for v in glimpse.box)
         rgb = [int(colour(glimpse.level)[i : i + 2], 16) for i in (1, 3, 5)]
         middle = (max(x0, 0) + min(x1, 128)) // 2
@@ -229,10 +229,10 @@ def test_a_terminal_says_that_there_are_maps(seen, capsys):
 
 def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
     whole = replace(seen, glimpses=replace(seen.glimpses, contribution=None))
-    assert "does not add looks up" in Page(report(image, whole, tmp_path / "page.html").read_text()).text
-    (drawn, _, said) = table(whole).renderables
+    assert "not a sum over looks" in Page(report(image, whole, tmp_path / "page.html").read_text()).text
+    (drawn, _, said) = classification_table(whole).renderables
     assert [column.header for column in drawn.columns] == ["look", "level", "chosen", "rows", "columns"]
-    assert "does not add looks up" in said.plain
+    assert "not a sum over looks" in said.plain
 
 
 def test_a_dense_network_has_a_page_too(image, tmp_path):
@@ -252,12 +252,12 @@ def test_a_table_in_the_terminal(image, seen, capsys):
 
 def screen(classification, wide=False, width=80):
     shown = Console(width=width, record=True, file=io.StringIO())
-    shown.print(table(classification, wide))
+    shown.print(classification_table(classification, wide))
     return shown.export_text()
 
 
 def made(logits, contribution, boxes=None, names=(), level=None):
-    """A classification of one image by looks that added these (looks, classes) shares."""
+    """A classification of one image with the given contributions (looks, classes)."""
     count = len(contribution)
     looks = Glimpses(
         np.zeros(count, int), np.array(boxes if boxes is not None else [[0.0, 0, 64, 64]] * count), (32, 32),
@@ -340,11 +340,11 @@ def test_explaining_a_file(model, tmp_path):
         ({"out": "g.png"}, r"g\.png: the page is HTML; give --out a name that ends in \.html, and --overlay one for the picture alone"),
         ({"out": "page"}, r"page: the page is HTML; give --out a name that ends in \.html"),
         ({"overlay_out": "g.html"}, r"g\.html: pictures are written as \.png, \.jpg, \.jpeg, \.webp; give --overlay a name with one of"),
-        ({"overlay_out": "photo.png"}, r"photo\.png: is the image itself; give --overlay another name"),
+        ({"overlay_out": "photo.png"}, r"photo\.png: this is the image itself; give --overlay another name"),
     ],
 )
 def test_files_are_what_their_names_say(tmp_path, names, sentence):
-    """It is told before the model is loaded, and nothing is written."""
+    """The error comes before the model is loaded, and nothing is written."""
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
     before = (tmp_path / "photo.png").read_bytes()
     paths = {"out": tmp_path / "report.html", **{key: tmp_path / name for key, name in names.items()}}
@@ -391,7 +391,7 @@ def test_the_page_says_how_large_a_pixel_is(tmp_path):
 
 
 def test_boxes_of_a_long_image_are_drawn_inside_it(tmp_path):
-    """They are the boxes that were looked at."""
+    """They equal the boxes of the looks."""
     torch.manual_seed(0)
     model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(3, 1)).eval()
     image = torch.rand(3, 100, 250)
@@ -402,7 +402,7 @@ def test_boxes_of_a_long_image_are_drawn_inside_it(tmp_path):
     assert all(y >= 0 and x >= 0 and y + h <= 100 and x + w <= 250 and h == w for y, x, h, w in drawn)
     pixels = np.array(overlay(image, seen))
     rgb = np.array([int(colour(2)[i : i + 2], 16) for i in (1, 3, 5)])
-    # The boxes of level 2 are as high as the image, and three of them cover it; those of level 3 lie on them.
+    # Boxes of level 2 have the height of the image, and three of them cover it. Boxes of level 3 are on top.
     assert (pixels[0] == rgb).all(1).sum() > 200 and (pixels[99] == rgb).all(1).sum() > 50
 
 

@@ -1,4 +1,4 @@
-"""Swapping convolutions: parameters and FLOPs of whole networks against the counts of the specification, and what cannot be swapped."""
+"""Replacing convolutions: parameters and FLOPs of networks against expected counts, and errors."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def expatt(depth: int, basic_conv=1, **options) -> nn.Module:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_narrowed_convolution_stands_for_a_convolution(stride):
-    """A tenth of 64 channels, rounded down, is 6: of the parameters of the k x k convolution 58 / 64 are left, and 58 x 64 are added."""
+    """A tenth of 64 channels is 6. The k x k convolution keeps 58 / 64 of its parameters, and 58 x 64 are added."""
     plain, layer = nn.Conv2d(32, 64, 3, stride, 1, bias=False), NarrowedConv(32, 64, 3, stride, ratio=0.1)
     x = torch.randn(2, 32, 9, 12)
     assert layer(x).shape == plain(x).shape
@@ -61,7 +61,7 @@ def narrow() -> nn.Module:
         (101, 1, 42_718_504, 15.11, 15.02), (152, 1, 57_656_118, 22.29, 22.12),
     ],
 )  # fmt: skip
-def test_parameters_and_flops_are_those_of_the_specification(depth, basic_conv, count, dense, separable):
+def test_parameters_and_flops_as_expected(depth, basic_conv, count, dense, separable):
     for impl, expected in (("dense", dense), ("separable", separable)):
         model = expatt(depth, basic_conv, impl=impl, attn_stride="pool")
         assert parameters(model) == count
@@ -121,7 +121,7 @@ def test_layers_that_are_tied_to_a_grid_are_told_its_size(narrow):
     assert told == first | {(16, 32, 2): (24, 16), (32, 32, 1): (12, 8), (32, 64, 2): (12, 8), (64, 64, 1): (6, 4)}
     assert model(torch.randn(1, 3, 96, 64)).shape == (1, 5) and narrow.training
     told.clear()
-    augment_convs(timm.create_model("resnet18", **NARROW), Tied, stages=(4,))  # the model's own 224 px
+    augment_convs(timm.create_model("resnet18", **NARROW), Tied, stages=(4,))  # 224 px, from the model
     assert told == {(64, 128, 2): (14, 14), (128, 128, 1): (7, 7)}
     told.clear()
     augment_convs(timm.create_model("resnet18", **NARROW), partial(Tied, size=(3, 3)), stages=(4,))
@@ -184,7 +184,7 @@ def test_radii_of_a_scope_that_is_not_there(narrow):
 
 
 def test_all_are_swapped_or_none(narrow):
-    """The first stage's 32 channels do not hold 100 that attend, the second's 128 do."""
+    """100 value channels do not fit the 32 channels of the first stage, but the 128 of the second."""
     with pytest.raises(ValueError, match="100 value channels"):
         augment_convs(narrow, partial(ExplicitAttention, value_channels=100), stages=(4, 2))
     assert not augmented(narrow)

@@ -1,4 +1,4 @@
-"""Attention augmentation against loops over its definition (expatt.md 7), other libraries and explicit attention."""
+"""Attention augmentation against loops over its definition, other libraries and explicit attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveal.layers.augmented import relative_to_absolute
 
 
 def by_loops(layer, x):
-    """Section 7.1, one logit at a time, on the grid that ``x`` has."""
+    """The definition, one logit at a time, on the grid of ``x``."""
     _, _, height, width = x.shape
     d = layer.key_channels // layer.heads
     q, k, v = layer.qkv(x).split([layer.key_channels, layer.key_channels, layer.value_channels], 1)
@@ -91,7 +91,7 @@ def test_relative_logits_are_timms():
 @pytest.mark.parametrize("stride", [1, 2])
 @torch.no_grad()
 def test_with_a_gaussian_for_logits_it_is_explicit_attention(stride):
-    # Specification 7.5: no queries, no keys, and the logits of section 3.
+    # Without queries and keys, and with logits that depend on distance only.
     size = (6, 10)
     layer, explicit = (
         small(size=size, stride=stride),
@@ -138,7 +138,7 @@ def test_stride_averages_first_and_pool_attends_on_a_coarser_grid():
     pooled = small(size=(9, 12), pool=True)
     near = [
         [x[:, :, max(0, y - 1) : y + 2, max(0, c - 1) : c + 2].mean((2, 3)) for c in range(0, 12, 2)] for y in range(0, 9, 2)
-    ]  # padding counts for nothing
+    ]  # padding is not counted
     coarse = by_loops(pooled, torch.stack([torch.stack(row, -1) for row in near], -2))[0]
     wanted = F.interpolate(coarse, (9, 12), mode="bilinear")
     torch.testing.assert_close(pooled(x)[:, 4:], wanted, rtol=0, atol=1e-13)
@@ -149,7 +149,8 @@ def test_other_grids_resample_the_tables():
     layer = small(size=(4, 6))
     with torch.no_grad():
         for table, side in ((layer.rel_height, 4), (layer.rel_width, 6)):
-            # Half way between queries of the old grid lie those of one twice as fine, so that a straight line keeps its slope per pixel.
+            # On a grid twice as fine, queries are half way between the old ones, so a linear table keeps its slope per
+            # pixel.
             table.copy_(torch.arange(-side + 1.0, side)[None, :, None].expand_as(table))
     q = torch.ones(1, 2, 8 * 9, 3, dtype=torch.float64)
     logits = layer.relative_logits(q, (8, 9)).reshape(2, 8, 9, 8, 9)
@@ -162,7 +163,7 @@ def test_other_grids_resample_the_tables():
     assert alone.abs().max() < 1e-14  # the offset 0
 
 
-def test_channels_and_parameters_are_those_of_the_specification():
+def test_channels_and_parameters_as_expected():
     for width, grid, values in ((128, 28, 8), (256, 14, 24), (512, 7, 48)):
         layer = AttentionAugmentation(width, width, size=(grid, grid))
         assert (layer.value_channels, layer.key_channels) == (values, 160)

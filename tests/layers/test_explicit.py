@@ -1,4 +1,4 @@
-"""Explicit attention against double loops, closed forms, torch's own attention, and its limits."""
+"""Explicit attention against double loops, closed forms, attention of torch, and limits."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from foveal.training.optimisation import build
 
 SEPARABLE = [name for name, kernel in KERNELS.items() if kernel.separable]
 
-# The menu of the ablations as it is written on paper: weight of a distance (dy, dx) in pixels at radius r.
+# Kernels by their formulas: weight of a distance (dy, dx) in pixels for radius r.
 ON_PAPER = {
     "gauss": lambda dy, dx, r: math.exp(-(dy**2 + dx**2) / (2 * r**2)),
     "laplace1": lambda dy, dx, r: math.exp(-(abs(dy) + abs(dx)) / r),
@@ -51,7 +51,7 @@ def by_loops(kernel: str, radius: float, height: int, width: int, stride: int = 
 
 
 def only_mixing(radius: float = 2.3, channels: int = 3, dtype: torch.dtype = torch.float64, **options) -> ExplicitAttention:
-    """A layer that does nothing but A V, with its radius in pixels."""
+    """A layer that computes A V only, with its radius in pixels."""
     options = {"coord": "pixel", "ratio": 1, "output_projection": False, "radius_init": radius} | options
     layer = ExplicitAttention(channels, channels, **options).to(dtype)
     nn.init.eye_(layer.value.weight.data[:, :, 0, 0])
@@ -123,7 +123,7 @@ def test_parameters_are_those_of_the_formula():
     "options, word",
     [
         ({"kernel": "sinc"}, "kernel"), ({"coord": "mm"}, "coord"), ({"attn_stride": "skip"}, "attn_stride"), ({"impl": "fast"}, "impl"),
-        ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "factor"), ({"ratio": 1.2}, "ratio"),
+        ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "not separable"), ({"ratio": 1.2}, "ratio"),
         ({"value_channels": 5, "heads": 2}, "heads"), ({"radius_init": 0.0}, "radius_init"), ({"radius_param": "exp"}, "radius_param"),
         ({"radius_init": "wide"}, "radius_init"), ({"heads": 0}, "heads=0"), ({"ratio": 0.05}, "ratio=0 for the plain"),
         ({"heads": 16}, "fewer heads"),
@@ -254,7 +254,7 @@ def test_gradient_of_the_radius_is_the_closed_form(impl):
 def test_every_parametrisation_begins_at_the_radius_and_learns_it(param):
     for wanted in (0.03, 0.1, 1.0, 40.0):
         torch.testing.assert_close(Radius(wanted, 2, param)(), torch.full((2,), wanted), rtol=2e-5, atol=0)
-    layer = only_mixing(0.2, radius_param=param, dtype=torch.float32)  # below the bound, and yet it can grow
+    layer = only_mixing(0.2, radius_param=param, dtype=torch.float32)  # below the bound, but it can grow
     x = torch.randn(4, 3, 8, 8)
     wanted = only_mixing(1.0, dtype=torch.float32)(x).detach()
     optimiser = torch.optim.Adam(layer.radius.parameters(), 0.05)
@@ -275,7 +275,7 @@ def test_a_radius_that_wants_to_be_nothing_stays_near_its_bound(param):
         optimiser.zero_grad()
         F.mse_loss(layer(x), x).backward()
         optimiser.step()
-    # Momentum carries it below, and no further than that.
+    # Momentum moves it below the bound, but not further.
     assert 0.01 < 7 * layer.radius().item() < 0.5
     assert 1 / layer._inverse_radius((7, 7), torch.float32).item() > 0.3 - 1e-6
 
@@ -304,7 +304,7 @@ def test_what_learns_and_what_weight_decay_leaves_alone():
     assert ExplicitAttention(8, 8, ratio=0.5, kernel="uniform").radius is None
     layer = ExplicitAttention(8, 8, ratio=0.5, heads=4)
     assert layer.radius.raw.shape == (4,)
-    # Without a gradient only decay moves a weight.
+    # Without a gradient, only weight decay changes a weight.
     optimiser = build(layer, {"head": list(layer.parameters())}, Optimiser(name="sgd", lr=0.1, weight_decay=0.5))
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     for p in layer.parameters():
@@ -428,7 +428,7 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
     with torch.no_grad():
         small = layer(x[..., :5, :6])
     torch.testing.assert_close(small, layer(x[..., :5, :6]).detach(), rtol=0, atol=0)
-    # What inference mode left behind is not used where gradients are wanted.
+    # Maps cached in inference mode are not used when gradients are needed.
     with torch.inference_mode():
         layer(x)
     layer(x).sum().backward()
@@ -440,12 +440,12 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
 def test_heads_are_a_whole_number():
     assert ExplicitAttention(4, 8, ratio=0.5, heads=np.int64(2)).heads == 2
     for heads in (0, 1.5, -1):
-        with pytest.raises(ValueError, match=f"heads={heads} leaves nothing"):
+        with pytest.raises(ValueError, match=f"heads={heads} is not possible"):
             ExplicitAttention(4, 8, ratio=0.5, heads=heads)
 
 
 def test_threads_may_share_a_layer():
-    """Each has a grid of its own, whose maps the others replace."""
+    """Each thread has its own grid and replaces the cached maps of the others."""
     layer = ExplicitAttention(4, 4, ratio=1).eval()
     images = {size: torch.randn(1, 4, size, size) for size in (5, 6, 7, 8)}
     with torch.no_grad():
@@ -464,7 +464,7 @@ def test_threads_may_share_a_layer():
         sys.setswitchinterval(interval)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")  # a trace is of one size
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
 @pytest.mark.parametrize("make", [ExplicitAttention, partial(AttentionAugmentation, size=(9, 9), heads=2, min_key_channels=4)])
 def test_it_can_be_traced_and_exported_for_any_number_of_images(make):
     layer, x, more = make(8, 8, ratio=0.5).eval(), torch.randn(2, 8, 9, 9), torch.randn(5, 8, 9, 9)

@@ -30,7 +30,7 @@ def test_cbam_is_the_authors_module():
     assert count(ours) == count(theirs)
     state = dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True))
     state["mlp.0.weight"], state["mlp.2.weight"] = state["mlp.0.weight"][..., None, None], state["mlp.2.weight"][..., None, None]
-    state["conv.weight"] = state["conv.weight"].flip(1)  # they put the maximum first
+    state["conv.weight"] = state["conv.weight"].flip(1)  # pytorchcv concatenates the maximum first
     ours.load_state_dict(state)
     assert torch.allclose(ours(x), theirs(x), atol=1e-12)
 
@@ -62,7 +62,7 @@ def test_maps_of_an_outer_context_outlast_an_inner_one():
     assert nothing == {} and set(inner) == {"1"} and set(whole) == set(outer) == {"0", "1"}
     assert torch.equal(before, inner["1"]) and torch.equal(before, expected["1"])
     assert torch.equal(outer["0"], expected["0"]) and torch.equal(outer["1"], whole["1"])
-    assert first.attention_map is None and not first._keeps
+    assert first.attention_map is None and not first._records_map
 
 
 def test_cbam_counts():
@@ -80,7 +80,7 @@ def test_gathering_by_pooling_against_loops(extent):
     for c in range(3):
         for i in range(9):
             for j in range(12):
-                # nearest cell of the pooled grid, whose cell (a, b) averages what is less than an extent from (a e, b e)
+                # nearest cell of the pooled grid; cell (a, b) averages positions less than an extent from (a e, b e)
                 rows, columns = -(-9 // extent), -(-12 // extent)
                 a, b = i * rows // 9 * extent, j * columns // 12 * extent
                 window = x[0, c, max(0, a - extent + 1) : a + extent, max(0, b - extent + 1) : b + extent]
@@ -121,7 +121,7 @@ def test_learned_global_gathering_is_one_number_a_channel():
 
 
 def test_squeeze_and_excitation_is_gathering_everything_with_its_bottleneck():
-    # theta-plus whose global kernel averages is squeeze-and-excitation
+    # theta-plus with an averaging global kernel is squeeze-and-excitation
     x = features(2, 32, 4, 4)
     ge, se = GatherExcite(32, 0, "theta_plus", size=(4, 4)).double().eval(), timm.layers.SEModule(32, rd_divisor=1).double()
     nn.init.constant_(ge.gather[0].weight, (1 + 1e-5) ** 0.5 / 16)

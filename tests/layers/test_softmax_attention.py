@@ -1,4 +1,4 @@
-"""Spatial softmax attention against loops, closed forms, and the identity it starts as."""
+"""Spatial softmax attention against loops, closed forms and the initial identity."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
 
 
 def test_half_precision_holds_maps_of_many_positions():
-    """n A of one position of 260 x 260 is 67,600, more than float16 has; what becomes of it is that largest number."""
+    """n A can be 67,600 with 260 x 260 positions, above the largest float16, to which it is clipped."""
     layer = attention(maps="one").half()
     x = torch.zeros(1, 8, 260, 260, dtype=torch.float16)
     x[0, :, 7, 9] = 1
@@ -177,18 +177,18 @@ def test_half_precision_holds_maps_of_many_positions():
         ({"mode": "gate", "gate": 0.0}, "never gets a gradient"),
         ({"attn_input": "fixed"}, "give size"),
         ({"softmax_axis": "channel", "maps": "one"}, "needs several maps"),
-        ({"mode": "faithful", "clip": 4}, "use it with mode='scaled'"),
+        ({"mode": "faithful", "clip": 4}, "with mode='scaled'"),
         ({"temperature": 0.0}, "positive number"),
         ({"kernel_size": 2}, "odd"),
         ({"kernel_size": -1}, "odd number from 1"),
         ({"mode": "gate", "attn_input": "uniform"}, "uniform maps never"),
         ({"mode": "soft"}, "scaled, faithful"),
         ({"gate": 0.5}, "has no gate"),
-        ({"mode": "sigmoid", "temperature": "learnable"}, "takes no softmax"),
-        ({"mode": "sigmoid", "softmax_axis": "channel"}, "takes no softmax"),
+        ({"mode": "sigmoid", "temperature": "learnable"}, "has no softmax"),
+        ({"mode": "sigmoid", "softmax_axis": "channel"}, "has no softmax"),
         ({"maps": "one", "count": 2}, "maps='one' has 1 map, not 2"),
-        ({"temperature": "warm"}, "temperature=warm divides"),
-        ({"clip": "x"}, "at least 1"),
+        ({"temperature": "warm"}, "temperature=warm is not valid"),
+        ({"clip": "x"}, "clip of 1 or more"),
     ],
 )
 def test_what_cannot_be(options, said):

@@ -1,4 +1,4 @@
-"""What the spatial transformer does in reduced precision; the rest is tested with the network that has it."""
+"""The spatial transformer in reduced precision. Other tests are those of `stn_cnn`."""
 
 import torch
 from torch import nn

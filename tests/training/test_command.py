@@ -109,14 +109,14 @@ def test_a_processor_may_have_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["photos"], "photos: is no recipe, but a folder; use --data.root photos to train on the images in it"),
-        (["photos/cat/"], "photos/cat/: is no recipe, but a folder; use --data.root photos/cat"),
-        (["run"], "run: is no recipe, but the folder of a run; go on with it by foveal fit --resume --out run"),
-        (["labels.csv"], "labels.csv: is no recipe, but a table; use --data manifest --data.file labels.csv"),
-        (["photos/cat/0.png"], "photos/cat/0.png: is no recipe, but a file of another kind; give a file that ends in .yaml"),
+        (["photos"], "photos: this is not a recipe, but a folder; use --data.root photos to train on its images"),
+        (["photos/cat/"], "photos/cat/: this is not a recipe, but a folder; use --data.root photos/cat"),
+        (["run"], "run: this is not a recipe, but a run folder; continue the run with foveal fit --resume --out run"),
+        (["labels.csv"], "labels.csv: this is not a recipe, but a table; use --data manifest --data.file labels.csv"),
+        (["photos/cat/0.png"], "photos/cat/0.png: this is not a recipe, but a file of another kind; give a file that ends in .yaml"),
         (
             ["--epochs", "3", "photos"],
-            "photos: is not expected here; a recipe comes first, and values after their --key; a folder of images",
+            "photos: not expected here; the recipe comes first, then values after --key; give a folder of images",
         ),
         (["--data", "photos"], "photos: there is no data set of this name; use --data.root photos for the images in this folder"),
     ],

@@ -1,8 +1,8 @@
-"""A small convolutional network behind a spatial transformer, which learns to undo shifts, turns and changes of scale.
+"""A small convolutional network with a spatial transformer that can undo shifts, rotations and changes of scale.
 
 "Spatial Transformer Networks" (Jaderberg et al., NeurIPS 2015, arXiv 1506.02025). The classifier is `plain_convnet_32`,
-which is thus the baseline without a transformer. The localisation network is a group of parameters of its own, so that
-it can learn more slowly, as the paper has it: ``--optimiser.group_lr {localisation: 1e-4}`` where the rest has 1e-3.
+which is the baseline without a transformer. The localisation network is a parameter group that can have a lower
+learning rate, as in the paper: ``--optimiser.group_lr {localisation: 1e-4}`` where the rest has 1e-3.
 
 Example:
     >>> import timm, torch
@@ -26,15 +26,15 @@ default_cfgs = {"stn_cnn": small.default_cfgs["plain_convnet_32"] | {"first_conv
 
 
 class SpatialTransformerCNN(PlainConvNet):
-    """Images, straightened by a `SpatialTransformer`, through a `PlainConvNet`. Any size from 16 px.
+    """A `SpatialTransformer` and a `PlainConvNet`, for images from 16 px.
 
     Args:
-        num_classes: 0 leaves the classifier out.
-        in_chans: bands of the input.
-        widths: channels of each stage of the classifier.
-        size: (height, width) that the transformer resamples to; that of the images if None.
-        localisation_width: see `SpatialTransformer`.
-        drop_rate: dropout before the classifier.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input bands.
+        widths: channels of the stages of the classifier.
+        size: (height, width) of the transformed image; None is that of the input.
+        localisation_width: ``width`` of `SpatialTransformer`.
+        drop_rate: dropout rate before the classifier.
     """
 
     groups: ClassVar = {"localisation": "transformer"}
@@ -57,5 +57,5 @@ class SpatialTransformerCNN(PlainConvNet):
 
 @register_model
 def stn_cnn(pretrained: bool = False, **kwargs: Any) -> SpatialTransformerCNN:
-    """Four convolutions behind an affine spatial transformer."""
+    """Four convolutions after an affine spatial transformer."""
     return build_model_with_cfg(SpatialTransformerCNN, "stn_cnn", pretrained, feature_cfg=dict(FEATURES), **kwargs)

@@ -1,4 +1,4 @@
-"""The spatial transformer (attention CNN spec 6.10): identity at the start, grids, maps, and digits that it straightens."""
+"""The spatial transformer: initial identity, grids, maps, and training on transformed digits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_density_is_what_each_pixel_weighs():
 
 def test_its_map():
     net = timm.create_model("stn_cnn", size=(16, 16)).eval()
-    with torch.no_grad():  # half as large, about the centre
+    with torch.no_grad():  # half the size, around the centre
         net.transformer.localisation[-1].bias.mul_(0.5)
     with torch.inference_mode(), attention_maps(net) as maps:
         net(torch.rand(2, 3, 32, 32))
@@ -80,7 +80,7 @@ def test_its_map():
 
 
 def distort(images: torch.Tensor, draw: torch.Generator, side: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Digits turned by up to 45 degrees, 0.3 to 0.5 of the canvas wide, anywhere on it; their centres and sizes."""
+    """Digits rotated by up to 45 degrees, 0.3 to 0.5 of the canvas wide, anywhere; their centres and sizes."""
     angle = (torch.rand(len(images), generator=draw) * 2 - 1) * math.pi / 4
     scale = 0.3 + 0.2 * torch.rand(len(images), generator=draw)
     shift = (torch.rand(len(images), 2, generator=draw) * 2 - 1) * 0.4
@@ -116,7 +116,7 @@ def test_it_finds_distorted_digits():
     with torch.inference_mode():
         accuracy = (net.eval()(x).argmax(1) == labels[1300:]).float().mean()
         theta = net.transformer.locate(x)
-    # Chance is 0.1; nobody told the network where the digits are, nor how large.
+    # Chance is 0.1. The network is not trained on the positions and sizes of digits.
     assert accuracy > 0.6
     assert correlation(theta[:, :, :2].det().abs().sqrt(), scale) > 0.6
     assert (correlation(theta[:, 0, 2], shift[:, 0]) + correlation(theta[:, 1, 2], shift[:, 1])) / 2 > 0.35
