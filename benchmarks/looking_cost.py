@@ -22,8 +22,8 @@ from foveal.evaluation.cost import measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews
 from foveal.models import create_classifier
+from foveal.prediction import Predictor
 from foveal.prediction.cost import count
-from foveal.prediction.predictor import open_for
 
 SIDES = (224, 896, 4096)
 LARGEST = 896  # side that the released form is run at; beyond, its activations take gigabytes
@@ -45,7 +45,7 @@ def row(name: str, model: GlimpseClassifier, file: Path, side: int, seconds: flo
     cost = count(model, side)
     result: dict[str, Any] = {"model": name, "side": side, "macs": cost.macs, "parameters": cost.parameters, "measured": None}
     if run:
-        measured = measure(model, lambda n: ImageViews([open_for(model, file) for _ in range(n)]), 1, seconds=seconds)
+        measured = measure(model, lambda n: ImageViews([Predictor(model).open(file) for _ in range(n)]), 1, seconds=seconds)
         result["measured"] = asdict(measured)
     return result
 
