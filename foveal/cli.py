@@ -56,8 +56,8 @@ Your own images, in one folder per class:
   foveal fit --data.root photos/ --out runs/photos
 
 foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every command takes
---quiet. Commands that run a model take --device, --precision and --seed; all of these but explain, which takes one image, also take
---batch-size and --workers.
+--quiet, and --import for models of your own. Commands that run a model take --device, --precision and --seed; all of these but explain,
+which takes one image, also take --batch-size and --workers.
 
 Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
@@ -195,10 +195,12 @@ def _open_standard_files() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    argv, modules = _take(argv, "import")
+    _import_modules(modules)
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
-    typed = shlex.join(["foveal", *argv, *data])
+    typed = shlex.join(["foveal", *argv, *data, *modules])
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -212,6 +214,21 @@ def _run(argv: list[str]) -> int:
     if args.run is not _recipes:
         _import_torch()
     return args.run(args)
+
+
+def _import_modules(flags: Sequence[str]) -> None:
+    """Load the modules of others that the command line names; those that a run or a recipe names are left alone."""
+    if not flags:
+        return
+    from foveal.registry import import_module
+
+    names = iter(flags)
+    for flag in names:
+        name = flag.partition("=")[2] or next(names, "")
+        if not name:
+            raise ConfigError("--import: names no module; give one as --import my_package, or the path of a .py file")
+        with quickly():
+            import_module(name)
 
 
 def _import_torch() -> None:
@@ -243,6 +260,8 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
+    # `_take` takes it out before the parser sees it; here it is explained.
+    parser.add_argument("--import", metavar="MODULE", help="load a module, or a .py file, with models and the like of your own; repeatable")
     return parser
 
 
@@ -885,10 +904,10 @@ def _add_models(commands: Any) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from foveal.glimpse.registry import REGISTRY
+    from foveal.glimpse.registry import MODELS
     from foveal.runs import list_models
 
-    names = list_models(args.pattern) if args.pattern else sorted(REGISTRY)
+    names = list_models(args.pattern) if args.pattern else MODELS.names()
     for name in names:
         print(name)
     if not args.pattern and not args.quiet:
@@ -961,13 +980,15 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
     """The data set of a run, or what the flags make of it; another one is read as the model's images were."""
+    from foveal.registry import made_with
     from foveal.runs import DATA_PATHS
 
     config = run.config.get("data")
     if not isinstance(config, dict) or "name" not in config:
         raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
     try:
-        return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
+        with made_with(run.config.get("imports")):
+            return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
     except DataError as error:
         key = next((key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None)
         if flags or key is None:  # runs of older versions have relative paths

@@ -54,7 +54,7 @@ from foveal.classification import Classification
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.images import (
     ImageViews,
     Pyramid,
@@ -70,6 +70,7 @@ from foveal.images import (
     open_image,
     squash,
 )
+from foveal.registry import UnknownName, imported, made_with
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
@@ -90,8 +91,8 @@ DATA_PATHS = ("root", "file", "val_labels", "annotations")
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
-    ours = sorted(REGISTRY)
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in REGISTRY)], pattern)
+    ours = MODELS.names()
+    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -100,9 +101,9 @@ def constructor(name: str) -> Callable[..., Any]:
     Raises:
         ConfigError: nothing has that name.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
+    if name in MODELS:
+        return MODELS.get(name)
+    check_network(name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model")
     return networks().model_entrypoint(name.partition(".")[0])
 
 
@@ -126,11 +127,11 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         options["pretrained"] = True if pretrained is True else str(pretrained)
     if isinstance(pretrained, str | Path):
         weights = read_weights(Path(pretrained))
-        if name not in REGISTRY:
+        if name not in MODELS:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
-            return build(**options) if name in REGISTRY else networks().create_model(name, **options)
+            return build(**options) if name in MODELS else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -194,7 +195,7 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     Raises:
         ConfigError: see `create_model`; or the network takes no images of ``image_size``.
     """
-    if name in REGISTRY:
+    if name in MODELS:
         return as_classifier(create_model(name, num_classes=num_classes, **options))
     how = {key: options.pop(key) for key in wrapper_options() if key in options}
     if (size := how.get("image_size")) is not None:
@@ -434,6 +435,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 
     card = {
         "foveal": __version__,
+        "imports": imported(),
         # Weights come from this folder: rebuilding must not fetch the ones training began with.
         "model": {key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))},
         "num_classes": model.num_classes,
@@ -561,11 +563,12 @@ class Run:
 
     def _build(self) -> GlimpseClassifier:
         try:
-            options = as_written(self.card["model"])
-            with _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+            with made_with(self.card.get("imports")), _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                options = as_written(self.card["model"])
                 model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
         except ConfigError as error:
-            raise RunError(f"{self.path / CARD}: {error}; or use the version of foveal that wrote it") from error
+            advice = "" if isinstance(error, UnknownName) and error.elsewhere else "; or use the version of foveal that wrote it"
+            raise RunError(f"{self.path / CARD}: {error}{advice}") from error
         model.class_names = self.class_names
         model.locations = tuple(self.card.get("locations") or ())
         for key in ("value_range", "image_size", "shorter_side"):

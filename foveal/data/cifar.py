@@ -19,12 +19,12 @@ import torch
 
 from foveal.data.augmentation import TensorAugmentation
 from foveal.data.dataset import TensorDataset, torchvision_set
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError
 
 
-@register
+@DATA_SETS.register
 def cifar10(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:
@@ -46,7 +46,7 @@ def cifar10(
     return _cifar("CIFAR10", root, download, train, val, augmentation, seed)
 
 
-@register
+@DATA_SETS.register
 def cifar100(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
 ) -> DataModule:

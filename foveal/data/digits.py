@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.data.dataset import TensorDataset
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError
 
@@ -52,7 +52,7 @@ class Canvas:
     ink: float
 
 
-@register
+@DATA_SETS.register
 def digits(
     canvas: int = 256, digit: tuple[int, int] = (24, 36), distractors: int = 4, lookalikes: int = 0, plate: float = 0.25,
     margin: float = 0.25, ink: float = 1.0, train: int = 4000, val: int = 500, test: int = 1000, seed: int = 0,

@@ -25,7 +25,7 @@ import numpy as np
 from foveal.choices import SPLITS
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
-from foveal.data.module import DataModule, class_text, register, same_class
+from foveal.data.module import DATA_SETS, DataModule, class_text, same_class
 from foveal.draws import generator
 from foveal.errors import DataError
 from foveal.images import SUFFIXES, LeftOut, walk
@@ -38,7 +38,7 @@ SPLIT_NAMES = {
 """What people call a split, in lower case, to its name here."""
 
 
-@register
+@DATA_SETS.register
 def folder(
     root: str, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
     value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",
@@ -93,7 +93,7 @@ def folder(
     return assemble(str(top), classes, listings, reading, val_fraction, seed, [*notes, *left_out.lines()])
 
 
-@register
+@DATA_SETS.register
 def manifest(
     file: str, root: str | None = None, val_fraction: float = 0.1, seed: int = 0, augmentation: Augmentation = "light", channels: int = 3,
     value_range: tuple[float, float] | None = None, image_size: int | None = None, kernels: Resizing = "bilinear",

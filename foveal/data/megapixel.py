@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from foveal.data.dataset import Dataset, FirstLooks, Loaded, torchvision_set
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError
 from foveal.images import Pyramid, View
@@ -47,7 +47,7 @@ HELD_OUT = 12
 _COARSEST = 16  # px; the levels of smaller thumbnails are not worth their bookkeeping
 
 
-@register
+@DATA_SETS.register
 def megapixel_digits(
     root: str, download: bool = True, canvas: int = 1500, task: Task = "majority", noise: int = 50, train: int = 5000, val: int = 500,
     test: int = 1000, seed: int = 0,

@@ -25,7 +25,7 @@ import numpy as np
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.folder import assemble, existing, list_classes, list_images
-from foveal.data.module import DataModule, get_data, register
+from foveal.data.module import DATA_SETS, DataModule, get_data
 from foveal.errors import DataError
 from foveal.images import LeftOut
 from foveal.images.walk import set_apart
@@ -57,7 +57,7 @@ class LazyBoxes(Sequence[np.ndarray]):
 # ---- ImageNet
 
 
-@register
+@DATA_SETS.register
 def imagenet(
     root: str, val_labels: str | None = None, annotations: str | None = None, augmentation: Augmentation = "light",
     image_size: int | None = None, kernels: Resizing = "bilinear",
@@ -163,7 +163,7 @@ def _voc_boxes(file: str) -> np.ndarray:
 # ---- fMoW
 
 
-@register
+@DATA_SETS.register
 def fmow(
     root: str, false_detection: bool = False, crop_boxes: bool = False, shorter_side: int | None = None,
     augmentation: Augmentation = "light", image_size: int | None = None, kernels: Resizing = "bilinear",
@@ -305,7 +305,7 @@ def _fmow_note_boxes(file: str) -> np.ndarray:
 # ---- Birds
 
 
-@register
+@DATA_SETS.register
 def cub(
     root: str,
     val_fraction: float = 0.0,
@@ -331,7 +331,7 @@ def cub(
     return _birds(root, "CUB_200_2011", Reading(augmentation, image_size=image_size, kernels=kernels), val_fraction, seed)
 
 
-@register
+@DATA_SETS.register
 def nabirds(
     root: str,
     val_fraction: float = 0.0,

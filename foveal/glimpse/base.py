@@ -33,6 +33,7 @@ from foveal.importing import quickly
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
+from foveal.registry import UnknownName
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
@@ -322,7 +323,9 @@ def create_network(
     return networks().create_model(name, pretrained=bool(pretrained), **options)
 
 
-def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = ()) -> None:
+def check_network(
+    name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = (), kind: str = "backbone"
+) -> None:  # fmt: skip
     """See that timm, with our backbones, has a network of this name.
 
     Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
@@ -333,9 +336,11 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
         unknown: what they say where there is none of this name.
         elsewhere: what they end with where no name is near.
         ours: further names that may be meant.
+        kind: of `foveal.registry.UnknownName`.
 
     Raises:
-        ConfigError: it has none.
+        UnknownName: it has none.
+        ConfigError: the name leads elsewhere.
     """
     timm = networks()
     source, _, place = name.rpartition(":")
@@ -352,7 +357,7 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
     # Of timm's thousand names some are always nearer than ours.
     near = [match for names in (tags or ours, tags or timm.list_models()) for match in difflib.get_close_matches(name, names, 3)]
     advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
-    raise ConfigError(f"{what}: {unknown}; {advice}")
+    raise UnknownName(f"{what}: {unknown}; {advice}", kind, name)
 
 
 def _has_network(name: str) -> bool:

@@ -31,7 +31,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import channels_last, create_network, per_band
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import sent
 from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
@@ -79,7 +79,7 @@ def finest_only(seen: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ model
 
 
-@register("dram")
+@MODELS.register("dram")
 class DRAM(RecurrentAttention):
     """The deep recurrent attention model on any timm backbone.
 
@@ -199,7 +199,7 @@ class ReferenceDRAM(DRAM):
     image_share = 1.0
 
 
-@register("dram.reference")
+@MODELS.register("dram.reference")
 def dram(num_classes: int = 1000, **options: Any) -> ReferenceDRAM:
     """ImageNet: a 224 px image, 77 px glimpses, slim's ResNet-v2-50. 45,610,219 parameters and statistics with 1,001 classes."""
     preset = {"crop": 224 / 246, "antialias": False}

@@ -24,11 +24,11 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import on_host, per_band
 from foveal.glimpse.recurrent import GaussianPolicy, RecurrentAttention, Trace
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.images.views import Look, Views
 
 
-@register("ram")
+@MODELS.register("ram")
 class RAM(RecurrentAttention):
     """The recurrent attention model. Its first look is at the middle; every glimpse is told by its finest patch.
 

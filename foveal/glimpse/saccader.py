@@ -42,7 +42,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import rows_of, sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.objective import CrossEntropy, Objective
@@ -139,6 +139,7 @@ class _Saccades:
         return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
+@MODELS.register("saccader")
 class Saccader(GlimpseClassifier):
     """Saccader on any BagNet.
 
@@ -496,6 +497,7 @@ def _glorot(module: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------ a separate classifier (spec 5)
 
 
+@MODELS.register("saccader_separate")
 class SaccaderSeparate(Saccader):
     """Saccader that finds locations in a small version of the image and classifies what is there by another network.
 
@@ -572,9 +574,6 @@ class SaccaderSeparate(Saccader):
 
 # ------------------------------------------------------------------------------------------------ presets
 
-register("saccader")(Saccader)
-register("saccader_separate")(SaccaderSeparate)
-
 
 class ReferenceSaccader(Saccader):
     """Saccader as released; its stages are three runs, see the recipes."""
@@ -589,7 +588,7 @@ _AS_RELEASED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@register("saccader_bagnet77.reference")
+@MODELS.register("saccader_bagnet77.reference")
 def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
     """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001 classes."""
     return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
@@ -604,7 +603,7 @@ class ReferenceSaccaderSeparate(SaccaderSeparate):
         return CrossEntropy(trains=("classifier",))
 
 
-@register("saccader_nasnetalarge.reference")
+@MODELS.register("saccader_nasnetalarge.reference")
 def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccaderSeparate:
     """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A (large)."""
     preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}

@@ -41,7 +41,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import rows_of, sent
 from foveal.images.views import Views, as_views
 from foveal.objectives.objective import Objective
@@ -246,6 +246,7 @@ class _Grids:
         return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
 
 
+@MODELS.register("tnet")
 class TNet(GlimpseClassifier):
     """The Traversal Network on any timm backbone.
 
@@ -880,8 +881,6 @@ def _back(values: Tensor, taken: np.ndarray) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------- presets
 
-register("tnet")(TNet)
-
 
 class ReferenceTNet(TNet):
     """TNet as published; see the presets for what differs between data sets."""
@@ -898,7 +897,7 @@ class ReferenceTNet(TNet):
         return ReferenceTNetObjective(**self._objective)
 
 
-@register("tnet_bagnet77.reference")
+@MODELS.register("tnet_bagnet77.reference")
 def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), **options: Any) -> ReferenceTNet:
     """ImageNet: BagNet-77 variant, 224 px in, 77 px looks, 5 x 5 grid. 21,859,949 parameters."""
     preset = {
@@ -911,7 +910,7 @@ def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), *
     return model
 
 
-@register("tnet_efficientnet_b0.reference_fmow")
+@MODELS.register("tnet_efficientnet_b0.reference_fmow")
 def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
     """fMoW: EfficientNet-B0, 224 px looks at 448 or 896 px images, 3 x 3 grid. 4,517,575 parameters with 62 classes.
 
@@ -944,10 +943,10 @@ def _birds(
 
 
 for _variant in range(5):
-    register(f"tnet_efficientnet_b{_variant}.reference_cub")(
+    MODELS.register(f"tnet_efficientnet_b{_variant}.reference_cub")(
         partial(_birds, num_classes=200, variant=_variant, contrastive=100.0, locations=(5,))
     )
-    register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
+    MODELS.register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
         partial(_birds, num_classes=555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
     )
 

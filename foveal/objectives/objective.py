@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,10 @@ from torch import Tensor
 
 from foveal.choices import POLICIES
 from foveal.objectives.rollout import Rollout
+from foveal.registry import Registry
+
+OBJECTIVES: Registry[type[Any]] = Registry("objective")
+"""Objectives by the name that recipes call them by: dataclasses, whose fields are the options."""
 
 
 class Objective(Protocol):
@@ -57,6 +61,7 @@ class Objective(Protocol):
         ...
 
 
+@OBJECTIVES.register("cross_entropy")
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the whole rollout; what dense networks are trained with.

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.objectives.objective import perception
+from foveal.objectives.objective import OBJECTIVES, perception
 from foveal.objectives.rollout import Rollout
 
 
+@OBJECTIVES.register("recurrent")
 @dataclass(frozen=True)
 class RecurrentObjective:
     """Cross-entropy and REINFORCE, whose reward is 1 where the final prediction is right.

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from foveal.objectives.objective import cross_entropy
+from foveal.objectives.objective import OBJECTIVES, cross_entropy
 from foveal.objectives.rollout import Rollout
 
 
@@ -46,6 +46,7 @@ def imitation(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return loss, ~visited
 
 
+@OBJECTIVES.register("saccader_locations")
 @dataclass(frozen=True)
 class SaccaderLocations:
     """Stage 2: the locations that ordered logits choose, as a classification of cells, step by step (spec 4.2).
@@ -75,6 +76,7 @@ class SaccaderLocations:
         return each.mean(), state, log
 
 
+@OBJECTIVES.register("saccader")
 @dataclass(frozen=True)
 class SaccaderObjective:
     """Stage 3: cross-entropy of the averaged glimpses, and REINFORCE for where they were taken (spec 4.3).

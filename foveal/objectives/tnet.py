@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.host import sent
-from foveal.objectives.objective import cross_entropy, perception
+from foveal.objectives.objective import OBJECTIVES, cross_entropy, perception
 from foveal.objectives.rollout import MASKED, Rollout
 
 
@@ -49,6 +49,7 @@ def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int =
     return total / len(fused)
 
 
+@OBJECTIVES.register("tnet.reference")
 @dataclass(frozen=True)
 class ReferenceTNetObjective:
     """The published objective (spec section 6).
@@ -158,6 +159,7 @@ def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return context, following
 
 
+@OBJECTIVES.register("tnet")
 @dataclass(frozen=True)
 class TNetObjective:
     """Our default: a warm-up without choices, then looks sampled without replacement, each credited with what it gained (`credit`).

@@ -21,11 +21,12 @@ from typing import Any
 from foveal.data import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
 from foveal.recipes.help import recipe_help
+from foveal.registry import made_with
 from foveal.runs import constructor
 from foveal.training import FitConfig
 
@@ -49,22 +50,27 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     Raises:
         ConfigError: a name, key or value that does not fit.
     """
-    file = find_recipe(recipe)
-    loaded = {key: value for key, value in load_recipe(recipe).items() if not (key in SECTIONS and value is None)}
+    file, content = find_recipe(recipe), load_recipe(recipe)
+    with made_with(content.pop("imports", None)):
+        return _configured(recipe, file, content, argv)
+
+
+def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence[str]) -> tuple[FitConfig, Path, dict[str, bool]]:
+    loaded = {key: value for key, value in content.items() if not (key in SECTIONS and value is None)}
     for section in SECTIONS:
         if not isinstance(loaded.get(section, {}), dict):
             raise ConfigError(f"{file}: {section} is no mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = values["model"]["name"], values["data"]["name"]
-    looks = model in REGISTRY
+    looks = model in MODELS
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
-    objective = OBJECTIVES.get(values.get("objective", {}).get("name"), own_objective(model))
+    objective = OBJECTIVES.get(named, "objective.name") if (named := values.get("objective", {}).get("name")) else own_objective(model)
     of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
         Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, made if it is not there"),
         *HOW,
-        *dataclass_options(FitConfig, skip=SECTIONS),
+        *dataclass_options(FitConfig, skip=(*SECTIONS, "imports")),
         *_section("data", data, options_of(data_constructor(data), "data")),
         *_section("model", model, of_model),
         Option("objective.name", str, None, "which objective; --objective NAME for short", unset=True),
@@ -83,7 +89,7 @@ def own_objective(model: str) -> type:
     Raises:
         ConfigError: no model has that name.
     """
-    return target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
+    return target_of(constructor(model)).objective if model in MODELS else CrossEntropy
 
 
 def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ Example:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from foveal.errors import ConfigError
 from foveal.host import usable_device
+from foveal.registry import imported
 
 PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
@@ -99,6 +100,7 @@ class FitConfig:
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
         locations: looks per level in validation; the model's own budget if None.
         tensorboard: log to TensorBoard too.
+        imports: modules that ``--import`` has loaded, to tell of; nothing is imported because it stands here.
     """
 
     model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
@@ -126,6 +128,7 @@ class FitConfig:
     log_every: int = 50
     locations: tuple[int, ...] | None = None
     tensorboard: bool = False
+    imports: Sequence[str] = field(default_factory=imported)
 
     def __post_init__(self) -> None:
         # One spelling, so that runs that differ in nothing else are told to be the same.

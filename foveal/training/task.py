@@ -371,10 +371,8 @@ def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, clas
         options["class_weights"] = tuple(class_weights)
     try:
         if name is not None:
-            return OBJECTIVES[name](**options)
+            return OBJECTIVES.get(name, "objective.name")(**options)
         return replace(model.default_objective(), **options)  # type: ignore[type-var]
-    except KeyError as error:
-        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(OBJECTIVES)}") from error
     except TypeError as error:
         raise ConfigError(f"objective: {error}; use options that it has") from error
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, _windows, code_frequencies, position_code
 from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
@@ -44,7 +44,7 @@ class TestReferenceOnBagNet(GlimpseClassifierTester):
 
     def make(self):
         # Dropping whole channels of so narrow a net can silence it: the drop rate is the only thing changed.
-        return REGISTRY["tnet_bagnet77.reference"](
+        return MODELS.get("tnet_bagnet77.reference")(
             num_classes=6, backbone="test_bagnet_tnet", backbone_options={"drop_rate": 0.1}, locations=(2,)
         )
 
@@ -57,7 +57,7 @@ class TestReferenceWithWeighting(GlimpseClassifierTester):
     budgets = ((), (2,))
 
     def make(self):
-        return REGISTRY["tnet_efficientnet_b0.reference_cub"](
+        return MODELS.get("tnet_efficientnet_b0.reference_cub")(
             num_classes=4,
             backbone="test_efficientnet",
             base_size=32,
@@ -90,7 +90,7 @@ def macs(model, size, locations):
 
 
 def test_counts_of_the_imagenet_model():
-    model = REGISTRY["tnet_bagnet77.reference"]()
+    model = MODELS.get("tnet_bagnet77.reference")()
     parts = {name: trainable(getattr(model, name)) for name in ("backbone", "location", "position", "classifier")}
     assert parts == {"backbone": 20_033_664, "location": 788_485, "position": 524_800, "classifier": 513_000}
     assert trainable(model) == 21_859_949
@@ -100,7 +100,7 @@ def test_counts_of_the_imagenet_model():
 
 
 def test_counts_of_the_fmow_model():
-    model = REGISTRY["tnet_efficientnet_b0.reference_fmow"]()
+    model = MODELS.get("tnet_efficientnet_b0.reference_fmow")()
     parts = {name: trainable(getattr(model, name)) for name in ("backbone", "location", "position", "classifier")}
     assert parts == {"backbone": 4_007_548, "location": 19_725, "position": 410_880, "classifier": 79_422}
     buffers = sum(b.numel() for name, b in model.named_buffers() if "running" in name)
@@ -110,14 +110,14 @@ def test_counts_of_the_fmow_model():
 
 @pytest.mark.parametrize("variant, millions", list(enumerate((5.52, 8.01, 9.48, 12.79, 20.33))))
 def test_counts_of_the_bird_models(variant, millions):
-    assert round(trainable(REGISTRY[f"tnet_efficientnet_b{variant}.reference_cub"]()) / 1e6, 2) == millions
+    assert round(trainable(MODELS.get(f"tnet_efficientnet_b{variant}.reference_cub")()) / 1e6, 2) == millions
 
 
 # --------------------------------------------------------------------------------------------- geometry (spec 3.1 to 3.3)
 
 
 def test_padding_of_the_first_imagenet_region_is_grey():
-    model = REGISTRY["tnet_bagnet77.reference"](3, backbone="test_bagnet_tnet")
+    model = MODELS.get("tnet_bagnet77.reference")(3, backbone="test_bagnet_tnet")
     views = TensorViews(torch.rand(1, 3, 224, 224))
     boxes = model.grid.boxes(model.root(views.sizes))[0]
     first = model.see(views, np.array([0]), boxes[:1])[0]
@@ -220,7 +220,7 @@ def gradients(model, objective, locations=None):
 @pytest.fixture
 def reference():
     torch.manual_seed(0)
-    return REGISTRY["tnet_efficientnet_b0.reference_fmow"](
+    return MODELS.get("tnet_efficientnet_b0.reference_fmow")(
         3, backbone="test_efficientnet", base_size=32, location_features="blocks.1", location_index=(1, 3, 5), locations=(2,)
     )
 
@@ -367,11 +367,11 @@ PRESETS = {
     "demo": lambda **how: TNet(5, backbone="plain_convnet_32", base_size=32, region=0.42, level_statistics=True, locations=(2,), **how),
     "weighting": lambda **how: TNet(5, backbone="test_resnet", base_size=64, weighting=True, locations=(2, 2), **how),
     "squash": lambda **how: TNet(5, **SMALL, squash=True, locations=(2, 1), **how),
-    "bagnet": lambda **how: REGISTRY["tnet_bagnet77.reference"](5, backbone="test_bagnet_tnet", locations=(2,), **how),
-    "fmow": lambda **how: REGISTRY["tnet_efficientnet_b0.reference_fmow"](
+    "bagnet": lambda **how: MODELS.get("tnet_bagnet77.reference")(5, backbone="test_bagnet_tnet", locations=(2,), **how),
+    "fmow": lambda **how: MODELS.get("tnet_efficientnet_b0.reference_fmow")(
         5, **SMALL, location_features="blocks.1", location_index=(1, 3, 5), locations=(2, 1), **how
     ),
-    "cub": lambda **how: REGISTRY["tnet_efficientnet_b0.reference_cub"](
+    "cub": lambda **how: MODELS.get("tnet_efficientnet_b0.reference_cub")(
         num_classes=5, **SMALL, location_features="blocks.1", location_index=(0, 1, 2, 3, 4), locations=(2,), **how
     ),
 }
