@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
-from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
+from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.errors import ConfigError, DataError, FovealError, RunError
 from foveal.formats import SUFFIXES
 from foveal.importing import quickly
@@ -70,7 +71,7 @@ def _names(names: Sequence[str], word: str = "or") -> str:
 
 
 COST = "a number with MAC, kMAC, MMAC, GMAC, TMAC, ms or locations, as 20MMAC"
-POLICY = f"{_names(POLICIES)}; Saccader also knows {_names(SACCADER_POLICIES, 'and')}"
+POLICY = f"{_names(POLICY_NAMES)}; Saccader also knows {_names(SACCADER_POLICY_NAMES, 'and')}"
 SHOWN_CLASSES = 20
 """Classes that a terminal shows unless it is to show all."""
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with watch:
             return _written(_run(argv))
     except FovealError as error:
-        _say(str(error))
+        _say(_with_dashes(str(error)))
         return _written(2 if type(error).__name__ == "UsageError" else 1)
     except KeyboardInterrupt as end:
         number = getattr(end, "number", signal.SIGINT)
@@ -214,6 +215,11 @@ def _run(argv: list[str]) -> int:
     if args.run is not _recipes:
         _import_torch()
     return args.run(args)
+
+
+def _with_dashes(error: str) -> str:
+    """A sentence of the library, which speaks of locations and policy, as it is said of the flags."""
+    return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
 
 
 def _import_modules(flags: Sequence[str]) -> None:
@@ -810,6 +816,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation images."""
     from foveal.evaluation import solve
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.policies import GREEDY, find_policy
     from foveal.prediction import (
         Exit,
         find_device,
@@ -822,7 +829,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     )
     from foveal.runs import Run, load
 
-    if args.policy != "greedy":
+    if find_policy(args.policy) != GREEDY:
         raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
     run, unit = Run(args.path), parse_cost(args.budget)[1]
     model = load(run.path)

@@ -66,13 +66,14 @@ class Registry(Generic[Entry]):
     @overload
     def register(self, name: Added) -> Added: ...
     def register(self, name: Any) -> Any:
-        """Add an entry: ``@register("name")``, or ``@register`` alone for the ``__name__`` of what is decorated.
+        """Add an entry: ``@register("name")``, or ``@register`` alone for the ``name``, or else ``__name__``, of the entry.
 
         Raises:
             ConfigError: another entry has the name.
         """
         if not isinstance(name, str):
-            return self.register(name.__name__)(name)
+            own = getattr(name, "name", None)
+            return self.register(own if isinstance(own, str) else name.__name__)(name)
 
         def add(entry: Added) -> Added:
             there: Any = self._entries.get(name)

@@ -70,6 +70,7 @@ from foveal.images import (
     open_image,
     squash,
 )
+from foveal.policies import GREEDY, Policy
 from foveal.registry import UnknownName, imported, made_with
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
@@ -289,7 +290,7 @@ def _either(names: Iterable[str]) -> str:
 
 
 def classify(
-    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy",
+    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY,
     batch_size: int = 16, device: str | torch.device | None = None,
 ) -> Classification:  # fmt: skip
     """Classify one image or several, by any model.
@@ -337,7 +338,7 @@ def _moved(classifier: GlimpseClassifier, device: str | torch.device) -> Glimpse
         raise ConfigError(f"device {device}: this machine has no such device that torch can use; give cpu, or leave it out") from error
 
 
-def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str) -> Classification:
+def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str | Policy) -> Classification:
     result = classifier(views, locations=locations, policy=policy)
     for reason in views.errors.values():
         raise ImageError(reason)

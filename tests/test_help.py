@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foveal import cli
-from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
+from foveal.choices import FORMATS, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.data import ImageDataset, Reading, TensorDataset, data_constructor, get_data, list_data
 from foveal.errors import ConfigError
 from foveal.glimpse.registry import MODELS
@@ -342,10 +342,10 @@ def test_help_lists_the_values_of_commands(help_of):
     with pytest.raises(ConfigError) as error:
         autocast("nonsense", torch.device("cpu"))
     assert listed(error) == set(PRECISIONS)
-    for value in (*PRECISIONS, *POLICIES, *SACCADER_POLICIES, *FORMATS):
+    for value in (*PRECISIONS, *POLICY_NAMES, *SACCADER_POLICY_NAMES, *FORMATS):
         assert re.search(rf"(?<!\w){re.escape(value)}(?!\w)", predict), value
     known = {policy for build in map(MODELS.get, MODELS) for policy in target_of(build).policies}
-    assert known == {*POLICIES, *SACCADER_POLICIES}
+    assert known == {*POLICY_NAMES, *SACCADER_POLICY_NAMES}
     assert "{" + ",".join(SPLITS) + "}" in help_of("evaluate")
     for unit in re.search(r"a number with (.*) or locations", predict)[1].split(", "):
         assert parse_cost(f"3{unit}")

@@ -40,6 +40,7 @@ from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import count
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.rows import check_locations, check_policies, ready
@@ -86,7 +87,7 @@ class Costs:
 
 def explain(
     model: GlimpseClassifier | nn.Module | Run | str | Path, path: Any, out: str | Path = "report.html", *,
-    locations: Sequence[int] | None = None, policy: str = "greedy", device: str | torch.device = "auto", precision: str = "32",
+    locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, device: str | torch.device = "auto", precision: str = "32",
     seed: int = 0, overlay_out: str | Path | None = None,
 ) -> Classification:  # fmt: skip
     """Classify one image and write the page that shows why.

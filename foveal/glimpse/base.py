@@ -18,13 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.choices import POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
@@ -33,6 +32,7 @@ from foveal.importing import quickly
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
+from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
 from foveal.registry import UnknownName
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
@@ -60,8 +60,15 @@ def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
 
 
+class _Policies:
+    """The names of the policies of the kinds that a class of models knows, in the order in which they were added."""
+
+    def __get__(self, model: GlimpseClassifier | None, kind: type[GlimpseClassifier]) -> tuple[str, ...]:
+        return tuple(name for name in POLICIES if issubclass(POLICIES.get(name), kind.policy_kinds))
+
+
 class GlimpseClassifier(nn.Module, ABC):
-    """A classifier that looks at boxes of images.
+    """A classifier that looks at boxes of images. A model says how it does three things: `classify`, `roll_out` and `dense`.
 
     Args:
         num_classes: classes.
@@ -77,7 +84,10 @@ class GlimpseClassifier(nn.Module, ABC):
 
     Attributes:
         locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
-        policies: the ways of selecting cells that the model knows.
+        policies: names of the policies that the model knows: those of a kind in ``policy_kinds``.
+        rollout_policies: names of further ones that only `rollouts` knows.
+        most_levels: how many levels of locations there can be; None for any number.
+        most_cells: how many locations each grid has; None for any number.
         objective: kind of objective that it is trained with unless told otherwise.
         formerly: options that earlier versions did not have, with the values that describe what models did then. The model has an
             attribute of the same name for each, which run folders store.
@@ -85,7 +95,10 @@ class GlimpseClassifier(nn.Module, ABC):
     """
 
     locations: tuple[int, ...] = ()
-    policies: tuple[str, ...] = POLICIES
+    policy_kinds: ClassVar[tuple[type[Policy], ...]] = (CellPolicy,)
+    policies: tuple[str, ...] = cast(Any, _Policies())
+    rollout_policies: tuple[str, ...] = ()
+    most_levels: int | None = 1
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     mean: Tensor
@@ -120,6 +133,10 @@ class GlimpseClassifier(nn.Module, ABC):
     def channels(self) -> int:
         return len(self._fill)
 
+    @property
+    def most_cells(self) -> int | None:
+        return None
+
     def root(self, sizes: np.ndarray) -> np.ndarray:
         """(B, 4) box of the first look at images of ``sizes`` (B, 2)."""
         if self.squash or (self.crop is not None and self.training):
@@ -149,12 +166,13 @@ class GlimpseClassifier(nn.Module, ABC):
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
 
-    @abstractmethod
+    # ---- what a model is asked for, and what it says itself
+
     def forward(
         self,
         images: Views | Tensor,
         locations: Sequence[int] | None = None,
-        policy: str = "greedy",
+        policy: str | Policy = GREEDY,
         draws: Draws | None = None,
         contributions: bool = True,
     ) -> Classification:
@@ -163,13 +181,20 @@ class GlimpseClassifier(nn.Module, ABC):
         Args:
             images: views, or a (B, C, H, W) tensor in [0, 1].
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
-            policy: how cells are selected: ``"greedy"`` (most probable) or another of ``policies``.
+            policy: how locations are selected: one of ``policies`` or its name.
             draws: randomness for policies that need it; a fixed seed if None.
             contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False spares that.
 
         Raises:
             ConfigError: a budget that cannot be met, or a policy that the model does not know.
         """
+        views, (policy,) = as_views(images), self.check_policies([policy])
+        draws = draws or Draws(0, 0, np.arange(len(views)))
+        return self.classify(views, self.budget(locations, policy), policy, draws, contributions)
+
+    @abstractmethod
+    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+        """Classify with a budget that can be met and a policy that is known; see `forward`."""
 
     def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
         """Classify greedily, a few looks at a time; whoever drives this says which images are worth looking at further.
@@ -187,28 +212,69 @@ class GlimpseClassifier(nn.Module, ABC):
         Returns:
             The classification of all images, each with the looks that it got.
         """
-        yield from ()
-        return self(images, locations, contributions=contributions)
+        return (yield from self.classify_in_turns(as_views(images), self.budget(locations), at_once, contributions))
 
-    @abstractmethod
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `walk`. A model that cannot stop on the way leaves this as it is."""
+        yield from ()
+        return self(views, budget, contributions=contributions)
+
     def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
+        self, images: Views | Tensor, policies: Sequence[str | Policy], draws: Draws, locations: Sequence[int] | None = None
     ) -> list[Rollout]:
         """Try the batch once for each policy, with gradients."""
+        return self.roll_out(as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws)
+
+    @abstractmethod
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        """Try the batch once for each policy, with a budget that can be met; see `rollouts`."""
+
+    def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
+        """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is looked at.
+
+        Args:
+            locations: what is asked for; the model's own budget if None.
+            policy: how locations are selected; some take every cell whatever is asked for.
+
+        Raises:
+            ConfigError: it cannot be met.
+        """
+        asked = self.locations if locations is None else tuple(int(k) for k in locations)
+        budget = asked[: asked.index(0)] if 0 in asked else asked
+        levels, most = self.most_levels, self.most_cells
+        if (levels is not None and len(budget) > levels) or not all(1 <= k <= (most or k) for k in budget):
+            raise ConfigError(f"locations {','.join(map(str, asked))}: {self._takes()}")
+        return (most,) * len(budget) if policy.every_cell and most else budget
+
+    def _takes(self) -> str:
+        """Which budgets can be met, for an error."""
+        if self.most_levels == 0:
+            return "this model looks once, at the whole image; leave locations out"
+        if self.most_levels == 1 and self.most_cells:
+            return f"this model has one grid, of {self.most_cells} cells; give one number, 0 to {self.most_cells}"
+        if not self.most_cells:
+            return f"{type(self).__name__} looks at one place after another; give one number"
+        return f"each level can look at 1 to {self.most_cells} of its cells; choose such numbers"
+
+    def check_policies(self, policies: Sequence[str | Policy], more: Collection[str] = ()) -> list[Policy]:
+        """The policies of these names.
+
+        Args:
+            policies: policies or their names.
+            more: names that are known beside ``policies`` of the model.
+
+        Raises:
+            ConfigError: the model does not know one.
+        """
+        known = (*self.policies, *more)
+        for policy in policies:
+            if not isinstance(policy, self.policy_kinds) and str(policy) not in known:
+                raise ConfigError(f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}")
+        return [find_policy(policy) for policy in policies]
 
     def default_objective(self) -> Objective:
         """What this model is trained with unless told otherwise."""
         return self.objective()
-
-    def check_policies(self, policies: Sequence[str]) -> None:
-        """See that the model knows these ways of selecting cells.
-
-        Raises:
-            ConfigError: it does not know one.
-        """
-        for policy in policies:
-            if policy not in self.policies:
-                raise ConfigError(f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group name, for learning rates and weight decay of their own."""
@@ -247,15 +313,11 @@ class WholeImage(GlimpseClassifier):
         )  # fmt: skip
         self.network = channels_last(network)
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
-    ) -> Classification:
-        views = as_views(images)
+    @property
+    def most_levels(self) -> int:  # type: ignore[override]
+        return len(self.locations)
+
+    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
         which, box = np.arange(len(views)), self.root(views.sizes)
         with ExitStack() as asked:
             maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
@@ -266,10 +328,7 @@ class WholeImage(GlimpseClassifier):
         )  # fmt: skip
         return Classification(logits, looks, self.class_names, maps, views.bytes_read)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        views = as_views(images)
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
 

@@ -35,6 +35,7 @@ from foveal.glimpse.registry import MODELS
 from foveal.host import sent
 from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
+from foveal.policies import Policy
 
 WINDOWS = 3
 
@@ -153,7 +154,7 @@ class DRAM(RecurrentAttention):
         network: Any = self.backbone
         return network.forward_head(network.forward_features(seen), pre_logits=True)
 
-    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+    def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
         field = with_coordinates(self.see(views, np.arange(images), self.root(views.sizes)))
         seen = self.perceive(field, torch.zeros(images, 2, device=field.device), context=True)

@@ -26,6 +26,7 @@ from foveal.glimpse.base import on_host, per_band
 from foveal.glimpse.recurrent import GaussianPolicy, RecurrentAttention, Trace
 from foveal.glimpse.registry import MODELS
 from foveal.images.views import Look, Views
+from foveal.policies import Policy
 
 
 @MODELS.register("ram")
@@ -101,7 +102,7 @@ class RAM(RecurrentAttention):
         glimpse = self.glimpse(torch.cat([self.what_seen(seen), self.where_seen(where.to(seen.dtype))], 1))
         return self.core(torch.cat([glimpse, state], 1))
 
-    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+    def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
         middle = torch.zeros(images, 2, device=self.mean.device)
         state = self.glance(views, middle, self.mean.new_zeros(images, 256)).repeat(tries, 1)

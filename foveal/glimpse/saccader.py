@@ -35,19 +35,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.choices import POLICIES, SACCADER_POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
-from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
 from foveal.glimpse.registry import MODELS
 from foveal.host import rows_of, sent
-from foveal.images.views import Views, as_views
+from foveal.images.views import Views
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderObjective
+from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
 
 BARRED = 1e5
 """What is taken from the scores of cells that were visited (spec 3.3): finite, and exact in float32, which the cell keeps to."""
@@ -139,6 +138,81 @@ class _Saccades:
         return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
+class SaccaderPolicy(Policy):
+    """A policy that only Saccader knows: it needs no learning, and may choose by what was seen."""
+
+    likelihood = certain
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        """(B, count) cells, and the log-probability of each."""
+        with _exactly(seen.barred.device):  # the order of scores that are close must not be a matter of rounding
+            scores = self.scores(model, seen).to(seen.barred)
+        scores = scores.masked_fill(seen.barred > 0, NEVER)
+        cells = GREEDY.choose(scores, count)
+        return cells, certain(scores, cells)
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        """(B, N) what cells are ordered by, the highest first."""
+        raise NotImplementedError
+
+
+@POLICIES.register
+class OrderedLogits(SaccaderPolicy):
+    """The cells that speak most for the predicted class."""
+
+    name, teaches = "ordered_logits", True
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.logits_of_the_answer(seen)
+
+
+@POLICIES.register
+class SobelMean(SaccaderPolicy):
+    """The windows with the strongest edges."""
+
+    name = "sobel_mean"
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.contrast(seen.look.to(seen.barred.dtype), variance=False)
+
+
+@POLICIES.register
+class SobelVariance(SaccaderPolicy):
+    """The windows with the most varied edges."""
+
+    name = "sobel_var"
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.contrast(seen.look.to(seen.barred.dtype), variance=True)
+
+
+@POLICIES.register
+class ReleasedRandom(SaccaderPolicy):
+    """Two uniform coordinates that are rounded, as the released code draws them: inner cells are favoured and may come back."""
+
+    name, draws = "random_released", True
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        side, device = model.side, seen.barred.device
+        place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
+        y, x = ((place + 1) * (side - 1) / 2).round().long().unbind(-1)
+        inner = torch.full((side,), 1 / max(side - 1, 1), dtype=torch.float64)
+        inner[[0, -1]] /= 2 if side > 1 else 1
+        return sent(y * side + x, device), sent((inner[y] * inner[x]).log(), device, seen.barred.dtype)
+
+
+@POLICIES.register
+class ReleasedCentre(SaccaderPolicy):
+    """The same middle cell each time, as in the released code."""
+
+    name = "centre_released"
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        cell = round((model.side - 1) / 2) * (model.side + 1)
+        cells = torch.full((len(seen.what), count), cell, device=seen.barred.device)
+        return cells, certain(seen.barred, cells)
+
+
 @MODELS.register("saccader")
 class Saccader(GlimpseClassifier):
     """Saccader on any BagNet.
@@ -173,7 +247,7 @@ class Saccader(GlimpseClassifier):
 
     objective: type[Any] = SaccaderObjective
     formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
-    policies = (*POLICIES, *SACCADER_POLICIES)
+    policy_kinds = (CellPolicy, SaccaderPolicy)
 
     def __init__(
         self,
@@ -211,7 +285,7 @@ class Saccader(GlimpseClassifier):
         self.side = network.grid(side)
         if network.receptive_field > _LARGEST_SHARE * side:
             _advise(side, backbone, network.receptive_field, self.side)
-        self.locations = self._budget(locations)
+        self.locations = self.budget(locations)
         self.glimpse_size = (network.receptive_field, network.receptive_field)
         self.backbone = network
         self.attention = attention_network(network.feature_channels)
@@ -221,6 +295,10 @@ class Saccader(GlimpseClassifier):
         for module in (self.attention, self.mix, self.cell):
             module.apply(_glorot)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def most_cells(self) -> int:
+        return self.side**2
 
     # ---- one look at the image (spec 2, 3.2)
 
@@ -257,12 +335,12 @@ class Saccader(GlimpseClassifier):
 
     # ---- the saccades (spec 3.3, 3.4)
 
-    def saccade(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None) -> _Saccades:
+    def saccade(self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None) -> _Saccades:
         """Choose ``count`` cells.
 
         Args:
             seen: of `perceive`.
-            policy: one of ``policies``.
+            policy: one that the model knows.
             count: glimpses.
             draws: randomness.
             purpose: tells rollouts of the same images apart.
@@ -271,13 +349,13 @@ class Saccader(GlimpseClassifier):
         """
         if not count:
             return _Saccades(torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0])
-        given, chances = self._unlearned(seen, policy, count, draws, purpose)
+        given, chances = self._given(seen, policy, count, draws, purpose)
         if given is None and mixed is None:
             mixed = self._mixed(seen, imitating=False)
         if mixed is None:
             return _Saccades(cast(Tensor, given), None, chances)
         noise = None
-        if policy == "sampled":
+        if policy.sampled:
             noise = sent(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
         barred, cells, log_p = seen.barred, [], []
         with _exactly(mixed.device):
@@ -290,35 +368,19 @@ class Saccader(GlimpseClassifier):
         steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
         return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
 
-    def _unlearned(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str) -> tuple[Tensor | None, Tensor]:
+    def _given(self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str) -> tuple[Tensor | None, Tensor]:
         """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that does."""
-        images, device, certain = len(seen.what), seen.what.device, seen.barred.new_zeros(len(seen.what), count)
-        if policy in ("greedy", "sampled"):
-            return None, certain
-        if policy == "random_released":
-            place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
-            y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
-            inner = torch.full((self.side,), 1 / max(self.side - 1, 1), dtype=torch.float64)
-            inner[[0, -1]] /= 2 if self.side > 1 else 1
-            chances = sent((inner[y] * inner[x]).log(), device, certain.dtype)
-            return sent(y * self.side + x, device), chances
-        if policy == "centre_released":
-            middle = round((self.side - 1) / 2)
-            return torch.full((images, count), middle * (self.side + 1), device=device), certain
-        scores = seen.barred.new_zeros(images, self.side**2)
-        with _exactly(device):  # the order of scores that are close must not be a matter of rounding
-            if policy == "ordered_logits":
-                scores = self._speaking_for_the_answer(seen).to(scores)
-            elif policy.startswith("sobel"):
-                scores = self._contrast(seen.look.to(scores.dtype), variance=policy == "sobel_var")
-        scores = scores.masked_fill(seen.barred > 0, NEVER)
-        noise = None
-        if policy == "random":
+        if policy.learned:
+            return None, seen.barred.new_zeros(len(seen.what), count)
+        if isinstance(policy, SaccaderPolicy):
+            return policy.cells(self, seen, count, draws, purpose)
+        scores, noise = seen.barred.new_zeros(len(seen.what), self.side**2).masked_fill(seen.barred > 0, NEVER), None
+        if policy.draws:
             noise = sent(draws.gumbel(f"saccades {purpose}", self.side**2), scores.device, scores.dtype)
-        cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
-        return cells, CHOICE_LIKELIHOOD.get(policy, CHOICE_LIKELIHOOD["centre"])(scores, cells)
+        cells = cast(CellPolicy, policy).choose(scores, count, noise)
+        return cells, (policy.likelihood or certain)(scores, cells)
 
-    def _speaking_for_the_answer(self, seen: _Seen) -> Tensor:
+    def logits_of_the_answer(self, seen: _Seen) -> Tensor:
         """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label (spec 3.4)."""
         head = cast(nn.Linear, self.backbone.fc)
         weight, what = head.weight.detach().to(seen.barred.dtype), seen.what.detach().to(seen.barred.dtype)
@@ -326,7 +388,7 @@ class Saccader(GlimpseClassifier):
         answer = F.linear(what.mean(1), weight, bias).argmax(-1)
         return (what @ weight[answer][..., None]).squeeze(-1)  # the bias changes no order
 
-    def _contrast(self, look: Tensor, variance: bool) -> Tensor:
+    def contrast(self, look: Tensor, variance: bool) -> Tensor:
         """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window (spec 3.4)."""
         grey = look.new_tensor((0.2989, 0.587, 0.114) if look.shape[1] == 3 else (1 / look.shape[1],) * look.shape[1])
         grey = (look * grey[:, None, None]).sum(1, keepdim=True)
@@ -345,27 +407,19 @@ class Saccader(GlimpseClassifier):
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
         return self.backbone.fc(seen.what[sent(which, cells.device)[:, None], cells])
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
-    ) -> Classification:
-        views, count = as_views(images), self._count(locations, policy)
-        everyone, seen = np.arange(len(views)), self.perceive(views)
-        chosen = self.saccade(seen, policy, count, draws or Draws(0, 0, everyone))
+    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+        count, everyone, seen = sum(budget), np.arange(len(views)), self.perceive(views)
+        chosen = self.saccade(seen, policy, count, draws)
         alone = self.read(views, seen, everyone, chosen.cells) if count else self._whole(seen)[:, None]
         return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
         """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once: beside features and
         attention network that costs nothing. A separate classifier's looks are taken one by one."""
-        views, count = as_views(images), self._count(locations, "greedy")
+        count = sum(budget)
         which, done, seen = np.arange(len(views)), [], self.perceive(views)
         whole = self._whole(seen)
-        chosen, alone = self.saccade(seen, "greedy", 0, Draws(0, 0, which)), whole[:, None][:, :0]
+        chosen, alone = self.saccade(seen, GREEDY, 0, Draws(0, 0, which)), whole[:, None][:, :0]
 
         def classified(rows: np.ndarray, on: Tensor) -> tuple[np.ndarray, Classification]:
             looks = alone.shape[1]
@@ -381,7 +435,7 @@ class Saccader(GlimpseClassifier):
             which, alone = which[going], alone[on]
             if not len(which):
                 break
-            chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), "greedy", count, Draws(0, 0, which))
+            chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), GREEDY, count, Draws(0, 0, which))
             alone = torch.cat([alone, self.read(views, seen, which, chosen.cells[:, start : start + at_once])], 1)
         if len(which) or not done:
             done.append(classified(which, torch.arange(len(which), device=whole.device)))
@@ -415,34 +469,30 @@ class Saccader(GlimpseClassifier):
         """(R, T, 4) where cells (R, T) look, in full-resolution pixels of images seen in the boxes ``root`` (R, 4)."""
         return np.take_along_axis(self._windows(root), on_host(cells)[..., None], axis=1)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """Try the batch once for each policy.
 
         ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not asked. Where a
         policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
         """
-        self.check_policies(policies)
-        views, count = as_views(images), self._count(locations, "")
-        seen = self.perceive(views)
-        learning = [name for name in policies if name != "exhaustive"]
-        if learning and not count:
+        count, seen = sum(budget), self.perceive(views)
+        choosing = not all(policy.every_cell for policy in policies)
+        if choosing and not count:
             raise ConfigError(
                 "locations 0: with no glimpse there is nothing to learn from; train with 1 or more, or by the policy exhaustive"
             )
-        mixed = self._mixed(seen, imitating="ordered_logits" in policies) if learning else None
+        mixed = self._mixed(seen, imitating=any(policy.teaches for policy in policies)) if choosing else None
         tried = []
-        for number, name in enumerate(policies):
-            if name == "exhaustive":
+        for number, policy in enumerate(policies):
+            if policy.every_cell:
                 whole = self._whole(seen)
-                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=name))
+                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=policy))
                 continue
-            chosen = self.saccade(seen, name, count, draws, str(number), mixed)
-            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, name))
+            chosen = self.saccade(seen, policy, count, draws, str(number), mixed)
+            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, policy))
         return tried
 
-    def _rollout(self, alone: Tensor, chosen: _Saccades, policy: str) -> Rollout:
+    def _rollout(self, alone: Tensor, chosen: _Saccades, policy: Policy) -> Rollout:
         """The rollout of glimpses whose logits (B, T, classes) are averaged."""
         scores = cast(Tensor, chosen.log_p)
         return Rollout(
@@ -462,21 +512,6 @@ class Saccader(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return self.backbone
-
-    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
-        if locations is None:
-            return self.locations
-        budget = tuple(int(k) for k in locations)
-        if len(budget) > 1 or any(not 0 <= k <= self.side**2 for k in budget):
-            told, most = ",".join(map(str, budget)), self.side**2
-            raise ConfigError(f"locations {told}: this model has one grid, of {most} cells; give one number, 0 to {most}")
-        return budget if budget != (0,) else ()
-
-    def _count(self, locations: Sequence[int] | None, policy: str) -> int:
-        """Glimpses of a budget."""
-        self.check_policies([policy] if policy else [])
-        budget = self._budget(locations)
-        return (self.side**2 if policy == "exhaustive" else budget[0]) if budget else 0
 
 
 def _exactly(device: torch.device) -> torch.autocast:

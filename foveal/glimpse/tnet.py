@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -40,13 +40,13 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
-from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
 from foveal.glimpse.registry import MODELS
 from foveal.host import rows_of, sent
-from foveal.images.views import Views, as_views
+from foveal.images.views import Views
 from foveal.objectives.objective import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Random, Whole, independent, plackett_luce
 
 # --------------------------------------------------------------------------------------------------------- modules
 
@@ -212,9 +212,8 @@ class _Traversal:
         """`taken` on the device of the features; None where every look was taken."""
         return None if self.taken.all() else sent(self.taken, self.features.device)
 
-    def log_probability(self, policy: str, likelihood: Any) -> Tensor:
-        """(R, choices) of each choice given those before it in the same grid; of the learned policy, unless another chose; 0 of no look."""
-        likelihood = CHOICE_LIKELIHOOD.get(policy, likelihood)
+    def log_probability(self, likelihood: Likelihood) -> Tensor:
+        """(R, choices) of each choice given those before it in the same grid; 0 of no look."""
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
         if not steps:
             return self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
@@ -295,6 +294,8 @@ class TNet(GlimpseClassifier):
 
     objective: type[Any] = TNetObjective
     formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
+    rollout_policies = ("whole",)
+    most_levels = None
     cell_weights: Tensor
 
     def __init__(
@@ -342,7 +343,7 @@ class TNet(GlimpseClassifier):
                 " and location_index out"
             )
         self.region_mpp = region_mpp
-        self.locations = self._budget(locations)
+        self.locations = self.budget(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
             for name in ("running_mean", "running_var"):
@@ -360,6 +361,10 @@ class TNet(GlimpseClassifier):
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
         self.takes_whole = region_mpp is None and self._takes_whole(in_chans)
+
+    @property
+    def most_cells(self) -> int:
+        return self.grid.cells
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes) if self._fits else super().root(sizes)
@@ -414,11 +419,8 @@ class TNet(GlimpseClassifier):
 
     # ---- the traversal (spec 3.1, 5)
 
-    def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[str], draws: Draws) -> _Traversal:
+    def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[Policy], draws: Draws) -> _Traversal:
         """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
-        self.check_policies(policies)
-        if "exhaustive" in policies:  # rollouts side by side look equally often
-            locations = (self.grid.cells,) * len(locations)
         tries = len(policies)
         thumbnail, look = self._thumbnail(views, tries)
         if not locations:
@@ -534,11 +536,11 @@ class TNet(GlimpseClassifier):
                 grids = self._grids(views, which, boxes, taken, look, depth + 1)
         return found
 
-    def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
+    def _select(self, policy: Policy, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
-        if policy in ("sampled", "random"):
+        if policy.draws:
             noise = sent(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:]), log_p.device, log_p.dtype)
-        return choose(policy, log_p, k, noise)
+        return cast(CellPolicy, policy).choose(log_p, k, noise)
 
     def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
         """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row (spec 3.1)."""
@@ -560,18 +562,10 @@ class TNet(GlimpseClassifier):
             weight = _shares(mask, features.dtype)
         return (weight[..., None] * features).sum(1), weight
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
-    ) -> Classification:
-        views = as_views(images)
-        draws = draws or Draws(0, 0, np.arange(len(views)))
-        seen = self._traverse(views, self._budget(locations), [policy], draws)
-        return self._classified(seen, seen.log_probability(policy, self.likelihood), contributions, views.bytes_read)
+    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+        seen = self._traverse(views, budget, [policy], draws)
+        log_p = seen.log_probability(policy.likelihood or self.likelihood)
+        return self._classified(seen, log_p, contributions, views.bytes_read)
 
     def _classified(self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None) -> Classification:
         """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
@@ -595,9 +589,8 @@ class TNet(GlimpseClassifier):
             glimpses = glimpses[seen.taken.ravel()]
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
         """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies below it."""
-        views, budget = as_views(images), self._budget(locations)
         which, done = np.arange(len(views)), []
         known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
@@ -612,7 +605,7 @@ class TNet(GlimpseClassifier):
                 break
             if not start:  # where to look is worked out for those alone that go on
                 grids = self._grids(views, which, known.boxes, known.taken, (look[0][on], look[1][on]))
-                order = choose("greedy", grids.log_p, budget[0])
+                order = GREEDY.choose(grids.log_p, budget[0])
                 turns = self.likelihood(grids.log_p, order)[:, 0]
             elif not going.all():
                 grids, order, turns = grids.rows(going), order[on], turns[on]
@@ -621,26 +614,25 @@ class TNet(GlimpseClassifier):
                 continue  # all cells of these images have been looked at
 
             def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
-                return cells if depth == 1 else choose("greedy", log_p, k)
+                return cells if depth == 1 else GREEDY.choose(log_p, k)
 
             below = self._expand(views, which, grids, budget, select)
             # Of the first level's choices the likelihood follows all that came before, not only these.
             below.log_p, below.cells = below.log_p[1:], below.cells[1:]
-            chance = below.log_probability("greedy", self.likelihood)
+            chance = below.log_probability(self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
         if len(which) or not done:
             done.append((which, self._classified(known, chances, contributions)))
         return Classification.merge(done, views.bytes_read)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        views, tries, budget = as_views(images), len(policies), self._budget(locations)
-        if "whole" in policies:
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        if any(policy.one_pass for policy in policies):
             if self.takes_whole and budget:
                 return [self._whole(views) for _ in policies]
-            policies = ["random" if policy == "whole" else policy for policy in policies]
-        seen = self._traverse(views, budget, policies, draws)
+            policies = [Random() if policy.one_pass else policy for policy in policies]
+        for policy in policies:  # rollouts side by side look equally often
+            budget = self.budget(budget, policy)
+        tries, seen = len(policies), self._traverse(views, budget, policies, draws)
         fused, _ = self._fuse(seen)
         logits, alone, mask = self.classifier(self.dropout(fused)), self.classifier(self.dropout(seen.features)), seen.mask
         if mask is not None:
@@ -650,7 +642,7 @@ class TNet(GlimpseClassifier):
             policies,
             logits.chunk(tries),
             alone.chunk(tries),
-            seen.log_probability("sampled", self.likelihood).chunk(tries),
+            seen.log_probability(self.likelihood).chunk(tries),
             fused.chunk(tries),
             zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
             zip(*(c.flatten(1).chunk(tries) for c in seen.cells), strict=True) if seen.cells else [()] * tries,
@@ -688,7 +680,7 @@ class TNet(GlimpseClassifier):
         grids = self._grids(views, which, boxes[:, None], np.ones((len(views), 1), dtype=bool), look)
         return Rollout(
             logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
-            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",
+            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy=Whole(),
         )  # fmt: skip
 
     def _whole_size(self) -> tuple[int, int]:
@@ -719,17 +711,6 @@ class TNet(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return _Dense(copy.deepcopy(self.backbone), nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device))
-
-    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
-        if locations is None:
-            return self.locations
-        budget = tuple(int(k) for k in locations)
-        if 0 in budget:
-            budget = budget[: budget.index(0)]
-        if any(not 1 <= k <= self.grid.cells for k in budget):
-            told = ",".join(map(str, budget))
-            raise ConfigError(f"locations {told}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
-        return budget
 
     def _probe(self, name: str, in_chans: int, side: int) -> tuple[int, int, int]:
         """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""

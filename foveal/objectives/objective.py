@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.choices import POLICIES
+from foveal.choices import POLICY_NAMES
 from foveal.objectives.rollout import Rollout
+from foveal.policies import Policy
 from foveal.registry import Registry
 
 OBJECTIVES: Registry[type[Any]] = Registry("objective")
@@ -42,7 +43,7 @@ class Objective(Protocol):
         """
         ...
 
-    def plan(self, progress: float) -> tuple[str, ...]:
+    def plan(self, progress: float) -> tuple[str | Policy, ...]:
         """Policies of the rollouts wanted at this point of training (0 to 1), e.g. ``("sampled", "greedy")``."""
         ...
 
@@ -76,7 +77,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
     image_share: float = 1.0
-    policy: Annotated[str, POLICIES] = "greedy"
+    policy: Annotated[str, POLICY_NAMES] = "greedy"
     trains: tuple[str, ...] | None = None
     class_weights: Sequence[float] | None = None
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.policies import GREEDY, Policy, find_policy
+
 MASKED = -1e8
 """Log-probabilities below this are those of cells that cannot be chosen."""
 
@@ -37,7 +39,7 @@ class Rollout:
         fused: (B, D) the vector that was classified, or None.
         additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, up to what dropout adds.
         values: (B, M) reward that the model itself expects before each choice, or None.
-        policy: how the cells were chosen; ``log_probability`` is the learned policy's all the same.
+        policy: how the cells were chosen, a policy or its name; ``log_probability`` is the learned policy's all the same.
     """
 
     logits: Tensor
@@ -50,9 +52,10 @@ class Rollout:
     fused: Tensor | None = None
     additive: bool = True
     values: Tensor | None = None
-    policy: str = "greedy"
+    policy: Policy = GREEDY
 
     def __post_init__(self) -> None:
+        self.policy = find_policy(self.policy)
         if self.log_probability is None:
             self.log_probability = self.logits.new_zeros((len(self.logits), 0))
 

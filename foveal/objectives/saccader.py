@@ -109,7 +109,7 @@ class SaccaderObjective:
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         classes = torch.stack([cross_entropy(tried.logits, target, self.class_weights) for tried in rollouts]).mean()
         log = {"loss_classes": classes.detach()}
-        if rollouts[-1].policy == "ordered_logits":
+        if rollouts[-1].policy.teaches:
             each = -rollouts[-1].log_probability
             loss = classes + each.mean()
             return loss, state, {"loss": loss.detach(), **log, "loss_locations": each.mean().detach()}

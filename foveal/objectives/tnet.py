@@ -192,13 +192,13 @@ class TNetObjective:
 
     def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
-        if tried.policy == "whole":
+        if tried.policy.one_pass:
             perceived = cross_entropy(tried.logits, target, self.class_weights)
             taught = imitation(tried, target)
             loss = perceived + self.policy_weight * taught
             return loss, state, {"loss": loss.detach(), "loss_perception": perceived.detach(), "loss_imitation": taught.detach()}
         perceived = perception(tried, target, self.image_share, self.class_weights)
-        if tried.policy != "sampled" or tried.glimpses_per_image == 1:
+        if not tried.policy.sampled or tried.glimpses_per_image == 1:
             return perceived, state, {"loss": perceived.detach()}
         credits = self.credit(tried, target)
         loss = perceived - self.policy_weight * ((credits - state) * tried.log_probability).sum(1).mean()

@@ -36,6 +36,7 @@ from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import LeftOut, is_path
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
@@ -80,7 +81,8 @@ class Summary:
 
 def predict(
     model: GlimpseClassifier | nn.Module | Run | str | Path, paths: Any, *, locations: Sequence[int] | None = None,
-    policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
+    policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
+    precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True, retry: bool = False,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
 ) -> Summary:  # fmt: skip
@@ -123,7 +125,7 @@ def predict(
     left_out = LeftOut()
     found = find_named(paths, left_out)
     settings = {
-        "model": fingerprint(classifier), "locations": list(budget), "policy": policy, "precision": precision, "top_k": top_k, "seed": seed,
+        "model": fingerprint(classifier), "locations": list(budget), "policy": str(policy), "precision": precision, "top_k": top_k, "seed": seed,
     }  # fmt: skip
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]

@@ -37,6 +37,7 @@ from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.objectives.rollout import Rollout
+from foveal.policies import Policy
 from foveal.training.config import FitConfig
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
@@ -165,7 +166,7 @@ class Task(pl.LightningModule):
         self._validated: list[Tensor] = []
         self._validated_images = 0
         self._losses = Late()
-        self._takes_one: dict[tuple[str, ...], bool] = {}
+        self._takes_one: dict[tuple[str | Policy, ...], bool] = {}
 
     # ---- data
 
@@ -301,7 +302,7 @@ class Task(pl.LightningModule):
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
 
-    def takes_one_image(self, plan: Sequence[str]) -> bool:
+    def takes_one_image(self, plan: Sequence[str | Policy]) -> bool:
         """Whether a batch of one image can be trained on; see `foveal.training.norms.takes_one_image`."""
         if tuple(plan) not in self._takes_one:
             self._takes_one[tuple(plan)] = takes_one_image(self.model, plan)

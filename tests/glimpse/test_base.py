@@ -8,7 +8,7 @@ import torch
 
 from foveal.glimpse.base import WholeImage, enclosing_square, per_band, whole_image
 from foveal.images.views import TensorViews
-from tests.glimpse.tester import GlimpseClassifierTester
+from foveal.testing import GlimpseClassifierTester
 
 
 class TestWholeImage(GlimpseClassifierTester):

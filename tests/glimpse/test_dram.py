@@ -15,7 +15,7 @@ from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
 from foveal.images.views import TensorViews
 from foveal.prediction.cost import count
 from foveal.runs import create_classifier
-from tests.glimpse.tester import GlimpseClassifierTester
+from foveal.testing import GlimpseClassifierTester
 
 TINY = {"backbone": "test_resnetv2_slim", "image_size": 48, "base_size": 16, "hidden": 12}
 

@@ -12,7 +12,7 @@ from foveal.glimpse.ram import RAM
 from foveal.images.views import TensorViews
 from foveal.prediction.cost import count
 from foveal.runs import create_classifier
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
+from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
 class TestRAM(GlimpseClassifierTester):

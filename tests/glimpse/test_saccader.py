@@ -16,10 +16,11 @@ from foveal.errors import ConfigError
 from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen
 from foveal.images.views import TensorViews
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
+from foveal.policies import find_policy
 from foveal.prediction.cost import count
 from foveal.runs import ModelInfo, create_classifier, create_model, load, save_model
+from foveal.testing import CountingViews, GlimpseClassifierTester
 from foveal.training.task import freeze
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
 
@@ -173,7 +174,7 @@ def test_the_cell_is_the_one_of_the_specification():
 def test_greedy_saccades_follow_the_cell_and_mark_what_was_visited(model):
     seen = model.perceive(TensorViews(images()))
     mixed = model._mixed(seen, imitating=False)
-    chosen = model.saccade(seen, "greedy", 5, draws())
+    chosen = model.saccade(seen, find_policy("greedy"), 5, draws())
     for i in range(2):
         visited = np.zeros(model.side**2)
         for t in range(5):
@@ -187,13 +188,13 @@ def test_greedy_saccades_follow_the_cell_and_mark_what_was_visited(model):
 @pytest.mark.parametrize("policy", ["greedy", "sampled", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var", "exhaustive"])
 def test_no_cell_is_chosen_twice(model, policy):
     cells = model.side**2
-    out = model.saccade(model.perceive(TensorViews(images())), policy, cells, draws()).cells
+    out = model.saccade(model.perceive(TensorViews(images())), find_policy(policy), cells, draws()).cells
     assert all(sorted(row) == list(range(cells)) for row in out.tolist())
 
 
 def test_cells_beside_the_image_come_last(model):
     wide = torch.rand(1, 3, 20, 80, dtype=torch.float64)
-    chosen = model.saccade(seen := model.perceive(TensorViews(wide)), "sampled", model.side**2, draws(1)).cells[0]
+    chosen = model.saccade(seen := model.perceive(TensorViews(wide)), find_policy("sampled"), model.side**2, draws(1)).cells[0]
     beside = seen.barred[0, chosen] > 0
     assert 0 < beside.sum() < len(beside) and not beside[: -int(beside.sum())].any()
 
@@ -227,7 +228,7 @@ def test_sampling_draws_from_the_policy(model):
     n = 4000
     seen = repeated(model, n)
     mixed = model._mixed(model.perceive(TensorViews(images(1))), imitating=False).detach().expand(n, -1, -1)
-    chosen = model.saccade(seen, "sampled", 2, draws(n), mixed=mixed)
+    chosen = model.saccade(seen, find_policy("sampled"), 2, draws(n), mixed=mixed)
     p = chosen.log_p[0, 0].exp()
     found = torch.bincount(chosen.cells[:, 0], minlength=len(p)) / n
     often = p * n > 20
@@ -239,7 +240,7 @@ def test_autocast_leaves_the_cell_in_full_precision():
     model = awake(Saccader(num_classes=5, **TINY)).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen = model.perceive(TensorViews(images().float()))
-        chosen = model.saccade(seen, "greedy", 10, draws())
+        chosen = model.saccade(seen, find_policy("greedy"), 10, draws())
     assert seen.what.dtype == torch.bfloat16 and chosen.log_p.dtype == torch.float32
     assert torch.isfinite(chosen.log_p).all() and all(len(set(row)) == 10 for row in chosen.cells.tolist())
 
@@ -260,7 +261,7 @@ def test_ordered_logits_are_the_cells_that_speak_most_for_the_predicted_class(mo
     what = model.backbone.reduce(model.backbone.forward_features(look))
     maps = F.conv2d(what, model.backbone.fc.weight[..., None, None], model.backbone.fc.bias)
     answer = model.backbone(look).argmax(1)
-    cells = model.saccade(model.perceive(TensorViews(x)), "ordered_logits", 5, draws(4)).cells
+    cells = model.saccade(model.perceive(TensorViews(x)), find_policy("ordered_logits"), 5, draws(4)).cells
     for i in range(4):
         of_answer = maps[i, answer[i]].flatten()
         assert cells[i].tolist() == of_answer.argsort(descending=True)[:5].tolist()
@@ -280,7 +281,7 @@ def test_sobel_windows_by_hand(model):
     edge = np.sqrt(gx**2 + gy**2)
     side, jump = model.backbone.receptive_field, model.backbone.jump
     for name, statistic in (("sobel_mean", np.mean), ("sobel_var", lambda w: np.var(w, ddof=1))):
-        cells = model.saccade(seen, name, 4, draws()).cells
+        cells = model.saccade(seen, find_policy(name), 4, draws()).cells
         for i in range(2):
             value = [
                 statistic(edge[i, jump * r : jump * r + side, jump * c : jump * c + side])
@@ -291,7 +292,7 @@ def test_sobel_windows_by_hand(model):
 
 def test_random_as_released_favours_inner_cells_and_may_come_back(model):
     n = 3000
-    out = model.saccade(repeated(model, n), "random_released", 2, draws(n))
+    out = model.saccade(repeated(model, n), find_policy("random_released"), 2, draws(n))
     share = torch.bincount(out.cells[:, 0], minlength=model.side**2) / n
     grid = share.reshape(model.side, model.side)
     inner, border, corner = grid[1:-1, 1:-1].mean(), grid[0, 1:-1].mean(), grid[0, 0]
@@ -304,17 +305,20 @@ def test_random_as_released_favours_inner_cells_and_may_come_back(model):
 
 
 def test_the_middle_as_released_is_the_same_cell_each_time(model):
-    cells = model.saccade(model.perceive(TensorViews(images())), "centre_released", 3, draws()).cells
+    cells = model.saccade(model.perceive(TensorViews(images())), find_policy("centre_released"), 3, draws()).cells
     assert set(cells.flatten().tolist()) == {model.side**2 // 2}
-    assert model.saccade(model.perceive(TensorViews(images())), "centre", 1, draws()).cells.flatten().tolist() == [model.side**2 // 2] * 2
+    assert (
+        model.saccade(model.perceive(TensorViews(images())), find_policy("centre"), 1, draws()).cells.flatten().tolist()
+        == [model.side**2 // 2] * 2
+    )
 
 
 @pytest.mark.parametrize(("side", "cells", "middle"), [(33, 6, 14), (37, 7, 24), (13, 1, 0)])
 def test_the_middle_of_other_grids(side, cells, middle):
     model = Saccader(num_classes=2, backbone="test_bagnet_lowd", image_size=side, locations=(1,)).eval()
     seen = model.perceive(TensorViews(torch.rand(2, 3, side, side)))
-    assert model.side == cells and model.saccade(seen, "centre_released", 2, draws()).cells.tolist() == [[middle] * 2] * 2
-    released = model.saccade(seen, "random_released", 2, draws())
+    assert model.side == cells and model.saccade(seen, find_policy("centre_released"), 2, draws()).cells.tolist() == [[middle] * 2] * 2
+    released = model.saccade(seen, find_policy("random_released"), 2, draws())
     assert released.cells.max() < cells**2 and torch.isfinite(released.log_probability).all()
 
 
@@ -324,13 +328,13 @@ def test_policies_decide_in_full_precision(dtype):
     model = awake(Saccader(num_classes=5, **TINY)).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype):
         seen = model.perceive(TensorViews(images(8).float()))
-        ordered = model.saccade(seen, "ordered_logits", 20, draws(8)).cells
-        edges = model.saccade(seen, "sobel_var", 20, draws(8)).cells
+        ordered = model.saccade(seen, find_policy("ordered_logits"), 20, draws(8)).cells
+        edges = model.saccade(seen, find_policy("sobel_var"), 20, draws(8)).cells
     what, head = seen.what.double(), model.double().backbone.fc
     answer = head(what.mean(1)).argmax(-1)
     spoken = head(what).gather(-1, answer[:, None, None].expand(-1, what.shape[1], 1)).squeeze(-1).gather(1, ordered)
     assert (spoken.diff(dim=1) <= 1e-5).all()
-    plain = model.float().saccade(model.perceive(TensorViews(images(8).float())), "sobel_var", 20, draws(8)).cells
+    plain = model.float().saccade(model.perceive(TensorViews(images(8).float())), find_policy("sobel_var"), 20, draws(8)).cells
     assert (edges == plain).float().mean() > 0.9
 
 

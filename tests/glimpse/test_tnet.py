@@ -20,7 +20,7 @@ from foveal.objectives.rollout import MASKED
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.prediction.cost import count
 from foveal.runs import classify
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
+from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
 class TestTNet(GlimpseClassifierTester):

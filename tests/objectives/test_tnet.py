@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveal.glimpse.policies import plackett_luce
 from foveal.objectives.rollout import MASKED, Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, contrastive, credit, imitation
+from foveal.policies import find_policy, plackett_luce
 
 TARGET = torch.tensor([1])
 
@@ -174,7 +174,7 @@ def test_class_weights_weigh_classes():
     tried, target = batch()
     even = TNetObjective(image_share=1.0, warm_up=1.0)
     skewed = TNetObjective(image_share=1.0, warm_up=1.0, class_weights=(1.0, 2.0, 3.0))
-    tried.policy = "random"
+    tried.policy = find_policy("random")
     got = skewed([tried], target, torch.tensor(0.0))[0]
     expected = F.cross_entropy(tried.logits, target, weight=torch.tensor([1.0, 2, 3]))
     assert got.item() == pytest.approx(expected.item()) and got.item() != pytest.approx(even([tried], target, torch.tensor(0.0))[0].item())

@@ -1,4 +1,11 @@
-"""The checks that every backbone must pass: subclass, name it, and pytest runs them all."""
+"""The checks that every backbone must pass: subclass, name it, and pytest runs them all.
+
+Example:
+    >>> class TestMine(BackboneTester):
+    ...     name = "plain_convnet_32"
+    >>> TestMine().make(num_classes=5).num_classes
+    5
+"""
 
 from __future__ import annotations
 
