@@ -17,7 +17,8 @@ SACCADER_POLICY_NAMES = ("ordered_logits", "sobel_mean", "sobel_var", "random_re
 """Further ways, which only `foveal.glimpse.saccader.Saccader` knows."""
 
 PRECISIONS = {"32": None, "32-true": None, "bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "16-mixed": "float16"}
-"""Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is another."""
+"""Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is
+another."""
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""

@@ -1,12 +1,13 @@
 """Policies: how a model chooses where to look.
 
-A policy is an object that says what it needs and how probable its choices are, so that no model has to know its name. A `CellPolicy`
-orders the cells of a grid, of which the first k are chosen. A `PlacePolicy` gives a point of the image. ``greedy`` takes what the model
-finds most probable, ``sampled`` draws from what it learned (cells without replacement, by Gumbel top-k: Kool et al. 2019,
-arXiv 1903.06059), ``random`` is uniform, ``centre`` takes what is nearest the middle, and ``exhaustive`` takes every cell.
+A policy is an object that says what it needs and how probable its choices are, so that no model has to know its name. A
+`CellPolicy` orders the cells of a grid, of which the first k are chosen. A `PlacePolicy` gives a point of the image.
+``greedy`` takes what the model finds most probable, ``sampled`` draws from what it learned (cells without replacement,
+by Gumbel top-k: Kool et al. 2019, arXiv 1903.06059), ``random`` is uniform, ``centre`` takes what is nearest the
+middle, and ``exhaustive`` takes every cell.
 
-Options and Python take the name of a policy or the object; `find_policy` gives the object. To add a policy, derive a class, give it a
-name and register it:
+Options and Python take the name of a policy or the object; `find_policy` gives the object. To add a policy, derive a
+class, give it a name and register it:
 
 Example:
     >>> import torch
@@ -124,7 +125,8 @@ class CellPolicy(Policy):
         """(..., K) scores by which cells are ordered, the highest first.
 
         Args:
-            log_p: (..., K) log-probabilities that the model gives the cells; below ``NEVER / 2`` for cells that may not be chosen.
+            log_p: (..., K) log-probabilities that the model gives the cells; below ``NEVER / 2`` for cells that may not
+                be chosen.
             noise: (..., K) standard Gumbel noise if the policy ``draws``, else 0.
         """
         raise NotImplementedError
@@ -133,8 +135,8 @@ class CellPolicy(Policy):
         """Choose k cells of each grid.
 
         Args:
-            log_p: (..., K) log-probabilities, from scores that are `NEVER` for cells that may not be chosen (they come last all
-                the same, should there be fewer than k others).
+            log_p: (..., K) log-probabilities, from scores that are `NEVER` for cells that may not be chosen (they come
+                last all the same, should there be fewer than k others).
             k: cells to choose, at most K.
             noise: (..., K) standard Gumbel noise, for a policy that ``draws``.
 

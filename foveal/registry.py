@@ -1,7 +1,8 @@
 """Registries: models, objectives, policies and data sets by name, and the modules of others that add to them.
 
-An entry is added by a decorator. A module of somebody else does the same, and ``--import MODULE`` loads it for one command. Runs
-remember the names of such modules as text. Nothing is imported because a run, a recipe or another file says so.
+An entry is added by a decorator. A module of somebody else does the same, and ``--import MODULE`` loads it for one
+command. Runs remember the names of such modules as text. Nothing is imported because a run, a recipe or another file
+says so.
 
 Example:
     >>> TOOLS = Registry("tool")
@@ -66,7 +67,8 @@ class Registry(Generic[Entry]):
     @overload
     def register(self, name: Added) -> Added: ...
     def register(self, name: Any) -> Any:
-        """Add an entry: ``@register("name")``, or ``@register`` alone for the ``name``, or else ``__name__``, of the entry.
+        """Add an entry: ``@register("name")``, or ``@register`` alone for the ``name``, or else ``__name__``, of the
+        entry.
 
         Raises:
             ConfigError: another entry has the name.
@@ -78,7 +80,8 @@ class Registry(Generic[Entry]):
         def add(entry: Added) -> Added:
             there: Any = self._entries.get(name)
             if there is not None and _origin(there) != _origin(entry):  # a module may be executed again
-                raise ConfigError(f"{name}: two {self.kind}s have this name, of {_origin(there)[0]} and of {_origin(entry)[0]}; rename one")
+                first, second = _origin(there)[0], _origin(entry)[0]
+                raise ConfigError(f"{name}: two {self.kind}s have this name, of {first} and of {second}; rename one")
             self._entries[name] = entry  # type: ignore[assignment]
             return entry
 
@@ -98,7 +101,9 @@ class Registry(Generic[Entry]):
             return self._entries[name]
         near = difflib.get_close_matches(str(name), self._entries, 1)
         advice = f"did you mean {near[0]}?" if near else f"use one of {', '.join(self.names())}"
-        what = f"{where}: there is no {self.kind} {name!r}" if where else f"{name}: there is no {self.kind} of this name"
+        what = f"{name}: there is no {self.kind} of this name"
+        if where:
+            what = f"{where}: there is no {self.kind} {name!r}"
         raise UnknownName(f"{what}; {advice}", self.kind, str(name))
 
     def names(self) -> list[str]:
@@ -139,7 +144,8 @@ def import_module(name: str) -> ModuleType:
     """Load a module that registers something.
 
     Args:
-        name: of an installed module or one in the current folder; or the path of a ``.py`` file, whose name becomes the module's.
+        name: of an installed module or one in the current folder; or the path of a ``.py`` file, whose name becomes the
+            module's.
 
     Raises:
         ConfigError: there is none.
@@ -162,9 +168,8 @@ def _import_name(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks another one
-        raise ConfigError(
-            f"{name}: there is no such module; install it, run the command in its folder, or give the path of a .py file"
-        ) from error
+        advice = "install it, run the command in its folder, or give the path of a .py file"
+        raise ConfigError(f"{name}: there is no such module; {advice}") from error
 
 
 def _import_file(file: Path) -> ModuleType:

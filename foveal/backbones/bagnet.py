@@ -53,7 +53,7 @@ EXPANSION = 4
 DownsampleBN = Literal["main", "shortcut"]
 
 
-class Bottleneck(nn.Module):
+class BagNetBottleneck(nn.Module):
     """1x1 conv, k x k conv, 1x1 conv to four times the width, and a shortcut; an activation after each.
 
     Args:
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
 
 def _stages(
     channels: int, widths: Sequence[int], kernels: Sequence[Sequence[int]], strides: Sequence[int],
-    block: Callable[[int, int, int, int, int, int], Bottleneck],
+    block: Callable[[int, int, int, int, int, int], BagNetBottleneck],
 ) -> tuple[nn.Sequential, list[dict[str, Any]]]:  # fmt: skip
     """Stages of blocks, and timm's ``feature_info``; ``block`` gets channels, width, kernel, stride, stage and position in the stage."""
     stages, info, reduction = [], [], 1
@@ -200,7 +200,7 @@ def _conv_norm(channels: int, out: int, kernel: int = 1, stride: int = 1) -> tup
     return nn.Conv2d(channels, out, kernel, stride, bias=False), nn.BatchNorm2d(out)
 
 
-def _normed_block(channels: int, width: int, kernel: int, stride: int, downsample_bn: str) -> Bottleneck:
+def _normed_block(channels: int, width: int, kernel: int, stride: int, downsample_bn: str) -> BagNetBottleneck:
     out = EXPANSION * width
     last, zeroed = _conv_norm(width, out)
     nn.init.zeros_(zeroed.weight)
@@ -210,7 +210,7 @@ def _normed_block(channels: int, width: int, kernel: int, stride: int, downsampl
         shortcut.append(projection)
         (main if downsample_bn == "main" else shortcut).append(norm)
     conv1, conv2 = nn.Sequential(*_conv_norm(channels, width)), nn.Sequential(*_conv_norm(width, width, kernel, stride))
-    return Bottleneck(conv1, conv2, main, shortcut, kernel == 3, nn.ReLU())
+    return BagNetBottleneck(conv1, conv2, main, shortcut, kernel == 3, nn.ReLU())
 
 
 class BagNetTNet(Headed):
@@ -261,11 +261,13 @@ class BagNetTNet(Headed):
         return self.drop(x).mean((2, 3))
 
 
-def _norm_free_block(channels: int, width: int, kernel: int, stride: int, valid: bool) -> Bottleneck:
+def _norm_free_block(channels: int, width: int, kernel: int, stride: int, valid: bool) -> BagNetBottleneck:
     out = EXPANSION * width
     conv2 = create_conv2d(width, width, kernel, stride=stride, padding="valid" if valid else "same", bias=True)
     projection = nn.Conv2d(channels, out, 1, stride) if stride > 1 or channels != out else nn.Identity()
-    return Bottleneck(nn.Conv2d(channels, width, 1), conv2, nn.Conv2d(width, out, 1), projection, valid and kernel == 3, nn.LeakyReLU(0.2))
+    return BagNetBottleneck(
+        nn.Conv2d(channels, width, 1), conv2, nn.Conv2d(width, out, 1), projection, valid and kernel == 3, nn.LeakyReLU(0.2)
+    )
 
 
 FEATURES = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}

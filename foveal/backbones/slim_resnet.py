@@ -40,7 +40,7 @@ def _norm(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(channels, momentum=MOMENTUM), nn.ReLU())
 
 
-class Bottleneck(nn.Module):
+class SlimBottleneck(nn.Module):
     """Norm, 1x1 conv, norm, 3x3 conv, norm, 1x1 conv to four times the width; plus the shortcut.
 
     Args:
@@ -90,7 +90,7 @@ class SlimResNetV2(Headed):
             last = i == len(layers) - 1
             blocks = []
             for j in range(count):
-                blocks.append(Bottleneck(channels, width, 2 if j == count - 1 and not last else 1))
+                blocks.append(SlimBottleneck(channels, width, 2 if j == count - 1 and not last else 1))
                 channels = 4 * width
             stages.append(Stage(*blocks))
             reduction *= 1 if last else 2

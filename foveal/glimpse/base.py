@@ -68,7 +68,8 @@ class _Policies:
 
 
 class GlimpseClassifier(nn.Module, ABC):
-    """A classifier that looks at boxes of images. A model says how it does three things: `classify`, `roll_out` and `dense`.
+    """A classifier that looks at boxes of images. A model says how it does three things: `classify`, `roll_out` and
+    `dense`.
 
     Args:
         num_classes: classes.
@@ -76,8 +77,8 @@ class GlimpseClassifier(nn.Module, ABC):
         mean, std: normalisation, per channel, of values in [0, 1].
         squash: the first look is the whole image, squashed to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all of what
-            augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
+        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all
+            of what augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
 
     Raises:
         ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
@@ -89,8 +90,8 @@ class GlimpseClassifier(nn.Module, ABC):
         most_levels: how many levels of locations there can be; None for any number.
         most_cells: how many locations each grid has; None for any number.
         objective: kind of objective that it is trained with unless told otherwise.
-        formerly: options that earlier versions did not have, with the values that describe what models did then. The model has an
-            attribute of the same name for each, which run folders store.
+        formerly: options that earlier versions did not have, with the values that describe what models did then. The
+            model has an attribute of the same name for each, which run folders store.
         class_names: set when trained or loaded.
     """
 
@@ -117,7 +118,9 @@ class GlimpseClassifier(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if crop is not None and (squash or not 0 < crop <= 1):
-            raise ConfigError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
+            raise ConfigError(
+                f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash"
+            )
         self.num_classes = num_classes
         self.size = size
         self.squash = squash
@@ -148,7 +151,8 @@ class GlimpseClassifier(nn.Module, ABC):
         return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
 
     def see(self, views: Views, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
-        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told otherwise.
+        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told
+        otherwise.
 
         Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
 
@@ -157,8 +161,8 @@ class GlimpseClassifier(nn.Module, ABC):
         """
         if views.channels != self.channels:
             raise ImageError(
-                f"images: have {views.channels} bands where the model takes {self.channels}; open them with channels={self.channels},"
-                " or let foveal.classify do it"
+                f"images: have {views.channels} bands where the model takes {self.channels};"
+                f" open them with channels={self.channels}, or let foveal.classify do it"
             )
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
@@ -183,7 +187,8 @@ class GlimpseClassifier(nn.Module, ABC):
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
             policy: how locations are selected: one of ``policies`` or its name.
             draws: randomness for policies that need it; a fixed seed if None.
-            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False spares that.
+            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False
+                spares that.
 
         Raises:
             ConfigError: a budget that cannot be met, or a policy that the model does not know.
@@ -193,10 +198,18 @@ class GlimpseClassifier(nn.Module, ABC):
         return self.classify(views, self.budget(locations, policy), policy, draws, contributions)
 
     @abstractmethod
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
         """Classify with a budget that can be met and a policy that is known; see `forward`."""
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+    def walk(
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        at_once: int = 1,
+        contributions: bool = True,
+    ) -> Walk:
         """Classify greedily, a few looks at a time; whoever drives this says which images are worth looking at further.
 
         Args:
@@ -206,8 +219,9 @@ class GlimpseClassifier(nn.Module, ABC):
             contributions: see `forward`.
 
         Yields:
-            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first look, last before the
-            last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot stop on the way yield nothing.
+            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first
+            look, last before the last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot
+            stop on the way yield nothing.
 
         Returns:
             The classification of all images, each with the looks that it got.
@@ -220,17 +234,24 @@ class GlimpseClassifier(nn.Module, ABC):
         return self(views, budget, contributions=contributions)
 
     def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str | Policy], draws: Draws, locations: Sequence[int] | None = None
+        self,
+        images: Views | Tensor,
+        policies: Sequence[str | Policy],
+        draws: Draws,
+        locations: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """Try the batch once for each policy, with gradients."""
-        return self.roll_out(as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws)
+        return self.roll_out(
+            as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws
+        )
 
     @abstractmethod
     def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """Try the batch once for each policy, with a budget that can be met; see `rollouts`."""
 
     def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
-        """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is looked at.
+        """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is
+        looked at.
 
         Args:
             locations: what is asked for; the model's own budget if None.
@@ -269,7 +290,9 @@ class GlimpseClassifier(nn.Module, ABC):
         known = (*self.policies, *more)
         for policy in policies:
             if not isinstance(policy, self.policy_kinds) and str(policy) not in known:
-                raise ConfigError(f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}")
+                raise ConfigError(
+                    f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}"
+                )
         return [find_policy(policy) for policy in policies]
 
     def default_objective(self) -> Objective:
@@ -294,38 +317,58 @@ class WholeImage(GlimpseClassifier):
         mean, std: normalisation, per band; the network's own if None, or 0.5 where it has none.
         squash: squash the whole image to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation
-            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if None.
+        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what
+            augmentation
+            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if
+                None.
     """
 
     def __init__(
-        self, network: nn.Module, image_size: int | tuple[int, int] | None = None, *, mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True, crop: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        squash: bool = False,
+        antialias: bool = True,
+        crop: float | None = None,
+    ) -> None:
         card = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
         size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
         classes = getattr(network, "num_classes", None) or 1000
         super().__init__(
-            classes, (size, size) if isinstance(size, int) else tuple(size),
-            per_band(mean or card.get("mean", (0.5,)), channels), per_band(std or card.get("std", (0.5,)), channels),
-            squash=squash, antialias=antialias, crop=crop,
-        )  # fmt: skip
+            classes,
+            (size, size) if isinstance(size, int) else tuple(size),
+            per_band(mean or card.get("mean", (0.5,)), channels),
+            per_band(std or card.get("std", (0.5,)), channels),
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
+        )
         self.network = channels_last(network)
 
     @property
     def most_levels(self) -> int:  # type: ignore[override]
         return len(self.locations)
 
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
         which, box = np.arange(len(views)), self.root(views.sizes)
         with ExitStack() as asked:
             maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
             logits = self.network(self.see(views, which, box))
         looks = Glimpses(
-            image=which, box=box, size=np.array(self.size), level=np.ones_like(which), parent=np.full_like(which, -1),
-            probability=torch.ones(len(which)), contribution=logits if contributions else None,
-        )  # fmt: skip
+            image=which,
+            box=box,
+            size=np.array(self.size),
+            level=np.ones_like(which),
+            parent=np.full_like(which, -1),
+            probability=torch.ones(len(which)),
+            contribution=logits if contributions else None,
+        )
         return Classification(logits, looks, self.class_names, maps, views.bytes_read)
 
     def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
@@ -333,7 +376,8 @@ class WholeImage(GlimpseClassifier):
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to submodule."""
+        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to
+        submodule."""
         head = getattr(self.network, "get_classifier", lambda: None)()
         parts = {name: self.network.get_submodule(part) for name, part in getattr(self.network, "groups", {}).items()}
         if isinstance(head, nn.Module):
@@ -350,7 +394,8 @@ class WholeImage(GlimpseClassifier):
 
 
 def networks() -> ModuleType:
-    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network is needed."""
+    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network
+    is needed."""
     with quickly():
         import timm
 
@@ -360,7 +405,7 @@ def networks() -> ModuleType:
 
 def create_network(
     name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any], size: int | None = None
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A network of timm's or ours for a model that looks.
 
     Args:
@@ -384,7 +429,7 @@ def create_network(
 
 def check_network(
     name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = (), kind: str = "backbone"
-) -> None:  # fmt: skip
+) -> None:
     """See that timm, with our backbones, has a network of this name.
 
     Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
@@ -414,7 +459,11 @@ def check_network(
     architecture, _, tag = name.partition(".")
     tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
     # Of timm's thousand names some are always nearer than ours.
-    near = [match for names in (tags or ours, tags or timm.list_models()) for match in difflib.get_close_matches(name, names, 3)]
+    near = [
+        match
+        for names in (tags or ours, tags or timm.list_models())
+        for match in difflib.get_close_matches(name, names, 3)
+    ]
     advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
     raise UnknownName(f"{what}: {unknown}; {advice}", kind, name)
 
@@ -427,12 +476,14 @@ def _has_network(name: str) -> bool:
 def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
     """What a network has to be told so that it takes images of a size: nothing, or ``img_size``.
 
-    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the meta device.
+    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the
+    meta device.
 
     Args:
         name: timm name.
         size: (height, width) of the images.
-        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or ``dynamic_img_size``.
+        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or
+            ``dynamic_img_size``.
 
     Raises:
         ConfigError: it takes no images of this size in any case.
@@ -442,7 +493,9 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
     own = tuple(card.input_size[1:]) if card is not None else None
     if size == own:
         return {}
-    options = {key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"}
+    options = {
+        key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"
+    }
     told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
     reasons: list[Exception] = []
     for more in ({}, told) if options.keys().isdisjoint(("img_size", "dynamic_img_size")) else ({},):
@@ -466,7 +519,10 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
 
 def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
     """Why a network on the meta device does not take images of a size, or None."""
-    channels = getattr(network, "in_chans", None) or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    channels = (
+        getattr(network, "in_chans", None)
+        or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    )
     try:
         with torch.no_grad():
             network(torch.zeros(1, channels, *size, device="meta"))
@@ -478,7 +534,8 @@ def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are 3-d convolutions."""
+    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are
+    3-d convolutions."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
-"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the plane.
+"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the
+plane.
 
-A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean itself. The model
-classifies from what it remembers, after as many looks as the budget says.
+A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean
+itself. The model classifies from what it remembers, after as many looks as the budget says.
 
 Example:
     >>> import torch
@@ -40,9 +41,11 @@ Aggregate = Annotated[str, AGGREGATES]
 
 
 class LSTMCell(nn.Module):
-    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of 1.
+    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of
+    1.
 
-    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in this order.
+    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in
+    this order.
 
     Args:
         features: length of the input.
@@ -121,7 +124,8 @@ class RecurrentAttention(GlimpseClassifier):
     A place has a density and no probability: the probability of every glimpse is 1.
 
     Args:
-        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after each chosen one.
+        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after
+            each chosen one.
         locations: default budget: one number.
         options: of `GlimpseClassifier`.
 
@@ -165,7 +169,9 @@ class RecurrentAttention(GlimpseClassifier):
         """(1 + steps, 2) what each look is resampled to."""
         return np.tile(np.array(self.size), (1 + steps, 1))
 
-    def decide(self, policy_features: Tensor, policies: Sequence[Policy], draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+    def decide(
+        self, policy_features: Tensor, policies: Sequence[Policy], draws: Draws, step: int
+    ) -> tuple[Tensor, Tensor]:
         """Places of all rollouts in this step, (R, 2), and their log-density, (R,)."""
         mean = self.where(policy_features)
         drawn = [np.zeros((len(draws.samples), 2))] * len(policies)
@@ -173,17 +179,23 @@ class RecurrentAttention(GlimpseClassifier):
             if policy.draws:
                 drawn[i] = draws.uniform(f"location {step} {i}", 2)
         uniform = [sent(u, mean.device, mean.dtype) for u in drawn]
-        places = [self.where.choose(*of) for of in zip(cast(Any, policies), mean.chunk(len(policies)), uniform, strict=True)]
+        places = [
+            self.where.choose(*of) for of in zip(cast(Any, policies), mean.chunk(len(policies)), uniform, strict=True)
+        ]
         place = torch.cat(places)
         return place, self.where.log_density(place, mean)
 
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
         steps = sum(budget)
         seen = self.trace(views, steps, [policy], draws)
         chosen = self.classifier(seen.features[:, 1:] if steps and self.aggregate == "mean" else seen.features[:, -1:])
         contribution = None
         if contributions and self.aggregate == "mean":
-            contribution = (chosen if not steps else torch.cat([torch.zeros_like(chosen[:, :1]), chosen / steps], 1)).flatten(0, 1)
+            contribution = (
+                chosen if not steps else torch.cat([torch.zeros_like(chosen[:, :1]), chosen / steps], 1)
+            ).flatten(0, 1)
         first, boxes = self.boxes(views.sizes, on_host(seen.where))
         count, level, parent = 1 + steps, np.array([1] + [2] * steps), np.array([-1] + [0] * steps)
         glimpses = Glimpses(
@@ -203,11 +215,19 @@ class RecurrentAttention(GlimpseClassifier):
         alone = self.classifier(seen.features)
         logits = alone[:, 1:].mean(1) if steps and self.aggregate == "mean" else alone[:, -1]
         values = [None] * tries if seen.values is None else seen.values.chunk(tries)
-        parts = zip(policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True)
+        parts = zip(
+            policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True
+        )
         return [
             Rollout(
-                logits=whole, glimpse_logits=each, level=np.array([1] + [2] * steps), parent=np.array([-1] + [0] * steps),
-                log_probability=log_density, values=value, additive=False, policy=name,
+                logits=whole,
+                glimpse_logits=each,
+                level=np.array([1] + [2] * steps),
+                parent=np.array([-1] + [0] * steps),
+                log_probability=log_density,
+                values=value,
+                additive=False,
+                policy=name,
             )
             for name, whole, each, log_density, value in parts
-        ]  # fmt: skip
+        ]

@@ -10,7 +10,7 @@ It is trained in three stages: classes from all cells; locations from the cells 
 class ("ordered logits"); then all together, by cross-entropy and policy gradient.
 
 The released form sees the whole image before it chooses, so that it buys insight and no time. `saccader_separate`
-(section 5 of the specification) finds locations in a small version of the image and classifies what is there at full
+finds locations in a small version of the image and classifies what is there at full
 resolution, by a network of its own: its cost does not grow with the image.
 
 Example:
@@ -49,10 +49,10 @@ from foveal.objectives.saccader import SaccaderObjective
 from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
 
 BARRED = 1e5
-"""What is taken from the scores of cells that were visited (spec 3.3): finite, and exact in float32, which the cell keeps to."""
+"""What is taken from the scores of cells that were visited: finite, and exact in float32, which the cell keeps to."""
 
 _LARGEST_SHARE = 0.5
-"""Of the image's side, that a window may have without a warning: at 128 px those of 77 px overlap too much (spec 14)."""
+"""Of the image's side, that a window may have without a warning: at 128 px those of 77 px overlap too much."""
 
 _log = logging.getLogger("foveal.glimpse")
 
@@ -61,19 +61,33 @@ _log = logging.getLogger("foveal.glimpse")
 def _advise(side: int, backbone: str, window: int, cells: int) -> None:
     """Warn, once, that windows are large for the image; with the side at which they have the share of the paper's."""
     better = 8 * math.ceil(window * 224 / 77 / 8)
-    smaller = next((f", or backbone bagnet{w}_lowd, whose windows are {w} px" for w in (33, 17, 9) if w <= side * 0.4 and w < window), "")
+    smaller = next(
+        (
+            f", or backbone bagnet{w}_lowd, whose windows are {w} px"
+            for w in (33, 17, 9)
+            if w <= side * 0.4 and w < window
+        ),
+        "",
+    )
     grid = "the one window" if cells == 1 else f"each of the {cells} x {cells} windows"
     _log.warning(
-        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ; choose image_size %d%s",
-        side, grid, backbone, window, 100 * window / side, better, smaller,
-    )  # fmt: skip
+        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ;"
+        " choose image_size %d%s",
+        side,
+        grid,
+        backbone,
+        window,
+        100 * window / side,
+        better,
+        smaller,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ modules (spec 3)
+# ------------------------------------------------------------------------------------------------ modules
 
 
 def attention_network(channels: int) -> nn.Sequential:
-    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before (spec 3.1)."""
+    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before."""
     layers: list[nn.Module] = []
     for _ in range(2):
         width = channels // 2
@@ -85,7 +99,7 @@ def attention_network(channels: int) -> nn.Sequential:
 
 
 class SaccaderCell(nn.Module):
-    """Scores the cells for the next glimpse, from the same mixed features at every step (spec 3.3).
+    """Scores the cells for the next glimpse, from the same mixed features at every step.
 
     A softmax over the cells pools a query, a softmax over its channels weighs them, and the weighted channels are the
     scores. Visited cells take no part in the pooling and cannot be chosen again.
@@ -188,7 +202,8 @@ class SobelVariance(SaccaderPolicy):
 
 @POLICIES.register
 class ReleasedRandom(SaccaderPolicy):
-    """Two uniform coordinates that are rounded, as the released code draws them: inner cells are favoured and may come back."""
+    """Two uniform coordinates that are rounded, as the released code draws them: inner cells are favoured and may come
+    back."""
 
     name, draws = "random_released", True
 
@@ -217,7 +232,7 @@ class ReleasedCentre(SaccaderPolicy):
 class Saccader(GlimpseClassifier):
     """Saccader on any BagNet.
 
-    Beside the usual policies it knows some that need no learning (spec 3.3, 3.4): ``ordered_logits``, the cells that
+    Beside the usual policies it knows some that need no learning: ``ordered_logits``, the cells that
     speak most for the predicted class; ``sobel_mean`` and ``sobel_var``, the windows with the most contrast, or the
     most unequal; ``random_released`` and ``centre_released``, as the released code draws them: two uniform
     coordinates that are rounded, which favours the inner cells and may come back, and the same middle cell each time.
@@ -230,16 +245,17 @@ class Saccader(GlimpseClassifier):
         backbone_options: further keywords for it.
         pretrained: load these weights into the backbone.
         in_chans: bands of the images.
-        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the side of a window of
-            the backbone; else there is little to choose from.
+        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the
+            side of a window of the backbone; else there is little to choose from.
         locations: default budget, glimpses.
-        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off (spec 2.4), not by the window that was seen.
+        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off, not by the window that
+            was seen.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image, rather than look at the square around it.
         antialias: resample with antialiasing.
         crop: look at a centred square of this share of the image's shorter side instead.
-        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the best one does.
-            False offers all windows that touch the image, as models of earlier versions do.
+        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the
+            best one does. False offers all windows that touch the image, as models of earlier versions do.
 
     Raises:
         ConfigError: another backbone, images too small for its window, or a budget that the grid cannot meet.
@@ -267,19 +283,32 @@ class Saccader(GlimpseClassifier):
         crop: float | None = None,
         fit_grid: bool = True,
     ) -> None:
-        network = create_network(backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})})
+        network = create_network(
+            backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})}
+        )
         from foveal.backbones.bagnet import BagNet
 
         if not isinstance(network, BagNet):
-            raise ConfigError(f"backbone {backbone}: its features see more than a window of the image; use a bagnet, say bagnet77_lowd")
+            raise ConfigError(
+                f"backbone {backbone}: its features see more than a window of the image; use a bagnet,"
+                " say bagnet77_lowd"
+            )
         card = getattr(network, "pretrained_cfg", None) or {}
         side = image_size or card.get("input_size", (3, 224, 224))[-1]
         mean, std = mean or card.get("mean", (0.5,)), std or card.get("std", (0.5,))
         super().__init__(
-            num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias, crop=crop
+            num_classes,
+            (side, side),
+            per_band(mean, in_chans),
+            per_band(std, in_chans),
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
         )
         if side < network.receptive_field:
-            raise ConfigError(f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images")
+            raise ConfigError(
+                f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images"
+            )
         self.released_boxes = released_boxes
         self.fit_grid = fit_grid
         self.side = network.grid(side)
@@ -300,7 +329,7 @@ class Saccader(GlimpseClassifier):
     def most_cells(self) -> int:
         return self.side**2
 
-    # ---- one look at the image (spec 2, 3.2)
+    # ---- one look at the image
 
     def perceive(self, views: Views) -> _Seen:
         """The one look at each image, and what its cells say."""
@@ -311,10 +340,12 @@ class Saccader(GlimpseClassifier):
         windows = self._windows(root)
         share = share_inside(windows, views.sizes)
         beside = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
-        return _Seen(look, root, features, what, sent(beside, what.device, torch.promote_types(what.dtype, torch.float32)))
+        return _Seen(
+            look, root, features, what, sent(beside, what.device, torch.promote_types(what.dtype, torch.float32))
+        )
 
     def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
-        """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are (spec 4.2)."""
+        """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are."""
         features, what = seen.features, seen.what.transpose(1, 2).unflatten(2, (self.side, self.side))
         if imitating:
             features, what = features.detach(), what.detach()
@@ -322,7 +353,8 @@ class Saccader(GlimpseClassifier):
         return mixed.flatten(2).transpose(1, 2).to(seen.barred.dtype)
 
     def _windows(self, root: np.ndarray) -> np.ndarray:
-        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes ``root``."""
+        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes
+        ``root``."""
         window, size = self.backbone.receptive_field, self.size[0]
         start = self.backbone.jump * np.arange(self.side, dtype=np.float64)
         if self.released_boxes:
@@ -333,9 +365,11 @@ class Saccader(GlimpseClassifier):
         scale = (root[:, 2:] - root[:, :2]) / size
         return np.tile(root[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
 
-    # ---- the saccades (spec 3.3, 3.4)
+    # ---- the saccades
 
-    def saccade(self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None) -> _Saccades:
+    def saccade(
+        self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None
+    ) -> _Saccades:
         """Choose ``count`` cells.
 
         Args:
@@ -344,11 +378,13 @@ class Saccader(GlimpseClassifier):
             count: glimpses.
             draws: randomness.
             purpose: tells rollouts of the same images apart.
-            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If None
-                they are computed where the learned policy chooses.
+            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If
+                None they are computed where the learned policy chooses.
         """
         if not count:
-            return _Saccades(torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0])
+            return _Saccades(
+                torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0]
+            )
         given, chances = self._given(seen, policy, count, draws, purpose)
         if given is None and mixed is None:
             mixed = self._mixed(seen, imitating=False)
@@ -368,8 +404,11 @@ class Saccader(GlimpseClassifier):
         steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
         return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
 
-    def _given(self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str) -> tuple[Tensor | None, Tensor]:
-        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that does."""
+    def _given(
+        self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str
+    ) -> tuple[Tensor | None, Tensor]:
+        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that
+        does."""
         if policy.learned:
             return None, seen.barred.new_zeros(len(seen.what), count)
         if isinstance(policy, SaccaderPolicy):
@@ -381,7 +420,7 @@ class Saccader(GlimpseClassifier):
         return cells, (policy.likelihood or certain)(scores, cells)
 
     def logits_of_the_answer(self, seen: _Seen) -> Tensor:
-        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label (spec 3.4)."""
+        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label."""
         head = cast(nn.Linear, self.backbone.fc)
         weight, what = head.weight.detach().to(seen.barred.dtype), seen.what.detach().to(seen.barred.dtype)
         bias = None if head.bias is None else head.bias.detach().to(what.dtype)
@@ -389,7 +428,7 @@ class Saccader(GlimpseClassifier):
         return (what @ weight[answer][..., None]).squeeze(-1)  # the bias changes no order
 
     def contrast(self, look: Tensor, variance: bool) -> Tensor:
-        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window (spec 3.4)."""
+        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window."""
         grey = look.new_tensor((0.2989, 0.587, 0.114) if look.shape[1] == 3 else (1 / look.shape[1],) * look.shape[1])
         grey = (look * grey[:, None, None]).sum(1, keepdim=True)
         edge = look.new_tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
@@ -407,15 +446,17 @@ class Saccader(GlimpseClassifier):
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
         return self.backbone.fc(seen.what[sent(which, cells.device)[:, None], cells])
 
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
         count, everyone, seen = sum(budget), np.arange(len(views)), self.perceive(views)
         chosen = self.saccade(seen, policy, count, draws)
         alone = self.read(views, seen, everyone, chosen.cells) if count else self._whole(seen)[:, None]
         return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
     def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once: beside features and
-        attention network that costs nothing. A separate classifier's looks are taken one by one."""
+        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once:
+        beside features and attention network that costs nothing. A separate classifier's looks are taken one by one."""
         count = sum(budget)
         which, done, seen = np.arange(len(views)), [], self.perceive(views)
         whole = self._whole(seen)
@@ -446,10 +487,16 @@ class Saccader(GlimpseClassifier):
         return self.backbone.fc(seen.what.mean(1))
 
     def _classified(
-        self, root: np.ndarray, cells: Tensor, log_p: Tensor, alone: Tensor, contributions: bool, read: np.ndarray | None = None
+        self,
+        root: np.ndarray,
+        cells: Tensor,
+        log_p: Tensor,
+        alone: Tensor,
+        contributions: bool,
+        read: np.ndarray | None = None,
     ) -> Classification:
-        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T, classes), or (R, 1,
-        classes) of the first look where nothing was chosen; else it adds nothing itself."""
+        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T,
+        classes), or (R, 1, classes) of the first look where nothing was chosen; else it adds nothing itself."""
         images, count = cells.shape
         share = alone / alone.shape[1] if contributions else None
         if share is not None and count:
@@ -472,14 +519,15 @@ class Saccader(GlimpseClassifier):
     def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """Try the batch once for each policy.
 
-        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not asked. Where a
-        policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
+        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not
+        asked. Where a policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
         """
         count, seen = sum(budget), self.perceive(views)
         choosing = not all(policy.every_cell for policy in policies)
         if choosing and not count:
             raise ConfigError(
-                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more, or by the policy exhaustive"
+                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more,"
+                " or by the policy exhaustive"
             )
         mixed = self._mixed(seen, imitating=any(policy.teaches for policy in policies)) if choosing else None
         tried = []
@@ -496,9 +544,15 @@ class Saccader(GlimpseClassifier):
         """The rollout of glimpses whose logits (B, T, classes) are averaged."""
         scores = cast(Tensor, chosen.log_p)
         return Rollout(
-            logits=alone.mean(1), glimpse_logits=alone, level=np.full(alone.shape[1], 2), parent=np.zeros(alone.shape[1], dtype=int),
-            log_probability=scores.gather(-1, chosen.cells[..., None]).squeeze(-1), scores=[scores], cells=chosen.cells, policy=policy,
-        )  # fmt: skip
+            logits=alone.mean(1),
+            glimpse_logits=alone,
+            level=np.full(alone.shape[1], 2),
+            parent=np.zeros(alone.shape[1], dtype=int),
+            log_probability=scores.gather(-1, chosen.cells[..., None]).squeeze(-1),
+            scores=[scores],
+            cells=chosen.cells,
+            policy=policy,
+        )
 
     # ---- the rest of the contract
 
@@ -529,16 +583,16 @@ def _glorot(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.query)
 
 
-# ------------------------------------------------------------------------------------------------ a separate classifier (spec 5)
+# ------------------------------------------------------------------------------------------------ a separate classifier
 
 
 @MODELS.register("saccader_separate")
 class SaccaderSeparate(Saccader):
     """Saccader that finds locations in a small version of the image and classifies what is there by another network.
 
-    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits are
-    averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the classifier is
-    added. With no locations it is the BagNet on the small version.
+    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits
+    are averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the
+    classifier is added. With no locations it is the BagNet on the small version.
 
     Args:
         num_classes: classes.
@@ -579,10 +633,21 @@ class SaccaderSeparate(Saccader):
         fit_grid: bool = True,
     ) -> None:
         super().__init__(
-            num_classes, backbone=backbone, backbone_options=backbone_options, pretrained=locator_pretrained, in_chans=in_chans,
-            image_size=image_size, locations=locations, released_boxes=released_boxes, mean=mean, std=std, squash=squash,
-            antialias=antialias, crop=crop, fit_grid=fit_grid,
-        )  # fmt: skip
+            num_classes,
+            backbone=backbone,
+            backbone_options=backbone_options,
+            pretrained=locator_pretrained,
+            in_chans=in_chans,
+            image_size=image_size,
+            locations=locations,
+            released_boxes=released_boxes,
+            mean=mean,
+            std=std,
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
+            fit_grid=fit_grid,
+        )
         options = {"num_classes": num_classes, **(classifier_options or {})}
         network = create_network(classifier, in_chans, pretrained, options, glimpse_size)
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -596,7 +661,13 @@ class SaccaderSeparate(Saccader):
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         # Batch norms see whole rollouts in training; else there may be hundreds of cells, which memory does not hold.
-        return torch.cat([self._look_at(views, seen, which, part) for part in cells.split(cells.shape[1] if self.training else 16, 1)], 1)
+        return torch.cat(
+            [
+                self._look_at(views, seen, which, part)
+                for part in cells.split(cells.shape[1] if self.training else 16, 1)
+            ],
+            1,
+        )
 
     def _look_at(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         boxes = self.boxes(seen.root[which], cells)
@@ -618,14 +689,18 @@ class ReferenceSaccader(Saccader):
 
 
 _AS_RELEASED: dict[str, Any] = {
-    "backbone_options": {"downsample_bn": "main"}, "released_boxes": True, "antialias": False, "crop": 224 / 246,
+    "backbone_options": {"downsample_bn": "main"},
+    "released_boxes": True,
+    "antialias": False,
+    "crop": 224 / 246,
     "fit_grid": False,
-}  # fmt: skip
+}
 
 
 @MODELS.register("saccader_bagnet77.reference")
 def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
-    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001 classes."""
+    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001
+    classes."""
     return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
 
 
@@ -639,7 +714,10 @@ class ReferenceSaccaderSeparate(SaccaderSeparate):
 
 
 @MODELS.register("saccader_nasnetalarge.reference")
-def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccaderSeparate:
-    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A (large)."""
+def saccader_nasnetalarge(
+    num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any
+) -> ReferenceSaccaderSeparate:
+    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A
+    (large)."""
     preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}
     return ReferenceSaccaderSeparate(num_classes, locations=locations, **{**preset, **options})

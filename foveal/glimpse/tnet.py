@@ -8,16 +8,17 @@ averaged and classified by one linear layer. Cost follows the number of looks an
 
 `tnet` is our default; names with ``.reference`` follow the paper to the letter.
 
-An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells that nearly coincide
-are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is looked at once: the answer is the mean of
-the looks that were taken, and they are what glimpses, contributions and counts tell of.
+An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells
+that nearly coincide are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is
+looked at once: the answer is the mean of the looks that were taken, and they are what glimpses, contributions and
+counts tell of.
 
 Example:
     >>> import torch
     >>> model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1)).eval()
     >>> looked = model(torch.rand(1, 3, 128, 128))
-    >>> len(looked.glimpses), looked.glimpses[1].level, model(torch.rand(1, 3, 128, 128), locations=()).locations.tolist()
-    (5, 2, [0])
+    >>> len(looked.glimpses), looked.glimpses[1].level, looked.locations.tolist()
+    (5, 2, [4])
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Rando
 
 
 def code_frequencies(dim: int) -> Tensor:
-    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100 (spec 3.3)."""
+    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100."""
     m = dim // 6
     return 100 ** (-torch.arange(m, dtype=torch.float32) / (m - 1))
 
@@ -74,7 +75,7 @@ def position_code(position: Tensor, frequency: Tensor, dim: int) -> Tensor:
 
 
 class PositionModule(nn.Module):
-    """Tags a feature vector with where and at which scale it was taken (spec 4.4).
+    """Tags a feature vector with where and at which scale it was taken.
 
     Args:
         features: length D of the vector.
@@ -98,10 +99,10 @@ class PositionModule(nn.Module):
 
 
 class LocationModule(nn.Module):
-    """Scores the cells of a grid from one descriptor each (spec 4.3).
+    """Scores the cells of a grid from one descriptor each.
 
-    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so small
-    a grid.
+    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so
+    small a grid.
 
     Args:
         channels: length of a descriptor.
@@ -110,12 +111,15 @@ class LocationModule(nn.Module):
             squeeze-and-excitation over the grid instead, with swish.
         scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
             probability near uniform (the released code).
-        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the descriptors too.
+        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the
+            descriptors too.
     """
 
     coordinates: Tensor
 
-    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False) -> None:
+    def __init__(
+        self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False
+    ) -> None:
         super().__init__()
         self.context = context
         self.detached = detached
@@ -154,7 +158,7 @@ class LocationModule(nn.Module):
 
 
 class FeatureWeighting(nn.Module):
-    """Weights of the feature vectors of one image, instead of a plain mean (spec 4.6; bird data sets)."""
+    """Weights of the feature vectors of one image, instead of a plain mean (bird data sets)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -182,7 +186,8 @@ def _shares(taken: Tensor, dtype: torch.dtype) -> Tensor:
 class _Traversal:
     """What a traversal saw: rows are images (of every rollout in turn), columns glimpses.
 
-    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not taken.
+    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not
+    taken.
     """
 
     features: Tensor  # (R, N, D), 0 where no look was taken
@@ -196,11 +201,14 @@ class _Traversal:
     def join(self, below: _Traversal) -> _Traversal:
         """These looks, and those that were chosen from the first of them."""
         return _Traversal(
-            torch.cat([self.features, below.features], 1), np.concatenate([self.boxes, below.boxes], 1),
-            np.concatenate([self.taken, below.taken], 1), np.concatenate([self.level, below.level]),
+            torch.cat([self.features, below.features], 1),
+            np.concatenate([self.boxes, below.boxes], 1),
+            np.concatenate([self.taken, below.taken], 1),
+            np.concatenate([self.level, below.level]),
             np.concatenate([self.parent, np.where(below.parent < 0, 0, below.parent + len(self.level))]),
-            [*self.log_p, *below.log_p], [*self.cells, *below.cells],
-        )  # fmt: skip
+            [*self.log_p, *below.log_p],
+            [*self.cells, *below.cells],
+        )
 
     def rows(self, which: np.ndarray) -> _Traversal:
         """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
@@ -241,7 +249,9 @@ class _Grids:
     def chosen(self, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(R, n, k, 4) boxes of cells (R, n, k), and which of them are offered, (R, n, k) bool."""
         # Shapes alone are counted on the meta device: as many cells as can be had.
-        known = np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
+        known = (
+            np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
+        )
         return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
 
 
@@ -264,32 +274,35 @@ class TNet(GlimpseClassifier):
         location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
         location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
         score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
-        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the backbone too,
-            which then learns features to find objects by.
+        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the
+            backbone too, which then learns features to find objects by.
         position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
         weighting: weigh feature vectors by a learned gate rather than equally.
         head_dropout: dropout before the classifier.
         padded_grid: cells placed as the released code places them.
-        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as their batches are
-            of one level each: where thumbnails look unlike close looks, those of all together fit neither. The paper keeps one set.
+        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as
+            their batches are of one level each: where thumbnails look unlike close looks, those of all together fit
+            neither. The paper keeps one set.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the first look, and cells as much, rather than look at the square around it.
         antialias: resample with antialiasing.
-        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the first look is the
-            whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False looks at the square around the image,
-            as models of earlier versions do. Nothing changes for square images, nor beside ``squash``, ``padded_grid`` and
-            ``location_index``, which say how a paper places its cells.
-        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side of such a look
-            is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The closest looks are those of the last
-            level of the default budget; at each level before them looks are 1 / ``region`` times as coarse. Needs images whose files
-            say how large a pixel is (`foveal.images.scale`); 1e6 is a metre, for rasters.
+        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the
+            first look is the whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False
+            looks at the square around the image, as models of earlier versions do. Nothing changes for square images,
+            nor beside ``squash``, ``padded_grid`` and ``location_index``, which say how a paper places its cells.
+        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side
+            of such a look is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The
+            closest looks are those of the last level of the default budget; at each level before them looks are 1 /
+            ``region`` times as coarse. Needs images whose files say how large a pixel is (`foveal.images.scale`); 1e6
+            is a metre, for rasters.
 
     Raises:
-        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that cannot be kept to.
+        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that
+            cannot be kept to.
 
     Attributes:
-        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or looks have a
-            physical size, that is ``random``.
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or
+            looks have a physical size, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
@@ -327,20 +340,29 @@ class TNet(GlimpseClassifier):
         fit_grid: bool = True,
         region_mpp: float | None = None,
     ) -> None:
-        network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size)
+        network = create_network(
+            backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size
+        )
         card = getattr(network, "pretrained_cfg", None) or {}
         side = base_size or card.get("input_size", (3, 224, 224))[-1]
         mean = mean or card.get("mean", (0.5,))
         std = std or card.get("std", (0.5,))
-        super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
+        super().__init__(
+            num_classes,
+            (side, side),
+            per_band(mean, in_chans),
+            per_band(std, in_chans),
+            squash=squash,
+            antialias=antialias,
+        )
         self.backbone = channels_last(network)
         self.grid = Grid(grid, region, padded_grid)
         self.fit_grid = fit_grid
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
         if region_mpp is not None and (region_mpp <= 0 or not self._fits):
             raise ConfigError(
-                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on, and squash, padded_grid"
-                " and location_index out"
+                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on,"
+                " and squash, padded_grid and location_index out"
             )
         self.region_mpp = region_mpp
         self.locations = self.budget(locations)
@@ -354,7 +376,9 @@ class TNet(GlimpseClassifier):
         self.location_index = None if location_index is None else list(location_index)
         first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
         self.register_buffer("cell_weights", _means(first, first + region * map_side, map_side), persistent=False)
-        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale, detached_policy)
+        self.location = LocationModule(
+            channels, grid, features if location_context else 0, score_scale, detached_policy
+        )
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
         self.dropout = nn.Dropout(head_dropout)
@@ -369,7 +393,7 @@ class TNet(GlimpseClassifier):
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes) if self._fits else super().root(sizes)
 
-    # ---- one look (spec 3.1)
+    # ---- one look
 
     def perceive(self, seen: Tensor, position: Tensor, level: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pass looks through the backbone.
@@ -383,7 +407,9 @@ class TNet(GlimpseClassifier):
             (N, D) tagged feature vectors, and what `score` takes.
         """
         tapped: list[Tensor] = []
-        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
+        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(
+            lambda _m, _i, out: tapped.append(out)
+        )
         try:
             with _running_statistics(self.backbone, min(level, self.statistics)):
                 feature = _embed(self.backbone, seen)
@@ -392,7 +418,8 @@ class TNet(GlimpseClassifier):
         return self.position(feature, position), (_as_map(tapped[0], self.backbone), feature)
 
     def score(self, features: Tensor, feature: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells; see `describe`."""
+        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells;
+        see `describe`."""
         return self.location(self.describe(features, weights), feature)
 
     def describe(self, features: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -400,14 +427,16 @@ class TNet(GlimpseClassifier):
 
         Args:
             features: (N, channels, h, w) maps of the looks.
-            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those of square looks
-                if None.
+            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those
+                of square looks if None.
 
         Returns:
             One descriptor for each cell, (N, side**2, channels).
         """
         if self.location_index is not None:
-            rows, columns = (sent(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
+            rows, columns = (
+                sent(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:]
+            )
             return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
         images, channels, _, width = features.shape
         down, across = (of.to(features.dtype) for of in weights or (self.cell_weights,) * 2)
@@ -417,7 +446,7 @@ class TNet(GlimpseClassifier):
         rows = (down @ features.permute(0, 2, 3, 1).flatten(2)).reshape(-1, width, channels)
         return (across @ rows).reshape(images, -1, channels)
 
-    # ---- the traversal (spec 3.1, 5)
+    # ---- the traversal
 
     def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[Policy], draws: Draws) -> _Traversal:
         """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
@@ -431,7 +460,9 @@ class TNet(GlimpseClassifier):
             return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
 
         which = np.tile(np.arange(len(views)), tries)
-        grids = self._grids(views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look).repeat(tries)
+        grids = self._grids(
+            views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look
+        ).repeat(tries)
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
     def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
@@ -439,7 +470,9 @@ class TNet(GlimpseClassifier):
         if self.region_mpp is not None:
             for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
                 what = "does not say how large its pixels are, which this model's region_mpp needs"
-                views.errors.setdefault(i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp")
+                views.errors.setdefault(
+                    i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp"
+                )
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
@@ -448,7 +481,13 @@ class TNet(GlimpseClassifier):
         return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
 
     def _grids(
-        self, views: Views, which: np.ndarray, boxes: np.ndarray, taken: np.ndarray, look: tuple[Tensor, Tensor], depth: int = 1
+        self,
+        views: Views,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        taken: np.ndarray,
+        look: tuple[Tensor, Tensor],
+        depth: int = 1,
     ) -> _Grids:
         """Grids over looks.
 
@@ -463,10 +502,13 @@ class TNet(GlimpseClassifier):
         cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
         scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
         log_p = scores.unflatten(0, taken.shape).masked_fill(sent(~offered, scores.device), NEVER).log_softmax(-1)
-        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for so many.
+        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for
+        # so many.
         return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
 
-    def cells(self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def cells(
+        self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Cells of the grids over looks.
 
         Args:
@@ -488,7 +530,8 @@ class TNet(GlimpseClassifier):
         return cells, ~outside(cells, sizes)
 
     def _weights(self, boxes: np.ndarray, cells: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a square look."""
+        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a
+        square look."""
         usual = (cells == self.grid.boxes(boxes)).all((1, 2))
         if usual.all() or not self._fits:
             return None
@@ -498,11 +541,20 @@ class TNet(GlimpseClassifier):
         for axis, edges in enumerate((cells[:, :, 0], cells[:, 0])):
             pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # of the image, for each of the map
             first, last = ((edges[..., i] - boxes[:, None, axis]) / pixels for i in (axis, axis + 2))
-            weights.append(torch.where(sent(usual, device)[:, None, None], self.cell_weights, sent(_means(first, last, length), device)))
+            weights.append(
+                torch.where(
+                    sent(usual, device)[:, None, None], self.cell_weights, sent(_means(first, last, length), device)
+                )
+            )
         return weights[0], weights[1]
 
     def _expand(
-        self, views: Views, which: np.ndarray, grids: _Grids, locations: Sequence[int], select: Callable[[Tensor, int, int], Tensor]
+        self,
+        views: Views,
+        which: np.ndarray,
+        grids: _Grids,
+        locations: Sequence[int],
+        select: Callable[[Tensor, int, int], Tensor],
     ) -> _Traversal:
         """Look into the first looks at images, level by level.
 
@@ -511,12 +563,15 @@ class TNet(GlimpseClassifier):
             which: (R,) image of each row.
             grids: over the first looks, one for each row.
             locations: how many cells to choose from each grid of each level.
-            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K) log-probabilities.
+            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K)
+                log-probabilities.
         """
         position = torch.zeros(len(which), 3, device=self.mean.device)
         nothing = position.new_zeros(len(which), 0, self.classifier.in_features)
         empty = np.zeros((len(which), 0))
-        found = _Traversal(nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], [])
+        found = _Traversal(
+            nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], []
+        )
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
             chosen = select(grids.log_p, k, depth)
@@ -524,14 +579,20 @@ class TNet(GlimpseClassifier):
             boxes, taken = (of.reshape(len(which), count, *of.shape[3:]) for of in grids.chosen(chosen))
             position = self._descend(position, chosen, depth)
             seen = self.see(views, np.repeat(which, count)[taken.ravel()], boxes[taken])
-            tagged, look = self.perceive(seen, position if taken.all() else position[rows_of(taken.ravel(), position.device)], depth + 1)
+            tagged, look = self.perceive(
+                seen, position if taken.all() else position[rows_of(taken.ravel(), position.device)], depth + 1
+            )
             features = _back(tagged, taken).unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
-                torch.cat([found.features.to(tagged.dtype), features], 1), np.concatenate([found.boxes, boxes], 1),
-                np.concatenate([found.taken, taken], 1), np.concatenate([found.level, np.full(count, depth + 1)]),
-                np.concatenate([found.parent, parent]), [*found.log_p, grids.log_p], [*found.cells, chosen],
-            )  # fmt: skip
+                torch.cat([found.features.to(tagged.dtype), features], 1),
+                np.concatenate([found.boxes, boxes], 1),
+                np.concatenate([found.taken, taken], 1),
+                np.concatenate([found.level, np.full(count, depth + 1)]),
+                np.concatenate([found.parent, parent]),
+                [*found.log_p, grids.log_p],
+                [*found.cells, chosen],
+            )
             if depth < len(locations):
                 grids = self._grids(views, which, boxes, taken, look, depth + 1)
         return found
@@ -543,13 +604,13 @@ class TNet(GlimpseClassifier):
         return cast(CellPolicy, policy).choose(log_p, k, noise)
 
     def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
-        """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row (spec 3.1)."""
+        """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row."""
         y, x, _ = position.unflatten(0, (-1, cells.shape[1]))[..., None, :].expand(*cells.shape, 3).unbind(-1)
         side = self.grid.side
         child = torch.stack([side * y + cells // side, side * x + cells % side, torch.full_like(y, depth)], dim=-1)
         return child.flatten(0, 2)
 
-    # ---- what comes of it (spec 4.5, 4.6)
+    # ---- what comes of it
 
     def _fuse(self, seen: _Traversal) -> tuple[Tensor, Tensor]:
         """The fused (R, D) features of all looks, and the (R, N) weight of each in it."""
@@ -562,12 +623,16 @@ class TNet(GlimpseClassifier):
             weight = _shares(mask, features.dtype)
         return (weight[..., None] * features).sum(1), weight
 
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool) -> Classification:
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
         seen = self._traverse(views, budget, [policy], draws)
         log_p = seen.log_probability(policy.likelihood or self.likelihood)
         return self._classified(seen, log_p, contributions, views.bytes_read)
 
-    def _classified(self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None) -> Classification:
+    def _classified(
+        self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None
+    ) -> Classification:
         """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
         fused, weight = self._fuse(seen)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
@@ -590,7 +655,8 @@ class TNet(GlimpseClassifier):
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
 
     def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies below it."""
+        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies
+        below it."""
         which, done = np.arange(len(views)), []
         known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
@@ -634,9 +700,14 @@ class TNet(GlimpseClassifier):
             budget = self.budget(budget, policy)
         tries, seen = len(policies), self._traverse(views, budget, policies, draws)
         fused, _ = self._fuse(seen)
-        logits, alone, mask = self.classifier(self.dropout(fused)), self.classifier(self.dropout(seen.features)), seen.mask
+        logits, alone, mask = (
+            self.classifier(self.dropout(fused)),
+            self.classifier(self.dropout(seen.features)),
+            seen.mask,
+        )
         if mask is not None:
-            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks taken.
+            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks
+            # taken.
             alone = torch.where(mask[..., None], alone, logits[:, None])
         parts = zip(
             policies,
@@ -650,26 +721,34 @@ class TNet(GlimpseClassifier):
         )
         return [
             Rollout(
-                logits=logits, glimpse_logits=alone, level=seen.level, parent=seen.parent, log_probability=log_probability,
-                scores=list(scores), cells=torch.cat(cells, 1) if cells else None, fused=together,
-                additive=self.weighting is None, policy=name,
+                logits=logits,
+                glimpse_logits=alone,
+                level=seen.level,
+                parent=seen.parent,
+                log_probability=log_probability,
+                scores=list(scores),
+                cells=torch.cat(cells, 1) if cells else None,
+                fused=together,
+                additive=self.weighting is None,
+                policy=name,
             )
             for name, logits, alone, log_probability, together, scores, cells in parts
-        ]  # fmt: skip
+        ]
 
     def _whole(self, views: Views) -> Rollout:
         """See every cell of the first grid at once: the whole image at the resolution of looks of level 2, in one pass.
 
-        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without gradient, as an
-        estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
+        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without
+        gradient, as an estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
 
         Returns:
-            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the cells.
+            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the
+            cells.
         """
         which, boxes = np.arange(len(views)), self.root(views.sizes)
         origin = torch.zeros(len(views), 3, device=self.mean.device)
         with _running_statistics(self.backbone, min(2, self.statistics)):
-            features = self.backbone.forward_features(self.see(views, which, boxes, self._whole_size()))  # type: ignore[operator]
+            features = _features(self.backbone, self.see(views, which, boxes, self._whole_size()))
         fused = self.position(self._pool(features), origin)
         _, look = self.perceive(self.see(views, which, boxes), origin)
         with torch.no_grad():
@@ -679,9 +758,14 @@ class TNet(GlimpseClassifier):
             alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
         grids = self._grids(views, which, boxes[:, None], np.ones((len(views), 1), dtype=bool), look)
         return Rollout(
-            logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
-            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy=Whole(),
-        )  # fmt: skip
+            logits=self.classifier(self.dropout(fused)),
+            glimpse_logits=alone.unflatten(0, (len(views), -1)),
+            level=np.full(self.grid.cells, 2),
+            scores=[grids.log_p],
+            fused=fused,
+            additive=False,
+            policy=Whole(),
+        )
 
     def _whole_size(self) -> tuple[int, int]:
         height, width = self.size
@@ -692,10 +776,11 @@ class TNet(GlimpseClassifier):
         return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
     def _takes_whole(self, in_chans: int) -> bool:
-        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a convolutional one."""
+        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a
+        convolutional one."""
         probe = copy.deepcopy(self.backbone).to("meta").eval()
         try:
-            features = probe.forward_features(torch.zeros(1, in_chans, *self._whole_size(), device="meta"))  # type: ignore[operator]
+            features = _features(probe, torch.zeros(1, in_chans, *self._whole_size(), device="meta"))
             vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
         except Exception:  # whatever a network of others does with these images
             return False
@@ -707,10 +792,16 @@ class TNet(GlimpseClassifier):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         backbone = {id(p) for p in self.backbone.parameters()}
         trainable = [p for p in self.parameters() if p.requires_grad]
-        return {"backbone": [p for p in trainable if id(p) in backbone], "head": [p for p in trainable if id(p) not in backbone]}
+        return {
+            "backbone": [p for p in trainable if id(p) in backbone],
+            "head": [p for p in trainable if id(p) not in backbone],
+        }
 
     def dense(self) -> nn.Module:
-        return _Dense(copy.deepcopy(self.backbone), nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device))
+        return _Dense(
+            copy.deepcopy(self.backbone),
+            nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device),
+        )
 
     def _probe(self, name: str, in_chans: int, side: int) -> tuple[int, int, int]:
         """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""
@@ -720,7 +811,9 @@ class TNet(GlimpseClassifier):
             module = probe.get_submodule(self.location_features)
         except AttributeError as error:
             known = ", ".join(entry["module"] for entry in _listed_maps(probe)) or "its named_modules()"
-            raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try {known}") from error
+            raise ConfigError(
+                f"location_features {self.location_features}: the backbone has no such module; try {known}"
+            ) from error
         module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
         try:
             feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
@@ -732,20 +825,23 @@ class TNet(GlimpseClassifier):
         except Exception as error:  # whatever a network of others does with these images
             reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features} ({reason});"
-                " choose another base_size, location_features or backbone"
+                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features}"
+                f" ({reason}); choose another base_size, location_features or backbone"
             ) from error
         return described.shape[1], described.shape[2], feature.shape[1]
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:
     """Those that keep running statistics."""
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    return [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
 
 
 @contextmanager
 def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
-    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual names."""
+    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual
+    names."""
 
     def swap() -> None:
         for norm in _batch_norms(network) if level > 1 else ():
@@ -771,9 +867,14 @@ class _Dense(nn.Module):
         return self.classifier(_embed(self.backbone, x))
 
 
+def _features(network: Any, x: Tensor) -> Tensor:
+    """(N, C, h, w) to the map of features of a timm network."""
+    return network.forward_features(x)
+
+
 def _embed(network: Any, x: Tensor) -> Tensor:
     """(N, C, h, w) to (N, D): what a timm network gives its classifier."""
-    return network.forward_head(network.forward_features(x), pre_logits=True)
+    return network.forward_head(_features(network, x), pre_logits=True)
 
 
 def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
@@ -781,13 +882,16 @@ def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
     info = _listed_maps(network)
     if not info:
         name = type(network).__name__
-        raise ConfigError(f"{name} does not list its feature maps; name the module that describes the cells as location_features")
+        raise ConfigError(
+            f"{name} does not list its feature maps; name the module that describes the cells as location_features"
+        )
     fine = [f for f in info if side / f["reduction"] >= 2 * grid]
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 
 
 def _listed_maps(network: nn.Module) -> list[dict[str, Any]]:
-    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is wrapped."""
+    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is
+    wrapped."""
     names = {name for name, _ in network.named_modules()}
     return [entry for entry in getattr(network, "feature_info", None) or [] if entry["module"] in names]
 
@@ -803,7 +907,11 @@ def _as_map(x: Any, network: nn.Module) -> Tensor:
     if isinstance(x, Tensor) and x.ndim == 3:
         # Class tokens come first. Some networks add them later than in the block asked.
         tokens, declared = x.shape[1], getattr(network, "num_prefix_tokens", 0)
-        patches = tokens - declared if math.isqrt(tokens - declared) ** 2 == tokens - declared > 0 else math.isqrt(tokens) ** 2
+        patches = (
+            tokens - declared
+            if math.isqrt(tokens - declared) ** 2 == tokens - declared > 0
+            else math.isqrt(tokens) ** 2
+        )
         side = math.isqrt(patches)
         return x[:, tokens - patches :].transpose(1, 2).unflatten(2, (side, side))
     if isinstance(x, Tensor) and x.ndim == 4:
@@ -811,7 +919,9 @@ def _as_map(x: Any, network: nn.Module) -> Tensor:
         if first or last:
             channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" if first and last else last
             return x.permute(0, 3, 1, 2) if channels_last else x
-    raise ValueError(f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+    raise ValueError(
+        f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+    )
 
 
 def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:
@@ -824,8 +934,8 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
         region: side of a cell as a share of the side of the map, as a rule.
 
     Returns:
-        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is sampled at as many
-        places as the others.
+        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is
+        sampled at as many places as the others.
     """
     lines = []
     for axis, length in enumerate(features.shape[2:]):
@@ -869,9 +979,16 @@ class ReferenceTNet(TNet):
     objective = ReferenceTNetObjective
 
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
-        published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
+        published = {
+            "score_scale": None,
+            "detached_policy": True,
+            "padded_grid": True,
+            "squash": True,
+            "antialias": False,
+        }
         options = {**published, "mean": (0.5,), "std": (0.5,), **options}
-        self._objective = objective  # before the network, so that help can ask for the default objective of a model that it does not make
+        # Before the network, so that help can ask for the default objective of a model that it does not make.
+        self._objective = objective
         super().__init__(num_classes, **options)
 
     def default_objective(self) -> Objective:
@@ -882,9 +999,15 @@ class ReferenceTNet(TNet):
 def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), **options: Any) -> ReferenceTNet:
     """ImageNet: BagNet-77 variant, 224 px in, 77 px looks, 5 x 5 grid. 21,859,949 parameters."""
     preset = {
-        "backbone": "bagnet77_tnet", "base_size": 77, "grid": 5, "region": 77 / 224, "location_features": "stages.2",
-        "location_index": (0, 2, 4, 6, 8), "location_context": True, "position_concat": True,
-    }  # fmt: skip
+        "backbone": "bagnet77_tnet",
+        "base_size": 77,
+        "grid": 5,
+        "region": 77 / 224,
+        "location_features": "stages.2",
+        "location_index": (0, 2, 4, 6, 8),
+        "location_context": True,
+        "position_concat": True,
+    }
     model = ReferenceTNet(num_classes, objective={"image_share": 0.3}, locations=locations, **{**preset, **options})
     for module in (model.location, model.position, model.classifier):
         module.apply(_glorot)
@@ -892,20 +1015,34 @@ def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), *
 
 
 @MODELS.register("tnet_efficientnet_b0.reference_fmow")
-def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
+def tnet_fmow(
+    num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any
+) -> ReferenceTNet:
     """fMoW: EfficientNet-B0, 224 px looks at 448 or 896 px images, 3 x 3 grid. 4,517,575 parameters with 62 classes.
 
     Args:
         depth_drop: largest rate of stochastic depth; 0.3 in the first step of training (448 px), 0.5 in the second.
     """
-    preset = {"grid": 3, "region": 0.5, "location_features": "blocks.3", "location_index": (2, 6, 10), "head_dropout": 0.5}
+    preset = {
+        "grid": 3,
+        "region": 0.5,
+        "location_features": "blocks.3",
+        "location_index": (2, 6, 10),
+        "head_dropout": 0.5,
+    }
     three_levels = len(tuple(locations)) > 1
     objective = {"image_share": 0.05, "feature_levels": 2} if three_levels else {"image_share": 0.2}
     return _efficientnet(num_classes, 0, depth_drop, objective, locations=locations, **{**preset, **options})
 
 
 def _birds(
-    num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
+    num_classes: int,
+    *,
+    variant: int,
+    contrastive: float,
+    locations: Sequence[int],
+    depth_drop: float = 0.5,
+    **options: Any,
 ) -> ReferenceTNet:
     """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
 
@@ -916,9 +1053,13 @@ def _birds(
     """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
-        "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,
-        "head_dropout": 0.75, "weighting": True,
-    }  # fmt: skip
+        "grid": 5,
+        "region": 0.35,
+        "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1",
+        "location_index": index,
+        "head_dropout": 0.75,
+        "weighting": True,
+    }
     objective = {"image_share": 0.3, "contrastive": contrastive}
     return _efficientnet(num_classes, variant, depth_drop, objective, locations=locations, **{**preset, **options})
 
@@ -932,8 +1073,10 @@ for _variant in range(5):
     )
 
 
-def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any) -> ReferenceTNet:
-    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm (spec 4.2)."""
+def _efficientnet(
+    num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any
+) -> ReferenceTNet:
+    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm."""
     options.setdefault("backbone", f"tf_efficientnet_b{variant}")
     backbone_options = {"bn_momentum": 0.01, "bn_eps": 1e-3, **(options.pop("backbone_options", None) or {})}
     options = {"base_size": 224, **options}
@@ -949,7 +1092,7 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
-    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (timm counts from 0)."""
     from timm.layers import DropPath
 
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
@@ -966,7 +1109,7 @@ def _glorot(module: nn.Module) -> None:
 
 
 def _keras_convolution(module: nn.Module) -> None:
-    """Truncated normal of variance 2 / fan_out (spec 4.2); a linear layer over cells is a 1x1 convolution."""
+    """Truncated normal of variance 2 / fan_out; a linear layer over cells is a 1x1 convolution."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         fan_out = module.weight[:, 0].numel() // getattr(module, "groups", 1)
         std = math.sqrt(2 / fan_out) / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
@@ -976,7 +1119,7 @@ def _keras_convolution(module: nn.Module) -> None:
 
 
 def _keras_dense(module: nn.Module) -> None:
-    """Uniform of variance (1/3) / fan_out (spec 4.2)."""
+    """Uniform of variance (1/3) / fan_out."""
     if isinstance(module, nn.Linear):
         bound = math.sqrt(1 / module.out_features)
         nn.init.uniform_(module.weight, -bound, bound)

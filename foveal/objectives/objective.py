@@ -51,7 +51,9 @@ class Objective(Protocol):
         """What the first call gets as ``state``; (0,) where nothing is remembered."""
         ...
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return (scalar loss, next state, scalars to log).
 
         Args:
@@ -87,26 +89,40 @@ class CrossEntropy:
     def initial_state(self) -> Tensor:
         return torch.zeros(0)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
         loss = perception(tried, target, self.image_share, self.class_weights, self.label_smoothing)
         return loss, state, {"loss": loss.detach()}
 
 
 def perception(
-    tried: Rollout, target: Tensor, image_share: float, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+    tried: Rollout,
+    target: Tensor,
+    image_share: float,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of the whole rollout and, with the rest of the weight, of every look alone."""
     whole = cross_entropy(tried.logits, target, class_weights, label_smoothing)
     if image_share == 1:
         return whole
-    return image_share * whole + (1 - image_share) * cross_entropy(tried.glimpse_logits, target, class_weights, label_smoothing)
+    return image_share * whole + (1 - image_share) * cross_entropy(
+        tried.glimpse_logits, target, class_weights, label_smoothing
+    )
 
 
-def cross_entropy(logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
     if logits.ndim == 3:
         target = target[:, None].expand(logits.shape[:2]).flatten()
         logits = logits.flatten(0, 1)
-    weights = None if class_weights is None else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    weights = (
+        None
+        if class_weights is None
+        else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    )
     return F.cross_entropy(logits, target, weight=weights, label_smoothing=label_smoothing)

@@ -69,7 +69,9 @@ class BackboneTester:
             pooled = net.forward_head(features, pre_logits=True)
             torch.testing.assert_close(net.forward_head(features), net(x), rtol=0, atol=0)
             torch.testing.assert_close(net.get_classifier()(pooled), net(x))
-        assert pooled.shape == (2, net.num_features) and features.shape[1] == getattr(net, "feature_channels", net.num_features)
+        assert pooled.shape == (2, net.num_features) and features.shape[1] == getattr(
+            net, "feature_channels", net.num_features
+        )
 
     def test_feature_maps_have_the_shapes_of_its_modules(self, net):
         x, seen = self.images(net), []
@@ -80,7 +82,9 @@ class BackboneTester:
         with torch.inference_mode():
             net(x)
             maps = taps(x)
-        assert [m.shape for m in maps] == [m.shape for m in seen] and taps.feature_info.channels() == [m.shape[1] for m in maps]
+        assert [m.shape for m in maps] == [m.shape for m in seen] and taps.feature_info.channels() == [
+            m.shape[1] for m in maps
+        ]
 
     def test_classifiers_come_and_go(self, net):
         x = self.images(net, 1)
@@ -125,7 +129,8 @@ class BackboneTester:
         for i, info in enumerate(net.feature_info):
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
-            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all the same.
+            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all
+            # the same.
             assert not isinstance(net, Headed) or all(d < last for d in own)
 
     def test_its_card(self, net):

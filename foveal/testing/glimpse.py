@@ -163,7 +163,9 @@ class GlimpseClassifierTester:
         torch.manual_seed(7)
         other = self.make().eval()
         other.load_state_dict(weights)
-        torch.testing.assert_close(self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0
+        )
 
     def test_copies_are_independent(self, model):
         twin = copy.deepcopy(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import timm
 import torch
-
 from foveal.glimpse.base import WholeImage, enclosing_square, per_band, whole_image
 from foveal.images.views import TensorViews
 from foveal.testing import GlimpseClassifierTester
