@@ -24,7 +24,7 @@ from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.prediction import count
 from foveal.runs import ModelInfo, as_classifier, create_model, save_model
-from tests.evaluation.test_accuracy import Looker
+from tests.evaluation.tiny import Looker
 from tests.training.tiny import Spoilt
 
 NAMES = tuple("abcdef")

@@ -21,7 +21,7 @@ from foveal.images import ArrayPyramid
 from foveal.images.views import TensorViews
 from foveal.prediction import count
 from foveal.runs import create_model
-from tests.evaluation.test_accuracy import OpenImages, data
+from tests.evaluation.tiny import OpenImages, data
 
 
 def tnet(**options):

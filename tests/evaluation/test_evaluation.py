@@ -12,7 +12,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluation import evaluate
 from foveal.prediction import count
 from foveal.runs import create_model
-from tests.evaluation.test_accuracy import Looker, data
+from tests.evaluation.tiny import Looker, data
 from tests.training.tiny import Spoilt
 
 

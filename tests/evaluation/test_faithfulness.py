@@ -23,7 +23,7 @@ from foveal.glimpse.base import WholeImage
 from foveal.images import Occluded, TensorViews, as_views
 from foveal.layers import Attends
 from foveal.runs import ModelInfo, create_classifier, save_model
-from tests.evaluation.test_occlusion import CLASSES, Spotter
+from tests.evaluation.tiny import CLASSES, Spotter
 
 
 def visible(pixels):
