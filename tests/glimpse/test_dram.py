@@ -12,6 +12,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
 from foveal.images.views import TensorViews
+from foveal.policies import find_policy
 from foveal.prediction.cost import count
 from foveal.runs import create_classifier
 from foveal.testing import GlimpseClassifierTester
@@ -202,7 +203,7 @@ def test_places_stay_within_the_limit(policy):
     model = tiny(sd=5.0)
     with torch.no_grad():
         model.where.emit.weight.mul_(100)
-        seen = model.trace(TensorViews(torch.rand(3, 3, 48, 48)), 4, [policy], Draws(0, 0, np.arange(3)))
+        seen = model.trace(TensorViews(torch.rand(3, 3, 48, 48)), 4, [find_policy(policy)], Draws(0, 0, np.arange(3)))
     assert seen.where.shape == (3, 4, 2) and seen.where.abs().max() <= model.where.limit == pytest.approx(2 / 3)
 
 
