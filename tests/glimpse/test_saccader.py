@@ -413,7 +413,9 @@ def test_stage_three_trains_everything(model):
 def test_stage_three_by_hand(model):
     objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7, samples=2)
     rollouts = model.train().rollouts(images(4), objective.plan(0.0), draws(4))
-    assert [r.policy for r in rollouts] == ["sampled"] * 2 and not torch.equal(rollouts[0].cells, rollouts[1].cells)
+    assert [r.policy.name for r in rollouts] == ["sampled"] * 2 and not torch.equal(
+        rollouts[0].cells, rollouts[1].cells
+    )
     target = torch.tensor([int(rollouts[0].logits[0].argmax()), 1, 2, int(rollouts[1].logits[3].argmax())])
     loss = objective(rollouts, target, torch.zeros(0))[0]
     right = [[float(r.logits[i].argmax() == target[i]) for i in range(4)] for r in rollouts]
