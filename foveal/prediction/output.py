@@ -125,7 +125,8 @@ def predict(
     left_out = LeftOut()
     found = find_named(paths, left_out)
     settings = {
-        "model": fingerprint(classifier), "locations": list(budget), "policy": str(policy), "precision": precision, "top_k": top_k, "seed": seed,
+        "model": fingerprint(classifier), "locations": list(budget), "policy": str(policy),
+        "precision": precision, "top_k": top_k, "seed": seed,
     }  # fmt: skip
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
