@@ -61,7 +61,7 @@ def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 class _Policies:
-    """The names of the policies of the kinds that a class of models knows, in the order in which they were added."""
+    """Names of the registered policies whose class is in ``policy_kinds`` of the model."""
 
     def __get__(self, model: GlimpseClassifier | None, kind: type[GlimpseClassifier]) -> tuple[str, ...]:
         return tuple(name for name in POLICIES if issubclass(POLICIES.get(name), kind.policy_kinds))
@@ -147,7 +147,7 @@ class GlimpseClassifier(nn.Module, ABC):
         return enclosing_square(sizes) if self.crop is None else centred_square(sizes, self.crop)
 
     def first_looks(self, size: tuple[int, int]) -> list[Look]:
-        """The looks at an image of this size that are known before any forward pass: a loader can read them ahead."""
+        """Looks that do not depend on a forward pass. Data loaders read them ahead."""
         return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
 
     def see(self, views: Views, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
@@ -170,7 +170,7 @@ class GlimpseClassifier(nn.Module, ABC):
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
 
-    # ---- what a model is asked for, and what it says itself
+    # ---- the interface, and what each model implements
 
     def forward(
         self,
@@ -201,7 +201,7 @@ class GlimpseClassifier(nn.Module, ABC):
     def classify(
         self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        """Classify with a budget that can be met and a policy that is known; see `forward`."""
+        """Classify. The arguments of `forward` have been checked."""
 
     def walk(
         self,
@@ -229,7 +229,7 @@ class GlimpseClassifier(nn.Module, ABC):
         return (yield from self.classify_in_turns(as_views(images), self.budget(locations), at_once, contributions))
 
     def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `walk`. A model that cannot stop on the way leaves this as it is."""
+        """See `walk`. Override it in a model that can stop early."""
         yield from ()
         return self(views, budget, contributions=contributions)
 
@@ -240,14 +240,14 @@ class GlimpseClassifier(nn.Module, ABC):
         draws: Draws,
         locations: Sequence[int] | None = None,
     ) -> list[Rollout]:
-        """Try the batch once for each policy, with gradients."""
+        """One rollout of the batch for each policy, with gradients."""
         return self.roll_out(
             as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws
         )
 
     @abstractmethod
     def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
-        """Try the batch once for each policy, with a budget that can be met; see `rollouts`."""
+        """One rollout for each policy. The arguments of `rollouts` have been checked."""
 
     def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
         """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is
@@ -268,7 +268,7 @@ class GlimpseClassifier(nn.Module, ABC):
         return (most,) * len(budget) if policy.every_cell and most else budget
 
     def _takes(self) -> str:
-        """Which budgets can be met, for an error."""
+        """Valid budgets, as the end of an error message."""
         if self.most_levels == 0:
             return "this model looks once, at the whole image; leave locations out"
         if self.most_levels == 1 and self.most_cells:
@@ -296,7 +296,7 @@ class GlimpseClassifier(nn.Module, ABC):
         return [find_policy(policy) for policy in policies]
 
     def default_objective(self) -> Objective:
-        """What this model is trained with unless told otherwise."""
+        """The objective that this model is trained with by default."""
         return self.objective()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -305,7 +305,7 @@ class GlimpseClassifier(nn.Module, ABC):
 
     @abstractmethod
     def dense(self) -> nn.Module:
-        """The bare backbone with a classifier of the same width: what a user would run without looking."""
+        """The backbone with a linear classifier, without glimpses, as a baseline."""
 
 
 class WholeImage(GlimpseClassifier):
@@ -458,7 +458,7 @@ def check_network(
         return
     architecture, _, tag = name.partition(".")
     tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
-    # Of timm's thousand names some are always nearer than ours.
+    # Names of ours come first: among timm's thousand names some are always closer.
     near = [
         match
         for names in (tags or ours, tags or timm.list_models())
@@ -510,7 +510,7 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
         if (refusal := _refusal(network, size)) is None:
             return more
         reasons.append(refusal)
-    # What a network says that was told the size is nearer to the point, unless it could not be told.
+    # The error of the second attempt is more specific, unless ``img_size`` is not an option.
     reason = next((e for e in reversed(reasons) if not isinstance(e, TypeError)), reasons[0])
     text = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
     choice = f"choose {own[0]}, its own size, or another network" if own else "choose another size"

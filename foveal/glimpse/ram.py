@@ -99,7 +99,7 @@ class RAM(RecurrentAttention):
         whole pixels."""
         sizes = np.asarray(sizes, dtype=np.float64)
         side = np.maximum(1, np.round(self.region * sizes.max(1)))[:, None, None]
-        # Alike boxes are cut together where they meet the grid of pixels alike.
+        # Boxes at whole pixels can be cut together.
         middle = (np.round((where + 1) / 2 * sizes[:, None] - side / 2) + side / 2)[:, :, None]
         reach = side[..., None] / 2 * 2.0 ** np.arange(self.patches)[:, None]
         return np.concatenate([middle - reach, middle + reach], axis=3)

@@ -103,7 +103,7 @@ class GaussianPolicy(nn.Module):
 
 @dataclass
 class Trace:
-    """What became of R rows, the images of every rollout in turn, in T steps after the first look.
+    """T steps after the first look, for R rows: the images of each rollout in turn.
 
     Attributes:
         features: (R, 1 + T, D) what was known after each look, as the classifier reads it.

@@ -49,17 +49,17 @@ from foveal.objectives.saccader import SaccaderObjective
 from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
 
 BARRED = 1e5
-"""What is taken from the scores of cells that were visited: finite, and exact in float32, which the cell keeps to."""
+"""Penalty on the scores of visited cells: finite, and exact in float32."""
 
 _LARGEST_SHARE = 0.5
-"""Of the image's side, that a window may have without a warning: at 128 px those of 77 px overlap too much."""
+"""Largest share of the image's side for a window without a warning: 77 px at 128 px overlap too much."""
 
 _log = logging.getLogger("foveal.glimpse")
 
 
 @lru_cache
 def _advise(side: int, backbone: str, window: int, cells: int) -> None:
-    """Warn, once, that windows are large for the image; with the side at which they have the share of the paper's."""
+    """Warn once that windows are large, and suggest the image size that gives the paper's share."""
     better = 8 * math.ceil(window * 224 / 77 / 8)
     smaller = next(
         (
@@ -125,7 +125,7 @@ class SaccaderCell(nn.Module):
 
 @dataclass
 class _Seen:
-    """What one look at a batch gives: F channels of features, N cells."""
+    """Result of one look at a batch: F channels of features, N cells."""
 
     look: Tensor  # (B, C, S, S)
     root: np.ndarray  # (B, 4)
@@ -134,7 +134,7 @@ class _Seen:
     barred: Tensor  # (B, N), 1 where a window lies beside the image, or nearly so
 
     def rows(self, which: np.ndarray) -> _Seen:
-        """What was seen of some images."""
+        """The same for some images."""
         at = sent(which, self.what.device)
         return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
 
@@ -148,12 +148,12 @@ class _Saccades:
     log_probability: Tensor  # (B, T) with which the policy in force chose
 
     def rows(self, on: Tensor) -> _Saccades:
-        """Those of some images (B,) bool."""
+        """The same for some images, (B,) bool."""
         return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
 class SaccaderPolicy(Policy):
-    """A policy that only Saccader knows: it needs no learning, and may choose by what was seen."""
+    """A policy for Saccader alone. It is not learned and may use the features of the image."""
 
     likelihood = certain
 
@@ -166,13 +166,13 @@ class SaccaderPolicy(Policy):
         return cells, certain(scores, cells)
 
     def scores(self, model: Saccader, seen: _Seen) -> Tensor:
-        """(B, N) what cells are ordered by, the highest first."""
+        """(B, N) scores; the highest is chosen first."""
         raise NotImplementedError
 
 
 @POLICIES.register
 class OrderedLogits(SaccaderPolicy):
-    """The cells that speak most for the predicted class."""
+    """Cells with the highest logit of the predicted class."""
 
     name, teaches = "ordered_logits", True
 
@@ -332,7 +332,7 @@ class Saccader(GlimpseClassifier):
     # ---- one look at the image
 
     def perceive(self, views: Views) -> _Seen:
-        """The one look at each image, and what its cells say."""
+        """Look at each image once and compute the features of its cells."""
         root = self.root(views.sizes)
         look = self.see(views, np.arange(len(views)), root)
         features = self.backbone.forward_features(look)
@@ -345,7 +345,7 @@ class Saccader(GlimpseClassifier):
         )
 
     def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
-        """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are."""
+        """(B, N, C) mixed features, in float32 or better. ``imitating`` detaches the features."""
         features, what = seen.features, seen.what.transpose(1, 2).unflatten(2, (self.side, self.side))
         if imitating:
             features, what = features.detach(), what.detach()
@@ -399,7 +399,7 @@ class Saccader(GlimpseClassifier):
                 log_p.append(self.cell(mixed, barred).log_softmax(-1))
                 scores = log_p[-1].detach() if noise is None else log_p[-1].detach() + noise[:, t]
                 cells.append(scores.argmax(-1, keepdim=True) if given is None else given[:, t : t + 1])
-                # A visited cell comes after all others, those beside the image among them.
+                # Visited cells are penalised more than cells beside the image.
                 barred = barred.scatter(1, cells[-1], 2.0)
         steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
         return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
@@ -440,7 +440,7 @@ class Saccader(GlimpseClassifier):
             mean = (F.avg_pool2d(energy, window, jump) - mean.square()) * (window**2 / (window**2 - 1))
         return mean.flatten(1)
 
-    # ---- what comes of it
+    # ---- classification
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
@@ -483,7 +483,7 @@ class Saccader(GlimpseClassifier):
         return Classification.merge(done, views.bytes_read)
 
     def _whole(self, seen: _Seen) -> Tensor:
-        """(B, classes) what the BagNet itself says: the mean over all cells."""
+        """(B, classes) logits of the BagNet itself: the mean over all cells."""
         return self.backbone.fc(seen.what.mean(1))
 
     def _classified(
@@ -554,10 +554,10 @@ class Saccader(GlimpseClassifier):
             policy=policy,
         )
 
-    # ---- the rest of the contract
+    # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``, the BagNet and its classifier; ``location``, what chooses; what else there is by its name."""
+        """``backbone``: the BagNet and its classifier. ``location``: attention and cell. Others by name."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "location": []}
         for name, part in self.named_children():
             group = "location" if name in ("attention", "mix", "cell") else name

@@ -199,7 +199,7 @@ class _Traversal:
     cells: list[Tensor]  # for each level with grids: (R, n, k)
 
     def join(self, below: _Traversal) -> _Traversal:
-        """These looks, and those that were chosen from the first of them."""
+        """These looks, followed by looks that were chosen from the first one."""
         return _Traversal(
             torch.cat([self.features, below.features], 1),
             np.concatenate([self.boxes, below.boxes], 1),
@@ -211,7 +211,7 @@ class _Traversal:
         )
 
     def rows(self, which: np.ndarray) -> _Traversal:
-        """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
+        """Features and boxes of some images (bool); choices are dropped."""
         kept = rows_of(which, self.features.device)
         return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
 
@@ -238,11 +238,11 @@ class _Grids:
     log_p: Tensor  # (R, n, K)
 
     def rows(self, which: np.ndarray) -> _Grids:
-        """Some rows' (bool)."""
+        """Selected rows (bool)."""
         return _Grids(self.boxes[which], self.offered[which], self.log_p[rows_of(which, self.log_p.device)])
 
     def repeat(self, times: int) -> _Grids:
-        """The same rows, several times over."""
+        """All rows, repeated."""
         boxes, offered = (np.tile(of, (times, *[1] * (of.ndim - 1))) for of in (self.boxes, self.offered))
         return _Grids(boxes, offered, self.log_p.repeat(times, 1, 1))
 
@@ -466,7 +466,7 @@ class TNet(GlimpseClassifier):
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
     def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
-        """The first look at every image, ``tries`` times over, and once what `score` takes."""
+        """The first look, repeated ``tries`` times, and the inputs of `score`, once."""
         if self.region_mpp is not None:
             for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
                 what = "does not say how large its pixels are, which this model's region_mpp needs"
@@ -500,7 +500,7 @@ class TNet(GlimpseClassifier):
             depth: processing level of the looks.
         """
         cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
-        scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
+        scores = _scatter(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
         log_p = scores.unflatten(0, taken.shape).masked_fill(sent(~offered, scores.device), NEVER).log_softmax(-1)
         # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for
         # so many.
@@ -582,7 +582,7 @@ class TNet(GlimpseClassifier):
             tagged, look = self.perceive(
                 seen, position if taken.all() else position[rows_of(taken.ravel(), position.device)], depth + 1
             )
-            features = _back(tagged, taken).unflatten(0, (-1, count))
+            features = _scatter(tagged, taken).unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
                 torch.cat([found.features.to(tagged.dtype), features], 1),
@@ -610,10 +610,10 @@ class TNet(GlimpseClassifier):
         child = torch.stack([side * y + cells // side, side * x + cells % side, torch.full_like(y, depth)], dim=-1)
         return child.flatten(0, 2)
 
-    # ---- what comes of it
+    # ---- classification
 
     def _fuse(self, seen: _Traversal) -> tuple[Tensor, Tensor]:
-        """The fused (R, D) features of all looks, and the (R, N) weight of each in it."""
+        """Fused (R, D) features, and the (R, N) weight of each look."""
         features, mask = seen.features, seen.mask
         if self.weighting is not None:
             weight = self.weighting(features, mask)
@@ -633,7 +633,7 @@ class TNet(GlimpseClassifier):
     def _classified(
         self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None
     ) -> Classification:
-        """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
+        """Classification from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
         fused, weight = self._fuse(seen)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
         contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
@@ -787,7 +787,7 @@ class TNet(GlimpseClassifier):
         channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
         return channels_first and vector.shape == (1, self.classifier.in_features)
 
-    # ---- the rest of the contract
+    # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         backbone = {id(p) for p in self.backbone.parameters()}
@@ -832,7 +832,7 @@ class TNet(GlimpseClassifier):
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:
-    """Those that keep running statistics."""
+    """Batch norms with running statistics."""
     return [
         m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
@@ -873,7 +873,7 @@ def _features(network: Any, x: Tensor) -> Tensor:
 
 
 def _embed(network: Any, x: Tensor) -> Tensor:
-    """(N, C, h, w) to (N, D): what a timm network gives its classifier."""
+    """(N, C, h, w) to the (N, D) input of a timm network's classifier."""
     return network.forward_head(_features(network, x), pre_logits=True)
 
 
@@ -956,15 +956,15 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
 
 
 def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
-    """(..., length) weights that average a row of so many values from ``first`` to ``last`` (...), in values."""
+    """(..., length) weights that average a row of ``length`` values from ``first`` to ``last`` (...)."""
     edge = np.arange(length)
     overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
     weights = torch.from_numpy(overlap).clamp(min=0).float()
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _back(values: Tensor, taken: np.ndarray) -> Tensor:
-    """Values of the looks that were taken, at their places among all (of ``taken`` flattened); 0 at the others."""
+def _scatter(values: Tensor, taken: np.ndarray) -> Tensor:
+    """Scatter the values of taken looks to all looks (``taken`` flattened); 0 elsewhere."""
     if taken.all():
         return values
     return values.new_zeros(taken.size, *values.shape[1:]).index_copy(0, rows_of(taken.ravel(), values.device), values)

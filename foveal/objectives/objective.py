@@ -33,7 +33,7 @@ OBJECTIVES: Registry[type[Any]] = Registry("objective")
 
 
 class Objective(Protocol):
-    """What a trainer needs to know of an objective."""
+    """Interface of an objective."""
 
     @property
     def trains(self) -> tuple[str, ...] | None:
@@ -48,7 +48,7 @@ class Objective(Protocol):
         ...
 
     def initial_state(self) -> Tensor:
-        """What the first call gets as ``state``; (0,) where nothing is remembered."""
+        """``state`` of the first call; shape (0,) for a stateless objective."""
         ...
 
     def __call__(

@@ -31,7 +31,7 @@ from foveal.objectives.rollout import Rollout
 
 
 def cell_surprise(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """How improbable the policy finds each wanted cell in its turn.
+    """Negative log-probability of each wanted cell under the policy, step by step.
 
     Args:
         tried: whose scores are judged; its own cells decide what was barred.

@@ -112,7 +112,7 @@ class ReferenceTNetObjective:
 
 
 def credit(tried: Rollout, target: Tensor) -> Tensor:
-    """What each choice is credited with: the value of all looks, less what was to be expected without it.
+    """Credit of each choice: the value of all looks minus the expected value without this choice.
 
     The value of a set of looks is the log-probability of the right class after averaging them; the head is additive, so
     that the value of any subset costs no forward pass. A choice is compared with its context: the looks that do not
@@ -222,12 +222,12 @@ class TNetObjective:
         return loss, 0.95 * state + 0.05 * mean.to(state), log
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
-        """(B, N - 1) what each choice is credited with, detached."""
+        """(B, N - 1) credit of each choice, detached."""
         return credit(tried, target)
 
 
 def divergence_from_best_cells(tried: Rollout, target: Tensor) -> Tensor:
-    """How far the policy is from the cells that say most for the right class.
+    """Divergence of the policy from the cells with the most evidence for the right class.
 
     The teacher gives each of the K cells a probability in proportion to what the cell alone gives the right class; the
     result is the mean Kullback-Leibler divergence of the policy from the teacher, in nats.
