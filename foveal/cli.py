@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_process = argv is None
     if own_process:
         _open_standard_files()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, modules = _take(list(sys.argv[1:] if argv is None else argv), "import")
     if "OMP_WAIT_POLICY" not in os.environ:
         # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
         # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
         with watch:
-            return _written(_run(argv))
+            return _written(_run(argv, modules))
     except FovealError as error:
         _say(_with_dashes(str(error)))
         return _written(2 if type(error).__name__ == "UsageError" else 1)
@@ -195,8 +195,7 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _run(argv: list[str]) -> int:
-    argv, modules = _take(argv, "import")
+def _run(argv: list[str], modules: list[str]) -> int:
     _import_modules(modules)
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
