@@ -165,7 +165,8 @@ def test_defaults_of_a_run_are_those_of_its_configuration(help_of):
         for key, value in section.items():
             if f"{prefix}{key}" in told:
                 assert same(told[f"{prefix}{key}"][1], value), key
-    assert len([key for key in told if "." not in key]) == 4 + len(config.to_dict()) - len(("model", "data", "objective", "optimiser"))
+    others = ("model", "data", "objective", "optimiser", "imports")
+    assert len([key for key in told if "." not in key]) == 4 + len(config.to_dict()) - len(others)
 
 
 @pytest.mark.parametrize("name", list_data())
@@ -263,7 +264,7 @@ def test_defaults_of_commands_are_those_of_their_parser(command):
             assert told, f"{action.dest} says nothing of its default"
 
 
-NOTHING = ("policy", "budget", "by", "against", "overlay", "cam", "export", "set", "data.KEY")
+NOTHING = ("import", "policy", "budget", "by", "against", "overlay", "cam", "export", "set", "data.KEY")
 """Options that do nothing unless they are given."""
 
 
