@@ -19,8 +19,8 @@ from harness import in_turn, milliseconds, ratio, write
 
 from foveal.data import DataModule, TensorDataset
 from foveal.draws import Draws
+from foveal.models import create_classifier
 from foveal.prediction.device import autocast
-from foveal.runs import create_classifier
 from foveal.training import Optimiser
 from foveal.training.optimisation import build
 from foveal.training.task import Stream

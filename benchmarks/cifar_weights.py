@@ -16,7 +16,7 @@ from harness import write
 
 import foveal
 from foveal.evaluation.accuracy import Plan, judge
-from foveal.runs import as_classifier
+from foveal.models import as_classifier
 
 PUBLISHED = {20: 8.27, 32: 7.37, 44: 6.90, 56: 6.61}  # test error, %
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

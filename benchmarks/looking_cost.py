@@ -21,8 +21,9 @@ from traversal import write_pyramid
 from foveal.evaluation.cost import measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews
+from foveal.models import create_classifier
 from foveal.prediction.cost import count
-from foveal.runs import create_classifier, open_for
+from foveal.prediction.predictor import open_for
 
 SIDES = (224, 896, 4096)
 LARGEST = 896  # side that the released form is run at; beyond, its activations take gigabytes

@@ -16,7 +16,7 @@ import torch
 import foveal.backbones  # noqa: F401  (registers ours)
 from foveal.errors import ConfigError
 from foveal.glimpse.tnet import TNet
-from foveal.runs import create_classifier
+from foveal.models import create_classifier
 
 OTHER = 192
 """Side of the images that are not of a network's own size: a multiple of 64, as most networks want."""

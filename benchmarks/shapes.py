@@ -40,8 +40,8 @@ from foveal.glimpse.base import enclosing_square
 from foveal.glimpse.grid import share_inside
 from foveal.glimpse.registry import MODELS
 from foveal.glimpse.tnet import TNet
+from foveal.recipes.config import FitConfig, fit_config
 from foveal.runs import WEIGHTS
-from foveal.training import FitConfig, fit
 
 FOLDS = 5  # every so many-th training image of a class is for validation
 BUDGETS = (0, 1, 2, 3)
@@ -93,7 +93,7 @@ def train(way: str, seed: int, steps: int, table: Path, weights: Path, out: Path
         "steps": steps, "batch_size": 16, "val_every": 10**6, "device": "cpu", "seed": seed,
     })  # fmt: skip
     began = time.process_time()
-    fit(config, out, overwrite=True, quiet=True)
+    fit_config(config, out, overwrite=True, quiet=True)
     return time.process_time() - began
 
 

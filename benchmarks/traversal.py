@@ -34,8 +34,8 @@ from foveal import create_model
 from foveal.draws import Draws
 from foveal.glimpse.tnet import TNet
 from foveal.images.views import TensorViews, Views
+from foveal.models import as_classifier
 from foveal.prediction import count, fold_norms
-from foveal.runs import as_classifier
 
 PRESETS = {"reference": "tnet_efficientnet_b0.reference_fmow", "default": "tnet"}
 BUDGETS = {448: (2,), 896: (2, 1), 1792: (2, 1)}

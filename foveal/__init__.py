@@ -24,12 +24,15 @@ _WHERE = {
     "Glimpse": "foveal.classification",
     "FovealError": "foveal.errors",
     "open_image": "foveal.images",
-    "create_model": "foveal.runs",
-    "list_models": "foveal.runs",
+    "create_model": "foveal.models",
+    "list_models": "foveal.models",
     "load": "foveal.runs",
-    "classify": "foveal.runs",
+    "classify": "foveal.prediction",
     "get_data": "foveal.data",
-    "FitConfig": "foveal.training",
+    "FitConfig": "foveal.recipes.config",
+    "fit_config": "foveal.recipes.config",
+    "Optimiser": "foveal.training",
+    "Training": "foveal.training",
     "fit": "foveal.training",
     "predict": "foveal.prediction",
     "count": "foveal.prediction",
@@ -47,9 +50,11 @@ if TYPE_CHECKING:
     from foveal.evaluation import evaluate
     from foveal.explain import report, show
     from foveal.images import open_image
-    from foveal.prediction import count, predict
-    from foveal.runs import classify, create_model, list_models, load
-    from foveal.training import FitConfig, fit
+    from foveal.models import create_model, list_models
+    from foveal.prediction import classify, count, predict
+    from foveal.recipes.config import FitConfig, fit_config
+    from foveal.runs import load
+    from foveal.training import Optimiser, Training, fit
 
 
 def __getattr__(name: str) -> Any:

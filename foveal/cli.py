@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
 from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
-from foveal.errors import ConfigError, DataError, FovealError, RunError
+from foveal.display import printable, printed, unfiltered
+from foveal.errors import ConfigError, DataError, FovealError, RunError, StorageError
 from foveal.formats import SUFFIXES
 from foveal.importing import quickly
 from foveal.recipes.layout import Layout, in_columns
@@ -94,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
         # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    with printed(for_good=own_process):
+        return _main(argv, modules, own_process)
+
+
+def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
+    """`main`, with streams that print names as they are safe to show."""
     fits = argv[:1] == ["fit"]  # which minds signals itself
     watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
@@ -163,7 +170,7 @@ def _ended_by_signals(restore: bool) -> Iterator[None]:
 def _say(text: str) -> None:
     """Tell it on standard error, if that can be written."""
     with suppress(OSError):
-        print(f"foveal: {text}", file=sys.stderr)
+        print(f"foveal: {printable(text)}", file=sys.stderr)
 
 
 def _unwritten(error: OSError) -> str:
@@ -409,13 +416,14 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.configure import configure
 
     config, out, how = configure(recipe, flags)
-    from foveal.training import TrainingSummary, fit
+    from foveal.recipes.config import fit_config
+    from foveal.training import TrainingSummary
 
     # Lightning starts further processes as copies of this command; one of them speaks.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     quiet = how["quiet"] or not speaks
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
-    run = fit(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
     if speaks and quiet and run.summary:
         TrainingSummary(**run.summary).show(out, brief=True)
     return 0
@@ -427,10 +435,12 @@ def _recipe_of(argv: Sequence[str]) -> str:
         text for word, after in zip(argv, [*argv[1:], ""], strict=True) for text in (f"{word}={after}", word) if text.startswith("--out=")
     ]
     if "--resume" in argv and joined:
-        from foveal.runs import CONFIG
+        from foveal.runs import CONFIG, read_config
 
         config = Path(joined[0].removeprefix("--out="), CONFIG)
         if config.is_file():
+            if "base" in read_config(config.parent):
+                raise RunError(f"{config}: base: a run has all its values and no recipe below it; remove the line")
             return str(config)
     return "folder"
 
@@ -558,8 +568,8 @@ def _keep(run: Run, exits: Sequence[Exit]) -> None:
 
     try:
         write_exits(run.path, exits)
-    except OSError as error:
-        print(f"foveal: {run.path}: cannot be written ({error.strerror}); the thresholds are not kept", file=sys.stderr)
+    except StorageError as error:
+        print(f"foveal: {error}", file=sys.stderr)
 
 
 def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, args: argparse.Namespace, out: str | Path) -> int:
@@ -582,12 +592,14 @@ def _progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
         yield lambda *_: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True, file=unfiltered(sys.stderr)), transient=True) as bar:
         row = bar.add_task(what, total=None)
 
         def show(done: int, total: int, part: str = what) -> None:
+            part = escape(printable(part))
             if part != bar.tasks[0].description:
                 bar.reset(row, description=part)  # its time left is not that of the part before
             bar.update(row, completed=done, total=total)
@@ -600,7 +612,7 @@ def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
     if failed:
         print(f"foveal: {len(failed)} image{'s' if len(failed) > 1 else ''} failed:", file=sys.stderr)
     for path, error in failed:
-        print(f"  {error if error.startswith(path) else f'{path}: {error}'}", file=sys.stderr)
+        print(f"  {printable(error if error.startswith(path) else f'{path}: {error}')}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- compare
@@ -796,13 +808,11 @@ def _predict(args: argparse.Namespace) -> int:
         )  # fmt: skip
     for row in done.rows:
         if not row["error"]:
-            print(f"{row['path']}\t{row['label']}\t{row['probability']:.3f}")
+            print(f"{printable(row['path'])}\t{printable(row['label'])}\t{row['probability']:.3f}")
     if done.out and not args.quiet:
         before = f", {done.skipped} were there" if done.skipped else ""
         print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
     if not args.quiet:
-        from foveal.display import printable
-
         for line in done.left_out.lines():
             print(f"foveal: {printable(line)}", file=sys.stderr)
     _tell_failed(done.failed)
@@ -911,7 +921,7 @@ def _add_models(commands: Any) -> None:
 
 def _models(args: argparse.Namespace) -> int:
     from foveal.glimpse.registry import MODELS
-    from foveal.runs import list_models
+    from foveal.models import list_models
 
     names = list_models(args.pattern) if args.pattern else MODELS.names()
     for name in names:
@@ -953,9 +963,10 @@ def _data(args: argparse.Namespace) -> int:
     run = args.name not in list_data() and Path(args.name).is_dir()
     data = _data_of(Run(args.name), args.data) if run else _make_data({"name": args.name}, args.data, where=args.name)
     if args.export:
-        _export(data, args.split, Path(args.export), args.count)
-        return 0
-    from foveal.display import console, counted, printable, stacked
+        failed = _export(data, args.split, Path(args.export), args.count)
+        _tell_failed(failed)
+        return 1 if failed else 0
+    from foveal.display import console, counted, stacked
 
     shown = console()
     few = data.classes[: SHOWN_CLASSES if shown.is_terminal and not args.wide else None]
@@ -968,20 +979,28 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(data: DataModule, split: str, folder: Path, count: int) -> None:
-    """Write the first images of a split as PNG files, named by number and class."""
+def _export(data: DataModule, split: str, folder: Path, count: int) -> list[tuple[str, str]]:
+    """Write the first images of a split as PNG files, named by number and class; (path, reason) of each that cannot be read."""
     import numpy as np
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     if data.train is not None:
         data = replace(data, train=data.train.plain())
+    failed: list[tuple[str, str]] = []
     for number, batch in enumerate(islice(data.loader(split, batch_size=1), count)):
+        failed += batch.errors
+        if not len(batch):
+            continue
         height, width = map(int, batch.views.sizes[0])
         pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[0]
+        if batch.views.errors:
+            failed += [(text.partition(": ")[0], text) for text in batch.views.errors.values()]
+            continue
         rows = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
-        name = data.classes[int(batch.target[0])].replace(os.sep, "_")
+        name = printable(data.classes[int(batch.target[0])]).replace(os.sep, "_").replace("\\", "_")
         Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0]).save(folder / f"{number}_{name}.png")
+    return failed
 
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
@@ -1053,9 +1072,10 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.models import create_model, list_models
     from foveal.prediction import count, format_budget, parse_budget
     from foveal.recipes.flags import UsageError, as_nested, parse_settings
-    from foveal.runs import create_model, list_models, load
+    from foveal.runs import load
 
     settings = as_nested(parse_settings(args.set))
     classes = settings.pop("num_classes", args.num_classes)
@@ -1135,7 +1155,7 @@ def _table(args: argparse.Namespace) -> int:
     if found.left_out and not args.quiet:
         print("left out:", file=sys.stderr)
     for folder, reason in found.left_out if not args.quiet else ():
-        print(f"  {folder}: {reason.removeprefix(f'{folder}: ')}", file=sys.stderr)
+        print(f"  {printable(f'{folder}: ' + reason.removeprefix(f'{folder}: '))}", file=sys.stderr)
     return 0
 
 

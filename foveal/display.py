@@ -24,9 +24,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -147,9 +150,85 @@ def image_size(size: int | Sequence[int]) -> str:
 # ---- names
 
 
+JOINERS = "\u200c\u200d\u00ad"
+"""Invisible signs that words of several languages, and emoji, are written with."""
+
+
 def printable(text: str) -> str:
-    """A name on one line: line breaks, tabs and control characters become blanks."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    """A name on one line, which can do nothing to a terminal.
+
+    Line breaks, tabs and other blanks become blanks. Control characters, and those that turn the direction of writing, are named.
+
+    >>> printable("a\\tb\\x1b[2J\\u202ecod")
+    'a b\\\\x1b[2J\\\\u202ecod'
+    """
+    return "".join(" " if c.isspace() else c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or c in JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
+
+
+class Printed:
+    """A text stream for a terminal: what `printable` names is named, whoever writes it; line breaks and tabs are kept.
+
+    So is a carriage return that a text begins with: progress bars of other libraries return to the beginning of their line.
+
+    Attributes:
+        unfiltered: the stream itself, for rich, whose own sequences are wanted; what it is given has to be printable.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unfiltered = stream
+
+    def write(self, text: str) -> int:
+        back = text[:1] if text.startswith("\r") else ""
+        self.unfiltered.write(back + re.sub(r"[^\n\t -~]+", _named, text[len(back) :]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unfiltered, name)
+
+
+def _named(found: re.Match[str]) -> str:
+    return "".join(c if unicodedata.category(c) == "Zs" else printable(c) for c in found[0])
+
+
+@contextmanager
+def printed(for_good: bool = False) -> Iterator[None]:
+    """Let everything that is printed go through `Printed`; ``for_good`` where the process ends then, perhaps with a traceback."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream if isinstance(stream, Printed) else Printed(stream) for stream in streams)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if not for_good:
+            sys.stdout, sys.stderr = streams
+
+
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""How a text begins that a spreadsheet takes for a formula, after any quotes."""
+
+
+def as_cell(text: str) -> str:
+    """A text for a cell of a CSV file: one that a spreadsheet would take for a formula begins with a quote.
+
+    A text is taken for one that begins with = + - @, their wide forms, a tab or a line break; so is one with quotes before these, so that
+    `from_cell` gives every text back.
+
+    >>> [as_cell(text) for text in ("=1+1", "'=1+1", "'a'", "a=b")], from_cell(as_cell("'=1+1"))
+    (["'=1+1", "''=1+1", "'a'", 'a=b'], "'=1+1")
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(text: str) -> str:
+    """The text of a cell that `as_cell` made."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def shortened(name: str, width: int) -> str:
@@ -310,7 +389,7 @@ def stacked(*parts: Table | str) -> Group:
     shown: list[RenderableType] = []
     for part in (part for part in parts if part):
         shown += [Text("")] if shown else []
-        shown.append(Text(part) if isinstance(part, str) else part)
+        shown.append(Text("\n".join(map(printable, part.split("\n")))) if isinstance(part, str) else part)
     return Group(*shown)
 
 
@@ -318,5 +397,10 @@ def console() -> Console:
     """Where results are printed: as wide as the terminal; without an end where the output is none, so that nothing is cut there."""
     from rich.console import Console
 
-    terminal = Console()
-    return Console(width=max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED)
+    terminal = Console(file=unfiltered(sys.stdout))
+    return Console(file=unfiltered(sys.stdout), width=max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED)
+
+
+def unfiltered(stream: Any) -> Any:
+    """The stream behind a `Printed`, for rich; None stands for any other, which rich finds itself."""
+    return stream.unfiltered if isinstance(stream, Printed) else None

@@ -1,7 +1,7 @@
 """Files that are whole or not there, and locks that end with their process.
 
 A file is written under a temporary name beside it and renamed. A process that is killed in between leaves the temporary file;
-the next one that holds the lock of the same place removes it.
+the next one that holds the lock of the same place removes it. A file of a lock is removed by who holds it.
 
 Example:
     >>> import tempfile
@@ -12,17 +12,17 @@ Example:
     ...     with replacing(folder / "a.txt") as unfinished:
     ...         _ = unfinished.write_text("whole")
     >>> sorted(path.name for path in folder.iterdir())
-    ['.lock', 'a.txt']
+    ['a.txt']
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from foveal.errors import StorageError
@@ -34,8 +34,7 @@ except ImportError:  # Windows has no such locks; two writers are not noticed th
 
 _UNFINISHED = ".unfinished"
 
-_held: set[str] = set()
-_guard = threading.Lock()
+_held: dict[str, object] = {}  # by paths of files
 
 
 @contextmanager
@@ -72,40 +71,65 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 @contextmanager
 def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock that the system releases when the process ends, however it ends.
-
-    Forked children do not hold it. The file stays: removing it would let two processes hold locks of two files of one name.
+    """Hold a lock that the system releases when the process ends, however it ends. Forked children do not hold it.
 
     Args:
-        file: is made where it is missing; it is empty.
+        file: is made where it is missing, and removed at the end; it is empty. One that a killed process left is not locked.
         taken: one sentence, for the error.
-        wait: seconds to wait for another process.
+        wait: seconds to wait for another process, or another thread of this one.
 
     Raises:
         StorageError: ``taken``; or the file cannot be made.
     """
     place = os.path.realpath(file)
     deadline = time.monotonic() + wait
-    with _guard:  # a process may lock a file again that it has locked already
-        if place in _held:
+    while (descriptor := _try_to_lock(place)) is None:
+        if time.monotonic() >= deadline:
             raise StorageError(taken)
-        _held.add(place)
+        time.sleep(0.05)
     try:
-        try:
-            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise StorageError(f"{file}: cannot be made ({error.strerror}); check the rights of its folder and the space there") from error
-        try:
-            while not _lock(descriptor):
-                if time.monotonic() >= deadline:
-                    raise StorageError(taken)
-                time.sleep(0.05)
-            yield
-        finally:
-            os.close(descriptor)
+        yield
     finally:
-        with _guard:
-            _held.discard(place)
+        with suppress(OSError):
+            Path(place).unlink()
+        os.close(descriptor)
+        _held.pop(place, None)
+
+
+def _try_to_lock(place: str) -> int | None:
+    """A descriptor of the file, which is locked now; None where somebody else holds it."""
+    mine = object()
+    if _held.setdefault(place, mine) is not mine:  # the system lets a process lock a file again that it has locked already
+        return None
+    descriptor, ours = -1, False
+    try:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        ours = _lock(descriptor) and _is_at(descriptor, place)
+    except OSError as error:
+        raise StorageError(f"{Path(place).parent}: cannot be written ({error.strerror}); make room, or choose another place") from error
+    finally:
+        if not ours:
+            if descriptor >= 0:
+                os.close(descriptor)
+            _held.pop(place, None)
+    return descriptor if ours else None
+
+
+def _is_at(descriptor: int, place: str) -> bool:
+    """Whether the open file has the name still: who held the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), Path(place).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _forget() -> None:
+    """A forked child does not hold what threads of its parent hold."""
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _lock(descriptor: int) -> bool:
@@ -123,12 +147,31 @@ def _lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def storing(file: str | os.PathLike[str], safe: str) -> Iterator[None]:
+def taking_turns(file: Path, safe: str) -> Iterator[Path]:
+    """`replacing` for a file that several processes may write: one after another, and the first removes what killed ones left.
+
+    Args:
+        file: its folder is made.
+        safe: as of `storing`.
+
+    Raises:
+        StorageError: the file cannot be written, or another process has been writing it for a minute.
+    """
+    with storing(file, safe):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(file.with_name(f".{file.name}.lock"), f"{file}: another process is writing it; try again later", wait=60):
+            remove_unfinished(file.parent, escape(file.name))
+            with replacing(file) as unfinished:
+                yield unfinished
+
+
+@contextmanager
+def storing(file: str | os.PathLike[str], safe: str = "") -> Iterator[None]:
     """Say in one sentence that something cannot be written: a full disk, a quota, a limit of file sizes, no permission.
 
     Args:
         file: what is written.
-        safe: what is safe, and how to go on.
+        safe: what is safe, and how to go on; left out where the caller adds it.
 
     Raises:
         StorageError: instead of an `OSError`.
@@ -137,4 +180,4 @@ def storing(file: str | os.PathLike[str], safe: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error  # other libraries have their own words
-        raise StorageError(f"{file}: cannot be written ({reason}); {safe}") from error
+        raise StorageError(f"{file}: cannot be written ({reason}){'; ' * bool(safe)}{safe}") from error

@@ -1,4 +1,4 @@
-"""What the process asks of the machine it runs on, and of its devices.
+"""What the process asks of the machine it runs on, of its devices, and of the processes that it starts.
 
 Example:
     >>> keep_freed_memory()
@@ -14,7 +14,12 @@ import ctypes
 import os
 import platform
 import re
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,9 @@ import torch
 from torch import Tensor
 
 from foveal.errors import ConfigError
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a process to end: Ctrl-C; `kill`, `timeout`, Slurm and systemd; a terminal that was closed."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -62,6 +70,39 @@ def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.de
     if device.type == "cuda" and count > (there := torch.cuda.device_count()):
         raise ConfigError(f"--devices {count}: this machine has {there} GPU{'s' * (there != 1)}; use --devices {there}")
     return device
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started here get none of `STOP_SIGNALS`: they inherit that these are blocked.
+
+    A signal to a group of processes would otherwise end workers before their parent has used what they read.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has no groups of processes
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Let this process end within a second after its parent, however that ends; or at once when the parent alone sends SIGTERM, where
+    `deaf_children` keeps it from others."""
+    parent = os.getppid()
+    blocked = hasattr(signal, "sigtimedwait") and signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if not blocked:
+                time.sleep(1)
+            elif (got := signal.sigtimedwait((signal.SIGTERM,), 1)) and got.si_pid == parent:
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def processor_name() -> str:

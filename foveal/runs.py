@@ -1,4 +1,4 @@
-"""The front door: make a model by name, classify with it, keep it in a run folder.
+"""Run folders: what training writes, and what a trained model is loaded from.
 
 A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks with
 attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on training), and
@@ -7,76 +7,59 @@ downloading anything.
 
 Example:
     >>> import tempfile, torch
-    >>> model = as_classifier(create_model("test_resnet", num_classes=2), image_size=64)
+    >>> from foveal.models import create_classifier
+    >>> model = create_classifier("test_resnet", num_classes=2, image_size=64).eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_model(folder, model, ModelInfo({"name": "test_resnet", "image_size": 64}, ("cat", "dog")))
     ...     same = load(folder)
-    >>> image = torch.rand(3, 80, 60)
-    >>> same.class_names, torch.equal(classify(same, image).logits, classify(model, image).logits)
+    >>> images = torch.rand(1, 3, 80, 60)
+    >>> same.class_names, torch.equal(same(images).logits, model(images).logits)
     (('cat', 'dog'), True)
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import inspect
 import json
-import logging
 import pickle
 import re
-import socket
-import sys
-import warnings
+import threading
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import torch
-import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-import foveal.glimpse.dram
-import foveal.glimpse.ram
-import foveal.glimpse.saccader
-import foveal.glimpse.tnet  # noqa: F401  (they register their models)
-from foveal.classification import Classification
-from foveal.errors import ConfigError, ImageError, RunError
-from foveal.files import replacing
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
-from foveal.glimpse.registry import MODELS
-from foveal.images import (
-    ImageViews,
-    Pyramid,
-    TensorViews,
-    View,
-    Views,
-    as_batch,
-    as_image,
-    check_type,
-    each,
-    is_one,
-    is_path,
-    open_image,
-    squash,
-)
-from foveal.policies import GREEDY, Policy
+from foveal.errors import ConfigError, RunError
+from foveal.files import locked, replacing, storing
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.models import LARGEST_OPTION, Whole, as_classifier, check_options, constructor, create_classifier, hushed, unpickled
 from foveal.registry import UnknownName, imported, made_with
+from foveal.signatures import misfit
+from foveal.strict import Malformed, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
     "summary.json",
 )  # fmt: skip
+LOCK, TENSORBOARD = ".lock", "tensorboard"
+
+RUN_FILES = (CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY)
+"""What `foveal.training.fit` writes into a run."""
+
+_UNFINISHED = re.compile(
+    rf"\.({'|'.join(map(re.escape, RUN_FILES))})(\.\d+\.unfinished|\.unfinished|\.\d+)"
+)  # the last two of older versions
 
 FOUND_OUT = (
     "evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png", "faithfulness.json", "faithfulness.png", "exits.json",
@@ -87,309 +70,23 @@ FOUND_OUT = (
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
 """Options of data sets that are paths."""
 
-# --------------------------------------------------------------------------------------------------- models by name
 
+class Card(TypedDict, total=False):
+    """Types of what ``config.json`` holds; the model and the names of its classes are required."""
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
-    ours = MODELS.names()
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
-
-
-def constructor(name: str) -> Callable[..., Any]:
-    """What builds the model of this name, for its signature.
-
-    Raises:
-        ConfigError: nothing has that name.
-    """
-    if name in MODELS:
-        return MODELS.get(name)
-    check_network(name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model")
-    return networks().model_entrypoint(name.partition(".")[0])
-
-
-def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
-    """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
-
-    Args:
-        name: see `list_models`.
-        num_classes: classes; the model's own number if None.
-        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
-        options: keywords of the model.
-
-    Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
-            weights were not downloaded before, this is told at once.
-    """
-    build = constructor(name)
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    if pretrained:
-        options["pretrained"] = True if pretrained is True else str(pretrained)
-    if isinstance(pretrained, str | Path):
-        weights = read_weights(Path(pretrained))
-        if name not in MODELS:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
-    try:
-        with _hub_at_once() if pretrained is True else nullcontext():
-            return build(**options) if name in MODELS else networks().create_model(name, **options)
-    except TypeError as error:
-        raise _option_error(name, build, options, error) from error
-    except ValueError as error:
-        raise ConfigError(f"model {name}: {str(error).rstrip('.')}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            " by --model.pretrained FILE or in Python pretrained=FILE"
-        ) from error
-
-
-@contextmanager
-def _hub_at_once() -> Iterator[None]:
-    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        with _hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
-            yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-@contextmanager
-def _hushed(logger: str) -> Iterator[None]:
-    """Without warnings of a logger."""
-    log = logging.getLogger(logger)
-    level = log.level
-    try:
-        log.setLevel(logging.ERROR)
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
-    address = urlsplit(url)
-    if getproxies():
-        return True
-    try:
-        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
-    except OSError:
-        return False
-    return True
-
-
-def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
-    """`create_model`, with a dense network wrapped to look once at the whole image.
-
-    Args:
-        name, num_classes: as of `create_model`.
-        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network that is built for
-            images of one size is built for ``image_size``.
-
-    Raises:
-        ConfigError: see `create_model`; or the network takes no images of ``image_size``.
-    """
-    if name in MODELS:
-        return as_classifier(create_model(name, num_classes=num_classes, **options))
-    how = {key: options.pop(key) for key in wrapper_options() if key in options}
-    if (size := how.get("image_size")) is not None:
-        constructor(name)  # a name that is wrong should be told first
-        told = options if num_classes is None else {**options, "num_classes": num_classes}
-        options |= size_options(name, (size, size) if isinstance(size, int) else tuple(size), told)
-    return as_classifier(create_model(name, num_classes=num_classes, **options), **how)
-
-
-def as_classifier(model: nn.Module | Run | str | Path, **options: Any) -> GlimpseClassifier:
-    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go. A run folder is loaded.
-
-    Raises:
-        ConfigError: it is no model.
-        RunError: see `Run.load_model`.
-    """
-    if isinstance(model, Run):
-        return model.load_model()
-    if isinstance(model, str | Path):
-        return load(model)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
-    return model if isinstance(model, GlimpseClassifier) else WholeImage(model, **options)
-
-
-def wrapper_options() -> list[str]:
-    """Keywords that any dense network takes beside its own."""
-    return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
-
-    Raises:
-        ConfigError: there is no such file, or it holds anything else.
-    """
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
-    except Exception as error:  # the readers raise whatever a damaged file leads them to
-        raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
-    weights: Any = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
-    return weights
-
-
-def _unpickled(file: Path) -> Any:
-    """What `torch.save` wrote, as far as it is tensors and plain values."""
-    with warnings.catch_warnings():
-        # Said of a file that torch goes on to refuse.
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
-    """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
-    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
-    classifier = f"{card and card.classifier}.weight"
-    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
-    return {"num_classes": len(heads[0])} if len(heads) == 1 else {}
-
-
-def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
-    """The sentence for an option that a model does not take, or not with this value; the error itself where no option was given."""
-    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'", str(error))
-    if not found or found[2] not in options:
-        if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
-            return error  # nobody chose anything: a bug
-        reason = str(error).strip().partition("\n")[0]
-        return ConfigError(f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists types")
-    build = getattr(build, "func", build)
-    takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
-    known = {
-        p
-        for what in takes
-        for p, spec in inspect.signature(what).parameters.items()
-        if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)
-    }
-    near = difflib.get_close_matches(found[2], known - {"self"}, 3)
-    hint = f"did you mean {_either(near)}" if near else f"foveal fit --model {name} --help lists them"
-    return ConfigError(f"model {name}: there is no option {found[2]!r}; {hint}")
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(names)
-
-
-# --------------------------------------------------------------------------------------------------------- classify
-
-
-def classify(
-    model: nn.Module | Run | str | Path, images: Any, *, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY,
-    batch_size: int = 16, device: str | torch.device | None = None,
-) -> Classification:  # fmt: skip
-    """Classify one image or several, by any model.
-
-    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor.
-
-    Args:
-        model: a classifier that looks; any dense network, which then sees the whole image at once; or a run folder.
-        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
-            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
-            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
-        locations: budget, looks per grid at each level; the model's own if None.
-        policy: how locations are selected, see `GlimpseClassifier.forward`.
-        batch_size: images at a time.
-        device: where to; where the model is if None.
-
-    Returns:
-        The classification of the one image, or of all of them.
-
-    Raises:
-        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
-        ConfigError: a model or device that is none.
-        RunError: a run folder that is none.
-    """
-    classifier = as_classifier(model)
-    if device is not None:
-        classifier = _moved(classifier, device)
-    one = not isinstance(images, Views) and is_one(images)
-    was_training = classifier.training
-    try:
-        classifier.eval()
-        with torch.inference_mode():
-            parts = [_classify(classifier, batch, locations, policy) for batch in _batches(images, classifier, batch_size)]
-    finally:
-        classifier.train(was_training)
-    if not parts:
-        raise ImageError("there is no image to classify; give at least one")
-    return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
-
-
-def _moved(classifier: GlimpseClassifier, device: str | torch.device) -> GlimpseClassifier:
-    try:
-        return classifier.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device}: this machine has no such device that torch can use; give cpu, or leave it out") from error
-
-
-def _classify(classifier: GlimpseClassifier, views: Views, locations: Sequence[int] | None, policy: str | Policy) -> Classification:
-    result = classifier(views, locations=locations, policy=policy)
-    for reason in views.errors.values():
-        raise ImageError(reason)
-    return result
-
-
-def _batches(images: Any, classifier: GlimpseClassifier, batch_size: int) -> Iterator[Views]:
-    as_they_are = getattr(classifier, "value_range", None) is None and getattr(classifier, "image_size", None) is None
-    if isinstance(images, Views):
-        if len(images):
-            yield images
-    elif isinstance(images, Tensor) and as_they_are:
-        for part in as_batch(images, classifier.channels).split(batch_size):
-            part = part.to(classifier.mean.device)
-            if part.dtype == torch.uint16 and part.device.type != "cpu":
-                part = part.float() / 65535  # few of torch's kernels know the type there
-            if len(part):
-                yield TensorViews(part)
-    else:
-        named = each(images)
-        while some := list(islice(named, batch_size)):
-            opened = [image if isinstance(image, View) else open_for(classifier, image, name) for name, image in some]
-            yield ImageViews(opened)
-            for (_, image), mine in zip(some, opened, strict=True):
-                if is_path(image) and isinstance(mine, Pyramid):
-                    mine.close()
-
-
-def open_for(classifier: GlimpseClassifier, image: Any, name: str = "image") -> Pyramid:
-    """Open an image as the classifier's training images were opened: its bands, its range of values, its size if they had one.
-
-    Args:
-        classifier: the model that is to look.
-        image: a path, or what `foveal.images.as_image` takes.
-        name: of an image that is no file, for errors.
-
-    Raises:
-        ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
-    """
-    value_range = getattr(classifier, "value_range", None)
-    taken: dict[str, Any] = {"channels": classifier.channels, "value_range": value_range}
-    opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
-    check_type(opened, value_range)
-    side = getattr(classifier, "image_size", None)
-    if side is None:
-        return opened
-    with opened if is_path(image) else nullcontext():
-        return squash(opened, side, getattr(classifier, "shorter_side", None))
-
-
-# ------------------------------------------------------------------------------------------------------ run folders
+    foveal: str
+    imports: list[str]
+    model: dict[str, Any]
+    num_classes: Annotated[int, range(1, 1_000_001)]
+    class_names: list[str]
+    channels: Whole
+    size: tuple[Whole, Whole]
+    mean: list[float]
+    std: list[float]
+    value_range: tuple[float, float] | None
+    image_size: Whole | None
+    shorter_side: Whole | None
+    locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
 
 
 @dataclass(frozen=True)
@@ -421,12 +118,15 @@ def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, we
         model: the model; what it sees and how it normalises is written too.
         info: the rest.
         weights: weights to write instead of the model's own.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, model, info)
     state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (weights or model.state_dict()).items()}
-    with replacing(folder / WEIGHTS) as unfinished:
+    with storing(folder / WEIGHTS), replacing(folder / WEIGHTS) as unfinished:
         unfinished.write_bytes(serialise(state, metadata={"format": "pt"}))
 
 
@@ -450,7 +150,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         "shorter_side": info.shorter_side,
         "locations": list(model.locations if info.locations is None else info.locations),
     }
-    with replacing(folder / CARD) as unfinished:
+    with storing(folder / CARD), replacing(folder / CARD) as unfinished:
         unfinished.write_text(json.dumps(card, indent=2) + "\n")
 
 
@@ -476,13 +176,23 @@ def _absolute(path: Any) -> Any:
 
 def as_written(options: dict[str, Any]) -> dict[str, Any]:
     """A stored model's name and options, with those that it was written without, because they did not exist, as it behaved then."""
+    if options["name"].startswith(_PYTHON):
+        return options
     formerly = getattr(constructor(options["name"]), "formerly", {})
     return {**options, **{key: value for key, value in formerly.items() if key not in options}}
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+_PYTHON = "python:"
+
+
+def made_in_python(thing: object) -> str:
+    """What stands for the name of an object that no name makes."""
+    return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
     """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see `Run.load_model`."""
-    return Run(path).load_model(device, which)
+    return Run(path).load_model(device, which, model)
 
 
 @dataclass(frozen=True)
@@ -504,6 +214,14 @@ class Run:
         if not (self.path / CARD).is_file():
             raise RunError(f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train again")
 
+    def file(self, name: str) -> Path:
+        """The path of one of its files.
+
+        Raises:
+            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are read.
+        """
+        return own_file(self.path, name)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """Every value the run was made with.
@@ -520,12 +238,13 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
+        file = self.file(CARD)
         try:
-            card = json.loads((self.path / CARD).read_text())
-            if not isinstance(card["model"]["name"], str) or not isinstance(card["class_names"], list):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path / CARD}: is damaged or not ours; copy it again or train again") from error
+            card = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again") from error
+        if fault := _card_fault(card):
+            raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
 
     @cached_property
@@ -535,72 +254,236 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        file = self.path / SUMMARY
+        file = self.file(SUMMARY)
+        if not file.is_file():
+            return None
+        again = f"foveal fit --out {self.path} --resume writes it again"
         try:
-            return json.loads(file.read_text()) if file.is_file() else None
-        except ValueError as error:
-            raise RunError(f"{file}: is damaged; foveal fit --out {self.path} --resume writes it again") from error
+            summary = read_json(file)
+        except (Malformed, OSError) as error:
+            raise RunError(f"{file}: is damaged ({_reason(error)}); {again}") from error
+        if not isinstance(summary, dict):
+            raise RunError(f"{file}: is not a summary of a run; {again}")
+        return summary
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
-    def load_model(self, device: str | torch.device = "cpu", which: str = "best") -> GlimpseClassifier:
+    def load_model(self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
         """The model, in evaluation mode.
 
         Args:
             device: where to.
             which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest checkpoint.
+            model: takes the weights, where the model was not made by a name; it is made by its name if None.
 
         Raises:
             RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
         """
-        model = self._build()
-        file = self.path / (WEIGHTS if which == "best" else LAST)
-        weights = self._weights(file)
-        check_fit(model, weights, file)
-        model.load_state_dict(weights)
-        return model.eval().to(device)
+        file = self.file(WEIGHTS if which == "best" else LAST)
+        shapes, weights = self._weights(file)
+        if model is None:
+            # Without memory first: a configuration may ask for more than there is, and weights for less.
+            with torch.random.fork_rng(devices=()), torch.device("meta"), _at_most(ROOM * len(shapes) + MORE, self.path / CARD):
+                outline = self._build()
+            check_fit(outline, shapes, file)
+            self._check_outline(outline)
+        classifier = self._build(model)
+        check_fit(classifier, shapes, file)
+        classifier.load_state_dict(weights())
+        return classifier.eval().to(device)
 
-    def _build(self) -> GlimpseClassifier:
-        try:
-            with made_with(self.card.get("imports")), _hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
-                options = as_written(self.card["model"])
-                model = create_classifier(options.pop("name"), num_classes=self.card.get("num_classes"), **options)
-        except ConfigError as error:
-            advice = "" if isinstance(error, UnknownName) and error.elsewhere else "; or use the version of foveal that wrote it"
-            raise RunError(f"{self.path / CARD}: {error}{advice}") from error
+    def _build(self, given: nn.Module | None = None) -> GlimpseClassifier:
+        file, card = self.path / CARD, self.card
+        if given is None and card["model"]["name"].startswith(_PYTHON):
+            made = card["model"]["name"].removeprefix(_PYTHON)
+            raise RunError(f"{file}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
+        model = self._made_by_name() if given is None else as_classifier(given)
         model.class_names = self.class_names
-        model.locations = tuple(self.card.get("locations") or ())
+        if (locations := card.get("locations")) is not None:
+            model.locations = tuple(locations)
         for key in ("value_range", "image_size", "shorter_side"):
-            setattr(model, key, self.card.get(key))
+            setattr(model, key, card.get(key))
         return model
 
-    def _weights(self, file: Path) -> dict[str, Tensor]:
+    def _made_by_name(self) -> GlimpseClassifier:
+        file, card = self.path / CARD, self.card
+        name = card["model"]["name"]
+        try:
+            with made_with(card.get("imports")), hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                check_options(name, _but_name(card["model"]), stored=True)
+                options = as_written(card["model"])
+                return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
+        except ConfigError as error:
+            advice = "" if isinstance(error, UnknownName) and error.elsewhere else "; or use the version of foveal that wrote it"
+            raise RunError(f"{file}: {error}{advice}") from error
+        except RunError:
+            raise
+        except Exception as error:  # constructors raise whatever values lead them to that they were not made for
+            raise RunError(
+                f"{file}: model {name} cannot be built of its options ({_reason(error)}); copy it again, or train again"
+            ) from error
+
+    def _check_outline(self, model: GlimpseClassifier) -> None:
+        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is not too large."""
+        file, card = self.path / CARD, self.card
+        if self.class_names and len(self.class_names) != model.num_classes:
+            told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
+            raise RunError(f"{file}: {told}; give one name for each class")
+        for key, has in (("channels", model.channels), ("size", list(model.size))):
+            if card.get(key, has) != has:
+                raise RunError(f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or train again")
+        stored = model.state_dict()
+        beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
+        look = 4 * model.channels * model.size[0] * model.size[1]
+        if max(beside, look) > LARGEST_LOOK:
+            what = f"size: a look of {model.size[0]} x {model.size[1]} px" if look > beside else "model: what it keeps beside its weights"
+            raise RunError(f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller model")
+        try:
+            looks = _most_looks(model)
+        except ConfigError as error:
+            raise RunError(f"{file}: {error}") from error
+        if looks > MOST_LOOKS:
+            raise RunError(f"{file}: locations: makes {looks:,} looks at an image; give {MOST_LOOKS:,} or fewer")
+
+    def _weights(self, file: Path) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
+        """Shapes of the weights, as tensors without memory; and what reads the weights themselves."""
         if not file.is_file():
             go_on = f"go on by foveal fit --out {self.path} --resume, or in Python take {LAST} by which='last'"
             hint = go_on if (self.path / LAST).is_file() else "train again"
             raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
-        if file.suffix == ".safetensors":
-            try:
-                return load_file(file)
-            except (SafetensorError, OSError) as error:
-                raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
-        return model_state(read_checkpoint(file), file)
+        if file.suffix != ".safetensors":
+            state = model_state(read_checkpoint(file), file)
+            return state, lambda: state
+        try:
+            with safe_open(file, "pt") as header:
+                shapes = {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
+        return shapes, lambda: load_file(file)
+
+
+ROOM, MORE = 4, 1_000
+"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and replaced."""
+
+LARGEST_LOOK = 2**30
+"""Bytes of one look, and of what a model keeps that is not among its weights."""
+
+MOST_LOOKS = 100_000
+"""At one image, by the budget of a run folder."""
+
+
+@contextmanager
+def _at_most(count: int, file: Path) -> Iterator[None]:
+    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without weights."""
+    made, thread = 0, threading.get_ident()
+
+    def counted(*_: Any) -> None:
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += 1
+            if made > count:
+                raise RunError(f"{file}: the model has more layers than there are weights for; copy it again, or train again")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _most_looks(model: GlimpseClassifier) -> int:
+    """Looks at an image by the model's own budget."""
+    looks, each = 1, 1
+    for count in model.locations:
+        each *= count
+        looks += each
+    return looks
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file of a run folder; see `Run.file`."""
+    file = folder / name
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{file}: is a link to a file outside of the run, which is not read; put a copy of that file in its place")
+    return file
+
+
+def _but_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+def _reason(error: Exception) -> str:
+    """An error in a few words on one line."""
+    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0].rstrip(".")
+    return text[:200] or type(error).__name__
+
+
+def _card_fault(card: Any) -> str | None:
+    """What is wrong with the content of ``config.json``, if anything is."""
+    if not isinstance(card, dict):
+        return "is not a list of keys with values"
+    if absent := next((key for key in ("model", "class_names") if key not in card), None):
+        return f"{absent}: is missing"
+    if fault := misfit(card, get_type_hints(Card, include_extras=True)):
+        return fault
+    if fault := misfit({"name": card["model"].get("name")}, {"name": str}, "model."):
+        return fault
+    if fault := class_fault(card["class_names"]):
+        return f"class_names: {fault}"
+    low, high = card.get("value_range") or (0, 1)
+    return None if low < high else f"value_range: {low} is not below {high}"
+
+
+def class_fault(names: Sequence[Any]) -> str | None:
+    """What is wrong with names of classes, if anything is: they are different texts on one line each."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            return f"name {i}, {name!r}, is no text"
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            return f"name {i}, {name!r}, has a line break or another control character"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"{twice!r} is there twice"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
     again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
+    file = own_file(folder, CONFIG)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
+        config = read_yaml(file)
     except OSError as error:
-        raise RunError(f"{folder / CONFIG}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / CONFIG}: is damaged; {again}") from error
+        raise RunError(f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
+    except Malformed as error:
+        raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
         raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
     return config
+
+
+class _Group(TypedDict):
+    lr: float
+    base_lr: float
+
+
+class _Optimiser(TypedDict):
+    param_groups: list[_Group]
+    state: dict[Any, Any]
+
+
+class _Checkpoint(TypedDict, total=False):
+    """Types of what Lightning and `foveal.training` put into a checkpoint, as far as this package reads it."""
+
+    state_dict: dict[str, Tensor]
+    loops: dict[str, Any]
+    global_step: Annotated[int, range(10**15)]
+    optimizer_states: list[_Optimiser]
+    callbacks: dict[str, dict[str, Any]]
+    epoch: int
+    elapsed: float
+    left_out: int
+    average: dict[str, Tensor]
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -609,16 +492,25 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing, damaged or holds anything else.
     """
+    file = own_file(file.parent, file.name)
     if not file.is_file():
         raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
     try:
-        content = _unpickled(file)
+        content = unpickled(file)
+    except Malformed as error:
+        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
         raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
-    if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
-        raise RunError(f"{file}: is not a checkpoint of a run; bring the right file, or start again with --overwrite")
+    fault: str | None = "it is no mapping"
+    if isinstance(content, dict):
+        hints = get_type_hints(_Checkpoint, include_extras=True)
+        required = {key: None for key in hints if key not in ("epoch", "elapsed", "left_out", "average")}
+        fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
+        fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
+    if fault:
+        raise RunError(f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite")
     return content
 
 
@@ -649,30 +541,68 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
         raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
 
 
-def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make sure that a run may be written to a folder, and make it; a run to be replaced stays until `clear`.
+@contextmanager
+def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """Keep a folder for one run, and make it; a run to be replaced stays until `clear`. A folder that is still empty at the end is removed.
 
     Raises:
         RunError: something is there already, or there is nothing to go on with.
+        StorageError: another process trains the run.
     """
     out = Path(out)
     try:
-        used = out.exists() and (not out.is_dir() or any(out.iterdir()))
-        if resume:
-            if not (out / LAST).is_file():
-                raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or start again with --overwrite")
-            return out
-        if used and not (out / CONFIG).is_file():
+        if resume and not out.is_dir():
+            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without --resume")
+        if out.exists() and not out.is_dir():
             raise RunError(f"{out}: is there already and is not a run; choose another --out")
-        if used and not overwrite:
-            raise RunError(f"{out}: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out")
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        if not (made or resume or (out / CONFIG).is_file()) and any(not _ours(file) for file in out.iterdir()):
+            raise RunError(f"{out}: is there already and is not a run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    return out
+    try:
+        with locked(out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"):
+            _check_claim(out, resume, overwrite)
+            for file in out.iterdir():
+                if _ours(file) and file.name != LOCK:  # of a process that was killed: others are kept out by the lock
+                    file.unlink(missing_ok=True)
+            yield out
+    finally:
+        with suppress(OSError):  # it is not empty any more
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_claim(out: Path, resume: bool, overwrite: bool) -> None:
+    kept = [name for name in (LAST, BEST, WEIGHTS) if (out / name).is_file()]
+    instead = "replace it by --overwrite, or choose another --out"
+    if resume and LAST not in kept:
+        again = "start again with --overwrite" if (out / CONFIG).is_file() else "train without --resume"
+        raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or {again}")
+    if resume or overwrite or not (out / CONFIG).is_file():
+        return
+    if LAST in kept:
+        raise RunError(f"{out}: a run is there already; go on with it by --resume, {instead}")
+    if kept:
+        raise RunError(f"{out}: a run without {LAST} is there already; {instead}")
+    raise RunError(f"{out}: a run was begun there and ended before it saved anything; {instead}")
+
+
+def _ours(file: Path) -> bool:
+    """Whether a file says nothing of a run: a lock, or what a process that was killed left of a file that it wrote."""
+    return file.name == LOCK or _UNFINISHED.fullmatch(file.name) is not None
 
 
 def clear(out: Path) -> None:
-    """Remove the run in a folder, with what was found out about its model."""
-    for name in (METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY, *FOUND_OUT, CONFIG):
+    """Remove the run in a folder, with what was found out about its model; ``config.yaml`` stays until there is another.
+
+    What a run is taken for goes first: no part of an old run is ever seen as one.
+    """
+    for name in (LAST, BEST, WEIGHTS, *FOUND_OUT, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, CARD):
         (out / name).unlink(missing_ok=True)
+    for pattern in ("events.out.tfevents.*", "hparams.yaml"):
+        for file in (out / TENSORBOARD).glob(pattern):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # there is none, or something else is in it
+        (out / TENSORBOARD).rmdir()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from foveal.cli import main
+from foveal.errors import StorageError
 from foveal.prediction import read_exits, write_exits
 from tests.tiny import TINY, failure
 
@@ -70,7 +71,7 @@ def test_thresholds_found_on_other_data_are_not_the_runs(run, tmp_path):
 
 def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_path, monkeypatch, capsys):
     def refuse(folder, exits):
-        raise PermissionError(13, "Permission denied")
+        raise StorageError("exits.json: cannot be written (Permission denied); the thresholds are not kept")
 
     monkeypatch.setattr("foveal.prediction.write_exits", refuse)
     assert main(["evaluate", str(run), "--budget", "1locations", "--out", str(tmp_path / "out"), *HERE]) == 0

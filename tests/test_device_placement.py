@@ -38,11 +38,11 @@ from foveal.layers import (
 )
 from foveal.layers.explicit import KERNELS
 from foveal.layers.maps import evenness
+from foveal.models import create_classifier
 from foveal.objectives.objective import CrossEntropy
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.saccader import SaccaderLocations, SaccaderObjective
 from foveal.objectives.tnet import TNetObjective
-from foveal.runs import create_classifier
 
 Module = TypeVar("Module", bound=nn.Module)
 

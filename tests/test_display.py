@@ -2,7 +2,9 @@
 
 import io
 import math
+import random
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from foveal import display
 from foveal.display import (
     NAME,
     SHORTEST,
@@ -200,3 +203,52 @@ def test_what_is_no_terminal_has_no_end(monkeypatch):
 
     lines = sys.stdout.getvalue().splitlines()
     assert "x" * 500 in lines[3] and len(lines) == 6
+
+
+# ---- what names must not do
+
+
+HOSTILE = [
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "a\rb",
+    "\u202egnp.exe",
+    "\u2066x",
+    "\udce9",
+    "\x00",
+    "\x7f",
+    "\u2028",
+    "\x85",
+    "\u200e",
+    "\U000e0041",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_moves_the_cursor_or_turns_the_text(name):
+    for shown in (display.printable(name), through_the_stream(name)):
+        assert all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in shown), shown
+        shown.encode()
+
+
+def through_the_stream(text: str) -> str:
+    stream = io.StringIO()
+    print(f"a{text}b", end="", file=display.Printed(stream))
+    return stream.getvalue()
+
+
+def test_ordinary_text_of_any_language_stays():
+    for text in ("naïve 日本\u3000語", "می\u200cخواهم", "👩\u200d🔬 ok", "tab\tand\nline", "C:\\x1b"):
+        assert through_the_stream(text) == f"a{text}b"
+    assert display.printable("می\u200cخواهم") == "می\u200cخواهم"
+
+
+def test_cells_are_no_formulas_and_come_back():
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("=+-@\t\r\n'\"a,;＝1", k=rng.randrange(5))) for _ in range(2000)]
+    for text in texts:
+        cell = display.as_cell(text)
+        assert display.from_cell(cell) == text
+        assert not cell.startswith(tuple("=+-@\t\r\n＝")), cell
+    assert display.as_cell("-5.jpg") == "'-5.jpg" and display.as_cell("it's") == "it's"

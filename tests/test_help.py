@@ -14,13 +14,13 @@ from foveal.choices import FORMATS, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NA
 from foveal.data import ImageDataset, Reading, TensorDataset, data_constructor, get_data, list_data
 from foveal.errors import ConfigError
 from foveal.glimpse.registry import MODELS
+from foveal.models import create_model, list_models
 from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
 from foveal.recipes import GROUPS, describe_recipe, find_recipe, list_recipes, load_recipe, parse_value
-from foveal.recipes.flags import chain_of, target_of
+from foveal.recipes.config import FitConfig
 from foveal.recipes.help import reached
-from foveal.runs import create_model, list_models
-from foveal.training import FitConfig
+from foveal.signatures import chain_of, target_of
 from foveal.training.config import plain
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ from PIL import Image
 import foveal
 from foveal import cli
 from foveal.importing import MANY, quickly
-from foveal.runs import ModelInfo, create_model, save_model
+from foveal.models import create_model
+from foveal.runs import ModelInfo, save_model
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

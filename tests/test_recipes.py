@@ -168,14 +168,14 @@ def test_locations_trained_with_are_the_published_ones():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe_runs(name, roots, tmp_path):
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
     def trained(name):
         flags = [*shrunk(name), "--data.root", str(roots(name.partition("/")[0])), "--out", str(tmp_path / name)]
         if before := load_recipe(name).get("init_from"):
             flags += ["--init-from", str(trained(before.removeprefix("runs/")).path)]
         config, out, how = configure(name, flags)
-        return fit(config, out, **how)
+        return fit_config(config, out, **how)
 
     run = trained(name)
     assert run.load_model().num_classes == 2
@@ -187,26 +187,26 @@ def test_recipe_runs(name, roots, tmp_path):
 
 @pytest.mark.parametrize("more", [[], ["--model", "test_resnet", "--model.image_size", "64"]])
 def test_recipe_for_a_folder_runs(more, roots, tmp_path):
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
     tiny = [] if more else ["--model.backbone", "test_efficientnet", "--model.base_size", "32"]
     flags = ["--data.root", str(roots("folder")), "--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet"]
     config, out, how = configure("folder", [*flags, *tiny, *more, "--out", str(tmp_path / "run")])
-    assert fit(config, out, **how).class_names == ("class_0", "class_1")
+    assert fit_config(config, out, **how).class_names == ("class_0", "class_1")
 
 
 def test_recipe_for_the_digits_runs(tmp_path):
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
     few = ["--data.train", "8", "--data.val", "4", "--data.test", "4", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--quiet"]
     config, out, how = configure("ram_digits", [*few, "--out", str(tmp_path / "run")])
-    assert fit(config, out, **how).load_model().locations == tuple(load_recipe("ram_digits")["model"]["locations"])
+    assert fit_config(config, out, **how).load_model().locations == tuple(load_recipe("ram_digits")["model"]["locations"])
 
 
 @pytest.fixture(scope="module")
 def canvases(roots, tmp_path_factory):
     """A run of a recipe for megapixel digits, made when it is first asked for, after those that it begins with."""
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
     made = {}
 
@@ -217,7 +217,7 @@ def canvases(roots, tmp_path_factory):
             if before := load_recipe(name).get("init_from"):
                 flags += ["--init-from", str(run(before.removeprefix("runs/")).path)]
             config, out, how = configure(name, flags)
-            made[name] = fit(config, out, **how)
+            made[name] = fit_config(config, out, **how)
         return made[name]
 
     return run

@@ -16,17 +16,19 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import foveal.models as models
 import foveal.runs as runs
-from foveal.errors import ConfigError, ImageError, RunError
+from foveal.errors import ConfigError, ImageError, RunError, StorageError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images.views import TensorViews
+from foveal.prediction import classify
 
 TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]}
 
 
 def tnet(**changes) -> GlimpseClassifier:
     torch.manual_seed(0)
-    return runs.create_classifier(**{**TNET, **changes}, num_classes=3).eval()
+    return models.create_classifier(**{**TNET, **changes}, num_classes=3).eval()
 
 
 @pytest.fixture
@@ -42,21 +44,21 @@ def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
     assert card["model"] == {**TNET, "fit_grid": True}  # written though nobody set it
     del card["model"]["fit_grid"]
     image = torch.rand(3, 60, 150)
-    now = runs.classify(runs.load(folder), image)
+    now = classify(runs.load(folder), image)
     (folder / runs.CARD).write_text(json.dumps(card))
-    then = runs.classify(runs.load(folder), image)
+    then = classify(runs.load(folder), image)
     assert now.glimpses.box[0].tolist() == [0, 0, 60, 150] and then.glimpses.box[0].tolist() == [-45, 0, 105, 150]
     loaded = runs.load(folder)
     model = tnet(fit_grid=False)
     model.load_state_dict(loaded.state_dict())
     model.value_range = loaded.value_range  # a tensor is opened like a file where values have a range of their own
-    assert torch.equal(runs.classify(model, image).logits, then.logits)
+    assert torch.equal(classify(model, image).logits, then.logits)
     runs.save_model(folder / "copy", model, runs.ModelInfo(TNET))
     assert json.loads((folder / "copy" / runs.CARD).read_text())["model"]["fit_grid"] is False
 
 
 def test_references_are_written_as_they_were(tmp_path):
-    model = runs.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
+    model = models.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
     runs.write_card(tmp_path, model, runs.ModelInfo({"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}))
     assert json.loads((tmp_path / runs.CARD).read_text())["model"] == {"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}
 
@@ -65,26 +67,26 @@ def test_references_are_written_as_they_were(tmp_path):
 
 
 def test_timms_models_are_timms():
-    model = runs.create_model("test_resnet", num_classes=7)
+    model = models.create_model("test_resnet", num_classes=7)
     assert type(model) is type(timm.create_model("test_resnet")) and model.num_classes == 7
-    assert isinstance(runs.as_classifier(model), WholeImage)
-    assert runs.as_classifier(tnet := runs.create_classifier(**TNET)) is tnet
+    assert isinstance(models.as_classifier(model), WholeImage)
+    assert models.as_classifier(tnet := models.create_classifier(**TNET)) is tnet
 
 
 @pytest.mark.parametrize("name", ["tnet", "tnet_bagnet77.reference", "tnet_efficientnet_b0.reference_cub"])
 def test_models_of_ours_take_a_number_of_classes(name):
-    assert runs.create_model(name, num_classes=11).num_classes == 11
+    assert models.create_model(name, num_classes=11).num_classes == 11
 
 
 def test_options_of_the_wrapper_are_told_from_those_of_the_network():
-    model = runs.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
+    model = models.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
     assert model.size == (48, 48) and model.squash and model.network.drop_rate == 0.4
     assert model.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_listing():
-    assert "tnet" in runs.list_models() and "resnet18" in runs.list_models()
-    assert runs.list_models("tnet*") and all(name.startswith("tnet") for name in runs.list_models("tnet*"))
+    assert "tnet" in models.list_models() and "resnet18" in models.list_models()
+    assert models.list_models("tnet*") and all(name.startswith("tnet") for name in models.list_models("tnet*"))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_listing():
 )
 def test_what_is_unknown_gets_a_near_name(call, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        runs.create_model(**call)
+        models.create_model(**call)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -115,20 +117,20 @@ def test_pretrained_weights_of_a_file(tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     state = source.state_dict()
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    model = runs.create_model("test_resnet", num_classes=2, pretrained=file)
+    model = models.create_model("test_resnet", num_classes=2, pretrained=file)
     for name, value in model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(value, state[name]), name
     two = model.state_dict()
     save_file(two, file) if suffix == ".safetensors" else torch.save({"state_dict": two}, file)
-    same = runs.create_model("test_resnet", num_classes=2, pretrained=file).state_dict()
+    same = models.create_model("test_resnet", num_classes=2, pretrained=file).state_dict()
     assert all(torch.equal(value, two[name]) for name, value in same.items())
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"bad.pth: is not a file of tensors alone"):
-        runs.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
+        models.create_model("test_resnet", pretrained=tmp_path / "bad.pth")
     del state["conv1.0.weight" if "conv1.0.weight" in state else next(iter(state))]
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ConfigError, match=r"test_resnet: its pretrained weights do not load \([^\n]*$"):
-        runs.create_model("test_resnet", pretrained=tmp_path / "part.pth")
+        models.create_model("test_resnet", pretrained=tmp_path / "part.pth")
 
 
 def test_pretrained_weights_without_a_network(monkeypatch, caplog):
@@ -138,7 +140,7 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
 
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"):
-        runs.create_model("test_resnet", pretrained=True)
+        models.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
     logging.getLogger("huggingface_hub.utils._http").warning("as loud as before")
     assert "as loud as before" in caplog.text
@@ -158,11 +160,11 @@ def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, pro
     offline = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
-    monkeypatch.setattr(runs.socket, "create_connection", connect)
-    monkeypatch.setattr(runs, "getproxies", lambda: proxies)
-    monkeypatch.setattr("timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE))
-    runs.create_model("test_resnet", pretrained=True)
-    runs.create_model("test_resnet")
+    monkeypatch.setattr(models.socket, "create_connection", connect)
+    monkeypatch.setattr(models, "getproxies", lambda: proxies)
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE) or torch.nn.Identity())
+    models.create_model("test_resnet", pretrained=True)
+    models.create_model("test_resnet")
     assert offline == [not reached and not proxies, False] and not constants.HF_HUB_OFFLINE
 
 
@@ -191,13 +193,13 @@ def test_networks_that_timm_does_not_know(name, sentence):
         ({**separate, "classifier": name}, f"backbone {name}", "timm knows no such model"),
     ):
         with pytest.raises(ConfigError, match=rf"^{re.escape(who)}: {sentence.replace('UNKNOWN', unknown)}[^\n]*$"):
-            runs.create_model(**options)
+            models.create_model(**options)
 
 
 def test_weights_that_would_run_code_are_refused_without_a_warning(tmp_path, recwarn):
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": Path()}, protocol=4))
     with pytest.raises(ConfigError, match=r"w.pth: is not a file of tensors alone"):
-        runs.read_weights(tmp_path / "w.pth")
+        models.read_weights(tmp_path / "w.pth")
     assert not list(recwarn)
 
 
@@ -208,22 +210,22 @@ def test_classify_one_and_many():
     model, images = tnet(), torch.rand(5, 3, 70, 90)
     with torch.no_grad():
         expected = model(images).logits
-    torch.testing.assert_close(runs.classify(model, images, batch_size=2).logits, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(runs.classify(model, list(images)).logits, expected, rtol=1e-4, atol=1e-5)
-    one = runs.classify(model, images[3])
+    torch.testing.assert_close(classify(model, images, batch_size=2).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(classify(model, list(images)).logits, expected, rtol=1e-4, atol=1e-5)
+    one = classify(model, images[3])
     assert one.logits.shape == (3,) and len(one.glimpses) == 3
     torch.testing.assert_close(one.logits, expected[3], rtol=1e-4, atol=1e-5)
-    assert runs.classify(model, images[3], locations=()).locations == 0
-    assert runs.classify(model, TensorViews(images)).logits.shape == (5, 3)
+    assert classify(model, images[3], locations=()).locations == 0
+    assert classify(model, TensorViews(images)).logits.shape == (5, 3)
 
 
 def test_classify_leaves_the_mode_and_takes_any_network():
     network = timm.create_model("test_resnet", num_classes=4).train()
     images = torch.rand(2, 3, 50, 40)
-    result = runs.classify(network, images)
+    result = classify(network, images)
     assert result.logits.shape == (2, 4) and not result.logits.requires_grad and network.training
     with pytest.raises(ImageError, match="there is no image to classify"):
-        runs.classify(network, [])
+        classify(network, [])
 
 
 def test_classify_files(tmp_path):
@@ -231,12 +233,12 @@ def test_classify_files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     model = tnet()
-    one = runs.classify(model, tmp_path / "a.png")
-    memory = runs.classify(model, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    one = classify(model, tmp_path / "a.png")
+    memory = classify(model, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
     torch.testing.assert_close(one.logits, memory.logits, rtol=1e-3, atol=1e-3)
-    assert runs.classify(model, [tmp_path / "a.png", str(tmp_path / "a.png")]).logits.shape == (2, 3)
+    assert classify(model, [tmp_path / "a.png", str(tmp_path / "a.png")]).logits.shape == (2, 3)
     with pytest.raises(ImageError, match=r"^[^\n]*b\.png: [^\n]+$"):
-        runs.classify(model, tmp_path / "b.png")
+        classify(model, tmp_path / "b.png")
 
 
 # ------------------------------------------------------------------------------------------------------- run folders
@@ -246,7 +248,7 @@ def test_what_is_saved_is_loaded(folder):
     model, image = tnet(), torch.rand(3, 64, 80)
     same = runs.load(folder)
     # The run's value range is 0 to 2.
-    assert torch.equal(runs.classify(same, 2 * image).logits, runs.classify(model, image.permute(1, 2, 0).numpy()).logits)
+    assert torch.equal(classify(same, 2 * image).logits, classify(model, image.permute(1, 2, 0).numpy()).logits)
     assert same.class_names == ("a", "b", "c") and same.locations == (2,) and list(same.value_range) == [0.0, 2.0] and not same.training
     card = json.loads((folder / "config.json").read_text())
     assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3
@@ -266,7 +268,7 @@ def test_a_write_that_fails_leaves_what_was_there(folder, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(runs, "serialise", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=r"model.safetensors: cannot be written \(no space left on device\)"):
         runs.save_model(folder, tnet(), runs.ModelInfo(TNET, ("a", "b", "c"), (0.0, 2.0)))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -302,8 +304,8 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "sentence"),
     [
         ("no config.json", r"run: has no config.json, so it is no run folder or was never finished; "),
-        ("half a config.json", r"config.json: is damaged or not ours; "),
-        ("another config.json", r"config.json: is damaged or not ours; "),
+        ("half a config.json", r"config.json: is damaged or not ours \(line \d+ is not valid JSON\); "),
+        ("another config.json", r"config.json: model: is missing; "),
         ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
         ("no best yet", r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python "),
         ("half the weights", r"model.safetensors: is damaged or half written; "),
@@ -322,7 +324,10 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("model: [", r"config.yaml: is damaged; .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
+        (
+            "model: [",
+            r"config.yaml: is damaged \(line 1 is not valid YAML\); .* foveal fit RECIPE --out \S+run --overwrite",
+        ),
         ("- 1", r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
         (None, r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another --out"),
     ],
@@ -342,16 +347,64 @@ def test_what_is_no_folder(tmp_path):
         runs.Run(tmp_path / "file")
 
 
+def claimed(out, **how):
+    with runs.claim(out, **how):
+        pass
+
+
 def test_claiming(tmp_path):
-    assert runs.claim(tmp_path / "a" / "b").is_dir()
-    runs.claim(tmp_path / "a" / "b")  # empty, so free
+    with runs.claim(tmp_path / "a" / "b") as out:
+        assert out.is_dir()
+    assert not (tmp_path / "a").exists()  # nothing was written
+    out.mkdir(parents=True)
+    claimed(out)  # empty, so free
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is not a run; choose another --out"):
-        runs.claim(tmp_path / "file", overwrite=True)
+        claimed(tmp_path / "file", overwrite=True)
     with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
-        runs.claim(tmp_path / "file" / "run")
-    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):
-        runs.claim(tmp_path / "a", resume=True)
+        claimed(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"):
+        claimed(tmp_path / "a", resume=True)
+    (out / "notes.txt").touch()
+    with pytest.raises(RunError, match="is not a run; choose another --out"):
+        claimed(out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["last.ckpt"], "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out"),
+        (["model.safetensors"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        ([], "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another --out"),
+    ],
+)
+def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
+    for name in ("config.yaml", *files):
+        (tmp_path / name).touch()
+    with pytest.raises(RunError) as told:
+        claimed(tmp_path)
+    assert str(told.value) == f"{tmp_path}: {sentence}"
+    claimed(tmp_path, overwrite=True)
+    if "last.ckpt" not in files:
+        with pytest.raises(RunError, match=r"start again with --overwrite$"):
+            claimed(tmp_path, resume=True)
+
+
+def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
+    left = [".config.yaml.12.unfinished", ".last.ckpt.unfinished", ".metrics.csv.345", ".lock"]
+    others = [".evaluation.json.12.unfinished", ".hidden"]  # of a living process, perhaps; and of the user
+    for name in left:
+        (tmp_path / name).touch()
+    with runs.claim(tmp_path):
+        assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"):
+            claimed(tmp_path, resume=False)
+    (tmp_path / "config.yaml").touch()
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    claimed(tmp_path, overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["config.yaml", *others])
 
 
 def test_files_are_opened_as_the_training_images_were(tmp_path):
@@ -360,26 +413,26 @@ def test_files_are_opened_as_the_training_images_were(tmp_path):
 
     pixels = np.random.default_rng(0).integers(0, 255, (40, 100, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    model = runs.create_classifier("test_resnet", num_classes=2, image_size=32, squash=True, antialias=False)
+    model = models.create_classifier("test_resnet", num_classes=2, image_size=32, squash=True, antialias=False)
     runs.save_model(
         tmp_path / "run",
         model,
         runs.ModelInfo({"name": "test_resnet", "image_size": 32, "squash": True, "antialias": False}, image_size=48),
     )
-    got = runs.classify(runs.load(tmp_path / "run"), tmp_path / "wide.png")
+    got = classify(runs.load(tmp_path / "run"), tmp_path / "wide.png")
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     square = torch.nn.functional.interpolate(whole, (48, 48), mode="bilinear")
-    torch.testing.assert_close(got.logits, runs.classify(model, square)[0].logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.logits, classify(model, square)[0].logits, rtol=1e-4, atol=1e-5)
     assert got.glimpses[0].box == (0, 0, 48, 48)
 
 
 def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
-    from foveal.training import FitConfig, fit
+    from foveal.recipes.config import FitConfig, fit_config
 
     tiny = {"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 0}
     config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data=tiny, steps=1, batch_size=4, device="cpu")
     out = tmp_path / "run"
-    fit(config, out, quiet=True)
+    fit_config(config, out, quiet=True)
     (out / "evaluation.json").write_text("{}")
     before = (out / "model.safetensors").read_bytes()
     for wrong in (
@@ -390,7 +443,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
         {"model": {"name": "test_resnet", "grid": 2}},
     ):
         with pytest.raises(ConfigError):
-            fit(dataclasses.replace(config, **wrong), out, overwrite=True, quiet=True)
+            fit_config(dataclasses.replace(config, **wrong), out, overwrite=True, quiet=True)
         assert (out / "model.safetensors").read_bytes() == before
-    fit(config, out, overwrite=True, quiet=True)
+    fit_config(config, out, overwrite=True, quiet=True)
     assert not (out / "evaluation.json").exists()

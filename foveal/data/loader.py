@@ -30,6 +30,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from foveal.data.dataset import Batch, Dataset, FirstLooks, Loaded, TensorDataset
 from foveal.draws import generator
+from foveal.host import deaf_children, end_with_parent
 
 
 class Order(Sampler[tuple[int, list[int]]]):
@@ -92,7 +93,8 @@ class Loader:
     Args:
         data: what to read.
         batch_size: images of a batch, for each process.
-        workers: processes that open, augment and read ahead; 0 does it in this one, as is always done with images in memory.
+        workers: processes that open, augment and read ahead; 0 does it in this one, as is always done with images in memory. They
+            leave signals to this process, and end when it does.
         seed: decides the order and every augmentation.
         first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
         device: where images in memory are kept from now on, see `Dataset.to`; where they are if None.
@@ -110,6 +112,7 @@ class Loader:
         if workers and not isinstance(data, TensorDataset):
             self.workers = DataLoader(
                 self.reader, batch_sampler=self.order, num_workers=workers, collate_fn=_pack, persistent_workers=True,  # type: ignore[arg-type]
+                worker_init_fn=_begin,
                 generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
             )  # fmt: skip
 
@@ -123,8 +126,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.workers is not None:
-            return (_unpack(packed).batch() for packed in self.workers)
+            with deaf_children():
+                arriving = iter(self.workers)
+            return (_unpack(packed).batch() for packed in arriving)
         return (self.reader.__getitems__(wanted).batch() for wanted in self.order)
+
+
+def _begin(worker: int) -> None:
+    end_with_parent()
 
 
 class _Reader(TorchDataset):

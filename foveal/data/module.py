@@ -20,6 +20,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class DataModule:
         classes: names of the classes, in the order of the labels.
         train, val, test: the splits; None where there is none.
         name: what errors call it.
+        spec: ``name`` and options that `get_data` makes the same data set of; empty where it was made in another way.
         notes: one sentence each of what a user should know: what was left out, and what was taken for what.
     """
 
@@ -48,6 +50,7 @@ class DataModule:
     test: Dataset | None = None
     name: str = "the data set"
     notes: tuple[str, ...] = field(default=(), init=False)
+    spec: dict[str, Any] = field(default_factory=dict, init=False)
 
     def split(self, split: str) -> Dataset:
         """One split by name.
@@ -114,7 +117,9 @@ def get_data(name: str, **options) -> DataModule:
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set --data.{missing[0]}")
-    return constructor(**options)
+    data = constructor(**options)
+    data.spec = {"name": name, **{key: p.default for key, p in parameters.items() if p.default is not p.empty}, **options}
+    return data
 
 
 def same_class(name: str) -> str:

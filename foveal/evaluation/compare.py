@@ -6,7 +6,7 @@ gap: accuracy by learned looks less accuracy by random ones, of the same model a
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> looks = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
     >>> found = compare([looks, create_model("test_resnet", num_classes=10), "test_vit"], data, measure="none")
@@ -47,11 +47,12 @@ from foveal.evaluation.evaluation import (
 )
 from foveal.evaluation.picture import draw_comparison
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.models import create_classifier, list_models
 from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count
 from foveal.prediction.device import find_device
 from foveal.prediction.rows import ready
-from foveal.runs import Run, create_classifier, list_models
+from foveal.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -141,7 +142,7 @@ class Comparison:
         """Write ``comparison.json`` and ``comparison.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "comparison.png", lambda file: draw_comparison(self, file))
 

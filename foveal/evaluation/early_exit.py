@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +25,7 @@ from foveal.display import TEXT, Column, Table, counted, fixed, percent, signifi
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.accuracy import median_size, wilson
 from foveal.evaluation.cost import REPEATS, WARM_UP
-from foveal.evaluation.evaluation import Progress, circumstances, plain_split, ready_for
-from foveal.files import replacing
+from foveal.evaluation.evaluation import Progress, circumstances, plain_split, ready_for, write_json
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, Views
 from foveal.prediction.budget import format_budget
@@ -229,15 +227,9 @@ class EarlyExit:
         """Write ``early_exit.json``; `foveal.prediction.write_exits` is what keeps thresholds for later predictions.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: it cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / self.file) as unfinished:
-                unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        write_json(folder, self.file, self.as_dict())
 
     def table(self, wide: bool = False) -> Group:
         """The result for people, to be printed by rich; with the budgets' costs on the validation images where ``wide``."""

@@ -2,7 +2,7 @@
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
     >>> result = evaluate(model, data, measure="none")
@@ -29,7 +29,7 @@ from foveal.errors import ConfigError
 from foveal.evaluation.accuracy import Judged, Plan, Scores, judge, looks_of, wilson
 from foveal.evaluation.cost import Measure, Measured, Timed, check_measure, measure_budgets, measure_steps
 from foveal.evaluation.picture import draw_tradeoff
-from foveal.files import replacing
+from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
 from foveal.prediction.budget import format_budget
@@ -125,7 +125,7 @@ class Evaluation:
         """Write ``evaluation.json`` and ``tradeoff.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "tradeoff.png", lambda file: draw_tradeoff(self, file))
 
@@ -240,21 +240,25 @@ def ready_for(models: Sequence[Any], data: DataModule, device: torch.device) -> 
     return found
 
 
+ELSEWHERE = "make room, or choose another --out"
+"""What to do where a result cannot be written."""
+
+
 def write_results(folder: str | Path, name: str, content: dict[str, Any], picture: str, draw: Callable[[Path], None]) -> None:
-    """Write JSON and a picture into a folder, which is made.
+    """Write JSON and a picture into a folder, which is made. Another process that writes the same is waited for.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        StorageError: one of them cannot be written; the folder holds the old one, or none.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / name) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        with replacing(folder / picture) as unfinished:
-            draw(unfinished)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    write_json(folder, name, content)
+    with taking_turns(Path(folder) / picture, ELSEWHERE) as unfinished:
+        draw(unfinished)
+
+
+def write_json(folder: str | Path, name: str, content: Any) -> None:
+    """Write a JSON file as `write_results` does."""
+    with taking_turns(Path(folder) / name, ELSEWHERE) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def names_of(models: Sequence[Any]) -> list[str]:

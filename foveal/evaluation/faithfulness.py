@@ -12,7 +12,7 @@ the image's edges, so that area, shape and overlap are equal at every step.
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
     >>> result = faithful(model, data)
@@ -166,7 +166,7 @@ class Faithfulness:
         """Write ``faithfulness.json`` and ``faithfulness.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "faithfulness.png", partial(_draw, self))
 

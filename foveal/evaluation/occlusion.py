@@ -7,7 +7,7 @@ is the first judge, at its own budget; it may look elsewhere then. Which network
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
     >>> [(point.kind, point.locations, point.images) for point in occlude(model, data).points]
@@ -94,7 +94,7 @@ class Occlusion:
         """Write ``occlusion.json`` and ``occlusion.png``.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            StorageError: a file cannot be written.
         """
         write_results(folder, self.file, self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
 

@@ -32,7 +32,8 @@ import yaml
 from foveal.display import NAME, TEXT, Column, Table, fixed, significant, stacked, unit_for
 from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import WholeImage
-from foveal.runs import CARD, CONFIG, METRICS, WEIGHTS, Run, constructor, wrapper_options
+from foveal.models import constructor, wrapper_options
+from foveal.runs import CARD, CONFIG, METRICS, WEIGHTS, Run
 from foveal.training.config import plain
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ The page needs nothing else: pictures are inside, nothing is fetched.
 
 Example:
     >>> import tempfile, torch
-    >>> from foveal.runs import classify, create_model
+    >>> from foveal.models import create_model
+    >>> from foveal.prediction import classify
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
     >>> image = torch.rand(3, 96, 128)
     >>> page = report(image, classify(model, image), Path(tempfile.mkdtemp()) / "report.html", name="<noise>")
@@ -15,36 +16,36 @@ Example:
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from foveal.classification import Classification, Glimpse
-from foveal.display import fixed, percent, significant, unit_for
+from foveal.display import fixed, percent, printable, significant, unit_for
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
-from foveal.files import replacing
+from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import count
-from foveal.prediction.device import autocast, find_device
-from foveal.prediction.rows import check_locations, check_policies, ready
-from foveal.runs import Run, open_for
+from foveal.prediction.predictor import Predictor
+from foveal.runs import Run
 
 SHOWN = 3
 """Classes of which contributions are shown."""
@@ -105,31 +106,27 @@ def explain(
 
     Raises:
         ImageError: the image cannot be opened or read.
-        ConfigError: an option that does not fit, or an output that cannot be written.
+        ConfigError: an option that does not fit.
+        StorageError: an output cannot be written.
         RunError: a run folder that is none.
     """
     _check_page(Path(out))
     kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
-    classifier = ready(model, find_device(device))
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
-    where = classifier.mean.device
-    with torch.inference_mode(), autocast(precision, where):
-        # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
-        classifier(BlankViews(1, classifier.size, classifier.channels, where), locations=budget, policy=policy).logits.cpu()
+    predictor = Predictor(model, device=device, precision=precision)
+    classifier, looks = predictor.model, predictor.locations(locations, policy)
+    # The first pass of a process pays for memory and kernels; the time on the page is that of the second.
+    predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
     start = time.perf_counter()
     file = Path(path) if is_path(path) else None
-    with open_for(classifier, path) as image:
+    with predictor.open(path) as image:
         views = ImageViews([image])
-        with torch.inference_mode(), autocast(precision, where):
-            batch = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, torch.zeros(1, dtype=torch.int64).numpy()))
-        seen = Classification.cat([batch])[0]
+        seen = Classification.cat([predictor(views, looks, policy, Draws(seed, 0, np.zeros(1, dtype=np.int64)))])[0]
         seconds = time.perf_counter() - start
         for reason in views.errors.values():
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
-        macs = count(classifier, size, budget, policy, views.views[0].mpp).macs
+        macs = count(classifier, size, looks, policy, views.views[0].mpp).macs
         costs = Costs(macs, _dense_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
@@ -191,7 +188,8 @@ def report(
 
     Raises:
         ImageError: the image cannot be read.
-        ConfigError: the page cannot be written, or is to be no HTML.
+        ConfigError: the page is to be no HTML.
+        StorageError: it cannot be written.
     """
     _check_page(Path(out))
     views = one_view(image)
@@ -218,6 +216,11 @@ def report(
     )
     _write(Path(out), page.encode())
     return Path(out)
+
+
+def escape(text: str) -> str:
+    """A text for HTML, which cannot turn the direction of the page either."""
+    return html.escape(printable(text))
 
 
 def _box(number: int, glimpse: Glimpse, longest: int) -> str:
@@ -361,8 +364,5 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    with storing(path, "make room, or choose another place"), replacing(path) as unfinished:
+        unfinished.write_bytes(content)

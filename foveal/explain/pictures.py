@@ -2,7 +2,8 @@
 
 Example:
     >>> import torch
-    >>> from foveal.runs import classify, create_model
+    >>> from foveal.models import create_model
+    >>> from foveal.prediction import classify
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
     >>> image = torch.rand(3, 96, 128)
     >>> overlay(image, classify(model, image)).size
@@ -36,7 +37,7 @@ def one_view(image: Any) -> Views:
     """Views of one image: a path, one in memory as `foveal.classify` takes it, or views of it already.
 
     A path is opened with the range of values of its type. What a model with another one sees is shown by the image as it opens it,
-    `foveal.runs.open_for`.
+    `foveal.prediction.Predictor.open`.
 
     Raises:
         ImageError: several images, or what is no image.

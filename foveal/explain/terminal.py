@@ -2,7 +2,8 @@
 
 Example:
     >>> import torch
-    >>> from foveal.runs import classify, create_model
+    >>> from foveal.models import create_model
+    >>> from foveal.prediction import classify
     >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
     <torch...>
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(1,))

@@ -93,6 +93,8 @@ class GlimpseClassifier(nn.Module, ABC):
         formerly: options that earlier versions did not have, with the values that describe what models did then. The
             model has an attribute of the same name for each, which run folders store.
         class_names: set when trained or loaded.
+        spec: ``name`` and options that `foveal.models.create_classifier` makes the same model of; empty where it was
+            made in another way.
     """
 
     locations: tuple[int, ...] = ()
@@ -127,6 +129,7 @@ class GlimpseClassifier(nn.Module, ABC):
         self.antialias = antialias
         self.crop = crop
         self.class_names: tuple[str, ...] = ()
+        self.spec: dict[str, Any] = {}
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         # Looks run in data-loader workers and threads; a tuple saves them a transfer from the device.

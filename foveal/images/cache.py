@@ -19,18 +19,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveal.errors import ImageError
+from foveal.errors import ImageError, StorageError
+from foveal.files import locked, remove_unfinished, replacing
 
 LIMIT = 20 << 30  # bytes of pyramids that are kept
 _TILE = 256
+_DAY = 24 * 3600
 _log = logging.getLogger("foveal")
 
 
@@ -61,26 +66,26 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
     stat = Path(path).stat()
     key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
     target = place / f"{key}.tif"
-    if not convert and not target.exists():
+    if target.exists():
+        with suppress(OSError):  # of somebody else
+            os.utime(target)
+        return str(target)
+    if not convert:
         raise Unconverted(f"{path}: {why} has to be converted before it can be read; open it with convert=True")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with (place / f"{key}.lock").open("w") as lock:
-            _hold(lock.fileno())
+        # Another worker may be converting the same image.
+        with locked(_lock_of(target), f"{path}: another process is converting it", wait=math.inf):
             if target.exists():
-                os.utime(target)
                 return str(target)
             _log.warning("%s: %s has no parts to read alone; converting it once to a tiled pyramid in %s", path, why, place)
-            handle, temporary = tempfile.mkstemp(suffix=".part", dir=place)
-            os.close(handle)
-            try:
-                make(temporary)
-                Path(temporary).replace(target)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            remove_unfinished(place, target.name)
+            with replacing(target) as unfinished:
+                make(str(unfinished))
             _make_room(place, target)
-    except OSError as error:
-        what = f"its pyramid cannot be written to {place} ({error.strerror})"
+    except (OSError, StorageError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        what = f"its pyramid cannot be written to {place} ({getattr(reason, 'strerror', None) or reason})"
         raise ImageError(f"{path}: {what}; free space there or set FOVEAL_CACHE") from error
     return str(target)
 
@@ -109,7 +114,10 @@ def write_pyramid(
         "predictor": 2 if dtype.kind in "ui" else None, "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
     }  # fmt: skip
     with tempfile.TemporaryFile(dir=Path(target).parent) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
-        # The second level of a very large image does not fit in memory either; later ones do.
+        # The second level of a very large image does not fit in memory either; later ones do. Writing to a mapped file on a full disk
+        # would end the process, so its room is taken first.
+        if len(sizes) > 1 and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(scratch.fileno(), 0, math.prod(sizes[1]) * bands * dtype.itemsize)
         half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
         writer.write(_tiles(shape, rows, half), shape=_flat(shape), dtype=dtype, **options)
         level: np.ndarray | None = half
@@ -150,21 +158,23 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
     return ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4).astype(pixels.dtype)
 
 
-def _hold(descriptor: int) -> None:
-    """Wait for another worker that converts the same image."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except ImportError:
-        pass
+def _lock_of(pyramid: Path) -> Path:
+    return pyramid.with_suffix(".lock")
 
 
 def _make_room(folder: Path, kept: Path) -> None:
-    files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.tif"))
+    """Remove what killed processes left, and the pyramids that were used least recently where there are too many."""
+    for file in folder.glob(".*.tif.*"):
+        pyramid = folder / f"{file.name.split('.')[1]}.tif"
+        with suppress(StorageError), locked(_lock_of(pyramid), "a living process writes it"):
+            remove_unfinished(folder, pyramid.name)
+    for file in folder.glob("tmp*.part"):  # of an older version, whose names do not tell of what
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > _DAY:
+                file.unlink()
+    files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("[!.]*.tif"))
     total = sum(size for _, size, _ in files)
     for _, size, file in files:
         if total > LIMIT and file != kept:
             file.unlink(missing_ok=True)
-            file.with_suffix(".lock").unlink(missing_ok=True)
             total -= size

@@ -2,6 +2,8 @@
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
             seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit, to stop early
+    classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
+    Predictor(model, *, device=None, precision="32")      # .open(image), .classify(images), .folded(), (views, locations, policy, ...)
     look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
     fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time; predict makes it for itself
     count(model, image_size, locations=None, policy="greedy") -> Cost
@@ -20,10 +22,31 @@ from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.output import Summary, fingerprint, predict
+from foveal.prediction.predictor import Predictor, classify
 from foveal.prediction.rows import COLUMNS, find_images, predict_rows
 
 __all__ = [
-    "COLUMNS", "SUFFIXES", "Cost", "Exit", "Summary", "autocast", "count", "find_device", "find_images", "fingerprint", "fold_norms",
-    "format_budget", "look_until", "machine_name", "parse_budget", "parse_cost", "parse_locations", "predict", "predict_rows",
-    "read_exits", "write_exits",
-]  # fmt: skip
+    "COLUMNS",
+    "SUFFIXES",
+    "Cost",
+    "Exit",
+    "Predictor",
+    "Summary",
+    "autocast",
+    "classify",
+    "count",
+    "find_device",
+    "find_images",
+    "fingerprint",
+    "fold_norms",
+    "format_budget",
+    "look_until",
+    "machine_name",
+    "parse_budget",
+    "parse_cost",
+    "parse_locations",
+    "predict",
+    "predict_rows",
+    "read_exits",
+    "write_exits",
+]

@@ -8,7 +8,7 @@ Example:
     >>> parse_cost("2.0GMAC"), parse_cost("15 ms"), parse_cost("3locations")
     ((2000000000.0, 'macs'), (15.0, 'ms'), (3.0, 'locations'))
     >>> import torch
-    >>> from foveal.runs import create_model
+    >>> from foveal.models import create_model
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=4, base_size=32, locations=(3,)).eval()
     >>> look_until(model, torch.rand(2, 3, 96, 96), threshold=0.0).locations.tolist()
     [0, 0]
@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 import torch
 from torch import Tensor
@@ -28,9 +29,12 @@ from torch import Tensor
 from foveal.classification import Classification, Glimpses
 from foveal.display import amount, significant
 from foveal.errors import ConfigError, RunError
-from foveal.files import replacing
+from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
+from foveal.runs import own_file
+from foveal.signatures import misfit
+from foveal.strict import Malformed, read_json
 
 EXITS = "exits.json"
 
@@ -140,17 +144,30 @@ def read_exits(folder: Path) -> list[Exit]:
     Raises:
         RunError: the file is damaged.
     """
-    file = folder / EXITS
-    if not file.is_file():
+    if not (folder / EXITS).exists():
         return []
+    file = own_file(folder, EXITS)
+    again = "delete it, and solve again by foveal evaluate --budget"
+    hints = {**get_type_hints(Exit), "at_once": Annotated[int, range(1, 10**6)]}
     try:
-        return [Exit(**{**values, "locations": tuple(values["locations"])}) for values in json.loads(file.read_text())]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{file}: is damaged or not ours; delete it, and solve again by foveal evaluate --budget") from error
+        found = read_json(file)
+        faults = [misfit(values, hints) for values in found]
+        if fault := next(filter(None, faults), None):
+            raise RunError(f"{file}: {fault}; {again}")
+        exits = [Exit(**{**values, "locations": tuple(values["locations"])}) for values in found]
+        for one in exits:
+            parse_cost(one.budget)
+    except (Malformed, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise RunError(f"{file}: is damaged or not ours ({str(error) or type(error).__name__}); {again}") from error
+    return exits
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:
-    """Keep exits beside those that are there already; of two that answer the same question the new one."""
-    kept = {one.asked: one for one in [*read_exits(folder), *exits]}
-    with replacing(folder / EXITS) as unfinished:
+    """Keep exits beside those that are there already; of two that answer the same question the new one.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    with taking_turns(folder / EXITS, "the thresholds are not kept") as unfinished:
+        kept = {one.asked: one for one in [*read_exits(folder), *exits]}
         unfinished.write_text(json.dumps([asdict(one) for one in kept.values()], indent=2) + "\n")

@@ -32,26 +32,22 @@ import torch
 from torch import nn
 
 from foveal.choices import FORMATS
+from foveal.display import as_cell, from_cell
 from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
-from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import LeftOut, is_path
 from foveal.policies import GREEDY, Policy
-from foveal.prediction.device import find_device
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
+from foveal.prediction.predictor import Model, Predictor
 from foveal.prediction.rows import (
     COLUMNS,
     Named,
     Row,
     as_text,
-    check_locations,
-    check_policies,
     find_named,
     predict_rows,
-    ready,
 )
-from foveal.runs import Run
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Summary:
 
 
 def predict(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, paths: Any, *, locations: Sequence[int] | None = None,
+    model: Model, paths: Any, *, locations: Sequence[int] | None = None,
     policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
     precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True, retry: bool = False,
@@ -119,15 +115,18 @@ def predict(
             before are safe.
     """
     start = time.perf_counter()
-    classifier = ready(model, find_device(device))
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
+    predictor = Predictor(model, device=device, precision=precision)
+    looks = predictor.locations(locations, policy)
     left_out = LeftOut()
     found = find_named(paths, left_out)
     settings = {
-        "model": fingerprint(classifier), "locations": list(budget), "policy": str(policy),
-        "precision": precision, "top_k": top_k, "seed": seed,
-    }  # fmt: skip
+        "model": fingerprint(predictor.model),
+        "locations": list(looks),
+        "policy": str(policy),
+        "precision": precision,
+        "top_k": top_k,
+        "seed": seed,
+    }
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
@@ -140,9 +139,17 @@ def predict(
             skipped = done = len(found) - len(todo[first_batch * batch_size :])
             safe = f"of {done:,} of {len(found):,} images"
             batches = predict_rows(
-                classifier, todo, locations=budget, policy=policy, batch_size=batch_size, threads=threads, device=device,
-                precision=precision, top_k=top_k, seed=seed, until=until, first_batch=first_batch,
-            )  # fmt: skip
+                predictor,
+                todo,
+                locations=looks,
+                policy=policy,
+                batch_size=batch_size,
+                threads=threads,
+                top_k=top_k,
+                seed=seed,
+                until=until,
+                first_batch=first_batch,
+            )
             before = len(failed)
             with closing(batches):
                 for rows in batches:
@@ -456,7 +463,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
-    """Write rows as they come, holding a thousand at most; ``suffix`` names the format."""
+    """Write rows as they come, holding a thousand at most; ``suffix`` names the format.
+
+    Texts of CSV files are written by `foveal.display.as_cell`, so that no spreadsheet takes one for a formula. `read_rows` gives back what
+    was written; the other formats hold every text as it is.
+    """
     if suffix == ".parquet":
         _write_parquet(path, rows)
         return
@@ -466,7 +477,13 @@ def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
             return
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows)
+        table.writerows({key: _to_csv(value) for key, value in row.items()} for row in rows)
+
+
+def _to_csv(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_cell(value)
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -490,7 +507,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 def _from_csv(column: str, text: str) -> Any:
     if column in ("path", "label", "error"):
-        return text or None
+        return from_cell(text) or None
     return json.loads(text) if text else None
 
 

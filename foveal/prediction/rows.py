@@ -28,17 +28,16 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, FovealError, RunError
+from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import Found, match
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.device import autocast, find_device
-from foveal.prediction.early_exit import Exit, budget_of, look_until
-from foveal.prediction.folding import fold_norms
-from foveal.runs import Run, as_classifier, open_for
+from foveal.prediction.early_exit import Exit, budget_of
+from foveal.prediction.predictor import Model, Predictor
+from foveal.runs import Run
 
 Row = dict[str, Any]
 
@@ -161,12 +160,7 @@ def ready(model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch
     Raises:
         RunError: its weights are not all finite numbers.
     """
-    classifier = as_classifier(model)
-    for name, tensor in classifier.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            whose = "the model" if isinstance(model, nn.Module) else model.path if isinstance(model, Run) else model
-            raise RunError(f"{whose}: the weights {name} are not all finite numbers, so that it has no answers; train it again")
-    return classifier.to(device).eval()
+    return Predictor(model, device=device).model
 
 
 def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
@@ -191,7 +185,7 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str | Policy]) -
 
 
 def predict_rows(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, images: Sequence[Any], *, locations: Sequence[int] | None = None,
+    model: Predictor | Model, images: Sequence[Any], *, locations: Sequence[int] | None = None,
     policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
     precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
@@ -199,14 +193,13 @@ def predict_rows(
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
 
     Args:
-        model: a classifier, a dense network, or a run folder.
+        model: a predictor, or what one is made of: a classifier, a dense network, or a run folder.
         images: files, images in memory (see `foveal.images.as_image`), and what `find_named` returns.
         locations: budget; the model's own if None.
         policy: how cells are selected, one of ``model.policies``.
         batch_size: images of a batch; at most two batches are open at a time.
         threads: that open images; one for each image of a batch, but not more than twice the processors, if None.
-        device: see `find_device`.
-        precision: see `autocast`.
+        device, precision: see `Predictor`, for a model that is none yet.
         top_k: classes listed for each image.
         seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
         until: when to stop looking at an image; it says how often to look at most.
@@ -218,23 +211,21 @@ def predict_rows(
     Raises:
         ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row instead.
     """
-    where = find_device(device)
-    classifier = ready(model, where)
-    budget = check_locations(classifier, locations)
-    check_policies(classifier, [policy])
+    predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
+    looks = predictor.locations(locations, policy)
     named = list(_names(images))
     batches = [named[i : i + batch_size] for i in range(first_batch * batch_size, len(named), batch_size)]
     if not batches:
         return
     if len(named) >= FOLD_FROM:
-        classifier = fold_norms(classifier)
-    macs = LookCounter(classifier, policy)
+        predictor = predictor.folded()
+    macs = LookCounter(predictor.model, policy)
     pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
     try:
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, classifier) for image in batches[0]]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
-            ahead = [pool.submit(_open, image, classifier) for image in following]
+            ahead = [pool.submit(_open, image, predictor) for image in following]
             good = {place: image for place, image in enumerate(opened) if image.view is not None}
             results: dict[int, Row] = {}
             try:
@@ -242,11 +233,7 @@ def predict_rows(
                     views = ImageViews([image.view for image in good.values() if image.view is not None])
                     samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
                     start = time.perf_counter()
-                    with torch.inference_mode(), autocast(precision, where):
-                        if until is None:
-                            seen = classifier(views, locations=budget, policy=policy, draws=Draws(seed, 0, samples), contributions=False)
-                        else:
-                            seen = look_until(classifier, views, until.threshold, until.locations, until.at_once)
+                    seen = predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=False)
                     seen = Classification.cat([seen])
                     share = (time.perf_counter() - start) / len(good)
                     for i, (place, image) in enumerate(good.items()):
@@ -258,7 +245,7 @@ def predict_rows(
                             what = f"{image.path}: the model gives no finite answer for this image; check its values"
                             results[place] = failed_row(image.path, what)
                             continue
-                        spent = budget if until is None else budget_of(one.glimpses, until.locations)
+                        spent = looks if until is None else budget_of(one.glimpses, until.locations)
                         mpp = cast(View, image.view).mpp
                         cost = macs(one, views.sizes[i], spent, mpp)
                         results[place] = _row(image.path, one, top_k, mpp, cost, image.seconds + share)
@@ -271,15 +258,15 @@ def predict_rows(
         pool.shutdown(cancel_futures=True)
 
 
-def _open(named: Named, model: GlimpseClassifier) -> _Opened:
+def _open(named: Named, predictor: Predictor) -> _Opened:
     path, start = named.path, time.perf_counter()
     if named.error is not None:
         return _Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
-            image = open_for(model, named.image, path)
+            image = predictor.open(named.image, path)
             view = View(image)
-            view.prefetch(model.first_looks(image.size))
+            view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:
         return _Opened(path, None, str(error), 0.0)
     return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))

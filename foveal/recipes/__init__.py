@@ -1,6 +1,6 @@
 """Recipes: one YAML file for each run worth repeating.
 
-A recipe is the part of a `foveal.training.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
+A recipe is the part of a `foveal.recipes.config.FitConfig` that it wants to fix. ``base:`` names another recipe to start from;
 a section (``model``, ``data``, ``objective``) that names something else than its base does starts from nothing, because
 the options of one model mean nothing to another.
 
@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from foveal.errors import ConfigError
+from foveal.strict import Loader, Malformed, read_yaml
 
 _FOLDER = Path(__file__).parent
 
@@ -45,13 +45,6 @@ GROUPS = {
 """What the recipes of each folder are for."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-4 is one."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 def parse_value(text: str) -> Any:
     """A value as people type it: ``3`` is a number, ``[2, 1]`` a list, ``null`` nothing.
 
@@ -59,8 +52,8 @@ def parse_value(text: str) -> Any:
         ConfigError: brackets or quotes that do not close.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{text}: cannot be read as a value; check brackets and quotes") from error
 
 
@@ -130,10 +123,9 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file in _seen:
         raise ConfigError(f"{file}: its base leads back to itself; remove a base line")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{file}: {f'line {where.line + 1} ' if where else ''}is not valid YAML; mend it") from error
+        values = read_yaml(file) or {}
+    except Malformed as error:
+        raise ConfigError(f"{file}: {error}; mend it") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(values, dict):

@@ -22,13 +22,14 @@ from foveal.data import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.registry import MODELS
+from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
-from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse, target_of
+from foveal.recipes.config import FitConfig
+from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse
 from foveal.recipes.help import recipe_help
 from foveal.registry import made_with
-from foveal.runs import constructor
-from foveal.training import FitConfig
+from foveal.signatures import misfit, target_of
 
 HOW = (
     Option("resume", bool, False, "go on with the run that is there"),
@@ -45,7 +46,7 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
         argv: flags on top of it; ``--help`` prints those there are and exits.
 
     Returns:
-        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `foveal.training.fit`.
+        The configuration; the run folder; and ``resume``, ``overwrite`` and ``quiet``, for `fit_config`.
 
     Raises:
         ConfigError: a name, key or value that does not fit.
@@ -61,7 +62,7 @@ def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence
         if not isinstance(loaded.get(section, {}), dict):
             raise ConfigError(f"{file}: {section} is no mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
-    model, data = values["model"]["name"], values["data"]["name"]
+    model, data = (_name(values, section, str(file)) for section in ("model", "data"))
     looks = model in MODELS
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
@@ -99,8 +100,19 @@ def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> d
         ConfigError: a name, key or value that does not fit.
     """
     recipe = chosen_names({"data": values}, argv)
-    name = recipe["data"]["name"]
+    name = _name(recipe, "data", where)
     return parse(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
+
+
+def _name(values: dict[str, Any], section: str, where: str) -> str:
+    """The name of a section.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if fault := misfit({"name": values[section]["name"]}, {"name": str}, f"{section}."):
+        raise ConfigError(f"{where}: {fault}")
+    return values[section]["name"]
 
 
 def _section(section: str, name: str, options: Sequence[Option]) -> list[Option]:

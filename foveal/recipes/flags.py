@@ -30,6 +30,7 @@ import jsonargparse
 
 from foveal.errors import ConfigError
 from foveal.recipes import merge, parse_value
+from foveal.signatures import chain_of, hints_of, in_words
 
 SECTIONS = ("model", "data", "objective")
 
@@ -83,7 +84,7 @@ def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ())
         preset, build = build.keywords, build.func
     found: dict[str, Option] = {}
     for level, function in enumerate(chain_of(build)):
-        hints, texts = _hints(function), _texts(function)
+        hints, texts = hints_of(function), _texts(function)
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in skip or name in found:
                 continue
@@ -99,41 +100,9 @@ def options_of(build: Callable[..., Any], prefix: str, skip: Iterable[str] = ())
     return list(found.values())
 
 
-def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
-    """``build`` and, as long as keywords are handed on, the classes that they reach."""
-    yield build
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
-        target = build.__mro__[1] if inspect.isclass(build) else target_of(build)
-        if inspect.isclass(target):
-            yield from chain_of(target)
-
-
 def initialiser_of(kind: type) -> type:
     """The class that ``__init__`` is inherited from."""
     return next(c for c in kind.__mro__ if "__init__" in vars(c))
-
-
-def target_of(build: Callable[..., Any]) -> Any:
-    """The class that a constructor makes, as far as its signature tells."""
-    build = getattr(build, "func", build)
-    return build if inspect.isclass(build) else _hints(build).get("return", (None, ()))[0]
-
-
-def _hints(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
-    """Types by name, and the tables of names that they are annotated with."""
-    function = function.__init__ if inspect.isclass(function) else function
-    try:
-        types_, annotated = (typing.get_type_hints(function, include_extras=extras) for extras in (False, True))
-    except NameError:
-        return {}
-    return {name: (types_[name], _table(annotated[name])) for name in types_}
-
-
-def _table(hint: Any) -> tuple[str, ...]:
-    """The names of ``Annotated[str, names]``, also where that is a part of the type."""
-    if typing.get_origin(hint) is typing.Annotated:
-        return tuple(hint.__metadata__[0])
-    return next((table for part in typing.get_args(hint) if (table := _table(part))), ())
 
 
 def _texts(function: Callable[..., Any]) -> dict[str, str]:
@@ -149,7 +118,7 @@ def _texts(function: Callable[..., Any]) -> dict[str, str]:
 
 def dataclass_options(config: type, prefix: str = "", skip: Iterable[str] = ()) -> list[Option]:
     """The options of a dataclass and of the dataclasses in it."""
-    hints, texts, found = _hints(config), _texts(config), []
+    hints, texts, found = hints_of(config), _texts(config), []
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
@@ -320,26 +289,7 @@ def _wrong_type(text: str, by_key: dict[str, Option]) -> str:
     got = re.findall(r"(?:Got|Given) value: (.*)", text)
     if not key or key[1] not in by_key:
         return " ".join(text.split())
-    return f"{key[1]}: {got[-1].strip() if got else 'the value'} does not fit; give {_in_words(by_key[key[1]].taken)}"
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}
-
-
-def _in_words(hint: Any) -> str:
-    """A type, for people."""
-    if hint in _WORDS:
-        return _WORDS[hint]
-    origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not Ellipsis]
-    if origin in (typing.Union, types.UnionType):
-        return ", or ".join(_in_words(a) for a in inner)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, inner))
-    if origin is dict or hint is dict:
-        return "a mapping as {key: value}"
-    if origin is tuple and Ellipsis not in typing.get_args(hint):
-        return "[" + ", ".join(_in_words(a) for a in inner) + "]"
-    return f"a list of {_in_words(inner[0]).removeprefix('a ').removeprefix('whole ')}s as 2,1" if inner else str(hint)
+    return f"{key[1]}: {got[-1].strip() if got else 'the value'} does not fit; give {in_words(by_key[key[1]].taken)}"
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -28,11 +28,12 @@ import yaml
 from foveal.data import data_constructor, list_data
 from foveal.errors import ConfigError
 from foveal.glimpse.registry import MODELS
+from foveal.models import constructor, wrapper_options
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
-from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, chain_of, flag, initialiser_of, options_of, target_of
+from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, flag, initialiser_of, options_of
 from foveal.recipes.layout import Layout, columns
-from foveal.runs import constructor, wrapper_options
+from foveal.signatures import chain_of, target_of
 
 EXAMPLES = """\
 A list is written as 2,1, nothing as null, a mapping as '{{key: value}}'; a flag

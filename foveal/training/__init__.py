@@ -1,8 +1,7 @@
 """Training: one task for every model, a run folder that can be resumed to the last bit.
 
 Example:
-    >>> config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data={"name": "digits", "canvas": 96}, epochs=1)
-    >>> config.optimiser.lr
+    >>> Training(epochs=1).optimiser.lr
     0.001
 """
 
@@ -11,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from foveal.importing import quickly
-from foveal.training.config import FitConfig, Optimiser
+from foveal.training.config import Optimiser, Training
 
-__all__ = ["FitConfig", "Optimiser", "Task", "TrainingSummary", "fit"]
+__all__ = ["Optimiser", "Task", "Training", "TrainingSummary", "fit"]
 
 if TYPE_CHECKING:
     from foveal.training.fitting import fit

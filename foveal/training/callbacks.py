@@ -3,51 +3,48 @@
 The order in which they are given to Lightning is the order of `callbacks`: weights are averaged before they are saved.
 
 Example:
-    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=0.99, quiet=True)]
+    >>> signals = StopSignals()
+    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=0.99, quiet=True, signals=signals)]
     ['Averaging', 'Metrics', 'Attention', 'BadImages', 'Checkpoints']
-    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=None, quiet=False)][-2:]
+    >>> [type(c).__name__ for c in callbacks(Path("runs/x"), ema=None, quiet=False, signals=signals)][-2:]
     ['Progress', 'Checkpoints']
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foveal.errors import RunError
-from foveal.files import replacing
+from foveal.files import replacing, storing
 from foveal.layers import Attends, attention_maps
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
 from foveal.training.progress import Progress
+from foveal.training.stopping import Interrupted, StopSignals
 from foveal.training.task import Diverged, Task
 
 _COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
 _FIGURES = ("step", "module", "figure", "value")
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
+_BAD = ("path", "reason")
 
 
-def callbacks(folder: Path, ema: float | None, quiet: bool) -> list[pl.Callback]:
+def callbacks(folder: Path, ema: float | None, quiet: bool, signals: StopSignals) -> list[pl.Callback]:
     """Everything that happens around the steps of a run."""
     averaging = [Averaging(ema)] if ema else []
     records = Metrics(folder / METRICS), Attention(folder / ATTENTION), BadImages(folder / BAD_IMAGES)
-    return [*averaging, *records, *([] if quiet else [Progress()]), Checkpoints(folder)]
+    return [*averaging, *records, *([] if quiet else [Progress()]), Checkpoints(folder, signals)]
 
 
 class Averaging(pl.Callback):
@@ -98,11 +95,12 @@ class Checkpoints(pl.Callback):
     """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, every validation and the end; the best
     validated one also as ``best.ckpt``.
 
-    The first Ctrl-C or SIGTERM saves after the step, or the validation, and ends the run; the second ends it at once.
+    A signal to stop saves after the step, or the validation, and ends the run; see `foveal.training.stopping`.
     Where a validation follows a batch, saving waits for it: a checkpoint never stands between the two.
 
     Args:
         folder: run folder.
+        signals: where wishes to stop come from.
 
     Attributes:
         best, last: accuracy and negative loss of the best and of the last validation; None before the first.
@@ -110,8 +108,9 @@ class Checkpoints(pl.Callback):
         validations: number of validations of at least one image.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, signals: StopSignals) -> None:
         self.folder = folder
+        self.signals = signals
         self.best: tuple[float, float] | None = None
         self.last: tuple[float, float] | None = None
         self.images = self.validations = 0
@@ -126,18 +125,17 @@ class Checkpoints(pl.Callback):
         self.images, self.validations = state.get("images", 0), state.get("validations", 0)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        def ask(number: int, frame: Any) -> None:
-            if task.stop_requested:  # for the second time: at once
-                raise SystemExit(130)
-            task.stop_requested = True
+        if trainer.world_size > 1:  # the processes stop together, after a step
+            self.signals.wait_for(task)
 
-        if threading.current_thread() is threading.main_thread():  # which alone gets signals
-            for number in STOP_SIGNALS:
-                signal.signal(number, ask)
+    def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.signals.wait_for(task)  # there will be something to save
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not task.updates_after(batch_idx):
             return
+        if trainer.world_size == 1:
+            task.stopping |= task.stop_requested  # since the step began
         end = task.step * task.config.accumulate >= task.total_batches or task.progress >= 1
         trainer.should_stop = end
         validates = task.validates and (end or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0)
@@ -158,6 +156,8 @@ class Checkpoints(pl.Callback):
         if better:
             self.best = score
         self.save(trainer, task, better)
+        if trainer.world_size == 1:
+            task.stopping |= task.stop_requested
         if task.stopping and not trainer.should_stop:
             raise Interrupted
 
@@ -165,14 +165,25 @@ class Checkpoints(pl.Callback):
         """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
         if not torch.stack([p.isfinite().all() for p in task.parameters()]).all():
             raise task.diverged("the weights are no longer numbers")
-        unfinished = self.folder / f".{LAST}.unfinished"
-        trainer.save_checkpoint(unfinished)
+        file = self.folder / LAST
         if not trainer.is_global_zero:
+            trainer.save_checkpoint(file)  # its part of what the processes do together; one of them writes
             return
-        if best:
-            with replacing(self.folder / BEST) as copy:
-                shutil.copyfile(unfinished, copy)
-        unfinished.replace(self.folder / LAST)
+        with storing(file), replacing(file) as unfinished:
+            trainer.save_checkpoint(unfinished)
+            if best:
+                with storing(self.folder / BEST), replacing(self.folder / BEST) as copy:
+                    shutil.copyfile(unfinished, copy)
+        task.saved = task.step
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint where it is told to. Lightning's own also takes as much room in the folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)  # into a file, it would say nothing of why that cannot be written
+        Path(path).write_bytes(content.getbuffer())
 
 
 class Metrics(pl.Callback):
@@ -204,7 +215,7 @@ class Metrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
-        if self.file.exists():
+        if self.file.is_file():
             # Lines that a killed run wrote after its last checkpoint will be written again.
             self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= task.step])
         self._since = time.monotonic()
@@ -245,12 +256,12 @@ class Metrics(pl.Callback):
         row = {"step": step, "epoch": f"{epoch:.4g}", "seconds": f"{task.elapsed:.1f}", **{k: f"{v:.6g}" for k, v in values.items()}}
         header = _header(self.file)
         if set(row) <= set(header):
-            with self.file.open("a", newline="") as file:
-                csv.DictWriter(file, header, restval="").writerow(row)
+            _append(self.file, header, [row])
         else:
-            self._rewrite([*(_rows(self.file) if header else []), row])
+            self._rewrite([*_rows(self.file), row])
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            with storing(Path(logger.log_dir or self.file.parent)):
+                logger.log_metrics(values, step=step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         _write_rows(self.file, list(dict.fromkeys([*_COLUMNS, *(key for row in rows for key in row)])), rows)
@@ -275,7 +286,7 @@ class Attention(pl.Callback):
         if not trainer.is_global_zero:
             return
         self.modules = {name: module for name, module in task.model.named_modules() if isinstance(module, Attends)}
-        if self.file.exists():
+        if self.file.is_file():
             _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= task.step])
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
@@ -291,11 +302,8 @@ class Attention(pl.Callback):
         if not found:
             return
         values = torch.stack(list(found.values())).tolist()  # all at once: reading one waits for the device
-        new = not self.file.exists()
-        with self.file.open("a", newline="") as file:
-            lines = csv.writer(file)
-            lines.writerows([_FIGURES] * new)
-            lines.writerows((task.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True))
+        lines = [(task.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True)]
+        _append(self.file, _FIGURES, [dict(zip(_FIGURES, line, strict=True)) for line in lines])
 
     def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
         self._asked.close()
@@ -313,8 +321,10 @@ class BadImages(pl.Callback):
         self.known: set[str] = set()
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        if self.file.exists():
-            self.known = {row["path"] for row in _rows(self.file)}
+        if trainer.is_global_zero and self.file.is_file():
+            rows = _rows(self.file)
+            self.known = {row["path"] for row in rows}
+            _write_rows(self.file, _BAD, rows)  # without half a line
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         self._record(trainer, task)
@@ -327,26 +337,37 @@ class BadImages(pl.Callback):
             if path in self.known or not trainer.is_global_zero:
                 continue
             self.known.add(path)
-            new = not self.file.exists()
-            with self.file.open("a", newline="") as file:
-                csv.writer(file).writerows([("path", "reason")] * new + [(path, reason)])
+            _append(self.file, _BAD, [{"path": path, "reason": reason}])
         task.bad_images.clear()
 
 
 def _header(file: Path) -> list[str]:
-    if not file.exists():
+    if not file.is_file():
         return []
     with file.open(newline="") as lines:
         return next(csv.reader(lines), [])
 
 
+def _append(file: Path, header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to a file, after a header where it has none."""
+    with storing(file), file.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, header, restval="")
+        if not lines.tell():
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def _write_rows(file: Path, header: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    with replacing(file) as unfinished, unfinished.open("w", newline="") as lines:
+    with storing(file), replacing(file) as unfinished, unfinished.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, header, restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
+    """The whole lines of a file; a process that was killed, or a full disk, may have left half of the last."""
+    if not file.is_file():
+        return []
     with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
+        whole, _, _ = lines.read().rpartition("\n")
+    return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]

@@ -1,20 +1,18 @@
-"""What a training run is made of: plain values, one to one with the flags and with ``config.yaml``.
+"""How a model is trained: plain values, one to one with the flags and with ``config.yaml``.
 
 Example:
-    >>> config = FitConfig.from_dict({"model": {"name": "tnet"}, "optimiser": {"lr": 0.01}, "epochs": 2})
-    >>> config.optimiser.lr, config.to_dict()["epochs"]
-    (0.01, 2)
-    >>> FitConfig.from_dict({"epoch": 2})
+    >>> Training(epochs=2, optimiser=Optimiser(lr=0.01)).to_dict()["optimiser"]["lr"]
+    0.01
+    >>> Training(epochs=2, batch_size=0).check()
     Traceback (most recent call last):
     ...
-    foveal.errors.ConfigError: epoch: there is no such option; did you mean epochs
+    foveal.errors.ConfigError: batch_size: is 0; set it above 0
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from foveal.errors import ConfigError
@@ -71,13 +69,10 @@ class Optimiser:
 
 
 @dataclass
-class FitConfig:
-    """A training run. It ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
+class Training:
+    """How a model is trained. A run ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
 
     Attributes:
-        model: ``name`` and options, as of `foveal.runs.create_classifier`.
-        data: ``name`` and options, as of `foveal.data.get_data`.
-        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
         optimiser: see `Optimiser`.
         epochs: passes over the training images.
         steps: updates of the weights.
@@ -98,14 +93,11 @@ class FitConfig:
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
-        locations: looks per level in validation; the model's own budget if None.
+        locations: looks per level in validation; the model's own if None.
         tensorboard: log to TensorBoard too.
         imports: modules that ``--import`` has loaded, to tell of; nothing is imported because it stands here.
     """
 
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
-    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
-    objective: dict[str, Any] | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     epochs: int | None = None
     steps: int | None = None
@@ -128,34 +120,14 @@ class FitConfig:
     log_every: int = 50
     locations: tuple[int, ...] | None = None
     tensorboard: bool = False
-    imports: Sequence[str] = field(default_factory=imported)
+    imports: list[str] = field(default_factory=lambda: list(imported()))
 
     def __post_init__(self) -> None:
         # One spelling, so that runs that differ in nothing else are told to be the same.
         self.precision = _LONG.get(str(self.precision), self.precision)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
-        """The configuration of nested plain values, as a YAML file gives them.
-
-        Raises:
-            ConfigError: an unknown key.
-        """
-        values = dict(values)
-        _known(values, cls, "")
-        if isinstance(values.get("optimiser"), Mapping):
-            optimiser = dict(values["optimiser"])
-            _known(optimiser, Optimiser, "optimiser.")
-            for key in ("betas", "l2_groups", "step_at"):
-                if isinstance(optimiser.get(key), list):
-                    optimiser[key] = tuple(optimiser[key])
-            values["optimiser"] = Optimiser(**optimiser)
-        if values.get("locations") is not None:
-            values["locations"] = tuple(values["locations"])
-        return cls(**values)
-
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values: what `from_dict` takes, and YAML and JSON can write."""
+        """Nested plain values, which YAML and JSON can write."""
         return plain(asdict(self))
 
     def check(self) -> None:
@@ -164,9 +136,6 @@ class FitConfig:
         Raises:
             ConfigError: names the first that does not.
         """
-        for key in ("model", "data"):
-            if "name" not in getattr(self, key):
-                raise ConfigError(f"{key}: has no name; set --{key} NAME")
         if self.epochs is None and self.steps is None and self.max_time is None:
             raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
         for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
@@ -192,13 +161,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
-            raise ConfigError(
-                f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
-            )

@@ -1,13 +1,13 @@
-"""`fit`: from a configuration to a run folder.
+"""`fit`: train a model on data, in a run folder.
 
 Example:
     >>> import tempfile
-    >>> from foveal.training.config import FitConfig
-    >>> config = FitConfig(
-    ...     model={"name": "test_resnet", "image_size": 32}, batch_size=4, steps=2, device="cpu",
-    ...     data={"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 4})
+    >>> from foveal.data import get_data
+    >>> from foveal.models import create_classifier
+    >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
+    >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = fit(config, folder + "/run", quiet=True)
+    ...     run = fit(model, data, folder + "/run", training=Training(steps=2, batch_size=4, device="cpu"), quiet=True)
     ...     names, summary = sorted(file.name for file in run.path.iterdir()), run.summary
     >>> names
     ['best.ckpt', 'config.json', 'config.yaml', 'last.ckpt', 'metrics.csv', 'model.safetensors', 'summary.json']
@@ -17,31 +17,26 @@ Example:
 
 from __future__ import annotations
 
-import inspect
-import logging
 import os
 import shlex
-import signal
 import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
-import torch
 import yaml
+from torch import nn
 
-from foveal.data import DataModule, get_data, list_data
-from foveal.data.module import data_constructor
+from foveal.data import DataModule
 from foveal.data.values import check_readable
-from foveal.errors import ConfigError, DataError
-from foveal.files import replacing
+from foveal.errors import ConfigError, DataError, RunError, StorageError
+from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, channels_last
-from foveal.host import keep_freed_memory
+from foveal.host import end_with_parent
+from foveal.models import as_classifier, read_weights
+from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import (
     BEST,
     CONFIG,
@@ -52,168 +47,260 @@ from foveal.runs import (
     as_written,
     check_fit,
     claim,
+    class_fault,
     clear,
-    constructor,
-    create_classifier,
     load,
+    made_in_python,
     model_state,
     read_checkpoint,
     read_config,
-    read_weights,
     save_model,
     with_absolute_paths,
-    without_weights,
     write_card,
-)  # fmt: skip
-from foveal.training.callbacks import STOP_SIGNALS, Interrupted, callbacks
-from foveal.training.config import FitConfig, plain
+)
+from foveal.training.config import Training, plain
+from foveal.training.progress import say
 from foveal.training.report import Ended, describe, differences, facts, summarise
-from foveal.training.task import ENDLESS, Diverged, Task, objective_for
+from foveal.training.stopping import Interrupted, Stopped, StopSignals
+from foveal.training.task import Diverged, Task
+from foveal.training.trainer import run_trainer, tensorboard
 
 # What a resumed run must share with the run it resumes: with another value it would be another run.
 _FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
 
 
 def fit(
-    config: FitConfig | None,
+    model: GlimpseClassifier | nn.Module,
+    data: DataModule,
     out: str | Path,
     *,
+    objective: Objective | None = None,
+    training: Training,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-    data: DataModule | None = None,
 ) -> Run:
-    """Train a model.
+    """Train a model. `foveal.recipes.config.fit_config` makes these objects of names, as recipes and the command line give them.
 
     Args:
-        config: what to train, on what and how; None resumes with the configuration of the run.
+        model: what to train; a dense network looks once, at the whole image. Its weights are changed. A model that `foveal.create_model`
+            made can be loaded from the run folder by itself; another one has to be given to `foveal.load`.
+        data: images to train on, and to validate on.
         out: run folder.
-        resume: go on with the run in ``out``; learning rate, length and the like may have been changed.
+        objective: what is minimised; the model's own if None.
+        training: how long and how.
+        resume: continue the run in ``out``; learning rate, length and the like may have changed. ``model`` may have any weights.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
-        data: what ``config.data`` names, already made; or your own data, of which the run records the name.
 
     Returns:
         The run; its model is the one of the best validation, or of the end where there are no validation images. Its
         ``summary`` holds the outcome.
 
     Raises:
-        FovealError: the configuration, the data or the folder does not fit, or the run has diverged.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after saving ``last.ckpt``.
+        FovealError: the settings, the data or the folder do not fit, or the run has diverged.
+        StorageError: another process trains the run, or a file cannot be written; what is safe is told.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see `foveal.training.stopping`.
     """
-    if config is not None:
-        config.check()
-    main = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other processes as copies of the first
-    out = Path(out)
-    with _claimed(out, resume, overwrite) if main else nullcontext():
-        stored = FitConfig.from_dict(read_config(out)) if resume else None
-        if stored is not None:
-            written = as_written(stored.model)
-            added = {key: value for key, value in written.items() if key not in stored.model}
-            stored = replace(stored, model=written)
-            config = config and replace(config, model={**added, **config.model})
-        config = config or stored
-        if config is None:
-            raise ConfigError("config: is missing; give one, or resume a run")
-        if data is not None and config.data == FitConfig().data:
-            config = replace(config, data={"name": data.name})
-        config.check()
-        checkpoint = read_checkpoint(out / LAST) if resume else None
-        data = data or get_data(**config.data)
-        if len(data.classes) < 2:
-            name = data.classes[0]
-            raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
-        if not resume:
-            check_readable(data)
-        model = _model(config, data, resume)
-        task = _task(config, model, data, resume)
-        # What cannot be made should be told while the run in the way is still there.
-        task.configure_optimizers()
-        _check_batches(task)
-        if config.tensorboard:
-            _tensorboard(out)
-        resolved = _resolved(config, task)
-        if stored is not None and checkpoint is not None:
-            _same(resolved, with_absolute_paths(stored.to_dict()))
-            check_fit(task, checkpoint["state_dict"], out / LAST)
-        reading = getattr(data.train, "reading", None)
-        how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-        info = ModelInfo(resolved["model"], data.classes, **how)
-        if main:
-            if not resume:
-                clear(out)
-            with replacing(out / CONFIG) as unfinished:
-                unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
-            write_card(out, model, info)
-    finished = checkpoint is not None and _finished(task, checkpoint)
-    if main and not quiet:
-        print(describe(config, model, data, out, task.total_batches // config.accumulate), flush=True)
-        if checkpoint is not None:
-            _tell_of_resuming(out, checkpoint["global_step"], finished, resolved, stored)
-    try:
-        if not finished:
-            if main:
-                (out / SUMMARY).unlink(missing_ok=True)
-            _train(task, config, out, resume, quiet)
-    except (Interrupted, Diverged) as end:
-        interrupted = isinstance(end, Interrupted)
-        if main and (out / LAST).is_file():
-            _close(out, task, info, "interrupted" if interrupted else "diverged", quiet)
-        if not interrupted:
-            raise
-        if main and quiet:
-            go_on = f"foveal fit --resume --out {shlex.quote(str(out))}"
-            print(f"stopped after step {task.step}; go on with: {go_on}", file=sys.stderr)
-        raise KeyboardInterrupt from None
-    if main:
-        _close(out, task, info, "finished", quiet)
-    return Run(out)
+    training.check()
+    with opened(out, resume=resume, overwrite=overwrite) as opening:
+        return opening.train(as_classifier(model), data, objective, training, quiet)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A run folder that is kept for one training.
+
+    Attributes:
+        out: the folder.
+        resume: whether the run in it goes on.
+        main: whether this process writes; Lightning starts the others as copies of it.
+        signals: what asks the training to stop.
+        stored: ``config.yaml`` of the run that goes on.
+    """
+
+    out: Path
+    resume: bool
+    main: bool
+    signals: StopSignals
+    stored: dict[str, Any] | None
+
+    def train(self, model: GlimpseClassifier, data: DataModule, objective: Objective | None, training: Training, quiet: bool) -> Run:
+        """Train in this folder; arguments and errors as of `fit`."""
+        plan = _plan(self, model, data, objective or model.default_objective(), training)
+        with _telling_what_is_safe(self.out, plan.task) if self.main else nullcontext():
+            _carry_out(plan, self, quiet)
+        return Run(self.out)
 
 
 @contextmanager
-def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
-    """`claim`, and leave no empty folder behind where what follows fails."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    claim(out, resume=resume, overwrite=overwrite)
+def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Opening]:
+    """Keep a run folder for one training, and take the signals that ask it to stop.
+
+    Raises:
+        FovealError: see `foveal.runs.claim`.
+        Stopped: a signal came.
+    """
+    main = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    out = Path(out)
+    if not main:
+        end_with_parent()
+    signals = StopSignals(at_once=main)
     try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # it is not empty any more
-            for folder in made:
-                folder.rmdir()
-        raise
+        with signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
+            yield Opening(out, resume, main, signals, _stored(out) if resume else None)
+    except Interrupted:
+        raise Stopped(signals.number) from None
 
 
-def _model(config: FitConfig, data: DataModule, resume: bool) -> GlimpseClassifier:
-    torch.manual_seed(config.seed)
-    options = {**config.model}
-    if resume:
-        options = without_weights(options)
-    classes = options.pop("num_classes", len(data.classes))
-    if classes != len(data.classes):
-        raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
-    model = create_classifier(options.pop("name"), num_classes=classes, **options)
-    model.class_names = data.classes
+def _stored(out: Path) -> dict[str, Any]:
+    """The configuration of the run that goes on, with the options of its model that did not exist when it was written."""
+    stored = read_config(out)
+    if isinstance(stored.get("model"), dict) and isinstance(stored["model"].get("name"), str):
+        try:
+            stored["model"] = as_written(stored["model"])
+        except ConfigError as error:
+            raise RunError(f"{out / CONFIG}: {error}") from error
+    return stored
+
+
+class _Plan(NamedTuple):
+    """What is to be trained, checked; nothing is written yet.
+
+    Attributes:
+        task, info: the model in training, and what is written about it.
+        resolved: every value of the run.
+        checkpoint: where to go on.
+    """
+
+    task: Task
+    info: ModelInfo
+    resolved: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+
+
+def _plan(opening: Opening, model: GlimpseClassifier, data: DataModule, objective: Objective, training: Training) -> _Plan:
+    if len(data.classes) < 2:
+        name = data.classes[0]
+        raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
+    if fault := class_fault(data.classes):
+        raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
+    if model.num_classes != len(data.classes):
+        raise ConfigError(f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give it as many")
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans {bands}")
-    if config.precision == "64":
+    checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
+    if not opening.resume:
+        check_readable(data)
+    model.class_names = data.classes
+    if training.precision == "64":
         model.double()  # before anything copies its weights
-    if config.channels_last:
+    if training.channels_last:
         channels_last(model)
-    return model
-
-
-def _task(config: FitConfig, model: GlimpseClassifier, data: DataModule, resume: bool = False) -> Task:
-    weights = data.class_weights() if config.class_weights == "balanced" else config.class_weights
-    if weights is not None and len(weights) != len(data.classes):
-        raise ConfigError(f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced")
-    task = Task(model, objective_for(model, config.objective, weights), data, config)
-    if config.init_from and not resume:
-        _begin_with(Path(config.init_from), task)
-    if config.compile:
+    task = Task(model, _weighted(objective, data, training), data, training)
+    if training.init_from and not opening.resume:
+        _begin_with(Path(training.init_from), task)
+    if training.compile:
         for part in model.children():
             part.compile()
-    return task
+    # What cannot be made should be told while the run in the way is still there.
+    task.configure_optimizers()
+    _check_batches(task)
+    if training.tensorboard:
+        tensorboard(opening.out)
+    resolved = _resolved(task, training)
+    if opening.stored is not None and checkpoint is not None:
+        _same(resolved, with_absolute_paths(opening.stored))
+        check_fit(task, checkpoint["state_dict"], opening.out / LAST)
+        task.saved = checkpoint["global_step"]
+    reading = getattr(data.train, "reading", None)
+    how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
+    return _Plan(task, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+
+
+def _weighted(objective: Objective, data: DataModule, training: Training) -> Objective:
+    """The objective with the class weights of the training.
+
+    Raises:
+        ConfigError: another number of weights than of classes, or an objective that takes none.
+    """
+    weights = data.class_weights() if training.class_weights == "balanced" else training.class_weights
+    if weights is None:
+        return objective
+    if len(weights) != len(data.classes):
+        raise ConfigError(f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced")
+    if not is_dataclass(objective) or "class_weights" not in {f.name for f in fields(objective)}:
+        raise ConfigError(f"class_weights: {type(objective).__name__} takes none; leave them out")
+    return replace(objective, class_weights=tuple(weights))
+
+
+def _carry_out(plan: _Plan, opening: Opening, quiet: bool) -> None:
+    """Train, and close the run however that ends."""
+    task, out, main = plan.task, opening.out, opening.main
+    updates = task.total_batches // task.config.accumulate
+    finished = plan.checkpoint is not None and _finished(task, plan.checkpoint)
+    try:
+        if main:
+            _begin(plan, opening)
+            if not quiet:
+                say(describe(task, out, updates))
+                if plan.checkpoint is not None:
+                    _tell_of_resuming(out, plan.checkpoint["global_step"], finished, plan.resolved, opening.stored)
+        if not finished:
+            if main:
+                (out / SUMMARY).unlink(missing_ok=True)
+            run_trainer(task, out, opening.resume, quiet, opening.signals)
+        opening.signals.wait_for(task)  # which is over
+    except (Interrupted, Diverged) as end:
+        if not main:
+            raise SystemExit(0) from None  # Lightning would kill the main process where this one fails
+        interrupted = isinstance(end, Interrupted)
+        if task.saved is not None:
+            _close(out, task, plan.info, "interrupted" if interrupted else "diverged", quiet)
+            if interrupted and quiet:
+                say(f"stopped after step {task.saved}; go on with: {_go_on(out)}", sys.stderr)
+        elif interrupted:
+            _remove(out)
+            say("stopped before the first update; nothing is left of the run", sys.stderr)
+        raise
+    if main:
+        _close(out, task, plan.info, "finished", quiet)
+
+
+def _begin(plan: _Plan, opening: Opening) -> None:
+    """Write what a run begins with, in the place of the run that was there."""
+    out = opening.out
+    with storing(out):
+        if not opening.resume:
+            clear(out)
+    with storing(out / CONFIG), replacing(out / CONFIG) as unfinished:
+        unfinished.write_text(yaml.safe_dump(plan.resolved, sort_keys=False))
+    write_card(out, plan.task.model, plan.info)
+
+
+def _remove(out: Path) -> None:
+    """Remove a run that has saved nothing."""
+    clear(out)
+    (out / CONFIG).unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
+    """Add to the sentence about a file that cannot be written what is safe, and how to go on."""
+    try:
+        yield
+    except StorageError as error:
+        if task.saved is None:
+            with suppress(OSError):
+                _remove(out)
+            safe = "nothing was saved before, and nothing is left of the run; make room or choose another --out, and start again"
+        else:
+            safe = f"the run is safe in {out / LAST}, of step {task.saved}; when there is room, go on with: {_go_on(out)}"
+        raise StorageError(f"{error}; {safe}") from error
+
+
+def _go_on(out: Path) -> str:
+    return f"foveal fit --resume --out {shlex.quote(str(out))}"
 
 
 def _begin_with(source: Path, task: Task) -> None:
@@ -245,97 +332,26 @@ def _check_batches(task: Task) -> None:
     if count < config.batch_size:
         few, remedy = f"{task.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}", "add images"
     each = " for each device" if config.devices > 1 else ""
+    name = task.model.spec.get("name", "the model")
     raise ConfigError(
-        f"{few} one image{each}, of which batch norm in {config.model['name']} sees a single value per channel;"
-        f" {remedy}, or use larger looks"
+        f"{few} one image{each}, of which batch norm in {name} sees a single value per channel; {remedy}, or use larger looks"
     )
 
 
-def _tell_of_resuming(out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: FitConfig | None) -> None:
+def _tell_of_resuming(out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: dict[str, Any] | None) -> None:
     """Print the step after which a resumed run goes on, and the values that have changed."""
     if finished:
         after = f"finished already, after step {step}"
-        print(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", file=sys.stderr)
+        say(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", sys.stderr)
         return
-    changed = differences(resolved, stored.to_dict()) if stored else []
+    changed = differences(resolved, stored) if stored else []
     first = f"resume after step {step:,}; {'changed:' if changed else 'no value is changed'}"
-    print("\n       ".join([first, *changed]), flush=True)
+    say("\n       ".join([first, *changed]))
 
 
 def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
     out_of_time = task.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= task.config.max_time
     return out_of_time or checkpoint["global_step"] * task.config.accumulate >= task.total_batches
-
-
-def _train(task: Task, config: FitConfig, out: Path, resume: bool, quiet: bool) -> None:
-    every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
-    several = config.devices > 1
-    keep_freed_memory()
-    with _calm(), _restoring_signals():
-        trainer = pl.Trainer(
-            accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
-            devices=_devices(config),
-            # Where a policy is not yet trained its weights get no gradient, which plain DDP would wait for.
-            strategy="ddp_find_unused_parameters_true" if several and config.strategy in ("auto", "ddp") else config.strategy,
-            precision={"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),  # type: ignore[arg-type]
-            max_epochs=-1,
-            max_steps=min(task.total_batches // config.accumulate, ENDLESS),
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.optimiser.clip,
-            val_check_interval=-(-every // config.accumulate) * config.accumulate,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            callbacks=callbacks(out, config.ema, quiet),
-            logger=_tensorboard(out) if config.tensorboard else False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=out,
-        )
-        trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
-
-
-def _devices(config: FitConfig) -> int | list[int]:
-    """How many devices, or which one where the name says so (``cuda:1``); there is one CPU, whatever its number."""
-    kind, _, number = config.device.partition(":")
-    return [int(number)] if number and kind != "cpu" else config.devices
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(out, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
-
-
-@contextmanager
-def _restoring_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Keep Lightning's advice to itself: about workers, logging intervals, hardware."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) -> None:
@@ -354,25 +370,26 @@ def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) ->
         summary.show(out)
 
 
-def _resolved(config: FitConfig, task: Task) -> dict[str, Any]:
-    """Every value of the run, defaults of model, data and objective included; paths are absolute."""
-    values = config.to_dict()
-    name = config.model["name"]
-    values["model"] = {"name": name, **_defaults(constructor(name)), **config.model}
-    values["model"].pop("num_classes", None)
-    if config.data["name"] in list_data():
-        values["data"] = {"name": config.data["name"], **_defaults(data_constructor(config.data["name"])), **config.data}
-    if is_dataclass(task.objective):
-        given = {"name": config.objective["name"]} if config.objective and "name" in config.objective else {}
-        values["objective"] = {**given, **asdict(task.objective)}  # type: ignore[call-overload]
-        values["objective"].pop("class_weights", None)
+def _resolved(task: Task, training: Training) -> dict[str, Any]:
+    """Every value of the run, as plain values: ``config.yaml``. Paths are absolute."""
+    values: dict[str, Any] = {
+        "model": task.model.spec or {"name": made_in_python(task.model)},
+        "data": task.data.spec or {"name": task.data.name},
+        "objective": _objective_spec(task),
+        **{f.name: getattr(training, f.name) for f in fields(Training)},
+    }
+    values["optimiser"] = asdict(training.optimiser)
     return with_absolute_paths(plain(values))
 
 
-def _defaults(build: Any) -> dict[str, Any]:
-    simple = (bool, int, float, str, list, tuple, dict, type(None))
-    parameters = inspect.signature(build).parameters.items()
-    return {key: spec.default for key, spec in parameters if isinstance(spec.default, simple) and spec.default is not spec.empty}
+def _objective_spec(task: Task) -> dict[str, Any] | None:
+    """Options of the model's own objective, or name and options of another one."""
+    objective = task.objective
+    name = OBJECTIVES.name_of(type(objective)) or made_in_python(objective)
+    named = {} if type(objective) is task.model.objective else {"name": name}
+    options: dict[str, Any] = asdict(objective) if is_dataclass(objective) else {}  # type: ignore[call-overload]
+    options.pop("class_weights", None)
+    return {**named, **options}
 
 
 def _same(new: dict[str, Any], old: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ How many values a batch norm sees depends on the network and on the size of the 
 many networks are a single pixel, so that one image gives one value per channel.
 
 Example:
-    >>> from foveal.runs import create_classifier
+    >>> from foveal.models import create_classifier
     >>> small, large = (create_classifier("test_resnet", num_classes=2, image_size=side) for side in (16, 64))
     >>> takes_one_image(small, ("greedy",)), takes_one_image(large, ("greedy",))
     (False, True)

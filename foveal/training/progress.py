@@ -9,10 +9,12 @@ Example:
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 from rich.console import Console, RenderableType
@@ -21,6 +23,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 from torch import Tensor
 
+from foveal.display import unfiltered
 from foveal.training.task import ENDLESS, Task
 
 MEMORY = 0.95  # weight of the past in a running mean, per batch
@@ -30,6 +33,24 @@ REDRAW = 0.25  # seconds between two states of the bar
 def pause(elapsed: float) -> float:
     """Seconds between two lines when a run has taken ``elapsed`` seconds: 5 at first, up to 60 in long runs."""
     return min(max(5.0, elapsed / 20), 60.0)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print, to standard output if ``stream`` is None. A run goes on without its words where nobody can take them: the terminal was
+    closed, the reader of a pipe has gone, or the disk is full."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is written from now on, and what waits to be written, go nowhere."""
+    with suppress(OSError, ValueError):  # a stream in memory
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
 
 
 class Progress(pl.Callback):
@@ -50,8 +71,9 @@ class Progress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
-        console = Console(stderr=True)
-        self.display = _Bar(console, task.progress) if console.is_interactive else _Lines()
+        console = Console(stderr=True, file=unfiltered(sys.stderr))
+        with self._seen():
+            self.display = _Bar(console, task.progress) if console.is_interactive else _Lines()
         self._since = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
@@ -69,7 +91,8 @@ class Progress(pl.Callback):
                 mean.add(outputs["log"][key].detach(), outputs["images"])
         due = not self._shown or task.progress >= 1 or self.display.due(now, self._shown, task.elapsed)
         if task.updates_after(batch_idx) and due:
-            self._show(trainer, task, batch_idx + 1)
+            with self._seen():
+                self._show(trainer, task, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         self._began = time.monotonic()
@@ -78,7 +101,8 @@ class Progress(pl.Callback):
         now, done, total = time.monotonic(), args[2] + 1, trainer.num_val_batches[0]  # type: ignore[index]
         if self.display is not None and self.display.due(now, self._shown, task.elapsed):
             self._shown = now
-            self.display.show(f"validating, batch {done} of {total}")
+            with self._seen():
+                self.display.show(f"validating, batch {done} of {total}")
 
     def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         self._validation = f"{float(trainer.callback_metrics['val_accuracy']):.1%}"
@@ -120,7 +144,17 @@ class Progress(pl.Callback):
 
     def _close(self) -> None:
         if self.display is not None:
-            self.display.close()
+            with self._seen():
+                self.display.close()
+            self.display = None
+
+    @contextmanager
+    def _seen(self) -> Iterator[None]:
+        """Show nothing any more where the terminal was closed."""
+        try:
+            yield
+        except OSError:
+            _silence(sys.stderr)
             self.display = None
 
 
@@ -147,7 +181,7 @@ class _Lines:
         return now - shown >= pause(elapsed)
 
     def show(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)
 
     def show_values(self, values: Mapping[str, str], speed: float, left: float, share: float) -> None:
         self.show(as_line(values, speed, left))

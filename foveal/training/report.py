@@ -30,15 +30,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from foveal.data import DataModule, value_notes
+from foveal.data import value_notes
 from foveal.display import printable
-from foveal.files import replacing
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.files import replacing, storing
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
-from foveal.training.config import FitConfig
+from foveal.training.config import Training
 from foveal.training.optimisation import lr_factor
-from foveal.training.progress import as_duration
+from foveal.training.progress import as_duration, say
 from foveal.training.task import ENDLESS, Task
 
 Ended = Literal["finished", "interrupted", "diverged"]
@@ -46,29 +45,29 @@ Ended = Literal["finished", "interrupted", "diverged"]
 # --------------------------------------------------------------------------------------------------- before a run
 
 
-def describe(config: FitConfig, model: GlimpseClassifier, data: DataModule, out: Path, updates: int) -> str:
+def describe(task: Task, out: Path, updates: int) -> str:
     """The model, the data, and the length of a run that is about to start, in a few lines.
 
     Args:
-        config: configuration of the run.
-        model: the model that is trained.
-        data: the data that it is trained on.
+        task: the model, the data and the settings.
         out: run folder.
         updates: number of updates after which the run ends; `ENDLESS` where only time ends it.
     """
-    backbone = f" on {config.model['backbone']}" if "backbone" in config.model else ""
+    model, data, training = task.model, task.data, task.config
+    name = model.spec.get("name", type(model).__name__)
+    backbone = f" on {model.spec['backbone']}" if "backbone" in model.spec else ""
     beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
     splits = {split: getattr(data, split) for split in ("train", "val", "test")}
     counts = ", ".join(f"{len(images):,} {split}" for split, images in splits.items() if images is not None)
-    ends = ((config.epochs, "epoch"), (config.steps, "step"), (config.max_time, "second"))
+    ends = ((training.epochs, "epoch"), (training.steps, "step"), (training.max_time, "second"))
     length = " or ".join(f"{value:g} {unit}{_s(value)}" for value, unit in ends if value is not None)
-    length += f" ({updates:,} updates)" if config.epochs and updates < ENDLESS else ""
+    length += f" ({updates:,} updates)" if training.epochs and updates < ENDLESS else ""
     count = sum(p.numel() for p in model.parameters())
     lines = _labelled({
-        "model": f"{config.model['name']}{backbone}: {count:,} parameters",
+        "model": f"{name}{backbone}: {count:,} parameters",
         "looks": f"{model.size[0]} x {model.size[1]} px{beyond}",
         "data": f"{data.name}: {counts} images, {len(data.classes)} classes",
-        "run": f"{length} in batches of {config.batch_size}, on {config.device}, in {out}",
+        "run": f"{length} in batches of {training.batch_size}, on {training.device}, in {out}",
     })  # fmt: skip
     return "\n".join([lines, *(_labelled({"note": printable(note)}, wrap=False) for note in (*data.notes, *value_notes(data)))])
 
@@ -99,7 +98,7 @@ class TrainingSummary:
         step: number of updates.
         epoch: number of passes over the training images.
         seconds: time of training and validation, over all the times the run was resumed.
-        ended: ``finished``; ``interrupted`` by Ctrl-C or SIGTERM; or ``diverged``: loss or weights became NaN or infinite.
+        ended: ``finished``; ``interrupted`` by a signal; or ``diverged``: loss or weights became NaN or infinite.
         accuracy: accuracy of the best validation, 0 to 1; None if nothing was validated.
         interval: 95 % Wilson interval of ``accuracy``.
         images: number of validation images that could be read.
@@ -137,7 +136,7 @@ class TrainingSummary:
 
     def write(self, out: Path) -> None:
         """Write ``summary.json`` into a run folder."""
-        with replacing(out / SUMMARY) as unfinished:
+        with storing(out / SUMMARY), replacing(out / SUMMARY) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def result(self) -> str:
@@ -161,7 +160,7 @@ class TrainingSummary:
 
     def show(self, out: Path, brief: bool = False) -> None:
         """Print the result and, unless ``brief``, which weights were kept and the next commands; warnings on stderr."""
-        print(self.result())
+        say(self.result())
         if not brief:
             folder = shlex.quote(str(out))
             use = f"evaluate {folder}", f"predict {folder} IMAGES --out labels.csv", f"explain {folder} IMAGE"
@@ -172,13 +171,12 @@ class TrainingSummary:
                 "diverged": f"{go_on} --optimiser.lr LOWER",
             }
             kept = f"{'averaged ' * self.averaged}weights of step {self.kept_step:,} in {out / WEIGHTS}"
-            print(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
-        sys.stdout.flush()
+            say(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
         # A terminal would break words.
         wrapper = TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
         for warning in self.warnings:
             text = f"foveal: {warning}"
-            print(wrapper.fill(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+            say(wrapper.fill(text) if sys.stderr.isatty() else text, sys.stderr)
 
 
 class _Score(NamedTuple):
@@ -305,7 +303,7 @@ def _warnings_of_accuracy(found: TrainingSummary, best: _Score, end: _Score) -> 
         )
 
 
-def _training_scores(file: Path, config: FitConfig, last: Mapping[str, Any]) -> list[_Score]:
+def _training_scores(file: Path, config: Training, last: Mapping[str, Any]) -> list[_Score]:
     """Training accuracies in ``metrics.csv``, and of the updates after its last line, on about that many images."""
     found: list[_Score] = []
     before = 0

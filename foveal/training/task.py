@@ -6,11 +6,12 @@ follow from (seed, epoch, number), the draws of a sample from (seed, epoch, samp
 
 Example:
     >>> from foveal.data import get_data
-    >>> from foveal.runs import create_classifier
-    >>> from foveal.training.config import FitConfig
+    >>> from foveal.models import create_classifier
+    >>> from foveal.policies import Policy
+from foveal.training.config import Training
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
-    >>> task = Task(model, model.default_objective(), data, FitConfig(steps=3, batch_size=4))
+    >>> task = Task(model, model.default_objective(), data, Training(steps=3, batch_size=4))
     >>> task.batches_per_epoch, len(task.val_dataloader())
     (2, 1)
 """
@@ -32,13 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
+from foveal.display import as_cell
 from foveal.draws import Draws
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.objectives import OBJECTIVES, Objective
+from foveal.objectives import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import Policy
-from foveal.training.config import FitConfig
+from foveal.training.config import Training
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
 
@@ -125,22 +127,23 @@ class Task(pl.LightningModule):
         model: what is trained.
         objective: what is minimised; what it remembers is a buffer of the task.
         data: where batches come from.
-        config: see `FitConfig`.
+        config: see `Training`.
 
     Attributes:
         batches_per_epoch: forward passes of an epoch.
         total_batches: of the run; `ENDLESS` where only time ends it.
         frozen: modules that the objective leaves as they are.
         validates: there are validation images.
-        bad_images: (path, reason) of images that could not be read and are not yet recorded.
+        bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of ``bad_images.csv``.
         left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
+        saved: the update after which the run was saved last; None if it was not.
     """
 
     objective_state: Tensor
 
-    def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: FitConfig) -> None:
+    def __init__(self, model: GlimpseClassifier, objective: Objective, data: DataModule, config: Training) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -160,6 +163,7 @@ class Task(pl.LightningModule):
         self.left_out = 0
         self.stop_requested = False
         self.stopping = False
+        self.saved: int | None = None
         self._spent = self._clock = 0.0
         self._since: float | None = None
         self._groups: list[dict[str, Any]] = []
@@ -224,6 +228,11 @@ class Task(pl.LightningModule):
         self._groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
         return optimiser
 
+    @property
+    def begun(self) -> bool:
+        """Whether the first step of this process has begun."""
+        return self._since is not None
+
     def on_train_start(self) -> None:
         self._since = time.monotonic()
         self._clock = self.elapsed
@@ -244,7 +253,7 @@ class Task(pl.LightningModule):
             module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        self.bad_images += batch.errors
+        self._note_bad(batch.errors)
         left_out = self.left_out
         loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
         world = self.trainer.world_size
@@ -287,7 +296,7 @@ class Task(pl.LightningModule):
             target = target[:0]
         elif len(batch):
             rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
-            self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+            self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
             if batch.views.errors:
                 good = torch.tensor([i for i in range(len(batch)) if i not in batch.views.errors], dtype=torch.long, device=target.device)
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
@@ -307,6 +316,9 @@ class Task(pl.LightningModule):
         if tuple(plan) not in self._takes_one:
             self._takes_one[tuple(plan)] = takes_one_image(self.model, plan)
         return self._takes_one[tuple(plan)]
+
+    def _note_bad(self, images: Sequence[tuple[str, str]]) -> None:
+        self.bad_images += [(as_cell(path), as_cell(reason)) for path, reason in images]
 
     def _gather_bad_images(self) -> None:
         """All processes get the bad images of all."""
@@ -332,12 +344,12 @@ class Task(pl.LightningModule):
         self._validated, self._validated_images = [], 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.bad_images += batch.errors
+        self._note_bad(batch.errors)
         if not len(batch):
             return
         # Without contributions, which nobody reads here: they would keep every attention map.
         logits = self.model(batch.views, locations=self.config.locations, contributions=False).logits
-        self.bad_images += [_path_and_reason(text) for text in batch.views.errors.values()]
+        self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
         logits, target = logits.float(), batch.target
         if batch.views.errors:
             good = [i for i in range(len(batch)) if i not in batch.views.errors]
@@ -358,24 +370,6 @@ class Task(pl.LightningModule):
         count, right, loss = totals.tolist()
         means = {"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}
         self.log_dict({**means, "val_images": count}, logger=False, rank_zero_only=False)
-
-
-def objective_for(model: GlimpseClassifier, options: dict[str, Any] | None, class_weights: list[float] | None) -> Objective:
-    """The model's default objective with options changed, or another by ``name``.
-
-    Raises:
-        ConfigError: an unknown name or option.
-    """
-    options = dict(options or {})
-    name = options.pop("name", None)
-    if class_weights is not None:
-        options["class_weights"] = tuple(class_weights)
-    try:
-        if name is not None:
-            return OBJECTIVES.get(name, "objective.name")(**options)
-        return replace(model.default_objective(), **options)  # type: ignore[type-var]
-    except TypeError as error:
-        raise ConfigError(f"objective: {error}; use options that it has") from error
 
 
 def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:

@@ -13,8 +13,8 @@ import foveal
 from foveal.cli import main
 from foveal.errors import ConfigError
 from foveal.layers import AttentionAugmentation, ExplicitAttention, attention_maps
+from foveal.models import create_model
 from foveal.prediction import count
-from foveal.runs import create_model
 
 TINY = ("test_expatt_resnet", "test_aa_resnet")
 

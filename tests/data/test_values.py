@@ -15,7 +15,8 @@ from foveal.data.values import check_values, look_at_values, sensible_range
 from foveal.errors import ConfigError
 from foveal.images import open_image
 from foveal.images.cache import Unconverted
-from foveal.runs import Run, load, open_for
+from foveal.prediction.predictor import open_for
+from foveal.runs import Run, load
 from tests.images.files import photo, write_pyramid
 
 FIT = [

@@ -7,12 +7,13 @@ import torch
 from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from foveal import runs
+from foveal import models, runs
 from foveal.data import Loader, TensorDataset
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.images import Look
 from foveal.images.views import TensorViews
+from foveal.prediction import classify
 from foveal.training.task import Late, _in_mode
 
 
@@ -78,10 +79,10 @@ def test_crops_that_cannot_be_had(options):
 
 
 def test_the_crop_survives_the_run_folder(tmp_path):
-    model = runs.create_classifier("test_resnet", num_classes=2, image_size=32, crop=0.5)
+    model = models.create_classifier("test_resnet", num_classes=2, image_size=32, crop=0.5)
     runs.save_model(tmp_path, model, runs.ModelInfo({"name": "test_resnet", "image_size": 32, "crop": 0.5}, ("a", "b")))
     image = images(1, 64, 64)[0] / 255
-    result = runs.classify(runs.load(tmp_path), image)
+    result = classify(runs.load(tmp_path), image)
     assert result.glimpses.box.tolist() == [[16, 16, 48, 48]]
     model.crop = None
     torch.testing.assert_close(result.logits, model.eval()(image[None, :, 16:48, 16:48]).logits[0])

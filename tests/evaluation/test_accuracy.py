@@ -9,7 +9,7 @@ from foveal.errors import DataError
 from foveal.evaluation import faithful, occlude
 from foveal.evaluation.accuracy import Plan, judge, wilson
 from foveal.images import ArrayPyramid, BlankViews
-from foveal.runs import create_model
+from foveal.models import create_model
 from tests.evaluation.tiny import Looker, OpenImages, data
 
 

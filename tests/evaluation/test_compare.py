@@ -22,8 +22,9 @@ from foveal.evaluation.cost import Trial, measure_in_turn
 from foveal.evaluation.picture import _plain, draw_comparison
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
+from foveal.models import as_classifier, create_model
 from foveal.prediction import count
-from foveal.runs import ModelInfo, as_classifier, create_model, save_model
+from foveal.runs import ModelInfo, save_model
 from tests.evaluation.tiny import Looker
 from tests.training.tiny import Spoilt
 

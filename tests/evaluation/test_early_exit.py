@@ -19,8 +19,8 @@ from foveal.evaluation.cost import REPEATS, WARM_UP
 from foveal.evaluation.early_exit import NEVER_SURE, _times, mean_cost, spend, threshold_for
 from foveal.images import ArrayPyramid
 from foveal.images.views import TensorViews
+from foveal.models import create_model
 from foveal.prediction import count
-from foveal.runs import create_model
 from tests.evaluation.tiny import OpenImages, data
 
 

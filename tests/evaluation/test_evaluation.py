@@ -10,8 +10,8 @@ from rich.console import Console
 
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import evaluate
+from foveal.models import create_model
 from foveal.prediction import count
-from foveal.runs import create_model
 from tests.evaluation.tiny import Looker, data
 from tests.training.tiny import Spoilt
 

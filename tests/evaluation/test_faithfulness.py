@@ -22,7 +22,8 @@ from foveal.evaluation.faithfulness import area, cells, grad_cam, shifted
 from foveal.glimpse.base import WholeImage
 from foveal.images import Occluded, TensorViews, as_views
 from foveal.layers import Attends
-from foveal.runs import ModelInfo, create_classifier, save_model
+from foveal.models import create_classifier
+from foveal.runs import ModelInfo, save_model
 from tests.evaluation.tiny import CLASSES, Spotter
 
 

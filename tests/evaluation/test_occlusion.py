@@ -11,7 +11,7 @@ from rich.console import Console
 from foveal.data import DataModule, ImageDataset, TensorDataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import occlude
-from foveal.runs import create_model
+from foveal.models import create_model
 from tests.evaluation.tiny import CLASSES, Spotter
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from foveal.errors import ConfigError
 from foveal.evaluation import table
 from foveal.evaluation.tables import NOT_FOUND, names
+from foveal.models import create_model
 from foveal.prediction import count
-from foveal.runs import create_model
 
 WRAPPER = {"image_size": None, "mean": None, "std": None, "squash": False, "antialias": True, "crop": None}
 

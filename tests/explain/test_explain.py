@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.classification import Classification, Glimpses
-from foveal.errors import ConfigError, ImageError
+from foveal.errors import ConfigError, ImageError, StorageError
 from foveal.explain import Costs, explain, glimpse_pictures, heat, overlay, report, show
 from foveal.explain.page import _from_the_edge
 from foveal.explain.pictures import colour, one_view, thumbnail
@@ -25,7 +25,8 @@ from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
 from foveal.images import ArrayPyramid
 from foveal.layers import ExplicitAttention, attention_maps, augment_convs
-from foveal.runs import classify, create_model
+from foveal.models import create_model
+from foveal.prediction import classify
 
 NASTY = ("<script>alert(1)</script>", 'a "quoted" & $class', "third", "fourth")
 
@@ -328,7 +329,7 @@ def test_explaining_a_file(model, tmp_path):
     assert len(page.of("article")) == 5 and "dense backbone at full size" in page.text and "read from the file" in page.text
     with pytest.raises(ImageError, match=r"none\.png"):
         explain(model, tmp_path / "none.png", tmp_path / "other.html", device="cpu")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         explain(model, tmp_path / "photo.png", tmp_path / "nowhere" / "report.html", device="cpu")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.png", "photo.png", "report.html"]
 

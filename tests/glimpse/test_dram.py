@@ -12,9 +12,9 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
 from foveal.images.views import TensorViews
+from foveal.models import create_classifier
 from foveal.policies import find_policy
 from foveal.prediction.cost import count
-from foveal.runs import create_classifier
 from foveal.testing import GlimpseClassifierTester
 
 TINY = {"backbone": "test_resnetv2_slim", "image_size": 48, "base_size": 16, "hidden": 12}

@@ -12,7 +12,8 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import size_options
 from foveal.glimpse.saccader import SaccaderSeparate
 from foveal.glimpse.tnet import TNet, _as_map
-from foveal.runs import ModelInfo, create_classifier, load, save_model
+from foveal.models import create_classifier
+from foveal.runs import ModelInfo, load, save_model
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "networks.json"
 FIXED = (

@@ -9,8 +9,8 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.ram import RAM
 from foveal.images.views import TensorViews
+from foveal.models import create_classifier
 from foveal.prediction.cost import count
-from foveal.runs import create_classifier
 from foveal.testing import CountingViews, GlimpseClassifierTester
 
 

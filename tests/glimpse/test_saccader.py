@@ -14,10 +14,11 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen
 from foveal.images.views import TensorViews
+from foveal.models import create_classifier, create_model
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
 from foveal.policies import find_policy
 from foveal.prediction.cost import count
-from foveal.runs import ModelInfo, create_classifier, create_model, load, save_model
+from foveal.runs import ModelInfo, load, save_model
 from foveal.testing import CountingViews, GlimpseClassifierTester
 from foveal.training.task import freeze
 

@@ -16,8 +16,8 @@ from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.rollout import MASKED
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.prediction import classify
 from foveal.prediction.cost import count
-from foveal.runs import classify
 from foveal.testing import CountingViews, GlimpseClassifierTester
 from torch.utils.flop_counter import FlopCounterMode
 

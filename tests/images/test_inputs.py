@@ -10,8 +10,9 @@ from PIL import Image, ImageOps, ImageSequence
 
 from foveal.errors import ConfigError, FovealError, ImageError
 from foveal.images import ArrayPyramid, ImageViews, TensorViews, View, as_image, open_image
-from foveal.prediction import predict
-from foveal.runs import ModelInfo, Run, classify, create_classifier, save_model
+from foveal.models import create_classifier
+from foveal.prediction import classify, predict
+from foveal.runs import ModelInfo, Run, save_model
 from tests.images.files import photo
 
 TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]}
@@ -470,7 +471,7 @@ def test_a_model_that_is_none(model):
             call(photo(H, W), model)
         with pytest.raises(FovealError, match=r"nowhere: there is no such run folder"):
             call("nowhere", photo(H, W))
-    with pytest.raises(ConfigError, match=r"^device gpu9: this machine has no such device"):
+    with pytest.raises(ConfigError, match=r"device gpu9: this machine has no such device"):
         classify(model, photo(H, W), device="gpu9")
 
 

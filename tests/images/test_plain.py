@@ -3,7 +3,9 @@
 import io
 import os
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -14,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from foveal.errors import ImageError
+from foveal.files import locked
 from foveal.images import open_image, plain
 from foveal.images.cache import cached
 from tests.images.files import photo
@@ -212,6 +215,35 @@ def test_changed_file_is_converted_again(tmp_path, monkeypatch):
         assert np.array_equal(_whole(open_image(tmp_path / "a.png", cache_dir=tmp_path / "cache")), photo(64, 64, seed=seed))
 
 
+def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
+    (tmp_path / "a").touch()
+    place = tmp_path / "cache"
+    place.mkdir()
+    left, alive, older, new = (
+        place / name for name in (f".{'0' * 32}.tif.12.unfinished", f".{'1' * 32}.tif.13.unfinished", "tmpab.part", "tmpcd.part")
+    )
+    for file in (left, alive, older, new):
+        file.touch()
+    os.utime(older, (0, 0))
+    with locked(place / f"{'1' * 32}.lock", "taken"):
+        made = Path(cached(str(tmp_path / "a"), place, lambda target: Path(target).write_bytes(b"1"), "test"))
+        assert sorted(place.iterdir()) == sorted([made, alive, new, place / f"{'1' * 32}.lock"])
+
+
+def test_threads_convert_an_image_once(tmp_path):
+    (tmp_path / "a").touch()
+    made = []
+
+    def make(target):
+        made.append(target)
+        time.sleep(0.2)
+        Path(target).write_bytes(b"1")
+
+    with ThreadPoolExecutor(4) as pool:
+        got = {pool.submit(cached, str(tmp_path / "a"), tmp_path / "cache", make, "test") for _ in range(4)}
+    assert len({one.result() for one in got}) == 1 and len(made) == 1
+
+
 def test_cache_is_bounded_and_drops_the_least_recently_used(tmp_path, monkeypatch):
     from foveal.images import cache
 
@@ -232,7 +264,7 @@ def test_failed_conversion_leaves_nothing(tmp_path):
 
     with pytest.raises(ImageError, match="broken"):
         cached(str(tmp_path / "a"), tmp_path / "cache", make, "a test")
-    assert [f.suffix for f in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("bands", [1, 3])

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.errors import ConfigError, RunError
 from foveal.images import ImageViews, open_image
+from foveal.models import create_model
 from foveal.prediction import count, predict
 from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, read_exits, turns, write_exits
-from foveal.runs import create_model
 from tests.images.files import photo, write_pyramid
 
 

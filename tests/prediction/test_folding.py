@@ -15,10 +15,10 @@ import foveal.backbones  # noqa: F401
 from foveal import classify
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
+from foveal.models import create_model
 from foveal.prediction import count, predict
 from foveal.prediction.folding import fold_norms, norms_of
 from foveal.prediction.rows import FOLD_FROM
-from foveal.runs import create_model
 from tests.images.files import photo
 
 

@@ -118,7 +118,7 @@ def kill_and_go_on(model, folder, tmp_path, whole, suffix, steps):
         predict(model, folder, out=out, **BATCH)
         assert rows_of(out) == expected, step
         left = {file.name for file in place.iterdir()}
-        assert left == {out.name, f".{out.name}.foveal", f".{out.name}.lock"}, step
+        assert left == {out.name, f".{out.name}.foveal"}, step
         shutil.rmtree(place)
     return points
 
@@ -242,9 +242,7 @@ def test_a_killed_call_leaves_no_lock_and_no_temporary_files(folder, model, tmp_
 
     assert in_child(hold) == -signal.SIGKILL
     predict(model, folder, out=out, **BATCH)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
-        [*others, "[rows].csv", ".[rows].csv.lock", ".[rows].csv.foveal", "images"]
-    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "[rows].csv", ".[rows].csv.foveal", "images"])
 
 
 # ---- changed by others

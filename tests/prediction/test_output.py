@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, model, tmp_path, su
     assert len(seen) == len(set(seen)) == 7
     whole = {row["path"]: row["label"] for row in predict(model, folder, device="cpu").rows}
     assert {row["path"]: row["label"] for row in read_rows(out)} == whole
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".rows{suffix}.foveal", f".rows{suffix}.lock", "images", f"rows{suffix}"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".rows{suffix}.foveal", "images", f"rows{suffix}"])
 
 
 def test_a_finished_output_is_left_alone_until_there_are_new_images(folder, model, tmp_path):

@@ -9,9 +9,9 @@ from PIL import Image
 
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.tnet import TNet
-from foveal.prediction import count, find_images, predict, predict_rows
+from foveal.models import create_model
+from foveal.prediction import classify, count, find_images, predict, predict_rows
 from foveal.prediction.rows import as_text
-from foveal.runs import classify, create_model
 
 
 def test_images_are_found_once_in_folders_patterns_and_by_name(folder):
@@ -115,7 +115,7 @@ def test_a_dense_network_predicts_too_but_takes_no_budget(folder):
 
 def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
     import foveal.images as images
-    from foveal import runs
+    from foveal.prediction import predictor
 
     open_now, most = set(), 0
     real = images.open_image
@@ -129,7 +129,7 @@ def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
         monkeypatch.setattr(image, "close", lambda: (open_now.discard(path), close()), raising=False)
         return image
 
-    monkeypatch.setattr(runs, "open_image", opening)
+    monkeypatch.setattr(predictor, "open_image", opening)
     list(predict_rows(model, [path for path, _ in find_images([folder])], batch_size=2, device="cpu"))
     assert 2 <= most <= 4
     assert not open_now

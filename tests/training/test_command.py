@@ -13,7 +13,7 @@ from foveal.cli import main
 from foveal.errors import ConfigError
 from foveal.host import usable_device
 from foveal.prediction import find_device
-from foveal.training import FitConfig
+from foveal.recipes.config import FitConfig
 from tests.training.tiny import config
 
 TINY = ["--model", "test_resnet", "--model.image_size", "32", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
@@ -101,9 +101,9 @@ def test_devices_are_as_many_as_there_are(monkeypatch):
 
 
 def test_a_processor_may_have_a_number(tmp_path):
-    from foveal.training import fit
+    from foveal.recipes.config import fit_config
 
-    assert fit(config(device="cpu:0", epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True).summary["step"] == 1
+    assert fit_config(config(device="cpu:0", epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True).summary["step"] == 1
 
 
 @pytest.mark.parametrize(

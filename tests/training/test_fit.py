@@ -9,22 +9,26 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
+import foveal.prediction
 import foveal.runs
 from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.errors import ConfigError, RunError
+from foveal.glimpse.base import WholeImage
 from foveal.objectives.objective import CrossEntropy
+from foveal.recipes.config import FitConfig, fit_config, make_objective
 from foveal.recipes.configure import configure
-from foveal.training import FitConfig, fit
-from foveal.training.task import Late, Task, objective_for
+from foveal.training import Optimiser, Training, fit
+from foveal.training.task import Late, Task
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +44,7 @@ def last(folder: Path) -> dict:
 
 
 def test_it_learns_and_the_run_says_so(tmp_path):
-    run = fit(
+    run = fit_config(
         config(model=NORM_FREE, epochs=None, steps=120, batch_size=22, accumulate=1, ema=None, log_every=20), tmp_path / "run", quiet=True
     )
     validated = [float(row["val_accuracy"]) for row in read(run.path / "metrics.csv") if row["val_accuracy"]]
@@ -54,13 +58,13 @@ def test_it_learns_and_the_run_says_so(tmp_path):
     assert not model.training and model.class_names == ("red", "green", "blue")
     image = torch.full((3, 24, 32), 0.1)
     image[1] += 0.5
-    assert foveal.runs.classify(model, image).label == "green"
+    assert foveal.prediction.classify(model, image).label == "green"
 
 
 def test_metrics_tell_of_the_last_steps_too(tmp_path):
     """Also of a run with fewer steps than lie between two lines."""
     short = {"epochs": None, "steps": 5, "accumulate": 1, "ema": None, "data": {"name": "tiny_images", "val": 0}}
-    told = {n: read(fit(config(**short, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 3, 50)}
+    told = {n: read(fit_config(config(**short, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 3, 50)}
     assert [[int(row["step"]) for row in rows] for rows in told.values()] == [[1, 2, 3, 4, 5], [3, 5], [5]]
     losses = [float(row["loss"]) for row in told[1]]
     assert float(told[3][-1]["loss"]) == pytest.approx(np.mean(losses[3:]), rel=1e-4)
@@ -71,7 +75,7 @@ def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
     """The policy is trained from the middle of the run on, and only then has a loss of its own."""
     data = {"name": "tiny_images", "bad": [0, 4, 8], "val": 0}  # so that updates have different numbers of images
     changes = {"model": NORM_FREE, "data": data, "epochs": None, "steps": 7, "accumulate": 1, "ema": None, "objective": {"warm_up": 0.5}}
-    each, whole = (read(fit(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 100))
+    each, whole = (read(fit_config(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 100))
     loader = foveal.data.get_data(**data).loader("train", batch_size=4, seed=3, drop_last=True)
     images = []
     for epoch in (0, 1):
@@ -86,10 +90,10 @@ def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
 
 def test_validation_is_of_the_deployed_model(tmp_path):
     """The figure in metrics.csv is that of the greedy model that is written, averaged weights and all."""
-    run = fit(config(), tmp_path / "run", quiet=True)
+    run = fit_config(config(), tmp_path / "run", quiet=True)
     best = max((float(row["val_accuracy"]), -float(row["val_loss"])) for row in read(run.path / "metrics.csv") if row["val_accuracy"])
     data = foveal.data.get_data("tiny_images").val
-    logits = foveal.runs.classify(run.load_model(), data.images).logits
+    logits = foveal.prediction.classify(run.load_model(), data.images).logits
     target = torch.from_numpy(data.targets)
     assert best == pytest.approx(((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4)
 
@@ -100,16 +104,16 @@ def test_validation_keeps_no_attention_maps(tmp_path, monkeypatch):
 
     monkeypatch.setattr("foveal.glimpse.base.attention_maps", refuse)
     model = {"name": "test_attn_resnet_cifar", "image_size": 32}
-    run = fit(config(model=model, epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True)
+    run = fit_config(config(model=model, epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True)
     assert [row for row in read(run.path / "metrics.csv") if row["val_accuracy"]]
 
 
 def test_the_config_holds_every_value(tmp_path):
-    run = fit(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
+    run = fit_config(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
     values = yaml.safe_load((run.path / "config.yaml").read_text())
     assert values["model"]["grid"] == 3 and values["data"]["count"] == 22 and values["objective"]["image_share"] == 0.3
     assert values["optimiser"]["eps"] == 1e-8 and values["val_every"] is None
-    again = fit(FitConfig.from_dict(values), tmp_path / "again", quiet=True)
+    again = fit_config(FitConfig.from_dict(values), tmp_path / "again", quiet=True)
     assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
     assert yaml.safe_load((again.path / "config.yaml").read_text()) == values
 
@@ -121,7 +125,7 @@ def test_average_is_the_recursion(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Task, "on_train_batch_end", lambda self, *_: seen.append(self.model.classifier.bias.detach().clone()), raising=False
     )
-    run = fit(config(ema=0.7, accumulate=1, epochs=None, steps=5), tmp_path / "run", quiet=True)
+    run = fit_config(config(ema=0.7, accumulate=1, epochs=None, steps=5), tmp_path / "run", quiet=True)
     expected = seen[0]
     for live in seen[1:]:
         expected = 0.7 * expected + 0.3 * live
@@ -132,8 +136,8 @@ def test_average_is_the_recursion(tmp_path, monkeypatch):
 def test_accumulation_is_a_larger_batch(tmp_path):
     common = {"model": NORM_FREE, "ema": None, "precision": "64", "epochs": None, "steps": 3, "objective": {"name": "cross_entropy"}}
     data = {"name": "tiny_images", "count": 24}
-    one = fit(config(**common, data=data, batch_size=8, accumulate=1), tmp_path / "one", quiet=True)
-    two = fit(config(**common, data=data, batch_size=4, accumulate=2), tmp_path / "two", quiet=True)
+    one = fit_config(config(**common, data=data, batch_size=8, accumulate=1), tmp_path / "one", quiet=True)
+    two = fit_config(config(**common, data=data, batch_size=4, accumulate=2), tmp_path / "two", quiet=True)
     for (name, a), b in zip(last(one.path)["state_dict"].items(), last(two.path)["state_dict"].values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12, msg=name)
 
@@ -150,7 +154,7 @@ def test_two_processes_are_one(tmp_path):
         "data": {"name": "tiny_images", "bad": bad},
         "save_every": 100,
     }
-    one = fit(config(**changes), tmp_path / "one", quiet=True).path
+    one = fit_config(config(**changes), tmp_path / "one", quiet=True).path
     command = [sys.executable, "-m", "tests.training.tiny", str(tmp_path / "two"), json.dumps({**changes, "devices": 2})]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -173,7 +177,7 @@ def test_two_processes_are_one(tmp_path):
 def test_bad_images_cost_themselves(tmp_path):
     """A run with images that cannot be opened equals one whose data never had them in its batches."""
     common = {"model": NORM_FREE, "ema": None, "epochs": None, "steps": 3, "batch_size": 6, "accumulate": 1}
-    run = fit(config(**common, data={"name": "tiny_images", "count": 6, "bad": [2, 3]}), tmp_path / "run", quiet=True)
+    run = fit_config(config(**common, data={"name": "tiny_images", "count": 6, "bad": [2, 3]}), tmp_path / "run", quiet=True)
     rows = read(run.path / "bad_images.csv")
     assert sorted(row["path"] for row in rows) == ["2.png", "3.png"] and rows[0]["reason"] == "the file is empty; copy it again"
     assert len(read(run.path / "metrics.csv")) > 3
@@ -203,17 +207,17 @@ def test_training_from_files(tmp_path, workers):
         "steps": 40,
         "workers": workers,
     }
-    run = fit(config(**changes), tmp_path / "run", quiet=True)
+    run = fit_config(config(**changes), tmp_path / "run", quiet=True)
     assert [Path(row["path"]) for row in read(run.path / "bad_images.csv")] == [broken]
     model = run.load_model()
-    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "light" / "0.tif").label == "light"
-    assert foveal.runs.classify(model, tmp_path / "data" / "val" / "dark" / "1.tif").label == "dark"
+    assert foveal.prediction.classify(model, tmp_path / "data" / "val" / "light" / "0.tif").label == "light"
+    assert foveal.prediction.classify(model, tmp_path / "data" / "val" / "dark" / "1.tif").label == "dark"
 
 
 def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
     data = foveal.data.get_data("tiny_images")
     torch.manual_seed(0)
-    model = foveal.runs.create_classifier(**NORM_FREE, num_classes=3)
+    model = foveal.models.create_classifier(**NORM_FREE, num_classes=3)
     task = Task(model, model.default_objective(), data, config(epochs=None, steps=1))
     monkeypatch.setattr(Task, "progress", 0.5)
 
@@ -233,7 +237,7 @@ def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
 
 
 def test_an_epoch_of_bad_images_does_not_stop_the_run(tmp_path):
-    run = fit(
+    run = fit_config(
         config(data={"name": "tiny_images", "count": 4, "bad": [0, 1, 2, 3]}, epochs=2, accumulate=1, ema=None),
         tmp_path / "run",
         quiet=True,
@@ -265,13 +269,13 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     with monkeypatch.context() as patch:
         patch.setattr(CrossEntropy, "__call__", diverging)
         with pytest.raises(RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume") as error:
-            fit(config(**changes), tmp_path / "run", quiet=True)
+            fit_config(config(**changes), tmp_path / "run", quiet=True)
     assert str(tmp_path / "run") in str(error.value)
     assert last(tmp_path / "run")["global_step"] == 3
     end = read(tmp_path / "run/metrics.csv")[-1]
     assert (end["step"], end["loss"]) == ("4", "nan")
-    resumed = fit(config(**changes), tmp_path / "run", resume=True, quiet=True)
-    plain = fit(config(**changes), tmp_path / "plain", quiet=True)
+    resumed = fit_config(config(**changes), tmp_path / "run", resume=True, quiet=True)
+    plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
     assert (resumed.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
     assert [row["loss"] for row in read(resumed.path / "metrics.csv")] == [row["loss"] for row in read(plain.path / "metrics.csv")]
 
@@ -305,7 +309,7 @@ def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, mon
     if frozen:
         monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure=None: closure())
     with pytest.raises(RunError, match="the loss is nan in step 4; try a lower"):
-        fit(config(**changes, save_every=save_every, val_every=100), tmp_path / "run", quiet=True)
+        fit_config(config(**changes, save_every=save_every, val_every=100), tmp_path / "run", quiet=True)
     kept = last(tmp_path / "run")
     assert kept["global_step"] <= 3
     assert all(v.isfinite().all() for v in kept["state_dict"].values())
@@ -323,7 +327,7 @@ def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr("foveal.training.task.Late", Delayed)
     changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 3, "ema": None}
     with pytest.raises(RunError, match="the loss is inf in step 3; try a lower"):
-        fit(config(**changes, save_every=100), tmp_path / "run", quiet=True)
+        fit_config(config(**changes, save_every=100), tmp_path / "run", quiet=True)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
@@ -333,24 +337,24 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Task, "on_train_batch_start", poisoned)
     with pytest.raises(RunError, match=r"step 4; try a lower"):
-        fit(config(epochs=None, steps=6, ema=None), tmp_path / "run", quiet=True)
+        fit_config(config(epochs=None, steps=6, ema=None), tmp_path / "run", quiet=True)
     assert all(v.isfinite().all() for v in last(tmp_path / "run")["state_dict"].values())
 
 
 def test_a_run_is_never_overwritten_silently(tmp_path):
     short = config(epochs=None, steps=1)
-    fit(short, tmp_path / "run", quiet=True)
+    fit_config(short, tmp_path / "run", quiet=True)
     before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
     with pytest.raises(
         RunError, match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out$"
     ):
-        fit(short, tmp_path / "run", quiet=True)
+        fit_config(short, tmp_path / "run", quiet=True)
     assert (tmp_path / "run/last.ckpt").stat().st_mtime_ns == before
-    fit(short, tmp_path / "run", overwrite=True, quiet=True)
+    fit_config(short, tmp_path / "run", overwrite=True, quiet=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
     with pytest.raises(RunError, match="is not a run; choose another --out"):
-        fit(short, tmp_path / "photos", overwrite=True, quiet=True)
+        fit_config(short, tmp_path / "photos", overwrite=True, quiet=True)
     assert (tmp_path / "photos/cat.jpg").exists()
 
 
@@ -375,26 +379,97 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
 )
 def test_values_that_do_not_fit_get_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        fit(config(**changes), tmp_path / "runs" / "run", quiet=True)
+        fit_config(config(**changes), tmp_path / "runs" / "run", quiet=True)
     assert not list(tmp_path.iterdir()), "an empty folder was left behind"
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError):
-        fit(config(**changes), tmp_path / "mine", quiet=True)
+        fit_config(config(**changes), tmp_path / "mine", quiet=True)
     assert (tmp_path / "mine").is_dir()
 
 
 # ------------------------------------------------------------------------------------------------------- odds and ends
 
 
-def test_balanced_class_weights_reach_the_objective(tmp_path, monkeypatch):
-    images = torch.rand(8, 3, 16, 16)
-    data = DataModule(("a", "b"), TensorDataset(images, [0] * 6 + [1] * 2, ("a", "b")), name="mine")
-    seen = []
-    monkeypatch.setattr(foveal.training.fitting, "objective_for", lambda m, o, w: seen.append(w) or objective_for(m, o, w))
-    small = {"model": {"name": "test_resnet", "image_size": 16}, "epochs": None, "steps": 1, "ema": None}
-    fit(config(**small, class_weights="balanced"), tmp_path / "run", quiet=True, data=data)
-    np.testing.assert_allclose(seen[0], [8 / 12, 8 / 4])
-    assert objective_for(foveal.runs.create_classifier("test_resnet", num_classes=2), None, [1.0, 3.0]).class_weights == (1.0, 3.0)
+class Recorded(CrossEntropy):
+    """Cross-entropy that tells which weights it was called with."""
+
+    seen: ClassVar[list] = []
+
+    def __call__(self, rollouts, target, state):
+        Recorded.seen.append(self.class_weights)
+        return super().__call__(rollouts, target, state)
+
+
+def mine(count: int = 8) -> DataModule:
+    images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return DataModule(("a", "b"), TensorDataset(images, [0] * (count - 2) + [1] * 2, ("a", "b")), name="mine")
+
+
+def test_balanced_class_weights_reach_the_objective(tmp_path):
+    model = foveal.models.create_classifier("test_resnet", num_classes=2, image_size=16)
+    settings = Training(steps=1, device="cpu", class_weights="balanced", batch_size=8)
+    fit(model, mine(), tmp_path / "run", objective=Recorded(), training=settings, quiet=True)
+    np.testing.assert_allclose(Recorded.seen[-1], [8 / 12, 8 / 4])
+    with pytest.raises(ConfigError, match="class_weights: 3 weights for 2 classes"):
+        fit(model, mine(), tmp_path / "other", training=replace(settings, class_weights=[1.0, 2.0, 3.0]), quiet=True)
+
+
+def test_objects_train_as_their_names_do(tmp_path):
+    """The same run to the bit, from objects and from names; either goes on with the other's."""
+    names = {"model": NORM_FREE, "data": {"name": "tiny_images"}}
+    settings = Training(steps=4, device="cpu", batch_size=4, seed=3)
+    by_name = fit_config(FitConfig(**names, **vars(settings)), tmp_path / "named", quiet=True)
+    torch.manual_seed(3)
+    model = foveal.models.create_classifier(**NORM_FREE, num_classes=3)
+    data = foveal.data.get_data("tiny_images")
+    by_object = fit(model, data, tmp_path / "objects", training=settings, quiet=True)
+    for name in ("config.yaml", "config.json", "model.safetensors"):
+        assert (by_name.path / name).read_bytes() == (by_object.path / name).read_bytes(), name
+    longer = fit(model, data, by_name.path, training=replace(settings, steps=6), resume=True, quiet=True)
+    named = fit_config(FitConfig(**names, **vars(replace(settings, steps=6))), by_object.path, resume=True, quiet=True)
+    assert (longer.path / "model.safetensors").read_bytes() == (named.path / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_no_name_makes(tmp_path):
+    """It trains, goes on, and is loaded into a model that is given."""
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        made.num_classes = 2
+        return made
+
+    def classifier() -> WholeImage:
+        return WholeImage(network(), 16)
+
+    settings = Training(steps=2, device="cpu", batch_size=4, optimiser=Optimiser(schedule="constant"))
+    run = fit(classifier(), mine(), tmp_path / "run", training=settings, quiet=True)
+    with pytest.raises(RunError, match=r"config.json: the model was made in Python, as foveal.glimpse.base.WholeImage; give it"):
+        run.load_model()
+    image = torch.rand(3, 16, 16)
+    loaded = foveal.runs.load(run.path, model=classifier())
+    assert loaded.class_names == ("a", "b")
+    assert not torch.equal(loaded.network[3].weight, network()[3].weight)
+    fit(classifier(), mine(), run.path, training=replace(settings, steps=4), resume=True, quiet=True)
+    whole = fit(classifier(), mine(), tmp_path / "whole", training=replace(settings, steps=4), quiet=True)
+    one, two = (foveal.runs.load(path, model=classifier()) for path in (run.path, whole.path))
+    assert torch.equal(one(image[None]).logits, two(image[None]).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"classes": 3}, r"model.num_classes: is 3, but mine has 2 classes"),
+        ({"in_chans": 1}, r"mine: its images have 3 bands, the model takes 1"),
+        ({"steps": None}, r"epochs: nothing says how long to train"),
+    ],
+)
+def test_objects_that_do_not_fit(tmp_path, changes, sentence):
+    bands = {"in_chans": changes["in_chans"]} if "in_chans" in changes else {}
+    model = foveal.models.create_classifier("test_resnet", num_classes=changes.get("classes", 2), image_size=16, **bands)
+    with pytest.raises(ConfigError, match=sentence):
+        fit(model, mine(), tmp_path / "run", training=Training(steps=changes.get("steps", 1), device="cpu"), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dense_network_with_smoothed_labels(tmp_path):
@@ -402,12 +477,12 @@ def test_a_dense_network_with_smoothed_labels(tmp_path):
     wanted, _, _ = configure("demo", [*flags, "--optimiser.step_at", "0.5,0.75", "--steps", "1", "--device", "cpu"])
     assert wanted.optimiser.step_at == (0.5, 0.75)
     task = Task(
-        foveal.runs.create_classifier("test_resnet", num_classes=3, image_size=16),
-        objective_for(foveal.runs.create_classifier("test_resnet", num_classes=3), wanted.objective, None),
+        foveal.models.create_classifier("test_resnet", num_classes=3, image_size=16),
+        make_objective(foveal.models.create_classifier("test_resnet", num_classes=3), wanted.objective),
         foveal.data.get_data("tiny_images"), wanted,
     )  # fmt: skip
     assert task.objective.label_smoothing == 0.1
-    run = fit(replace(wanted, epochs=None, batch_size=4), tmp_path / "run", quiet=True)
+    run = fit_config(replace(wanted, epochs=None, batch_size=4), tmp_path / "run", quiet=True)
     assert yaml.safe_load((run.path / "config.yaml").read_text())["objective"]["label_smoothing"] == 0.1
 
 
@@ -416,11 +491,11 @@ def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
     data = DataModule(("a", "b"), TensorDataset(images, np.arange(20) % 2, ("a", "b"), augmentation="crop_flip"), name="mine")
     small = {"model": {"name": "test_resnet", "image_size": 16, "crop": 1.0}, "accumulate": 1, "ema": None, "data": {"name": "mine"}}
     small["optimiser"] = {"schedule": "constant"}
-    whole = fit(config(**small, epochs=2), tmp_path / "whole", quiet=True, data=data)
-    fit(config(**small, epochs=None, steps=3), tmp_path / "part", quiet=True, data=data)
+    whole = fit_config(config(**small, epochs=2), tmp_path / "whole", quiet=True, data=data)
+    fit_config(config(**small, epochs=None, steps=3), tmp_path / "part", quiet=True, data=data)
     config_file = tmp_path / "part" / "config.yaml"
     config_file.write_text((whole.path / "config.yaml").read_text())
-    part = fit(config(**small, epochs=2), tmp_path / "part", resume=True, quiet=True, data=data)
+    part = fit_config(config(**small, epochs=2), tmp_path / "part", resume=True, quiet=True, data=data)
     assert last(part.path)["global_step"] == 10
     model = part.load_model()
     assert model.crop == 1.0 and json.loads((part.path / "config.json").read_text())["model"]["crop"] == 1.0
@@ -429,8 +504,10 @@ def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
 
 
 def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):
-    first = fit(config(ema=None), tmp_path / "first", quiet=True)
-    begun = fit(config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)), tmp_path / "second", quiet=True)
+    first = fit_config(config(ema=None), tmp_path / "first", quiet=True)
+    begun = fit_config(
+        config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)), tmp_path / "second", quiet=True
+    )
     source = first.load_model().state_dict()
     for name, parameter in begun.load_model().named_parameters():
         assert torch.equal(parameter, source[name]), name
@@ -440,13 +517,13 @@ def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):
 
 
 def test_time_ends_a_run(tmp_path):
-    run = fit(config(epochs=None, max_time=1.0, accumulate=1, ema=None), tmp_path / "run", quiet=True)
+    run = fit_config(config(epochs=None, max_time=1.0, accumulate=1, ema=None), tmp_path / "run", quiet=True)
     assert 1.0 <= last(run.path)["elapsed"] < 10
     rows = read(run.path / "metrics.csv")
     assert rows[-1]["val_accuracy"]
     assert float(rows[-2]["lr"]) < 0.005  # the schedule came down with the time
     before = last(run.path)["global_step"]
-    fit(None, run.path, resume=True, quiet=True)
+    fit_config(None, run.path, resume=True, quiet=True)
     assert last(run.path)["global_step"] == before
 
 
@@ -470,6 +547,6 @@ def test_precision_has_one_spelling_in_a_run(short, long):
     ],
 )
 def test_switches(tmp_path, changes):
-    run = fit(config(**changes, epochs=None, steps=2), tmp_path / "run", quiet=True)
+    run = fit_config(config(**changes, epochs=None, steps=2), tmp_path / "run", quiet=True)
     assert last(run.path)["global_step"] == 2
     assert bool(list(run.path.glob("tensorboard/events*"))) == ("tensorboard" in changes)

@@ -15,8 +15,8 @@ from foveal.data import get_data
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.images import as_views
-from foveal.runs import create_classifier
-from foveal.training import fit
+from foveal.models import create_classifier
+from foveal.recipes.config import fit_config
 from foveal.training.norms import takes_one_image
 from tests.training.tiny import NORM_FREE, config
 
@@ -76,7 +76,7 @@ def one_good_image(epochs: int = 2) -> tuple[dict, list[int]]:
 
 def test_a_batch_of_which_bad_files_left_one_image_is_left_out_and_told(tmp_path, capsys):
     changes, images = one_good_image()
-    run = fit(config(**changes, log_every=1), tmp_path / "run")
+    run = fit_config(config(**changes, log_every=1), tmp_path / "run")
     count = images.count(1)
     assert run.summary["left_out"] == count
     assert f"{count} batch" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_statistics_are_untouched_by_a_batch_that_is_left_out(tmp_path):
     (image,) = [batch.index for batch in loader][images.index(1)].tolist()
     states = []
     for lost in (bad, [*bad, image]):
-        run = fit(config(**{**changes, "data": {**changes["data"], "bad": lost}}), tmp_path / str(len(lost)), quiet=True)
+        run = fit_config(config(**{**changes, "data": {**changes["data"], "bad": lost}}), tmp_path / str(len(lost)), quiet=True)
         states.append(torch.load(run.path / "last.ckpt", weights_only=True)["state_dict"])
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -99,18 +99,18 @@ def test_statistics_are_untouched_by_a_batch_that_is_left_out(tmp_path):
 
 def test_the_count_survives_resuming(tmp_path):
     changes, images = one_good_image(4)
-    whole = fit(config(**changes), tmp_path / "whole", quiet=True)
+    whole = fit_config(config(**changes), tmp_path / "whole", quiet=True)
     half = {**changes, "optimiser": {"schedule": "constant"}}
-    fit(config(**half, steps=images.index(1) + 1), tmp_path / "half", quiet=True)
-    run = fit(config(**half), tmp_path / "half", resume=True, quiet=True)
+    fit_config(config(**half, steps=images.index(1) + 1), tmp_path / "half", quiet=True)
+    run = fit_config(config(**half), tmp_path / "half", resume=True, quiet=True)
     assert run.summary["left_out"] == whole.summary["left_out"] == images.count(1)
 
 
 def test_one_image_is_trained_on_where_norms_see_enough_of_it(tmp_path):
     changes, _ = one_good_image()
-    run = fit(config(**{**changes, "model": {"name": "test_resnet", "image_size": 64}}), tmp_path / "run", quiet=True)
+    run = fit_config(config(**{**changes, "model": {"name": "test_resnet", "image_size": 64}}), tmp_path / "run", quiet=True)
     assert run.summary["left_out"] == 0
-    run = fit(config(epochs=None, steps=2, accumulate=1, ema=None, batch_size=1, model=NORM_FREE), tmp_path / "free", quiet=True)
+    run = fit_config(config(epochs=None, steps=2, accumulate=1, ema=None, batch_size=1, model=NORM_FREE), tmp_path / "free", quiet=True)
     assert run.summary["step"] == 2
 
 
@@ -124,7 +124,7 @@ def test_one_image_is_trained_on_where_norms_see_enough_of_it(tmp_path):
 )
 def test_batches_that_never_hold_more_than_one_image_get_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        fit(config(model=POINT, **changes), tmp_path / "run", quiet=True)
+        fit_config(config(model=POINT, **changes), tmp_path / "run", quiet=True)
     assert not list(tmp_path.iterdir())
 
 

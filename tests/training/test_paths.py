@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from foveal.cli import main
-from foveal.runs import create_model, with_absolute_paths
+from foveal.models import create_model
+from foveal.runs import with_absolute_paths
 
 FIT = ["--model", "test_resnet", "--model.image_size", "32", "--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet"]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from foveal.training import fit, progress
+from foveal.recipes.config import fit_config
+from foveal.training import progress
 from foveal.training.progress import Progress, as_duration, as_line, as_rate, pause
 from foveal.training.task import ENDLESS, Task
 from tests.training.tiny import NORM_FREE, config
@@ -23,7 +24,7 @@ LINE = re.compile(
 
 
 def test_a_run_of_ten_steps_shows_its_first_step_and_its_last(tmp_path, capsys):
-    fit(config(**TEN, log_every=50), tmp_path / "run")
+    fit_config(config(**TEN, log_every=50), tmp_path / "run")
     lines = [found for line in capsys.readouterr().err.splitlines() if (found := LINE.fullmatch(line))]
     assert (lines[0]["step"], lines[0]["of"], lines[0]["epoch"]) == ("1", "/10", "0.2")
     assert (lines[-1]["step"], lines[-1]["epoch"], lines[-1]["left"]) == ("10", "2.0", "0:00")
@@ -34,20 +35,20 @@ def test_a_run_of_ten_steps_shows_its_first_step_and_its_last(tmp_path, capsys):
 def test_lines_come_every_few_seconds_and_rarely_in_long_runs(tmp_path, capsys, monkeypatch):
     assert [pause(seconds) for seconds in (0, 60, 600, 86_400)] == [5, 5, 30, 60]
     monkeypatch.setattr(progress, "pause", lambda elapsed: 0.0)
-    fit(config(**TEN), tmp_path / "run")
+    fit_config(config(**TEN), tmp_path / "run")
     said = capsys.readouterr().err.splitlines()
     assert [int(found["step"]) for line in said if (found := LINE.fullmatch(line))] == list(range(1, 11))
     assert "validating, batch 1 of 2" in said and "validating, batch 2 of 2" in said
 
 
 def test_quiet_is_quiet(tmp_path, capsys):
-    fit(config(**TEN), tmp_path / "run", quiet=True)
+    fit_config(config(**TEN), tmp_path / "run", quiet=True)
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_shown_loss_is_a_mean_over_recent_updates(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "pause", lambda elapsed: 0.0)
-    run = fit(config(**TEN, log_every=1), tmp_path / "run")
+    run = fit_config(config(**TEN, log_every=1), tmp_path / "run")
     shown = [float(found["loss"]) for line in capsys.readouterr().err.splitlines() if (found := LINE.fullmatch(line))]
     rows = (run.path / "metrics.csv").read_text().splitlines()
     losses = [float(row.split(",")[3]) for row in rows[1:] if row.split(",")[3]]
@@ -69,7 +70,7 @@ def test_a_terminal_of_80_columns_gets_a_bar_with_the_values_below(tmp_path, mon
         states.append(shot.getvalue().rstrip("\n").split("\n"))
 
     monkeypatch.setattr(progress._Bar, "show_values", rendered)
-    fit(config(**TEN), tmp_path / "run")
+    fit_config(config(**TEN), tmp_path / "run")
     assert len(states) == 10
     for step, (bar, values) in enumerate(states, start=1):
         assert max(len(bar.rstrip()), len(values.rstrip())) <= 80
@@ -95,13 +96,13 @@ def test_the_bar_is_taken_down_where_a_run_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Task, "training_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        fit(config(**TEN), tmp_path / "run")
+        fit_config(config(**TEN), tmp_path / "run")
     assert len(closed) == 1
 
 
 def test_a_dumb_terminal_gets_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"}))
-    fit(config(**TEN), tmp_path / "run")
+    fit_config(config(**TEN), tmp_path / "run")
     assert "step 10/10" in capsys.readouterr().err
 
 
@@ -139,6 +140,6 @@ def test_numbers_are_written_so_that_they_say_something():
 
 
 def test_a_run_that_only_time_ends_shows_the_time_left(tmp_path, capsys):
-    fit(config(**{**TEN, "steps": None}, max_time=0.05), tmp_path / "run")
+    fit_config(config(**{**TEN, "steps": None}, max_time=0.05), tmp_path / "run")
     first = next(found for line in capsys.readouterr().err.splitlines() if (found := LINE.fullmatch(line)))
     assert first["of"] is None and first["left"] in ("0:00", "0:01")

@@ -17,8 +17,10 @@ from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.errors import DataError, RunError
 from foveal.objectives import CrossEntropy, TNetObjective
-from foveal.runs import Run, classify
-from foveal.training import Optimiser, TrainingSummary, fit
+from foveal.prediction import classify
+from foveal.recipes.config import fit_config
+from foveal.runs import Run
+from foveal.training import Optimiser, TrainingSummary
 from foveal.training.report import differences, summarise
 from foveal.training.task import Task
 from tests.training.tiny import NORM_FREE, config
@@ -35,7 +37,9 @@ def lines_of(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory) -> Run:
-    return fit(config(**{**SHORT, "steps": 60, "batch_size": 22, "val_every": 20, "ema": 0.5}), tmp_path_factory.mktemp("runs") / "run")
+    return fit_config(
+        config(**{**SHORT, "steps": 60, "batch_size": 22, "val_every": 20, "ema": 0.5}), tmp_path_factory.mktemp("runs") / "run"
+    )
 
 
 def test_a_summary_says_what_the_kept_model_does(learnt):
@@ -56,7 +60,7 @@ def test_a_summary_says_what_the_kept_model_does(learnt):
 
 
 def test_what_is_printed_at_the_end(tmp_path, capsys):
-    run = fit(config(**SHORT, steps=3), tmp_path / "a run")
+    run = fit_config(config(**SHORT, steps=3), tmp_path / "a run")
     said = capsys.readouterr().out
     told = TrainingSummary(**run.summary)
     assert told.result() in said
@@ -73,13 +77,13 @@ def test_python_users_get_it_too(learnt):
         _ = Run(learnt.path).summary
     (learnt.path / "summary.json").unlink()
     assert Run(learnt.path).summary is None
-    fit(None, learnt.path, resume=True, quiet=True)  # finished already, and told again
+    fit_config(None, learnt.path, resume=True, quiet=True)  # finished already, and told again
     assert Run(learnt.path).summary == learnt.summary
 
 
 def test_without_validation_images_the_training_accuracy_is_told(tmp_path, capsys):
     data = {"name": "tiny_images", "val": 0}
-    run = fit(config(**SHORT, data=data, steps=5, log_every=2), tmp_path / "run")
+    run = fit_config(config(**SHORT, data=data, steps=5, log_every=2), tmp_path / "run")
     said = capsys.readouterr().out
     rows = [line.split(",") for line in (run.path / "metrics.csv").read_text().splitlines()]
     accuracy = float(rows[-1][4])
@@ -109,7 +113,7 @@ def test_validation_images_that_cannot_be_read_are_none(tmp_path):
     val = type(train)(train.images[:3], train.targets[:3], train.classes)
     val.bad = (0, 1, 2)
     data = DataModule(train.classes, train, val, name="mine")
-    run = fit(config(**SHORT, data={"name": "mine"}, steps=4, val_every=2), tmp_path / "run", quiet=True, data=data)
+    run = fit_config(config(**SHORT, data={"name": "mine"}, steps=4, val_every=2), tmp_path / "run", quiet=True, data=data)
     assert run.summary["accuracy"] is None and run.summary["kept_step"] == 4 and not (run.path / "best.ckpt").exists()
     assert run.summary["unread"] == 3 and run.summary["warnings"][-1] == f"3 images could not be read; see {run.path / 'bad_images.csv'}"
 
@@ -124,7 +128,7 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, 
 
     monkeypatch.setattr(Task, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit(config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}), tmp_path / "run")
+        fit_config(config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}), tmp_path / "run")
     said, told = capsys.readouterr(), Run(tmp_path / "run").summary
     assert (told["ended"], told["step"], told["kept_step"], told["validations"]) == ("interrupted", 8, 5, 1)
     assert "8 updates, 1.6 epochs" in said.out and ", interrupted" in said.out
@@ -136,18 +140,18 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, 
 
 
 def test_a_killed_run_has_no_summary_of_what_was_before(tmp_path, monkeypatch):
-    fit(config(**SHORT, steps=2), tmp_path / "run", quiet=True)
+    fit_config(config(**SHORT, steps=2), tmp_path / "run", quiet=True)
 
     def fail(self, batch, batch_idx):
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(Task, "training_step", fail)
-        fit(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True)
+        fit_config(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True)
     assert Run(tmp_path / "run").summary is None
-    assert fit(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True).summary["step"] == 4
+    assert fit_config(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True).summary["step"] == 4
     (tmp_path / "run" / "summary.json").write_text("old")
-    assert fit(config(**SHORT, steps=1), tmp_path / "run", overwrite=True, quiet=True).summary["step"] == 1
+    assert fit_config(config(**SHORT, steps=1), tmp_path / "run", overwrite=True, quiet=True).summary["step"] == 1
 
 
 def test_a_run_that_diverges_keeps_its_best_weights_and_says_so(tmp_path, monkeypatch, capsys):
@@ -161,7 +165,7 @@ def test_a_run_that_diverges_keeps_its_best_weights_and_says_so(tmp_path, monkey
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
     changes = {**SHORT, "steps": 9, "val_every": 3, "objective": {"name": "cross_entropy"}}
     with pytest.raises(RunError, match="the loss is nan in step 6"):
-        fit(config(**changes), tmp_path / "run")
+        fit_config(config(**changes), tmp_path / "run")
     told = Run(tmp_path / "run").summary
     assert (told["ended"], told["step"], told["kept_step"]) == ("diverged", 5, 3)
     assert Run(tmp_path / "run").load_model().num_classes == 3
@@ -169,16 +173,16 @@ def test_a_run_that_diverges_keeps_its_best_weights_and_says_so(tmp_path, monkey
 
 
 def test_a_run_that_time_ended_says_so(tmp_path):
-    run = fit(config(**SHORT, steps=10**6, max_time=0.05), tmp_path / "run", quiet=True)
+    run = fit_config(config(**SHORT, steps=10**6, max_time=0.05), tmp_path / "run", quiet=True)
     assert run.summary["out_of_time"] and ", ended by max_time" in TrainingSummary(**run.summary).result()
-    run = fit(config(**SHORT, steps=2, max_time=1000), tmp_path / "other", quiet=True)
+    run = fit_config(config(**SHORT, steps=2, max_time=1000), tmp_path / "other", quiet=True)
     assert not run.summary["out_of_time"]
 
 
 def test_one_class_is_no_data_to_learn_from(tmp_path):
     data = DataModule(("cat",), TensorDataset(torch.rand(4, 3, 16, 16), [0] * 4, ("cat",)), name="photos")
     with pytest.raises(DataError, match=r"^photos: there is only one class, 'cat'; give images of two classes or more$"):
-        fit(config(**SHORT, steps=1), tmp_path / "run", data=data, quiet=True)
+        fit_config(config(**SHORT, steps=1), tmp_path / "run", data=data, quiet=True)
     assert not (tmp_path / "run").exists()
 
 

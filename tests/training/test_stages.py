@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveal.errors import ConfigError, RunError
-from foveal.training import fit
+from foveal.recipes.config import fit_config
 from tests.training.tiny import config
 
 SACCADER = {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32, "locations": [3]}
@@ -15,7 +15,7 @@ SACCADER = {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32
 def stage(out, objective=None, model=SACCADER, **options):
     lr = {"optimiser": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-2}}
     options = {"epochs": None, "steps": 2, "ema": None, **lr, **options}
-    return fit(config(model=model, objective=objective, **options), out, quiet=True)
+    return fit_config(config(model=model, objective=objective, **options), out, quiet=True)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveal.data.dataset import Dataset, Loaded, TensorDataset
 from foveal.data.module import DATA_SETS, DataModule
-from foveal.training import FitConfig, fit
+from foveal.recipes.config import FitConfig, fit_config
 
 
 class NormFree(nn.Module):
@@ -110,7 +110,7 @@ def main(out: str, changes: str = "{}", how: str = "{}") -> None:
 
     Task.training_step = marked  # type: ignore[method-assign]
     try:
-        fit(config(**json.loads(changes)), Path(out), resume=options.get("resume", False), quiet=True)
+        fit_config(config(**json.loads(changes)), Path(out), resume=options.get("resume", False), quiet=True)
     except KeyboardInterrupt:
         sys.exit(130)
 

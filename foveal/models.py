@@ -1,0 +1,338 @@
+"""Models by name: classifiers that look, and dense networks, which look once at the whole image.
+
+Example:
+    >>> model = create_classifier("test_resnet", num_classes=2, image_size=64)
+    >>> model.size, model.num_classes
+    ((64, 64), 2)
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import logging
+import re
+import reprlib
+import socket
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import foveal.glimpse.dram
+import foveal.glimpse.ram
+import foveal.glimpse.saccader
+import foveal.glimpse.tnet  # noqa: F401  (they register their models)
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
+from foveal.glimpse.registry import MODELS
+from foveal.signatures import chain_of, hints_of, misfit
+from foveal.strict import Malformed
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
+    ours = MODELS.names()
+    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
+
+
+def constructor(name: str) -> Callable[..., Any]:
+    """What builds the model of this name, for its signature.
+
+    Raises:
+        ConfigError: nothing has that name.
+    """
+    if name in MODELS:
+        return MODELS.get(name)
+    check_network(name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model")
+    return networks().model_entrypoint(name.partition(".")[0])
+
+
+def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
+    """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
+
+    Args:
+        name: see `list_models`.
+        num_classes: classes; the model's own number if None.
+        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
+        options: keywords of the model.
+
+    Returns:
+        The model; its ``spec`` is its name with every option, defaults included, for run folders.
+
+    Raises:
+        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
+            weights were not downloaded before, this is told at once.
+    """
+    build = constructor(name)
+    spec = {"name": name, **simple_defaults(build), **options}
+    if pretrained:
+        spec["pretrained"] = str(pretrained) if isinstance(pretrained, Path) else pretrained
+    spec.pop("num_classes", None)  # that of the data
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if pretrained:
+        options["pretrained"] = True if pretrained is True else str(pretrained)
+    if isinstance(pretrained, str | Path):
+        weights = read_weights(Path(pretrained))
+        if name not in MODELS:
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
+    try:
+        with _hub_at_once() if pretrained is True else nullcontext():
+            model = build(**options) if name in MODELS else networks().create_model(name, **options)
+    except TypeError as error:
+        raise _option_error(name, build, options, error) from error
+    except ValueError as error:
+        raise ConfigError(f"model {name}: {str(error).rstrip('.')}") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
+            " by --model.pretrained FILE or in Python pretrained=FILE"
+        ) from error
+    model.spec = spec
+    return model
+
+
+@contextmanager
+def _hub_at_once() -> Iterator[None]:
+    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+        with hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def hushed(logger: str) -> Iterator[None]:
+    """Without warnings of a logger."""
+    log = logging.getLogger(logger)
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
+    address = urlsplit(url)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:
+    """`create_model`, with a dense network wrapped to look once at the whole image.
+
+    Args:
+        name, num_classes: as of `create_model`.
+        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network that is built for
+            images of one size is built for ``image_size``.
+
+    Raises:
+        ConfigError: see `create_model`; or the network takes no images of ``image_size``.
+    """
+    if name in MODELS:
+        return as_classifier(create_model(name, num_classes=num_classes, **options))
+    how = {key: options.pop(key) for key in wrapper_options() if key in options}
+    told: dict[str, Any] = {}
+    if (size := how.get("image_size")) is not None:
+        constructor(name)  # a name that is wrong should be told first
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        told = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
+    classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **told), **how)
+    classifier.spec = {key: value for key, value in classifier.spec.items() if key not in told}
+    return classifier
+
+
+def simple_defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """Default values of a signature, as far as a file can hold them."""
+    simple = (bool, int, float, str, list, tuple, dict, type(None))
+    parameters = inspect.signature(build).parameters.items()
+    return {key: spec.default for key, spec in parameters if isinstance(spec.default, simple) and spec.default is not spec.empty}
+
+
+def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
+    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go.
+
+    Raises:
+        ConfigError: it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
+    if isinstance(model, GlimpseClassifier):
+        return model
+    classifier = WholeImage(model, **options)
+    classifier.spec = {**getattr(model, "spec", {}), **options}
+    return classifier
+
+
+def wrapper_options() -> list[str]:
+    """Keywords that any dense network takes beside its own."""
+    return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
+
+
+LARGEST_OPTION = 32_768
+"""Of the whole numbers among a model's options."""
+
+Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
+
+
+def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
+    """See that options are those that the model's constructor names, of its types.
+
+    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run is made with them.
+
+    Args:
+        name: see `list_models`.
+        options: keywords of `create_classifier`.
+        stored: they are those of a run folder, which has weights of its own.
+
+    Raises:
+        ConfigError: another one, or another type.
+    """
+    build = constructor(name)
+    fault = misfit(options, _option_types(name, build, options, stored))
+    for key, inner in options.items() if fault is None and name in MODELS else ():
+        if key.endswith("_options") and inner:
+            network = options.get(key.removesuffix("_options"))
+            known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
+            fault = fault or misfit(inner, known, f"{key}.")
+    for key, value in options.items():
+        if fault is None and _too_large(value):
+            fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
+    if fault is not None:
+        raise ConfigError(f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}")
+
+
+def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
+    """The types of what a model takes beside the number of its classes."""
+    found: dict[str, Any] = {} if name in MODELS else _network_types(name, options)
+    for part in chain_of(build) if name in MODELS else (WholeImage,):
+        found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
+    if name not in MODELS and not stored:
+        found["pretrained"] = bool | str
+    if "in_chans" in found:
+        found["in_chans"] = Whole
+    left_out = {"num_classes", "network", "return", "options"} | ({key for key in found if key.endswith("pretrained")} if stored else set())
+    return {key: hint for key, hint in found.items() if key not in left_out}
+
+
+COMMON: dict[str, Any] = {
+    "in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None, "bn_momentum": float, "bn_eps": float,
+}  # fmt: skip
+"""Types of options that most of timm's networks take; those of batch norm no signature names."""
+
+
+def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it takes anything."""
+    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    make = inspect.signature(networks().model_entrypoint(name.partition(".")[0]))
+    kind = make.return_annotation
+    if isinstance(kind, str):
+        kind = getattr(sys.modules[networks().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
+    spec = {} if kind is make.empty else inspect.signature(kind).parameters
+    takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
+    named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
+    return dict.fromkeys(known, Any) | COMMON
+
+
+def _reserved() -> set[str]:
+    """Keywords by which timm finds and reads files, and wraps networks."""
+    from timm.models import build_model_with_cfg
+
+    makers = (networks().create_model, build_model_with_cfg)
+    return {key for make in makers for key in inspect.signature(make).parameters} | {"pruned", "features_only", "num_classes"}
+
+
+def _too_large(value: Any) -> bool:
+    """Whether a whole number inside of a value is too large for any option."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return (isinstance(value, int) and abs(value) > LARGEST_OPTION) or any(map(_too_large, inner))
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
+
+    Raises:
+        ConfigError: there is no such file, or it holds anything else.
+    """
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else unpickled(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
+    except Exception as error:  # the readers raise whatever a damaged file leads them to
+        raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
+    weights: Any = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ConfigError(f"{file}: is not a file of named tensors; save a state_dict as .safetensors")
+    return weights
+
+
+def unpickled(file: Path) -> Any:
+    """What `torch.save` wrote, as far as it is tensors and plain values."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise Malformed("is compressed, which torch.save does not do, and may be larger than memory")
+    with warnings.catch_warnings():
+        # Said of a file that torch goes on to refuse.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
+    """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
+    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
+    classifier = f"{card and card.classifier}.weight"
+    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
+    return {"num_classes": len(heads[0])} if len(heads) == 1 else {}
+
+
+def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
+    """The sentence for an option that a model does not take, or not with this value; the error itself where no option was given."""
+    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'", str(error))
+    if not found or found[2] not in options:
+        if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
+            return error  # nobody chose anything: a bug
+        reason = str(error).strip().partition("\n")[0]
+        return ConfigError(f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists types")
+    build = getattr(build, "func", build)
+    takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
+    known = {
+        p
+        for what in takes
+        for p, spec in inspect.signature(what).parameters.items()
+        if spec.kind not in (spec.VAR_KEYWORD, spec.VAR_POSITIONAL)
+    }
+    near = difflib.get_close_matches(found[2], known - {"self"}, 3)
+    hint = f"did you mean {_either(near)}" if near else f"foveal fit --model {name} --help lists them"
+    return ConfigError(f"model {name}: there is no option {found[2]!r}; {hint}")
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)

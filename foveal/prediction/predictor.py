@@ -1,0 +1,226 @@
+"""`Predictor`: the one way from images to answers.
+
+It loads a model, folds its batch norms where that is asked for, opens images as the training images were opened, and classifies
+them. `classify` and `foveal.predict`, pages and evaluation are built on it.
+
+Example:
+    >>> import torch
+    >>> from foveal.models import create_model
+    >>> predictor = Predictor(create_model("test_resnet", num_classes=2))
+    >>> predictor.classify([torch.rand(3, 80, 60), torch.rand(3, 40, 40)]).logits.shape
+    torch.Size([2, 2])
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.classification import Classification
+from foveal.draws import Draws
+from foveal.errors import ConfigError, ImageError, RunError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.images import (
+    ImageViews,
+    Pyramid,
+    TensorViews,
+    View,
+    Views,
+    as_batch,
+    as_image,
+    check_type,
+    each,
+    is_one,
+    is_path,
+    open_image,
+    squash,
+)
+from foveal.models import as_classifier
+from foveal.policies import GREEDY, Policy
+from foveal.prediction.device import autocast, find_device
+from foveal.prediction.early_exit import Exit, look_until
+from foveal.prediction.folding import fold_norms
+from foveal.runs import Run
+
+Model = GlimpseClassifier | nn.Module | Run | str | Path
+"""What a predictor is made of: a classifier, a dense network, or a run folder."""
+
+
+class Predictor:
+    """A model that answers.
+
+    Args:
+        model: a classifier; any dense network, which then sees the whole image at once; or a run folder. It is put into evaluation mode.
+        device: where to run, see `find_device`; where the model is if None.
+        precision: see `autocast`.
+
+    Attributes:
+        model: the classifier.
+        device: where it is.
+        precision: as given.
+
+    Raises:
+        ConfigError: a model, device or precision that does not exist.
+        RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
+    """
+
+    def __init__(self, model: Model, *, device: str | torch.device | None = None, precision: str = "32", fold: bool = False) -> None:
+        where = None if device is None else find_device(device)
+        run = Run(model) if isinstance(model, str | Path) else model if isinstance(model, Run) else None
+        classifier = as_classifier(model) if run is None else run.load_model()
+        _check_finite(classifier, "the model" if run is None else run.path)
+        self.model: GlimpseClassifier = (classifier if where is None else classifier.to(where)).eval()
+        self.device = self.model.mean.device
+        self.precision = precision
+
+    def folded(self) -> Predictor:
+        """One with batch norms folded into convolutions, in a copy of the model: the same answers to float precision, in less time."""
+        other = copy.copy(self)
+        other.model = fold_norms(self.model)
+        return other
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits; empty where the model does not know them."""
+        return self.model.class_names
+
+    def locations(self, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
+        """The locations to look at: the model's own if None.
+
+        Raises:
+            ConfigError: they, or the policy, do not fit the model.
+        """
+        if not self.model.locations and str(policy) != GREEDY.name:
+            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
+        self.model.check_policies([policy])
+        return self.model.budget(locations)
+
+    def open(self, image: Any, name: str = "image") -> Pyramid:
+        """Open an image as the training images were opened: its bands, its range of values, its size if they had one.
+
+        Args:
+            image: a path, or what `foveal.images.as_image` takes.
+            name: of an image that is no file, for errors.
+
+        Raises:
+            ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
+        """
+        value_range = getattr(self.model, "value_range", None)
+        taken: dict[str, Any] = {"channels": self.model.channels, "value_range": value_range}
+        opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
+        check_type(opened, value_range)
+        side = getattr(self.model, "image_size", None)
+        if side is None:
+            return opened
+        with opened if is_path(image) else nullcontext():
+            return squash(opened, side, getattr(self.model, "shorter_side", None))
+
+    def __call__(
+        self,
+        views: Views,
+        locations: Sequence[int] | None = None,
+        policy: str | Policy = GREEDY,
+        draws: Draws | None = None,
+        until: Exit | None = None,
+        contributions: bool = True,
+    ) -> Classification:
+        """Classify open images.
+
+        Args:
+            views: the images; those that could not be read are named in its ``errors``, and their rows mean nothing.
+            locations, policy, draws, contributions: see `GlimpseClassifier.forward`.
+            until: when to stop looking at an image, instead of ``locations``.
+        """
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            if until is not None:
+                return look_until(self.model, views, until.threshold, until.locations, until.at_once)
+            return self.model(views, locations, policy, draws, contributions)
+
+    def classify(
+        self, images: Any, *, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, batch_size: int = 16
+    ) -> Classification:
+        """Classify one image or several; arguments and errors as of `classify`."""
+        one = not isinstance(images, Views) and is_one(images)
+        parts = []
+        for views in self._batches(images, batch_size):
+            parts.append(self(views, locations, policy))
+            for reason in views.errors.values():
+                raise ImageError(reason)
+        if not parts:
+            raise ImageError("there is no image to classify; give at least one")
+        return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
+
+    def _batches(self, images: Any, batch_size: int) -> Iterator[Views]:
+        as_they_are = getattr(self.model, "value_range", None) is None and getattr(self.model, "image_size", None) is None
+        if isinstance(images, Views):
+            if len(images):
+                yield images
+        elif isinstance(images, Tensor) and as_they_are:
+            for part in as_batch(images, self.model.channels).split(batch_size):
+                part = part.to(self.device)
+                if part.dtype == torch.uint16 and part.device.type != "cpu":
+                    part = part.float() / 65535  # few of torch's kernels know the type there
+                if len(part):
+                    yield TensorViews(part)
+        else:
+            named = each(images)
+            while some := list(islice(named, batch_size)):
+                opened = [image if isinstance(image, View) else self.open(image, name) for name, image in some]
+                yield ImageViews(opened)
+                for (_, image), mine in zip(some, opened, strict=True):
+                    if is_path(image) and isinstance(mine, Pyramid):
+                        mine.close()
+
+
+def _check_finite(model: GlimpseClassifier, name: Any) -> None:
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise RunError(f"{name}: the weights {key} are not all finite numbers, so that it has no answers; train it again")
+
+
+def classify(
+    model: Model,
+    images: Any,
+    *,
+    locations: Sequence[int] | None = None,
+    policy: str | Policy = GREEDY,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+) -> Classification:
+    """Classify one image or several, by any model.
+
+    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor. Who classifies again and
+    again keeps a `Predictor`, which checks the model's weights once.
+
+    Args:
+        model: a classifier; any dense network, which then sees the whole image at once; or a run folder.
+        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
+            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
+            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
+        locations: looks per grid at each level; the model's own if None.
+        policy: how locations are selected, see `GlimpseClassifier.forward`.
+        batch_size: images at a time.
+        device: where to run; where the model is if None.
+
+    Returns:
+        The classification of the one image, or of all of them.
+
+    Raises:
+        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
+        ConfigError: a model or device that does not exist.
+        RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
+    """
+    was_training = isinstance(model, nn.Module) and model.training
+    try:
+        predictor = Predictor(model, device=device)
+        return predictor.classify(images, locations=locations, policy=policy, batch_size=batch_size)
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(was_training)

@@ -1,0 +1,198 @@
+"""A run by names: from recipes and flags to the objects that `foveal.fit` takes.
+
+Example:
+    >>> config = FitConfig.from_dict({"model": {"name": "tnet"}, "optimiser": {"lr": 0.01}, "epochs": 2})
+    >>> config.optimiser.lr, config.to_dict()["epochs"]
+    (0.01, 2)
+    >>> FitConfig.from_dict({"epoch": 2})
+    Traceback (most recent call last):
+    ...
+    foveal.errors.ConfigError: epoch: there is no such option; did you mean epochs
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import torch
+
+from foveal.data import DataModule, data_constructor, get_data, list_data
+from foveal.errors import ConfigError, RunError
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.models import check_options, constructor, create_classifier
+from foveal.objectives import OBJECTIVES, Objective
+from foveal.runs import CONFIG, Run, without_weights
+from foveal.signatures import chain_of, hints_of, misfit
+from foveal.training.config import Optimiser, Training
+
+if TYPE_CHECKING:
+    from foveal.training.fitting import Opening
+
+
+@dataclass
+class FitConfig(Training):
+    """A run by names: what a recipe holds, and ``config.yaml``.
+
+    Attributes:
+        model: ``name`` and options, as of `foveal.models.create_classifier`.
+        data: ``name`` and options, as of `foveal.data.get_data`.
+        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
+    """
+
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "folder"})
+    objective: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
+        """The configuration of nested plain values, as a YAML file gives them.
+
+        Raises:
+            ConfigError: an unknown key, or a value of another type.
+        """
+        values = dict(values)
+        _known(values, cls, "")
+        _typed(values, cls, "")
+        if isinstance(values.get("optimiser"), Mapping):
+            optimiser = dict(values["optimiser"])
+            _known(optimiser, Optimiser, "optimiser.")
+            _typed(optimiser, Optimiser, "optimiser.")
+            for key in ("betas", "l2_groups", "step_at"):
+                if isinstance(optimiser.get(key), list):
+                    optimiser[key] = tuple(optimiser[key])
+            values["optimiser"] = Optimiser(**optimiser)
+        if values.get("locations") is not None:
+            values["locations"] = tuple(values["locations"])
+        return cls(**values)
+
+    def check(self) -> None:
+        """See that the values fit each other.
+
+        Raises:
+            ConfigError: names the first that does not.
+        """
+        for key in ("model", "data"):
+            if not isinstance(getattr(self, key).get("name"), str):
+                raise ConfigError(f"{key}: has no name; set --{key} NAME")
+        super().check()
+
+
+def fit_config(
+    config: FitConfig | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    data: DataModule | None = None,
+) -> Run:
+    """`foveal.fit` of what a configuration names.
+
+    Args:
+        config: what to train, on what and how; None resumes with the configuration of the run.
+        data: instead of what ``config.data`` names.
+        out, resume, overwrite, quiet: see `foveal.fit`.
+
+    Raises:
+        FovealError, KeyboardInterrupt: see `foveal.fit`.
+    """
+    from foveal.training.fitting import opened  # imports Lightning
+
+    if config is not None:
+        config.check()
+    with opened(out, resume=resume, overwrite=overwrite) as opening:
+        config = _going_on(config, opening)
+        data = data or get_data(**config.data)
+        model = make_model(config, data, resume)
+        return opening.train(model, data, make_objective(model, config.objective), config, quiet)
+
+
+def _going_on(config: FitConfig | None, opening: Opening) -> FitConfig:
+    """The configuration, with the options of the stored model that it leaves out; the stored one where none is given."""
+    if opening.stored is not None:
+        stored = _stored(opening)
+        if config is not None:
+            # Options that earlier versions did not have describe what the run's model does.
+            formerly = getattr(constructor(stored.model["name"]), "formerly", {})
+            return replace(config, model={**{key: stored.model[key] for key in formerly}, **config.model})
+        return stored
+    if config is None:
+        raise ConfigError("config: is missing; give one, or resume a run")
+    return config
+
+
+def _stored(opening: Opening) -> FitConfig:
+    """The configuration of the run that goes on.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        config = FitConfig.from_dict(opening.stored or {})
+        config.check()
+        if config.data["name"] in list_data():
+            parts = chain_of(data_constructor(config.data["name"]))
+            hints = {key: hint for part in parts for key, (hint, _) in hints_of(part).items()}
+            if fault := misfit(config.data, {**hints, "name": str}, "data."):
+                raise ConfigError(fault)
+    except ConfigError as error:
+        raise RunError(f"{opening.out / CONFIG}: {error}") from error
+    return config
+
+
+def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> GlimpseClassifier:
+    """The model that a configuration names, for this data.
+
+    Args:
+        resume: leave out pretrained weights: a checkpoint follows.
+
+    Raises:
+        ConfigError: see `create_classifier`; or another number of classes than the data has.
+    """
+    torch.manual_seed(config.seed)
+    options = without_weights(config.model) if resume else dict(config.model)
+    classes = options.pop("num_classes", len(data.classes))
+    if classes != len(data.classes):
+        raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
+    name = options.pop("name")
+    check_options(name, {key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
+    model = create_classifier(name, num_classes=classes, **options)
+    model.spec |= {key: value for key, value in config.model.items() if key != "num_classes"}
+    return model
+
+
+def make_objective(model: GlimpseClassifier, options: Mapping[str, Any] | None) -> Objective:
+    """The model's own objective with options changed, or another one by ``name``.
+
+    Raises:
+        ConfigError: an unknown name or option.
+    """
+    options = dict(options or {})
+    name = options.pop("name", None)
+    options.pop("class_weights", None)
+    try:
+        if name is not None:
+            return OBJECTIVES.get(name, "objective.name")(**options)
+        return replace(model.default_objective(), **options)  # type: ignore[type-var]
+    except TypeError as error:
+        raise ConfigError(f"objective: {error}; use options that it has") from error
+
+
+def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            raise ConfigError(
+                f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
+            )
+
+
+def _typed(values: Mapping[str, Any], cls: type, prefix: str) -> None:
+    hints = {**get_type_hints(cls), "optimiser": Optimiser | dict[str, Any], "precision": str | int}
+    if fault := misfit(values, hints, prefix):
+        raise ConfigError(fault)

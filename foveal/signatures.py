@@ -1,0 +1,137 @@
+"""Types that signatures say: read from the constructors, checked against plain values, put in words for people.
+
+Values come from JSON and YAML. They are compared with the types as they are: the text ``3`` is no number, and null is no text.
+
+Example:
+    >>> class Box(TypedDict):
+    ...     side: Annotated[int, range(1, 101)]
+    ...     name: str | None
+    >>> hints = get_type_hints(Box, include_extras=True)
+    >>> fits(100, hints["side"]), fits(True, hints["side"]), fits(None, hints["name"])
+    (True, False, True)
+    >>> misfit({"side": 0}, hints)
+    'side: 0 does not fit; give a whole number from 1 to 100'
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import reprlib
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict  # noqa: F401  (TypedDict: the example)
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}
+
+
+def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
+    """``build`` and, as long as keywords are handed on, the classes that they reach."""
+    yield build
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
+        target = build.__mro__[1] if inspect.isclass(build) else target_of(build)
+        if inspect.isclass(target):
+            yield from chain_of(target)
+
+
+def target_of(build: Callable[..., Any]) -> Any:
+    """The class that a constructor makes, as far as its signature tells."""
+    build = getattr(build, "func", build)
+    return build if inspect.isclass(build) else hints_of(build).get("return", (None, ()))[0]
+
+
+def hints_of(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """Types by name, and the tables of names that they are annotated with."""
+    function = getattr(function, "func", function)  # of a partial
+    if inspect.isclass(function) and not is_dataclass(function):  # whose bases may be in other modules
+        function = function.__init__
+    try:
+        types_, annotated = (get_type_hints(function, include_extras=extras) for extras in (False, True))
+    except NameError:
+        return {}
+    return {name: (types_[name], _table(annotated[name])) for name in types_}
+
+
+def _table(hint: Any) -> tuple[str, ...]:
+    """The names of ``Annotated[str, names]``, also where that is a part of the type."""
+    if get_origin(hint) is Annotated:
+        return tuple(hint.__metadata__[0])
+    return next((table for part in get_args(hint) if (table := _table(part))), ())
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; of ``Annotated[type, values]`` it must be one of the values too.
+
+    A ``TypedDict`` says what must be in a mapping; there may be more.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, inner[0]) and value in inner[1]
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in _WORDS:
+        return type(value) is hint
+    if is_typeddict(hint):
+        parts = get_type_hints(hint, include_extras=True)
+        return isinstance(value, Mapping) and all(key in value and fits(value[key], part) for key, part in parts.items())
+    kind = origin or hint
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and (not inner or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items()))
+    if issubclass(kind, Sequence) and isinstance(value, list | tuple):
+        if kind is tuple and inner and inner[-1] is not Ellipsis:
+            return len(value) == len(inner) and all(map(fits, value, inner))
+        return not inner or all(fits(item, inner[0]) for item in value)
+    return not inner and isinstance(value, kind)
+
+
+def misfit(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
+    """What is wrong with the first of some values that has no type or another one; None if nothing is.
+
+    Args:
+        values: what is checked.
+        hints: the type of each that there may be.
+        where: what stands before keys, say ``optimiser.``.
+    """
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            return f"{where}{_short(key)}: there is no such option{f'; did you mean {where}{near[0]}' if near else ''}"
+        if not fits(value, hints[key]):
+            return f"{where}{key}: {_short(value)} does not fit; give {in_words(hints[key])}"
+    return None
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) and value.isidentifier() and len(value) < 40 else reprlib.repr(value)
+
+
+def in_words(hint: Any) -> str:
+    """A type, for people."""
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if is_typeddict(hint):
+        return f"a mapping with {', '.join(get_type_hints(hint))}"
+    origin, inner = get_origin(hint), [a for a in get_args(hint) if a is not Ellipsis]
+    if origin is Annotated:
+        values = inner[1]
+        if isinstance(values, range):
+            return f"{in_words(inner[0])} from {values[0]:,} to {values[-1]:,}"
+        return "one of " + ", ".join(map(str, values))
+    if origin in (Union, types.UnionType):
+        return ", or ".join(in_words(a) for a in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is dict or hint is dict:
+        return "a mapping as {key: value}"
+    if origin is tuple and Ellipsis not in get_args(hint):
+        return "[" + ", ".join(in_words(a) for a in inner) + "]"
+    if inner and get_origin(inner[0]) is Annotated:
+        return f"a list, each {in_words(inner[0])}"
+    return f"a list of {in_words(inner[0]).removeprefix('a ').removeprefix('whole ')}s as 2,1" if inner else str(hint)

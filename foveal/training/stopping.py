@@ -1,0 +1,91 @@
+"""Signals that ask a run to stop.
+
+Ctrl-C, SIGTERM and SIGHUP mean the same: end after the update that is being made, save, and say how to go on. Before the first update
+there is nothing to save, and the run ends at once. `timeout` and Slurm send a signal twice or to every process of a group; later signals
+mean the same as the first. Only Ctrl-C, a second or more after the first signal, ends the run without saving.
+
+Example:
+    >>> import os
+    >>> try:
+    ...     with StopSignals() as signals:
+    ...         os.kill(os.getpid(), signal.SIGTERM)
+    ... except Interrupted:
+    ...     print("before the first update")
+    before the first update
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+from foveal.host import STOP_SIGNALS
+from foveal.training.task import Task
+
+AGAIN = 1.0
+"""Seconds after which another Ctrl-C is another wish."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what it has learnt is saved."""
+
+
+class Stopped(KeyboardInterrupt):
+    """What `fit` ends with after a signal; the exit code is 128 + ``number``, that is 130 for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class StopSignals:
+    """Takes signals in a context, in the main thread, which alone gets them; then puts back who took them before.
+
+    Args:
+        at_once: raise `Interrupted` for a signal that comes before `wait_for` is called. A process that others wait for must not.
+
+    Attributes:
+        number: of the first signal.
+    """
+
+    def __init__(self, at_once: bool = True) -> None:
+        self.at_once = at_once
+        self.number: int = signal.SIGINT
+        self._since: float | None = None
+        self._task: Task | None = None
+        self._before: dict[int, Any] = {}
+
+    def wait_for(self, task: Task) -> None:
+        """From now on signals ask the task to stop, also one that came before."""
+        self._task = task
+        task.stop_requested |= self._since is not None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                before = signal.getsignal(number)
+                if number != signal.SIGINT and before == signal.SIG_IGN:  # nohup
+                    continue
+                self._before[number] = before
+                signal.signal(number, self._take)
+            if not self.at_once and hasattr(signal, "pthread_sigmask"):  # it was started by `deaf_children`
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self.number = now, number
+            if self._task is not None:
+                self._task.stop_requested = True
+            elif self.at_once:
+                raise Interrupted
+        elif number == signal.SIGINT and now - self._since >= AGAIN:
+            raise SystemExit(130)

@@ -1,0 +1,142 @@
+"""The one place where Lightning's trainer runs: it trains a `Task` in a run folder.
+
+Example:
+    >>> with _quiet_lightning():
+    ...     logging.getLogger("lightning.pytorch").isEnabledFor(logging.WARNING)
+    False
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from foveal.errors import ConfigError, RunError
+from foveal.files import storing
+from foveal.host import deaf_children, keep_freed_memory
+from foveal.runs import LAST, TENSORBOARD
+from foveal.training.callbacks import WholeFiles, callbacks
+from foveal.training.config import Training
+from foveal.training.stopping import StopSignals
+from foveal.training.task import ENDLESS, Task
+
+
+def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopSignals) -> None:
+    """Train a task to its end.
+
+    Args:
+        task: what to train.
+        out: run folder.
+        resume: go on from ``last.ckpt``.
+        quiet: show no progress.
+        signals: what asks the task to stop.
+
+    Raises:
+        Interrupted, Diverged, StorageError: as of `foveal.training.fit`.
+    """
+    config = task.config
+    every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
+    several = config.devices > 1
+    keep_freed_memory()
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
+            devices=_devices(config),
+            # Where a policy is not yet trained its weights get no gradient, which plain DDP would wait for.
+            strategy="ddp_find_unused_parameters_true" if several and config.strategy in ("auto", "ddp") else config.strategy,
+            precision={"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),  # type: ignore[arg-type]
+            max_epochs=-1,
+            max_steps=min(task.total_batches // config.accumulate, ENDLESS),
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.optimiser.clip,
+            val_check_interval=-(-every // config.accumulate) * config.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks(out, config.ema, quiet, signals),
+            plugins=[WholeFiles()],
+            logger=tensorboard(out) if config.tensorboard else False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=out,
+        )
+        # Lightning's handlers would share signals with other processes from wherever they interrupt this one.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        launcher: Any = trainer.strategy.launcher
+        children = hasattr(launcher, "_call_children_scripts")
+        if children:
+            launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
+        try:
+            trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+        except BaseException as error:
+            if children and not task.stopping:  # they may wait for this process in vain
+                launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            if resume and not task.begun and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
+                raise RunError(f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite") from error
+            raise
+
+
+def _devices(config: Training) -> int | list[int]:
+    """How many devices, or which one where the name says so (``cuda:1``); there is one CPU, whatever its number."""
+    kind, _, number = config.device.partition(":")
+    return [int(number)] if number and kind != "cpu" else config.devices
+
+
+def tensorboard(out: Path) -> Any:
+    """Lightning's TensorBoard logger for a run folder.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        class Logger(TensorBoardLogger):
+            """Says what cannot be written; Lightning's own says that the values are of a wrong type."""
+
+            @property
+            def experiment(self) -> Any:
+                with storing(self.log_dir):
+                    return super().experiment
+
+            def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+                with storing(self.log_dir):
+                    for name, value in metrics.items():
+                        self.experiment.add_scalar(name, value, step)
+
+            def finalize(self, status: str) -> None:
+                with storing(self.log_dir):
+                    super().finalize(status)
+
+        return Logger(out, name="", version=TENSORBOARD)
+    except ModuleNotFoundError as error:
+        raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's advice on workers, logging intervals and hardware, and errors of TensorBoard's thread, which `storing` tells."""
+    excepthook = threading.excepthook
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        threading.excepthook = lambda error: None if type(error.thread).__name__ == "_AsyncWriterThread" else excepthook(error)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        threading.excepthook = excepthook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
