@@ -69,7 +69,7 @@ def test_the_command_knows_its_names(names, capsys):
 def test_a_run_of_it_is_evaluated_and_explained(run, tmp_path, capsys):
     card, config = json.loads((run / "config.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
     assert card["imports"] == config["imports"] == [str(EXAMPLE)]
-    assert config["objective"] == {"name": "margin", "margin": 2.0, "policy_weight": 0.1}
+    assert config["objective"] == {"trains": None, "margin": 2.0, "policy_weight": 0.1}  # the model's own
     known = ["--import", str(EXAMPLE), "--device", "cpu", "--quiet"]
     assert cli.main(["evaluate", str(run), "--locations", "0..2", "--policy", "corners", "--measure", "none", *known]) == 0
     points = json.loads((run / "evaluation.json").read_text())["points"]
