@@ -27,13 +27,13 @@ from torch import Tensor
 
 from foveal.data import get_data
 from foveal.draws import Draws
-from foveal.glimpse.policies import plackett_luce
 from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
 from foveal.objectives.objective import perception
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.policies import find_policy, plackett_luce
 from foveal.recipes import load_recipe
 
 RECIPE = load_recipe(str(Path(__file__).with_name("digits.yaml")))
@@ -112,7 +112,7 @@ class TwoRollouts(TNetObjective):
 
     def __call__(self, rollouts, target, state):
         perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
-        if rollouts[0].policy != "sampled":
+        if not rollouts[0].policy.sampled:
             return perceived, state, {"loss": perceived.detach()}
         one, other = (self.credit(tried, target) for tried in rollouts)
         policy = -((one - other) * rollouts[0].log_probability + (other - one) * rollouts[1].log_probability).sum(1).mean()
@@ -149,7 +149,7 @@ class Teacher(TNetObjective):
 
     def __call__(self, rollouts, target, state):
         (tried,) = rollouts
-        if tried.policy != "exhaustive":
+        if not tried.policy.every_cell:
             return super().__call__(rollouts, target, state)
         alone = tried.glimpse_logits
         with torch.no_grad():
@@ -228,7 +228,7 @@ def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 
             plan = variant.objective.plan(done / steps)
             if plan == ("exhaustive",):
                 rollouts = model.rollouts(batch.views, ("greedy",), Draws(seed, epoch, batch.index), (model.grid.cells,))
-                rollouts[0].policy = "exhaustive"
+                rollouts[0].policy = find_policy("exhaustive")
             else:
                 rollouts = model.rollouts(batch.views, plan, Draws(seed, epoch, batch.index))
             loss, state, _ = variant.objective(rollouts, batch.target, state)

@@ -38,7 +38,7 @@ from foveal.evaluation.coverage import coverage
 from foveal.files import replacing
 from foveal.glimpse.base import enclosing_square
 from foveal.glimpse.grid import share_inside
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.glimpse.tnet import TNet
 from foveal.recipes.config import FitConfig, fit_config
 from foveal.runs import WEIGHTS
@@ -49,7 +49,7 @@ RANDOM = 2  # looks that are also taken at random
 JUDGED = 16  # images at a time
 
 
-@register("tnet_letterbox")
+@MODELS.register("tnet_letterbox")
 class Letterbox(TNet):
     """TNet with cells inside the image, whose first look is the square around it."""
 

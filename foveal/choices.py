@@ -10,14 +10,15 @@ Example:
 SPLITS = ("train", "val", "test")
 """Parts of a data set."""
 
-POLICIES = ("greedy", "sampled", "random", "centre", "exhaustive")
-"""Ways of choosing cells, see `foveal.glimpse.policies`."""
+POLICY_NAMES = ("greedy", "sampled", "random", "centre", "exhaustive")
+"""Ways of choosing cells, see `foveal.policies`."""
 
-SACCADER_POLICIES = ("ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
+SACCADER_POLICY_NAMES = ("ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
 """Further ways, which only `foveal.glimpse.saccader.Saccader` knows."""
 
 PRECISIONS = {"32": None, "32-true": None, "bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "16-mixed": "float16"}
-"""Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is another."""
+"""Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is
+another."""
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""

@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from foveal import __version__
-from foveal.choices import FORMATS, MEASURES, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
+from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.display import printable, printed, unfiltered
 from foveal.errors import ConfigError, DataError, FovealError, RunError, StorageError
 from foveal.formats import SUFFIXES
@@ -57,8 +58,8 @@ Your own images, in one folder per class:
   foveal fit --data.root photos/ --out runs/photos
 
 foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every command takes
---quiet. Commands that run a model take --device, --precision and --seed; all of these but explain, which takes one image, also take
---batch-size and --workers.
+--quiet, and --import for models of your own. Commands that run a model take --device, --precision and --seed; all of these but explain,
+which takes one image, also take --batch-size and --workers.
 
 Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
@@ -71,7 +72,7 @@ def _names(names: Sequence[str], word: str = "or") -> str:
 
 
 COST = "a number with MAC, kMAC, MMAC, GMAC, TMAC, ms or locations, as 20MMAC"
-POLICY = f"{_names(POLICIES)}; Saccader also knows {_names(SACCADER_POLICIES, 'and')}"
+POLICY = f"{_names(POLICY_NAMES)}; Saccader also knows {_names(SACCADER_POLICY_NAMES, 'and')}"
 SHOWN_CLASSES = 20
 """Classes that a terminal shows unless it is to show all."""
 
@@ -89,24 +90,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_process = argv is None
     if own_process:
         _open_standard_files()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, modules = _take(list(sys.argv[1:] if argv is None else argv), "import")
     if "OMP_WAIT_POLICY" not in os.environ:
         # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
         # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     with printed(for_good=own_process):
-        return _main(argv, own_process)
+        return _main(argv, modules, own_process)
 
 
-def _main(argv: list[str], own_process: bool) -> int:
+def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
     """`main`, with streams that print names as they are safe to show."""
     fits = argv[:1] == ["fit"]  # which minds signals itself
     watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
         with watch:
-            return _written(_run(argv))
+            return _written(_run(argv, modules))
     except FovealError as error:
-        _say(str(error))
+        _say(_with_dashes(str(error)))
         return _written(2 if type(error).__name__ == "UsageError" else 1)
     except KeyboardInterrupt as end:
         number = getattr(end, "number", signal.SIGINT)
@@ -201,11 +202,12 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], modules: list[str]) -> int:
+    _import_modules(modules)
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
-    typed = shlex.join(["foveal", *argv, *data])
+    typed = shlex.join(["foveal", *argv, *data, *modules])
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -219,6 +221,26 @@ def _run(argv: list[str]) -> int:
     if args.run is not _recipes:
         _import_torch()
     return args.run(args)
+
+
+def _with_dashes(error: str) -> str:
+    """A sentence of the library, which speaks of locations and policy, as it is said of the flags."""
+    return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
+
+
+def _import_modules(flags: Sequence[str]) -> None:
+    """Load the modules of others that the command line names; those that a run or a recipe names are left alone."""
+    if not flags:
+        return
+    from foveal.registry import import_module
+
+    names = iter(flags)
+    for flag in names:
+        name = flag.partition("=")[2] or next(names, "")
+        if not name:
+            raise ConfigError("--import: names no module; give one as --import my_package, or the path of a .py file")
+        with fast_imports():
+            import_module(name)
 
 
 def _import_torch() -> None:
@@ -252,6 +274,8 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
+    # `_take` takes it out before the parser sees it; here it is explained.
+    parser.add_argument("--import", metavar="MODULE", help="load a module, or a .py file, with models and the like of your own; repeatable")
     return parser
 
 
@@ -803,6 +827,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation images."""
     from foveal.evaluation import solve
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.policies import GREEDY, find_policy
     from foveal.prediction import (
         Exit,
         find_device,
@@ -815,7 +840,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     )
     from foveal.runs import Run, load
 
-    if args.policy != "greedy":
+    if find_policy(args.policy) != GREEDY:
         raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
     run, unit = Run(args.path), parse_cost(args.budget)[1]
     model = load(run.path)
@@ -897,10 +922,10 @@ def _add_models(commands: Any) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from foveal.glimpse.registry import REGISTRY
+    from foveal.glimpse.registry import MODELS
     from foveal.models import list_models
 
-    names = list_models(args.pattern) if args.pattern else sorted(REGISTRY)
+    names = list_models(args.pattern) if args.pattern else MODELS.names()
     for name in names:
         print(name)
     if not args.pattern and not args.quiet:
@@ -982,13 +1007,15 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> list[tupl
 
 def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
     """The data set of a run, or what the flags make of it; another one is read as the model's images were."""
+    from foveal.registry import made_with
     from foveal.runs import DATA_PATHS
 
     config = run.config.get("data")
     if not isinstance(config, dict) or "name" not in config:
         raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
     try:
-        return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
+        with made_with(run.config.get("imports")):
+            return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
     except DataError as error:
         key = next((key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None)
         if flags or key is None:  # runs of older versions have relative paths

@@ -35,15 +35,15 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.signatures import chain_of, hints_of, misfit
 from foveal.strict import Malformed
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
-    ours = sorted(REGISTRY)
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in REGISTRY)], pattern)
+    ours = MODELS.names()
+    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -52,9 +52,9 @@ def constructor(name: str) -> Callable[..., Any]:
     Raises:
         ConfigError: nothing has that name.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    check_network(name, name, "there is no model of this name", "foveal models lists them", sorted(REGISTRY))
+    if name in MODELS:
+        return MODELS.get(name)
+    check_network(name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model")
     return networks().model_entrypoint(name.partition(".")[0])
 
 
@@ -85,11 +85,11 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
         options["pretrained"] = True if pretrained is True else str(pretrained)
     if isinstance(pretrained, str | Path):
         weights = read_weights(Path(pretrained))
-        if name not in REGISTRY:
+        if name not in MODELS:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
-            model = build(**options) if name in REGISTRY else networks().create_model(name, **options)
+            model = build(**options) if name in MODELS else networks().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -155,7 +155,7 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     Raises:
         ConfigError: see `create_model`; or the network takes no images of ``image_size``.
     """
-    if name in REGISTRY:
+    if name in MODELS:
         return as_classifier(create_model(name, num_classes=num_classes, **options))
     how = {key: options.pop(key) for key in wrapper_options() if key in options}
     told: dict[str, Any] = {}
@@ -216,7 +216,7 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
     """
     build = constructor(name)
     fault = misfit(options, _option_types(name, build, options, stored))
-    for key, inner in options.items() if fault is None and name in REGISTRY else ():
+    for key, inner in options.items() if fault is None and name in MODELS else ():
         if key.endswith("_options") and inner:
             network = options.get(key.removesuffix("_options"))
             known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
@@ -230,10 +230,10 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
 
 def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
     """The types of what a model takes beside the number of its classes."""
-    found: dict[str, Any] = {} if name in REGISTRY else _network_types(name, options)
-    for part in chain_of(build) if name in REGISTRY else (WholeImage,):
+    found: dict[str, Any] = {} if name in MODELS else _network_types(name, options)
+    for part in chain_of(build) if name in MODELS else (WholeImage,):
         found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
-    if name not in REGISTRY and not stored:
+    if name not in MODELS and not stored:
         found["pretrained"] = bool | str
     if "in_chans" in found:
         found["in_chans"] = Whole

@@ -44,6 +44,7 @@ from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import LARGEST_OPTION, Whole, as_classifier, check_options, constructor, create_classifier, hushed, unpickled
+from foveal.registry import UnknownName, imported, made_with
 from foveal.signatures import misfit
 from foveal.strict import Malformed, read_json, read_yaml
 
@@ -74,6 +75,7 @@ class Card(TypedDict, total=False):
     """Types of what ``config.json`` holds; the model and the names of its classes are required."""
 
     foveal: str
+    imports: list[str]
     model: dict[str, Any]
     num_classes: Annotated[int, range(1, 1_000_001)]
     class_names: list[str]
@@ -134,6 +136,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 
     card = {
         "foveal": __version__,
+        "imports": imported(),
         # Weights come from this folder: rebuilding must not fetch the ones training began with.
         "model": {key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))},
         "num_classes": model.num_classes,
@@ -308,12 +311,13 @@ class Run:
         file, card = self.path / CARD, self.card
         name = card["model"]["name"]
         try:
-            check_options(name, _but_name(card["model"]), stored=True)
-            options = as_written(card["model"])
-            with hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+            with made_with(card.get("imports")), hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+                check_options(name, _but_name(card["model"]), stored=True)
+                options = as_written(card["model"])
                 return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
-            raise RunError(f"{file}: {error}; or use the version of foveal that wrote it") from error
+            advice = "" if isinstance(error, UnknownName) and error.elsewhere else "; or use the version of foveal that wrote it"
+            raise RunError(f"{file}: {error}{advice}") from error
         except RunError:
             raise
         except Exception as error:  # constructors raise whatever values lead them to that they were not made for

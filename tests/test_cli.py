@@ -13,13 +13,9 @@ from PIL import Image
 
 from foveal.cli import main
 from tests.data import layouts
+from tests.tiny import TINY, failure
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "--model.backbone", "plain_convnet_32", "--model.locations", "2",
-    "--data.canvas", "128", "--data.digit", "12,16", "--data.distractors", "2", "--data.train", "32", "--data.val", "8", "--data.test", "8",
-    "--batch-size", "8", "--device", "cpu", "--quiet",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +30,6 @@ def images(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     assert main(["data", str(run), "--export", str(folder), "--count", "3"]) == 0
     return folder
-
-
-def failure(capsys, *argv):
-    """Exit code of a command that fails, and the one sentence it says."""
-    code = main([*map(str, argv)])
-    said = capsys.readouterr().err.strip()
-    assert "\n" not in said and "Traceback" not in said, said
-    return code, said
 
 
 # ---- start

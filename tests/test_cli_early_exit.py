@@ -8,7 +8,7 @@ import pytest
 from foveal.cli import main
 from foveal.errors import StorageError
 from foveal.prediction import read_exits, write_exits
-from tests.test_cli import TINY, failure
+from tests.tiny import TINY, failure
 
 HERE = ["--device", "cpu", "--batch-size", "4"]
 

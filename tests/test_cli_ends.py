@@ -10,7 +10,7 @@ import pytest
 
 from foveal.cli import main
 from foveal.prediction.output import Output, read_rows
-from tests.test_cli import TINY
+from tests.tiny import TINY
 
 HERE = ["--device", "cpu", "--batch-size", "1"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from foveal import cli
-from foveal.choices import FORMATS, POLICIES, PRECISIONS, SACCADER_POLICIES, SPLITS
+from foveal.choices import FORMATS, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.data import ImageDataset, Reading, TensorDataset, data_constructor, get_data, list_data
 from foveal.errors import ConfigError
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.models import create_model, list_models
 from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
@@ -165,7 +165,8 @@ def test_defaults_of_a_run_are_those_of_its_configuration(help_of):
         for key, value in section.items():
             if f"{prefix}{key}" in told:
                 assert same(told[f"{prefix}{key}"][1], value), key
-    assert len([key for key in told if "." not in key]) == 4 + len(config.to_dict()) - len(("model", "data", "objective", "optimiser"))
+    others = ("model", "data", "objective", "optimiser", "imports")
+    assert len([key for key in told if "." not in key]) == 4 + len(config.to_dict()) - len(others)
 
 
 @pytest.mark.parametrize("name", list_data())
@@ -184,7 +185,7 @@ def test_defaults_of_data_are_those_of_its_constructor(help_of, name):
 TOLD = ["locations", "squash", "antialias", "crop", "weighting", "aggregate", "released_boxes", "level_statistics"]
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if not re.search("_b[1-3].reference", name)])
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if not re.search("_b[1-3].reference", name)])
 def test_defaults_of_a_model_and_its_objective_are_those_of_the_model_made(help_of, name):
     """As it is made on the meta device, where weights take no time."""
     told = options(help_of("fit", "--data", "digits", "--model", name))
@@ -198,7 +199,7 @@ def test_defaults_of_a_model_and_its_objective_are_those_of_the_model_made(help_
     side = told.get("model.base_size" if hasattr(model, "grid") else "model.image_size", (0, None))[1]
     assert side in (None, model.size[0])
     objective = model.default_objective()
-    assert OBJECTIVES[told["objective.name"][1]] is type(objective)
+    assert OBJECTIVES.get(told["objective.name"][1]) is type(objective)
     keys = [key.removeprefix("objective.") for key in told if key.startswith("objective.") and key != "objective.name"]
     assert keys == [key for key in inspect.signature(type(objective)).parameters if key != "class_weights"]
     for key in keys:
@@ -244,7 +245,7 @@ def test_options_of_a_network_of_ours_are_in_its_help(help_of):
 def test_every_option_is_explained_and_says_its_default(help_of):
     """Of every model that looks, on one data set after another, and of every objective by name."""
     ours = [name for name in list_data() if data_constructor(name).__module__.startswith("foveal.")]  # other tests register theirs
-    for choice in (*(["--model", name] for name in REGISTRY), *(["--data", name] for name in ours), *OBJECTIVES):
+    for choice in (*(["--model", name] for name in MODELS), *(["--data", name] for name in ours), *OBJECTIVES):
         for block in re.split(r"\n(?=  --)", help_of("fit", *(["--objective", choice] if isinstance(choice, str) else choice)))[1:]:
             option = " ".join(block.partition("\n\n")[0].split())
             assert re.search(r"\((default: \S.*|required)\)$", option), option
@@ -263,7 +264,7 @@ def test_defaults_of_commands_are_those_of_their_parser(command):
             assert told, f"{action.dest} says nothing of its default"
 
 
-NOTHING = ("policy", "budget", "by", "against", "overlay", "cam", "export", "set", "data.KEY")
+NOTHING = ("import", "policy", "budget", "by", "against", "overlay", "cam", "export", "set", "data.KEY")
 """Options that do nothing unless they are given."""
 
 
@@ -323,7 +324,7 @@ def test_help_lists_the_aggregates_that_a_model_takes(help_of, name):
 @pytest.mark.parametrize("name", ["tnet", "saccader", "ram"])
 def test_help_lists_the_policies_that_the_model_knows(help_of, name):
     told = options(help_of("fit", "--data", "digits", "--model", name, "--objective", "cross_entropy"))
-    assert words(told["objective.policy"][0]) == set(target_of(REGISTRY[name]).policies)
+    assert words(told["objective.policy"][0]) == set(target_of(MODELS.get(name)).policies)
 
 
 @pytest.mark.parametrize(
@@ -342,10 +343,10 @@ def test_help_lists_the_values_of_commands(help_of):
     with pytest.raises(ConfigError) as error:
         autocast("nonsense", torch.device("cpu"))
     assert listed(error) == set(PRECISIONS)
-    for value in (*PRECISIONS, *POLICIES, *SACCADER_POLICIES, *FORMATS):
+    for value in (*PRECISIONS, *POLICY_NAMES, *SACCADER_POLICY_NAMES, *FORMATS):
         assert re.search(rf"(?<!\w){re.escape(value)}(?!\w)", predict), value
-    known = {policy for build in REGISTRY.values() for policy in target_of(build).policies}
-    assert known == {*POLICIES, *SACCADER_POLICIES}
+    known = {policy for build in map(MODELS.get, MODELS) for policy in target_of(build).policies}
+    assert known == {*POLICY_NAMES, *SACCADER_POLICY_NAMES}
     assert "{" + ",".join(SPLITS) + "}" in help_of("evaluate")
     for unit in re.search(r"a number with (.*) or locations", predict)[1].split(", "):
         assert parse_cost(f"3{unit}")
@@ -356,12 +357,12 @@ def test_help_lists_the_values_of_commands(help_of):
 
 
 def test_nothing_is_built_for_help_and_classes_are_as_they_were():
-    classes = {c for build in REGISTRY.values() for target in chain_of(build) if inspect.isclass(target) for c in target.__mro__}
+    classes = {c for build in map(MODELS.get, MODELS) for target in chain_of(build) if inspect.isclass(target) for c in target.__mro__}
     before = {c: vars(c).get("__init__") for c in classes}
-    made, arguments = trace_arguments(REGISTRY["tnet_efficientnet_b4.reference_cub"])
+    made, arguments = trace_arguments(MODELS.get("tnet_efficientnet_b4.reference_cub"))
     assert arguments["backbone"] == "tf_efficientnet_b4" and not hasattr(made, "backbone")
     assert made.default_objective().contrastive == 100
-    trace_arguments(REGISTRY["dram.reference"])
+    trace_arguments(MODELS.get("dram.reference"))
     assert before == {c: vars(c).get("__init__") for c in classes}
 
 
@@ -387,4 +388,4 @@ def test_python_m_foveal_is_the_command(argv):
 
 def test_models_are_named_without_timm(capsys):
     assert cli.main(["models"]) == 0
-    assert capsys.readouterr().out.split() == sorted(REGISTRY) == [name for name in list_models() if name in REGISTRY]
+    assert capsys.readouterr().out.split() == MODELS.names() == [name for name in list_models() if name in MODELS]

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from foveal.cli import main
-from tests.test_cli import TINY
+from tests.tiny import TINY
 
 HERE = ["--device", "cpu", "--batch-size", "4"]
 LONG = "a_run_whose_name_goes_on_and_on_as_names_do_that_tell_every_option_of_a_training_and_the_day_of_the_week"

@@ -18,10 +18,11 @@ import foveal.data.megapixel
 import foveal.data.nabirds  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
-from foveal.data.module import DataModule, check_classes, data_constructor, get_data, list_data, register
+from foveal.data.module import DATA_SETS, DataModule, check_classes, data_constructor, get_data, list_data
 from foveal.data.values import value_notes
 
 __all__ = [
+    "DATA_SETS",
     "Batch",
     "DataModule",
     "Dataset",
@@ -33,6 +34,5 @@ __all__ = [
     "data_constructor",
     "get_data",
     "list_data",
-    "register",
     "value_notes",
 ]

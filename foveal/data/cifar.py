@@ -18,7 +18,7 @@ import torch
 
 from foveal.data.augmentation import TensorAugmentation
 from foveal.data.dataset import TensorDataset, torchvision_set
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.data.options import document_options
 from foveal.draws import generator
 from foveal.errors import ConfigError
@@ -30,7 +30,7 @@ HELP = {
 }
 
 
-@register
+@DATA_SETS.register
 @document_options(**HELP)
 def cifar10(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
@@ -47,7 +47,7 @@ def cifar10(
     return _cifar("CIFAR10", root, download, train, val, augmentation, seed)
 
 
-@register
+@DATA_SETS.register
 @document_options(**HELP)
 def cifar100(
     root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0

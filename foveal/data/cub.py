@@ -12,11 +12,11 @@ from __future__ import annotations
 from foveal.data.annotations import bird_tables
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import Reading, Resizing
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.data.options import document_options
 
 
-@register
+@DATA_SETS.register
 @document_options()
 def cub(
     root: str,

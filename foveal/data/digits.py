@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.data.dataset import TensorDataset
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError
 
@@ -59,7 +59,7 @@ class Canvas:
     ink: float
 
 
-@register
+@DATA_SETS.register
 def digits(
     canvas: int = 256,
     digit: tuple[int, int] = (24, 36),

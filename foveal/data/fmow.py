@@ -20,7 +20,7 @@ from foveal.data.annotations import LazyBoxes
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.folder import existing, list_images
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.data.options import document_options
 from foveal.errors import DataError
 from foveal.images.walk import set_apart
@@ -28,7 +28,7 @@ from foveal.images.walk import set_apart
 FALSE_DETECTION = "false_detection"
 
 
-@register
+@DATA_SETS.register
 @document_options()
 def fmow(
     root: str,

@@ -25,7 +25,7 @@ import numpy as np
 from foveal.choices import SPLITS
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
-from foveal.data.module import DataModule, class_key, class_text, register
+from foveal.data.module import DATA_SETS, DataModule, class_key, class_text
 from foveal.data.options import document_options
 from foveal.draws import generator
 from foveal.errors import DataError
@@ -38,7 +38,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 """Standard name of each common name of a split, in lower case."""
 
 
-@register
+@DATA_SETS.register
 @document_options()
 def folder(
     root: str,
@@ -93,7 +93,7 @@ def folder(
     return assemble(str(top), classes, listings, reading, val_fraction, seed, [*notes, *left_out.lines()])
 
 
-@register
+@DATA_SETS.register
 @document_options()
 def manifest(
     file: str,

@@ -20,14 +20,14 @@ from foveal.data.annotations import LazyBoxes, read_lines
 from foveal.data.augmentation import Augmentation
 from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.folder import assemble, existing, list_classes, list_images
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.data.options import document_options
 from foveal.errors import DataError
 from foveal.images import LeftOut
 from foveal.images.walk import set_apart
 
 
-@register
+@DATA_SETS.register
 @document_options()
 def imagenet(
     root: str,

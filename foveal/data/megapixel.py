@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from foveal.data.dataset import Dataset, FirstLooks, Loaded, torchvision_set
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError
 from foveal.images import Pyramid, View
@@ -48,7 +48,7 @@ _COARSEST = 16
 """No pyramid level has a side below this, in pixels, except one."""
 
 
-@register
+@DATA_SETS.register
 def megapixel_digits(
     root: str,
     download: bool = True,

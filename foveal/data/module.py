@@ -1,9 +1,10 @@
 """Data sets with their splits, and the registry of their names.
 
-A constructor is a function with typed arguments, registered by ``@register``. The command line makes flags from its
+A constructor is a function with typed arguments, registered by ``@DATA_SETS.register``. The command line makes flags from its
 signature.
 
 Example:
+    >>> from foveal.data import get_data
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=8, val=4, test=4)
     >>> len(data.classes), len(data.train)
     (10, 8)
@@ -19,7 +20,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from foveal.choices import SPLITS
 from foveal.data.dataset import Dataset, FirstLooks
 from foveal.data.loader import Loader
 from foveal.errors import ConfigError, DataError
+from foveal.registry import Registry
 
 
 @dataclass
@@ -97,19 +99,13 @@ class DataModule:
         return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0).tolist()
 
 
-Constructor = TypeVar("Constructor", bound=Callable[..., DataModule])
-_REGISTRY: dict[str, Callable[..., DataModule]] = {}
-
-
-def register(constructor: Constructor) -> Constructor:
-    """Make a constructor known by its name."""
-    _REGISTRY[constructor.__name__] = constructor
-    return constructor
+DATA_SETS: Registry[Callable[..., DataModule]] = Registry("data set")
+"""Constructors of data sets by name: functions with typed arguments, which are the options everywhere."""
 
 
 def list_data() -> list[str]:
     """Names of the known data sets."""
-    return sorted(_REGISTRY)
+    return DATA_SETS.names()
 
 
 def data_constructor(name: str) -> Callable[..., DataModule]:
@@ -118,14 +114,9 @@ def data_constructor(name: str) -> Callable[..., DataModule]:
     Raises:
         ConfigError: no data set has that name.
     """
-    if name not in _REGISTRY:
-        if Path(name).is_dir():
-            raise ConfigError(f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder")
-        near = difflib.get_close_matches(name, _REGISTRY, 1)
-        raise ConfigError(
-            f"{name}: there is no data set of this name; use {f'{near[0]}, or ' if near else ''}one of {', '.join(list_data())}"
-        )
-    return _REGISTRY[name]
+    if name not in DATA_SETS and Path(name).is_dir():
+        raise ConfigError(f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder")
+    return DATA_SETS.get(name)
 
 
 def get_data(name: str, **options) -> DataModule:

@@ -285,7 +285,7 @@ def plans_of(model: GlimpseClassifier, budgets: Sequence[Sequence[int]] | None, 
         first, *rest = model.locations or (0,)
         budgets = [(k, *rest) if k else () for k in range(first + 1)]
     learned = [Plan(check_locations(model, budget)) for budget in budgets]
-    beside = [policy for policy in dict.fromkeys(["random", *policies]) if policy in model.policies and policy != "greedy"]
+    beside = [policy for policy in dict.fromkeys(["random", *map(str, policies)]) if policy in model.policies and policy != "greedy"]
     plans = [Plan(plan.locations, policy) for policy in beside for plan in learned if plan.locations]
     # One exhaustive plan says what all would that have as many levels.
     deepest = {len(plan.locations): plan for plan in plans if plan.policy == "exhaustive"}

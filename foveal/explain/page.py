@@ -42,6 +42,7 @@ from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import count
 from foveal.prediction.predictor import Predictor
 from foveal.runs import Run
@@ -90,7 +91,7 @@ def explain(
     out: str | Path = "report.html",
     *,
     locations: Sequence[int] | None = None,
-    policy: str = "greedy",
+    policy: str | Policy = GREEDY,
     device: str | torch.device = "auto",
     precision: str = "32",
     seed: int = 0,

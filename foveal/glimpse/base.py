@@ -18,13 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.choices import POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
@@ -33,6 +32,8 @@ from foveal.importing import fast_imports
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
+from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
+from foveal.registry import UnknownName
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
@@ -59,8 +60,16 @@ def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
 
 
+class _Policies:
+    """Names of the registered policies whose class is in ``policy_kinds`` of the model."""
+
+    def __get__(self, model: GlimpseClassifier | None, kind: type[GlimpseClassifier]) -> tuple[str, ...]:
+        return tuple(name for name in POLICIES if issubclass(POLICIES.get(name), kind.policy_kinds))
+
+
 class GlimpseClassifier(nn.Module, ABC):
-    """A classifier that looks at boxes of images.
+    """A classifier that looks at boxes of images. A model says how it does three things: `classify`, `roll_out` and
+    `dense`.
 
     Args:
         num_classes: classes.
@@ -68,24 +77,31 @@ class GlimpseClassifier(nn.Module, ABC):
         mean, std: normalisation, per channel, of values in [0, 1].
         squash: the first look is the whole image, squashed to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all of what
-            augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
+        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all
+            of what augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
 
     Raises:
         ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
 
     Attributes:
         locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
-        policies: the ways of selecting cells that the model knows.
+        policies: names of the policies that the model knows: those of a kind in ``policy_kinds``.
+        rollout_policies: names of further ones that only `rollouts` knows.
+        most_levels: how many levels of locations there can be; None for any number.
+        most_cells: how many locations each grid has; None for any number.
         objective: kind of objective that it is trained with unless told otherwise.
-        formerly: options that earlier versions did not have, with the values that describe what models did then. The model has an
-            attribute of the same name for each, which run folders store.
+        formerly: options that earlier versions did not have, with the values that describe what models did then. The
+            model has an attribute of the same name for each, which run folders store.
         class_names: set when trained or loaded.
-        spec: ``name`` and options that `foveal.models.create_classifier` makes the same model of; empty where it was made in another way.
+        spec: ``name`` and options that `foveal.models.create_classifier` makes the same model of; empty where it was
+            made in another way.
     """
 
     locations: tuple[int, ...] = ()
-    policies: tuple[str, ...] = POLICIES
+    policy_kinds: ClassVar[tuple[type[Policy], ...]] = (CellPolicy,)
+    policies: tuple[str, ...] = cast(Any, _Policies())
+    rollout_policies: tuple[str, ...] = ()
+    most_levels: int | None = 1
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     mean: Tensor
@@ -104,7 +120,9 @@ class GlimpseClassifier(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if crop is not None and (squash or not 0 < crop <= 1):
-            raise ConfigError(f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash")
+            raise ConfigError(
+                f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash"
+            )
         self.num_classes = num_classes
         self.size = size
         self.squash = squash
@@ -121,6 +139,10 @@ class GlimpseClassifier(nn.Module, ABC):
     def channels(self) -> int:
         return len(self._fill)
 
+    @property
+    def most_cells(self) -> int | None:
+        return None
+
     def root(self, sizes: np.ndarray) -> np.ndarray:
         """(B, 4) box of the first look at images of ``sizes`` (B, 2)."""
         if self.squash or (self.crop is not None and self.training):
@@ -128,11 +150,12 @@ class GlimpseClassifier(nn.Module, ABC):
         return enclosing_square(sizes) if self.crop is None else centred_square(sizes, self.crop)
 
     def first_looks(self, size: tuple[int, int]) -> list[Look]:
-        """The looks at an image of this size that are known before any forward pass: a loader can read them ahead."""
+        """Looks that do not depend on a forward pass. Data loaders read them ahead."""
         return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
 
     def see(self, views: Views, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
-        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told otherwise.
+        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told
+        otherwise.
 
         Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
 
@@ -141,8 +164,8 @@ class GlimpseClassifier(nn.Module, ABC):
         """
         if views.channels != self.channels:
             raise ImageError(
-                f"images: have {views.channels} bands where the model takes {self.channels}; open them with channels={self.channels},"
-                " or let foveal.classify do it"
+                f"images: have {views.channels} bands where the model takes {self.channels};"
+                f" open them with channels={self.channels}, or let foveal.classify do it"
             )
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
@@ -150,12 +173,13 @@ class GlimpseClassifier(nn.Module, ABC):
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
 
-    @abstractmethod
+    # ---- the interface, and what each model implements
+
     def forward(
         self,
         images: Views | Tensor,
         locations: Sequence[int] | None = None,
-        policy: str = "greedy",
+        policy: str | Policy = GREEDY,
         draws: Draws | None = None,
         contributions: bool = True,
     ) -> Classification:
@@ -164,15 +188,31 @@ class GlimpseClassifier(nn.Module, ABC):
         Args:
             images: views, or a (B, C, H, W) tensor in [0, 1].
             locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
-            policy: how cells are selected: ``"greedy"`` (most probable) or another of ``policies``.
+            policy: how locations are selected: one of ``policies`` or its name.
             draws: randomness for policies that need it; a fixed seed if None.
-            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False spares that.
+            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False
+                spares that.
 
         Raises:
             ConfigError: a budget that cannot be met, or a policy that the model does not know.
         """
+        views, (policy,) = as_views(images), self.check_policies([policy])
+        draws = draws or Draws(0, 0, np.arange(len(views)))
+        return self.classify(views, self.budget(locations, policy), policy, draws, contributions)
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
+    @abstractmethod
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
+        """Classify. The arguments of `forward` have been checked."""
+
+    def walk(
+        self,
+        images: Views | Tensor,
+        locations: Sequence[int] | None = None,
+        at_once: int = 1,
+        contributions: bool = True,
+    ) -> Walk:
         """Classify greedily, a few looks at a time; whoever drives this says which images are worth looking at further.
 
         Args:
@@ -182,34 +222,85 @@ class GlimpseClassifier(nn.Module, ABC):
             contributions: see `forward`.
 
         Yields:
-            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first look, last before the
-            last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot stop on the way yield nothing.
+            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first
+            look, last before the last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot
+            stop on the way yield nothing.
 
         Returns:
             The classification of all images, each with the looks that it got.
         """
+        return (yield from self.classify_in_turns(as_views(images), self.budget(locations), at_once, contributions))
+
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `walk`. Override it in a model that can stop early."""
         yield from ()
-        return self(images, locations, contributions=contributions)
+        return self(views, budget, contributions=contributions)
+
+    def rollouts(
+        self,
+        images: Views | Tensor,
+        policies: Sequence[str | Policy],
+        draws: Draws,
+        locations: Sequence[int] | None = None,
+    ) -> list[Rollout]:
+        """One rollout of the batch for each policy, with gradients."""
+        return self.roll_out(
+            as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws
+        )
 
     @abstractmethod
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        """Try the batch once for each policy, with gradients."""
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        """One rollout for each policy. The arguments of `rollouts` have been checked."""
 
-    def default_objective(self) -> Objective:
-        """What this model is trained with unless told otherwise."""
-        return self.objective()
+    def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
+        """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is
+        looked at.
 
-    def check_policies(self, policies: Sequence[str]) -> None:
-        """See that the model knows these ways of selecting cells.
+        Args:
+            locations: what is asked for; the model's own budget if None.
+            policy: how locations are selected; some take every cell whatever is asked for.
 
         Raises:
-            ConfigError: it does not know one.
+            ConfigError: it cannot be met.
         """
+        asked = self.locations if locations is None else tuple(int(k) for k in locations)
+        budget = asked[: asked.index(0)] if 0 in asked else asked
+        levels, most = self.most_levels, self.most_cells
+        if (levels is not None and len(budget) > levels) or not all(1 <= k <= (most or k) for k in budget):
+            raise ConfigError(f"locations {','.join(map(str, asked))}: {self._takes()}")
+        return (most,) * len(budget) if policy.every_cell and most else budget
+
+    def _takes(self) -> str:
+        """Valid budgets, as the end of an error message."""
+        if self.most_levels == 0:
+            return "this model looks once, at the whole image; leave locations out"
+        if self.most_levels == 1 and self.most_cells:
+            return f"this model has one grid, of {self.most_cells} cells; give one number, 0 to {self.most_cells}"
+        if not self.most_cells:
+            return f"{type(self).__name__} looks at one place after another; give one number"
+        return f"each level can look at 1 to {self.most_cells} of its cells; choose such numbers"
+
+    def check_policies(self, policies: Sequence[str | Policy], more: Collection[str] = ()) -> list[Policy]:
+        """The policies of these names.
+
+        Args:
+            policies: policies or their names.
+            more: names that are known beside ``policies`` of the model.
+
+        Raises:
+            ConfigError: the model does not know one.
+        """
+        known = (*self.policies, *more)
         for policy in policies:
-            if policy not in self.policies:
-                raise ConfigError(f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}")
+            if not isinstance(policy, self.policy_kinds) and str(policy) not in known:
+                raise ConfigError(
+                    f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}"
+                )
+        return [find_policy(policy) for policy in policies]
+
+    def default_objective(self) -> Objective:
+        """The objective that this model is trained with by default."""
+        return self.objective()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group name, for learning rates and weight decay of their own."""
@@ -217,7 +308,7 @@ class GlimpseClassifier(nn.Module, ABC):
 
     @abstractmethod
     def dense(self) -> nn.Module:
-        """The bare backbone with a classifier of the same width: what a user would run without looking."""
+        """The backbone with a linear classifier, without glimpses, as a baseline."""
 
 
 class WholeImage(GlimpseClassifier):
@@ -229,53 +320,67 @@ class WholeImage(GlimpseClassifier):
         mean, std: normalisation, per band; the network's own if None, or 0.5 where it has none.
         squash: squash the whole image to ``size``, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what augmentation
-            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if None.
+        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what
+            augmentation
+            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if
+                None.
     """
 
     def __init__(
-        self, network: nn.Module, image_size: int | tuple[int, int] | None = None, *, mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None, squash: bool = False, antialias: bool = True, crop: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        squash: bool = False,
+        antialias: bool = True,
+        crop: float | None = None,
+    ) -> None:
         card = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
         size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
         classes = getattr(network, "num_classes", None) or 1000
         super().__init__(
-            classes, (size, size) if isinstance(size, int) else tuple(size),
-            per_band(mean or card.get("mean", (0.5,)), channels), per_band(std or card.get("std", (0.5,)), channels),
-            squash=squash, antialias=antialias, crop=crop,
-        )  # fmt: skip
+            classes,
+            (size, size) if isinstance(size, int) else tuple(size),
+            per_band(mean or card.get("mean", (0.5,)), channels),
+            per_band(std or card.get("std", (0.5,)), channels),
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
+        )
         self.network = channels_last(network)
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
+    @property
+    def most_levels(self) -> int:  # type: ignore[override]
+        return len(self.locations)
+
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        views = as_views(images)
         which, box = np.arange(len(views)), self.root(views.sizes)
         with ExitStack() as asked:
             maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
             logits = self.network(self.see(views, which, box))
         looks = Glimpses(
-            image=which, box=box, size=np.array(self.size), level=np.ones_like(which), parent=np.full_like(which, -1),
-            probability=torch.ones(len(which)), contribution=logits if contributions else None,
-        )  # fmt: skip
+            image=which,
+            box=box,
+            size=np.array(self.size),
+            level=np.ones_like(which),
+            parent=np.full_like(which, -1),
+            probability=torch.ones(len(which)),
+            contribution=logits if contributions else None,
+        )
         return Classification(logits, looks, self.class_names, maps, views.bytes_read)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        views = as_views(images)
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to submodule."""
+        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to
+        submodule."""
         head = getattr(self.network, "get_classifier", lambda: None)()
         parts = {name: self.network.get_submodule(part) for name, part in getattr(self.network, "groups", {}).items()}
         if isinstance(head, nn.Module):
@@ -292,7 +397,8 @@ class WholeImage(GlimpseClassifier):
 
 
 def networks() -> ModuleType:
-    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network is needed."""
+    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network
+    is needed."""
     with fast_imports():
         import timm
 
@@ -302,7 +408,7 @@ def networks() -> ModuleType:
 
 def create_network(
     name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any], size: int | None = None
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A network of timm's or ours for a model that looks.
 
     Args:
@@ -324,7 +430,9 @@ def create_network(
     return networks().create_model(name, pretrained=bool(pretrained), **options)
 
 
-def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = ()) -> None:
+def check_network(
+    name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = (), kind: str = "backbone"
+) -> None:
     """See that timm, with our backbones, has a network of this name.
 
     Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
@@ -335,9 +443,11 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
         unknown: what they say where there is none of this name.
         elsewhere: what they end with where no name is near.
         ours: further names that may be meant.
+        kind: of `foveal.registry.UnknownName`.
 
     Raises:
-        ConfigError: it has none.
+        UnknownName: it has none.
+        ConfigError: the name leads elsewhere.
     """
     timm = networks()
     source, _, place = name.rpartition(":")
@@ -351,10 +461,14 @@ def check_network(name: str, what: str, unknown: str, elsewhere: str, ours: Coll
         return
     architecture, _, tag = name.partition(".")
     tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
-    # Of timm's thousand names some are always nearer than ours.
-    near = [match for names in (tags or ours, tags or timm.list_models()) for match in difflib.get_close_matches(name, names, 3)]
+    # Names of ours come first: among timm's thousand names some are always closer.
+    near = [
+        match
+        for names in (tags or ours, tags or timm.list_models())
+        for match in difflib.get_close_matches(name, names, 3)
+    ]
     advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
-    raise ConfigError(f"{what}: {unknown}; {advice}")
+    raise UnknownName(f"{what}: {unknown}; {advice}", kind, name)
 
 
 def _has_network(name: str) -> bool:
@@ -365,12 +479,14 @@ def _has_network(name: str) -> bool:
 def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
     """What a network has to be told so that it takes images of a size: nothing, or ``img_size``.
 
-    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the meta device.
+    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the
+    meta device.
 
     Args:
         name: timm name.
         size: (height, width) of the images.
-        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or ``dynamic_img_size``.
+        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or
+            ``dynamic_img_size``.
 
     Raises:
         ConfigError: it takes no images of this size in any case.
@@ -380,7 +496,9 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
     own = tuple(card.input_size[1:]) if card is not None else None
     if size == own:
         return {}
-    options = {key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"}
+    options = {
+        key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"
+    }
     told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
     reasons: list[Exception] = []
     for more in ({}, told) if options.keys().isdisjoint(("img_size", "dynamic_img_size")) else ({},):
@@ -395,7 +513,7 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
         if (refusal := _refusal(network, size)) is None:
             return more
         reasons.append(refusal)
-    # What a network says that was told the size is nearer to the point, unless it could not be told.
+    # The error of the second attempt is more specific, unless ``img_size`` is not an option.
     reason = next((e for e in reversed(reasons) if not isinstance(e, TypeError)), reasons[0])
     text = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
     choice = f"choose {own[0]}, its own size, or another network" if own else "choose another size"
@@ -404,7 +522,10 @@ def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> d
 
 def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
     """Why a network on the meta device does not take images of a size, or None."""
-    channels = getattr(network, "in_chans", None) or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    channels = (
+        getattr(network, "in_chans", None)
+        or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    )
     try:
         with torch.no_grad():
             network(torch.zeros(1, channels, *size, device="meta"))
@@ -416,7 +537,8 @@ def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are 3-d convolutions."""
+    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are
+    3-d convolutions."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)

@@ -1,17 +1,18 @@
 """DRAM, the deep recurrent attention model: one network for glimpses, one memory for what was seen and one for where.
 
-"Multiple Object Recognition with Visual Attention", Ba, Mnih and Kavukcuoglu, ICLR 2015, arXiv 1412.7755, in the form that Saccader's
-authors compare with on ImageNet (arXiv 1908.07644; released code of google-research/saccader). It looks at the image once, at a fixed
-size, and cuts what it attends to from that look: three windows around a place, from fine to whole, with the coordinates of every pixel as
-two more bands. A context step in the middle sees all three and tells the location memory where to begin. In the steps after it only the
-fine window can be used to classify: of the others the mean colour is left.
+"Multiple Object Recognition with Visual Attention", Ba, Mnih and Kavukcuoglu, ICLR 2015, arXiv 1412.7755, in the form
+that Saccader's authors compare with on ImageNet (arXiv 1908.07644; released code of google-research/saccader). It looks
+at the image once, at a fixed size, and cuts what it attends to from that look: three windows around a place, from fine
+to whole, with the coordinates of every pixel as two more bands. A context step in the middle sees all three and tells
+the location memory where to begin. In the steps after it only the fine window can be used to classify: of the others
+the mean colour is left.
 
 `dram` is our default: it learns to predict after every step. ``dram.reference`` follows the published code.
 
 Example:
     >>> import torch
-    >>> model = DRAM(num_classes=4, backbone="test_resnetv2_slim", image_size=64, base_size=24, hidden=16, locations=(3,)).eval()
-    >>> looked = model(torch.rand(1, 3, 128, 128))
+    >>> model = DRAM(num_classes=4, backbone="test_resnetv2_slim", image_size=64, base_size=24, hidden=16)
+    >>> looked = model.eval()(torch.rand(1, 3, 128, 128), locations=(3,))
     >>> [g.size for g in looked.glimpses], looked.glimpses[1].box[2] - looked.glimpses[1].box[0]
     ([(64, 64), (24, 24), (24, 24), (24, 24)], 48.0)
 """
@@ -31,14 +32,15 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import channels_last, create_network, per_band
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import to_device
 from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
+from foveal.policies import Policy
 
 WINDOWS = 3
 
-# ------------------------------------------------------------------------------------------------ sensor (spec 6.1)
+# ------------------------------------------------------------------------------------------------ sensor
 
 
 def with_coordinates(seen: Tensor) -> Tensor:
@@ -66,7 +68,9 @@ def windows(field: Tensor, where: Tensor, sides: Sequence[float], size: int) -> 
     y, x = (axis + at[:, None, None] for at in where.unbind(1))  # (R, windows, size)
     grid = torch.stack([x[:, :, None, :].expand(-1, -1, size, -1), y[..., None].expand(-1, -1, -1, size)], -1)
     exact = torch.promote_types(field.dtype, torch.float32)  # halves cannot tell places apart
-    seen = F.grid_sample(field.to(exact), grid.flatten(1, 2).to(exact), mode="bilinear", padding_mode="border", align_corners=False)
+    seen = F.grid_sample(
+        field.to(exact), grid.flatten(1, 2).to(exact), mode="bilinear", padding_mode="border", align_corners=False
+    )
     return seen.to(field.dtype).unflatten(2, (len(sides), size)).transpose(1, 2).flatten(1, 2)
 
 
@@ -79,7 +83,7 @@ def finest_only(seen: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ model
 
 
-@register("dram")
+@MODELS.register("dram")
 class DRAM(RecurrentAttention):
     """The deep recurrent attention model on any timm backbone.
 
@@ -93,7 +97,8 @@ class DRAM(RecurrentAttention):
         locations: default budget: places that are looked at after the context step.
         hidden: length of the two memories.
         sd: standard deviation of the places that are tried in training, of 1 at the image's border.
-        aggregate: what is predicted: ``last``, after the last step, or ``mean``, the mean of the predictions after each.
+        aggregate: what is predicted: ``last``, after the last step, or ``mean``, the mean of the predictions after
+            each.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the look, rather than look at the square around it.
         antialias: resample with antialiasing.
@@ -125,15 +130,25 @@ class DRAM(RecurrentAttention):
         crop: float | None = None,
     ) -> None:
         if not 0 < base_size < image_size:
-            raise ConfigError(f"base_size={base_size} leaves no choice of places on image_size={image_size}; make it smaller")
+            raise ConfigError(
+                f"base_size={base_size} leaves no choice of places on image_size={image_size}; make it smaller"
+            )
         options = backbone_options or {}
-        network: Any = create_network(backbone, WINDOWS * (in_chans + 2), False, {"num_classes": 0, **options}, base_size)
+        network: Any = create_network(
+            backbone, WINDOWS * (in_chans + 2), False, {"num_classes": 0, **options}, base_size
+        )
         card = getattr(network, "pretrained_cfg", None) or {}
         super().__init__(
-            num_classes, (image_size, image_size), per_band(mean or card.get("mean", (0.5,)), in_chans),
-            per_band(std or card.get("std", (0.5,)), in_chans), squash=squash, antialias=antialias, crop=crop,
-            aggregate=aggregate, locations=locations,
-        )  # fmt: skip
+            num_classes,
+            (image_size, image_size),
+            per_band(mean or card.get("mean", (0.5,)), in_chans),
+            per_band(std or card.get("std", (0.5,)), in_chans),
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
+            aggregate=aggregate,
+            locations=locations,
+        )
         self.base_size = base_size
         self.sides = tuple(float(side) for side in np.trunc(np.linspace(base_size, image_size, WINDOWS)) / image_size)
         self._twin = partial(create_network, backbone, in_chans, False, {"num_classes": num_classes, **options})
@@ -153,12 +168,13 @@ class DRAM(RecurrentAttention):
         network: Any = self.backbone
         return network.forward_head(network.forward_features(seen), pre_logits=True)
 
-    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+    def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
         field = with_coordinates(self.see(views, np.arange(images), self.root(views.sizes)))
         seen = self.perceive(field, torch.zeros(images, 2, device=field.device), context=True)
         context, _ = self.recognise(seen, self.recognise.zeros(images))
-        # What the context step left in the classification memory is forgotten; the location memory reads its output first (spec 6.2).
+        # What the context step left in the classification memory is forgotten; the location memory reads its output
+        # first.
         rows = images * tries
         field, features = field.repeat(tries, 1, 1, 1), [context.repeat(tries, 1)]
         state, memory = self.recognise.zeros(rows), self.locate.zeros(rows)
@@ -175,7 +191,10 @@ class DRAM(RecurrentAttention):
     def boxes(self, sizes: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first = self.root(sizes)
         middle, half = (first[:, 2:] + first[:, :2]) / 2, (first[:, 2:] - first[:, :2]) / 2
-        middle, reach = middle[:, None] + where * half[:, None], np.broadcast_to(half[:, None] * self.sides[0], where.shape)
+        middle, reach = (
+            middle[:, None] + where * half[:, None],
+            np.broadcast_to(half[:, None] * self.sides[0], where.shape),
+        )
         return first, np.concatenate([middle - reach, middle + reach], axis=2)
 
     def glimpse_sizes(self, steps: int) -> np.ndarray:
@@ -185,9 +204,16 @@ class DRAM(RecurrentAttention):
         return RecurrentObjective(policy_weight=0.1, image_share=self.image_share)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``; ``head``, the classification memory and the classifier; ``location``, the other memory and the policy."""
-        parts = {"backbone": [self.backbone], "head": [self.recognise, self.classifier], "location": [self.locate, self.where]}
-        return {name: [p for part in those for p in part.parameters() if p.requires_grad] for name, those in parts.items()}
+        """``backbone``; ``head``, the classification memory and the classifier; ``location``, the other memory and the
+        policy."""
+        parts = {
+            "backbone": [self.backbone],
+            "head": [self.recognise, self.classifier],
+            "location": [self.locate, self.where],
+        }
+        return {
+            name: [p for part in those for p in part.parameters() if p.requires_grad] for name, those in parts.items()
+        }
 
     def dense(self) -> nn.Module:
         return self._twin().to(self.mean.device)
@@ -199,9 +225,10 @@ class ReferenceDRAM(DRAM):
     image_share = 1.0
 
 
-@register("dram.reference")
+@MODELS.register("dram.reference")
 def dram(num_classes: int = 1000, **options: Any) -> ReferenceDRAM:
-    """ImageNet: a 224 px image, 77 px glimpses, slim's ResNet-v2-50. 45,610,219 parameters and statistics with 1,001 classes."""
+    """ImageNet: a 224 px image, 77 px glimpses, slim's ResNet-v2-50. 45,610,219 parameters and statistics with 1,001
+    classes."""
     preset = {"crop": 224 / 246, "antialias": False}
     if options.get("squash"):
         preset.pop("crop")

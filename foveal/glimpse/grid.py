@@ -3,29 +3,32 @@
 Boxes are (y0, x0, y1, x1) NumPy arrays on the host: whoever reads pixels needs them there, they are few, and their
 arithmetic is exact. Cells are numbered row by row.
 
-A square look is divided into ``side`` x ``side`` square cells, spread from edge to edge; the side of a cell is the share ``region``
-of the side of the look. There are two ways to lay the grid over a look that is not square, or that reaches outside the image:
+A square look is divided into ``side`` x ``side`` square cells, spread from edge to edge; the side of a cell is the
+share ``region`` of the side of the look. There are two ways to lay the grid over a look that is not square, or that
+reaches outside the image:
 
-`Grid.boxes` divides the box of the look, whatever lies in it. For a long image this is the square around it, so that cells are mostly
-padding or wholly outside; or it is the image itself, so that cells have the image's aspect ratio and are squashed. Published models do
-so, and models that were trained before there was the other way.
+`Grid.boxes` divides the box of the look, whatever lies in it. For a long image this is the square around it, so that
+cells are mostly padding or wholly outside; or it is the image itself, so that cells have the image's aspect ratio and
+are squashed. Published models do so, and models that were trained before there was the other way.
 
 `Grid.inside` lays square cells over the part of the look that lies in the image, of some height and width:
 
-1. A cell has the share of the area that it has in a square look: its side is region * sqrt(height * width), but not more than the
-   shorter side, and exactly that where it is nearly as long. Only where a row of ``side`` such cells would leave gaps along the longer
-   side, which a square look has not, the cell is larger.
-2. Cells are spread evenly along each axis, from edge to edge. A cell that is longer than the shorter side is centred there.
-3. Cells that lie closer together than half their distance in a square look count as one: one of them is offered, the others never are.
+1. A cell has the share of the area that it has in a square look: its side is region * sqrt(height * width), but not
+more than the
+   shorter side, and exactly that where it is nearly as long. Only where a row of ``side`` such cells would leave gaps
+   along the longer side, which a square look has not, the cell is larger.
+2. Cells are spread evenly along each axis, from edge to edge. A cell that is longer than the shorter side is centred
+there. 3. Cells that lie closer together than half their distance in a square look count as one: one of them is offered,
+the others never are.
 
-So every cell lies wholly in the image, unless the image is more than ``side`` times as long as wide; then it contains the whole
-shorter side. In a square look that lies in the image, the cells are those of `Grid.boxes`. The index of a cell is its row and
-column in the full grid, also where some cells are not offered. Where the side of the cells is given, because looks are to have a fixed
-physical size, it replaces rule 1, and there may be gaps.
+So every cell lies wholly in the image, unless the image is more than ``side`` times as long as wide; then it contains
+the whole shorter side. In a square look that lies in the image, the cells are those of `Grid.boxes`. The index of a
+cell is its row and column in the full grid, also where some cells are not offered. Where the side of the cells is
+given, because looks are to have a fixed physical size, it replaces rule 1, and there may be gaps.
 
-The thumbnail of such a model is the whole image, squashed to a square (see `foveal.glimpse.tnet`). This costs its proportions, but no
-pixel is spent on padding, looks of all images have one shape, and networks of a fixed input size can be used. Closer looks are not
-squashed. ``benchmarks/shapes.py`` compares these choices with others.
+The thumbnail of such a model is the whole image, squashed to a square (see `foveal.glimpse.tnet`). This costs its
+proportions, but no pixel is spent on padding, looks of all images have one shape, and networks of a fixed input size
+can be used. Closer looks are not squashed. ``benchmarks/shapes.py`` compares these choices with others.
 
 Example:
     >>> import numpy as np
@@ -65,7 +68,8 @@ class Grid:
     def __post_init__(self) -> None:
         if self.side < 2 or not 0 < self.region <= 1:
             raise ConfigError(
-                f"grid {self.side}, region {self.region}: a grid needs at least 2 cells per axis and a region in (0, 1]; change them"
+                f"grid {self.side}, region {self.region}: a grid needs at least 2 cells per axis and a region in (0, 1]"
+                "; change them"
             )
 
     @property
@@ -73,7 +77,8 @@ class Grid:
         return self.side**2
 
     def axis(self, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Starts (..., side), relative to the box, and sizes (...) of the regions along one axis of ``length`` (...) pixels."""
+        """Starts (..., side), relative to the box, and sizes (...) of the regions along one axis of ``length`` (...)
+        pixels."""
         size = np.maximum(np.round(length * self.region), 1.0)
         if self.padded:
             stride = np.ceil((length - size) / (self.side - 1))
@@ -88,7 +93,9 @@ class Grid:
         x, w = self.axis(parents[..., 3] - parents[..., 1])
         return self._boxes(parents[..., 0, None] + y, parents[..., 1, None] + x, h, w)
 
-    def inside(self, parents: np.ndarray, sizes: np.ndarray, given: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def inside(
+        self, parents: np.ndarray, sizes: np.ndarray, given: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Square regions of the parts of boxes that lie in images; see the top of this file.
 
         Args:
@@ -126,7 +133,8 @@ class Grid:
         return np.where(shorter == longer, np.maximum(np.round(longer * self.region), 1.0), size)
 
     def _apart(self, size: np.ndarray) -> np.ndarray:
-        """(...) least distance of distinct cells of a size (...): half of what they have in a square look, and one pixel at least."""
+        """(...) least distance of distinct cells of a size (...): half of what they have in a square look, and one
+        pixel at least."""
         return np.maximum(size * ((1 - self.region) / self.region / (self.side - 1) / 2), 1.0)
 
     def _spread(self, room: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""RAM, the recurrent attention model: small patches around one place after another, put together by a recurrent network.
+"""RAM, the recurrent attention model: small patches around one place after another, put together by a recurrent
+network.
 
-"Recurrent Models of Visual Attention", Mnih, Heess, Graves and Kavukcuoglu, NeurIPS 2014, arXiv 1406.6247. A glimpse is several patches
-around a place, each with twice the side of the one before and all resampled to the same few pixels, so that the place is seen sharply
-and its surroundings are not. Nothing else of the image is looked at: the cost is the same for images of any size.
+"Recurrent Models of Visual Attention", Mnih, Heess, Graves and Kavukcuoglu, NeurIPS 2014, arXiv 1406.6247. A glimpse is
+several patches around a place, each with twice the side of the one before and all resampled to the same few pixels, so
+that the place is seen sharply and its surroundings are not. Nothing else of the image is looked at: the cost is the
+same for images of any size.
 
 Example:
     >>> import torch
@@ -24,15 +26,17 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import on_host, per_band
 from foveal.glimpse.recurrent import GaussianPolicy, RecurrentAttention, Trace
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.images.views import Look, Views
+from foveal.policies import Policy
 
 
-@register("ram")
+@MODELS.register("ram")
 class RAM(RecurrentAttention):
     """The recurrent attention model. Its first look is at the middle; every glimpse is told by its finest patch.
 
-    Places are told from -1 to 1 across the image, whatever its shape, so that every glimpse has its middle in the image.
+    Places are told from -1 to 1 across the image, whatever its shape, so that every glimpse has its middle in the
+    image.
 
     Args:
         num_classes: classes.
@@ -41,7 +45,8 @@ class RAM(RecurrentAttention):
         patches: patches of a glimpse.
         region: side of the finest patch as a share of the image's longer side, rounded to whole pixels.
         locations: default budget: glimpses after the first.
-        sd: standard deviation of the places that are tried in training; the paper does not say its own, and ports tune it.
+        sd: standard deviation of the places that are tried in training; the paper does not say its own, and ports tune
+            it.
         mean, std: normalisation.
         antialias: resample with antialiasing.
 
@@ -64,11 +69,18 @@ class RAM(RecurrentAttention):
         antialias: bool = True,
     ) -> None:
         if not 0 < region <= 1 or patches < 1:
-            raise ConfigError(f"region={region} and patches={patches} make no glimpse; give a share up to 1, and a patch or more")
+            raise ConfigError(
+                f"region={region} and patches={patches} make no glimpse; give a share up to 1, and a patch or more"
+            )
         size = (base_size, base_size)
         super().__init__(
-            num_classes, size, per_band(mean, in_chans), per_band(std, in_chans), antialias=antialias, locations=locations
-        )  # fmt: skip
+            num_classes,
+            size,
+            per_band(mean, in_chans),
+            per_band(std, in_chans),
+            antialias=antialias,
+            locations=locations,
+        )
         self.patches, self.region = patches, region
         self.what_seen = nn.Sequential(nn.Flatten(), nn.Linear(patches * in_chans * base_size**2, 128), nn.ReLU())
         self.where_seen = nn.Sequential(nn.Linear(2, 128), nn.ReLU())
@@ -83,10 +95,11 @@ class RAM(RecurrentAttention):
         return [Look(tuple(box), self.size, self._fill, self.antialias) for box in boxes.tolist()]
 
     def patch_boxes(self, sizes: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """(B, T, patches, 4) boxes around places (B, T, 2) of images of ``sizes`` (B, 2), finest first, which is at whole pixels."""
+        """(B, T, patches, 4) boxes around places (B, T, 2) of images of ``sizes`` (B, 2), finest first, which is at
+        whole pixels."""
         sizes = np.asarray(sizes, dtype=np.float64)
         side = np.maximum(1, np.round(self.region * sizes.max(1)))[:, None, None]
-        # Alike boxes are cut together where they meet the grid of pixels alike.
+        # Boxes at whole pixels can be cut together.
         middle = (np.round((where + 1) / 2 * sizes[:, None] - side / 2) + side / 2)[:, :, None]
         reach = side[..., None] / 2 * 2.0 ** np.arange(self.patches)[:, None]
         return np.concatenate([middle - reach, middle + reach], axis=3)
@@ -101,12 +114,16 @@ class RAM(RecurrentAttention):
         glimpse = self.glimpse(torch.cat([self.what_seen(seen), self.where_seen(where.to(seen.dtype))], 1))
         return self.core(torch.cat([glimpse, state], 1))
 
-    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+    def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
         images, tries = len(views), len(policies)
         middle = torch.zeros(images, 2, device=self.mean.device)
         state = self.glance(views, middle, self.mean.new_zeros(images, 256)).repeat(tries, 1)
         rows, features = images * tries, [state]
-        places, densities, values = [state.new_zeros(rows, 0, 2)], [state.new_zeros(rows, 0)], [state.new_zeros(rows, 0)]
+        places, densities, values = (
+            [state.new_zeros(rows, 0, 2)],
+            [state.new_zeros(rows, 0)],
+            [state.new_zeros(rows, 0)],
+        )
         for step in range(steps):
             # The policy and the baseline learn from what is known and do not change it.
             known = state.detach()
@@ -132,4 +149,6 @@ class RAM(RecurrentAttention):
         """The layers of a glimpse for the whole image, shrunk to one patch."""
         features = self.channels * self.size[0] * self.size[1]
         shrunk: list[nn.Module] = [nn.AdaptiveAvgPool2d(self.size), nn.Flatten(), nn.Linear(features, 128), nn.ReLU()]
-        return nn.Sequential(*shrunk, nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, self.num_classes)).to(self.mean.device)
+        return nn.Sequential(*shrunk, nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, self.num_classes)).to(
+            self.mean.device
+        )

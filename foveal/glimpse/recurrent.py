@@ -1,13 +1,15 @@
-"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the plane.
+"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the
+plane.
 
-A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean itself. The model
-classifies from what it remembers, after as many looks as the budget says.
+A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean
+itself. The model classifies from what it remembers, after as many looks as the budget says.
 
 Example:
     >>> import torch
+    >>> from foveal.policies import find_policy
     >>> policy = GaussianPolicy(features=4, limit=0.5, sd=0.1)
     >>> mean = policy(torch.randn(3, 4))
-    >>> where = policy.choose("sampled", mean, torch.rand(3, 2))
+    >>> where = policy.choose(find_policy("sampled"), mean, torch.rand(3, 2))
     >>> bool((where.abs() <= 0.5).all()), policy.log_density(where, mean).shape
     (True, torch.Size([3]))
 """
@@ -18,7 +20,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -29,18 +31,21 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, on_host
 from foveal.host import to_device
-from foveal.images.views import Views, as_views
+from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
+from foveal.policies import PlacePolicy, Policy
 
 AGGREGATES = ("last", "mean")
 Aggregate = Annotated[str, AGGREGATES]
 
 
 class LSTMCell(nn.Module):
-    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of 1.
+    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of
+    1.
 
-    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in this order.
+    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in
+    this order.
 
     Args:
         features: length of the input.
@@ -86,21 +91,9 @@ class GaussianPolicy(nn.Module):
         emitted = self.emit(x)
         return self.limit * emitted.to(torch.promote_types(emitted.dtype, torch.float32)).tanh()
 
-    def choose(self, policy: str, mean: Tensor, uniform: Tensor) -> Tensor:
-        """(R, 2) places: the mean, a draw around it that is kept within the limit, anywhere, or the middle. No gradient passes.
-
-        Args:
-            policy: ``greedy``, ``sampled``, ``random`` or ``centre``.
-            mean: (R, 2).
-            uniform: (R, 2) numbers that are uniform between 0 and 1.
-        """
-        if policy == "greedy":
-            return mean.detach()
-        if policy == "centre":
-            return torch.zeros_like(mean)
-        if policy == "random":
-            return self.limit * (2 * uniform - 1)
-        return (mean.detach() + self.sd * torch.special.ndtri(uniform)).clamp(-self.limit, self.limit)
+    def choose(self, policy: PlacePolicy, mean: Tensor, uniform: Tensor) -> Tensor:
+        """(R, 2) places that a policy chooses, see `foveal.policies.PlacePolicy.place`."""
+        return policy.place(mean, uniform, self.sd, self.limit)
 
     def log_density(self, where: Tensor, mean: Tensor) -> Tensor:
         """(R,) of places (R, 2), as if none had been moved to the limit; the gradient goes to the mean."""
@@ -110,7 +103,7 @@ class GaussianPolicy(nn.Module):
 
 @dataclass
 class Trace:
-    """What became of R rows, the images of every rollout in turn, in T steps after the first look.
+    """T steps after the first look, for R rows: the images of each rollout in turn.
 
     Attributes:
         features: (R, 1 + T, D) what was known after each look, as the classifier reads it.
@@ -131,7 +124,8 @@ class RecurrentAttention(GlimpseClassifier):
     A place has a density and no probability: the probability of every glimpse is 1.
 
     Args:
-        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after each chosen one.
+        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after
+            each chosen one.
         locations: default budget: one number.
         options: of `GlimpseClassifier`.
 
@@ -143,7 +137,7 @@ class RecurrentAttention(GlimpseClassifier):
         ConfigError: an unknown ``aggregate``, or a budget of several levels.
     """
 
-    policies = ("greedy", "sampled", "random", "centre")
+    policy_kinds = (PlacePolicy,)
     objective: type[Any] = RecurrentObjective
     classifier: nn.Linear
     where: GaussianPolicy
@@ -153,10 +147,10 @@ class RecurrentAttention(GlimpseClassifier):
         if aggregate not in AGGREGATES:
             raise ConfigError(f"aggregate={aggregate}: is not known; use {' or '.join(AGGREGATES)}")
         self.aggregate = aggregate
-        self.locations = self._budget(locations)
+        self.locations = self.budget(locations)
 
     @abstractmethod
-    def trace(self, views: Views, steps: int, policies: Sequence[str], draws: Draws) -> Trace:
+    def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
         """Look at a batch once per policy, ``steps`` times after the first look."""
 
     @abstractmethod
@@ -175,33 +169,33 @@ class RecurrentAttention(GlimpseClassifier):
         """(1 + steps, 2) what each look is resampled to."""
         return np.tile(np.array(self.size), (1 + steps, 1))
 
-    def decide(self, policy_features: Tensor, policies: Sequence[str], draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+    def decide(
+        self, policy_features: Tensor, policies: Sequence[Policy], draws: Draws, step: int
+    ) -> tuple[Tensor, Tensor]:
         """Places of all rollouts in this step, (R, 2), and their log-density, (R,)."""
         mean = self.where(policy_features)
         drawn = [np.zeros((len(draws.samples), 2))] * len(policies)
         for i, policy in enumerate(policies):
-            if policy in ("sampled", "random"):
+            if policy.draws:
                 drawn[i] = draws.uniform(f"location {step} {i}", 2)
         uniform = [to_device(u, mean.device, mean.dtype) for u in drawn]
-        places = [self.where.choose(*of) for of in zip(policies, mean.chunk(len(policies)), uniform, strict=True)]
+        places = [
+            self.where.choose(*of) for of in zip(cast(Any, policies), mean.chunk(len(policies)), uniform, strict=True)
+        ]
         place = torch.cat(places)
         return place, self.where.log_density(place, mean)
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        self.check_policies([policy])
-        views, (steps, *_) = as_views(images), (*self._budget(locations), 0)
-        seen = self.trace(views, steps, [policy], draws or Draws(0, 0, np.arange(len(views))))
+        steps = sum(budget)
+        seen = self.trace(views, steps, [policy], draws)
         chosen = self.classifier(seen.features[:, 1:] if steps and self.aggregate == "mean" else seen.features[:, -1:])
         contribution = None
         if contributions and self.aggregate == "mean":
-            contribution = (chosen if not steps else torch.cat([torch.zeros_like(chosen[:, :1]), chosen / steps], 1)).flatten(0, 1)
+            contribution = (
+                chosen if not steps else torch.cat([torch.zeros_like(chosen[:, :1]), chosen / steps], 1)
+            ).flatten(0, 1)
         first, boxes = self.boxes(views.sizes, on_host(seen.where))
         count, level, parent = 1 + steps, np.array([1] + [2] * steps), np.array([-1] + [0] * steps)
         glimpses = Glimpses(
@@ -215,31 +209,25 @@ class RecurrentAttention(GlimpseClassifier):
         )
         return Classification(chosen.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        self.check_policies(policies)
-        views, tries, (steps, *_) = as_views(images), len(policies), (*self._budget(locations), 0)
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        tries, steps = len(policies), sum(budget)
         seen = self.trace(views, steps, policies, draws)
         alone = self.classifier(seen.features)
         logits = alone[:, 1:].mean(1) if steps and self.aggregate == "mean" else alone[:, -1]
         values = [None] * tries if seen.values is None else seen.values.chunk(tries)
-        parts = zip(policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True)
+        parts = zip(
+            policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True
+        )
         return [
             Rollout(
-                logits=whole, glimpse_logits=each, level=np.array([1] + [2] * steps), parent=np.array([-1] + [0] * steps),
-                log_probability=log_density, values=value, additive=False, policy=name,
+                logits=whole,
+                glimpse_logits=each,
+                level=np.array([1] + [2] * steps),
+                parent=np.array([-1] + [0] * steps),
+                log_probability=log_density,
+                values=value,
+                additive=False,
+                policy=name,
             )
             for name, whole, each, log_density, value in parts
-        ]  # fmt: skip
-
-    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
-        """() or one positive number."""
-        if locations is None:
-            return self.locations
-        budget = tuple(int(k) for k in locations)
-        if len(budget) > 1 or any(k < 0 for k in budget):
-            raise ConfigError(
-                f"locations {','.join(map(str, budget))}: {type(self).__name__} looks at one place after another; give one number"
-            )
-        return () if 0 in budget else budget
+        ]

@@ -1,29 +1,18 @@
 """Names of the classifiers that look: a model, or a model with a preset after a dot.
 
 Example:
-    >>> @register("doctest_only")
-    ... def build(num_classes: int = 2): ...
-    >>> REGISTRY.pop("doctest_only") is build
-    True
+    >>> MODELS.get("nonsense")
+    Traceback (most recent call last):
+    ...
+    foveal.registry.UnknownName: nonsense: there is no model of this name; ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+from foveal.registry import Registry
 
-REGISTRY: dict[str, Callable[..., Any]] = {}
-
-
-def register(name: str) -> Callable[[Constructor], Constructor]:
-    """Register a constructor under ``name``; it is called with keywords, which are the model's options everywhere."""
-
-    def add(build: Constructor) -> Constructor:
-        if name in REGISTRY:
-            raise ValueError(f"two models are called {name}")
-        REGISTRY[name] = build
-        return build
-
-    return add
+MODELS: Registry[Callable[..., Any]] = Registry("model")
+"""Constructors, which are called with keywords; these are the model's options everywhere."""

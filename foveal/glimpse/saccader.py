@@ -10,7 +10,7 @@ It is trained in three stages: classes from all cells; locations from the cells 
 class ("ordered logits"); then all together, by cross-entropy and policy gradient.
 
 The released form sees the whole image before it chooses, so that it buys insight and no time. `saccader_separate`
-(section 5 of the specification) finds locations in a small version of the image and classifies what is there at full
+finds locations in a small version of the image and classifies what is there at full
 resolution, by a network of its own: its cost does not grow with the image.
 
 Example:
@@ -35,47 +35,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.choices import POLICIES, SACCADER_POLICIES
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
-from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
-from foveal.images.views import Views, as_views
+from foveal.images.views import Views
 from foveal.layers.initialise import glorot
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderObjective
+from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
 
 BARRED = 1e5
-"""What is taken from the scores of cells that were visited (spec 3.3): finite, and exact in float32, which the cell keeps to."""
+"""Penalty on the scores of visited cells: finite, and exact in float32."""
 
 _LARGEST_SHARE = 0.5
-"""Of the image's side, that a window may have without a warning: at 128 px those of 77 px overlap too much (spec 14)."""
+"""Largest share of the image's side for a window without a warning: 77 px at 128 px overlap too much."""
 
 _log = logging.getLogger("foveal.glimpse")
 
 
 @lru_cache
 def _advise(side: int, backbone: str, window: int, cells: int) -> None:
-    """Warn, once, that windows are large for the image; with the side at which they have the share of the paper's."""
+    """Warn once that windows are large, and suggest the image size that gives the paper's share."""
     better = 8 * math.ceil(window * 224 / 77 / 8)
-    smaller = next((f", or backbone bagnet{w}_lowd, whose windows are {w} px" for w in (33, 17, 9) if w <= side * 0.4 and w < window), "")
+    smaller = next(
+        (
+            f", or backbone bagnet{w}_lowd, whose windows are {w} px"
+            for w in (33, 17, 9)
+            if w <= side * 0.4 and w < window
+        ),
+        "",
+    )
     grid = "the one window" if cells == 1 else f"each of the {cells} x {cells} windows"
     _log.warning(
-        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ; choose image_size %d%s",
-        side, grid, backbone, window, 100 * window / side, better, smaller,
-    )  # fmt: skip
+        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ;"
+        " choose image_size %d%s",
+        side,
+        grid,
+        backbone,
+        window,
+        100 * window / side,
+        better,
+        smaller,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ modules (spec 3)
+# ------------------------------------------------------------------------------------------------ modules
 
 
 def attention_network(channels: int) -> nn.Sequential:
-    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before (spec 3.1)."""
+    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before."""
     layers: list[nn.Module] = []
     for _ in range(2):
         width = channels // 2
@@ -87,7 +100,7 @@ def attention_network(channels: int) -> nn.Sequential:
 
 
 class SaccaderCell(nn.Module):
-    """Scores the cells for the next glimpse, from the same mixed features at every step (spec 3.3).
+    """Scores the cells for the next glimpse, from the same mixed features at every step.
 
     A softmax over the cells pools a query, a softmax over its channels weighs them, and the weighted channels are the
     scores. Visited cells take no part in the pooling and cannot be chosen again.
@@ -113,7 +126,7 @@ class SaccaderCell(nn.Module):
 
 @dataclass
 class _Seen:
-    """What one look at a batch gives: F channels of features, N cells."""
+    """Result of one look at a batch: F channels of features, N cells."""
 
     look: Tensor  # (B, C, S, S)
     root: np.ndarray  # (B, 4)
@@ -122,7 +135,7 @@ class _Seen:
     barred: Tensor  # (B, N), 1 where a window lies beside the image, or nearly so
 
     def rows(self, which: np.ndarray) -> _Seen:
-        """What was seen of some images."""
+        """The same for some images."""
         at = to_device(which, self.what.device)
         return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
 
@@ -136,14 +149,91 @@ class _Saccades:
     log_probability: Tensor  # (B, T) with which the policy in force chose
 
     def rows(self, on: Tensor) -> _Saccades:
-        """Those of some images (B,) bool."""
+        """The same for some images, (B,) bool."""
         return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
+class SaccaderPolicy(Policy):
+    """A policy for Saccader alone. It is not learned and may use the features of the image."""
+
+    likelihood = certain
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        """(B, count) cells, and the log-probability of each."""
+        with _exactly(seen.barred.device):  # the order of scores that are close must not be a matter of rounding
+            scores = self.scores(model, seen).to(seen.barred)
+        scores = scores.masked_fill(seen.barred > 0, NEVER)
+        cells = GREEDY.choose(scores, count)
+        return cells, certain(scores, cells)
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        """(B, N) scores; the highest is chosen first."""
+        raise NotImplementedError
+
+
+@POLICIES.register
+class OrderedLogits(SaccaderPolicy):
+    """Cells with the highest logit of the predicted class."""
+
+    name, teaches = "ordered_logits", True
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.logits_of_the_answer(seen)
+
+
+@POLICIES.register
+class SobelMean(SaccaderPolicy):
+    """The windows with the strongest edges."""
+
+    name = "sobel_mean"
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.contrast(seen.look.to(seen.barred.dtype), variance=False)
+
+
+@POLICIES.register
+class SobelVariance(SaccaderPolicy):
+    """The windows with the most varied edges."""
+
+    name = "sobel_var"
+
+    def scores(self, model: Saccader, seen: _Seen) -> Tensor:
+        return model.contrast(seen.look.to(seen.barred.dtype), variance=True)
+
+
+@POLICIES.register
+class ReleasedRandom(SaccaderPolicy):
+    """Two uniform coordinates that are rounded, as the released code draws them: inner cells are favoured and may come
+    back."""
+
+    name, draws = "random_released", True
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        side, device = model.side, seen.barred.device
+        place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
+        y, x = ((place + 1) * (side - 1) / 2).round().long().unbind(-1)
+        inner = torch.full((side,), 1 / max(side - 1, 1), dtype=torch.float64)
+        inner[[0, -1]] /= 2 if side > 1 else 1
+        return to_device(y * side + x, device), to_device((inner[y] * inner[x]).log(), device, seen.barred.dtype)
+
+
+@POLICIES.register
+class ReleasedCentre(SaccaderPolicy):
+    """The same middle cell each time, as in the released code."""
+
+    name = "centre_released"
+
+    def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        cell = round((model.side - 1) / 2) * (model.side + 1)
+        cells = torch.full((len(seen.what), count), cell, device=seen.barred.device)
+        return cells, certain(seen.barred, cells)
+
+
+@MODELS.register("saccader")
 class Saccader(GlimpseClassifier):
     """Saccader on any BagNet.
 
-    Beside the usual policies it knows some that need no learning (spec 3.3, 3.4): ``ordered_logits``, the cells that
+    Beside the usual policies it knows some that need no learning: ``ordered_logits``, the cells that
     speak most for the predicted class; ``sobel_mean`` and ``sobel_var``, the windows with the most contrast, or the
     most unequal; ``random_released`` and ``centre_released``, as the released code draws them: two uniform
     coordinates that are rounded, which favours the inner cells and may come back, and the same middle cell each time.
@@ -156,16 +246,17 @@ class Saccader(GlimpseClassifier):
         backbone_options: further keywords for it.
         pretrained: load these weights into the backbone.
         in_chans: bands of the images.
-        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the side of a window of
-            the backbone; else there is little to choose from.
+        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the
+            side of a window of the backbone; else there is little to choose from.
         locations: default budget, glimpses.
-        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off (spec 2.4), not by the window that was seen.
+        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off, not by the window that
+            was seen.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image, rather than look at the square around it.
         antialias: resample with antialiasing.
         crop: look at a centred square of this share of the image's shorter side instead.
-        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the best one does.
-            False offers all windows that touch the image, as models of earlier versions do.
+        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the
+            best one does. False offers all windows that touch the image, as models of earlier versions do.
 
     Raises:
         ConfigError: another backbone, images too small for its window, or a budget that the grid cannot meet.
@@ -173,7 +264,7 @@ class Saccader(GlimpseClassifier):
 
     objective: type[Any] = SaccaderObjective
     formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
-    policies = (*POLICIES, *SACCADER_POLICIES)
+    policy_kinds = (CellPolicy, SaccaderPolicy)
 
     def __init__(
         self,
@@ -193,25 +284,38 @@ class Saccader(GlimpseClassifier):
         crop: float | None = None,
         fit_grid: bool = True,
     ) -> None:
-        network = create_network(backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})})
+        network = create_network(
+            backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})}
+        )
         from foveal.backbones.bagnet import BagNet
 
         if not isinstance(network, BagNet):
-            raise ConfigError(f"backbone {backbone}: its features see more than a window of the image; use a bagnet, say bagnet77_lowd")
+            raise ConfigError(
+                f"backbone {backbone}: its features see more than a window of the image; use a bagnet,"
+                " say bagnet77_lowd"
+            )
         card = getattr(network, "pretrained_cfg", None) or {}
         side = image_size or card.get("input_size", (3, 224, 224))[-1]
         mean, std = mean or card.get("mean", (0.5,)), std or card.get("std", (0.5,))
         super().__init__(
-            num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias, crop=crop
+            num_classes,
+            (side, side),
+            per_band(mean, in_chans),
+            per_band(std, in_chans),
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
         )
         if side < network.receptive_field:
-            raise ConfigError(f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images")
+            raise ConfigError(
+                f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images"
+            )
         self.released_boxes = released_boxes
         self.fit_grid = fit_grid
         self.side = network.grid(side)
         if network.receptive_field > _LARGEST_SHARE * side:
             _advise(side, backbone, network.receptive_field, self.side)
-        self.locations = self._budget(locations)
+        self.locations = self.budget(locations)
         self.glimpse_size = (network.receptive_field, network.receptive_field)
         self.backbone = network
         self.attention = attention_network(network.feature_channels)
@@ -223,10 +327,14 @@ class Saccader(GlimpseClassifier):
         nn.init.xavier_uniform_(self.cell.query)
         self.to(memory_format=torch.channels_last)
 
-    # ---- one look at the image (spec 2, 3.2)
+    @property
+    def most_cells(self) -> int:
+        return self.side**2
+
+    # ---- one look at the image
 
     def perceive(self, views: Views) -> _Seen:
-        """The one look at each image, and what its cells say."""
+        """Look at each image once and compute the features of its cells."""
         root = self.root(views.sizes)
         look = self.see(views, np.arange(len(views)), root)
         features = self.backbone.forward_features(look)
@@ -234,10 +342,12 @@ class Saccader(GlimpseClassifier):
         windows = self._windows(root)
         share = share_inside(windows, views.sizes)
         beside = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
-        return _Seen(look, root, features, what, to_device(beside, what.device, torch.promote_types(what.dtype, torch.float32)))
+        return _Seen(
+            look, root, features, what, to_device(beside, what.device, torch.promote_types(what.dtype, torch.float32))
+        )
 
     def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
-        """(B, N, C) mixed features, in float32 at least. While it imitates, the features are left as they are (spec 4.2)."""
+        """(B, N, C) mixed features, in float32 or better. ``imitating`` detaches the features."""
         features, what = seen.features, seen.what.transpose(1, 2).unflatten(2, (self.side, self.side))
         if imitating:
             features, what = features.detach(), what.detach()
@@ -245,7 +355,8 @@ class Saccader(GlimpseClassifier):
         return mixed.flatten(2).transpose(1, 2).to(seen.barred.dtype)
 
     def _windows(self, root: np.ndarray) -> np.ndarray:
-        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes ``root``."""
+        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes
+        ``root``."""
         window, size = self.backbone.receptive_field, self.size[0]
         start = self.backbone.jump * np.arange(self.side, dtype=np.float64)
         if self.released_boxes:
@@ -256,29 +367,33 @@ class Saccader(GlimpseClassifier):
         scale = (root[:, 2:] - root[:, :2]) / size
         return np.tile(root[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
 
-    # ---- the saccades (spec 3.3, 3.4)
+    # ---- the saccades
 
-    def saccade(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None) -> _Saccades:
+    def saccade(
+        self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str = "", mixed: Tensor | None = None
+    ) -> _Saccades:
         """Choose ``count`` cells.
 
         Args:
             seen: of `perceive`.
-            policy: one of ``policies``.
+            policy: one that the model knows.
             count: glimpses.
             draws: randomness.
             purpose: tells rollouts of the same images apart.
-            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If None
-                they are computed where the learned policy chooses.
+            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If
+                None they are computed where the learned policy chooses.
         """
         if not count:
-            return _Saccades(torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0])
-        given, chances = self._unlearned(seen, policy, count, draws, purpose)
+            return _Saccades(
+                torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0]
+            )
+        given, chances = self._given(seen, policy, count, draws, purpose)
         if given is None and mixed is None:
             mixed = self._mixed(seen, imitating=False)
         if mixed is None:
             return _Saccades(cast(Tensor, given), None, chances)
         noise = None
-        if policy == "sampled":
+        if policy.sampled:
             noise = to_device(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
         barred, cells, log_p = seen.barred, [], []
         with _exactly(mixed.device):
@@ -286,49 +401,36 @@ class Saccader(GlimpseClassifier):
                 log_p.append(self.cell(mixed, barred).log_softmax(-1))
                 scores = log_p[-1].detach() if noise is None else log_p[-1].detach() + noise[:, t]
                 cells.append(scores.argmax(-1, keepdim=True) if given is None else given[:, t : t + 1])
-                # A visited cell comes after all others, those beside the image among them.
+                # Visited cells are penalised more than cells beside the image.
                 barred = barred.scatter(1, cells[-1], 2.0)
         steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
         return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
 
-    def _unlearned(self, seen: _Seen, policy: str, count: int, draws: Draws, purpose: str) -> tuple[Tensor | None, Tensor]:
-        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that does."""
-        images, device, certain = len(seen.what), seen.what.device, seen.barred.new_zeros(len(seen.what), count)
-        if policy in ("greedy", "sampled"):
-            return None, certain
-        if policy == "random_released":
-            place = torch.from_numpy(draws.uniform(f"places {purpose}", count, 2) * 2 - 1)
-            y, x = ((place + 1) * (self.side - 1) / 2).round().long().unbind(-1)
-            inner = torch.full((self.side,), 1 / max(self.side - 1, 1), dtype=torch.float64)
-            inner[[0, -1]] /= 2 if self.side > 1 else 1
-            chances = to_device((inner[y] * inner[x]).log(), device, certain.dtype)
-            return to_device(y * self.side + x, device), chances
-        if policy == "centre_released":
-            middle = round((self.side - 1) / 2)
-            return torch.full((images, count), middle * (self.side + 1), device=device), certain
-        scores = seen.barred.new_zeros(images, self.side**2)
-        with _exactly(device):  # the order of scores that are close must not be a matter of rounding
-            if policy == "ordered_logits":
-                scores = self._speaking_for_the_answer(seen).to(scores)
-            elif policy.startswith("sobel"):
-                scores = self._contrast(seen.look.to(scores.dtype), variance=policy == "sobel_var")
-        scores = scores.masked_fill(seen.barred > 0, NEVER)
-        noise = None
-        if policy == "random":
+    def _given(
+        self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str
+    ) -> tuple[Tensor | None, Tensor]:
+        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that
+        does."""
+        if policy.learned:
+            return None, seen.barred.new_zeros(len(seen.what), count)
+        if isinstance(policy, SaccaderPolicy):
+            return policy.cells(self, seen, count, draws, purpose)
+        scores, noise = seen.barred.new_zeros(len(seen.what), self.side**2).masked_fill(seen.barred > 0, NEVER), None
+        if policy.draws:
             noise = to_device(draws.gumbel(f"saccades {purpose}", self.side**2), scores.device, scores.dtype)
-        cells = choose(policy if policy in POLICIES else "greedy", scores, count, noise)
-        return cells, CHOICE_LIKELIHOOD.get(policy, CHOICE_LIKELIHOOD["centre"])(scores, cells)
+        cells = cast(CellPolicy, policy).choose(scores, count, noise)
+        return cells, (policy.likelihood or certain)(scores, cells)
 
-    def _speaking_for_the_answer(self, seen: _Seen) -> Tensor:
-        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label (spec 3.4)."""
+    def logits_of_the_answer(self, seen: _Seen) -> Tensor:
+        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label."""
         head = cast(nn.Linear, self.backbone.fc)
         weight, what = head.weight.detach().to(seen.barred.dtype), seen.what.detach().to(seen.barred.dtype)
         bias = None if head.bias is None else head.bias.detach().to(what.dtype)
         answer = F.linear(what.mean(1), weight, bias).argmax(-1)
         return (what @ weight[answer][..., None]).squeeze(-1)  # the bias changes no order
 
-    def _contrast(self, look: Tensor, variance: bool) -> Tensor:
-        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window (spec 3.4)."""
+    def contrast(self, look: Tensor, variance: bool) -> Tensor:
+        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window."""
         grey = look.new_tensor((0.2989, 0.587, 0.114) if look.shape[1] == 3 else (1 / look.shape[1],) * look.shape[1])
         grey = (look * grey[:, None, None]).sum(1, keepdim=True)
         edge = look.new_tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
@@ -340,33 +442,27 @@ class Saccader(GlimpseClassifier):
             mean = (F.avg_pool2d(energy, window, jump) - mean.square()) * (window**2 / (window**2 - 1))
         return mean.flatten(1)
 
-    # ---- what comes of it
+    # ---- classification
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
         return self.backbone.fc(seen.what[to_device(which, cells.device)[:, None], cells])
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        views, count = as_views(images), self._count(locations, policy)
-        everyone, seen = np.arange(len(views)), self.perceive(views)
-        chosen = self.saccade(seen, policy, count, draws or Draws(0, 0, everyone))
+        count, everyone, seen = sum(budget), np.arange(len(views)), self.perceive(views)
+        chosen = self.saccade(seen, policy, count, draws)
         alone = self.read(views, seen, everyone, chosen.cells) if count else self._whole(seen)[:, None]
         return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
-        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once: beside features and
-        attention network that costs nothing. A separate classifier's looks are taken one by one."""
-        views, count = as_views(images), self._count(locations, "greedy")
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once:
+        beside features and attention network that costs nothing. A separate classifier's looks are taken one by one."""
+        count = sum(budget)
         which, done, seen = np.arange(len(views)), [], self.perceive(views)
         whole = self._whole(seen)
-        chosen, alone = self.saccade(seen, "greedy", 0, Draws(0, 0, which)), whole[:, None][:, :0]
+        chosen, alone = self.saccade(seen, GREEDY, 0, Draws(0, 0, which)), whole[:, None][:, :0]
 
         def classified(rows: np.ndarray, on: Tensor) -> tuple[np.ndarray, Classification]:
             looks = alone.shape[1]
@@ -382,21 +478,27 @@ class Saccader(GlimpseClassifier):
             which, alone = which[going], alone[on]
             if not len(which):
                 break
-            chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), "greedy", count, Draws(0, 0, which))
+            chosen = chosen.rows(on) if start else self.saccade(seen.rows(which), GREEDY, count, Draws(0, 0, which))
             alone = torch.cat([alone, self.read(views, seen, which, chosen.cells[:, start : start + at_once])], 1)
         if len(which) or not done:
             done.append(classified(which, torch.arange(len(which), device=whole.device)))
         return Classification.merge(done, views.bytes_read)
 
     def _whole(self, seen: _Seen) -> Tensor:
-        """(B, classes) what the BagNet itself says: the mean over all cells."""
+        """(B, classes) logits of the BagNet itself: the mean over all cells."""
         return self.backbone.fc(seen.what.mean(1))
 
     def _classified(
-        self, root: np.ndarray, cells: Tensor, log_p: Tensor, alone: Tensor, contributions: bool, read: np.ndarray | None = None
+        self,
+        root: np.ndarray,
+        cells: Tensor,
+        log_p: Tensor,
+        alone: Tensor,
+        contributions: bool,
+        read: np.ndarray | None = None,
     ) -> Classification:
-        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T, classes), or (R, 1,
-        classes) of the first look where nothing was chosen; else it adds nothing itself."""
+        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T,
+        classes), or (R, 1, classes) of the first look where nothing was chosen; else it adds nothing itself."""
         images, count = cells.shape
         share = alone / alone.shape[1] if contributions else None
         if share is not None and count:
@@ -416,45 +518,48 @@ class Saccader(GlimpseClassifier):
         """(R, T, 4) where cells (R, T) look, in full-resolution pixels of images seen in the boxes ``root`` (R, 4)."""
         return np.take_along_axis(self._windows(root), on_host(cells)[..., None], axis=1)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """Try the batch once for each policy.
 
-        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not asked. Where a
-        policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
+        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not
+        asked. Where a policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
         """
-        self.check_policies(policies)
-        views, count = as_views(images), self._count(locations, "")
-        seen = self.perceive(views)
-        learning = [name for name in policies if name != "exhaustive"]
-        if learning and not count:
+        count, seen = sum(budget), self.perceive(views)
+        choosing = not all(policy.every_cell for policy in policies)
+        if choosing and not count:
             raise ConfigError(
-                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more, or by the policy exhaustive"
+                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more,"
+                " or by the policy exhaustive"
             )
-        mixed = self._mixed(seen, imitating="ordered_logits" in policies) if learning else None
+        mixed = self._mixed(seen, imitating=any(policy.teaches for policy in policies)) if choosing else None
         tried = []
-        for number, name in enumerate(policies):
-            if name == "exhaustive":
+        for number, policy in enumerate(policies):
+            if policy.every_cell:
                 whole = self._whole(seen)
-                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=name))
+                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=policy))
                 continue
-            chosen = self.saccade(seen, name, count, draws, str(number), mixed)
-            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, name))
+            chosen = self.saccade(seen, policy, count, draws, str(number), mixed)
+            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, policy))
         return tried
 
-    def _rollout(self, alone: Tensor, chosen: _Saccades, policy: str) -> Rollout:
+    def _rollout(self, alone: Tensor, chosen: _Saccades, policy: Policy) -> Rollout:
         """The rollout of glimpses whose logits (B, T, classes) are averaged."""
         scores = cast(Tensor, chosen.log_p)
         return Rollout(
-            logits=alone.mean(1), glimpse_logits=alone, level=np.full(alone.shape[1], 2), parent=np.zeros(alone.shape[1], dtype=int),
-            log_probability=scores.gather(-1, chosen.cells[..., None]).squeeze(-1), scores=[scores], cells=chosen.cells, policy=policy,
-        )  # fmt: skip
+            logits=alone.mean(1),
+            glimpse_logits=alone,
+            level=np.full(alone.shape[1], 2),
+            parent=np.zeros(alone.shape[1], dtype=int),
+            log_probability=scores.gather(-1, chosen.cells[..., None]).squeeze(-1),
+            scores=[scores],
+            cells=chosen.cells,
+            policy=policy,
+        )
 
-    # ---- the rest of the contract
+    # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``, the BagNet and its classifier; ``location``, what chooses; what else there is by its name."""
+        """``backbone``: the BagNet and its classifier. ``location``: attention and cell. Others by name."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "location": []}
         for name, part in self.named_children():
             group = "location" if name in ("attention", "mix", "cell") else name
@@ -464,36 +569,22 @@ class Saccader(GlimpseClassifier):
     def dense(self) -> nn.Module:
         return self.backbone
 
-    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
-        if locations is None:
-            return self.locations
-        budget = tuple(int(k) for k in locations)
-        if len(budget) > 1 or any(not 0 <= k <= self.side**2 for k in budget):
-            told, most = ",".join(map(str, budget)), self.side**2
-            raise ConfigError(f"locations {told}: this model has one grid, of {most} cells; give one number, 0 to {most}")
-        return budget if budget != (0,) else ()
-
-    def _count(self, locations: Sequence[int] | None, policy: str) -> int:
-        """Glimpses of a budget."""
-        self.check_policies([policy] if policy else [])
-        budget = self._budget(locations)
-        return (self.side**2 if policy == "exhaustive" else budget[0]) if budget else 0
-
 
 def _exactly(device: torch.device) -> torch.autocast:
     """A context without autocast."""
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
 
-# ------------------------------------------------------------------------------------------------ a separate classifier (spec 5)
+# ------------------------------------------------------------------------------------------------ a separate classifier
 
 
+@MODELS.register("saccader_separate")
 class SaccaderSeparate(Saccader):
     """Saccader that finds locations in a small version of the image and classifies what is there by another network.
 
-    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits are
-    averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the classifier is
-    added. With no locations it is the BagNet on the small version.
+    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits
+    are averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the
+    classifier is added. With no locations it is the BagNet on the small version.
 
     Args:
         num_classes: classes.
@@ -534,10 +625,21 @@ class SaccaderSeparate(Saccader):
         fit_grid: bool = True,
     ) -> None:
         super().__init__(
-            num_classes, backbone=backbone, backbone_options=backbone_options, pretrained=locator_pretrained, in_chans=in_chans,
-            image_size=image_size, locations=locations, released_boxes=released_boxes, mean=mean, std=std, squash=squash,
-            antialias=antialias, crop=crop, fit_grid=fit_grid,
-        )  # fmt: skip
+            num_classes,
+            backbone=backbone,
+            backbone_options=backbone_options,
+            pretrained=locator_pretrained,
+            in_chans=in_chans,
+            image_size=image_size,
+            locations=locations,
+            released_boxes=released_boxes,
+            mean=mean,
+            std=std,
+            squash=squash,
+            antialias=antialias,
+            crop=crop,
+            fit_grid=fit_grid,
+        )
         options = {"num_classes": num_classes, **(classifier_options or {})}
         network = create_network(classifier, in_chans, pretrained, options, glimpse_size)
         card = getattr(network, "pretrained_cfg", None) or {}
@@ -551,7 +653,13 @@ class SaccaderSeparate(Saccader):
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         # Batch norms see whole rollouts in training; else there may be hundreds of cells, which memory does not hold.
-        return torch.cat([self._look_at(views, seen, which, part) for part in cells.split(cells.shape[1] if self.training else 16, 1)], 1)
+        return torch.cat(
+            [
+                self._look_at(views, seen, which, part)
+                for part in cells.split(cells.shape[1] if self.training else 16, 1)
+            ],
+            1,
+        )
 
     def _look_at(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         boxes = self.boxes(seen.root[which], cells)
@@ -564,9 +672,6 @@ class SaccaderSeparate(Saccader):
 
 # ------------------------------------------------------------------------------------------------ presets
 
-register("saccader")(Saccader)
-register("saccader_separate")(SaccaderSeparate)
-
 
 class ReferenceSaccader(Saccader):
     """Saccader as released; its stages are three runs, see the recipes."""
@@ -576,14 +681,18 @@ class ReferenceSaccader(Saccader):
 
 
 _AS_RELEASED: dict[str, Any] = {
-    "backbone_options": {"downsample_bn": "main"}, "released_boxes": True, "antialias": False, "crop": 224 / 246,
+    "backbone_options": {"downsample_bn": "main"},
+    "released_boxes": True,
+    "antialias": False,
+    "crop": 224 / 246,
     "fit_grid": False,
-}  # fmt: skip
+}
 
 
-@register("saccader_bagnet77.reference")
+@MODELS.register("saccader_bagnet77.reference")
 def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
-    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001 classes."""
+    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001
+    classes."""
     return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
 
 
@@ -596,8 +705,11 @@ class ReferenceSaccaderSeparate(SaccaderSeparate):
         return CrossEntropy(trains=("classifier",))
 
 
-@register("saccader_nasnetalarge.reference")
-def saccader_nasnetalarge(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccaderSeparate:
-    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A (large)."""
+@MODELS.register("saccader_nasnetalarge.reference")
+def saccader_nasnetalarge(
+    num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any
+) -> ReferenceSaccaderSeparate:
+    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A
+    (large)."""
     preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}
     return ReferenceSaccaderSeparate(num_classes, locations=locations, **{**preset, **options})

@@ -8,16 +8,17 @@ averaged and classified by one linear layer. Cost follows the number of looks an
 
 `tnet` is our default; names with ``.reference`` follow the paper to the letter.
 
-An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells that nearly coincide
-are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is looked at once: the answer is the mean of
-the looks that were taken, and they are what glimpses, contributions and counts tell of.
+An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells
+that nearly coincide are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is
+looked at once: the answer is the mean of the looks that were taken, and they are what glimpses, contributions and
+counts tell of.
 
 Example:
     >>> import torch
     >>> model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1)).eval()
     >>> looked = model(torch.rand(1, 3, 128, 128))
-    >>> len(looked.glimpses), looked.glimpses[1].level, model(torch.rand(1, 3, 128, 128), locations=()).locations.tolist()
-    (5, 2, [0])
+    >>> len(looked.glimpses), looked.glimpses[1].level, looked.locations.tolist()
+    (5, 2, [4])
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -40,20 +41,20 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
-from foveal.glimpse.policies import CHOICE_LIKELIHOOD, NEVER, choose, independent, plackett_luce
-from foveal.glimpse.registry import register
+from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
-from foveal.images.views import Views, as_views
+from foveal.images.views import Views
 from foveal.layers.initialise import glorot
 from foveal.objectives.objective import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
+from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Random, Whole, independent, plackett_luce
 
 # --------------------------------------------------------------------------------------------------------- modules
 
 
 def code_frequencies(dim: int) -> Tensor:
-    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100 (spec 3.3)."""
+    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100."""
     m = dim // 6
     return 100 ** (-torch.arange(m, dtype=torch.float32) / (m - 1))
 
@@ -75,7 +76,7 @@ def position_code(position: Tensor, frequency: Tensor, dim: int) -> Tensor:
 
 
 class PositionModule(nn.Module):
-    """Tags a feature vector with where and at which scale it was taken (spec 4.4).
+    """Tags a feature vector with where and at which scale it was taken.
 
     Args:
         features: length D of the vector.
@@ -99,10 +100,10 @@ class PositionModule(nn.Module):
 
 
 class LocationModule(nn.Module):
-    """Scores the cells of a grid from one descriptor each (spec 4.3).
+    """Scores the cells of a grid from one descriptor each.
 
-    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so small
-    a grid.
+    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so
+    small a grid.
 
     Args:
         channels: length of a descriptor.
@@ -111,12 +112,15 @@ class LocationModule(nn.Module):
             squeeze-and-excitation over the grid instead, with swish.
         scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
             probability near uniform (the released code).
-        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the descriptors too.
+        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the
+            descriptors too.
     """
 
     coordinates: Tensor
 
-    def __init__(self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False) -> None:
+    def __init__(
+        self, channels: int, side: int, context: int = 0, scale: float | None = None, detached: bool = False
+    ) -> None:
         super().__init__()
         self.context = context
         self.detached = detached
@@ -155,7 +159,7 @@ class LocationModule(nn.Module):
 
 
 class FeatureWeighting(nn.Module):
-    """Weights of the feature vectors of one image, instead of a plain mean (spec 4.6; bird data sets)."""
+    """Weights of the feature vectors of one image, instead of a plain mean (bird data sets)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -183,7 +187,8 @@ def _shares(taken: Tensor, dtype: torch.dtype) -> Tensor:
 class _Traversal:
     """What a traversal saw: rows are images (of every rollout in turn), columns glimpses.
 
-    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not taken.
+    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not
+    taken.
     """
 
     features: Tensor  # (R, N, D), 0 where no look was taken
@@ -195,16 +200,19 @@ class _Traversal:
     cells: list[Tensor]  # for each level with grids: (R, n, k)
 
     def join(self, below: _Traversal) -> _Traversal:
-        """These looks, and those that were chosen from the first of them."""
+        """These looks, followed by looks that were chosen from the first one."""
         return _Traversal(
-            torch.cat([self.features, below.features], 1), np.concatenate([self.boxes, below.boxes], 1),
-            np.concatenate([self.taken, below.taken], 1), np.concatenate([self.level, below.level]),
+            torch.cat([self.features, below.features], 1),
+            np.concatenate([self.boxes, below.boxes], 1),
+            np.concatenate([self.taken, below.taken], 1),
+            np.concatenate([self.level, below.level]),
             np.concatenate([self.parent, np.where(below.parent < 0, 0, below.parent + len(self.level))]),
-            [*self.log_p, *below.log_p], [*self.cells, *below.cells],
-        )  # fmt: skip
+            [*self.log_p, *below.log_p],
+            [*self.cells, *below.cells],
+        )
 
     def rows(self, which: np.ndarray) -> _Traversal:
-        """Some images' (bool) features and boxes; the rest is the same for all, or not asked for any more."""
+        """Features and boxes of some images (bool); choices are dropped."""
         kept = true_indices(which, self.features.device)
         return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
 
@@ -213,9 +221,8 @@ class _Traversal:
         """`taken` on the device of the features; None where every look was taken."""
         return None if self.taken.all() else to_device(self.taken, self.features.device)
 
-    def log_probability(self, policy: str, likelihood: Any) -> Tensor:
-        """(R, choices) of each choice given those before it in the same grid; of the learned policy, unless another chose; 0 of no look."""
-        likelihood = CHOICE_LIKELIHOOD.get(policy, likelihood)
+    def log_probability(self, likelihood: Likelihood) -> Tensor:
+        """(R, choices) of each choice given those before it in the same grid; 0 of no look."""
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
         if not steps:
             return self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
@@ -232,21 +239,24 @@ class _Grids:
     log_p: Tensor  # (R, n, K)
 
     def rows(self, which: np.ndarray) -> _Grids:
-        """Some rows' (bool)."""
+        """Selected rows (bool)."""
         return _Grids(self.boxes[which], self.offered[which], self.log_p[true_indices(which, self.log_p.device)])
 
     def repeat(self, times: int) -> _Grids:
-        """The same rows, several times over."""
+        """All rows, repeated."""
         boxes, offered = (np.tile(of, (times, *[1] * (of.ndim - 1))) for of in (self.boxes, self.offered))
         return _Grids(boxes, offered, self.log_p.repeat(times, 1, 1))
 
     def chosen(self, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(R, n, k, 4) boxes of cells (R, n, k), and which of them are offered, (R, n, k) bool."""
         # Shapes alone are counted on the meta device: as many cells as can be had.
-        known = np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
+        known = (
+            np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
+        )
         return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
 
 
+@MODELS.register("tnet")
 class TNet(GlimpseClassifier):
     """The Traversal Network on any timm backbone.
 
@@ -265,36 +275,41 @@ class TNet(GlimpseClassifier):
         location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
         location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
         score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
-        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the backbone too,
-            which then learns features to find objects by.
+        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the
+            backbone too, which then learns features to find objects by.
         position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
         weighting: weigh feature vectors by a learned gate rather than equally.
         head_dropout: dropout before the classifier.
         padded_grid: cells placed as the released code places them.
-        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as their batches are
-            of one level each: where thumbnails look unlike close looks, those of all together fit neither. The paper keeps one set.
+        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as
+            their batches are of one level each: where thumbnails look unlike close looks, those of all together fit
+            neither. The paper keeps one set.
         mean, std: normalisation; the backbone's if None.
         squash: squash the whole image into the first look, and cells as much, rather than look at the square around it.
         antialias: resample with antialiasing.
-        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the first look is the
-            whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False looks at the square around the image,
-            as models of earlier versions do. Nothing changes for square images, nor beside ``squash``, ``padded_grid`` and
-            ``location_index``, which say how a paper places its cells.
-        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side of such a look
-            is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The closest looks are those of the last
-            level of the default budget; at each level before them looks are 1 / ``region`` times as coarse. Needs images whose files
-            say how large a pixel is (`foveal.images.scale`); 1e6 is a metre, for rasters.
+        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the
+            first look is the whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False
+            looks at the square around the image, as models of earlier versions do. Nothing changes for square images,
+            nor beside ``squash``, ``padded_grid`` and ``location_index``, which say how a paper places its cells.
+        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side
+            of such a look is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The
+            closest looks are those of the last level of the default budget; at each level before them looks are 1 /
+            ``region`` times as coarse. Needs images whose files say how large a pixel is (`foveal.images.scale`); 1e6
+            is a metre, for rasters.
 
     Raises:
-        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that cannot be kept to.
+        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that
+            cannot be kept to.
 
     Attributes:
-        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or looks have a
-            physical size, that is ``random``.
+        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or
+            looks have a physical size, that is ``random``.
     """
 
     objective: type[Any] = TNetObjective
     formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
+    rollout_policies = ("whole",)
+    most_levels = None
     cell_weights: Tensor
 
     def __init__(
@@ -326,23 +341,32 @@ class TNet(GlimpseClassifier):
         fit_grid: bool = True,
         region_mpp: float | None = None,
     ) -> None:
-        network = create_network(backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size)
+        network = create_network(
+            backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size
+        )
         card = getattr(network, "pretrained_cfg", None) or {}
         side = base_size or card.get("input_size", (3, 224, 224))[-1]
         mean = mean or card.get("mean", (0.5,))
         std = std or card.get("std", (0.5,))
-        super().__init__(num_classes, (side, side), per_band(mean, in_chans), per_band(std, in_chans), squash=squash, antialias=antialias)
+        super().__init__(
+            num_classes,
+            (side, side),
+            per_band(mean, in_chans),
+            per_band(std, in_chans),
+            squash=squash,
+            antialias=antialias,
+        )
         self.backbone = channels_last(network)
         self.grid = Grid(grid, region, padded_grid)
         self.fit_grid = fit_grid
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
         if region_mpp is not None and (region_mpp <= 0 or not self._fits):
             raise ConfigError(
-                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on, and squash, padded_grid"
-                " and location_index out"
+                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on,"
+                " and squash, padded_grid and location_index out"
             )
         self.region_mpp = region_mpp
-        self.locations = self._budget(locations)
+        self.locations = self.budget(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
             for name in ("running_mean", "running_var"):
@@ -353,7 +377,9 @@ class TNet(GlimpseClassifier):
         self.location_index = None if location_index is None else list(location_index)
         first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
         self.register_buffer("cell_weights", _means(first, first + region * map_side, map_side), persistent=False)
-        self.location = LocationModule(channels, grid, features if location_context else 0, score_scale, detached_policy)
+        self.location = LocationModule(
+            channels, grid, features if location_context else 0, score_scale, detached_policy
+        )
         self.position = PositionModule(features, position_concat)
         self.weighting = FeatureWeighting(features) if weighting else None
         self.dropout = nn.Dropout(head_dropout)
@@ -361,10 +387,14 @@ class TNet(GlimpseClassifier):
         self.likelihood = independent if score_scale is None else plackett_luce
         self.takes_whole = region_mpp is None and self._takes_whole(in_chans)
 
+    @property
+    def most_cells(self) -> int:
+        return self.grid.cells
+
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes) if self._fits else super().root(sizes)
 
-    # ---- one look (spec 3.1)
+    # ---- one look
 
     def perceive(self, seen: Tensor, position: Tensor, level: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pass looks through the backbone.
@@ -378,7 +408,9 @@ class TNet(GlimpseClassifier):
             (N, D) tagged feature vectors, and what `score` takes.
         """
         tapped: list[Tensor] = []
-        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(lambda _m, _i, out: tapped.append(out))
+        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(
+            lambda _m, _i, out: tapped.append(out)
+        )
         try:
             with _running_statistics(self.backbone, min(level, self.statistics)):
                 feature = _embed(self.backbone, seen)
@@ -387,7 +419,8 @@ class TNet(GlimpseClassifier):
         return self.position(feature, position), (_as_map(tapped[0], self.backbone), feature)
 
     def score(self, features: Tensor, feature: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells; see `describe`."""
+        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells;
+        see `describe`."""
         return self.location(self.describe(features, weights), feature)
 
     def describe(self, features: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -395,14 +428,16 @@ class TNet(GlimpseClassifier):
 
         Args:
             features: (N, channels, h, w) maps of the looks.
-            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those of square looks
-                if None.
+            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those
+                of square looks if None.
 
         Returns:
             One descriptor for each cell, (N, side**2, channels).
         """
         if self.location_index is not None:
-            rows, columns = (to_device(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:])
+            rows, columns = (
+                to_device(np.arange(cells)[self.location_index], features.device) for cells in features.shape[2:]
+            )
             return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
         images, channels, _, width = features.shape
         down, across = (of.to(features.dtype) for of in weights or (self.cell_weights,) * 2)
@@ -412,13 +447,10 @@ class TNet(GlimpseClassifier):
         rows = (down @ features.permute(0, 2, 3, 1).flatten(2)).reshape(-1, width, channels)
         return (across @ rows).reshape(images, -1, channels)
 
-    # ---- the traversal (spec 3.1, 5)
+    # ---- the traversal
 
-    def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[str], draws: Draws) -> _Traversal:
+    def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[Policy], draws: Draws) -> _Traversal:
         """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
-        self.check_policies(policies)
-        if "exhaustive" in policies:  # rollouts side by side look equally often
-            locations = (self.grid.cells,) * len(locations)
         tries = len(policies)
         thumbnail, look = self._thumbnail(views, tries)
         if not locations:
@@ -429,15 +461,19 @@ class TNet(GlimpseClassifier):
             return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
 
         which = np.tile(np.arange(len(views)), tries)
-        grids = self._grids(views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look).repeat(tries)
+        grids = self._grids(
+            views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look
+        ).repeat(tries)
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
     def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
-        """The first look at every image, ``tries`` times over, and once what `score` takes."""
+        """The first look, repeated ``tries`` times, and the inputs of `score`, once."""
         if self.region_mpp is not None:
             for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
                 what = "does not say how large its pixels are, which this model's region_mpp needs"
-                views.errors.setdefault(i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp")
+                views.errors.setdefault(
+                    i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp"
+                )
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
@@ -446,7 +482,13 @@ class TNet(GlimpseClassifier):
         return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
 
     def _grids(
-        self, views: Views, which: np.ndarray, boxes: np.ndarray, taken: np.ndarray, look: tuple[Tensor, Tensor], depth: int = 1
+        self,
+        views: Views,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        taken: np.ndarray,
+        look: tuple[Tensor, Tensor],
+        depth: int = 1,
     ) -> _Grids:
         """Grids over looks.
 
@@ -459,12 +501,15 @@ class TNet(GlimpseClassifier):
             depth: processing level of the looks.
         """
         cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
-        scores = _back(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
+        scores = _scatter(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
         log_p = scores.unflatten(0, taken.shape).masked_fill(to_device(~offered, scores.device), NEVER).log_softmax(-1)
-        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for so many.
+        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for
+        # so many.
         return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
 
-    def cells(self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def cells(
+        self, boxes: np.ndarray, sizes: np.ndarray, mpp: np.ndarray | None = None, depth: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Cells of the grids over looks.
 
         Args:
@@ -486,7 +531,8 @@ class TNet(GlimpseClassifier):
         return cells, ~outside(cells, sizes)
 
     def _weights(self, boxes: np.ndarray, cells: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a square look."""
+        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a
+        square look."""
         usual = (cells == self.grid.boxes(boxes)).all((1, 2))
         if usual.all() or not self._fits:
             return None
@@ -497,12 +543,21 @@ class TNet(GlimpseClassifier):
             pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # of the image, for each of the map
             first, last = ((edges[..., i] - boxes[:, None, axis]) / pixels for i in (axis, axis + 2))
             weights.append(
-                torch.where(to_device(usual, device)[:, None, None], self.cell_weights, to_device(_means(first, last, length), device))
+                torch.where(
+                    to_device(usual, device)[:, None, None],
+                    self.cell_weights,
+                    to_device(_means(first, last, length), device),
+                )
             )
         return weights[0], weights[1]
 
     def _expand(
-        self, views: Views, which: np.ndarray, grids: _Grids, locations: Sequence[int], select: Callable[[Tensor, int, int], Tensor]
+        self,
+        views: Views,
+        which: np.ndarray,
+        grids: _Grids,
+        locations: Sequence[int],
+        select: Callable[[Tensor, int, int], Tensor],
     ) -> _Traversal:
         """Look into the first looks at images, level by level.
 
@@ -511,12 +566,15 @@ class TNet(GlimpseClassifier):
             which: (R,) image of each row.
             grids: over the first looks, one for each row.
             locations: how many cells to choose from each grid of each level.
-            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K) log-probabilities.
+            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K)
+                log-probabilities.
         """
         position = torch.zeros(len(which), 3, device=self.mean.device)
         nothing = position.new_zeros(len(which), 0, self.classifier.in_features)
         empty = np.zeros((len(which), 0))
-        found = _Traversal(nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], [])
+        found = _Traversal(
+            nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], []
+        )
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
             chosen = select(grids.log_p, k, depth)
@@ -527,34 +585,38 @@ class TNet(GlimpseClassifier):
             tagged, look = self.perceive(
                 seen, position if taken.all() else position[true_indices(taken.ravel(), position.device)], depth + 1
             )
-            features = _back(tagged, taken).unflatten(0, (-1, count))
+            features = _scatter(tagged, taken).unflatten(0, (-1, count))
             parent, own = np.repeat(own, chosen.shape[2]), len(found.level) + np.arange(count)
             found = _Traversal(
-                torch.cat([found.features.to(tagged.dtype), features], 1), np.concatenate([found.boxes, boxes], 1),
-                np.concatenate([found.taken, taken], 1), np.concatenate([found.level, np.full(count, depth + 1)]),
-                np.concatenate([found.parent, parent]), [*found.log_p, grids.log_p], [*found.cells, chosen],
-            )  # fmt: skip
+                torch.cat([found.features.to(tagged.dtype), features], 1),
+                np.concatenate([found.boxes, boxes], 1),
+                np.concatenate([found.taken, taken], 1),
+                np.concatenate([found.level, np.full(count, depth + 1)]),
+                np.concatenate([found.parent, parent]),
+                [*found.log_p, grids.log_p],
+                [*found.cells, chosen],
+            )
             if depth < len(locations):
                 grids = self._grids(views, which, boxes, taken, look, depth + 1)
         return found
 
-    def _select(self, policy: str, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
+    def _select(self, policy: Policy, log_p: Tensor, k: int, draws: Draws, depth: int, rollout: int) -> Tensor:
         noise = None
-        if policy in ("sampled", "random"):
+        if policy.draws:
             noise = to_device(draws.gumbel(f"selection {depth} {rollout}", *log_p.shape[1:]), log_p.device, log_p.dtype)
-        return choose(policy, log_p, k, noise)
+        return cast(CellPolicy, policy).choose(log_p, k, noise)
 
     def _descend(self, position: Tensor, cells: Tensor, depth: int) -> Tensor:
-        """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row (spec 3.1)."""
+        """Hierarchical grid coordinates of the chosen cells: y_child = G y_parent + row."""
         y, x, _ = position.unflatten(0, (-1, cells.shape[1]))[..., None, :].expand(*cells.shape, 3).unbind(-1)
         side = self.grid.side
         child = torch.stack([side * y + cells // side, side * x + cells % side, torch.full_like(y, depth)], dim=-1)
         return child.flatten(0, 2)
 
-    # ---- what comes of it (spec 4.5, 4.6)
+    # ---- classification
 
     def _fuse(self, seen: _Traversal) -> tuple[Tensor, Tensor]:
-        """The fused (R, D) features of all looks, and the (R, N) weight of each in it."""
+        """Fused (R, D) features, and the (R, N) weight of each look."""
         features, mask = seen.features, seen.mask
         if self.weighting is not None:
             weight = self.weighting(features, mask)
@@ -564,21 +626,17 @@ class TNet(GlimpseClassifier):
             weight = _shares(mask, features.dtype)
         return (weight[..., None] * features).sum(1), weight
 
-    def forward(
-        self,
-        images: Views | Tensor,
-        locations: Sequence[int] | None = None,
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
+    def classify(
+        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        views = as_views(images)
-        draws = draws or Draws(0, 0, np.arange(len(views)))
-        seen = self._traverse(views, self._budget(locations), [policy], draws)
-        return self._classified(seen, seen.log_probability(policy, self.likelihood), contributions, views.bytes_read)
+        seen = self._traverse(views, budget, [policy], draws)
+        log_p = seen.log_probability(policy.likelihood or self.likelihood)
+        return self._classified(seen, log_p, contributions, views.bytes_read)
 
-    def _classified(self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None) -> Classification:
-        """What follows from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
+    def _classified(
+        self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None
+    ) -> Classification:
+        """Classification from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
         fused, weight = self._fuse(seen)
         # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
         contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
@@ -599,9 +657,9 @@ class TNet(GlimpseClassifier):
             glimpses = glimpses[seen.taken.ravel()]
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
 
-    def walk(self, images: Views | Tensor, locations: Sequence[int] | None = None, at_once: int = 1, contributions: bool = True) -> Walk:
-        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies below it."""
-        views, budget = as_views(images), self._budget(locations)
+    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies
+        below it."""
         which, done = np.arange(len(views)), []
         known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
@@ -616,7 +674,7 @@ class TNet(GlimpseClassifier):
                 break
             if not start:  # where to look is worked out for those alone that go on
                 grids = self._grids(views, which, known.boxes, known.taken, (look[0][on], look[1][on]))
-                order = choose("greedy", grids.log_p, budget[0])
+                order = GREEDY.choose(grids.log_p, budget[0])
                 turns = self.likelihood(grids.log_p, order)[:, 0]
             elif not going.all():
                 grids, order, turns = grids.rows(going), order[on], turns[on]
@@ -625,36 +683,40 @@ class TNet(GlimpseClassifier):
                 continue  # all cells of these images have been looked at
 
             def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
-                return cells if depth == 1 else choose("greedy", log_p, k)
+                return cells if depth == 1 else GREEDY.choose(log_p, k)
 
             below = self._expand(views, which, grids, budget, select)
             # Of the first level's choices the likelihood follows all that came before, not only these.
             below.log_p, below.cells = below.log_p[1:], below.cells[1:]
-            chance = below.log_probability("greedy", self.likelihood)
+            chance = below.log_probability(self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
         if len(which) or not done:
             done.append((which, self._classified(known, chances, contributions)))
         return Classification.merge(done, views.bytes_read)
 
-    def rollouts(
-        self, images: Views | Tensor, policies: Sequence[str], draws: Draws, locations: Sequence[int] | None = None
-    ) -> list[Rollout]:
-        views, tries, budget = as_views(images), len(policies), self._budget(locations)
-        if "whole" in policies:
+    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        if any(policy.one_pass for policy in policies):
             if self.takes_whole and budget:
                 return [self._whole(views) for _ in policies]
-            policies = ["random" if policy == "whole" else policy for policy in policies]
-        seen = self._traverse(views, budget, policies, draws)
+            policies = [Random() if policy.one_pass else policy for policy in policies]
+        for policy in policies:  # rollouts side by side look equally often
+            budget = self.budget(budget, policy)
+        tries, seen = len(policies), self._traverse(views, budget, policies, draws)
         fused, _ = self._fuse(seen)
-        logits, alone, mask = self.classifier(self.dropout(fused)), self.classifier(self.dropout(seen.features)), seen.mask
+        logits, alone, mask = (
+            self.classifier(self.dropout(fused)),
+            self.classifier(self.dropout(seen.features)),
+            seen.mask,
+        )
         if mask is not None:
-            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks taken.
+            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks
+            # taken.
             alone = torch.where(mask[..., None], alone, logits[:, None])
         parts = zip(
             policies,
             logits.chunk(tries),
             alone.chunk(tries),
-            seen.log_probability("sampled", self.likelihood).chunk(tries),
+            seen.log_probability(self.likelihood).chunk(tries),
             fused.chunk(tries),
             zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
             zip(*(c.flatten(1).chunk(tries) for c in seen.cells), strict=True) if seen.cells else [()] * tries,
@@ -662,26 +724,34 @@ class TNet(GlimpseClassifier):
         )
         return [
             Rollout(
-                logits=logits, glimpse_logits=alone, level=seen.level, parent=seen.parent, log_probability=log_probability,
-                scores=list(scores), cells=torch.cat(cells, 1) if cells else None, fused=together,
-                additive=self.weighting is None, policy=name,
+                logits=logits,
+                glimpse_logits=alone,
+                level=seen.level,
+                parent=seen.parent,
+                log_probability=log_probability,
+                scores=list(scores),
+                cells=torch.cat(cells, 1) if cells else None,
+                fused=together,
+                additive=self.weighting is None,
+                policy=name,
             )
             for name, logits, alone, log_probability, together, scores, cells in parts
-        ]  # fmt: skip
+        ]
 
     def _whole(self, views: Views) -> Rollout:
         """See every cell of the first grid at once: the whole image at the resolution of looks of level 2, in one pass.
 
-        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without gradient, as an
-        estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
+        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without
+        gradient, as an estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
 
         Returns:
-            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the cells.
+            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the
+            cells.
         """
         which, boxes = np.arange(len(views)), self.root(views.sizes)
         origin = torch.zeros(len(views), 3, device=self.mean.device)
         with _running_statistics(self.backbone, min(2, self.statistics)):
-            features = self.backbone.forward_features(self.see(views, which, boxes, self._whole_size()))  # type: ignore[operator]
+            features = _features(self.backbone, self.see(views, which, boxes, self._whole_size()))
         fused = self.position(self._pool(features), origin)
         _, look = self.perceive(self.see(views, which, boxes), origin)
         with torch.no_grad():
@@ -691,9 +761,14 @@ class TNet(GlimpseClassifier):
             alone = self.classifier(self.position(self._pool(windows), self._descend(origin, cells, 1)))
         grids = self._grids(views, which, boxes[:, None], np.ones((len(views), 1), dtype=bool), look)
         return Rollout(
-            logits=self.classifier(self.dropout(fused)), glimpse_logits=alone.unflatten(0, (len(views), -1)),
-            level=np.full(self.grid.cells, 2), scores=[grids.log_p], fused=fused, additive=False, policy="whole",
-        )  # fmt: skip
+            logits=self.classifier(self.dropout(fused)),
+            glimpse_logits=alone.unflatten(0, (len(views), -1)),
+            level=np.full(self.grid.cells, 2),
+            scores=[grids.log_p],
+            fused=fused,
+            additive=False,
+            policy=Whole(),
+        )
 
     def _whole_size(self) -> tuple[int, int]:
         height, width = self.size
@@ -704,36 +779,32 @@ class TNet(GlimpseClassifier):
         return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
     def _takes_whole(self, in_chans: int) -> bool:
-        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a convolutional one."""
+        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a
+        convolutional one."""
         probe = copy.deepcopy(self.backbone).to("meta").eval()
         try:
-            features = probe.forward_features(torch.zeros(1, in_chans, *self._whole_size(), device="meta"))  # type: ignore[operator]
+            features = _features(probe, torch.zeros(1, in_chans, *self._whole_size(), device="meta"))
             vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
         except Exception:  # whatever a network of others does with these images
             return False
         channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
         return channels_first and vector.shape == (1, self.classifier.in_features)
 
-    # ---- the rest of the contract
+    # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         backbone = {id(p) for p in self.backbone.parameters()}
         trainable = [p for p in self.parameters() if p.requires_grad]
-        return {"backbone": [p for p in trainable if id(p) in backbone], "head": [p for p in trainable if id(p) not in backbone]}
+        return {
+            "backbone": [p for p in trainable if id(p) in backbone],
+            "head": [p for p in trainable if id(p) not in backbone],
+        }
 
     def dense(self) -> nn.Module:
-        return _Dense(copy.deepcopy(self.backbone), nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device))
-
-    def _budget(self, locations: Sequence[int] | None) -> tuple[int, ...]:
-        if locations is None:
-            return self.locations
-        budget = tuple(int(k) for k in locations)
-        if 0 in budget:
-            budget = budget[: budget.index(0)]
-        if any(not 1 <= k <= self.grid.cells for k in budget):
-            told = ",".join(map(str, budget))
-            raise ConfigError(f"locations {told}: each level can look at 1 to {self.grid.cells} of its cells; choose such numbers")
-        return budget
+        return _Dense(
+            copy.deepcopy(self.backbone),
+            nn.Linear(self.classifier.in_features, self.num_classes, device=self.mean.device),
+        )
 
     def _probe(self, name: str, in_chans: int, side: int) -> tuple[int, int, int]:
         """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""
@@ -743,7 +814,9 @@ class TNet(GlimpseClassifier):
             module = probe.get_submodule(self.location_features)
         except AttributeError as error:
             known = ", ".join(entry["module"] for entry in _listed_maps(probe)) or "its named_modules()"
-            raise ConfigError(f"location_features {self.location_features}: the backbone has no such module; try {known}") from error
+            raise ConfigError(
+                f"location_features {self.location_features}: the backbone has no such module; try {known}"
+            ) from error
         module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
         try:
             feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
@@ -755,20 +828,23 @@ class TNet(GlimpseClassifier):
         except Exception as error:  # whatever a network of others does with these images
             reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features} ({reason});"
-                " choose another base_size, location_features or backbone"
+                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features}"
+                f" ({reason}); choose another base_size, location_features or backbone"
             ) from error
         return described.shape[1], described.shape[2], feature.shape[1]
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:
-    """Those that keep running statistics."""
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    """Batch norms with running statistics."""
+    return [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
 
 
 @contextmanager
 def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
-    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual names."""
+    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual
+    names."""
 
     def swap() -> None:
         for norm in _batch_norms(network) if level > 1 else ():
@@ -794,9 +870,14 @@ class _Dense(nn.Module):
         return self.classifier(_embed(self.backbone, x))
 
 
+def _features(network: Any, x: Tensor) -> Tensor:
+    """(N, C, h, w) to the map of features of a timm network."""
+    return network.forward_features(x)
+
+
 def _embed(network: Any, x: Tensor) -> Tensor:
-    """(N, C, h, w) to (N, D): what a timm network gives its classifier."""
-    return network.forward_head(network.forward_features(x), pre_logits=True)
+    """(N, C, h, w) to the (N, D) input of a timm network's classifier."""
+    return network.forward_head(_features(network, x), pre_logits=True)
 
 
 def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
@@ -804,13 +885,16 @@ def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
     info = _listed_maps(network)
     if not info:
         name = type(network).__name__
-        raise ConfigError(f"{name} does not list its feature maps; name the module that describes the cells as location_features")
+        raise ConfigError(
+            f"{name} does not list its feature maps; name the module that describes the cells as location_features"
+        )
     fine = [f for f in info if side / f["reduction"] >= 2 * grid]
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 
 
 def _listed_maps(network: nn.Module) -> list[dict[str, Any]]:
-    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is wrapped."""
+    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is
+    wrapped."""
     names = {name for name, _ in network.named_modules()}
     return [entry for entry in getattr(network, "feature_info", None) or [] if entry["module"] in names]
 
@@ -826,7 +910,11 @@ def _as_map(x: Any, network: nn.Module) -> Tensor:
     if isinstance(x, Tensor) and x.ndim == 3:
         # Class tokens come first. Some networks add them later than in the block asked.
         tokens, declared = x.shape[1], getattr(network, "num_prefix_tokens", 0)
-        patches = tokens - declared if math.isqrt(tokens - declared) ** 2 == tokens - declared > 0 else math.isqrt(tokens) ** 2
+        patches = (
+            tokens - declared
+            if math.isqrt(tokens - declared) ** 2 == tokens - declared > 0
+            else math.isqrt(tokens) ** 2
+        )
         side = math.isqrt(patches)
         return x[:, tokens - patches :].transpose(1, 2).unflatten(2, (side, side))
     if isinstance(x, Tensor) and x.ndim == 4:
@@ -834,7 +922,9 @@ def _as_map(x: Any, network: nn.Module) -> Tensor:
         if first or last:
             channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" if first and last else last
             return x.permute(0, 3, 1, 2) if channels_last else x
-    raise ValueError(f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+    raise ValueError(
+        f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+    )
 
 
 def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:
@@ -847,8 +937,8 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
         region: side of a cell as a share of the side of the map, as a rule.
 
     Returns:
-        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is sampled at as many
-        places as the others.
+        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is
+        sampled at as many places as the others.
     """
     lines = []
     for axis, length in enumerate(features.shape[2:]):
@@ -869,23 +959,23 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
 
 
 def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
-    """(..., length) weights that average a row of so many values from ``first`` to ``last`` (...), in values."""
+    """(..., length) weights that average a row of ``length`` values from ``first`` to ``last`` (...)."""
     edge = np.arange(length)
     overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
     weights = torch.from_numpy(overlap).clamp(min=0).float()
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _back(values: Tensor, taken: np.ndarray) -> Tensor:
-    """Values of the looks that were taken, at their places among all (of ``taken`` flattened); 0 at the others."""
+def _scatter(values: Tensor, taken: np.ndarray) -> Tensor:
+    """Scatter the values of taken looks to all looks (``taken`` flattened); 0 elsewhere."""
     if taken.all():
         return values
-    return values.new_zeros(taken.size, *values.shape[1:]).index_copy(0, true_indices(taken.ravel(), values.device), values)
+    return values.new_zeros(taken.size, *values.shape[1:]).index_copy(
+        0, true_indices(taken.ravel(), values.device), values
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- presets
-
-register("tnet")(TNet)
 
 
 class ReferenceTNet(TNet):
@@ -894,43 +984,70 @@ class ReferenceTNet(TNet):
     objective = ReferenceTNetObjective
 
     def __init__(self, num_classes: int, *, objective: dict[str, Any], **options: Any) -> None:
-        published = {"score_scale": None, "detached_policy": True, "padded_grid": True, "squash": True, "antialias": False}
+        published = {
+            "score_scale": None,
+            "detached_policy": True,
+            "padded_grid": True,
+            "squash": True,
+            "antialias": False,
+        }
         options = {**published, "mean": (0.5,), "std": (0.5,), **options}
-        self._objective = objective  # before the network, so that help can ask for the default objective of a model that it does not make
+        # Before the network, so that help can ask for the default objective of a model that it does not make.
+        self._objective = objective
         super().__init__(num_classes, **options)
 
     def default_objective(self) -> Objective:
         return ReferenceTNetObjective(**self._objective)
 
 
-@register("tnet_bagnet77.reference")
+@MODELS.register("tnet_bagnet77.reference")
 def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), **options: Any) -> ReferenceTNet:
     """ImageNet: BagNet-77 variant, 224 px in, 77 px looks, 5 x 5 grid. 21,859,949 parameters."""
     preset = {
-        "backbone": "bagnet77_tnet", "base_size": 77, "grid": 5, "region": 77 / 224, "location_features": "stages.2",
-        "location_index": (0, 2, 4, 6, 8), "location_context": True, "position_concat": True,
-    }  # fmt: skip
+        "backbone": "bagnet77_tnet",
+        "base_size": 77,
+        "grid": 5,
+        "region": 77 / 224,
+        "location_features": "stages.2",
+        "location_index": (0, 2, 4, 6, 8),
+        "location_context": True,
+        "position_concat": True,
+    }
     model = ReferenceTNet(num_classes, objective={"image_share": 0.3}, locations=locations, **{**preset, **options})
     for module in (model.location, model.position, model.classifier):
         module.apply(partial(glorot, fill=nn.init.xavier_normal_))
     return model
 
 
-@register("tnet_efficientnet_b0.reference_fmow")
-def tnet_fmow(num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any) -> ReferenceTNet:
+@MODELS.register("tnet_efficientnet_b0.reference_fmow")
+def tnet_fmow(
+    num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any
+) -> ReferenceTNet:
     """fMoW: EfficientNet-B0, 224 px looks at 448 or 896 px images, 3 x 3 grid. 4,517,575 parameters with 62 classes.
 
     Args:
         depth_drop: largest rate of stochastic depth; 0.3 in the first step of training (448 px), 0.5 in the second.
     """
-    preset = {"grid": 3, "region": 0.5, "location_features": "blocks.3", "location_index": (2, 6, 10), "head_dropout": 0.5}
+    preset = {
+        "grid": 3,
+        "region": 0.5,
+        "location_features": "blocks.3",
+        "location_index": (2, 6, 10),
+        "head_dropout": 0.5,
+    }
     three_levels = len(tuple(locations)) > 1
     objective = {"image_share": 0.05, "feature_levels": 2} if three_levels else {"image_share": 0.2}
     return _efficientnet(num_classes, 0, depth_drop, objective, locations=locations, **{**preset, **options})
 
 
 def _birds(
-    num_classes: int, *, variant: int, contrastive: float, locations: Sequence[int], depth_drop: float = 0.5, **options: Any
+    num_classes: int,
+    *,
+    variant: int,
+    contrastive: float,
+    locations: Sequence[int],
+    depth_drop: float = 0.5,
+    **options: Any,
 ) -> ReferenceTNet:
     """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
 
@@ -941,24 +1058,30 @@ def _birds(
     """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
-        "grid": 5, "region": 0.35, "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1", "location_index": index,
-        "head_dropout": 0.75, "weighting": True,
-    }  # fmt: skip
+        "grid": 5,
+        "region": 0.35,
+        "location_features": "blocks.3.0" if variant == 0 else "blocks.2.1",
+        "location_index": index,
+        "head_dropout": 0.75,
+        "weighting": True,
+    }
     objective = {"image_share": 0.3, "contrastive": contrastive}
     return _efficientnet(num_classes, variant, depth_drop, objective, locations=locations, **{**preset, **options})
 
 
 for _variant in range(5):
-    register(f"tnet_efficientnet_b{_variant}.reference_cub")(
+    MODELS.register(f"tnet_efficientnet_b{_variant}.reference_cub")(
         partial(_birds, num_classes=200, variant=_variant, contrastive=100.0, locations=(5,))
     )
-    register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
+    MODELS.register(f"tnet_efficientnet_b{_variant}.reference_nabirds")(
         partial(_birds, num_classes=555, variant=_variant, contrastive=50.0, locations=(5,) if _variant < 3 else (3,))
     )
 
 
-def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any) -> ReferenceTNet:
-    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm (spec 4.2)."""
+def _efficientnet(
+    num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any
+) -> ReferenceTNet:
+    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm."""
     options.setdefault("backbone", f"tf_efficientnet_b{variant}")
     backbone_options = {"bn_momentum": 0.01, "bn_eps": 1e-3, **(options.pop("backbone_options", None) or {})}
     options = {"base_size": 224, **options}
@@ -974,7 +1097,7 @@ def _efficientnet(num_classes: int, variant: int, depth_drop: float, objective: 
 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
-    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (spec 4.2; timm counts from 0)."""
+    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (timm counts from 0)."""
     from timm.layers import DropPath
 
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
@@ -984,7 +1107,7 @@ def _stochastic_depth(network: nn.Module, largest: float) -> None:
 
 
 def _keras_convolution(module: nn.Module) -> None:
-    """Truncated normal of variance 2 / fan_out (spec 4.2); a linear layer over cells is a 1x1 convolution."""
+    """Truncated normal of variance 2 / fan_out; a linear layer over cells is a 1x1 convolution."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         fan_out = module.weight[:, 0].numel() // getattr(module, "groups", 1)
         std = math.sqrt(2 / fan_out) / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
@@ -994,7 +1117,7 @@ def _keras_convolution(module: nn.Module) -> None:
 
 
 def _keras_dense(module: nn.Module) -> None:
-    """Uniform of variance (1/3) / fan_out (spec 4.2)."""
+    """Uniform of variance (1/3) / fan_out."""
     if isinstance(module, nn.Linear):
         bound = math.sqrt(1 / module.out_features)
         nn.init.uniform_(module.weight, -bound, bound)

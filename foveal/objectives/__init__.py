@@ -5,9 +5,7 @@ Example:
     (('whole',), ('sampled',))
 """
 
-from typing import Any
-
-from foveal.objectives.objective import CrossEntropy, Objective
+from foveal.objectives.objective import OBJECTIVES, CrossEntropy, Objective
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderLocations, SaccaderObjective
@@ -24,13 +22,3 @@ __all__ = [
     "SaccaderObjective",
     "TNetObjective",
 ]
-
-OBJECTIVES: dict[str, type[Any]] = {
-    "cross_entropy": CrossEntropy,
-    "recurrent": RecurrentObjective,
-    "saccader": SaccaderObjective,
-    "saccader_locations": SaccaderLocations,
-    "tnet": TNetObjective,
-    "tnet.reference": ReferenceTNetObjective,
-}
-"""Objectives by the name that recipes call them by."""

@@ -17,18 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.choices import POLICIES
+from foveal.choices import POLICY_NAMES
 from foveal.objectives.rollout import Rollout
+from foveal.policies import Policy
+from foveal.registry import Registry
+
+OBJECTIVES: Registry[type[Any]] = Registry("objective")
+"""Objectives by the name that recipes call them by: dataclasses, whose fields are the options."""
 
 
 class Objective(Protocol):
-    """What a trainer needs to know of an objective."""
+    """Interface of an objective."""
 
     @property
     def trains(self) -> tuple[str, ...] | None:
@@ -38,15 +43,17 @@ class Objective(Protocol):
         """
         ...
 
-    def plan(self, progress: float) -> tuple[str, ...]:
+    def plan(self, progress: float) -> tuple[str | Policy, ...]:
         """Policies of the rollouts wanted at this point of training (0 to 1), e.g. ``("sampled", "greedy")``."""
         ...
 
     def initial_state(self) -> Tensor:
-        """What the first call gets as ``state``; (0,) where nothing is remembered."""
+        """``state`` of the first call; shape (0,) for a stateless objective."""
         ...
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return (scalar loss, next state, scalars to log).
 
         Args:
@@ -57,6 +64,7 @@ class Objective(Protocol):
         ...
 
 
+@OBJECTIVES.register("cross_entropy")
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the whole rollout; what dense networks are trained with.
@@ -71,7 +79,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
     image_share: float = 1.0
-    policy: Annotated[str, POLICIES] = "greedy"
+    policy: Annotated[str, POLICY_NAMES] = "greedy"
     trains: tuple[str, ...] | None = None
     class_weights: Sequence[float] | None = None
 
@@ -81,26 +89,40 @@ class CrossEntropy:
     def initial_state(self) -> Tensor:
         return torch.zeros(0)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
         loss = perception(tried, target, self.image_share, self.class_weights, self.label_smoothing)
         return loss, state, {"loss": loss.detach()}
 
 
 def perception(
-    tried: Rollout, target: Tensor, image_share: float, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+    tried: Rollout,
+    target: Tensor,
+    image_share: float,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of the whole rollout and, with the rest of the weight, of every look alone."""
     whole = cross_entropy(tried.logits, target, class_weights, label_smoothing)
     if image_share == 1:
         return whole
-    return image_share * whole + (1 - image_share) * cross_entropy(tried.glimpse_logits, target, class_weights, label_smoothing)
+    return image_share * whole + (1 - image_share) * cross_entropy(
+        tried.glimpse_logits, target, class_weights, label_smoothing
+    )
 
 
-def cross_entropy(logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
     if logits.ndim == 3:
         target = target[:, None].expand(logits.shape[:2]).flatten()
         logits = logits.flatten(0, 1)
-    weights = None if class_weights is None else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    weights = (
+        None
+        if class_weights is None
+        else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    )
     return F.cross_entropy(logits, target, weight=weights, label_smoothing=label_smoothing)

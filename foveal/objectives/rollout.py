@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.policies import GREEDY, Policy, find_policy
+
 MASKED = -1e8
 """Log-probabilities below this are those of cells that cannot be chosen."""
 
@@ -28,16 +30,17 @@ class Rollout:
         glimpse_logits: (B, N, classes) of each glimpse alone; where the head is additive and glimpses are averaged,
             their mean is ``logits`` (see ``additive``).
         level: (N,) int, processing level of each glimpse; 1 is the thumbnail.
-        log_probability: (B, M) log probability (or density) with which each of the M chosen glimpses was chosen, given the choices
-            before it; carries the policy's gradient. A thumbnail is not chosen.
-        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids, or of the n choices from one
-            grid; below `MASKED` where a cell is masked.
+        log_probability: (B, M) log probability (or density) with which each of the M chosen glimpses was chosen, given
+            the choices before it; carries the policy's gradient. A thumbnail is not chosen.
+        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids, or of the n
+            choices from one grid; below `MASKED` where a cell is masked.
         parent: (N,) int, glimpse each was chosen from; -1 for the thumbnail.
         cells: (B, M) int, cell chosen in the parent's grid.
         fused: (B, D) the vector that was classified, or None.
         additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, up to what dropout adds.
         values: (B, M) reward that the model itself expects before each choice, or None.
-        policy: how the cells were chosen; ``log_probability`` is the learned policy's all the same.
+        policy: how the cells were chosen, a policy or its name; ``log_probability`` is the learned policy's all the
+            same.
     """
 
     logits: Tensor
@@ -50,9 +53,10 @@ class Rollout:
     fused: Tensor | None = None
     additive: bool = True
     values: Tensor | None = None
-    policy: str = "greedy"
+    policy: Policy = GREEDY
 
     def __post_init__(self) -> None:
+        self.policy = find_policy(self.policy)
         if self.log_probability is None:
             self.log_probability = self.logits.new_zeros((len(self.logits), 0))
 

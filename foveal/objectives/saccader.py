@@ -8,8 +8,10 @@ Example:
     >>> import numpy as np, torch
     >>> from foveal.objectives.rollout import Rollout
     >>> scores = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    >>> tried = Rollout(logits=torch.zeros(1, 2), glimpse_logits=torch.zeros(1, 1, 2), level=np.array([2]), cells=torch.tensor([[1]]),
-    ...                 log_probability=scores[:, 1:2], scores=[scores[:, None]], policy="ordered_logits")
+    >>> tried = Rollout(
+    ...     logits=torch.zeros(1, 2), glimpse_logits=torch.zeros(1, 1, 2), level=np.array([2]),
+    ...     cells=torch.tensor([[1]]), log_probability=scores[:, 1:2], scores=[scores[:, None]],
+    ...     policy="ordered_logits")
     >>> loss, _, _ = SaccaderLocations()([tried], torch.tensor([0]), torch.zeros(0))
     >>> round(float(loss), 3)
     1.386
@@ -24,12 +26,12 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from foveal.objectives.objective import cross_entropy
+from foveal.objectives.objective import OBJECTIVES, cross_entropy
 from foveal.objectives.rollout import Rollout
 
 
-def imitation(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """How improbable the policy finds each wanted cell in its turn (spec 4.2).
+def cell_surprise(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-probability of each wanted cell under the policy, step by step.
 
     Args:
         tried: whose scores are judged; its own cells decide what was barred.
@@ -46,13 +48,14 @@ def imitation(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return loss, ~visited
 
 
+@OBJECTIVES.register("saccader_locations")
 @dataclass(frozen=True)
 class SaccaderLocations:
-    """Stage 2: the locations that ordered logits choose, as a classification of cells, step by step (spec 4.2).
+    """Stage 2: the locations that ordered logits choose, as a classification of cells, step by step.
 
     Args:
-        rollout: ``teacher`` visits the wanted cells themselves; ``sampled`` what the policy draws, as released, so that a
-            wanted cell may be barred by then.
+        rollout: ``teacher`` visits the wanted cells themselves; ``sampled`` what the policy draws, as released, so that
+            a wanted cell may be barred by then.
         trains: groups of the model's parameters that learn; all if None.
     """
 
@@ -66,25 +69,29 @@ class SaccaderLocations:
     def initial_state(self) -> Tensor:
         return torch.zeros(0)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         wanted = cast(Tensor, rollouts[-1].cells)
-        each, free = imitation(rollouts[0], wanted)
+        each, free = cell_surprise(rollouts[0], wanted)
         best = rollouts[0].scores[0].argmax(-1)
         mean_of_free = (each.detach() * free).sum() / free.sum().clamp(min=1)
         log = {"loss": mean_of_free, "barred": 1 - free.float().mean(), "agreement": best.eq(wanted).float().mean()}
         return each.mean(), state, log
 
 
+@OBJECTIVES.register("saccader")
 @dataclass(frozen=True)
 class SaccaderObjective:
-    """Stage 3: cross-entropy of the averaged glimpses, and REINFORCE for where they were taken (spec 4.3).
+    """Stage 3: cross-entropy of the averaged glimpses, and REINFORCE for where they were taken.
 
-    loss = CE - w mean over images and steps of (reward - mean reward) log-probability, with the reward 1 for a right answer. The mean
-    reward is that of the images that one process holds: give each several.
+    loss = CE - w mean over images and steps of (reward - mean reward) log-probability, with the reward 1 for a right
+    answer. The mean reward is that of the images that one process holds: give each several.
 
     Args:
-        pretraining: share of the run, from its beginning, that learns classes from all cells and from the glimpses of ordered logits,
-            and locations from ordered logits: stages 1 and 2 in the same run. 0 for a run that begins with such weights.
+        pretraining: share of the run, from its beginning, that learns classes from all cells and from the glimpses of
+            ordered logits, and locations from ordered logits: stages 1 and 2 in the same run. 0 for a run that begins
+            with such weights.
         policy_weight: w.
         samples: rollouts of each image.
         punish: reward -1, not 0, for a wrong answer.
@@ -104,10 +111,12 @@ class SaccaderObjective:
     def initial_state(self) -> Tensor:
         return torch.zeros(0)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         classes = torch.stack([cross_entropy(tried.logits, target, self.class_weights) for tried in rollouts]).mean()
         log = {"loss_classes": classes.detach()}
-        if rollouts[-1].policy == "ordered_logits":
+        if rollouts[-1].policy.teaches:
             each = -rollouts[-1].log_probability
             loss = classes + each.mean()
             return loss, state, {"loss": loss.detach(), **log, "loss_locations": each.mean().detach()}

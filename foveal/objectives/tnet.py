@@ -7,8 +7,9 @@ Example:
     >>> import numpy as np, torch
     >>> from foveal.objectives.rollout import MASKED, Rollout
     >>> looks = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [4.0, 1.0]]])
-    >>> tried = Rollout(logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
-    ...                 log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
+    >>> tried = Rollout(
+    ...     logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
+    ...     log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
     >>> [round(c, 2) for c in credit(tried, torch.tensor([0]))[0].tolist()]
     [0.08, 0.14]
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -26,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.host import to_device
-from foveal.objectives.objective import cross_entropy, perception
+from foveal.objectives.objective import OBJECTIVES, cross_entropy, perception
 from foveal.objectives.rollout import MASKED, Rollout
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
-    """Cosine contrast of all ordered pairs (spec section 6, "Extra terms"; bird data sets).
+    """Cosine contrast of all ordered pairs (bird data sets).
 
     1 - cos for pairs of one class, max(cos - margin, 0) for others, averaged over the B^2 pairs of each group of
     ``group`` images: the published runs had 16 images per device.
@@ -49,16 +50,17 @@ def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int =
     return total / len(fused)
 
 
+@OBJECTIVES.register("tnet.reference")
 @dataclass(frozen=True)
 class ReferenceTNetObjective:
-    """The published objective (spec section 6).
+    """The published objective.
 
     loss = s CE_img + (1 - s) CE_feat + w [s RL_img + (1 - s) RL_feat] + c contrastive, with the reward 1 for a right
     answer, one moving-average baseline for both policy terms, and deterministic top-k as the "sample".
 
     Args:
-        image_share: share of the whole rollout's terms; the rest goes to every look alone. s, the same for both halves in the published
-            runs (lambda_c = lambda_b).
+        image_share: share of the whole rollout's terms; the rest goes to every look alone. s, the same for both halves
+            in the published runs (lambda_c = lambda_b).
         policy_weight: weight of the policy gradient, w (lambda_r).
         feature_levels: highest level whose looks are judged alone (H); all if None.
         contrastive: weight of the contrast between the images of a batch, c (lambda_k).
@@ -78,7 +80,9 @@ class ReferenceTNetObjective:
     def initial_state(self) -> Tensor:
         return torch.tensor(0.5)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
         weights, share = self.class_weights, self.image_share
         right = (tried.logits.argmax(-1) == target).float()
@@ -108,14 +112,15 @@ class ReferenceTNetObjective:
 
 
 def credit(tried: Rollout, target: Tensor) -> Tensor:
-    """What each choice is credited with: the value of all looks, less what was to be expected without it.
+    """Credit of each choice: the value of all looks minus the expected value without this choice.
 
     The value of a set of looks is the log-probability of the right class after averaging them; the head is additive, so
     that the value of any subset costs no forward pass. A choice is compared with its context: the looks that do not
-    follow from it (not those chosen later from the same grid, nor what descends from them). Where another cell was chosen
-    next from the same grid, drawn from what the choice left, ``(1 - p) value(context + next) + p value(context + choice)``
-    is on average the value that the policy expects of this draw, whichever cell it fell on. So the credit is nearly what
-    leaving the choice out would cost, which carries little noise, and yet keeps the policy gradient unbiased.
+    follow from it (not those chosen later from the same grid, nor what descends from them). Where another cell was
+    chosen next from the same grid, drawn from what the choice left,
+    ``(1 - p) value(context + next) + p value(context + choice)`` is on average the value that the policy expects of
+    this draw, whichever cell it fell on. So the credit is nearly what leaving the choice out would cost, which carries
+    little noise, and yet keeps the policy gradient unbiased.
 
     Args:
         tried: N looks, with an additive head.
@@ -127,7 +132,8 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
     logits = tried.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     p = tried.log_probability.detach().exp().to(logits.dtype)
-    context, following = (to_device(mask, logits.device) for mask in _compared(tuple(tried.parent.tolist())))  # type: ignore[union-attr]
+    parent = cast(np.ndarray, tried.parent).tolist()
+    context, following = (to_device(mask, logits.device) for mask in _compared(tuple(parent)))
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
 
     def value(looks: Tensor) -> Tensor:
@@ -136,13 +142,16 @@ def credit(tried: Rollout, target: Tensor) -> Tensor:
             means = (share @ logits).transpose(1, 2)
         return -F.cross_entropy(means, target[:, None].expand(-1, len(share)), reduction="none")
 
-    expected = torch.where(following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context))
+    expected = torch.where(
+        following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context)
+    )
     return value(torch.ones_like(own)) - expected
 
 
 @cache
 def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For each choice among N looks: (N - 1, N) masks of its context, and of the look chosen next from the same grid."""
+    """For each choice among N looks: (N - 1, N) masks of its context, and of the look chosen next from the same
+    grid."""
     count = len(parent)
     context, following = np.ones((2, count - 1, count), dtype=bool)
     following[:] = False
@@ -158,20 +167,22 @@ def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return context, following
 
 
+@OBJECTIVES.register("tnet")
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default: a warm-up without choices, then looks sampled without replacement, each credited with what it gained (`credit`).
+    """Our default: a warm-up without choices, then looks sampled without replacement, each credited with what it gained
+    (`credit`).
 
-    From nothing, a classifier of a few looks learns very slowly: most looks miss the object, and what they are taught is noise. So
-    the warm-up sees the whole image at the resolution of the looks, in one pass. The policy learns meanwhile from the cells of
-    the same pass: it is drawn to those that say most for the right class.
+    From nothing, a classifier of a few looks learns very slowly: most looks miss the object, and what they are taught
+    is noise. So the warm-up sees the whole image at the resolution of the looks, in one pass. The policy learns
+    meanwhile from the cells of the same pass: it is drawn to those that say most for the right class.
 
     Args:
         image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
         policy_weight: weight of the policy gradient, whose baseline is a moving average of the credit.
         warm_up: share of training that comes before the policy chooses.
-        warm_up_looks: what is seen meanwhile: ``whole``, all cells in one pass, where the backbone takes images of that size; or
-            ``random`` looks.
+        warm_up_looks: what is seen meanwhile: ``whole``, all cells in one pass, where the backbone takes images of that
+            size; or ``random`` looks.
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -188,15 +199,21 @@ class TNetObjective:
     def initial_state(self) -> Tensor:
         return torch.tensor(0.0)
 
-    def __call__(self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (tried,) = rollouts
-        if tried.policy == "whole":
+        if tried.policy.one_pass:
             perceived = cross_entropy(tried.logits, target, self.class_weights)
-            taught = imitation(tried, target)
+            taught = divergence_from_best_cells(tried, target)
             loss = perceived + self.policy_weight * taught
-            return loss, state, {"loss": loss.detach(), "loss_perception": perceived.detach(), "loss_imitation": taught.detach()}
+            return (
+                loss,
+                state,
+                {"loss": loss.detach(), "loss_perception": perceived.detach(), "loss_imitation": taught.detach()},
+            )
         perceived = perception(tried, target, self.image_share, self.class_weights)
-        if tried.policy != "sampled" or tried.glimpses_per_image == 1:
+        if not tried.policy.sampled or tried.glimpses_per_image == 1:
             return perceived, state, {"loss": perceived.detach()}
         credits = self.credit(tried, target)
         loss = perceived - self.policy_weight * ((credits - state) * tried.log_probability).sum(1).mean()
@@ -205,15 +222,15 @@ class TNetObjective:
         return loss, 0.95 * state + 0.05 * mean.to(state), log
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
-        """(B, N - 1) what each choice is credited with, detached."""
+        """(B, N - 1) credit of each choice, detached."""
         return credit(tried, target)
 
 
-def imitation(tried: Rollout, target: Tensor) -> Tensor:
-    """How far the policy is from the cells that say most for the right class.
+def divergence_from_best_cells(tried: Rollout, target: Tensor) -> Tensor:
+    """Divergence of the policy from the cells with the most evidence for the right class.
 
-    The teacher gives each of the K cells a probability in proportion to what the cell alone gives the right class; the result is
-    the mean Kullback-Leibler divergence of the policy from the teacher, in nats.
+    The teacher gives each of the K cells a probability in proportion to what the cell alone gives the right class; the
+    result is the mean Kullback-Leibler divergence of the policy from the teacher, in nats.
 
     Args:
         tried: a rollout with the policy ``whole``.

@@ -27,6 +27,7 @@ from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews
+from foveal.policies import GREEDY, Policy
 
 Watcher = TypeVar("Watcher")
 
@@ -47,7 +48,7 @@ class Cost:
 
 
 def count(
-    model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str = "greedy",
+    model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Cost:  # fmt: skip
     """Count what ``model`` costs for one image. No image is held, whatever its size.
@@ -78,7 +79,7 @@ class LookCounter:
         model, policy: see `count`.
     """
 
-    def __init__(self, model: GlimpseClassifier, policy: str = "greedy") -> None:
+    def __init__(self, model: GlimpseClassifier, policy: str | Policy = GREEDY) -> None:
         self.model, self.policy = model, policy
         self._known: dict[tuple, int] = {}
 
@@ -110,14 +111,16 @@ def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _looking_macs(model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str, mpp: float | None) -> int:
+def _looking_macs(
+    model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str | Policy, mpp: float | None
+) -> int:
     counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
 
 
 def look_at_nothing(
     model: GlimpseClassifier, size: tuple[int, int], watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
-    locations: Sequence[int] | None = None, policy: str = "greedy", mpp: float | None = None,
+    locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, mpp: float | None = None,
 ) -> Watcher:  # fmt: skip
     """Let a copy of a model look at an image that is not there, to see what it does.
 

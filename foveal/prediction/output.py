@@ -36,6 +36,7 @@ from foveal.display import as_cell, from_cell
 from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
 from foveal.prediction.predictor import Model, Predictor
@@ -76,7 +77,8 @@ class Summary:
 
 def predict(
     model: Model, paths: Any, *, locations: Sequence[int] | None = None,
-    policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
+    policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
+    precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True, retry: bool = False,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
 ) -> Summary:  # fmt: skip
@@ -120,7 +122,7 @@ def predict(
     settings = {
         "model": fingerprint(predictor.model),
         "locations": list(looks),
-        "policy": policy,
+        "policy": str(policy),
         "precision": precision,
         "top_k": top_k,
         "seed": seed,

@@ -43,6 +43,7 @@ from foveal.images import (
     squash,
 )
 from foveal.models import as_classifier
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, look_until
 from foveal.prediction.folding import fold_norms
@@ -90,19 +91,16 @@ class Predictor:
         """In the order of the logits; empty where the model does not know them."""
         return self.model.class_names
 
-    def locations(self, locations: Sequence[int] | None = None, policy: str = "greedy") -> tuple[int, ...]:
+    def locations(self, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
         """The locations to look at: the model's own if None.
 
         Raises:
             ConfigError: they, or the policy, do not fit the model.
         """
-        if not self.model.locations and locations:
-            given = ",".join(map(str, locations))
-            raise ConfigError(f"locations {given}: this model looks once, at the whole image; leave locations out")
-        if not self.model.locations and policy != "greedy":
+        if not self.model.locations and str(policy) != GREEDY.name:
             raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
         self.model.check_policies([policy])
-        return tuple(self.model.locations if locations is None else locations)
+        return self.model.budget(locations)
 
     def open(self, image: Any, name: str = "image") -> Pyramid:
         """Open an image as the training images were opened: its bands, its range of values, its size if they had one.
@@ -128,7 +126,7 @@ class Predictor:
         self,
         views: Views,
         locations: Sequence[int] | None = None,
-        policy: str = "greedy",
+        policy: str | Policy = GREEDY,
         draws: Draws | None = None,
         until: Exit | None = None,
         contributions: bool = True,
@@ -146,7 +144,7 @@ class Predictor:
             return self.model(views, locations, policy, draws, contributions)
 
     def classify(
-        self, images: Any, *, locations: Sequence[int] | None = None, policy: str = "greedy", batch_size: int = 16
+        self, images: Any, *, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, batch_size: int = 16
     ) -> Classification:
         """Classify one image or several; arguments and errors as of `classify`."""
         one = not isinstance(images, Views) and is_one(images)
@@ -192,7 +190,7 @@ def classify(
     images: Any,
     *,
     locations: Sequence[int] | None = None,
-    policy: str = "greedy",
+    policy: str | Policy = GREEDY,
     batch_size: int = 16,
     device: str | torch.device | None = None,
 ) -> Classification:

@@ -33,6 +33,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import Found, match
+from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.early_exit import Exit, budget_of
 from foveal.prediction.predictor import Model, Predictor
@@ -166,28 +167,27 @@ def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -
     """The budget to use: the model's own if None.
 
     Raises:
-        ConfigError: the model does not choose where to look.
+        ConfigError: the model cannot meet it.
     """
-    if locations and not model.locations:
-        raise ConfigError(f"--locations {','.join(map(str, locations))}: this model looks once, at the whole image; leave --locations out")
-    return tuple(model.locations if locations is None else locations)
+    return model.budget(locations)
 
 
-def check_policies(model: GlimpseClassifier, policies: Sequence[str]) -> None:
+def check_policies(model: GlimpseClassifier, policies: Sequence[str | Policy]) -> None:
     """See that a model can select cells in these ways.
 
     Raises:
         ConfigError: it does not know one, or does not choose where to look.
     """
     for policy in policies:
-        if policy != "greedy" and not model.locations:
-            raise ConfigError(f"--policy {policy}: this model looks once, at the whole image; leave --policy out")
+        if str(policy) != GREEDY.name and not model.locations:
+            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
     model.check_policies(policies)
 
 
 def predict_rows(
     model: Predictor | Model, images: Sequence[Any], *, locations: Sequence[int] | None = None,
-    policy: str = "greedy", batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto", precision: str = "32",
+    policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
+    precision: str = "32",
     top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
 ) -> Generator[list[Row], None, None]:  # fmt: skip
     """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.

@@ -176,10 +176,8 @@ def make_objective(model: GlimpseClassifier, options: Mapping[str, Any] | None) 
     options.pop("class_weights", None)
     try:
         if name is not None:
-            return OBJECTIVES[name](**options)
+            return OBJECTIVES.get(name, "objective.name")(**options)
         return replace(model.default_objective(), **options)  # type: ignore[type-var]
-    except KeyError as error:
-        raise ConfigError(f"objective.name: there is no objective {name!r}; use one of {', '.join(OBJECTIVES)}") from error
     except TypeError as error:
         raise ConfigError(f"objective: {error}; use options that it has") from error
 

@@ -22,13 +22,14 @@ from typing import Any
 from foveal.data import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
 from foveal.recipes.config import FitConfig
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse_options
 from foveal.recipes.help import recipe_help
+from foveal.registry import made_with
 from foveal.signatures import misfit, target_of
 
 RUN_FLAGS = (
@@ -51,22 +52,27 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     Raises:
         ConfigError: a name, key or value does not fit.
     """
-    file = find_recipe(recipe)
-    loaded = {key: value for key, value in load_recipe(recipe).items() if not (key in SECTIONS and value is None)}
+    file, content = find_recipe(recipe), load_recipe(recipe)
+    with made_with(content.pop("imports", None)):
+        return _configured(recipe, file, content, argv)
+
+
+def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence[str]) -> tuple[FitConfig, Path, dict[str, bool]]:
+    loaded = {key: value for key, value in content.items() if not (key in SECTIONS and value is None)}
     for section in SECTIONS:
         if not isinstance(loaded.get(section, {}), dict):
             raise ConfigError(f"{file}: {section} is not a mapping; write its name and options below it")
     values = chosen_names(merge({"model": {"name": "tnet"}, "data": {"name": "folder"}}, loaded), argv)
     model, data = (_name(values, section, str(file)) for section in ("model", "data"))
-    looks = model in REGISTRY
+    looks = model in MODELS
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
-    objective = OBJECTIVES.get(str(values.get("objective", {}).get("name")), own_objective(model))
+    objective = OBJECTIVES.get(named, "objective.name") if (named := values.get("objective", {}).get("name")) else own_objective(model)
     of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
         Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, created if missing"),
         *RUN_FLAGS,
-        *dataclass_options(FitConfig, skip=SECTIONS),
+        *dataclass_options(FitConfig, skip=(*SECTIONS, "imports")),
         *_section("data", data, options_of(data_constructor(data), "data")),
         *_section("model", model, of_model),
         Option("objective.name", str, None, "name of the objective; short: --objective NAME", unset=True),
@@ -87,7 +93,7 @@ def own_objective(model: str) -> type:
     Raises:
         ConfigError: unknown model.
     """
-    return target_of(constructor(model)).objective if model in REGISTRY else CrossEntropy
+    return target_of(constructor(model)).objective if model in MODELS else CrossEntropy
 
 
 def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Example:
       -h, --help        show this help and exit
       --model.grid N    cells per axis (default: 3)
       --model.region X  side of a cell (default: 0.5)
-    >>> trace_arguments(REGISTRY["tnet_bagnet77.reference"])[1]["base_size"]
+    >>> trace_arguments(MODELS.get("tnet_bagnet77.reference"))[1]["base_size"]
     77
 """
 
@@ -28,7 +28,7 @@ import yaml
 
 from foveal.data import data_constructor, list_data
 from foveal.errors import ConfigError
-from foveal.glimpse.registry import REGISTRY
+from foveal.glimpse.registry import MODELS
 from foveal.models import constructor, wrapper_options
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
@@ -44,6 +44,7 @@ another one; --help then shows its options.
   foveal fit {recipe} --epochs 3 --out runs/short
   foveal fit {recipe} --model resnet18 --help
   foveal fit --out runs/short --resume            continue an interrupted run
+  foveal fit --import my_package --model mine --help      a model of your own
 """
 
 ANY_NETWORK = """\
@@ -65,7 +66,7 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
         options: available options. Defaults set by the model are determined here.
     """
     model, data = values["model"]["name"], values["data"]["name"]
-    build, looks = constructor(model), model in REGISTRY
+    build, looks = constructor(model), model in MODELS
     wrapper = [] if looks else [*wrapper_options(), "pretrained"]
     try:
         made, arguments = trace_arguments(build, **{k: v for k, v in values["model"].items() if k not in ("name", *wrapper)})
@@ -75,12 +76,14 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
     if "name" not in values.get("objective", {}):
         own = made.default_objective() if looks and made is not None else CrossEntropy()
         known |= {f"objective.{field.name}": getattr(own, field.name) for field in fields(own)}
-        known["objective.name"] = next(name for name, kind in OBJECTIVES.items() if kind is type(own))
+        known["objective.name"] = OBJECTIVES.name_of(type(own))
     if not looks:
         options = _with_network(options, build, arguments)
-    tables = {"data.name": tuple(list_data()), "objective.name": tuple(OBJECTIVES), "objective.policy": getattr(made, "policies", ())}
+    policies = getattr(made, "policies", ())
+    tables = {"data.name": list_data(), "objective.name": OBJECTIVES.names(), "objective.policy": policies}
     options = [
-        replace(o, default=known.get(o.key, o.default) if o.unset else o.default, values=tables.get(o.key) or o.values) for o in options
+        replace(o, default=known.get(o.key, o.default) if o.unset else o.default, values=tuple(tables.get(o.key) or o.values))
+        for o in options
     ]
     sections = {"data": _first_line(data_constructor(data)), "model": _first_line(target_of(build) if not looks else build)}
     about = f"Train a model by the recipe {recipe}" + (f": {text}." if (text := describe_recipe(recipe)) else ".")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from foveal.errors import ConfigError
 from foveal.host import usable_device
+from foveal.registry import imported
 
 PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
@@ -94,6 +95,7 @@ class Training:
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
         locations: looks per level in validation; the model's own if None.
         tensorboard: log to TensorBoard too.
+        imports: modules that ``--import`` has loaded, to tell of; nothing is imported because it stands here.
     """
 
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -118,6 +120,7 @@ class Training:
     log_every: int = 50
     locations: tuple[int, ...] | None = None
     tensorboard: bool = False
+    imports: list[str] = field(default_factory=lambda: list(imported()))
 
     def __post_init__(self) -> None:
         # One spelling, so that runs that differ in nothing else are told to be the same.

@@ -385,8 +385,8 @@ def _resolved(task: Task, training: Training) -> dict[str, Any]:
 def _objective_spec(task: Task) -> dict[str, Any] | None:
     """Options of the model's own objective, or name and options of another one."""
     objective = task.objective
-    known = (name for name, kind in OBJECTIVES.items() if kind is type(objective))
-    named = {} if type(objective) is task.model.objective else {"name": next(known, made_in_python(objective))}
+    name = OBJECTIVES.name_of(type(objective)) or made_in_python(objective)
+    named = {} if type(objective) is task.model.objective else {"name": name}
     options: dict[str, Any] = asdict(objective) if is_dataclass(objective) else {}  # type: ignore[call-overload]
     options.pop("class_weights", None)
     return {**named, **options}

@@ -23,13 +23,14 @@ from torch import nn
 from foveal.draws import Draws
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import as_views
+from foveal.policies import Policy
 
 
 class _OneValue(Exception):
     """A batch norm got one value per channel."""
 
 
-def takes_one_image(model: GlimpseClassifier, plan: Sequence[str]) -> bool:
+def takes_one_image(model: GlimpseClassifier, plan: Sequence[str | Policy]) -> bool:
     """Whether the model can be trained on a batch of one image.
 
     Makes a forward pass on one black image, without gradients. The model's buffers and torch's random state are restored.

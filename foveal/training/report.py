@@ -275,7 +275,7 @@ def _warnings(found: TrainingSummary, task: Task, scores: Sequence[_Score], lr_s
         by_steps = found.step * task.config.accumulate / task.total_batches
         now, then = task.objective.plan(min(1.0, max(by_time, by_steps))), task.objective.plan(1.0)
         if now != then:
-            phases = f"looks: {' and '.join(now)}, later {' and '.join(then)}"
+            phases = f"looks: {' and '.join(map(str, now))}, later {' and '.join(map(str, then))}"
             yield f"the objective had not reached its last phase ({phases}); {more}"
     if found.left_out:
         batches = "1 batch was" if found.left_out == 1 else f"{found.left_out:,} batches were"

@@ -7,7 +7,8 @@ follow from (seed, epoch, number), the draws of a sample from (seed, epoch, samp
 Example:
     >>> from foveal.data import get_data
     >>> from foveal.models import create_classifier
-    >>> from foveal.training.config import Training
+    >>> from foveal.policies import Policy
+from foveal.training.config import Training
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
     >>> task = Task(model, model.default_objective(), data, Training(steps=3, batch_size=4))
@@ -38,6 +39,7 @@ from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.objectives import Objective
 from foveal.objectives.rollout import Rollout
+from foveal.policies import Policy
 from foveal.training.config import Training
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
@@ -168,7 +170,7 @@ class Task(pl.LightningModule):
         self._validated: list[Tensor] = []
         self._validated_images = 0
         self._losses = Late()
-        self._takes_one: dict[tuple[str, ...], bool] = {}
+        self._takes_one: dict[tuple[str | Policy, ...], bool] = {}
 
     # ---- data
 
@@ -309,7 +311,7 @@ class Task(pl.LightningModule):
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
 
-    def takes_one_image(self, plan: Sequence[str]) -> bool:
+    def takes_one_image(self, plan: Sequence[str | Policy]) -> bool:
         """Whether a batch of one image can be trained on; see `foveal.training.norms.takes_one_image`."""
         if tuple(plan) not in self._takes_one:
             self._takes_one[tuple(plan)] = takes_one_image(self.model, plan)

@@ -8,7 +8,7 @@ import torch
 from timm.models import model_entrypoint
 
 import foveal.backbones  # noqa: F401
-from tests.backbones.tester import BackboneTester
+from foveal.testing import BackboneTester
 
 OURS = sorted(name for name in timm.list_models() if model_entrypoint(name).__module__.startswith("foveal."))
 SMALL = sorted({name for name in OURS if name.startswith("test_")} | {"plain_convnet_32", "stn_cnn"})

@@ -151,7 +151,7 @@ def test_tables_that_are_none_are_refused(tmp_path):
 
 def test_names_and_options_that_do_not_exist():
     assert {"digits", "folder", "manifest", "imagenet", "fmow", "cub", "nabirds"} <= set(list_data())
-    with pytest.raises(ConfigError, match="fodler: there is no data set of this name; use folder"):
+    with pytest.raises(ConfigError, match="fodler: there is no data set of this name; did you mean folder"):
         get_data("fodler")
     with pytest.raises(ConfigError, match="there is no option 'rot'; use root"):
         get_data("folder", rot="x")

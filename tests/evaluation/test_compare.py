@@ -25,7 +25,7 @@ from foveal.images.views import TensorViews
 from foveal.models import as_classifier, create_model
 from foveal.prediction import count
 from foveal.runs import ModelInfo, save_model
-from tests.evaluation.test_accuracy import Looker
+from tests.evaluation.tiny import Looker
 from tests.training.tiny import Spoilt
 
 NAMES = tuple("abcdef")

@@ -21,7 +21,7 @@ from foveal.images import ArrayPyramid
 from foveal.images.views import TensorViews
 from foveal.models import create_model
 from foveal.prediction import count
-from tests.evaluation.test_accuracy import OpenImages, data
+from tests.evaluation.tiny import OpenImages, data
 
 
 def tnet(**options):

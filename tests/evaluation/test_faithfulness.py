@@ -24,7 +24,7 @@ from foveal.images import Occluded, TensorViews, as_views
 from foveal.layers import AttentionLayer
 from foveal.models import create_classifier
 from foveal.runs import ModelInfo, save_model
-from tests.evaluation.test_occlusion import CLASSES, Spotter
+from tests.evaluation.tiny import CLASSES, Spotter
 
 
 def visible(pixels):

@@ -5,47 +5,14 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 
-from foveal.classification import Classification, Glimpses
 from foveal.data import DataModule, ImageDataset, TensorDataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import occlude
-from foveal.glimpse.base import WholeImage
-from foveal.images.views import as_views
 from foveal.models import create_model
-
-CLASSES = tuple("abcdef")
-
-
-class Spotter(WholeImage):
-    """Looks at the whole image for the one bright square of its 3 x 3, whose brightness is the class, and points at it."""
-
-    locations = (1,)
-
-    def __init__(self):
-        super().__init__(torch.nn.Identity(), image_size=24, mean=(0.0,), std=(1.0,))
-        self.num_classes = len(CLASSES)
-
-    def forward(self, images, locations=None, policy="greedy", draws=None, contributions=True):
-        views, k = as_views(images), sum(self.locations if locations is None else locations)
-        count = len(views)
-        whole = np.tile([0.0, 0, 24, 24], (count, 1))
-        bright = F.avg_pool2d(views.look(np.arange(count), whole, (24, 24))[:, :1], 8).flatten(1)
-        order = bright.argsort(descending=True, stable=True).numpy()
-        if policy == "random":
-            order = draws.uniform("cells", 9).argsort(1)
-        cell = order[:, :k]
-        corner = 8.0 * np.stack([cell // 3, cell % 3], -1)
-        box = np.concatenate([whole[:, None], np.concatenate([corner, corner + 8], -1)], 1)
-        says = (bright.amax(1) * 255 / 40).round().long().sub(1).clamp(0)
-        looks = Glimpses(
-            image=np.repeat(np.arange(count), k + 1), box=box.reshape(-1, 4), size=np.array([8, 8]), level=np.tile([1] + [2] * k, count),
-            parent=np.tile([-1] + [0] * k, count), probability=torch.ones(count * (k + 1)),
-        )  # fmt: skip
-        return Classification(F.one_hot(says, len(CLASSES)).float(), looks, self.class_names, bytes_read=views.bytes_read)
+from tests.evaluation.tiny import CLASSES, Spotter
 
 
 def squares(count):

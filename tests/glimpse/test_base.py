@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import timm
 import torch
-
+from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage, enclosing_square, per_band, whole_image
+from foveal.glimpse.saccader import ReleasedCentre
 from foveal.images.views import TensorViews
-from tests.glimpse.tester import GlimpseClassifierTester
+from foveal.policies import CellPolicy, Centre, Exhaustive, Whole
+from foveal.testing import GlimpseClassifierTester
 
 
 class TestWholeImage(GlimpseClassifierTester):
@@ -46,3 +49,58 @@ def test_parts_that_a_network_names_are_groups_of_their_own():
     assert groups["localisation"] == {id(p) for p in model.network.transformer.parameters()}
     assert groups["head"] == {id(p) for p in model.network.fc.parameters()}
     assert sum(map(len, groups.values())) == len(list(model.parameters())) == len(set().union(*groups.values()))
+
+
+# ---- the template: budgets and policies
+
+
+class Counting(WholeImage):
+    """Levels and cells are given."""
+
+    most_levels, most_cells = None, None
+
+    def __init__(self, levels: int | None, cells: int | None):
+        super().__init__(torch.nn.Identity(), 8)
+        self.most_levels, self.most_cells = levels, cells
+
+
+@pytest.mark.parametrize(
+    ("levels", "cells", "asked", "taken"),
+    [
+        (None, 9, (2, 1), (2, 1)),
+        (None, 9, (2, 0, 5), (2,)),
+        (None, 9, (0,), ()),
+        (None, 9, (10,), "each level can look at 1 to 9 of its cells"),
+        (None, 9, (-1,), "each level"),
+        (1, 25, (25,), (25,)),
+        (1, 25, (26,), "this model has one grid, of 25 cells; give one number, 0 to 25"),
+        (1, 25, (2, 1), "locations 2,1: this model has one grid"),
+        (1, None, (99,), (99,)),
+        (1, None, (2, 1), "Counting looks at one place after another; give one number"),
+        (0, None, (), ()),
+        (0, None, (2,), "locations 2: this model looks once, at the whole image; leave locations out"),
+    ],
+)
+def test_budgets(levels, cells, asked, taken):
+    model = Counting(levels, cells)
+    if isinstance(taken, tuple):
+        assert model.budget(asked) == taken
+    else:
+        with pytest.raises(ConfigError, match=taken):
+            model.budget(asked)
+
+
+def test_a_policy_may_take_every_cell_of_the_levels_asked_for():
+    assert Counting(None, 9).budget((2, 1), Exhaustive()) == (9, 9) and Counting(None, 9).budget((), Exhaustive()) == ()
+
+
+def test_policies_are_known_by_their_kind():
+    class Unnamed(CellPolicy):
+        name = "nobody has registered it"
+
+    model = Counting(None, 9)
+    assert model.check_policies(["centre", Unnamed()]) == [Centre(), Unnamed()]
+    for other in (ReleasedCentre(), "centre_released", "whole", "nobody has registered it"):
+        with pytest.raises(ConfigError, match="Counting does not know it; use one of greedy"):
+            model.check_policies([other])
+    assert model.check_policies(["whole"], ["whole"]) == [Whole()]

@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from foveal.cli import main
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier
+from foveal.policies import find_policy
 from foveal.prediction.cost import count
-from tests.glimpse.tester import GlimpseClassifierTester
+from foveal.testing import GlimpseClassifierTester
 
 TINY = {"backbone": "test_resnetv2_slim", "image_size": 48, "base_size": 16, "hidden": 12}
 
@@ -35,12 +35,18 @@ class TestDRAM(GlimpseClassifierTester):
 
     def test_glimpses_lie_in_the_first_look(self, model):
         for one in self.run(model, self.images()):
-            assert [g.parent for g in one.glimpses] == [None, 0, 0] and [g.probability for g in one.glimpses] == [1, 1, 1]
+            assert [g.parent for g in one.glimpses] == [None, 0, 0] and [g.probability for g in one.glimpses] == [
+                1,
+                1,
+                1,
+            ]
             assert [g.size for g in one.glimpses] == [(48, 48), (16, 16), (16, 16)]
             y0, x0, y1, x1 = one.glimpses[0].box
             for g in one.glimpses[1:]:
                 assert (g.box[2] - g.box[0], g.box[3] - g.box[1]) == pytest.approx(((y1 - y0) / 3, (x1 - x0) / 3))
-                assert y0 - 1e-3 <= g.box[0] and x0 - 1e-3 <= g.box[1] and g.box[2] <= y1 + 1e-3 and g.box[3] <= x1 + 1e-3
+                assert (
+                    y0 - 1e-3 <= g.box[0] and x0 - 1e-3 <= g.box[1] and g.box[2] <= y1 + 1e-3 and g.box[3] <= x1 + 1e-3
+                )
 
     def test_a_batch_is_its_images(self, model):
         """Places are points of the plane, which other sums round otherwise."""
@@ -91,7 +97,11 @@ def test_macs_by_hand(steps):
     look = slim_resnet_macs(77, 15) + (2048 + 1024) * 4 * 1024
     choice = 2 * 1024 * 4 * 1024 + 1024 * 2
     budget = (steps,) if steps else ()
-    assert count(model, 224, budget).macs == (1 + steps) * look + steps * choice + 1024 * 1001 == count(model, 60_000, budget).macs
+    assert (
+        count(model, 224, budget).macs
+        == (1 + steps) * look + steps * choice + 1024 * 1001
+        == count(model, 60_000, budget).macs
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- sensor
@@ -158,7 +168,10 @@ def test_blanked_windows_have_no_gradient_and_their_mean():
 def test_the_context_step_alters_only_the_location_memory():
     model, images = tiny().eval(), torch.rand(2, 3, 48, 48)
     with torch.inference_mode():
-        field, middle = with_coordinates((images - model.mean[:, None, None]) / model.std[:, None, None]), torch.zeros(2, 2)
+        field, middle = (
+            with_coordinates((images - model.mean[:, None, None]) / model.std[:, None, None]),
+            torch.zeros(2, 2),
+        )
         # What is classified first comes from the middle alone, as if there had been no context step ...
         looked = model(images, locations=(1,), policy="centre")
         state, _ = model.recognise(model.perceive(field, middle), model.recognise.zeros(2))
@@ -174,7 +187,9 @@ def test_the_context_step_alters_only_the_location_memory():
 def test_what_lies_outside_the_fine_window_cannot_be_classified_by():
     model, images = tiny().eval(), torch.rand(1, 3, 48, 48)
     other = images.clone()
-    other[..., :8, :] = images[..., :8, :].flip(-1)  # neither the place nor the mean of a window around the middle changes
+    other[..., :8, :] = images[..., :8, :].flip(
+        -1
+    )  # neither the place nor the mean of a window around the middle changes
     with torch.inference_mode():
         fields = [with_coordinates(x) for x in (images, other)]
         blind = [model.perceive(f, torch.zeros(1, 2)) for f in fields]
@@ -188,7 +203,7 @@ def test_places_stay_within_the_limit(policy):
     model = tiny(sd=5.0)
     with torch.no_grad():
         model.where.emit.weight.mul_(100)
-        seen = model.trace(TensorViews(torch.rand(3, 3, 48, 48)), 4, [policy], Draws(0, 0, np.arange(3)))
+        seen = model.trace(TensorViews(torch.rand(3, 3, 48, 48)), 4, [find_policy(policy)], Draws(0, 0, np.arange(3)))
     assert seen.where.shape == (3, 4, 2) and seen.where.abs().max() <= model.where.limit == pytest.approx(2 / 3)
 
 
@@ -198,7 +213,11 @@ def test_log_probability_is_the_density_of_every_choice():
         greedy, sampled = model.rollouts(images, ("greedy", "sampled"), draws)
     top = -2 * np.log(0.1 * np.sqrt(2 * np.pi))
     torch.testing.assert_close(greedy.log_probability, torch.full((3, 2), top).float())
-    assert sampled.log_probability.shape == (3, 2) and (sampled.log_probability < top).all() and sampled.glimpse_logits.shape == (3, 3, 3)
+    assert (
+        sampled.log_probability.shape == (3, 2)
+        and (sampled.log_probability < top).all()
+        and sampled.glimpse_logits.shape == (3, 3, 3)
+    )
 
 
 def test_the_reference_trains_the_prediction_alone():

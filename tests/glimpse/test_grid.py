@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from foveal.errors import ConfigError
 from foveal.glimpse.grid import Grid, outside, share_inside
 
@@ -40,7 +39,10 @@ def test_cells_are_numbered_row_by_row_for_any_batch_of_parents():
 
 def test_outside():
     boxes = np.array([[[0, 0, 5, 5], [-5, 0, 0, 5], [9, 9, 12, 12], [10, 0, 12, 5], [0, 20, 5, 25]]] * 2)
-    assert outside(boxes, np.array([[10, 20], [10, 21]])).tolist() == [[False, True, False, True, True], [False, True, False, True, False]]
+    assert outside(boxes, np.array([[10, 20], [10, 21]])).tolist() == [
+        [False, True, False, True, True],
+        [False, True, False, True, False],
+    ]
 
 
 def test_share_inside():
@@ -97,9 +99,14 @@ def test_cells_are_squares_inside_the_image_that_leave_no_gap(side, region):
 def test_no_two_cells_of_a_long_image_are_nearly_the_same():
     for width in range(100, 500):
         cells = laid(3, 0.5, 100, width)
-        shared = np.clip(np.minimum(cells[:, None, 2:], cells[None, :, 2:]) - np.maximum(cells[:, None, :2], cells[None, :, :2]), 0, None)
+        shared = np.clip(
+            np.minimum(cells[:, None, 2:], cells[None, :, 2:]) - np.maximum(cells[:, None, :2], cells[None, :, :2]),
+            0,
+            None,
+        )
         np.einsum("iij->ij", shared)[:] = 0
-        # In a square look neighbours share half of each other; here three quarters at most, but for the rounding to whole pixels.
+        # In a square look neighbours share half of each other; here three quarters at most, but for the rounding to
+        # whole pixels.
         assert shared.prod(-1).max() <= 0.78 * (cells[0, 2] - cells[0, 0]) ** 2
 
 

@@ -1,4 +1,5 @@
-"""Networks of every family at sizes that are not their own: as dense networks and as TNet's backbone, by one option each."""
+"""Networks of every family at sizes that are not their own: as dense networks and as TNet's backbone, by one option
+each."""
 
 import json
 from pathlib import Path
@@ -6,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-
 from benchmarks.networks import OTHER, backbone, dense, members, row
 from foveal.errors import ConfigError
 from foveal.glimpse.base import size_options
@@ -17,9 +17,15 @@ from foveal.runs import ModelInfo, load, save_model
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "networks.json"
 FIXED = (
-    "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224", "levit_128s", "coat_lite_tiny", "volo_d1_224",
-    "test_maxvit", "vit_tiny_r_s16_p8_224",
-)  # fmt: skip
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s32_224",
+    "levit_128s",
+    "coat_lite_tiny",
+    "volo_d1_224",
+    "test_maxvit",
+    "vit_tiny_r_s16_p8_224",
+)
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -28,7 +34,9 @@ def test_networks_of_a_fixed_size_are_built_for_the_size_asked(name):
     assert size_options(name, (OTHER, OTHER), {}) == {"img_size": OTHER}
 
 
-@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+@pytest.mark.parametrize(
+    "name", ["xcit_nano_12_p16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"]
+)
 def test_they_are_backbones_too(name):
     assert backbone(name, OTHER) is None
 
@@ -66,7 +74,10 @@ def test_a_size_that_nothing_helps_is_one_sentence():
 
 
 def test_a_network_without_a_map_is_one_sentence():
-    with torch.device("meta"), pytest.raises(ConfigError, match=r"describe cells by .*; choose another base_size, location_features or"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ConfigError, match=r"describe cells by .*; choose another base_size, location_features or"),
+    ):
         TNet(num_classes=3, backbone="coat_tiny", base_size=OTHER)
 
 
@@ -95,7 +106,12 @@ def test_trying_a_size_draws_nothing():
 
 def test_the_separate_classifier_of_saccader_is_built_for_its_glimpses():
     model = SaccaderSeparate(
-        num_classes=3, classifier="test_vit_relpos", glimpse_size=96, backbone="test_bagnet", image_size=64, locations=(2,)
+        num_classes=3,
+        classifier="test_vit_relpos",
+        glimpse_size=96,
+        backbone="test_bagnet",
+        image_size=64,
+        locations=(2,),
     ).eval()
     assert model(torch.rand(1, 3, 150, 150)).logits.shape == (1, 3)
 
@@ -106,10 +122,21 @@ class Network(torch.nn.Module):
         self.num_prefix_tokens, self.output_fmt = prefix, fmt
 
 
-@pytest.mark.parametrize(("tokens", "declared", "prefix", "side"), [
-    (196, 0, 0, 14), (197, 1, 1, 14), (196, 1, 0, 14), (197, 0, 1, 14), (201, 5, 5, 14), (201, 0, 5, 14), (9, 5, 5, 2), (146, 2, 2, 12),
-    (5, 1, 1, 2), (1, 0, 0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tokens", "declared", "prefix", "side"),
+    [
+        (196, 0, 0, 14),
+        (197, 1, 1, 14),
+        (196, 1, 0, 14),
+        (197, 0, 1, 14),
+        (201, 5, 5, 14),
+        (201, 0, 5, 14),
+        (9, 5, 5, 2),
+        (146, 2, 2, 12),
+        (5, 1, 1, 2),
+        (1, 0, 0, 1),
+    ],
+)
 def test_maps_of_tokens_are_told_by_their_number(tokens, declared, prefix, side):
     x = torch.arange(tokens, dtype=torch.float)[None, :, None].expand(2, -1, 7)
     found = _as_map(x, Network(declared))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.ram import RAM
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier
 from foveal.prediction.cost import count
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
+from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
 class TestRAM(GlimpseClassifierTester):
@@ -23,7 +22,8 @@ class TestRAM(GlimpseClassifierTester):
         return RAM(num_classes=3, base_size=6, patches=2, locations=(2,))
 
     def test_glimpses_are_what_was_looked_at(self, model):
-        """Of each glimpse its finest patch is told; the others have the same middle and twice the side of the one before."""
+        """Of each glimpse its finest patch is told; the others have the same middle and twice the side of the one
+        before."""
         views = CountingViews(self.images())
         out = self.run(model, views)
         finest = [(g.image, g.box) for g in out.glimpses]
@@ -59,7 +59,10 @@ def test_what_it_sees_is_the_crop_and_its_surroundings():
     seen = []
     model.what_seen[0].register_forward_hook(lambda _m, given, _out: seen.append(given[0]))
     model(images, locations=())
-    crop, around = images[..., 24:36, 24:36], images[..., 18:42, 18:42].unflatten(2, (12, 2)).unflatten(4, (12, 2)).mean((3, 5))
+    crop, around = (
+        images[..., 24:36, 24:36],
+        images[..., 18:42, 18:42].unflatten(2, (12, 2)).unflatten(4, (12, 2)).mean((3, 5)),
+    )
     torch.testing.assert_close(seen[0][:, 0], crop * 2 - 1)
     torch.testing.assert_close(seen[0][:, 1], around * 2 - 1)
 
@@ -75,15 +78,25 @@ def test_the_policy_changes_nothing_but_itself():
 
 def test_rollouts_side_by_side_are_rollouts_alone():
     torch.manual_seed(0)
-    model, images, draws = RAM(num_classes=3, base_size=6, patches=2).eval(), torch.rand(2, 3, 40, 40), Draws(0, 0, np.arange(2))
+    model, images, draws = (
+        RAM(num_classes=3, base_size=6, patches=2).eval(),
+        torch.rand(2, 3, 40, 40),
+        Draws(0, 0, np.arange(2)),
+    )
     with torch.inference_mode():
-        for policy, tried in zip(("greedy", "centre"), model.rollouts(images, ("greedy", "centre"), draws), strict=True):
+        for policy, tried in zip(
+            ("greedy", "centre"), model.rollouts(images, ("greedy", "centre"), draws), strict=True
+        ):
             torch.testing.assert_close(tried.logits, model.rollouts(images, (policy,), draws)[0].logits)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"region": 1.5}, "region=1.5"), ({"patches": 0}, "patches=0"), ({"locations": (2, 1)}, "locations 2,1.*one number")],
+    [
+        ({"region": 1.5}, "region=1.5"),
+        ({"patches": 0}, "patches=0"),
+        ({"locations": (2, 1)}, "locations 2,1.*one number"),
+    ],
 )
 def test_impossible_options(options, words):
     with pytest.raises(ConfigError, match=words):

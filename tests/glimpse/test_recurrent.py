@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
-
 from foveal.draws import Draws
 from foveal.glimpse.dram import DRAM
 from foveal.glimpse.ram import RAM
 from foveal.glimpse.recurrent import GaussianPolicy, LSTMCell
+from foveal.policies import find_policy
+from torch.distributions import Normal
 
 
 def test_the_cell_is_that_of_torch_with_one_vector_of_biases():
@@ -31,7 +31,10 @@ def test_the_cell_is_that_of_torch_with_one_vector_of_biases():
 
 def test_the_cell_has_one_vector_of_biases_and_begins_by_remembering():
     cell = LSTMCell(5, 7)
-    assert {name: tuple(p.shape) for name, p in cell.named_parameters()} == {"gates.weight": (28, 12), "gates.bias": (28,)}
+    assert {name: tuple(p.shape) for name, p in cell.named_parameters()} == {
+        "gates.weight": (28, 12),
+        "gates.bias": (28,),
+    }
     assert cell.gates.bias.tolist() == [0.0] * 7 + [1.0] * 7 + [0.0] * 14
     # With no other input a forget bias of 1 keeps sigmoid(1) of what is in the cell.
     torch.nn.init.zeros_(cell.gates.weight)
@@ -51,7 +54,7 @@ def test_log_density_is_that_of_torch_and_its_gradient_the_closed_form():
 def test_draws_are_gaussian_and_kept_within_the_limit():
     policy, mean = GaussianPolicy(3, 0.6, 0.1), torch.tensor([[0.2, -0.55]])
     uniform = torch.from_numpy(np.random.default_rng(0).random((20_000, 2))).float()
-    where = policy.choose("sampled", mean.expand(20_000, 2), uniform)
+    where = policy.choose(find_policy("sampled"), mean.expand(20_000, 2), uniform)
     assert where.abs().max() <= 0.6 and (where[:, 1] == -0.6).float().mean() == pytest.approx(
         float(Normal(0, 1).cdf(torch.tensor(-0.5))), abs=0.01
     )
@@ -59,11 +62,18 @@ def test_draws_are_gaussian_and_kept_within_the_limit():
 
 
 def test_other_ways_to_choose():
-    policy, mean, uniform = GaussianPolicy(3, 0.6, 0.1), torch.tensor([[0.2, -0.5]], requires_grad=True), torch.tensor([[0.0, 0.75]])
-    assert policy.choose("greedy", mean, uniform).tolist() == mean.tolist()
-    assert policy.choose("centre", mean, uniform).tolist() == [[0, 0]]
-    torch.testing.assert_close(policy.choose("random", mean, uniform), torch.tensor([[-0.6, 0.3]]))
-    assert not any(policy.choose(name, mean, uniform + 0.1).requires_grad for name in ("greedy", "sampled", "random", "centre"))
+    policy, mean, uniform = (
+        GaussianPolicy(3, 0.6, 0.1),
+        torch.tensor([[0.2, -0.5]], requires_grad=True),
+        torch.tensor([[0.0, 0.75]]),
+    )
+    assert policy.choose(find_policy("greedy"), mean, uniform).tolist() == mean.tolist()
+    assert policy.choose(find_policy("centre"), mean, uniform).tolist() == [[0, 0]]
+    torch.testing.assert_close(policy.choose(find_policy("random"), mean, uniform), torch.tensor([[-0.6, 0.3]]))
+    assert not any(
+        policy.choose(find_policy(name), mean, uniform + 0.1).requires_grad
+        for name in ("greedy", "sampled", "random", "centre")
+    )
 
 
 def test_means_stay_within_the_limit():
@@ -74,7 +84,11 @@ def test_means_stay_within_the_limit():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
-    "model", [RAM(num_classes=3, base_size=6), DRAM(num_classes=3, backbone="test_resnetv2_slim", image_size=48, base_size=16, hidden=12)]
+    "model",
+    [
+        RAM(num_classes=3, base_size=6),
+        DRAM(num_classes=3, backbone="test_resnetv2_slim", image_size=48, base_size=16, hidden=12),
+    ],
 )
 def test_other_precisions_train_and_keep_places_exact(model, dtype):
     objective = model.to(dtype).default_objective()

@@ -1,26 +1,26 @@
-"""Saccader: geometry, cell, policies and stages (spec sections 2.4, 3, 4, 5, 11)."""
+"""Saccader: geometry, cell, policies and stages."""
 
 from __future__ import annotations
 
 import math
 
+import foveal.glimpse.saccader
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-
-import foveal.glimpse.saccader
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier, create_model
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
+from foveal.policies import find_policy
 from foveal.prediction.cost import count
 from foveal.runs import ModelInfo, load, save_model
+from foveal.testing import CountingViews, GlimpseClassifierTester
 from foveal.training.task import freeze
-from tests.glimpse.tester import CountingViews, GlimpseClassifierTester
 
 TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
 
@@ -152,7 +152,10 @@ def test_boxes_follow_the_image_to_full_resolution(model):
 def slow_cell(mixed: np.ndarray, query: np.ndarray, visited: np.ndarray) -> np.ndarray:
     """Section 3.3, a cell and a channel at a time."""
     cells, channels = mixed.shape
-    spatial = [sum(query[c] * mixed[n, c] for c in range(channels)) / math.sqrt(channels) - 1e5 * visited[n] for n in range(cells)]
+    spatial = [
+        sum(query[c] * mixed[n, c] for c in range(channels)) / math.sqrt(channels) - 1e5 * visited[n]
+        for n in range(cells)
+    ]
     alpha = np.exp(np.array(spatial) - max(spatial))
     alpha /= alpha.sum()
     values = [sum(alpha[n] * mixed[n, c] for n in range(cells)) for c in range(channels)]
@@ -174,27 +177,33 @@ def test_the_cell_is_the_one_of_the_specification():
 def test_greedy_saccades_follow_the_cell_and_mark_what_was_visited(model):
     seen = model.perceive(TensorViews(images()))
     mixed = model._mixed(seen, imitating=False)
-    chosen = model.saccade(seen, "greedy", 5, draws())
+    chosen = model.saccade(seen, find_policy("greedy"), 5, draws())
     for i in range(2):
         visited = np.zeros(model.side**2)
         for t in range(5):
             scores = slow_cell(mixed[i].detach().numpy(), model.cell.query[0].detach().numpy(), visited)
             assert chosen.cells[i, t] == scores.argmax()
             p = np.exp(scores - scores.max())
-            assert float(chosen.log_probability[i, t].detach().exp()) == pytest.approx(p[scores.argmax()] / p.sum(), rel=1e-9)
+            assert float(chosen.log_probability[i, t].detach().exp()) == pytest.approx(
+                p[scores.argmax()] / p.sum(), rel=1e-9
+            )
             visited[scores.argmax()] = 1
 
 
-@pytest.mark.parametrize("policy", ["greedy", "sampled", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var", "exhaustive"])
+@pytest.mark.parametrize(
+    "policy", ["greedy", "sampled", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var", "exhaustive"]
+)
 def test_no_cell_is_chosen_twice(model, policy):
     cells = model.side**2
-    out = model.saccade(model.perceive(TensorViews(images())), policy, cells, draws()).cells
+    out = model.saccade(model.perceive(TensorViews(images())), find_policy(policy), cells, draws()).cells
     assert all(sorted(row) == list(range(cells)) for row in out.tolist())
 
 
 def test_cells_beside_the_image_come_last(model):
     wide = torch.rand(1, 3, 20, 80, dtype=torch.float64)
-    chosen = model.saccade(seen := model.perceive(TensorViews(wide)), "sampled", model.side**2, draws(1)).cells[0]
+    chosen = model.saccade(
+        seen := model.perceive(TensorViews(wide)), find_policy("sampled"), model.side**2, draws(1)
+    ).cells[0]
     beside = seen.barred[0, chosen] > 0
     assert 0 < beside.sum() < len(beside) and not beside[: -int(beside.sum())].any()
 
@@ -228,7 +237,7 @@ def test_sampling_draws_from_the_policy(model):
     n = 4000
     seen = repeated(model, n)
     mixed = model._mixed(model.perceive(TensorViews(images(1))), imitating=False).detach().expand(n, -1, -1)
-    chosen = model.saccade(seen, "sampled", 2, draws(n), mixed=mixed)
+    chosen = model.saccade(seen, find_policy("sampled"), 2, draws(n), mixed=mixed)
     p = chosen.log_p[0, 0].exp()
     found = torch.bincount(chosen.cells[:, 0], minlength=len(p)) / n
     often = p * n > 20
@@ -240,12 +249,12 @@ def test_autocast_leaves_the_cell_in_full_precision():
     model = awake(Saccader(num_classes=5, **TINY)).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen = model.perceive(TensorViews(images().float()))
-        chosen = model.saccade(seen, "greedy", 10, draws())
+        chosen = model.saccade(seen, find_policy("greedy"), 10, draws())
     assert seen.what.dtype == torch.bfloat16 and chosen.log_p.dtype == torch.float32
     assert torch.isfinite(chosen.log_p).all() and all(len(set(row)) == 10 for row in chosen.cells.tolist())
 
 
-# ------------------------------------------------------------------------------------------------ policies without learning
+# -------------------------------------------------------------------------------------------- policies without learning
 
 
 def test_all_cells_are_the_bagnet_itself(model):
@@ -261,7 +270,7 @@ def test_ordered_logits_are_the_cells_that_speak_most_for_the_predicted_class(mo
     what = model.backbone.reduce(model.backbone.forward_features(look))
     maps = F.conv2d(what, model.backbone.fc.weight[..., None, None], model.backbone.fc.bias)
     answer = model.backbone(look).argmax(1)
-    cells = model.saccade(model.perceive(TensorViews(x)), "ordered_logits", 5, draws(4)).cells
+    cells = model.saccade(model.perceive(TensorViews(x)), find_policy("ordered_logits"), 5, draws(4)).cells
     for i in range(4):
         of_answer = maps[i, answer[i]].flatten()
         assert cells[i].tolist() == of_answer.argsort(descending=True)[:5].tolist()
@@ -281,22 +290,25 @@ def test_sobel_windows_by_hand(model):
     edge = np.sqrt(gx**2 + gy**2)
     side, jump = model.backbone.receptive_field, model.backbone.jump
     for name, statistic in (("sobel_mean", np.mean), ("sobel_var", lambda w: np.var(w, ddof=1))):
-        cells = model.saccade(seen, name, 4, draws()).cells
+        cells = model.saccade(seen, find_policy(name), 4, draws()).cells
         for i in range(2):
             value = [
                 statistic(edge[i, jump * r : jump * r + side, jump * c : jump * c + side])
-                for r in range(model.side) for c in range(model.side)
-            ]  # fmt: skip
+                for r in range(model.side)
+                for c in range(model.side)
+            ]
             assert cells[i].tolist() == np.argsort(value)[::-1][:4].tolist()
 
 
 def test_random_as_released_favours_inner_cells_and_may_come_back(model):
     n = 3000
-    out = model.saccade(repeated(model, n), "random_released", 2, draws(n))
+    out = model.saccade(repeated(model, n), find_policy("random_released"), 2, draws(n))
     share = torch.bincount(out.cells[:, 0], minlength=model.side**2) / n
     grid = share.reshape(model.side, model.side)
     inner, border, corner = grid[1:-1, 1:-1].mean(), grid[0, 1:-1].mean(), grid[0, 0]
-    assert float(border / inner) == pytest.approx(0.5, abs=0.15) and float(corner / inner) == pytest.approx(0.25, abs=0.2)
+    assert float(border / inner) == pytest.approx(0.5, abs=0.15) and float(corner / inner) == pytest.approx(
+        0.25, abs=0.2
+    )
     assert (out.cells[:, 0] == out.cells[:, 1]).any()
     expected = torch.full((model.side,), 1.0 / (model.side - 1))
     expected[[0, -1]] /= 2
@@ -305,17 +317,23 @@ def test_random_as_released_favours_inner_cells_and_may_come_back(model):
 
 
 def test_the_middle_as_released_is_the_same_cell_each_time(model):
-    cells = model.saccade(model.perceive(TensorViews(images())), "centre_released", 3, draws()).cells
+    cells = model.saccade(model.perceive(TensorViews(images())), find_policy("centre_released"), 3, draws()).cells
     assert set(cells.flatten().tolist()) == {model.side**2 // 2}
-    assert model.saccade(model.perceive(TensorViews(images())), "centre", 1, draws()).cells.flatten().tolist() == [model.side**2 // 2] * 2
+    assert (
+        model.saccade(model.perceive(TensorViews(images())), find_policy("centre"), 1, draws()).cells.flatten().tolist()
+        == [model.side**2 // 2] * 2
+    )
 
 
 @pytest.mark.parametrize(("side", "cells", "middle"), [(33, 6, 14), (37, 7, 24), (13, 1, 0)])
 def test_the_middle_of_other_grids(side, cells, middle):
     model = Saccader(num_classes=2, backbone="test_bagnet_lowd", image_size=side, locations=(1,)).eval()
     seen = model.perceive(TensorViews(torch.rand(2, 3, side, side)))
-    assert model.side == cells and model.saccade(seen, "centre_released", 2, draws()).cells.tolist() == [[middle] * 2] * 2
-    released = model.saccade(seen, "random_released", 2, draws())
+    assert (
+        model.side == cells
+        and model.saccade(seen, find_policy("centre_released"), 2, draws()).cells.tolist() == [[middle] * 2] * 2
+    )
+    released = model.saccade(seen, find_policy("random_released"), 2, draws())
     assert released.cells.max() < cells**2 and torch.isfinite(released.log_probability).all()
 
 
@@ -325,13 +343,17 @@ def test_policies_decide_in_full_precision(dtype):
     model = awake(Saccader(num_classes=5, **TINY)).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype):
         seen = model.perceive(TensorViews(images(8).float()))
-        ordered = model.saccade(seen, "ordered_logits", 20, draws(8)).cells
-        edges = model.saccade(seen, "sobel_var", 20, draws(8)).cells
+        ordered = model.saccade(seen, find_policy("ordered_logits"), 20, draws(8)).cells
+        edges = model.saccade(seen, find_policy("sobel_var"), 20, draws(8)).cells
     what, head = seen.what.double(), model.double().backbone.fc
     answer = head(what.mean(1)).argmax(-1)
     spoken = head(what).gather(-1, answer[:, None, None].expand(-1, what.shape[1], 1)).squeeze(-1).gather(1, ordered)
     assert (spoken.diff(dim=1) <= 1e-5).all()
-    plain = model.float().saccade(model.perceive(TensorViews(images(8).float())), "sobel_var", 20, draws(8)).cells
+    plain = (
+        model.float()
+        .saccade(model.perceive(TensorViews(images(8).float())), find_policy("sobel_var"), 20, draws(8))
+        .cells
+    )
     assert (edges == plain).float().mean() > 0.9
 
 
@@ -392,13 +414,18 @@ def test_stage_three_trains_everything(model):
 def test_stage_three_by_hand(model):
     objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7, samples=2)
     rollouts = model.train().rollouts(images(4), objective.plan(0.0), draws(4))
-    assert [r.policy for r in rollouts] == ["sampled"] * 2 and not torch.equal(rollouts[0].cells, rollouts[1].cells)
+    assert [r.policy.name for r in rollouts] == ["sampled"] * 2 and not torch.equal(
+        rollouts[0].cells, rollouts[1].cells
+    )
     target = torch.tensor([int(rollouts[0].logits[0].argmax()), 1, 2, int(rollouts[1].logits[3].argmax())])
     loss = objective(rollouts, target, torch.zeros(0))[0]
     right = [[float(r.logits[i].argmax() == target[i]) for i in range(4)] for r in rollouts]
     mean = sum(map(sum, right)) / 8
     policy = [
-        -(right[s][i] - mean) * float(rollouts[s].log_probability[i, t].detach()) for s in range(2) for i in range(4) for t in range(4)
+        -(right[s][i] - mean) * float(rollouts[s].log_probability[i, t].detach())
+        for s in range(2)
+        for i in range(4)
+        for t in range(4)
     ]
     classes = [-float(r.logits[i].detach().log_softmax(-1)[target[i]]) for r in rollouts for i in range(4)]
     assert 0 < mean < 1 and float(loss.detach()) == pytest.approx(np.mean(classes) + 0.7 * np.mean(policy), rel=1e-9)
@@ -423,7 +450,9 @@ def test_a_frozen_part_keeps_weights_and_statistics(model):
     frozen = freeze(model.train(), ("location",))
     for module in frozen:
         module.eval()
-    assert not any(p.requires_grad for p in model.backbone.parameters()) and all(p.requires_grad for p in model.attention.parameters())
+    assert not any(p.requires_grad for p in model.backbone.parameters()) and all(
+        p.requires_grad for p in model.attention.parameters()
+    )
     assert not any(m.training for m in model.backbone.modules()) and all(m.training for m in model.attention.modules())
     before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
     stage_before = model.attention[1].running_mean.clone()
@@ -441,7 +470,9 @@ def test_a_frozen_part_keeps_weights_and_statistics(model):
 
 def separate(**options) -> SaccaderSeparate:
     torch.manual_seed(0)
-    return awake(SaccaderSeparate(num_classes=4, classifier="test_resnet", glimpse_size=24, **{**TINY, **options})).eval()
+    return awake(
+        SaccaderSeparate(num_classes=4, classifier="test_resnet", glimpse_size=24, **{**TINY, **options})
+    ).eval()
 
 
 def test_the_separate_classifier_sees_full_resolution_normalised_its_own_way():
@@ -494,18 +525,34 @@ def test_options_that_do_not_fit_get_a_sentence(options, message):
 @pytest.mark.parametrize(
     ("backbone", "side", "sentence"),
     [
-        ("bagnet77_lowd", 96, "image_size 96: each of the 3 x 3 windows of bagnet77_lowd has 77 px, 80 % of the image's side, "
-                              "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px"),
-        ("bagnet77_lowd", 128, "image_size 128: each of the 7 x 7 windows of bagnet77_lowd has 77 px, 60 % of the image's side, "
-                               "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px"),
-        ("bagnet77_lowd", 77, "image_size 77: the one window of bagnet77_lowd has 77 px, 100 % of the image's side, "
-                              "so that looks hardly differ; choose image_size 224, or backbone bagnet17_lowd, whose windows are 17 px"),
-        ("test_bagnet_lowd", 20, "image_size 20: each of the 2 x 2 windows of test_bagnet_lowd has 13 px, 65 % of the image's side, "
-                                 "so that looks hardly differ; choose image_size 40"),
+        (
+            "bagnet77_lowd",
+            96,
+            "image_size 96: each of the 3 x 3 windows of bagnet77_lowd has 77 px, 80 % of the image's side, "
+            "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
+        ),
+        (
+            "bagnet77_lowd",
+            128,
+            "image_size 128: each of the 7 x 7 windows of bagnet77_lowd has 77 px, 60 % of the image's side, "
+            "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
+        ),
+        (
+            "bagnet77_lowd",
+            77,
+            "image_size 77: the one window of bagnet77_lowd has 77 px, 100 % of the image's side, "
+            "so that looks hardly differ; choose image_size 224, or backbone bagnet17_lowd, whose windows are 17 px",
+        ),
+        (
+            "test_bagnet_lowd",
+            20,
+            "image_size 20: each of the 2 x 2 windows of test_bagnet_lowd has 13 px, 65 % of the image's side, "
+            "so that looks hardly differ; choose image_size 40",
+        ),
         ("bagnet77_lowd", 224, None),
         ("bagnet33_lowd", 96, None),
     ],
-)  # fmt: skip
+)
 def test_windows_that_are_large_for_the_image_are_told_once(caplog, backbone, side, sentence):
     foveal.glimpse.saccader._advise.cache_clear()
     for _ in range(2):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
 
@@ -22,7 +21,13 @@ def tried(right: list[bool], steps: int = 3, **more) -> tuple[Rollout, torch.Ten
     density = torch.randn(len(right), steps, dtype=torch.float64, requires_grad=True)
     level = np.array([1] + [2] * steps)
     return Rollout(
-        logits=logits, glimpse_logits=each, level=level, log_probability=density, additive=False, policy="sampled", **more
+        logits=logits,
+        glimpse_logits=each,
+        level=level,
+        log_probability=density,
+        additive=False,
+        policy="sampled",
+        **more,
     ), target
 
 
@@ -50,7 +55,11 @@ def test_a_learned_baseline_gets_the_squared_error_and_nothing_of_the_policy():
     rollout, target = tried([True, False], values=values)
     loss, _, log = RecurrentObjective(policy_weight=2.0)([rollout], target, NOTHING)
     advantage = torch.tensor([0.75, -0.25])[:, None].double()
-    expected = F.cross_entropy(rollout.logits, target) - 2 * (advantage * rollout.log_probability).mean() + log["loss_baseline"]
+    expected = (
+        F.cross_entropy(rollout.logits, target)
+        - 2 * (advantage * rollout.log_probability).mean()
+        + log["loss_baseline"]
+    )
     torch.testing.assert_close(loss, expected)
     assert float(log["loss_baseline"]) == pytest.approx((0.75**2 + 0.25**2) / 2)
     torch.testing.assert_close(torch.autograd.grad(loss, values)[0], (-2 * advantage / 6).float().expand(2, 3))

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-from foveal.glimpse.policies import plackett_luce
 from foveal.objectives.rollout import MASKED, Rollout
-from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective, contrastive, credit, imitation
+from foveal.objectives.tnet import (
+    ReferenceTNetObjective,
+    TNetObjective,
+    contrastive,
+    credit,
+    divergence_from_best_cells,
+)
+from foveal.policies import find_policy, plackett_luce
 
 TARGET = torch.tensor([1])
 
@@ -29,9 +34,15 @@ class Table:
         cells = torch.tensor([chosen])
         log_p = self.scores.log_softmax(0)[None]
         return Rollout(
-            logits=alone.mean(1), glimpse_logits=alone, level=np.array([1] + [2] * len(chosen)), parent=np.array([-1] + [0] * len(chosen)),
-            log_probability=plackett_luce(log_p, cells), scores=[log_p[:, None]], cells=cells, policy=policy,
-        )  # fmt: skip
+            logits=alone.mean(1),
+            glimpse_logits=alone,
+            level=np.array([1] + [2] * len(chosen)),
+            parent=np.array([-1] + [0] * len(chosen)),
+            log_probability=plackett_luce(log_p, cells),
+            scores=[log_p[:, None]],
+            cells=cells,
+            policy=policy,
+        )
 
     def orders(self, k: int):
         return list(itertools.permutations(range(len(self.scores)), k))
@@ -76,7 +87,8 @@ def test_credit_against_its_definition():
 
     p1, whole = p[0, 0].item(), value(0, 1, 2, 3, 4)
     expected = [
-        whole - ((1 - p1) * value(0, 2) + p1 * value(0, 1)),  # everything follows from the first choice but the thumbnail
+        whole
+        - ((1 - p1) * value(0, 2) + p1 * value(0, 1)),  # everything follows from the first choice but the thumbnail
         whole - value(0, 1, 3),  # the last of its grid, without its descendant
         whole - value(0, 1, 2, 4),  # grids of one level do not know of each other
         whole - value(0, 1, 2, 3),
@@ -149,14 +161,19 @@ def test_reference_loss_against_loops(feature_levels):
     loss, state, _ = ReferenceTNetObjective(share, weight, feature_levels)([tried], target, torch.tensor(beta))
     expected = share * ce_image + (1 - share) * ce_feature + weight * (share * rl_image + (1 - share) * rl_feature)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert state.item() == pytest.approx(0.9 * beta + 0.1 * (share * rewards_image + (1 - share) * rewards_feature), rel=1e-5)
+    assert state.item() == pytest.approx(
+        0.9 * beta + 0.1 * (share * rewards_image + (1 - share) * rewards_feature), rel=1e-5
+    )
 
 
 def test_reference_loss_of_a_thumbnail_is_its_share_of_the_cross_entropy():
     tried, target = batch()
     thumbnail = Rollout(logits=tried.logits, glimpse_logits=tried.glimpse_logits[:, :1], level=np.array([1]))
     loss, state, _ = ReferenceTNetObjective(0.3)([thumbnail], target, torch.tensor(0.5))
-    assert loss.item() == pytest.approx(0.3 * F.cross_entropy(tried.logits, target).item(), rel=1e-6) and state.item() == 0.5
+    assert (
+        loss.item() == pytest.approx(0.3 * F.cross_entropy(tried.logits, target).item(), rel=1e-6)
+        and state.item() == 0.5
+    )
 
 
 def test_contrastive_against_all_pairs():
@@ -174,10 +191,12 @@ def test_class_weights_weigh_classes():
     tried, target = batch()
     even = TNetObjective(image_share=1.0, warm_up=1.0)
     skewed = TNetObjective(image_share=1.0, warm_up=1.0, class_weights=(1.0, 2.0, 3.0))
-    tried.policy = "random"
+    tried.policy = find_policy("random")
     got = skewed([tried], target, torch.tensor(0.0))[0]
     expected = F.cross_entropy(tried.logits, target, weight=torch.tensor([1.0, 2, 3]))
-    assert got.item() == pytest.approx(expected.item()) and got.item() != pytest.approx(even([tried], target, torch.tensor(0.0))[0].item())
+    assert got.item() == pytest.approx(expected.item()) and got.item() != pytest.approx(
+        even([tried], target, torch.tensor(0.0))[0].item()
+    )
 
 
 # -------------------------------------------------------------------------------------------------- the warm-up
@@ -202,8 +221,10 @@ def test_imitation_is_the_divergence_from_what_cells_say():
     right = np.stack([F.softmax(alone[i], -1)[:, t].numpy() for i, t in enumerate(target)])
     teacher = right / right.sum(1, keepdims=True)
     expected = (teacher * (np.log(teacher) - log_p.numpy())).sum(1).mean()
-    assert imitation(whole(log_p, alone), target).item() == pytest.approx(expected, rel=1e-12)
-    assert imitation(whole(torch.from_numpy(np.log(teacher)), alone), target).item() == pytest.approx(0, abs=1e-12)
+    assert divergence_from_best_cells(whole(log_p, alone), target).item() == pytest.approx(expected, rel=1e-12)
+    assert divergence_from_best_cells(whole(torch.from_numpy(np.log(teacher)), alone), target).item() == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_masked_cells_are_not_imitated():
@@ -211,10 +232,10 @@ def test_masked_cells_are_not_imitated():
     alone, scores = torch.randn(2, 4, 3, generator=g).double(), torch.randn(2, 4, generator=g).double()
     masked = torch.tensor([[False, False, True, True], [False] * 4])
     log_p = scores.masked_fill(masked, 10 * MASKED).log_softmax(1).requires_grad_()
-    loss = imitation(whole(log_p, alone), torch.tensor([1, 1]))
+    loss = divergence_from_best_cells(whole(log_p, alone), torch.tensor([1, 1]))
     loss.backward()
-    few = imitation(whole(scores[:1, :2].log_softmax(1), alone[:1, :2]), torch.tensor([1]))
-    all_four = imitation(whole(scores[1:].log_softmax(1), alone[1:]), torch.tensor([1]))
+    few = divergence_from_best_cells(whole(scores[:1, :2].log_softmax(1), alone[:1, :2]), torch.tensor([1]))
+    all_four = divergence_from_best_cells(whole(scores[1:].log_softmax(1), alone[1:]), torch.tensor([1]))
     assert loss.item() == pytest.approx((few + all_four).item() / 2, rel=1e-12)
     assert log_p.grad.isfinite().all() and (log_p.grad[0, 2:] == 0).all()
 

@@ -23,7 +23,7 @@ def test_budgets(text, budgets):
 
 @pytest.mark.parametrize("text", ["", "two", "1..", "3..1", "-1", "1,2..3", "2,,1", "1.5"])
 def test_what_is_no_budget_says_how_to_write_one(text):
-    with pytest.raises(ConfigError, match=r"^--locations .*; "):
+    with pytest.raises(ConfigError, match=r"^locations .*; "):
         parse_locations(text)
 
 

@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from foveal.data.dataset import Dataset, Loaded, TensorDataset
-from foveal.data.module import DataModule, register
+from foveal.data.module import DATA_SETS, DataModule
 from foveal.recipes.config import FitConfig, fit_config
 
 
@@ -75,7 +75,7 @@ def _split(count: int, seed: int, bad: tuple[int, ...] = ()) -> Dataset:
     return data
 
 
-@register
+@DATA_SETS.register
 def tiny_images(count: int = 22, bad: tuple[int, ...] = (), val: int = 6, seed: int = 0) -> DataModule:
     return DataModule(("red", "green", "blue"), _split(count, seed, bad), _split(val, seed + 1) if val else None, name="tiny_images")
 

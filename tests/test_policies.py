@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from foveal.choices import POLICY_NAMES, SACCADER_POLICY_NAMES
 from foveal.draws import Draws
-from foveal.glimpse.policies import NEVER, choose, independent, plackett_luce, uniform
+from foveal.errors import ConfigError
+from foveal.policies import NEVER, POLICIES, CellPolicy, Policy, find_policy, independent, plackett_luce, uniform
+
+
+def choose(policy, log_p, k, noise=None):
+    return find_policy(policy).choose(log_p, k, noise)
+
 
 LOG_P = torch.tensor([0.4, 0.1, 0.3, 0.2]).log()
 
@@ -64,6 +71,30 @@ def test_a_grid_with_every_cell_masked_is_still_numbers():
     assert torch.isfinite(scores.grad).all()
 
 
-def test_unknown_policy():
-    with pytest.raises(ValueError, match="greedy"):
-        choose("clever", LOG_P, 1)
+def test_names_and_objects():
+    sampled = find_policy("sampled")
+    assert find_policy(sampled) is sampled and sampled == POLICIES.get("sampled")() != find_policy("greedy") and str(sampled) == "sampled"
+    assert {name for name in POLICIES if POLICIES.get(name).learned} == {"greedy", "sampled"}
+    assert {name for name in POLICIES if find_policy(name).sampled} == {"sampled"}
+    with pytest.raises(ConfigError, match="greddy: there is no policy of this name; did you mean greedy"):
+        find_policy("greddy")
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled", "random", "centre", "exhaustive"])
+def test_what_draws_says_so(name):
+    policy = find_policy(name)
+    if policy.draws:
+        with pytest.raises(ValueError, match=f"the {name} policy needs noise"):
+            policy.choose(LOG_P, 1)
+    else:
+        noise = torch.arange(4.0)
+        assert torch.equal(policy.choose(LOG_P, 4, noise), policy.choose(LOG_P, 4))
+
+
+def test_the_tables_of_names_that_help_shows_are_those_of_the_policies():
+    import foveal.glimpse.saccader
+
+    grid = [name for name in POLICIES if issubclass(POLICIES.get(name), CellPolicy) and POLICIES.get(name).__module__ == "foveal.policies"]
+    own = [name for name in POLICIES if issubclass(POLICIES.get(name), foveal.glimpse.saccader.SaccaderPolicy)]
+    assert (*grid,) == POLICY_NAMES and (*own,) == SACCADER_POLICY_NAMES
+    assert all(POLICIES.get(name).name == name and issubclass(POLICIES.get(name), Policy) for name in POLICIES)

@@ -1,4 +1,10 @@
-"""The checks that every classifier that looks must pass: subclass, give `make`, and pytest runs them all."""
+"""The checks that every classifier that looks must pass: subclass, give `make`, and pytest runs them all.
+
+Example:
+    >>> views = CountingViews(torch.rand(1, 3, 8, 8))
+    >>> views.look(np.array([0]), np.array([[0.0, 0, 4, 4]]), (2, 2)).shape, views.looks
+    (torch.Size([1, 3, 2, 2]), [(0, (0.0, 0.0, 4.0, 4.0))])
+"""
 
 from __future__ import annotations
 
@@ -157,7 +163,9 @@ class GlimpseClassifierTester:
         torch.manual_seed(7)
         other = self.make().eval()
         other.load_state_dict(weights)
-        torch.testing.assert_close(self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0
+        )
 
     def test_copies_are_independent(self, model):
         twin = copy.deepcopy(model)

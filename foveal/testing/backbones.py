@@ -1,4 +1,11 @@
-"""Checks for all backbones. Subclass and set ``name``; pytest runs all checks."""
+"""The checks that every backbone must pass: subclass, name it, and pytest runs them all.
+
+Example:
+    >>> class TestMine(BackboneTester):
+    ...     name = "plain_convnet_32"
+    >>> TestMine().make(num_classes=5).num_classes
+    5
+"""
 
 from __future__ import annotations
 
@@ -12,7 +19,6 @@ from timm.models import group_parameters
 from torch import nn
 
 import foveal.backbones  # noqa: F401
-from foveal.backbones.head import ClassifierBackbone
 from foveal.prediction.cost import count
 
 
@@ -62,7 +68,9 @@ class BackboneTester:
             pooled = net.forward_head(features, pre_logits=True)
             torch.testing.assert_close(net.forward_head(features), net(x), rtol=0, atol=0)
             torch.testing.assert_close(net.get_classifier()(pooled), net(x))
-        assert pooled.shape == (2, net.num_features) and features.shape[1] == getattr(net, "feature_channels", net.num_features)
+        assert pooled.shape == (2, net.num_features) and features.shape[1] == getattr(
+            net, "feature_channels", net.num_features
+        )
 
     def test_feature_maps_have_the_shapes_of_its_modules(self, net):
         x, seen = self.images(net), []
@@ -73,7 +81,9 @@ class BackboneTester:
         with torch.inference_mode():
             net(x)
             maps = taps(x)
-        assert [m.shape for m in maps] == [m.shape for m in seen] and taps.feature_info.channels() == [m.shape[1] for m in maps]
+        assert [m.shape for m in maps] == [m.shape for m in seen] and taps.feature_info.channels() == [
+            m.shape[1] for m in maps
+        ]
 
     def test_classifiers_come_and_go(self, net):
         x = self.images(net, 1)
@@ -118,7 +128,8 @@ class BackboneTester:
         for i, info in enumerate(net.feature_info):
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
-            # Networks of timm can have their last norm outside the stages, but include it in the features.
+            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all
+            # the same.
             assert not isinstance(net, ClassifierBackbone) or all(d < last for d in own)
 
     def test_its_card(self, net):
