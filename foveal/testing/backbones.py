@@ -19,6 +19,7 @@ from timm.models import group_parameters
 from torch import nn
 
 import foveal.backbones  # noqa: F401
+from foveal.backbones.head import ClassifierBackbone
 from foveal.prediction.cost import count
 
 
