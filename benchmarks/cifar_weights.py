@@ -15,7 +15,7 @@ from typing import Any
 from harness import write
 
 import foveal
-from foveal.evaluation.accuracy import Plan, judge
+from foveal.evaluation import Strategy, score_batches
 from foveal.models import as_classifier
 
 PUBLISHED = {20: 8.27, 32: 7.37, 44: 6.90, 56: 6.61}  # test error, %
@@ -39,14 +39,10 @@ def main() -> None:
         network = foveal.create_model(f"resnet{depth}_cifar", pretrained=file)
         model = as_classifier(network, image_size=32, mean=MEAN, std=STD).to(options.device).eval()
         loader = data.loader("test", batch_size=250, device=options.device)
-        scores = judge(model, loader, [Plan(())]).scores[0]
-        wrong = scores.images - scores.correct
-        rows.append(
-            {"depth": depth, "images": scores.images, "wrong": wrong, "error": 100 * wrong / scores.images, "published": PUBLISHED[depth]}
-        )
-        print(
-            f"ResNet-{depth}: {wrong} of {scores.images} wrong, {rows[-1]['error']:.2f} % (published: {PUBLISHED[depth]:.2f} %)", flush=True
-        )
+        answers = score_batches(model, loader, [Strategy(())]).scores[0].answers
+        images, wrong = len(answers), int((~answers.correct).sum())
+        rows.append({"depth": depth, "images": images, "wrong": wrong, "error": 100 * wrong / images, "published": PUBLISHED[depth]})
+        print(f"ResNet-{depth}: {wrong} of {images} wrong, {rows[-1]['error']:.2f} % (published: {PUBLISHED[depth]:.2f} %)", flush=True)
     write(options.out, rows, device=options.device, seed=None)
     strays = [row["depth"] for row in rows if round(row["error"], 2) != row["published"]]
     if strays:

@@ -1,7 +1,7 @@
 """What does leaving each image once it is sure buy beside fixed budgets, in accuracy and in wall time? TNet on the bundled digits.
 
 Trains the TNet of digits.yaml (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64 px at images of
-512 px (``large``: the same digits, four times the work a look). Thresholds are solved on the validation images. The test images are then
+512 px (``large``: the same digits, four times the work a look). Thresholds are found on the validation images. The test images are then
 classified by the fixed budgets and by early exit, batch by batch in turn, at 1, 32 and 128 images at a time, on one thread. Rounds are
 repeated, and each batch counts with its fastest: by the clock (``ms``), and by the thread's own time (``processor_ms``), which is what
 the clock would show if nothing else ran. Runs that are finished are not trained again, and rows that are there are kept.
@@ -24,9 +24,9 @@ from harness import write
 from training import DIGITS, fit
 
 from foveal import get_data, load
-from foveal.evaluation import solve
+from foveal.evaluation import Setting, find_thresholds
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.prediction import count, fold_norms
+from foveal.prediction import count_cost, fold_norms
 from foveal.prediction.early_exit import look_until, turns
 from foveal.recipes import load_recipe
 from foveal.runs import WEIGHTS
@@ -94,10 +94,11 @@ def take(
 def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]]:
     """Fixed budgets; exits at a mean number of looks or products; exits at the time that fixed budgets take."""
     data, model = data_of(task, 500, TASKS[task]["test"]), fold_norms(load(run, device="cpu").eval())
-    macs = np.array([count(model, TASKS[task]["canvas"], end).macs for end in turns(MOST, 1)])
+    macs = np.array([count_cost(model, TASKS[task]["canvas"], end).macs for end in turns(MOST, 1)])
 
     def exits(budgets: dict[str, str], at_once: int = 1, batch_size: int = 100) -> list[dict[str, Any]]:
-        solved = solve(model, data, [*budgets.values()], locations=MOST, at_once=at_once, batch_size=batch_size, device="cpu", seconds=3)
+        setting = Setting(batch_size=batch_size, device="cpu")
+        solved = find_thresholds(model, data, [*budgets.values()], locations=MOST, at_once=at_once, seconds=3, setting=setting)
         about = zip(budgets, solved, strict=True)
         return [{"way": "exit", "name": name, "at_once": at_once, "budget": x.budget, "threshold": x.threshold} for name, x in about]
 

@@ -21,8 +21,8 @@ from harness import write
 from training import DIGITS, fit
 
 from foveal import get_data, load
-from foveal.evaluation import faithful
-from foveal.prediction import count
+from foveal.evaluation import Setting, evaluate_faithfulness
+from foveal.prediction import count_cost
 from foveal.recipes import load_recipe
 from foveal.runs import WEIGHTS
 
@@ -52,7 +52,8 @@ def run_of(folder: Path, name: str, seed: int) -> Path:
 def row_of(name: str, seed: int, way: str, run: Path, data: Any, images: int, area: float | None) -> dict[str, Any]:
     """What one way to explain a run gives; at ``area``, or that of the first region if None, between steps by straight lines."""
     model = load(run, device="cpu").eval()
-    found = faithful(model, data, **CONTENDERS[name]["ways"][way], limit=images, batch_size=100, device="cpu", seed=seed)
+    setting = Setting(limit=images, batch_size=100, device="cpu", seed=seed)
+    found = evaluate_faithfulness(model, data, **CONTENDERS[name]["ways"][way], setting=setting)
     area = found.curves[0].share[1] if area is None else area
     inside = found.found
     assert inside is not None
@@ -68,7 +69,7 @@ def row_of(name: str, seed: int, way: str, run: Path, data: Any, images: int, ar
     centre = {key: getattr(found.pointing[0], key) for key in ("share", "interval", "random", "random_interval")}
     return {
         "contender": name, "seed": seed, "way": way, "images": found.about["images"], "steps": CONTENDERS[name]["steps"],
-        "processor_seconds": float((run / "processor_seconds").read_text()), "macs": count(model, DATA["canvas"]).macs,
+        "processor_seconds": float((run / "processor_seconds").read_text()), "macs": count_cost(model, DATA["canvas"]).macs,
         "accuracy": found.curves[0].accuracy[0], "regions": found.about["regions"],
         "area": area, "pointing": centre, "inside": half, **curves,
     }  # fmt: skip

@@ -18,12 +18,12 @@ import torch
 from harness import write
 from traversal import write_pyramid
 
-from foveal.evaluation.cost import measure
+from foveal.evaluation import measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews
 from foveal.models import create_classifier
 from foveal.prediction import Predictor
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 
 SIDES = (224, 896, 4096)
 LARGEST = 896  # side that the released form is run at; beyond, its activations take gigabytes
@@ -42,7 +42,7 @@ def contenders(side: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def row(name: str, model: GlimpseClassifier, file: Path, side: int, seconds: float, run: bool) -> dict[str, Any]:
-    cost = count(model, side)
+    cost = count_cost(model, side)
     result: dict[str, Any] = {"model": name, "side": side, "macs": cost.macs, "parameters": cost.parameters, "measured": None}
     if run:
         measured = measure(model, lambda n: ImageViews([Predictor(model).open(file) for _ in range(n)]), 1, seconds=seconds)

@@ -26,9 +26,9 @@ import torch
 from harness import write
 
 from foveal import get_data, load
-from foveal.evaluation.accuracy import Plan, judge
-from foveal.evaluation.cost import Trial, count, measure_in_turn
+from foveal.evaluation import Strategy, Trial, measure_in_turn, score_batches
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.prediction import count_cost
 from foveal.recipes import load_recipe
 from foveal.runs import METRICS, WEIGHTS
 
@@ -100,9 +100,9 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
     recipe = recipe_of(task, canvas)
     data = get_data(**{**load_recipe(recipe)["data"], "root": root, "train": 0, "val": 0, "test": images})
     model = load(run, device="cpu").eval()
-    plans = [Plan(model.locations), Plan(model.locations, "random"), Plan(()), *map(Plan, BUDGETS)]
-    judged = judge(model, data.loader("test", batch_size=50), plans, seed=seed)
-    right = [s.correct / s.images for s in judged.scores]
+    strategies = [Strategy(model.locations), Strategy(model.locations, "random"), Strategy(()), *map(Strategy, BUDGETS)]
+    scores = score_batches(model, data.loader("test", batch_size=50), strategies, seed=seed).scores
+    right = [float(s.answers.correct.mean()) for s in scores]
     steps, seconds = trained(run)
     return {
         "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
@@ -128,7 +128,7 @@ def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
         trial.model(trial.views_of(1))  # what a process allocates once is no model's memory
     measured = measure_in_turn(trials, seconds=3)
     for (row, kind), trial, m in zip(product(rows, kinds), trials, measured, strict=True):
-        macs = count(trial.model, row["canvas"]).macs
+        macs = count_cost(trial.model, row["canvas"]).macs
         row[kind] = {"ms": round(m.p50, 3), "ms_p95": round(m.p95, 3), "peak_memory": m.peak_memory, "bytes": m.bytes_read, "macs": macs}
 
 

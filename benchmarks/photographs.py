@@ -33,13 +33,13 @@ from foveal import get_data, load
 from foveal.classification import Classification
 from foveal.data import DataModule
 from foveal.data.folder import list_classes
-from foveal.evaluation.accuracy import Plan, judge
-from foveal.evaluation.early_exit import left_after, threshold_for
+from foveal.evaluation import Strategy, score_batches
+from foveal.evaluation.thresholds import left_after, threshold_for
 from foveal.files import replacing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.images import Views
-from foveal.prediction import count, fold_norms
+from foveal.prediction import count_cost, fold_norms
 from foveal.prediction.early_exit import confidence, look_until
 from foveal.runs import WEIGHTS
 
@@ -166,12 +166,14 @@ def budgets_of(model: GlimpseClassifier) -> list[tuple[int, ...]]:
 def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Iterator[dict[str, Any]]:
     """A row for each budget, each number of random looks, and each way of leaving images early."""
     budgets = budgets_of(model)
-    plans = [Plan(budget) for budget in budgets]
-    drawn = [Plan((k,), "random") for k in RANDOM if model.locations]
-    found = judge(model, data.loader("test", batch_size=JUDGED), [*plans, *drawn], seed=job.seed, keep_logits=True)
-    target = np.asarray(data.test.targets)[found.good]
-    scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.good]
-    macs = np.array([count(model, SIDE, budget).macs for budget in budgets])
+    plans = [Strategy(budget) for budget in budgets]
+    drawn = [Strategy((k,), "random") for k in RANDOM if model.locations]
+    loader = data.loader("test", batch_size=JUDGED)
+    found = score_batches(model, loader, [*plans, *drawn], seed=job.seed, keep_logits=True)
+    kept = [scores.logits for scores in found.scores]
+    target = np.asarray(data.test.targets)[found.places]
+    scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.places]
+    macs = np.array([count_cost(model, SIDE, budget).macs for budget in budgets])
 
     def row(policy: str, asked: float, answer: np.ndarray, looks: float, cost: float, **more: Any) -> dict[str, Any]:
         right = answer == target
@@ -179,14 +181,14 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
         return {**job._asdict(), "policy": policy, "asked": asked, "accuracy": round(float(right.mean()), 4), "by_scale": by_scale,
                 "looks": looks, "macs": round(cost), "images": len(right), **more}  # fmt: skip
 
-    for plan, logits in zip([*plans, *drawn], found.logits, strict=True):
+    for plan, logits in zip([*plans, *drawn], kept, strict=True):
         looks = sum(plan.locations)
         yield row(plan.policy if looks else "none", looks, logits.argmax(-1).numpy(), looks, macs[looks])
     if job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
-        known = judge(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
-        sure = np.stack([confidence(logits).numpy() for logits in known.logits], 1)
-        seen = np.stack([confidence(logits).numpy() for logits in found.logits[: len(plans)]], 1)
-        answers = np.stack([logits.argmax(-1).numpy() for logits in found.logits[: len(plans)]], 1)
+        known = score_batches(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
+        sure = np.stack([confidence(scores.logits).numpy() for scores in known.scores], 1)
+        seen = np.stack([confidence(logits).numpy() for logits in kept[: len(plans)]], 1)
+        answers = np.stack([logits.argmax(-1).numpy() for logits in kept[: len(plans)]], 1)
         price = np.arange(len(plans), dtype=float)
         for wanted in EXITS:
             threshold = threshold_for(sure, price, wanted)

@@ -34,7 +34,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from foveal import get_data, load, open_image
 from foveal.data import DataModule
-from foveal.evaluation.coverage import coverage
+from foveal.evaluation.looks import coverage
 from foveal.files import replacing
 from foveal.glimpse.base import enclosing_square
 from foveal.glimpse.grid import share_inside

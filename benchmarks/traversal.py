@@ -35,7 +35,7 @@ from foveal.draws import Draws
 from foveal.glimpse.tnet import TNet
 from foveal.images.views import TensorViews, Views
 from foveal.models import as_classifier
-from foveal.prediction import count, fold_norms
+from foveal.prediction import count_cost, fold_norms
 
 PRESETS = {"reference": "tnet_efficientnet_b0.reference_fmow", "default": "tnet"}
 BUDGETS = {448: (2,), 896: (2, 1), 1792: (2, 1)}
@@ -110,7 +110,7 @@ def dense(device: str, batches: list[int], seconds: float, precision: str) -> It
         model = build(preset, device)
         network, model = fold_norms(as_classifier(model.dense()).eval()).network, fold_norms(model)
         for side, locations in BUDGETS.items():
-            macs = count(network, side).macs / count(model, side, locations).macs
+            macs = count_cost(network, side).macs / count_cost(model, side, locations).macs
             for batch in batches:
                 images = torch.rand(batch, 3, side, side, device=device)
                 normalised = images.mul(2).sub(1).to(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ _WHERE = {
     "Training": "foveal.training",
     "fit": "foveal.training",
     "predict": "foveal.prediction",
-    "count": "foveal.prediction",
+    "count_cost": "foveal.prediction",
     "evaluate": "foveal.evaluation",
     "show": "foveal.explain",
     "report": "foveal.explain",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from foveal.explain import report, show
     from foveal.images import open_image
     from foveal.models import create_model, list_models
-    from foveal.prediction import classify, count, predict
+    from foveal.prediction import classify, count_cost, predict
     from foveal.recipes.config import FitConfig, fit_config
     from foveal.runs import load
     from foveal.training import Optimiser, Training, fit

@@ -24,4 +24,4 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""
 
 MEASURES = ("none", "quick", "full")
-"""How thoroughly an evaluation takes times, see `foveal.evaluation.measure_budgets`."""
+"""How thoroughly an evaluation takes times, see `foveal.evaluation.measure_locations`."""

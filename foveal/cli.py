@@ -25,6 +25,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import wraps
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -40,8 +41,8 @@ from foveal.recipes.layout import HelpLayout, in_columns
 
 if TYPE_CHECKING:
     from foveal.data import DataModule
-    from foveal.evaluation import Comparison, Cost, EarlyExit, Evaluation, Faithfulness, Occlusion
-    from foveal.prediction import Exit
+    from foveal.evaluation import Result, Setting
+    from foveal.prediction import Cost, Exit
     from foveal.runs import Run
 
 DESCRIPTION = """Classify large images by looking where it matters."""
@@ -73,6 +74,8 @@ def _names(names: Sequence[str], word: str = "or") -> str:
 
 COST = "a number with MAC, kMAC, MMAC, GMAC, TMAC, ms or locations, as 20MMAC"
 POLICY = f"{_names(POLICY_NAMES)}; Saccader also knows {_names(SACCADER_POLICY_NAMES, 'and')}"
+WITH_DATA = ("evaluate", "compare", "occlude", "faithfulness", "faithful", "data")
+"""Commands that take options of the data set."""
 SHOWN_CLASSES = 20
 """Classes that a terminal shows unless it is to show all."""
 
@@ -206,7 +209,7 @@ def _run(argv: list[str], modules: list[str]) -> int:
     _import_modules(modules)
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
-    argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
+    argv, data = _take(argv, "data") if argv[:1] and argv[0] in WITH_DATA else (argv, [])
     typed = shlex.join(["foveal", *argv, *data, *modules])
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
@@ -260,16 +263,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        _add_fit, _add_recipes, _add_evaluate, _add_compare, _add_occlude, _add_faithful, _add_predict, _add_explain, _add_models,
+        _add_fit, _add_recipes, _add_evaluate, _add_compare, _add_occlude, _add_faithfulness, _add_predict, _add_explain, _add_models,
         _add_data, _add_cost, _add_table,
     ):  # fmt: skip
         add(commands)
     return parser
 
 
-def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str) -> argparse.ArgumentParser:
+def _add(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    summary: str,
+    epilog: str,
+    aliases: Sequence[str] = (),
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}", epilog=epilog,
+        name, aliases=aliases, help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}", epilog=epilog,
         formatter_class=HelpLayout, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
@@ -304,8 +315,11 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_split(parser: argparse.ArgumentParser) -> None:
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that evaluates: which images it uses."""
+    _add_data_options(parser)
     parser.add_argument("--split", default=None, choices=SPLITS, help="images to use (default: test, or val where there is no test)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
@@ -318,9 +332,7 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="other runs that also classify the changed images, say dense ones",
     )
-    _add_data_options(parser)
-    _add_split(parser)
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
+    _add_images(parser)
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
     _add_wide(parser)
     _add_running(parser, batch_size=32)
@@ -483,7 +495,7 @@ def _recipes(args: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(
-        commands, "evaluate", _evaluate, "accuracy and cost of a trained model, budget by budget",
+        commands, "evaluate", _evaluate, "accuracy and cost of a trained model, by locations",
         """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the run; --data and
 --data.KEY choose others, as for foveal fit.
 
@@ -491,40 +503,67 @@ def _add_evaluate(commands: Any) -> None:
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
   foveal evaluate runs/photos --data folder --data.root other/ --split test
 
-Other ways to choose where to look, beside the learned one:
+Other policies, compared with the learned one:
 
   foveal evaluate runs/demo --policy centre,exhaustive
 
-No more looks at an image once the answer is sure; costs are of the mean image:
+Early exit: no more looks at an image once the answer is sure. The budget is the cost of the mean image:
 
   foveal evaluate runs/demo --budget 3locations --budget 20MMAC
 """,
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument(
-        "--locations", metavar="BUDGET", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)"
+        "--locations", metavar="LOOKS", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)"
     )
     parser.add_argument(
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
-        help=f"further ways to choose cells, beside the learned one and random, with commas between them: {POLICY}",
+        help=f"policies to evaluate besides the learned one and random, with commas between them: {POLICY}",
     )  # fmt: skip
     parser.add_argument(
         "--budget", action="append", default=[], metavar="COST",
-        help="instead of fixed looks: stop at each image once the answer is sure, so that the mean image costs this much: "
+        help="early exit instead of equal looks: stop at each image once the answer is sure, so that the mean image costs this much: "
         f"{COST}. The threshold is found on validation images and kept in the run. May be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks between two decisions to stop (default: 1)"
     )
-    _add_data_options(parser)
-    parser.add_argument("--against", metavar="RUN", help="run of a dense network, whose accuracy and cost stand beside")
-    _add_split(parser)
+    parser.add_argument("--against", metavar="RUN", help="run of another model, say a dense network, to compare with")
+    _add_images(parser)
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the run)")
     _add_measure(parser)
     _add_wide(parser)
     _add_running(parser, batch_size=32)
 
 
+def _with_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The same handler; errors of `foveal.evaluation`, which name arguments in backquotes, name the flags of the command."""
+
+    @wraps(run)
+    def handler(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except FovealError as error:
+            error.args = (re.sub(r"`(\w+)`", lambda found: f"--{FLAGS.get(found[1], found[1])}", str(error)),)
+            raise
+
+    return handler
+
+
+FLAGS = {"attention": "map", "budgets": "budget", "judges": "by", "policies": "policy"}
+"""Flags of arguments of another name."""
+
+
+def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Setting:
+    from foveal.evaluation import Setting
+
+    return Setting(
+        split=args.split, batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision,
+        seed=args.seed, limit=args.limit, on_progress=on_progress,
+    )  # fmt: skip
+
+
+@_with_flags
 def _evaluate(args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate
     from foveal.prediction import parse_locations
@@ -532,34 +571,32 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     run = Run(args.path)
     if args.budget:
-        return _stop_early(run, args)
-    budgets = parse_locations(args.locations) if args.locations else None
+        return _early_exit(run, args)
+    locations = parse_locations(args.locations) if args.locations else None
     with _progress("accuracy", args.quiet) as show:
         result = evaluate(
-            run, _data_of(run, args.data), budgets=budgets, against=args.against, split=args.split, batch_size=args.batch_size,
-            workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed, measure=args.measure or "quick",
-            on_progress=show, policies=args.policy,
+            run, _data_of(run, args.data), locations=locations, policies=args.policy, against=args.against or (),
+            measure=args.measure or "quick", setting=_setting(args, show),
         )  # fmt: skip
-    return _give(result, args, args.out or run.path)
+    return _report(result, args, args.out or run.path)
 
 
-def _stop_early(run: Run, args: argparse.Namespace) -> int:
-    from foveal.evaluation import stop_early
+def _early_exit(run: Run, args: argparse.Namespace) -> int:
+    from foveal.evaluation import evaluate_early_exit
     from foveal.prediction import parse_budget, read_exits
 
     if args.policy or args.against:
-        raise ConfigError("--budget: stands beside fixed budgets of the same model; leave --policy and --against out")
+        raise ConfigError("--budget: is compared with equal locations of the same model; leave --policy and --against out")
     if args.measure:
         raise ConfigError(f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out")
     locations = parse_budget(args.locations) if args.locations else None
-    read_exits(run.path)  # damaged ones should be told before the work is done
+    read_exits(run.path)  # a damaged file is reported before the work is done
     with _progress("finding thresholds", args.quiet) as show:
-        result = stop_early(
-            run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, split=args.split,
-            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, on_progress=show,
-        )  # fmt: skip
-    code = _give(result, args, args.out or run.path)
-    if not args.data:  # thresholds found on other data are not the run's
+        result = evaluate_early_exit(
+            run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, setting=_setting(args, show)
+        )
+    code = _report(result, args, args.out or run.path)
+    if not args.data:  # thresholds found on other data are not kept
         _keep(run, result.exits)
     return code
 
@@ -574,7 +611,7 @@ def _keep(run: Run, exits: Sequence[Exit]) -> None:
         print(f"foveal: {error}", file=sys.stderr)
 
 
-def _give(result: Comparison | EarlyExit | Evaluation | Faithfulness | Occlusion, args: argparse.Namespace, out: str | Path) -> int:
+def _report(result: Result, args: argparse.Namespace, out: str | Path) -> int:
     """Print a result's table, write its files into a folder, list the images that failed."""
     from foveal.display import console
 
@@ -635,29 +672,26 @@ and memory, with the Pareto front marked. The images are those of the first run;
     )  # fmt: skip
     parser.add_argument("paths", metavar="RUN_OR_MODEL", nargs="+", help="run folders, and names of networks, see foveal models")
     parser.add_argument(
-        "--locations", metavar="BUDGET",
+        "--locations", metavar="LOOKS",
         help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them (default: 0, and each run's own)",
     )  # fmt: skip
-    _add_data_options(parser)
-    _add_split(parser)
+    _add_images(parser)
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="where to write (default: comparison)")
     _add_measure(parser)
     _add_wide(parser)
     _add_running(parser, batch_size=32)
 
 
+@_with_flags
 def _compare(args: argparse.Namespace) -> int:
     from foveal.evaluation import compare, first_run
     from foveal.prediction import parse_locations
 
-    budgets = parse_locations(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     data = _data_of(first_run(args.paths), args.data)
     with _progress("accuracy", args.quiet) as show:
-        result = compare(
-            args.paths, data, budgets=budgets, split=args.split, batch_size=args.batch_size, workers=args.workers or 0, device=args.device,
-            precision=args.precision, seed=args.seed, measure=args.measure or "quick", on_progress=show,
-        )  # fmt: skip
-    return _give(result, args, args.out)
+        result = compare(args.paths, data, locations=locations, measure=args.measure or "quick", setting=_setting(args, show))
+    return _report(result, args, args.out)
 
 
 # ---------------------------------------------------------------------------------------------------------- occlude
@@ -666,10 +700,10 @@ def _compare(args: argparse.Namespace) -> int:
 def _add_occlude(commands: Any) -> None:
     parser = _add(
         commands, "occlude", _occlude, "hide what a model looked at, and see what is still known",
-        """The model classifies an image at each budget. The regions that it chose to look at are hidden under the mean colour. Then the
-model, and the runs named by --by, classify what is left. If the model looks at what matters, accuracy falls faster than when random
-looks hide as much of the image; random looks always stand beside. Writes occlusion.json and occlusion.png, accuracy against the share
-hidden, into the run. The images are those of the run; --data and --data.KEY choose others, as for foveal fit.
+        """The model classifies an image at each of the locations. The regions that it chose to look at are hidden under the mean colour.
+Then the model, and the runs named by --by, classify what is left. If the model looks at what matters, accuracy falls faster than when
+random looks hide as much of the image; random looks are always evaluated too. Writes occlusion.json and occlusion.png, accuracy against
+the share hidden, into the run. The images are those of the run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal occlude runs/demo
   foveal occlude runs/demo --locations 1..8 --policy centre
@@ -680,72 +714,72 @@ hidden, into the run. The images are those of the run; --data and --data.KEY cho
     parser.add_argument("path", metavar="RUN", help="run folder of a model that chooses where to look")
     parser.add_argument(
         "--locations",
-        metavar="BUDGET",
+        metavar="LOOKS",
         help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)",
     )
     parser.add_argument(
         "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
-        help=f"further ways to choose what is hidden, beside the learned one and random, with commas between them: {POLICY}",
+        help=f"policies whose looks are hidden, besides the learned one and random, with commas between them: {POLICY}",
     )  # fmt: skip
     _add_judging(parser)
 
 
+@_with_flags
 def _occlude(args: argparse.Namespace) -> int:
     from foveal.evaluation import occlude
     from foveal.prediction import parse_locations
     from foveal.runs import Run
 
     run = Run(args.path)
-    budgets = parse_locations(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     with _progress("occluding", args.quiet) as show:
         result = occlude(
-            run, _data_of(run, args.data), budgets=budgets, policies=args.policy, judges=args.by, split=args.split, limit=args.limit,
-            batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision, seed=args.seed,
-            on_progress=show,
-        )  # fmt: skip
-    return _give(result, args, args.out or run.path)
+            run, _data_of(run, args.data), locations=locations, policies=args.policy, judges=args.by, setting=_setting(args, show)
+        )
+    return _report(result, args, args.out or run.path)
 
 
-# --------------------------------------------------------------------------------------------------------- faithful
+# ----------------------------------------------------------------------------------------------------- faithfulness
 
 
-def _add_faithful(commands: Any) -> None:
+def _add_faithfulness(commands: Any) -> None:
     parser = _add(
-        commands, "faithful", _faithful, "does the answer depend on the regions that a model points at?",
+        commands, "faithfulness", _faithfulness, "does the answer depend on the regions that a model points at?",
         """Regions are ranked: the boxes that a model chose to look at, the cells of a network's last attention map or of the one named by
 --map, or the cells of Grad-CAM at the module named by --cam. Deletion hides them one after another, best first, under the mean colour.
 Insertion shows nothing else but them. The probability of the predicted class should fall early in deletion and rise early in insertion.
-The pointing game asks whether the best region lies on the object, where the data has boxes. Random regions of equal area stand beside
-everything. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
+The pointing game asks whether the best region lies on the object, where the data has boxes. Everything is compared with random regions
+of equal area. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
 others, as for foveal fit.
 
-  foveal faithful runs/demo
-  foveal faithful runs/demo --locations 4 --by runs/dense --limit 500
-  foveal faithful runs/attention --map layer3
-  foveal faithful runs/dense --cam layer4 --out gradcam/
+  foveal faithfulness runs/demo
+  foveal faithfulness runs/demo --locations 4 --by runs/dense --limit 500
+  foveal faithfulness runs/attention --map layer3
+  foveal faithfulness runs/dense --cam layer4 --out gradcam/
 """,
+        aliases=["faithful"],
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
-    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1, of a model that looks (default: the run's)")
+    parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1, of a model that looks (default: the run's)")
     parser.add_argument("--map", metavar="NAME", help="attention map, by its module or part of the network (default: the last)")
     parser.add_argument("--cam", metavar="LAYER", help="Grad-CAM at this module; needs pip install 'foveal[cam]'")
     _add_judging(parser)
 
 
-def _faithful(args: argparse.Namespace) -> int:
-    from foveal.evaluation import faithful
+@_with_flags
+def _faithfulness(args: argparse.Namespace) -> int:
+    from foveal.evaluation import evaluate_faithfulness
     from foveal.prediction import parse_budget
     from foveal.runs import Run
 
     run = Run(args.path)
     locations = parse_budget(args.locations) if args.locations else None
     with _progress("hiding and showing", args.quiet) as show:
-        result = faithful(
-            run, _data_of(run, args.data), locations=locations, attention=args.map, cam=args.cam, judges=args.by, split=args.split,
-            limit=args.limit, batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision,
-            seed=args.seed, on_progress=show,
+        result = evaluate_faithfulness(
+            run, _data_of(run, args.data), locations=locations, attention=args.map, cam=args.cam, judges=args.by,
+            setting=_setting(args, show),
         )  # fmt: skip
-    return _give(result, args, args.out or run.path)
+    return _report(result, args, args.out or run.path)
 
 
 # ---------------------------------------------------------------------------------------------------------- predict
@@ -780,7 +814,7 @@ Random looks, to compare with:
     )  # fmt: skip
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders and patterns such as 'scans/*.tif'")
-    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     parser.add_argument(
         "--budget", metavar="COST",
@@ -825,7 +859,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _exit(args: argparse.Namespace) -> Exit:
     """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation images."""
-    from foveal.evaluation import solve
+    from foveal.evaluation import Setting, find_thresholds
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.policies import GREEDY, find_policy
     from foveal.prediction import (
@@ -851,10 +885,9 @@ def _exit(args: argparse.Namespace) -> Exit:
     known = next((one for one in read_exits(run.path) if (one.asked, one.model) == (wanted.asked, wanted.model)), None)
     if known is None:
         with _progress("finding when to stop", args.quiet) as show:
-            (known,) = solve(
-                run, _data_of(run, []), [args.budget], locations=most, at_once=args.at_once, batch_size=args.batch_size, device=args.device,
-                precision=args.precision, on_progress=show,
-            )  # fmt: skip
+            setting = Setting(batch_size=args.batch_size, device=args.device, precision=args.precision, on_progress=show)
+            data = _data_of(run, [])
+            (known,) = find_thresholds(run, data, [args.budget], locations=most, at_once=args.at_once, setting=setting)
         _keep(run, [known])
     if not args.quiet:
         spent = f"--locations {format_budget(known.locations)} is spent"
@@ -884,7 +917,7 @@ most probable classes, and the cost.
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone: .png, .jpg or .webp")
-    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the run's)")
+    parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the run's)")
     parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     _add_wide(parser)
     _add_how(parser)
@@ -1051,7 +1084,7 @@ def _add_cost(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL", help="name that foveal models lists, or run folder")
     parser.add_argument("--image-size", type=_size, required=True, metavar="SIDE", help="of the image: 896, or 896x1344 (height x width)")
-    parser.add_argument("--locations", metavar="BUDGET", help="looks per level, as 2,1 (default: the model's)")
+    parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the model's)")
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes (default: the model's)")
     parser.add_argument(
         "--set",
@@ -1075,7 +1108,7 @@ def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.models import create_model, list_models
-    from foveal.prediction import count, format_budget, parse_budget
+    from foveal.prediction import count_cost, format_budget, parse_budget
     from foveal.recipes.flags import UsageError, as_nested, parse_settings
     from foveal.runs import load
 
@@ -1089,7 +1122,7 @@ def _cost(args: argparse.Namespace) -> int:
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
-    cost = count(model, args.image_size, locations)
+    cost = count_cost(model, args.image_size, locations)
     line = {
         "model": args.model, "image_size": args.image_size, "locations": locations, "parameters": cost.parameters,
         "parameters_and_statistics": cost.parameters_and_statistics, "macs": cost.macs,
@@ -1100,7 +1133,7 @@ def _cost(args: argparse.Namespace) -> int:
     rows: list[tuple[str, Cost | None]] = [("model", cost)]
     if isinstance(model, GlimpseClassifier):
         try:
-            rows.append(("dense backbone", count(model.dense(), args.image_size)))
+            rows.append(("dense backbone", count_cost(model.dense(), args.image_size)))
         except ConfigError:
             rows.append(("dense backbone", None))
     columns = [
@@ -1120,11 +1153,11 @@ def _cost(args: argparse.Namespace) -> int:
 
 def _add_table(commands: Any) -> None:
     parser = _add(
-        commands, "table", _table, "published tables beside what your own runs have reached",
-        """Each row has three kinds of numbers, which are never mixed. Claimed: what a paper's own tables say of its model and of others;
-two numbers where its tables contradict each other. Published: what other papers and repositories report, with the source. Measured:
-mean, standard deviation and best over the seeds of your runs, from their evaluation.json. "not found" stands where somebody looked for
-a number and found none.
+        commands, "table", _table, "published tables, with the results of your own runs",
+        """Each row has three kinds of numbers, in separate columns. Claimed: what a paper's own tables say of its model and of others; two
+numbers where its tables contradict each other. Published: what other papers and repositories report, with the source. Measured: mean,
+standard deviation and best over the seeds of your runs, from their evaluation.json. "not found" means that a number was looked for and
+not found.
 
 A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has seen every image
 of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything but the seed are lines of their own.
@@ -1145,11 +1178,11 @@ of the table's split: CIFAR's test images, ImageNet's val images. Runs that diff
 
 def _table(args: argparse.Namespace) -> int:
     from foveal.display import console
-    from foveal.evaluation import table
+    from foveal.evaluation import paper_table
 
     if args.runs is not None and not Path(args.runs).is_dir():
         raise ConfigError(f"--runs {args.runs}: there is no such folder; check the path")
-    found = table(args.name, args.runs or "runs")
+    found = paper_table(args.name, args.runs or "runs")
     if args.json:
         print(json.dumps(found.as_dict()))
         return 0

@@ -43,7 +43,22 @@ def test_version_and_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "recipes", "evaluate", "compare", "occlude", "faithful", "predict", "explain", "models", "data", "cost", "table"]
+    "command",
+    [
+        "fit",
+        "recipes",
+        "evaluate",
+        "compare",
+        "occlude",
+        "faithfulness",
+        "faithful",
+        "predict",
+        "explain",
+        "models",
+        "data",
+        "cost",
+        "table",
+    ],
 )
 def test_help_of_each_command_shows_examples(capsys, command):
     assert main([command, "--help"]) == 0

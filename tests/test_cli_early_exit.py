@@ -81,9 +81,9 @@ def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_pa
 
 def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch):
     (run / "exits.json").write_text("{")
-    monkeypatch.setattr("foveal.evaluation.stop_early", lambda *args, **options: pytest.fail("the work was done"))
+    monkeypatch.setattr("foveal.evaluation.evaluate_early_exit", lambda *args, **options: pytest.fail("the work was done"))
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", *HERE)
-    assert code == 1 and "exits.json: is damaged or not ours; delete it" in said
+    assert code == 1 and "exits.json: is damaged or not ours" in said and "delete it" in said
 
 
 def test_data_must_have_the_models_classes_and_validation_images(run, images, tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_data_must_have_the_models_classes_and_validation_images(run, images, tm
     code, said = failure(capsys, *command)
     assert code == 1 and "class 'a' is unknown to the model" in said
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", "--data.val", "0", *HERE)
-    assert code == 1 and "finds out on validation images when to stop, and there are none" in said
+    assert code == 1 and "thresholds for --budget are found on validation images, and there are none" in said
     assert read_exits(run) == []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foveal.errors import ConfigError
-from foveal.evaluation import table
+from foveal.evaluation import paper_table
 from foveal.recipes import find_recipe, list_recipes, load_recipe, merge, parse_value
 from foveal.recipes.configure import configure
 from tests.data import layouts
@@ -118,7 +118,7 @@ def test_hyper_parameters_are_the_published_ones(name, expected):
 
 
 def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
-    rows = [row for name in ("cifar", "imagenet") for row in table(name, "nowhere").rows if row.recipe]
+    rows = [row for name in ("cifar", "imagenet") for row in paper_table(name, "nowhere").rows if row.recipe]
     by_recipe = {row.recipe: row.model for row in rows if row.recipe in SOFT}
     wanted = {row.recipe for row in rows if row.section in ("main", "ablation", "other attention", "ResNets with attention")}
     assert wanted <= set(SOFT)

@@ -29,7 +29,7 @@ def image(run, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    monkeypatch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+    monkeypatch.setattr("foveal.evaluation.timing.QUICK_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ COMMANDS = {
     "compare": ("compare RUN OTHER test_resnet --locations 0..2 --out OUT/compared", "MMAC"),
     "compare, all columns": ("compare RUN OTHER test_resnet --wide --out OUT/compared", "ECE at T, %"),
     "occlude": ("occlude RUN --by OTHER --policy centre", "judged by"),
-    "faithful": ("faithful RUN --by OTHER", "pointing game"),
+    "faithfulness": ("faithfulness RUN --by OTHER", "pointing game"),
     "explain": ("explain RUN IMAGE --out OUT/page.html", "lead"),
     "table": ("table cifar --runs RUN", "published"),
     "cost": ("cost RUN --image-size 40000x123456 --locations 2", "parameters"),
@@ -67,7 +67,7 @@ def said(capsys, command, run, image, out):
     words = {"RUN": run, "OTHER": shutil.copytree(run, out / "second"), "IMAGE": image, "OUT": out}
     argv = [re.sub("^(RUN|OTHER|IMAGE|OUT)", lambda found: str(words[found[1]]), word) for word in command.split()]
     capsys.readouterr()
-    assert main([*argv, *(HERE if argv[0] in ("evaluate", "compare", "occlude", "faithful") else [])]) == 0
+    assert main([*argv, *(HERE if argv[0] in ("evaluate", "compare", "occlude", "faithfulness") else [])]) == 0
     lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     return "\n".join(line for line in lines if not line.startswith(("All numbers are in ", "The page is ")))
 

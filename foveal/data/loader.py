@@ -47,6 +47,7 @@ class Order(Sampler[tuple[int, list[int]]]):
         shuffle: a random order; else that of the data set.
         drop_last: leave an incomplete last batch out.
         rank, world_size: which of how many processes.
+        limit: use the first so many images of the order; all if None.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Order(Sampler[tuple[int, list[int]]]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        limit: int | None = None,
     ) -> None:
-        self.count = count
+        self.whole = count
+        self.count = min(count, count if limit is None else limit)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -76,7 +79,8 @@ class Order(Sampler[tuple[int, list[int]]]):
         return self.count // together if self.drop_last else -(-self.count // together)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        order = generator(self.seed, self.epoch, 0, "order").permutation(self.count) if self.shuffle else np.arange(self.count)
+        order = generator(self.seed, self.epoch, 0, "order").permutation(self.whole) if self.shuffle else np.arange(self.whole)
+        order = order[: self.count]
         together = self.batch_size * self.world_size
         for j in range(self.first_batch, len(self)):
             mine = order[j * together : (j + 1) * together][self.rank :: self.world_size]
@@ -98,15 +102,18 @@ class Loader:
         seed: decides the order and every augmentation.
         first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
         device: where images in memory are kept from now on, see `Dataset.to`; where they are if None.
-        shuffle, drop_last, rank, world_size: see `Order`.
+        shuffle, drop_last, rank, world_size, limit: see `Order`.
     """
 
     def __init__(
         self, data: Dataset, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
         device: str | torch.device | None = None, shuffle: bool = False, drop_last: bool = False, rank: int = 0, world_size: int = 1,
+        limit: int | None = None,
     ) -> None:  # fmt: skip
         self.data = data if device is None else data.to(device)
-        self.order = Order(len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size)
+        self.order = Order(
+            len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size, limit=limit
+        )
         self.reader = _Reader(self.data, seed, first_looks)
         self.workers: DataLoader | None = None
         if workers and not isinstance(data, TensorDataset):

@@ -1,46 +1,93 @@
-"""Accuracy against cost, counted and measured, at every budget; and what is left of it where the looks are hidden.
+"""Evaluation of models: accuracy, calibration, cost, occlusion, faithfulness and early exit.
 
-    evaluate(model, data, *, budgets=None, against=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0,
-             measure="quick", out=None, on_progress=None, policies=()) -> Evaluation
-                                       # out: folder for evaluation.json and tradeoff.png
-    compare(models, data, *, budgets=None, split=None, batch_size=32, workers=0, device="auto", precision="32", seed=0,
-            measure="quick", out=None, on_progress=None) -> Comparison     # out: folder for comparison.json and comparison.png
-    first_run(models) -> the Run whose data a comparison uses; pareto(costs, values); paired_interval(first, second)
-    said(logits, target, temperature=1.0) -> Said; expected_calibration_error(confidence, correct); fit_temperature(logits, target)
-    occlude(model, data, *, budgets=None, policies=(), judges=(), split=None, limit=None, batch_size=32, workers=0, device="auto",
-            precision="32", seed=0, out=None, on_progress=None) -> Occlusion     # out: folder for occlusion.json and occlusion.png
-    faithful(model, data, *, locations=None, attention=None, cam=None, judges=(), split=None, limit=None, batch_size=32, workers=0,
-             device="auto", precision="32", seed=0, out=None, on_progress=None) -> Faithfulness
-                                       # out: folder for faithfulness.json and faithfulness.png
-    stop_early(model, data, budgets, *, locations=None, at_once=1, split=None, batch_size=8, ...) -> EarlyExit
-                                       # solve(...): thresholds that spend a wanted mean cost; spend(...): what they give
-    table(name, runs="runs") -> Tables     # published tables beside what runs have reached
-    coverage(boxes, sizes) -> share of each image inside the union of its boxes; diversity(boxes, sizes); chosen_boxes(glimpses, images)
-    Comparison: .points, .errors, .about, .table(wide=False), .as_dict(), .write(folder)
-    Occlusion: .points, .errors, .about, .table(wide=False), .as_dict(), .write(folder)
-    Faithfulness: .curves, .pointing, .found, .errors, .about, .table(wide=False), .as_dict(), .write(folder)
-    Evaluation: .points, .dense, .errors, .about, .table(wide=False) (for rich), .as_dict(), .write(folder)
+Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict()``, ``.write(folder)`` and
+``.draw(file)``:
+
+    evaluate(model, data, *, locations=None, policies=(), against=(), measure="quick", setting=Setting()) -> Evaluation
+    compare(models, data, *, locations=None, measure="quick", setting=Setting()) -> Comparison
+    occlude(model, data, *, locations=None, policies=(), judges=(), setting=Setting()) -> Occlusion
+    evaluate_faithfulness(model, data, *, locations=None, attention=None, cam=None, judges=(), setting=Setting()) ->
+    Faithfulness evaluate_early_exit(model, data, budgets, *, locations=None, at_once=1, setting=Setting(batch_size=8))
+    -> EarlyExit paper_table(name, runs="runs") -> PaperTables
+
+What they share:
+
+    Setting(split, batch_size, workers, device, precision, seed, limit, on_progress)
+    Bench(models, data, setting): models that are ready, and images; Strategy(locations, policy)
+    point.metrics: {name: Metric(value, interval)}, see `foveal.metrics`
+
+Parts:
+
+    find_thresholds(model, data, budgets, ...) -> the confidence thresholds for mean costs
+    measure(model, views_of, ...) -> Timing; fit_temperature(logits, target); coverage(boxes, sizes); diversity(boxes,
+    sizes)
 
 Example:
-    >>> Plan((2, 1), "random")
-    Plan(locations=(2, 1), policy='random')
+    >>> Strategy((2, 1), "random")
+    Strategy(locations=(2, 1), policy='random')
 """
 
-from foveal.evaluation.accuracy import Plan, judge, wilson
-from foveal.evaluation.calibration import Said, expected_calibration_error, fit_temperature, said
-from foveal.evaluation.compare import Comparison, Standing, compare, first_run, paired_interval, pareto
-from foveal.evaluation.cost import Cost, Measure, Measured, Timed, Trial, best_batch, count, measure, measure_budgets, measure_in_turn
-from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
-from foveal.evaluation.early_exit import EarlyExit, Spent, solve, spend, stop_early
-from foveal.evaluation.evaluation import DenseCost, Evaluation, Point, evaluate
-from foveal.evaluation.faithfulness import Curve, Faithfulness, Found, Hits, faithful
-from foveal.evaluation.occlusion import Occlusion, Verdict, occlude
-from foveal.evaluation.tables import Tables, table
+from foveal.evaluation.calibration import fit_temperature
+from foveal.evaluation.comparison import ComparedPoint, Comparison, compare, first_run, pareto
+from foveal.evaluation.faithfulness import Curve, Faithfulness, ObjectInside, PointingGame, evaluate_faithfulness
+from foveal.evaluation.looks import chosen_boxes, coverage, diversity
+from foveal.evaluation.occlusion import Occlusion, OcclusionPoint, occlude
+from foveal.evaluation.papers import PaperTables, paper_table
+from foveal.evaluation.protocol import Bench, Scores, Setting, Strategy, score_batches
+from foveal.evaluation.results import Result
+from foveal.evaluation.thresholds import EarlyExit, ExitPoint, evaluate_early_exit, find_thresholds
+from foveal.evaluation.timing import (
+    Measure,
+    TimedModel,
+    Timing,
+    Trial,
+    best_batch,
+    measure,
+    measure_in_turn,
+    measure_locations,
+)
+from foveal.evaluation.tradeoff import DenseCost, EvaluatedPoint, Evaluation, evaluate
 
 __all__ = [
-    "Comparison", "Cost", "Curve", "DenseCost", "EarlyExit", "Evaluation", "Faithfulness", "Found", "Hits", "Measure", "Measured",
-    "Occlusion", "Plan", "Point", "Said", "Spent", "Standing", "Tables", "Timed", "Trial", "Verdict", "best_batch", "chosen_boxes",
-    "compare", "count", "coverage", "diversity", "evaluate", "expected_calibration_error", "faithful", "first_run", "fit_temperature",
-    "judge", "measure", "measure_budgets", "measure_in_turn", "occlude", "paired_interval", "pareto", "said", "solve", "spend",
-    "stop_early", "table", "wilson",
-]  # fmt: skip
+    "Bench",
+    "ComparedPoint",
+    "Comparison",
+    "Curve",
+    "DenseCost",
+    "EarlyExit",
+    "EvaluatedPoint",
+    "Evaluation",
+    "ExitPoint",
+    "Faithfulness",
+    "Measure",
+    "ObjectInside",
+    "Occlusion",
+    "OcclusionPoint",
+    "PaperTables",
+    "PointingGame",
+    "Result",
+    "Scores",
+    "Setting",
+    "Strategy",
+    "TimedModel",
+    "Timing",
+    "Trial",
+    "best_batch",
+    "chosen_boxes",
+    "compare",
+    "coverage",
+    "diversity",
+    "evaluate",
+    "evaluate_early_exit",
+    "evaluate_faithfulness",
+    "find_thresholds",
+    "first_run",
+    "fit_temperature",
+    "measure",
+    "measure_in_turn",
+    "measure_locations",
+    "occlude",
+    "paper_table",
+    "pareto",
+    "score_batches",
+]

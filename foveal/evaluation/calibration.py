@@ -1,83 +1,34 @@
-"""Whether a model is as sure as it is right, before and after its logits are divided by a temperature.
+"""Temperature scaling: the temperature that calibrates a model's probabilities.
 
-The temperature (Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599, section
-4.2) is the one that makes the labels of validation images most likely. It changes how sure a model is, never what it says.
+Logits are divided by the temperature at which the labels of validation images are most likely (Guo, Pleiss, Sun and
+Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599, section 4.2). The most probable
+class stays the same.
 
 Example:
     >>> import torch
-    >>> sure = torch.tensor([[9.0, 0.0]] * 4)
-    >>> right = torch.tensor([0, 0, 0, 1])
-    >>> before = said(sure, right)
-    >>> round(expected_calibration_error(before.confidence, before.correct), 3)
-    0.25
-    >>> after = said(sure, right, fit_temperature(sure, right))
-    >>> round(expected_calibration_error(after.confidence, after.correct), 3)
-    0.0
+    >>> logits, labels = torch.tensor([[9.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1])
+    >>> round((logits / fit_temperature(logits, labels)).softmax(1)[0, 0].item(), 3)
+    0.75
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
-BINS = 15
+from foveal.metrics import ROWS
+
 COLDEST, HOTTEST = 0.05, 20.0
-ROWS = 4096
-"""Images whose logits are doubles at a time."""
-
-
-class Said(NamedTuple):
-    """What a model said of each of N images.
-
-    Attributes:
-        correct: (N,) bool, whether the most probable class is the label.
-        confidence: (N,) float64, the probability of that class.
-        nll: (N,) float64, negative log-likelihood of the label, nats.
-    """
-
-    correct: np.ndarray
-    confidence: np.ndarray
-    nll: np.ndarray
-
-
-def said(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Said:
-    """What (N, classes) logits, divided by a temperature, say of images with these (N,) labels."""
-    nll, confidence = [], []
-    for z, t in zip(logits.split(ROWS), target.split(ROWS), strict=True):
-        scaled = z.double() / temperature
-        nll.append(F.cross_entropy(scaled, t, reduction="none").numpy())
-        confidence.append(scaled.softmax(1).amax(1).numpy())
-    return Said((logits.argmax(1) == target).numpy(), np.concatenate(confidence), np.concatenate(nll))
-
-
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Mean distance between how sure a model is and how often it is right, over bins of confidence weighted by their images.
-
-    Equation 3 of Guo et al. 2017 (arXiv 1706.04599), after Naeini, Cooper and Hauskrecht (AAAI 2015): bin m of M equally wide ones
-    holds the confidences in ((m - 1) / M, m / M].
-
-    Args:
-        confidence: (N,) probability of the predicted class, N at least 1.
-        correct: (N,) whether it is the label.
-        bins: M.
-
-    Returns:
-        0 for a model that is exactly as sure as it is right, 1 at worst.
-    """
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    # The images of a bin cancel out: what is left are sums.
-    return float(np.abs(np.bincount(which, correct - confidence, bins)).sum() / len(confidence))
+"""Bounds of the temperature."""
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:
     """The temperature from 0.05 to 20 at which labels are most likely.
 
-    The negative log-likelihood is convex in 1 / temperature: its slope is the mean over images of E z - z_label and its curvature that of
-    Var z, both under the probabilities at that temperature. Newton's steps, halved where they lead astray, find where the slope is 0.
+    The negative log-likelihood is convex in 1 / temperature. Its slope is the mean over images of E z - z_label and its
+    curvature that of Var z, both under the probabilities at that temperature. Newton's method finds where the slope is
+    0; a step that leaves the bracket is replaced by a bisection.
 
     Args:
         logits: (N, classes), N at least 1.

@@ -1,22 +1,25 @@
-"""Does the answer depend on the regions that a model points at? Deletion, insertion and the pointing game.
+"""Faithfulness: does the answer depend on the regions that a model points at?
 
-Every classifier ranks regions of an image: one that looks, the boxes it chose; one that attends, the cells of an attention map; any
-convolutional network, the cells of Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, as captum computes it). *Deletion* hides the
-regions one after another, best first, under the mean colour; *insertion* shows nothing else (Petsiuk et al. 2018, RISE,
-arXiv 1806.07421, section 4.3; they insert into a blurred image). A ranking is faithful if the probability of the class that was
-predicted falls early in the one and rises early in the other. The *pointing game* (Zhang et al. 2016, arXiv 1608.00507, section 4.2)
-asks whether the best region lies on the object, where somebody drew a box around it.
+Every classifier ranks regions of an image: a model that looks, the boxes it chose; a network that attends, the cells
+    of an attention
+map; any convolutional network, the cells of Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, as captum computes it).
+*Deletion* hides the regions one after another, best first, under the mean colour. *Insertion* shows nothing but them
+(Petsiuk et al. 2018, RISE, arXiv 1806.07421, section 4.3; they insert into a blurred image). A ranking is faithful if
+the probability of the predicted class falls early in deletion and rises early in insertion. The *pointing game* (Zhang
+et al. 2016, arXiv 1608.00507, section 4.2) asks whether the best region lies on the object, where a box of the object
+is known.
 
-Random regions stand beside everything: the same ones, in the same order, moved together by a random distance and wrapped around at
-the image's edges, so that area, shape and overlap are equal at every step.
+Everything is compared with random regions: the same regions, in the same order, moved together by a random distance
+    and wrapped around
+at the edges of the image, so that area, shape and overlap are equal at every step.
 
 Example:
     >>> from foveal.data import get_data
     >>> from foveal.models import create_model
     >>> data = get_data("digits", canvas=96, digit=(12, 16), train=10, val=10, test=20)
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=10, base_size=32, locations=(2,))
-    >>> result = faithful(model, data)
-    >>> [(curve.change, len(curve.probability)) for curve in result.curves], [hits.what for hits in result.pointing]
+    >>> result = evaluate_faithfulness(model, data)
+    >>> [(curve.change, len(curve.probability)) for curve in result.curves], [game.what for game in result.pointing]
     ([('deletion', 3), ('insertion', 3)], ['centre on the object', 'half of the object covered'])
 """
 
@@ -25,7 +28,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -37,37 +40,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.classification import Classification
-from foveal.data import DataModule, Dataset
+from foveal.data import Batch, DataModule, Dataset
 from foveal.display import NAME, TEXT, Column, Table, counted, percent, stacked
 from foveal.draws import Draws
-from foveal.errors import ConfigError, DataError, FovealError
-from foveal.evaluation.accuracy import wilson
-from foveal.evaluation.coverage import chosen_boxes, coverage
-from foveal.evaluation.evaluation import circumstances, names_of, plain_split, ready_for, write_results
-from foveal.evaluation.occlusion import sample
-from foveal.evaluation.picture import BLUE, GREY
+from foveal.errors import ConfigError, FovealError
+from foveal.evaluation.drawing import BLUE, GREY, finish, png_figure, title
+from foveal.evaluation.looks import chosen_boxes, coverage
+from foveal.evaluation.protocol import DEFAULT, Bench, Setting
+from foveal.evaluation.results import INTERVALS, Result
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images import Occluded, Views
 from foveal.layers import AttentionLayer
-from foveal.prediction.device import autocast, find_device
+from foveal.metrics import wilson
+from foveal.prediction.device import autocast
+from foveal.prediction.predictor import Model
 from foveal.prediction.rows import check_locations
-from foveal.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 STEPS = 10
-"""Steps of a curve, or as many as there are looks."""
+"""Steps of a curve; no more than there are looks."""
 FINEST = 16
-"""Cells a side; finer maps are averaged over areas."""
+"""Most cells along a side of a map; finer maps are averaged over areas."""
 
 HOW = (
-    "probability: of the class that the model predicted for the whole image, mean over images; accuracy: share classified rightly. auc: "
-    "area under the curve of an image's probability against the share of it hidden or shown (trapezoids), divided by the range of that "
-    "share; mean over images. random: the same regions moved together by a random distance, wrapped around at the edges. difference: auc "
-    "less auc_random, with its 95 % interval over images (paired, normal). Hidden pixels have the judge's mean colour, 0 after "
-    "normalisation. Every judge looks at its own budget and most probable cells, elsewhere if it likes. Pointing: whichever class was "
-    "predicted, without tolerance."
+    "probability: of the class that the model predicted for the whole image, mean over images; accuracy: share "
+    "classified rightly. auc: area under the curve of an image's probability against the share of it hidden or shown "
+    "(trapezoids), divided by the range of that share; mean over images. random: the same regions moved together by a "
+    "random distance, wrapped around at the edges. difference: auc minus auc_random, with its 95 % interval over "
+    "images (paired, normal). Hidden pixels have the judge's mean colour, 0 after normalisation. Every judge looks at "
+    "its own locations, the most probable cells, elsewhere if it chooses to. Pointing: for any predicted class, "
+    "without tolerance."
 )
 
 CHANGES = ("deletion", "insertion")
@@ -75,15 +79,16 @@ CENTRE, COVERED = "centre on the object", "half of the object covered"
 INSIDE = "half of the object inside"
 
 Ranking = tuple[str, Callable[[Views], tuple[Tensor, np.ndarray]], int]
-"""What the regions are; views to (B, classes) logits and (B, N, 4) boxes inside the images, best first, NaN at the end; steps."""
+"""What the regions are; the number of steps; and between them a function of views to (B, classes) logits and (B, N, 4)
+boxes inside the images, best first, NaN at the end."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What regions hidden or shown one after another, and random ones, do to the answers of a judge.
+    """Answers of a judge as regions are hidden or shown one after another.
 
     Attributes:
-        judge: who classifies, a run folder or ``"model"``.
+        judge: name of the judge, a run folder or ``"model"``.
         change: ``"deletion"`` or ``"insertion"``.
         share: share of the image hidden or shown at each step, mean; the first is 0.
         probability, accuracy: at each step, means.
@@ -107,16 +112,16 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Hits:
-    """The pointing game.
+class PointingGame:
+    """How often the regions hit the object.
 
     Attributes:
-        what: ``"centre on the object"``: that of the best region lies in a box of the object; ``"half of the object covered"``: by one
-            of the boxes that were looked at.
-        images: how many have boxes.
-        share: of these, those where it is so.
+        what: ``"centre on the object"``: the centre of the best region lies in a box of the object; ``"half of the
+            object covered"``: one of the looks covers half of such a box.
+        images: number of images with boxes.
+        share: share of these where it is so.
         interval: its 95 % confidence interval (Wilson).
-        random, random_interval: the same of random regions.
+        random, random_interval: the same for random regions.
     """
 
     what: str
@@ -128,14 +133,14 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The object in the regions hidden or shown so far: unlike the pointing game, comparable between regions of other sizes.
+class ObjectInside:
+    """How much of the object lies in the regions so far. It can be compared between regions of different sizes.
 
     Attributes:
-        images: how many have boxes.
+        images: number of images with boxes.
         share: share of the image in the regions at each step, mean; the first is 0.
-        half: share of images of whose object half or more lies in these.
-        random_half: the same of random regions.
+        half: share of images with half of the object or more in these regions.
+        random_half: the same for random regions.
     """
 
     images: int
@@ -144,159 +149,178 @@ class Found:
     random_half: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """Result of `faithful`; ``about`` says on what, where and how, ``found`` is None where no image has boxes."""
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness(Result):
+    """Result of `evaluate_faithfulness`; ``found`` is None where no image has boxes."""
 
     file: ClassVar[str] = "faithfulness.json"
+    picture: ClassVar[str] = "faithfulness.png"
 
-    about: dict[str, Any]
     curves: tuple[Curve, ...]
-    pointing: tuple[Hits, ...]
-    found: Found | None
-    errors: tuple[tuple[str, str], ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Content of ``faithfulness.json``."""
-        found: dict[str, Any] = {"curves": [asdict(curve) for curve in self.curves], "pointing": [asdict(hits) for hits in self.pointing]}
-        found["found"] = None if self.found is None else asdict(self.found)
-        return {**self.about, **found, "errors": [{"image": image, "error": error} for image, error in self.errors]}
-
-    def write(self, folder: str | Path) -> None:
-        """Write ``faithfulness.json`` and ``faithfulness.png``.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
-        write_results(folder, self.file, self.as_dict(), "faithfulness.png", partial(_draw, self))
+    pointing: tuple[PointingGame, ...]
+    found: ObjectInside | None
 
     def table(self, wide: bool = False) -> Group:
-        """The result for people, to be printed by rich; with the object that the regions found where ``wide``."""
         return _table(self, wide)
 
+    def draw(self, file: Path) -> None:
+        """The probability against the share of the image: a row for each judge, deletion and insertion side by side."""
+        rows = len(self.curves) // len(CHANGES)
+        with png_figure(file, 9, 0.6 + 3.6 * rows) as figure:
+            panels = figure.subplots(rows, len(CHANGES), sharey=True, squeeze=False).flat
+            for axes, c in zip(panels, self.curves, strict=True):
+                random = ("random", GREY, "--", c.random_probability, c.auc_random)
+                for name, colour, line, probability, auc in (
+                    random,
+                    (self.about["regions"], BLUE, "-", c.probability, c.auc),
+                ):
+                    label = f"{name}: area {100 * auc:.1f} %"
+                    x, y = [100 * share for share in c.share], [100 * p for p in probability]
+                    axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=4, label=label)
+                axes.set_title(f"{c.change}, judged by {c.judge}", fontsize=9, loc="left")
+                axes.set_ylim(0, 100)
+                finish(axes, xlabel=f"{'hidden' if c.change == 'deletion' else 'shown'}, % of the image")
+            figure.supylabel("probability of the predicted class, %", fontsize=10)
+            title(figure, self.about, self.about["images"])
 
-def faithful(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, data: DataModule, *, locations: Sequence[int] | None = None,
-    attention: str | None = None, cam: str | None = None, judges: Sequence[GlimpseClassifier | nn.Module | Run | str | Path] = (),
-    split: str | None = None, limit: int | None = None, batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto",
-    precision: str = "32", seed: int = 0, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
-) -> Faithfulness:  # fmt: skip
-    """Hide and show the regions that a model points at, and see whether its answer follows.
 
-    A model that looks closer points at the boxes that it chose: in the order of what they added to the predicted class where it is
-    additive, else in the order chosen. A network that attends points at the cells of its last attention map, mean over heads.
+def evaluate_faithfulness(
+    model: Model,
+    data: DataModule,
+    *,
+    locations: Sequence[int] | None = None,
+    attention: str | None = None,
+    cam: str | None = None,
+    judges: Sequence[Model] = (),
+    setting: Setting = DEFAULT,
+) -> Faithfulness:
+    """Hide and show the regions that a model points at, and classify what is left.
+
+    A model that looks points at the boxes that it chose, in the order of their contributions to the predicted class
+    where it is additive, else in the order chosen. A network that attends points at the cells of its last attention
+    map, mean over heads.
 
     Args:
         model: a classifier, a dense network, or a run folder.
         data: images with labels.
-        locations: budget of the looks; the model's own if None.
-        attention: attention map to take instead of the last, by the name of its module or of a part of the network (its last map then).
-        cam: Grad-CAM at this module's output instead, (B, channels, h, w); needs captum. Cells that Grad-CAM would cut off at 0 keep their
-            order.
-        judges: who classifies what is left, beside the model itself: classifiers, dense networks and run folders.
-        split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
-        limit: use so many images at most, drawn by the seed; all if None.
-        batch_size: images at a time.
-        workers: processes that read ahead.
-        device: see `foveal.prediction.find_device`.
-        precision: see `foveal.prediction.autocast`.
-        seed: of the random regions, and of the images drawn.
-        out: folder for ``faithfulness.json`` and ``faithfulness.png``; nothing is written if None.
-        on_progress: called with how many batches are done, and how many there are.
+        locations: looks per grid at each level; the model's own if None.
+        attention: attention map to use instead of the last, by the name of its module or of a part of the network (its
+            last map then).
+        cam: use Grad-CAM at the output of this module, (B, channels, h, w), instead; needs captum. It is not cut off
+            at 0, so that negative cells keep their order.
+        judges: classifiers, dense networks and run folders that classify what is left, besides the model itself.
+        setting: which images, and how; the seed also draws the random regions. Progress is reported for ``"hiding and
+            showing"``, in batches.
 
     Raises:
-        ConfigError: a model that points at nothing, or a budget, map, module or option that does not fit; captum is not installed.
+        ConfigError: a model that points at nothing; locations, a map, a module or an option that does not fit; captum
+            is not installed.
         DataError: other classes than the model's, no such split, or no image that can be read.
-        RunError: a run folder that is none.
+        RunError: a run folder is missing or damaged.
     """
-    where = find_device(device)
-    named = dict(zip(names_of([model, *judges]), [model, *judges], strict=True))  # nobody judges twice
-    panel, names = ready_for(list(named.values()), data, where), list(named)
-    kind, rank, steps = _ranker(panel[0], names[0], locations, attention, cam)
-    data, split = plain_split(data, split)
-    errors: list[tuple[str, str]] = []
+    bench = Bench([model, *judges], data, setting)
+    name, pointer = next(iter(bench.models.items()))
+    ranking = _ranker(pointer, name, locations, attention, cam)
     rows: dict[Any, list[np.ndarray]] = defaultdict(list)
-    for batch, good in sample(
-        data, split, panel, errors, limit=limit, batch_size=batch_size, workers=workers, seed=seed, device=where, on_progress=on_progress
-    ):
-        views, sizes = batch.views, batch.views.sizes
-        with autocast(precision, where):
-            logits, boxes = rank(views)
-        moves = np.floor(Draws(seed, 0, batch.index).uniform("random regions", 2) * sizes)
-        regions = {False: boxes[:, :, None], True: shifted(boxes, sizes, moves)}
-        parts = {random: [_first(of, step / steps) for step in range(steps + 1)] for random, of in regions.items()}
-        found: dict[Any, np.ndarray] = {"share": np.stack([coverage(part, sizes) for part in parts[False]], 1)}
-        for j, change, random in product(range(len(panel)), CHANGES, parts):
-            with torch.inference_mode(), autocast(precision, where):
-                changed = (Occluded(views, part, inverse=change == "insertion") for part in parts[random])
-                answers = [_answer(panel[j](left, contributions=False), logits.argmax(1), batch.target) for left in changed]
-            found[j, change, random] = np.stack(answers, 1)
-        counted = good()
-        for key, values in found.items():
-            rows[key].append(values[counted])
-        for i in counted.tolist():
-            objects = _objects(data.split(split), int(batch.index[i]), errors)
-            if len(objects) and not np.isnan(boxes[i, :1]).any():
-                centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
-                rows[CENTRE].append(np.array([[_inside(at, objects) for at in (centre, (centre + moves[i]) % sizes[i])]]))
-                inside = [[_half_inside(part[i], objects) for part in steps_of] for steps_of in parts.values()]
-                rows[INSIDE].append(np.array([[found["share"][i], *inside]]))
-                if kind == "looks":
-                    rows[COVERED].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
+    step = setting.steps("hiding and showing", len(bench.loader([])))
+    for batch in bench.batches():
+        if len(batch):
+            _change_batch(bench, batch, ranking, rows)
+        step()
     seen = {key: np.concatenate(values) for key, values in rows.items()}
-    if not len(seen.get("share", ())):
-        raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
+    bench.check_read(len(seen.get("share", ())))
     about = {
-        "model": names[0], "regions": kind,
-        "judges": [{"name": name, "locations": judge.locations} for name, judge in zip(names, panel, strict=True)],
-        "images": len(seen["share"]), "limit": limit, **circumstances(data, split, where, precision, seed), "how": HOW,
-    }  # fmt: skip
+        "model": name,
+        "regions": ranking[0],
+        "judges": [{"name": judge, "locations": its.locations} for judge, its in bench.models.items()],
+        "images": len(seen["share"]),
+        **bench.circumstances(),
+        "how": HOW,
+    }
     curves = [
-        _curve(name, change, seen["share"], seen[j, change, False], seen[j, change, True])
-        for (j, name), change in product(enumerate(names), CHANGES)
+        _curve(judge, change, seen["share"], seen[judge, change, False], seen[judge, change, True])
+        for judge, change in product(bench.models, CHANGES)
     ]
-    pointing = [_hits(what, seen[what]) for what in (CENTRE, COVERED) if what in seen]
-    known = Found(len(seen[INSIDE]), *(tuple(row) for row in seen[INSIDE].mean(0).tolist())) if INSIDE in seen else None
-    result = Faithfulness(about, tuple(curves), tuple(pointing), known, tuple(dict(errors).items()))
-    if out is not None:
-        result.write(out)
-    return result
+    pointing = [_pointing_game(what, seen[what]) for what in (CENTRE, COVERED) if what in seen]
+    found = None
+    if INSIDE in seen:
+        found = ObjectInside(len(seen[INSIDE]), *(tuple(row) for row in seen[INSIDE].mean(0).tolist()))
+    return Faithfulness(about=about, curves=tuple(curves), pointing=tuple(pointing), found=found, errors=bench.failed())
+
+
+def _change_batch(bench: Bench, batch: Batch, ranking: Ranking, rows: dict[Any, list[np.ndarray]]) -> None:
+    """Hide and show the regions of a batch step by step; add the answers, and whether the regions hit the objects."""
+    kind, rank, steps = ranking
+    views, sizes, setting = batch.views, batch.views.sizes, bench.setting
+    with autocast(setting.precision, bench.device):
+        logits, boxes = rank(views)
+    moves = np.floor(Draws(setting.seed, 0, batch.index).uniform("random regions", 2) * sizes)
+    regions = {False: boxes[:, :, None], True: shifted(boxes, sizes, moves)}
+    parts = {random: [_first(of, step / steps) for step in range(steps + 1)] for random, of in regions.items()}
+    found: dict[Any, np.ndarray] = {"share": np.stack([coverage(part, sizes) for part in parts[False]], 1)}
+    for (name, judge), change, random in product(bench.models.items(), CHANGES, parts):
+        with torch.inference_mode(), autocast(setting.precision, bench.device):
+            changed = (Occluded(views, part, inverse=change == "insertion") for part in parts[random])
+            answers = [_answer(judge(left, contributions=False), logits.argmax(1), batch.target) for left in changed]
+        found[name, change, random] = np.stack(answers, 1)
+    read = bench.readable(batch)
+    for key, values in found.items():
+        rows[key].append(values[read])
+    for i in read.tolist():
+        objects = _objects(bench.images, int(batch.index[i]), bench.errors)
+        if len(objects) and not np.isnan(boxes[i, :1]).any():
+            centre = (boxes[i, 0, :2] + boxes[i, 0, 2:]) / 2
+            rows[CENTRE].append(np.array([[_inside(at, objects) for at in (centre, (centre + moves[i]) % sizes[i])]]))
+            inside = [[_half_inside(part[i], objects) for part in steps_of] for steps_of in parts.values()]
+            rows[INSIDE].append(np.array([[found["share"][i], *inside]]))
+            if kind == "looks":
+                rows[COVERED].append(np.array([[_half_covered(of[i], objects) for of in regions.values()]]))
 
 
 # ---- rankings
 
 
-def _ranker(model: GlimpseClassifier, name: str, locations: Sequence[int] | None, attention: str | None, cam: str | None) -> Ranking:
+def _ranker(
+    model: GlimpseClassifier, name: str, locations: Sequence[int] | None, attention: str | None, cam: str | None
+) -> Ranking:
     """What the regions are, what ranks them, and the steps to show them in."""
     if attention is not None and cam is not None:
-        raise ConfigError(f"--map {attention} and --cam {cam}: regions are ranked by one of them; leave the other out")
+        raise ConfigError(
+            f"`attention` {attention} and `cam` {cam}: regions are ranked by one of them; leave the other out"
+        )
     if model.locations or not isinstance(model, WholeImage):
         if attention is not None or cam is not None:
-            raise ConfigError(f"{name}: this model chooses where to look, and its looks are ranked; leave --map and --cam out")
-        budget = check_locations(model, model.locations if locations is None else locations)
-        looks = int(np.cumprod(budget).sum())
+            raise ConfigError(
+                f"{name}: this model chooses where to look, and its looks are ranked; leave `attention` and `cam` out"
+            )
+        places = check_locations(model, locations)
+        looks = int(np.cumprod(places).sum())
         if not looks:
-            raise ConfigError("--locations 0: shows no region; give one look or more, say 4")
-        return "looks", partial(_rank_looks, model, budget), min(looks, STEPS)
+            raise ConfigError("`locations` 0: shows no region; give one look or more, say 4")
+        return "looks", partial(_rank_looks, model, places), min(looks, STEPS)
     if locations is not None:
-        raise ConfigError(f"--locations {','.join(map(str, locations))}: {name} looks once, at the whole image; leave it out")
+        raise ConfigError(
+            f"`locations` {','.join(map(str, locations))}: {name} looks once, at the whole image; leave it out"
+        )
     maps = [of for of, module in model.network.named_modules() if isinstance(module, AttentionLayer)]
     if cam is None and maps:
         fit = [of for of in maps if attention is None or of == attention or of.startswith(f"{attention}.")]
         if not fit:
-            raise ConfigError(f"--map {attention}: {name} has no attention there; use one of {', '.join(maps)}")
+            raise ConfigError(f"`attention` {attention}: {name} has no attention there; use one of {', '.join(maps)}")
         return f"map {fit[-1]}", partial(_rank_attention, model, fit[-1]), STEPS
-    layers = [part["module"] for part in getattr(model.network, "feature_info", ())] or [of for of, _ in model.network.named_children()]
+    layers = [part["module"] for part in getattr(model.network, "feature_info", ())]
+    layers = layers or [of for of, _ in model.network.named_children()]
     if cam is None:
-        raise ConfigError(f"{name}: this model neither looks closer nor attends; rank regions by Grad-CAM, --cam {layers[-1]}")
+        what = "this model neither looks closer nor attends"
+        raise ConfigError(f"{name}: {what}; rank regions by Grad-CAM, `cam` {layers[-1]}")
     if cam not in dict(model.network.named_modules()):
-        raise ConfigError(f"--cam {cam}: {name} has no module of this name; use one such as {', '.join(layers)}")
+        raise ConfigError(f"`cam` {cam}: {name} has no module of this name; use one such as {', '.join(layers)}")
     return f"cam {cam}", partial(_rank_cam, model, cam), STEPS
 
 
 @torch.inference_mode()
-def _rank_looks(model: GlimpseClassifier, budget: tuple[int, ...], views: Views) -> tuple[Tensor, np.ndarray]:
-    seen = model(views, locations=budget)
+def _rank_looks(model: GlimpseClassifier, places: tuple[int, ...], views: Views) -> tuple[Tensor, np.ndarray]:
+    seen = model(views, locations=places)
     boxes = chosen_boxes(seen.glimpses, len(views))
     if seen.glimpses.contribution is not None:
         looks = seen.glimpses.contribution.float().cpu().numpy()
@@ -338,11 +362,15 @@ def grad_cam(network: nn.Module, layer: str, images: Tensor, target: Tensor) -> 
     try:
         from captum.attr import LayerGradCam
     except ImportError as error:
-        raise ConfigError(f"--cam {layer}: captum is not installed; run pip install 'foveal[cam]'") from error
-    # Something must need a gradient where all weights are frozen.
-    found = LayerGradCam(network, network.get_submodule(layer)).attribute(images.detach().requires_grad_(), target=target)
+        raise ConfigError(f"`cam` {layer}: captum is not installed; run pip install 'foveal[cam]'") from error
+    # The input needs a gradient for the case that all weights are frozen.
+    found = LayerGradCam(network, network.get_submodule(layer)).attribute(
+        images.detach().requires_grad_(), target=target
+    )
     if not isinstance(found, Tensor) or found.ndim != 4 or getattr(network, "output_fmt", "NCHW") == "NHWC":
-        raise ConfigError(f"--cam {layer}: this module gives no maps, (batch, channels, height, width); name a convolutional one")
+        raise ConfigError(
+            f"`cam` {layer}: this module gives no maps, (batch, channels, height, width); name a convolutional one"
+        )
     return found[:, 0].detach().float()
 
 
@@ -390,7 +418,7 @@ def _clipped(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _first(regions: np.ndarray, share: float) -> np.ndarray:
-    """(B, M, 4) boxes of the first regions of (B, N, pieces, 4), so many that they are a share of each image's; NaN elsewhere."""
+    """(B, M, 4) boxes of a share of each image's (B, N, pieces, 4) regions, the first ones; NaN elsewhere."""
     count = np.round(share * (~np.isnan(regions[..., 0, 0])).sum(1)).astype(int)
     taken = regions[:, : count.max(initial=0)]
     kept = np.arange(taken.shape[1]) < count[:, None]
@@ -403,8 +431,9 @@ def _first(regions: np.ndarray, share: float) -> np.ndarray:
 def area(share: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Normalised area under curves: mean height over the range of the share, by trapezoids.
 
-    sum_i (s_i - s_i-1) (p_i + p_i-1) / 2, divided by s_n - s_0. RISE goes from 0 to 1, where this is its area; looks reach only as far as
-    they cover the image. A curve of no width counts with its mean height.
+    sum_i (s_i - s_i-1) (p_i + p_i-1) / 2, divided by s_n - s_0. It is the area of RISE where the share goes from 0 to
+    1; the share of looks ends where they have covered their part of the image. A curve of no width has its mean
+    height.
 
     Args:
         share: (B, n) of the image, ascending.
@@ -432,18 +461,27 @@ def _curve(judge: str, change: str, share: np.ndarray, ranked: np.ndarray, rando
     difference = float(apart.mean())
     means = [tuple(of.mean(0).tolist()) for of in (share, *np.moveaxis(ranked, 2, 0), *np.moveaxis(random, 2, 0))]
     return Curve(
-        judge, change, means[0], means[1], means[2], means[3], means[4], auc=float(auc.mean()), auc_random=float(auc_random.mean()),
-        difference=difference, interval=(max(difference - half, -1.0), min(difference + half, 1.0)),
-    )  # fmt: skip
+        judge,
+        change,
+        means[0],
+        means[1],
+        means[2],
+        means[3],
+        means[4],
+        auc=float(auc.mean()),
+        auc_random=float(auc_random.mean()),
+        difference=difference,
+        interval=(max(difference - half, -1.0), min(difference + half, 1.0)),
+    )
 
 
-def _hits(what: str, hits: np.ndarray) -> Hits:
+def _pointing_game(what: str, hits: np.ndarray) -> PointingGame:
     images, (chosen, random) = len(hits), hits.sum(0).tolist()
-    return Hits(what, images, chosen / images, wilson(chosen, images), random / images, wilson(random, images))
+    return PointingGame(what, images, chosen / images, wilson(chosen, images), random / images, wilson(random, images))
 
 
 def _objects(dataset: Dataset, i: int, errors: list[tuple[str, str]]) -> np.ndarray:
-    """(k, 4) boxes of the object in an image, none where they cannot be read either."""
+    """(k, 4) boxes of the object in an image; none where they cannot be read, which is noted."""
     try:
         objects = dataset.objects(i)
     except FovealError as error:
@@ -459,7 +497,8 @@ def _inside(point: np.ndarray, objects: np.ndarray) -> bool:
 def _half_covered(regions: np.ndarray, objects: np.ndarray) -> bool:
     """Whether one of (N, pieces, 4) regions covers half or more of one of (k, 4) boxes."""
     pieces = np.nan_to_num(regions)[:, :, None]
-    shared = np.clip(np.minimum(pieces[..., 2:], objects[:, 2:]) - np.maximum(pieces[..., :2], objects[:, :2]), 0, None).prod(-1).sum(1)
+    low, high = np.maximum(pieces[..., :2], objects[:, :2]), np.minimum(pieces[..., 2:], objects[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1).sum(1)
     return bool((2 * shared >= (objects[:, 2:] - objects[:, :2]).prod(1)).any())
 
 
@@ -472,12 +511,11 @@ def _half_inside(regions: np.ndarray, objects: np.ndarray) -> bool:
     return False
 
 
-# ---- for people
+# ---- table
 
 
 def _table(result: Faithfulness, wide: bool) -> Group:
     about = result.about
-    said = "±: 95 % interval, the longer of its two sides. Deletion should be low and insertion high; random: the same regions elsewhere."
     curves = [
         Column("", lambda c: c.change, TEXT),
         Column("judged by", lambda c: c.judge, NAME),
@@ -486,15 +524,17 @@ def _table(result: Faithfulness, wide: bool) -> Group:
         Column("random", lambda c: percent(c.auc_random)),
         Column("difference", lambda c: percent(c.difference, c.interval, signed=True)),
     ]
-    title = f"{about['model']} ({about['regions']}) on {about['data']}, {about['split']}, {counted(about['images'], 'image')}"
-    parts = [Table(f"{title}: area under the curve, %", curves, result.curves, keys=2)]
+    images = counted(about["images"], "image")
+    heading = f"{about['model']} ({about['regions']}) on {about['data']}, {about['split']}, {images}"
+    parts = [Table(f"{heading}: area under the curve, %", curves, result.curves, keys=2)]
     if result.pointing:
         game = [
             Column("", lambda hits: hits.what, TEXT),
             Column("ranked", lambda hits: percent(hits.share, hits.interval)),
             Column("random", lambda hits: percent(hits.random, hits.random_interval)),
         ]
-        parts.append(Table(f"pointing game, {counted(result.pointing[0].images, 'image')} with boxes, %", game, result.pointing))
+        images = counted(result.pointing[0].images, "image")
+        parts.append(Table(f"pointing game, {images} with boxes, %", game, result.pointing))
     if wide and (found := result.found) is not None:
         objects = [
             Column("regions", lambda row: row[0], TEXT),
@@ -503,31 +543,7 @@ def _table(result: Faithfulness, wide: bool) -> Group:
             Column("random", lambda row: percent(row[3])),
         ]
         rows = list(zip(map(str, range(len(found.share))), found.share, found.half, found.random_half, strict=True))
-        parts.append(Table(f"half of the object in the regions so far, {counted(found.images, 'image')} with boxes, %", objects, rows))
-    return stacked(*parts, said)
-
-
-def _draw(result: Faithfulness, file: Path) -> None:
-    """Draw the probability against the share of the image: a row a judge, deletion and insertion side by side; PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = len(result.curves) // len(CHANGES)
-    figure = Figure(figsize=(9, 0.6 + 3.6 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, c in zip(figure.subplots(rows, len(CHANGES), sharey=True, squeeze=False).flat, result.curves, strict=True):
-        share = [100 * s for s in c.share]
-        kinds = (("random", GREY, "--", c.random_probability, c.auc_random), (result.about["regions"], BLUE, "-", c.probability, c.auc))
-        for label, colour, line, probability, auc in kinds:
-            label = f"{label}: area {100 * auc:.1f} %"
-            axes.plot(share, [100 * p for p in probability], color=colour, linestyle=line, marker="o", markersize=4, label=label)
-        axes.set_xlabel(f"{'hidden' if c.change == 'deletion' else 'shown'}, % of the image")
-        axes.set_title(f"{c.change}, judged by {c.judge}", fontsize=9, loc="left")
-        axes.set_ylim(0, 100)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="best", fontsize=8)
-    figure.supylabel("probability of the class predicted, %", fontsize=10)
-    about = result.about
-    figure.suptitle(f"{about['model']}: {about['data']}, {about['split']}, {about['images']} images", fontsize=10, x=0.01, ha="left")
-    figure.savefig(file, format="png")
+        images = counted(found.images, "image")
+        parts.append(Table(f"half of the object in the regions so far, {images} with boxes, %", objects, rows))
+    legend = "Deletion should be low and insertion high; random: the same regions elsewhere."
+    return stacked(*parts, f"{INTERVALS} {legend}")

@@ -1,9 +1,10 @@
-"""What a model looked at, hidden: does the answer depend on it?
+"""Occlusion: does the answer depend on the regions that a model looked at?
 
-The occlusion experiment of Saccader (Elsayed et al. 2019, arXiv 1908.07644) for any model that looks: it classifies an image, the
-union of the boxes that it chose is hidden under the mean colour of the training images (0 after normalisation), and judges classify
-what is left. A policy that picks what matters takes away more accuracy than random looks that cover the same area. The model itself
-is the first judge, at its own budget; it may look elsewhere then. Which network judged in the paper is not known: give several.
+The experiment of Saccader (Elsayed et al. 2019, arXiv 1908.07644) for any model that looks. The model classifies an
+image. The union of the boxes that it chose is hidden under the mean colour of the training images (0 after
+normalisation). Judges classify the hidden image. If the policy chooses what matters, accuracy falls further than with
+random looks that cover the same area. The first judge is the model itself, at its own locations; it may look
+elsewhere. The paper does not say which network judged.
 
 Example:
     >>> from foveal.data import get_data
@@ -16,53 +17,58 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
-from torch import nn
 
 from foveal.data import Batch, DataModule
 from foveal.display import NAME, TEXT, Column, Table, counted, fixed, percent, stacked
 from foveal.draws import Draws
-from foveal.errors import ConfigError, DataError
-from foveal.evaluation.accuracy import Plan, Scores, budget_taken, wilson
-from foveal.evaluation.coverage import chosen_boxes
-from foveal.evaluation.evaluation import circumstances, names_of, plain_split, plans_of, ready_for, write_results
-from foveal.evaluation.picture import draw_occlusion
-from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import Look, Occluded, Views
+from foveal.errors import ConfigError
+from foveal.evaluation.drawing import ACCURACY, draw_series, finish, png_figure, policy_colours, title
+from foveal.evaluation.looks import Looks, chosen_boxes
+from foveal.evaluation.protocol import (
+    DEFAULT,
+    Bench,
+    Setting,
+    Strategy,
+    locations_taken,
+    strategies_of,
+)
+from foveal.evaluation.results import INTERVALS, Result, Scored
+from foveal.images import Occluded, Views
+from foveal.metrics import Answers, compute_metrics
 from foveal.prediction.budget import format_budget
-from foveal.prediction.device import autocast, find_device
-from foveal.runs import Run
+from foveal.prediction.device import autocast
+from foveal.prediction.predictor import Model
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 HOW = (
-    "The union of the boxes that the model chose is hidden under the judge's mean colour, which is 0 after normalisation: pixels of a look "
-    "whose centre lies in a box. The first look is not chosen and hides nothing. hidden: share of the image, mean over images. Every judge "
-    "looks at its own budget and most probable cells, elsewhere if it likes."
+    "The union of the boxes that the model chose is hidden under the judge's mean colour, which is 0 after "
+    "normalisation: pixels of a look whose centre lies in a box. The first look is not chosen and hides nothing. "
+    "hidden: share of the image, mean over images. Every judge looks at its own locations, the most probable cells, "
+    "elsewhere if it chooses to."
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How often a judge is right about what is left of the images.
+@dataclass(frozen=True, kw_only=True)
+class OcclusionPoint(Scored):
+    """Metrics of a judge on images with hidden looks.
 
     Attributes:
-        judge: who judges, a run folder or ``"model"``.
-        kind: what is hidden: ``"learned"`` or ``"random"`` looks, or those of another policy, by its name; ``"whole"`` for nothing.
-        locations: budget of these looks.
-        total_locations: how many they were for an image, mean.
+        judge: name of the judge, a run folder or ``"model"``.
+        kind: what is hidden: ``"learned"`` or ``"random"`` looks, or those of another policy, by its name; ``"whole"``
+            for nothing.
+        locations: of the hidden looks, per grid at each level.
+        total_locations: number of these looks at an image, mean.
         hidden: share of the image that they cover, mean.
-        images: how many were classified.
-        accuracy: share whose class came first.
-        interval: its 95 % confidence interval (Wilson).
     """
 
     judge: str
@@ -70,184 +76,155 @@ class Verdict:
     locations: tuple[int, ...]
     total_locations: float
     hidden: float
-    images: int
-    accuracy: float
-    interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Occlusion:
-    """Result of `occlude`; ``about`` says on what, where and how."""
+@dataclass(frozen=True, kw_only=True)
+class Occlusion(Result):
+    """Result of `occlude`."""
 
     file: ClassVar[str] = "occlusion.json"
+    picture: ClassVar[str] = "occlusion.png"
 
-    about: dict[str, Any]
-    points: tuple[Verdict, ...]
-    errors: tuple[tuple[str, str], ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Content of ``occlusion.json``."""
-        errors = [{"image": image, "error": error} for image, error in self.errors]
-        return {**self.about, "points": [asdict(point) for point in self.points], "errors": errors}
-
-    def write(self, folder: str | Path) -> None:
-        """Write ``occlusion.json`` and ``occlusion.png``.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
-        write_results(folder, self.file, self.as_dict(), "occlusion.png", lambda file: draw_occlusion(self, file))
+    points: tuple[OcclusionPoint, ...]
 
     def table(self, wide: bool = False) -> Group:
-        """The result for people, to be printed by rich; with random looks and how many there were for an image where ``wide``."""
-        return _table(self, wide)
+        legend = f"{INTERVALS} A column for each policy whose looks are hidden."
+        return stacked(_table(self, wide), f"{legend} hidden: mean share of the image, by the first policy.")
+
+    def draw(self, file: Path) -> None:
+        """Accuracy against the share of the image that is hidden: a panel for each judge, a line for each policy."""
+        judges = list(dict.fromkeys(point.judge for point in self.points))
+        with png_figure(file, 1 + 4.6 * len(judges), 4.4) as figure:
+            panels = figure.subplots(1, len(judges), sharey=True, squeeze=False)[0]
+            for axes, judge in zip(panels, judges, strict=True):
+                of_judge = [point for point in self.points if point.judge == judge]
+                (whole,) = [point for point in of_judge if point.kind == "whole"]
+                for kind, colour in policy_colours(point.kind for point in of_judge).items():
+                    points = sorted((p for p in of_judge if p.kind == kind), key=lambda p: p.hidden)
+                    if points:
+                        points = [whole, *points]
+                        x, y = [100 * p.hidden for p in points], [p.metrics["accuracy"] for p in points]
+                        line = "-" if kind == "learned" else "--"
+                        draw_series(axes, x, y, colour, linestyle=line, label=f"{kind} looks hidden")
+                axes.set_title(f"judged by {judge}", fontsize=9, loc="left")
+                finish(axes, xlabel="hidden, % of the image")
+            panels[0].set_ylabel(ACCURACY)
+            title(figure, self.about, self.about["images"])
 
 
 def occlude(
-    model: GlimpseClassifier | Run | str | Path, data: DataModule, *, budgets: Sequence[Sequence[int]] | None = None,
-    policies: Sequence[str] = (), judges: Sequence[GlimpseClassifier | nn.Module | Run | str | Path] = (), split: str | None = None,
-    limit: int | None = None, batch_size: int = 32, workers: int = 0, device: str | torch.device = "auto", precision: str = "32",
-    seed: int = 0, out: str | Path | None = None, on_progress: Callable[[int, int], None] | None = None,
-) -> Occlusion:  # fmt: skip
-    """Hide what a model looked at and see what is still known.
+    model: Model,
+    data: DataModule,
+    *,
+    locations: Sequence[Sequence[int]] | None = None,
+    policies: Sequence[str] = (),
+    judges: Sequence[Model] = (),
+    setting: Setting = DEFAULT,
+) -> Occlusion:
+    """Hide what a model looked at, and classify what is left.
 
     Args:
         model: a classifier that looks, or its run folder.
         data: images with labels.
-        budgets: looks to hide, see `foveal.prediction.parse_locations`; if None from one to the model's own budget.
-        policies: ways of selecting the looks, beside the model's own and random ones, which stand beside always.
-        judges: who classifies what is left, beside the model itself: classifiers, dense networks and run folders.
-        split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
-        limit: use so many images at most, drawn by the seed; all if None.
-        batch_size: images at a time.
-        workers: processes that read ahead.
-        device: see `foveal.prediction.find_device`.
-        precision: see `foveal.prediction.autocast`.
-        seed: of policies that draw, and of the images drawn.
-        out: folder for ``occlusion.json`` and ``occlusion.png``; nothing is written if None.
-        on_progress: called with how many batches are done, and how many there are.
+        locations: of the looks to hide, per grid at each level, several times, see
+            `foveal.prediction.parse_locations`; if None, from one to the model's own.
+        policies: policies whose looks are hidden, besides the model's own and random ones.
+        judges: classifiers, dense networks and run folders that classify what is left, besides the model itself.
+        setting: which images, and how. Progress is reported for ``"occluding"``, in batches.
 
     Raises:
-        ConfigError: a model that does not choose where to look, or a budget, policy or option that does not fit.
+        ConfigError: a model that does not choose where to look, or locations, a policy or an option that does not fit.
         DataError: other classes than the model's, no such split, or no image that can be read.
-        RunError: a run folder that is none.
+        RunError: a run folder is missing or damaged.
     """
-    where = find_device(device)
-    named = dict(zip(names_of([model, *judges]), [model, *judges], strict=True))  # nobody judges twice
-    panel, names = ready_for(list(named.values()), data, where), list(named)
-    looker = panel[0]
+    bench = Bench([model, *judges], data, setting)
+    name, looker = next(iter(bench.models.items()))
     if not looker.locations:
-        raise ConfigError(
-            f"{names[0]}: this model looks once, at the whole image, so it chooses nothing to hide; give one that looks closer"
-        )
-    plans = [plan for plan in plans_of(looker, budgets, policies) if plan.locations]
-    if not plans:
-        raise ConfigError("--locations 0: hides nothing; give one look or more, say 1..4")
-    data, split = plain_split(data, split)
-    looks = [Scores() for _ in plans]
-    verdicts: dict[tuple[Plan | None, int], Scores] = {(p, j): Scores() for p in (None, *plans) for j in range(len(panel))}
-    errors: list[tuple[str, str]] = []
-    for batch, good in sample(
-        data, split, panel, errors, limit=limit, batch_size=batch_size, workers=workers, seed=seed, device=where, on_progress=on_progress
-    ):
-        views, draws = batch.views, Draws(seed, 0, batch.index)
-        with torch.inference_mode(), autocast(precision, where):
-            choices = [looker(views, locations=p.locations, policy=p.policy, draws=draws, contributions=False) for p in plans]
-            boxes = [chosen_boxes(choice.glimpses, len(batch)) for choice in choices]
-            left: dict[Plan | None, Views] = dict(zip(plans, (Occluded(views, hide) for hide in boxes), strict=True))
-            left[None] = views
-            seen = {(plan, j): panel[j](left[plan], contributions=False).logits.cpu() for plan, j in verdicts}
-        rows = good()
-        for key, logits in seen.items():
-            verdicts[key].add(logits[rows], batch.target.cpu()[rows])
-        for plan, score, choice, hide in zip(plans, looks, choices, boxes, strict=True):
-            score.add_looks(hide[rows], views.sizes[rows])
-            score.budget = budget_taken(choice, plan.locations, plan.policy)
-    images = verdicts[None, 0].images
-    if not images:
-        raise DataError(f"none of the {len(errors)} images could be read ({errors[0][1]}); check the data")
-    about = {
-        "model": names[0], "judges": [{"name": name, "locations": judge.locations} for name, judge in zip(names, panel, strict=True)],
-        "images": images, "limit": limit, **circumstances(data, split, where, precision, seed), "how": HOW,
-    }  # fmt: skip
-    looked: dict[Plan | None, Scores] = {None: Scores(), **dict(zip(plans, looks, strict=True))}
-    points = [_verdict(names[j], hidden, looked[hidden], score) for (hidden, j), score in verdicts.items()]
-    result = Occlusion(about, tuple(points), tuple(dict(errors).items()))
-    if out is not None:
-        result.write(out)
-    return result
-
-
-def sample(
-    data: DataModule, split: str, panel: Sequence[GlimpseClassifier], errors: list[tuple[str, str]], *, limit: int | None,
-    batch_size: int, workers: int, seed: int, device: torch.device, on_progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[Batch, Callable[[], np.ndarray]]]:  # fmt: skip
-    """Batches of a split, or of ``limit`` images of it drawn by the seed, on the device.
-
-    Args:
-        data, split: where from.
-        panel: who will look at them.
-        errors: gets the images that fail.
-        limit, batch_size, workers, seed, device, on_progress: as of `occlude`.
-
-    Yields:
-        A batch, and what tells, once it was looked at, which of its rows count: those that could be read and are within the limit.
-    """
-    count = min(len(data.split(split)), limit or len(data.split(split)))
-    size = min(batch_size, count)
-    loader = data.loader(
-        split, batch_size=size, workers=workers, seed=seed, first_looks=partial(_first_looks, panel),
-        shuffle=limit is not None,
-    )  # fmt: skip
-    batches = -(-count // size)
-    for number, batch in zip(range(batches), loader, strict=False):
-        errors += batch.errors
+        raise ConfigError(f"{name}: this model looks once, at the whole image; it chooses nothing to hide")
+    strategies = [strategy for strategy in strategies_of(looker, locations, policies) if strategy.locations]
+    if not strategies:
+        raise ConfigError("`locations` 0: hides nothing; give one look or more, say 1..4")
+    taken: dict[Strategy | None, tuple[int, ...]] = {None: ()}
+    looks: dict[Strategy | None, list[Looks]] = defaultdict(list)
+    answers: dict[tuple[Strategy | None, str], list[Answers]] = defaultdict(list)
+    step = setting.steps("occluding", len(bench.loader([])))
+    for batch in bench.batches():
         if len(batch):
-            batch = batch.to(device)
-            bad = batch.views.errors
-            # The last batch may hold more images than are wanted.
-            yield batch, partial(_readable, min(len(batch), count - number * size), bad)
-            errors += [(f"image {batch.index[i]}", reason) for i, reason in bad.items()]
-        if on_progress is not None:
-            on_progress(number + 1, batches)
+            _occlude_batch(bench, batch, strategies, taken, looks, answers)
+        step()
+    bench.check_read(sum(map(len, answers[None, name])))
+    points = []
+    for (strategy, judge), parts in answers.items():
+        chosen = Looks.cat(looks[strategy])
+        points.append(
+            OcclusionPoint(
+                judge=judge,
+                kind="whole" if strategy is None else strategy.kind,
+                locations=taken[strategy],
+                total_locations=float(chosen.number.mean()),
+                hidden=float(chosen.coverage.mean()),
+                images=len(chosen.number),
+                metrics=compute_metrics(Answers.cat(parts)),
+            )
+        )
+    about = {
+        "model": name,
+        "judges": [{"name": judge, "locations": its.locations} for judge, its in bench.models.items()],
+        "images": points[0].images,
+        **bench.circumstances(),
+        "how": HOW,
+    }
+    return Occlusion(about=about, points=tuple(points), errors=bench.failed())
 
 
-def _readable(wanted: int, bad: Container[int]) -> np.ndarray:
-    return np.array([i for i in range(wanted) if i not in bad], dtype=np.int64)
+def _occlude_batch(
+    bench: Bench,
+    batch: Batch,
+    strategies: Sequence[Strategy],
+    taken: dict[Strategy | None, tuple[int, ...]],
+    looks: dict[Strategy | None, list[Looks]],
+    answers: dict[tuple[Strategy | None, str], list[Answers]],
+) -> None:
+    """Hide the looks of each strategy in a batch; add the looks, and the answers of every judge."""
+    views, setting = batch.views, bench.setting
+    looker, draws = next(iter(bench.models.values())), Draws(setting.seed, 0, batch.index)
+    with torch.inference_mode(), autocast(setting.precision, bench.device):
+        seen = {s: looker(views, s.locations, s.policy, draws, contributions=False) for s in strategies}
+        boxes = {s: chosen_boxes(choice.glimpses, len(batch)) for s, choice in seen.items()}
+        left: dict[Strategy | None, Views] = {None: views}
+        left |= {s: Occluded(views, hide) for s, hide in boxes.items()}
+        logits = {
+            (s, name): judge(part, contributions=False).logits.cpu()
+            for s, part in left.items()
+            for name, judge in bench.models.items()
+        }
+    rows = bench.readable(batch)
+    if len(rows):
+        target, sizes = batch.target.cpu()[rows], views.sizes[rows]
+        for key, found in logits.items():
+            answers[key].append(Answers.of(found[rows], target))
+        none = next(iter(boxes.values()))[rows][:, :0]
+        for s, hide in ((None, none), *((s, hide[rows]) for s, hide in boxes.items())):
+            looks[s].append(Looks.of(hide, sizes))
+        taken |= {s: locations_taken(choice, s) for s, choice in seen.items()}
 
 
-def _first_looks(panel: Sequence[GlimpseClassifier], size: tuple[int, int]) -> list[Look]:
-    return list(dict.fromkeys(look for judge in panel for look in judge.first_looks(size)))
-
-
-def _verdict(judge: str, plan: Plan | None, looks: Scores, score: Scores) -> Verdict:
-    return Verdict(
-        judge=judge,
-        kind="whole" if plan is None else "learned" if plan.policy == "greedy" else plan.policy,
-        locations=looks.budget,
-        total_locations=looks.locations / score.images,
-        hidden=looks.coverage / score.images,
-        images=score.images,
-        accuracy=score.correct / score.images,
-        interval=wilson(score.correct, score.images),
-    )
-
-
-def _table(occlusion: Occlusion, wide: bool) -> Group:
-    """A row a judge and budget, a column a policy."""
+def _table(occlusion: Occlusion, wide: bool) -> Table:
+    """A row for each judge and locations, a column for each policy."""
     about = occlusion.about
     found = {(p.judge, p.kind, p.locations): p for p in occlusion.points}
     kinds = [kind for kind in dict.fromkeys(p.kind for p in occlusion.points) if kind != "whole"]
-    budgets = sorted({budget for _, kind, budget in found if kind != "whole"})
+    every = sorted({places for _, kind, places in found if kind != "whole"})
 
-    def of(kind: str, cell: Callable[[Verdict], str]) -> Callable[[tuple[str, tuple[int, ...]]], str]:
+    def of(kind: str, cell: Callable[[OcclusionPoint], str]) -> Callable[[tuple[str, tuple[int, ...]]], str]:
         return lambda row: cell(found[row[0], kind, row[1]]) if (row[0], kind, row[1]) in found else ""
 
     def hidden(row: tuple[str, tuple[int, ...]]) -> str:
         return percent(next(p.hidden for kind in ("whole", *kinds) if (p := found.get((row[0], kind, row[1])))))
 
     def accuracy(row: tuple[str, tuple[int, ...]], kind: str) -> str:
-        p = found.get((row[0], kind, row[1])) or (found[row[0], "whole", ()] if not row[1] and kind == kinds[0] else None)
+        whole = found[row[0], "whole", ()] if not row[1] and kind == kinds[0] else None
+        p = found.get((row[0], kind, row[1])) or whole
         return "" if p is None else percent(p.accuracy, p.interval)
 
     columns = [
@@ -261,7 +238,7 @@ def _table(occlusion: Occlusion, wide: bool) -> Group:
         columns += [Column(f"{kind} hide, %", of(kind, lambda p: percent(p.hidden))) for kind in kinds]
     rows: list[tuple[str, tuple[int, ...]] | None] = []
     for judge in about["judges"]:
-        rows += [*([None] if rows else []), *((judge["name"], budget) for budget in ((), *budgets))]
-    title = f"{about['model']} on {about['data']}, {about['split']}: accuracy on {counted(about['images'], 'image')} with looks hidden, %"
-    said = "A column for each way of choosing the looks that are hidden. hidden: mean share of the image, by the first of them."
-    return stacked(Table(title, columns, rows, keys=2), f"±: 95 % interval, the longer of its two sides. {said}")
+        rows += [*([None] if rows else []), *((judge["name"], places) for places in ((), *every))]
+    images = counted(about["images"], "image")
+    heading = f"{about['model']} on {about['data']}, {about['split']}: accuracy on {images} with looks hidden, %"
+    return Table(heading, columns, rows, keys=2)

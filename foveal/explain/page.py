@@ -43,7 +43,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.policies import GREEDY, Policy
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.prediction.predictor import Predictor
 from foveal.runs import Run
 
@@ -132,7 +132,7 @@ def explain(
             raise ImageError(reason)
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
-        macs = count(classifier, size, looks, policy, views.views[0].mpp).macs
+        macs = count_cost(classifier, size, looks, policy, views.views[0].mpp).macs
         costs = Costs(macs, _backbone_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
@@ -367,7 +367,7 @@ def _cost_lines(costs: Costs) -> list[tuple[str, str]]:
 
 def _backbone_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | None:
     try:
-        return count(model.dense(), size).macs
+        return count_cost(model.dense(), size).macs
     except ConfigError:
         return None
 

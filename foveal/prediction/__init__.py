@@ -1,4 +1,4 @@
-"""Many images in, one row an image out: `predict`; and what a prediction costs: `count`.
+"""Many images in, one row an image out: `predict`; and what a prediction costs: `count_cost`.
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32", top_k=5,
             seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit, to stop early
@@ -6,7 +6,7 @@
     Predictor(model, *, device=None, precision="32")      # .open(image), .classify(images), .folded(), (views, locations, policy, ...)
     look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
     fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time; predict makes it for itself
-    count(model, image_size, locations=None, policy="greedy") -> Cost
+    count_cost(model, image_size, locations=None, policy="greedy") -> Cost
     parse_locations("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
     parse_budget("2,1") -> (2, 1)                        # one budget, for everything else
 
@@ -17,7 +17,7 @@ Example:
 
 from foveal.images import SUFFIXES
 from foveal.prediction.budget import format_budget, parse_budget, parse_locations
-from foveal.prediction.cost import Cost, count
+from foveal.prediction.cost import Cost, count_cost
 from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
@@ -34,7 +34,7 @@ __all__ = [
     "Summary",
     "autocast",
     "classify",
-    "count",
+    "count_cost",
     "find_device",
     "find_images",
     "fingerprint",

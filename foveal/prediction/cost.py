@@ -6,7 +6,7 @@ FLOPs are twice the MACs.
 Example:
     >>> import timm
     >>> dense = timm.create_model("test_resnet", num_classes=5)
-    >>> count(dense, 64).macs < count(dense, 128).macs
+    >>> count_cost(dense, 64).macs < count_cost(dense, 128).macs
     True
 """
 
@@ -47,7 +47,7 @@ class Cost:
     macs: int
 
 
-def count(
+def count_cost(
     model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Cost:  # fmt: skip
@@ -76,7 +76,7 @@ class LookCounter:
     """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and are counted once.
 
     Args:
-        model, policy: see `count`.
+        model, policy: see `count_cost`.
     """
 
     def __init__(self, model: GlimpseClassifier, policy: str | Policy = GREEDY) -> None:
@@ -87,7 +87,7 @@ class LookCounter:
         """MACs of one image of this (height, width) and scale, classified with the budget ``locations``, or left early after it."""
         key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
         if key not in self._known:
-            self._known[key] = count(self.model, (int(size[0]), int(size[1])), locations, self.policy, mpp).macs
+            self._known[key] = count_cost(self.model, (int(size[0]), int(size[1])), locations, self.policy, mpp).macs
         return self._known[key]
 
 
@@ -128,7 +128,7 @@ def look_at_nothing(
         model: a classifier.
         size: (height, width) of the image.
         watching: given the copy, the context that it looks in; what entering the context gives is returned.
-        locations, policy, mpp: see `count`.
+        locations, policy, mpp: see `count_cost`.
     """
 
     def look(device: str) -> Watcher:

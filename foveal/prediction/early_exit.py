@@ -2,7 +2,7 @@
 
 Looks are taken in descending probability, a few at a time. An image whose most probable class has reached the threshold
 leaves the batch; what is not looked at is not read either. Which threshold spends a wanted cost on the mean image is
-found on validation images (`foveal.evaluation.solve`) and kept in the run folder.
+found on validation images (`foveal.evaluation.find_thresholds`) and kept in the run folder.
 
 Example:
     >>> parse_cost("2.0GMAC"), parse_cost("15 ms"), parse_cost("3locations")

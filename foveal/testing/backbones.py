@@ -20,7 +20,7 @@ from torch import nn
 
 import foveal.backbones  # noqa: F401
 from foveal.backbones.head import ClassifierBackbone
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 
 
 class BackboneTester:
@@ -150,5 +150,5 @@ class BackboneTester:
         torch.testing.assert_close(actual, expected)
 
     def test_cost_is_counted_without_numbers(self, net):
-        cost = count(net, self.images(net).shape[-2:])
+        cost = count_cost(net, self.images(net).shape[-2:])
         assert cost.macs > 0 and cost.parameters == sum(p.numel() for p in net.parameters())

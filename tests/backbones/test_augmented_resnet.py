@@ -14,7 +14,7 @@ from foveal.cli import main
 from foveal.errors import ConfigError
 from foveal.layers import AttentionAugmentation, ExplicitAttention, attention_maps
 from foveal.models import create_model
-from foveal.prediction import count
+from foveal.prediction import count_cost
 
 TINY = ("test_expatt_resnet", "test_aa_resnet")
 
@@ -56,7 +56,7 @@ def test_parameters(name, options, expected):
 )  # fmt: skip
 def test_flops(name, options, gflops, tolerance):
     stride = {"attn_stride": "pool"} if "expatt" in name else {}
-    assert 2 * count(meta(name, **options, **stride), 224).macs / 1e9 == pytest.approx(gflops, abs=tolerance)
+    assert 2 * count_cost(meta(name, **options, **stride), 224).macs / 1e9 == pytest.approx(gflops, abs=tolerance)
 
 
 @pytest.mark.parametrize(

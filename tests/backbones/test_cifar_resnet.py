@@ -13,7 +13,7 @@ import foveal
 from foveal.backbones import CifarResNet
 from foveal.errors import ConfigError
 from foveal.layers import CBAM, AttentionLayer, GatherExcite, NonLocal, SpatialSoftmaxAttention, attention_maps
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 
 SOFTMAX = {"attention": "softmax"}
 PLAIN = 1_727_962
@@ -83,7 +83,7 @@ def test_parameters_by_name(name, expected):
 
 
 def test_macs_of_depth_110():
-    plain, attention = (count(timm.create_model(f"{prefix}resnet110_cifar"), 32).macs for prefix in ("", "attn_"))
+    plain, attention = (count_cost(timm.create_model(f"{prefix}resnet110_cifar"), 32).macs for prefix in ("", "attn_"))
     assert round(plain / 1e6) == 253
     # n k^2 C K per module, and attention in the first block of a stage is on the output grid
     assert attention - plain == 18 * sum(n * 9 * c * 4 for n, c in ((1024, 16), (256, 32), (64, 64)))

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import foveal.backbones  # noqa: F401
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 
 COUNTS = {
     "densenet_bc_100_12_cifar": {10: 769_162, 100: 800_032},
@@ -33,7 +33,7 @@ def test_macs():
         if block < 2:
             macs += side * side * channels * (channels // 2)
             channels, side = channels // 2, side // 2
-    assert count(timm.create_model("densenet_bc_100_12_cifar"), 32).macs == macs + channels * 10 == 287_929_692
+    assert count_cost(timm.create_model("densenet_bc_100_12_cifar"), 32).macs == macs + channels * 10 == 287_929_692
 
 
 @pytest.mark.parametrize("classes", [10, 100])

@@ -4,12 +4,12 @@ import timm
 import torch
 from torch import nn
 
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 
 
 def test_published_counts():
-    assert count(timm.create_model("resnetv2_50_slim", num_classes=1001), 224).parameters_and_statistics == 25_615_849
-    assert count(timm.create_model("resnetv2_50_slim", num_classes=0, in_chans=15), 77).parameters_and_statistics == 23_602_432
+    assert count_cost(timm.create_model("resnetv2_50_slim", num_classes=1001), 224).parameters_and_statistics == 25_615_849
+    assert count_cost(timm.create_model("resnetv2_50_slim", num_classes=0, in_chans=15), 77).parameters_and_statistics == 23_602_432
 
 
 def test_sides_of_the_feature_maps():

@@ -46,6 +46,13 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert indices(Loader(numbered(), batch_size=4)) == [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]
 
 
+def test_a_limit_takes_the_first_of_the_order():
+    whole = list(chain(*indices(Loader(numbered(), batch_size=4, shuffle=True, seed=5))))
+    for limit, batches in ((1, 1), (4, 1), (10, 3), (23, 6), (99, 6)):
+        loader = Loader(numbered(), batch_size=4, shuffle=True, seed=5, limit=limit)
+        assert list(chain(*indices(loader))) == whole[:limit] and len(loader) == batches
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_entered_at_any_batch(workers):
     loader = Loader(numbered(), batch_size=4, shuffle=True, seed=5, workers=workers)

@@ -17,7 +17,7 @@ from foveal.cli import main
 from foveal.data import DataModule, ImageDataset, Reading, TensorDataset
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation import faithful
+from foveal.evaluation import Setting, evaluate_faithfulness
 from foveal.evaluation.faithfulness import area, cells, grad_cam, shifted
 from foveal.glimpse.base import WholeImage
 from foveal.images import Occluded, TensorViews, as_views
@@ -25,6 +25,8 @@ from foveal.layers import AttentionLayer
 from foveal.models import create_classifier
 from foveal.runs import ModelInfo, save_model
 from tests.evaluation.tiny import CLASSES, Spotter
+
+CPU = Setting(device="cpu")
 
 
 def visible(pixels):
@@ -99,7 +101,7 @@ def data(count=60, boxes=lambda around: around):
 
 @pytest.mark.parametrize("model", [Seer(), Seer(additive=True)], ids=["in the order chosen", "by contribution"])
 def test_looks_at_what_matters(model):
-    deletion, insertion = faithful(model, data(400), device="cpu", batch_size=100).curves
+    deletion, insertion = evaluate_faithfulness(model, data(400), setting=Setting(device="cpu", batch_size=100)).curves
     for curve in (deletion, insertion):
         assert curve.share == pytest.approx([0, 1 / 9, 2 / 9, 1 / 3]) and curve.judge == "model"
     assert deletion.probability == pytest.approx([1, 0, 0, 0], abs=2e-6) and deletion.accuracy[0] == 1
@@ -117,7 +119,7 @@ def test_looks_at_what_matters(model):
 
 @pytest.mark.parametrize("options", [{}, {"attention": "stage"}, {"attention": "stage.0"}])
 def test_maps_over_the_whole_image(options):
-    result = faithful(attending(), data(300), device="cpu", batch_size=100, **options)
+    result = evaluate_faithfulness(attending(), data(300), **options, setting=Setting(device="cpu", batch_size=100))
     assert result.about["regions"] == "map stage.0"
     deletion, insertion = result.curves
     assert deletion.share == pytest.approx([round(i * 9 / 10) / 9 for i in range(11)])
@@ -129,7 +131,7 @@ def test_maps_over_the_whole_image(options):
 
 def test_the_interval_is_that_of_paired_differences():
     model, images = Seer(), data(30)
-    curve = faithful(model, images, device="cpu").curves[0]
+    curve = evaluate_faithfulness(model, images, setting=CPU).curves[0]
     moves = np.floor(Draws(0, 0, np.arange(30)).uniform("random regions", 2) * 24)
     aucs = []
     for image, move in zip(squares(30)[0], moves, strict=True):
@@ -197,7 +199,7 @@ def test_cells_lie_in_the_image_best_first():
 
 
 def test_pointing_by_hand():
-    at, half = faithful(Seer(), data(200), device="cpu", batch_size=100).pointing
+    at, half = evaluate_faithfulness(Seer(), data(200), setting=Setting(device="cpu", batch_size=100)).pointing
     assert (at.what, at.share, at.images) == ("centre on the object", 1.0, 200)
     assert (half.what, half.share) == ("half of the object covered", 1.0)
     moves = np.floor(Draws(0, 0, np.arange(200)).uniform("random regions", 2) * 24)
@@ -208,20 +210,22 @@ def test_pointing_by_hand():
 
 
 def test_pointing_beside_the_object():
-    at, half = faithful(Seer(), data(40, boxes=lambda around: around + 5), device="cpu").pointing
+    at, half = evaluate_faithfulness(Seer(), data(40, boxes=lambda around: around + 5), setting=CPU).pointing
     assert at.share == half.share == 0
 
 
 @pytest.mark.parametrize(("wider", "share"), [(8, 1.0), (9, 0.0)])
 def test_half_of_the_object_is_enough(wider, share):
     # So wide to both sides that no other look covers half of it.
-    half = faithful(Seer(), data(40, boxes=lambda around: around + np.array([0, -wider / 2, 0, wider / 2])), device="cpu").pointing[1]
+    half = evaluate_faithfulness(
+        Seer(), data(40, boxes=lambda around: around + np.array([0, -wider / 2, 0, wider / 2])), setting=CPU
+    ).pointing[1]
     assert half.share == share
 
 
 def test_the_object_inside_the_regions_pixel_by_pixel():
     wide = np.array([0, -4, 0, 4])
-    result = faithful(attending(), data(50, boxes=lambda around: around + wide), device="cpu")
+    result = evaluate_faithfulness(attending(), data(50, boxes=lambda around: around + wide), setting=CPU)
     images, _, around = squares(50)
     moves = np.floor(Draws(0, 0, np.arange(50)).uniform("random regions", 2) * 24).astype(int)
     expected = np.zeros((2, 11))
@@ -239,11 +243,11 @@ def test_the_object_inside_the_regions_pixel_by_pixel():
 
 def test_no_boxes_no_game():
     none = DataModule(classes=CLASSES, test=TensorDataset(*squares(20)[:2], CLASSES), name="squares")
-    without = faithful(Seer(), none, device="cpu")
+    without = evaluate_faithfulness(Seer(), none, setting=CPU)
     assert without.pointing == () and without.found is None and without.as_dict()["found"] is None
     some = TensorDataset(*squares(20)[:2], CLASSES)
     some.boxes = [np.empty((0, 4))] * 15 + [np.array([[0, 0, 24, 24.0]])] * 5
-    (at, _) = faithful(Seer(), DataModule(classes=CLASSES, test=some, name="squares"), device="cpu").pointing
+    (at, _) = evaluate_faithfulness(Seer(), DataModule(classes=CLASSES, test=some, name="squares"), setting=CPU).pointing
     assert (at.images, at.share, at.random) == (5, 1, 1)
 
 
@@ -256,7 +260,7 @@ def test_boxes_that_cannot_be_read_cost_the_game_alone():
 
     images = data(10)
     images.test.boxes = Unreadable(images.test.boxes)
-    result = faithful(Seer(), images, device="cpu")
+    result = evaluate_faithfulness(Seer(), images, setting=CPU)
     assert (
         result.about["images"] == 10
         and result.pointing[0].images == 9
@@ -309,16 +313,16 @@ def test_grad_cam_of_global_average_pooling(frozen):
 def test_grad_cam_ranks_the_cells_of_a_dense_network():
     pytest.importorskip("captum")
     model = WholeImage(Net(), image_size=24, mean=(0.0,), std=(1.0,))
-    result = faithful(model, data(60), cam="last", device="cpu")
+    result = evaluate_faithfulness(model, data(60), cam="last", setting=CPU)
     assert result.about["regions"] == "cam last" and result.curves[0].auc < 0.2 < 0.4 < result.curves[0].auc_random
-    with pytest.raises(ConfigError, match="--cam head: this module gives no maps"):
-        faithful(WholeImage(Pooled(), image_size=24, mean=(0.5,), std=(0.5,)), data(4), cam="head", device="cpu")
+    with pytest.raises(ConfigError, match="`cam` head: this module gives no maps"):
+        evaluate_faithfulness(WholeImage(Pooled(), image_size=24, mean=(0.5,), std=(0.5,)), data(4), cam="head", setting=CPU)
 
 
 def test_without_captum_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ConfigError, match=r"pip install 'foveal\[cam\]'"):
-        faithful(attending(), data(4), cam="last", device="cpu")
+        evaluate_faithfulness(attending(), data(4), cam="last", setting=CPU)
 
 
 # ---- judges, files, errors
@@ -329,7 +333,7 @@ def test_judges_answer_for_the_class_that_the_model_predicted():
         def forward(self, *args, **kwargs):
             return Classification(torch.tensor([[0, 3.0, 0, 0, 0, 0]]).expand(len(args[0]), 6), super().forward(*args, **kwargs).glimpses)
 
-    curves = faithful(Seer(), data(20), judges=[Certain()], device="cpu").curves
+    curves = evaluate_faithfulness(Seer(), data(20), judges=[Certain()], setting=CPU).curves
     assert [(c.judge, c.change) for c in curves] == [(j, c) for j in ("model", "model 1") for c in ("deletion", "insertion")]
     assert curves[2].probability == pytest.approx([1 / (5 + np.exp(3))] * 4) and curves[2].accuracy == (0, 0, 0, 0)
 
@@ -341,13 +345,15 @@ def test_bad_images_cost_themselves_alone(tmp_path):
         Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy()).save(path)
     paths[4].write_bytes(paths[4].read_bytes()[:60])
     dataset = ImageDataset(list(map(str, paths)), target, CLASSES, boxes=list(around[:, None]))
-    result = faithful(Seer(), DataModule(classes=CLASSES, test=dataset, name="files"), device="cpu", batch_size=5)
+    result = evaluate_faithfulness(
+        Seer(), DataModule(classes=CLASSES, test=dataset, name="files"), setting=Setting(device="cpu", batch_size=5)
+    )
     assert result.about["images"] == result.pointing[0].images == 11 and result.curves[0].auc == pytest.approx(1 / 6, abs=2e-6)
     assert len(result.errors) == 1 and str(paths[4]) in result.errors[0][1]
     for path in paths:
         path.write_bytes(b"")
     with pytest.raises(DataError, match="none of the 12 images could be read"):
-        faithful(Seer(), DataModule(classes=CLASSES, test=dataset, name="files"), device="cpu")
+        evaluate_faithfulness(Seer(), DataModule(classes=CLASSES, test=dataset, name="files"), setting=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -368,17 +374,17 @@ def runs(tmp_path_factory):
 
 
 def test_help_shows_examples(capsys):
-    assert main(["faithful", "--help"]) == 0
-    assert capsys.readouterr().out.count("foveal faithful runs/") >= 3
+    assert main(["faithfulness", "--help"]) == 0
+    assert capsys.readouterr().out.count("foveal faithfulness runs/") >= 3
 
 
 def test_the_command(capsys, runs, tmp_path):
     tnet, dense = map(str, runs)
-    assert main(["faithful", tnet, "--by", dense, "--limit", "8", "--device", "cpu"]) == 0
+    assert main(["faithfulness", tnet, "--by", dense, "--limit", "8", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "deletion" in said and "pointing game, 8 images" in said
     stored = json.loads((runs[0] / "faithfulness.json").read_text())
-    assert stored["command"].startswith("foveal faithful") and stored["regions"] == "looks"
+    assert stored["command"].startswith("foveal faithfulness") and stored["regions"] == "looks"
     assert {"model", "judges", "split", "device", "machine", "torch", "foveal", "seed", "how"} < set(stored)
     assert (
         len(stored["found"]["half"]) == 3
@@ -391,16 +397,24 @@ def test_the_command(capsys, runs, tmp_path):
     assert len(json.loads((tmp_path / "faithfulness.json").read_text())["curves"][0]["share"]) == 5
 
 
+@pytest.mark.parametrize("name", ["faithfulness", "faithful"])
+def test_errors_of_the_command_name_its_flags(capsys, runs, name):
+    assert main([name, str(runs[1]), "--map", "nowhere", "--cam", "stages.2", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith("foveal: --map nowhere and --cam stages.2: regions are ranked by one of them")
+    assert main([name, str(runs[0]), "--cam", "stages.2", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.endswith("its looks are ranked; leave --map and --cam out\n")
+
+
 def test_the_command_with_grad_cam(runs, tmp_path):
     pytest.importorskip("captum")
-    assert main(["faithful", str(runs[1]), "--cam", "stages.2", "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["faithfulness", str(runs[1]), "--cam", "stages.2", "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]) == 0
     stored = json.loads((tmp_path / "faithfulness.json").read_text())
     assert stored["regions"] == "cam stages.2" and stored["curves"][0]["share"][-1] == pytest.approx(1)
 
 
 def test_the_table_has_a_row_a_curve():
     shown = Console(width=80, record=True, file=io.StringIO())
-    shown.print(faithful(Seer(), data(20), judges=[Seer()], device="cpu").table())
+    shown.print(evaluate_faithfulness(Seer(), data(20), judges=[Seer()], setting=CPU).table())
     rows = [re.split(" {2,}", line) for line in shown.export_text().splitlines()]
     curves = [[change, judge] for judge in ("model", "model 1") for change in ("deletion", "insertion")]
     assert [row[:2] for row in rows if row[0] in ("deletion", "insertion")] == curves
@@ -410,16 +424,16 @@ def test_the_table_has_a_row_a_curve():
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (attending(), {"attention": "nowhere"}, "--map nowhere: .* use one of stage.0"),
+        (attending(), {"attention": "nowhere"}, "`attention` nowhere: .* use one of stage.0"),
         (attending(), {"attention": "stage", "cam": "last"}, "ranked by one of them"),
         (attending(), {"locations": (2,)}, "looks once"),
-        (WholeImage(Pooled(), 24), {}, "neither looks closer nor attends; .* --cam act"),
+        (WholeImage(Pooled(), 24), {}, "neither looks closer nor attends; .* `cam` act"),
         (WholeImage(Pooled(), 24), {"cam": "layer4"}, "no module of this name; use one such as conv, head, act"),
-        (WholeImage(Pooled(), 24), {"attention": "layer4"}, "attends; .* --cam act"),
+        (WholeImage(Pooled(), 24), {"attention": "layer4"}, "attends; .* `cam` act"),
         (Seer(), {"cam": "last"}, "chooses where to look"),
         (Seer(), {"locations": ()}, "shows no region"),
     ],
 )
 def test_what_does_not_fit_is_told(model, options, words):
     with pytest.raises(ConfigError, match=words):
-        faithful(model, data(4), device="cpu", **options)
+        evaluate_faithfulness(model, data(4), **options, setting=CPU)

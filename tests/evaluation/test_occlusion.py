@@ -10,9 +10,11 @@ from rich.console import Console
 
 from foveal.data import DataModule, ImageDataset, TensorDataset
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation import occlude
+from foveal.evaluation import Setting, occlude
 from foveal.models import create_model
 from tests.evaluation.tiny import CLASSES, Spotter
+
+CPU = Setting(device="cpu")
 
 
 def squares(count):
@@ -34,7 +36,7 @@ def verdicts(result):
 
 
 def test_hiding_what_matters_destroys_and_hiding_at_random_does_not():
-    found = verdicts(occlude(Spotter(), data(), budgets=[(1,), (3,)], device="cpu"))
+    found = verdicts(occlude(Spotter(), data(), locations=[(1,), (3,)], setting=CPU))
     assert [key[:2] for key in found] == [("whole", ()), ("learned", (1,)), ("learned", (3,)), ("random", (1,)), ("random", (3,))]
     assert [p.images for p in found.values()] == [120] * 5
     assert found["whole", (), "model"].accuracy == 1 and found["whole", (), "model"].hidden == 0
@@ -57,7 +59,7 @@ def test_judges_see_the_same_images_at_their_own_budget():
             return super().forward(images, locations, policy, draws, contributions)
 
     judge = Judge()
-    found = verdicts(occlude(Spotter(), data(30), budgets=[(2,)], judges=[judge], batch_size=30, device="cpu"))
+    found = verdicts(occlude(Spotter(), data(30), locations=[(2,)], judges=[judge], setting=Setting(batch_size=30, device="cpu")))
     assert seen == [(None, "greedy")] * 3
     for kind, budget in [("whole", ()), ("learned", (2,)), ("random", (2,))]:
         assert found[kind, budget, "model"].accuracy == found[kind, budget, "model 1"].accuracy
@@ -71,7 +73,7 @@ def tnet():
 def test_everything_hidden_leaves_one_answer():
     model, saw = tnet(), []
     keep = model.register_forward_hook(lambda module, args, seen: saw.append(seen.logits))
-    found = verdicts(occlude(model, data(30), budgets=[(1,)], policies=("exhaustive",), batch_size=30, device="cpu"))
+    found = verdicts(occlude(model, data(30), locations=[(1,)], policies=("exhaustive",), setting=Setting(batch_size=30, device="cpu")))
     keep.remove()
     assert found["exhaustive", (9,), "model"].hidden == 1
     judged = saw[-1]  # that of the last plan
@@ -98,25 +100,25 @@ def files(tmp_path):
 
 
 def test_files_give_what_memory_gives(files):
-    kept = {"budgets": [(1,), (2,)], "device": "cpu", "batch_size": 5}
+    kept = {"locations": [(1,), (2,)], "setting": Setting(device="cpu", batch_size=5)}
     assert occlude(Spotter(), files[0], **kept).points == occlude(Spotter(), data(24), **kept).points
 
 
 def test_bad_images_cost_themselves_alone(files):
     (broken, *_) = files[1][3:]
     broken.write_bytes(broken.read_bytes()[:60])
-    result = occlude(Spotter(), files[0], device="cpu", batch_size=5)
+    result = occlude(Spotter(), files[0], setting=Setting(device="cpu", batch_size=5))
     assert {p.images for p in result.points} == {23} and result.points[0].accuracy == 1
     assert len(result.errors) == 1 and str(broken) in result.errors[0][1]
     for path in files[1]:
         path.write_bytes(b"")
     with pytest.raises(DataError, match="none of the 24 images could be read"):
-        occlude(Spotter(), files[0], device="cpu")
+        occlude(Spotter(), files[0], setting=CPU)
 
 
 def test_a_limit_draws_images_by_the_seed():
     one, same, other, every = (
-        occlude(Spotter(), data(), device="cpu", batch_size=16, seed=seed, limit=limit)
+        occlude(Spotter(), data(), setting=Setting(device="cpu", batch_size=16, seed=seed, limit=limit))
         for seed, limit in ((0, 50), (0, 50), (1, 50), (0, 5000))
     )
     assert {p.images for p in one.points} == {50} and {p.images for p in every.points} == {120}
@@ -126,11 +128,10 @@ def test_a_limit_draws_images_by_the_seed():
 
 def test_files_table_and_progress(tmp_path):
     told = []
-    result = occlude(
-        Spotter(), data(40), budgets=[(1,), (2,), (3,)], policies=("centre",), judges=[Spotter()], batch_size=16, device="cpu",
-        out=tmp_path, on_progress=lambda *step: told.append(step),
-    )  # fmt: skip
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    setting = Setting(batch_size=16, device="cpu", on_progress=lambda *step: told.append(step))
+    result = occlude(Spotter(), data(40), locations=[(1,), (2,), (3,)], policies=("centre",), judges=[Spotter()], setting=setting)
+    result.write(tmp_path)
+    assert told == [(1, 3, "occluding"), (2, 3, "occluding"), (3, 3, "occluding")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["occlusion.json", "occlusion.png"]
     stored = json.loads((tmp_path / "occlusion.json").read_text())
     assert {"model", "judges", "split", "device", "machine", "torch", "foveal", "seed", "how"} < set(stored)
@@ -146,10 +147,10 @@ def test_files_table_and_progress(tmp_path):
 
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConfigError, match="chooses nothing to hide"):
-        occlude(create_model("test_resnet", num_classes=6), data(), device="cpu")
+        occlude(create_model("test_resnet", num_classes=6), data(), setting=CPU)
     with pytest.raises(ConfigError, match="policy telepathy"):
-        occlude(tnet(), data(), policies=("telepathy",), device="cpu")
+        occlude(tnet(), data(), policies=("telepathy",), setting=CPU)
     with pytest.raises(ConfigError, match="hides nothing"):
-        occlude(tnet(), data(), budgets=[()], device="cpu")
+        occlude(tnet(), data(), locations=[()], setting=CPU)
     with pytest.raises(ConfigError, match="has 6 classes, the model 3"):
-        occlude(tnet(), data(), judges=[create_model("test_resnet", num_classes=3)], device="cpu")
+        occlude(tnet(), data(), judges=[create_model("test_resnet", num_classes=3)], setting=CPU)

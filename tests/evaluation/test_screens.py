@@ -1,30 +1,34 @@
 """Each result on a terminal of 80 columns: made by hand, so that names and numbers can be as awkward as they come."""
 
 import io
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
 from foveal.evaluation import (
+    ComparedPoint,
     Comparison,
     Curve,
     DenseCost,
     EarlyExit,
+    EvaluatedPoint,
     Evaluation,
+    ExitPoint,
     Faithfulness,
-    Found,
-    Hits,
-    Measured,
+    ObjectInside,
     Occlusion,
-    Point,
-    Spent,
-    Standing,
-    Verdict,
+    OcclusionPoint,
+    PointingGame,
+    Timing,
 )
+from foveal.evaluation.comparison import WITHOUT_WEIGHTS
+from foveal.metrics import Metric
 from foveal.prediction import Exit
 
 ABOUT = {
@@ -65,11 +69,13 @@ def check(result, names=()):
 
 def point(budget=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more):
     looks = float(sum(budget))
-    timed = None if p50 is None else Measured(1, p50, 1.1 * p50, 5, memory, 12_345.6)
-    batched = None if p50 is None else Measured(64, p50 / 2, p50 / 1.9, 5, memory, 12_345.6)
-    return Point(
-        kind, name, budget, looks, 0.3, 0.5 if looks > 1 else None, 500, accuracy, (accuracy - 0.022, min(accuracy + 0.019, 1)), 0.99, 0.25,
-        macs, 123_456, timed, batched, **more,
+    timed = None if p50 is None else Timing(1, p50, 1.1 * p50, 5, memory, 12_345.6)
+    batched = None if p50 is None else Timing(64, p50 / 2, p50 / 1.9, 5, memory, 12_345.6)
+    interval = (accuracy - 0.022, min(accuracy + 0.019, 1))
+    metrics = {"accuracy": Metric(accuracy, interval), "top5": Metric(0.99), "nll": Metric(0.25), "ece": Metric(0.07)}
+    return EvaluatedPoint(
+        kind=kind, name=name, locations=budget, total_locations=looks, coverage=0.3, diversity=0.5 if looks > 1 else None, images=500,
+        metrics=metrics, macs=macs, parameters=123_456, single=timed, batched=batched, **more,
     )  # fmt: skip
 
 
@@ -78,7 +84,7 @@ def evaluation(**more):
     points += [point((k,), "random", accuracy=0.6 + 0.01 * k, p50=None) for k in range(1, 5)]
     points.append(point((), "against", 0.951, "runs/dense", 698_000_000, 30.1))
     dense = (DenseCost("dense, thumbnail", (32, 32), 10_900_000, 99), DenseCost("dense, full size", (256, 256), 698_000_000, 99))
-    return replace(Evaluation(ABOUT, tuple(points), dense, ()), **more)
+    return replace(Evaluation(about=ABOUT, points=tuple(points), dense=dense), **more)
 
 
 def test_evaluate():
@@ -100,69 +106,83 @@ def test_evaluate_awkwardly():
     points = [
         point(tuple(range(9, 0, -1)), accuracy=1.0, macs=10**14, p50=2_051_234.5, memory=9 * 10**10),
         point((), accuracy=0.0, macs=77_200, p50=0.00123, memory=0, name=LONG),
-        replace(point((1,), p50=None), top5=None),
+        replace(point((1,), p50=None), metrics=point().metrics | {"top5": Metric()}),
         *(point((k,), "random", 0.1, p50=None) for k in range(1, 40)),
         *(point((k,), kind, 0.1, p50=None) for kind in ("ordered_logits", "exhaustive", "centre", "sampled") for k in range(1, 40)),
         *(point((), "against", 0.5, f"{LONG}{end}") for end in "ab"),
     ]
-    found = Evaluation(COUNTRY, tuple(points), (DenseCost("dense, full size", (36_000, 118_000), None, None),), ())
+    dense = (DenseCost("dense, full size", (36_000, 118_000), None, None),)
+    found = Evaluation(about=COUNTRY, points=tuple(points), dense=dense)
     text = check(found, [LONG + "a"])
     assert "takes no image" in text and "77.2" in text and "2,050,000" in text
     assert len({line.split()[0] for line in text.splitlines() if "…" in line and "50.0 ±" in line}) == 2  # runs are told apart
 
 
 def test_evaluate_one_point_without_times():
-    text = check(Evaluation({**ABOUT, "measure": "none"}, (point((), p50=None),), (), ()))
+    text = check(Evaluation(about={**ABOUT, "measure": "none"}, points=(point((), p50=None),), dense=()))
     assert "ms" not in text and "MB" not in text and "random" not in text
 
 
 # ---- compare
 
 
-def standing(model, budget, **more):
-    timed = Measured(1, 4.8, 5.9, 5, 3_300_000, None)
-    known = Standing(
-        model, budget, float(sum(budget)), 500, 0.934, (0.91, 0.95), 0.64, 0.294, (0.25, 0.33), 0.2512, 0.04, 1.5, 0.24, 0.031,
-        10_900_000 * (sum(budget) + 1), 123_456, timed, timed, ("macs", "ms"),
+METRICS = {
+    "accuracy": Metric(0.934, (0.91, 0.95)), "top5": Metric(0.99, (0.97, 0.995)), "nll": Metric(0.2512), "ece": Metric(0.04),
+    "random": Metric(0.64), "gap": Metric(0.294, (0.25, 0.33)), "nll_after": Metric(0.24), "ece_after": Metric(0.031),
+}  # fmt: skip
+
+
+def compared(model, budget, metrics=(), **more):
+    timed = Timing(1, 4.8, 5.9, 5, 3_300_000, None)
+    known = ComparedPoint(
+        model=model, locations=budget, total_locations=float(sum(budget)), images=500, metrics=METRICS | dict(metrics), temperature=1.5,
+        macs=10_900_000 * (sum(budget) + 1), parameters=123_456, single=timed, batched=timed, front=("macs", "ms"),
     )  # fmt: skip
     return replace(known, **more)
 
 
-def test_compare():
+def comparison():
     about = {**ABOUT, "images": 500, "notes": ["runs/b: a note"]}
-    points = [*(standing("runs/tnet", (k,) if k else ()) for k in (0, 4)), standing("runs/dense", (), random=None, front=())]
-    lines = check(Comparison(about, tuple(points), ()), ["tnet", "dense"]).splitlines()
+    points = [*(compared("runs/tnet", (k,) if k else ()) for k in (0, 4)), compared("runs/dense", (), {"random": Metric()}, front=())]
+    return Comparison(about=about, points=tuple(points))
+
+
+def test_compare():
+    lines = check(comparison(), ["tnet", "dense"]).splitlines()
     assert lines[1].split() == ["model", "locations", "accuracy,", "%", "random,", "%", "MMAC", "ms", "MB"]
     assert lines[3].split() == ["tnet", "0", "93.4", "±", "2.4", "64.0", "10.9", "*", "4.80", "*", "3.30"]
     assert lines[5].split() == ["dense", "0", "93.4", "±", "2.4", "10.9", "4.80", "3.30"] and lines[-1].rstrip() == "runs/b: a note"
 
 
 def test_compare_awkwardly():
-    none = dict.fromkeys(
-        ["total_locations", "images", "accuracy", "interval", "random", "gap", "gap_interval", "nll", "ece", "temperature"]
-    )
-    none |= dict.fromkeys(["nll_after", "ece_after", "single", "batched"])
     points = [
-        standing(LONG + "/a", (3, 2, 1), gap=-0.0001, gap_interval=(-0.05, 0.05), nll=12_345.6),
-        standing(LONG + "/b/a", (3, 2, 1), macs=7 * 10**12),
-        standing("nfnet_" + "very_" * 30 + "deep", (), **none, front=()),
+        compared(LONG + "/a", (3, 2, 1), {"gap": Metric(-0.0001, (-0.05, 0.05)), "nll": Metric(12_345.6)}),
+        compared(LONG + "/b/a", (3, 2, 1), macs=7 * 10**12),
+        compared("nfnet_" + "very_" * 30 + "deep", (), **WITHOUT_WEIGHTS, temperature=None, single=None, batched=None, front=()),
     ]
     notes = [f"{LONG}: was trained on images of another size; that may cost it accuracy"]
-    check(Comparison({**COUNTRY, "images": 1, "notes": notes}, tuple(points), ()))
+    check(Comparison(about={**COUNTRY, "images": 1, "notes": notes}, points=tuple(points)))
 
 
 # ---- evaluate --budget
 
 
-def test_stopping_early():
-    ways = [Spent(str(k), False, float(k), 10.9e6 * (k + 1), 500, 0.9, (0.87, 0.93), 2.1 * k + 2, 8) for k in range(5)]
-    ways += [Spent(name, True, 1.98, 2.1e7, 500, 0.9, (0.87, 0.93), 4.4, 8) for name in ("2.0locations", "20MMAC")]
-    exits = [
-        Exit("2.0locations", 0.931, (4,), 1, 1.98, "locations", 64), Exit("20MMAC", 2.0, (4,), 1, 1e9, "macs", 64),
-    ]  # fmt: skip
-    text = check(EarlyExit(ABOUT, tuple(exits), tuple(ways)))
+def way(name, stops, looks, macs, ms):
+    return ExitPoint(name=name, stops=stops, locations=looks, macs=macs, images=500, metrics=METRICS, milliseconds=ms, batch_size=8)
+
+
+def early_exit(**more):
+    ways = [way(str(k), False, float(k), 10.9e6 * (k + 1), 2.1 * k + 2) for k in range(5)]
+    ways += [way(name, True, 1.98, 2.1e7, 4.4) for name in ("2.0locations", "20MMAC")]
+    exits = (Exit("2.0locations", 0.931, (4,), 1, 1.98, "locations", 64), Exit("20MMAC", 2.0, (4,), 1, 1e9, "macs", 64))
+    return replace(EarlyExit(about=ABOUT, exits=exits, ways=tuple(ways)), **more)
+
+
+def test_early_exit():
+    text = check(early_exit())
     assert "93.1 % sure" in text and "never early" in text
-    check(EarlyExit(COUNTRY, tuple(exits), (*(replace(way, macs=10 ** (2 * i), milliseconds=10**i) for i, way in enumerate(ways)),)))
+    ways = [replace(way, macs=10 ** (2 * i), milliseconds=10**i) for i, way in enumerate(early_exit().ways)]
+    check(early_exit(about=COUNTRY, ways=tuple(ways)))
 
 
 # ---- occlude
@@ -170,12 +190,21 @@ def test_stopping_early():
 
 def occlusion(judges, kinds, budgets, about=ABOUT):
     points = [
-        Verdict(judge, kind, budget, float(sum(budget)), 0.0 if kind == "whole" else 0.176, 500, 0.9, (0.85, 0.92))
+        OcclusionPoint(
+            judge=judge,
+            kind=kind,
+            locations=budget,
+            total_locations=float(sum(budget)),
+            hidden=0.0 if kind == "whole" else 0.176,
+            images=500,
+            metrics={"accuracy": Metric(0.9, (0.85, 0.92))},
+        )
         for kind, of in [("whole", [()]), *((kind, budgets) for kind in kinds)]
         for budget in of
         for judge in judges
     ]
-    return Occlusion({**about, "images": 500, "judges": [{"name": judge} for judge in judges]}, tuple(points), ())
+    about = {**about, "images": 500, "judges": [{"name": judge} for judge in judges]}
+    return Occlusion(about=about, points=tuple(points))
 
 
 def test_occlude():
@@ -190,7 +219,7 @@ def test_occlude_awkwardly():
     check(occlusion([f"{LONG}/{i}" for i in range(9)], kinds, [(9, 8, 7, 6)], COUNTRY), [LONG])
 
 
-# ---- faithful
+# ---- faithfulness
 
 
 def faithfulness(judges, regions="looks", about=ABOUT, **more):
@@ -198,18 +227,20 @@ def faithfulness(judges, regions="looks", about=ABOUT, **more):
         Curve(judge, change, (0.0, 0.4), (0.9, 0.5), (0.9, 0.5), (0.9, 0.8), (0.9, 0.8), 0.7, 0.85, -0.15, (-0.2, -0.1))
         for judge in judges for change in ("deletion", "insertion")
     ]  # fmt: skip
-    hits = [Hits(what, 500, 0.8, (0.75, 0.84), 0.2, (0.17, 0.24)) for what in ("centre on the object", "half of the object covered")]
-    found = Found(500, (0.0, 0.2, 0.4), (0.0, 0.6, 0.8), (0.0, 0.1, 0.2))
+    hits = [
+        PointingGame(what, 500, 0.8, (0.75, 0.84), 0.2, (0.17, 0.24)) for what in ("centre on the object", "half of the object covered")
+    ]
+    found = ObjectInside(500, (0.0, 0.2, 0.4), (0.0, 0.6, 0.8), (0.0, 0.1, 0.2))
     about = {**about, "images": 500, "regions": regions}
-    return replace(Faithfulness(about, tuple(curves), tuple(hits), found, ()), **more)
+    return replace(Faithfulness(about=about, curves=tuple(curves), pointing=tuple(hits), found=found), **more)
 
 
-def test_faithful():
+def test_faithfulness():
     text = check(faithfulness(["runs/demo", "runs/dense"]), ["runs/dense"])
     assert "-15.0 ± 5.0" in text and "half of the object covered  80.0 ± 5.0  20.0 ± 4.0" in text
 
 
-def test_faithful_awkwardly():
+def test_faithfulness_awkwardly():
     judges = [f"{LONG}/{i}" for i in range(5)]
     check(faithfulness(judges, "map stages.3.blocks.17.attention.relative_positions", COUNTRY, pointing=(), found=None), [LONG])
 
@@ -219,3 +250,27 @@ def test_sizes_are_never_broken(size):
     """One image, one budget, one digit more or less: nothing depends on it."""
     about = {**ABOUT, "image_size": size if isinstance(size, tuple) else [size, size]}
     check(evaluation(about=about, points=(replace(point((1,)), images=1),)))
+
+
+@pytest.mark.parametrize(
+    ("result", "points"),
+    [
+        (evaluation(), "points"),
+        (comparison(), "points"),
+        (early_exit(), "ways"),
+        (occlusion(["runs/demo"], ["learned", "random"], [(1,), (2,)]), "points"),
+        (faithfulness(["runs/demo"]), "curves"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_result_is_a_file_and_a_picture(result, points, tmp_path):
+    replace(result, errors=(("a.png", "a.png: is empty"),)).write(tmp_path / "new")
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {result.file, result.picture}
+    stored = json.loads((tmp_path / "new" / result.file).read_text())
+    assert stored["data"] == "digits" and stored["errors"] == [{"image": "a.png", "error": "a.png: is empty"}]
+    assert min(Image.open(tmp_path / "new" / result.picture).size) > 500
+    for point, written in zip(getattr(result, points), stored[points], strict=True):
+        for name, (value, interval) in getattr(point, "metrics", {}).items():
+            assert written[name] == value
+            assert written.get("interval" if name == "accuracy" else f"{name}_interval") == (interval and list(interval))
+        assert "metrics" not in written and len(written) > 5

@@ -14,7 +14,7 @@ from foveal.glimpse.dram import DRAM, finest_only, windows, with_coordinates
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier
 from foveal.policies import find_policy
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.testing import GlimpseClassifierTester
 
 TINY = {"backbone": "test_resnetv2_slim", "image_size": 48, "base_size": 16, "hidden": 12}
@@ -98,9 +98,9 @@ def test_macs_by_hand(steps):
     choice = 2 * 1024 * 4 * 1024 + 1024 * 2
     budget = (steps,) if steps else ()
     assert (
-        count(model, 224, budget).macs
+        count_cost(model, 224, budget).macs
         == (1 + steps) * look + steps * choice + 1024 * 1001
-        == count(model, 60_000, budget).macs
+        == count_cost(model, 60_000, budget).macs
     )
 
 

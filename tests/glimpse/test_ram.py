@@ -10,7 +10,7 @@ from foveal.errors import ConfigError
 from foveal.glimpse.ram import RAM
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
@@ -39,11 +39,11 @@ def test_parameters_by_hand():
     model = create_classifier("ram", num_classes=10)
     see, place, join = 3 * 3 * 12 * 12 * 128 + 128, 2 * 128 + 128, 256 * 256 + 256
     core, policy, baseline, classes = 512 * 256 + 256, 256 * 2 + 2, 256 + 1, 256 * 10 + 10
-    cost = count(model, 500)
+    cost = count_cost(model, 500)
     assert cost.parameters == see + place + join + core + policy + baseline + classes
     # Six places after the middle; the last state needs no further place.
     looks = 3 * 3 * 12 * 12 * 128 + 2 * 128 + 256 * 256 + 512 * 256
-    assert cost.macs == 7 * looks + 6 * (256 * 2 + 256) + 256 * 10 == count(model, 90_000).macs
+    assert cost.macs == 7 * looks + 6 * (256 * 2 + 256) + 256 * 10 == count_cost(model, 90_000).macs
 
 
 def test_patches_are_at_whole_pixels_and_double():

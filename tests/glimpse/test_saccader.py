@@ -17,7 +17,7 @@ from foveal.images.views import TensorViews
 from foveal.models import create_classifier, create_model
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
 from foveal.policies import find_policy
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.runs import ModelInfo, load, save_model
 from foveal.testing import CountingViews, GlimpseClassifierTester
 from foveal.training.task import freeze
@@ -105,13 +105,13 @@ def test_parts_have_the_parameters_of_the_specification():
 def test_macs_by_hand():
     model = Saccader(num_classes=5, **TINY)
     cells, features, what = model.side**2, model.backbone.feature_channels, model.backbone.num_features
-    dense = count(model.backbone, 45).macs - 5 * what
+    dense = count_cost(model.backbone, 45).macs - 5 * what
     half, quarter = features // 2, features // 4
     where = cells * (features * half + 9 * half**2 + half * quarter + 9 * quarter**2)
     mix = cells * (quarter + what) * what
     step = 3 * cells * what  # query, pooling, scores
-    assert count(model, 500, (4,)).macs == dense + where + mix + 4 * (step + 5 * what)
-    assert count(model, 500, ()).macs == dense + 5 * what
+    assert count_cost(model, 500, (4,)).macs == dense + where + mix + 4 * (step + 5 * what)
+    assert count_cost(model, 500, ()).macs == dense + 5 * what
 
 
 def test_released_boxes_are_those_of_the_released_formula():

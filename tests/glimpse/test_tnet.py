@@ -17,7 +17,7 @@ from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.rollout import MASKED
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.prediction import classify
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.testing import CountingViews, GlimpseClassifierTester
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -603,9 +603,9 @@ def test_the_warm_up_teaches_cells_that_a_long_image_has():
 
 def test_products_are_counted_for_the_looks_that_an_image_gets():
     model = TNet(5, **SMALL, locations=(5,)).eval()
-    long, square = (count(model, size, (k,)).macs for size, k in (((480, 1200), 5), (960, 3)))
-    assert long == square < count(model, 960, (5,)).macs
-    assert count(model, (1200, 480), (5, 1)).macs == count(model, 960, (3, 1)).macs
+    long, square = (count_cost(model, size, (k,)).macs for size, k in (((480, 1200), 5), (960, 3)))
+    assert long == square < count_cost(model, 960, (5,)).macs
+    assert count_cost(model, (1200, 480), (5, 1)).macs == count_cost(model, 960, (3, 1)).macs
 
 
 # --------------------------------------------------------------------------------------------- looks of a physical size
@@ -650,7 +650,9 @@ def test_looks_larger_than_a_slide_are_centred_and_one():
     below = [g for g in one.glimpses if g.level == 3]
     assert len(below) == 2 and {(g.box[0], g.box[2] - g.box[0]) for g in below} == {(-362, 1024)}
     assert (
-        count(model, (300, 1500), (4, 2), mpp=0.5).macs == count(model, 300, (1, 2)).macs > count(model, 300, (1,)).macs
+        count_cost(model, (300, 1500), (4, 2), mpp=0.5).macs
+        == count_cost(model, 300, (1, 2)).macs
+        > count_cost(model, 300, (1,)).macs
     )
 
 

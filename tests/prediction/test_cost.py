@@ -5,7 +5,7 @@ from torch import nn
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
-from foveal.prediction.cost import count
+from foveal.prediction.cost import count_cost
 from foveal.prediction.device import autocast, find_device
 
 
@@ -25,7 +25,7 @@ class Small(nn.Module):
 
 
 def test_a_dense_network_by_hand():
-    cost = count(Small(), (6, 10))
+    cost = count_cost(Small(), (6, 10))
     assert cost.macs == 6 * 10 * 4 * 2 * 9 + 4 * 5
     assert cost.parameters == 4 * 2 * 9 + 4 + 4 + 4 * 5 + 5
     assert cost.parameters_and_statistics == cost.parameters + 7 + 4 + 4
@@ -33,14 +33,14 @@ def test_a_dense_network_by_hand():
 
 def test_a_dense_network_that_looks_once_costs_the_same_for_any_image():
     model = WholeImage(Small(), image_size=8)
-    assert count(model, 8).macs == count(model, (500, 90_000)).macs == count(Small(), 8).macs
+    assert count_cost(model, 8).macs == count_cost(model, (500, 90_000)).macs == count_cost(Small(), 8).macs
 
 
 def test_cost_follows_looks_and_not_the_image():
     model = TNet(num_classes=3, backbone="test_efficientnet", base_size=32, locations=(2, 1))
-    macs = {budget: count(model, 128, budget).macs for budget in [(), (1,), (2,), (2, 1)]}
-    assert count(model, 60_000, (2, 1)).macs == macs[2, 1]
-    assert count(model, 128).macs == macs[2, 1]
+    macs = {budget: count_cost(model, 128, budget).macs for budget in [(), (1,), (2,), (2, 1)]}
+    assert count_cost(model, 60_000, (2, 1)).macs == macs[2, 1]
+    assert count_cost(model, 128).macs == macs[2, 1]
     looks = macs[2,] - macs[1,]
     # One more look without a grid of its own; the last of two levels has none either, but the first then scores two grids more.
     assert 0 < looks < macs[1,]
@@ -50,7 +50,7 @@ def test_cost_follows_looks_and_not_the_image():
 def test_counting_leaves_the_model_as_it_was():
     model = TNet(num_classes=3, backbone="test_efficientnet", base_size=32).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    count(model, 64)
+    count_cost(model, 64)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -62,7 +62,7 @@ def test_an_image_that_a_network_does_not_take():
             return super().forward(x)
 
     with pytest.raises(ConfigError, match=r"Picky: does not take images of 9 x 9 px \(only eight columns\)"):
-        count(Picky(), 9)
+        count_cost(Picky(), 9)
 
 
 def test_devices_and_precisions_that_are_none():

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.errors import ConfigError, RunError
 from foveal.images import ImageViews, open_image
 from foveal.models import create_model
-from foveal.prediction import count, predict
+from foveal.prediction import count_cost, predict
 from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, read_exits, turns, write_exits
 from tests.images.files import photo, write_pyramid
 
@@ -63,7 +63,7 @@ def test_what_is_left_after_the_first_look_costs_no_more(name):
     for threshold, budget in ((0.0, ()), (2.0, (2,))):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             look_until(model, torch.rand(1, 3, 90, 90), threshold)
-        spent, told = counter.get_total_flops() // 2, count(model, 90, budget).macs
+        spent, told = counter.get_total_flops() // 2, count_cost(model, 90, budget).macs
         # Logits on the way, and contributions, are a few products more.
         assert told <= spent <= 1.01 * told
 

@@ -16,7 +16,7 @@ from foveal import classify
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.models import create_model
-from foveal.prediction import count, predict
+from foveal.prediction import count_cost, predict
 from foveal.prediction.folding import fold_norms, norms_of
 from foveal.prediction.rows import FOLD_FROM
 from tests.images.files import photo
@@ -59,7 +59,7 @@ def test_a_network_says_the_same(name, size, left):
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert len(norms_of(folded)) == left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model itself is as it was
-    assert count(model, size).macs == count(folded, size).macs
+    assert count_cost(model, size).macs == count_cost(folded, size).macs
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.tnet import TNet
 from foveal.models import create_model
-from foveal.prediction import classify, count, find_images, predict, predict_rows
+from foveal.prediction import classify, count_cost, find_images, predict, predict_rows
 from foveal.prediction.rows import as_text
 
 
@@ -42,7 +42,7 @@ def test_rows_are_what_classifying_one_by_one_gives(folder, model):
         assert row["locations"] == alone.locations == 4
         assert [tuple(g["box"]) for g in row["glimpses"]] == [g.box for g in alone.glimpses]
         assert [g["level"] for g in row["glimpses"]] == [1, 2, 2, 3, 3]
-        assert row["macs"] == count(model, 90).macs
+        assert row["macs"] == count_cost(model, 90).macs
         assert 0 < row["bytes_read"] <= Path(row["path"]).stat().st_size
         assert row["seconds"] > 0
         assert row["error"] is None
@@ -55,7 +55,7 @@ def test_rows_tell_the_looks_that_an_image_has_cells_for(tmp_path, model):
     long, square, upright = predict(model, tmp_path, locations=(5, 1), device="cpu").rows
     assert (long["locations"], square["locations"], upright["locations"]) == (6, 10, 6)
     assert [len(row["glimpses"]) for row in (long, square, upright)] == [7, 11, 7]
-    assert long["macs"] == upright["macs"] == count(model, 90, (3, 1)).macs and square["macs"] == count(model, 90, (5, 1)).macs
+    assert long["macs"] == upright["macs"] == count_cost(model, 90, (3, 1)).macs and square["macs"] == count_cost(model, 90, (5, 1)).macs
 
 
 def test_rows_carry_the_size_of_a_pixel(tmp_path):
@@ -72,7 +72,7 @@ def test_rows_carry_the_size_of_a_pixel(tmp_path):
         thumbnail, *looks = row["glimpses"]
         assert thumbnail["mpp"] == pytest.approx(row["mpp"] * (800 / 32 * 400 / 32) ** 0.5)
         assert [g["mpp"] for g in looks] == pytest.approx([2.0 if g["level"] == 2 else 1.0 for g in looks])
-        assert row["macs"] == count(closer, (800, 400), mpp=row["mpp"]).macs
+        assert row["macs"] == count_cost(closer, (800, 400), mpp=row["mpp"]).macs
     assert rows[2]["error"].startswith(f"{tmp_path / 'c.png'}: does not say how large its pixels are") and rows[2]["glimpses"] == []
     # A model whose cells are shares of the image needs no scale, and tells of one.
     plain = predict(create_model("test_resnet", num_classes=3), tmp_path, device="cpu").rows

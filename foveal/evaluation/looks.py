@@ -1,8 +1,7 @@
-"""How much of an image the chosen looks cover, and how far apart they lie.
+"""How much of an image the chosen looks cover, and how far apart they are.
 
-Coverage is the share of an image's pixels inside the union of the boxes that a model chose (Saccader, Elsayed et al. 2019,
-arXiv 1908.07644): areas that several boxes share count once, what lies outside the image not at all, and the first look, which
-always is taken, is not a choice.
+Coverage is the share of an image's pixels inside the union of the boxes that a model chose (Saccader, Elsayed et al.
+2019, arXiv 1908.07644). Overlaps count once, areas outside the image do not count, and the first look is not chosen.
 
 Example:
     >>> import numpy as np
@@ -13,15 +12,51 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from foveal.classification import Glimpses
 
-_AT_ONCE = 1 << 22  # cells of the grids that are filled together
+_CELLS = 1 << 22  # of the grids that are filled together
+
+
+class Looks(NamedTuple):
+    """The looks at each of N images beyond the first.
+
+    Attributes:
+        number: (N,) how many there were.
+        coverage: (N,) share of the image inside their boxes.
+        diversity: (N,) mean distance between two of them, see `diversity`; NaN with fewer than two.
+    """
+
+    number: np.ndarray
+    coverage: np.ndarray
+    diversity: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: np.ndarray, sizes: np.ndarray) -> Looks:
+        """From (N, K, 4) chosen boxes in images of sizes (N, 2)."""
+        return cls((~np.isnan(boxes[..., 0])).sum(1), coverage(boxes, sizes), diversity(boxes, sizes))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Looks]) -> Looks:
+        """The looks at the images of all parts."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def take(self, rows: np.ndarray) -> Looks:
+        """The looks at some of the images, by index or mask."""
+        return Looks(*(column[rows] for column in self))
+
+    @property
+    def mean_diversity(self) -> float | None:
+        """Mean over the images with two looks or more; None where there are none."""
+        return None if np.isnan(self.diversity).all() else float(np.nanmean(self.diversity))
 
 
 def chosen_boxes(glimpses: Glimpses, images: int) -> np.ndarray:
-    """(B, N, 4) boxes of the looks beyond the first, in the order they were chosen; images with fewer get NaN at the end."""
+    """(B, N, 4) boxes of the looks beyond the first, in the order chosen; NaN at the end of images with fewer."""
     chosen = glimpses.level > 1
     which, box = glimpses.image[chosen], glimpses.box[chosen]
     count = np.bincount(which, minlength=images)
@@ -33,8 +68,9 @@ def chosen_boxes(glimpses: Glimpses, images: int) -> np.ndarray:
 def coverage(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Share of each image inside the union of its boxes.
 
-    Exact, by compression of coordinates: the boxes' edges cut an image into a grid of rectangles each of which is inside a box or not.
-    Takes O(N log N + N^2) time for each image, about 10 ms for 400 boxes.
+    Exact, by compression of coordinates: the edges of the boxes cut an image into a grid of rectangles, and each of
+        them is
+    inside a box or outside all of them. Takes O(N log N + N^2) time for each image, about 10 ms for 400 boxes.
 
     Args:
         boxes: (B, N, 4) (y0, x0, y1, x1), half-open; floats, may reach outside; NaN for none.
@@ -48,7 +84,9 @@ def coverage(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     if not boxes.size:
         return np.zeros(images)
     clipped = np.clip(np.nan_to_num(boxes), 0, np.tile(sizes, 2)[:, None])
-    area = [_union(clipped[i : i + step]) for step in [max(1, _AT_ONCE // (2 * count) ** 2)] for i in range(0, images, step)]
+    area = [
+        _union(clipped[i : i + step]) for step in [max(1, _CELLS // (2 * count) ** 2)] for i in range(0, images, step)
+    ]
     return np.concatenate(area) / sizes.prod(1)
 
 
@@ -56,8 +94,10 @@ def _union(boxes: np.ndarray) -> np.ndarray:
     """(B,) area of the union of (B, N, 4) boxes."""
     images, count = boxes.shape[:2]
     y, x = (np.concatenate([boxes[..., axis], boxes[..., axis + 2]], 1) for axis in (0, 1))
-    # Equal coordinates get places of their own, and rectangles of no extent between them: no two corners meet.
-    (top, bottom), (left, right) = (np.split(values.argsort(1, kind="stable").argsort(1), 2, axis=1) for values in (y, x))
+    # Equal coordinates get different places, with empty rectangles between them, so that no two corners coincide.
+    (top, bottom), (left, right) = (
+        np.split(values.argsort(1, kind="stable").argsort(1), 2, axis=1) for values in (y, x)
+    )
     inside = np.zeros((images, 2 * count, 2 * count), np.int32)
     i = np.arange(images)[:, None]
     inside[i, top, left] = inside[i, bottom, right] = 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveal.classification import Glimpses
-from foveal.evaluation.coverage import chosen_boxes, coverage, diversity
+from foveal.evaluation.looks import chosen_boxes, coverage, diversity
 
 
 def share(*boxes, size=(224, 224)):

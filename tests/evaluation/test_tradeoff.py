@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from foveal.draws import generator
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation import evaluate
+from foveal.evaluation import Setting, evaluate
 from foveal.models import create_model
-from foveal.prediction import count
+from foveal.prediction import count_cost
 from tests.evaluation.tiny import Looker, data
 from tests.training.tiny import Spoilt
+
+CPU = Setting(device="cpu")
 
 
 def tnet(**options):
@@ -25,8 +28,10 @@ def evaluation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     dense = create_model("test_efficientnet", num_classes=6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
-        return evaluate(tnet(locations=(2, 1)), data(), budgets=[(), (2, 1)], against=dense, device="cpu", out=folder), folder
+        patch.setattr("foveal.evaluation.timing.QUICK_SECONDS", 0.01)
+        result = evaluate(tnet(locations=(2, 1)), data(), locations=[(), (2, 1)], against=dense, setting=CPU)
+    result.write(folder)
+    return result, folder
 
 
 def test_points(evaluation):
@@ -35,17 +40,17 @@ def test_points(evaluation):
         ("learned", (), 0), ("learned", (2, 1), 4), ("random", (2, 1), 4), ("against", (), 0),
     ]  # fmt: skip
     model = tnet(locations=(2, 1))
-    assert [p.macs for p in points[:3]] == [count(model, 8, budget).macs for budget in [(), (2, 1), (2, 1)]]
-    assert points[1].parameters == count(model, 8).parameters
-    assert all(p.interval[0] <= p.accuracy <= p.interval[1] and p.images == 30 and p.top5 is not None for p in points)
+    assert [p.macs for p in points[:3]] == [count_cost(model, 8, budget).macs for budget in [(), (2, 1), (2, 1)]]
+    assert points[1].parameters == count_cost(model, 8).parameters
+    assert all(p.interval[0] <= p.accuracy <= p.interval[1] and p.images == 30 and 0 < p.metrics["top5"].value <= 1 for p in points)
     assert points[0].single.batch_size == 1 and points[1].batched.batch_size >= 1 and points[2].single is None
 
 
 def test_dense_costs_stand_beside(evaluation):
     small, full = evaluation[0].dense
     backbone = tnet().dense()
-    assert (small.size, small.macs) == ((32, 32), count(backbone, 32).macs)
-    assert (full.size, full.macs) == ((8, 8), count(backbone, 8).macs)
+    assert (small.size, small.macs) == ((32, 32), count_cost(backbone, 32).macs)
+    assert (full.size, full.macs) == ((8, 8), count_cost(backbone, 8).macs)
 
 
 def test_files(evaluation):
@@ -66,20 +71,35 @@ def test_the_table_has_a_row_a_budget(evaluation):
 
 
 def test_learned_looks_beat_random_ones_where_they_should():
-    points = evaluate(Looker(), data(20), budgets=[(), (6,)], measure="none", device="cpu").points
+    points = evaluate(Looker(), data(20), locations=[(), (6,)], measure="none", setting=CPU).points
     assert [(p.kind, p.accuracy) for p in points[:2]] == [("learned", pytest.approx(1 / 6)), ("learned", 1.0)]
     assert points[2].kind == "random" and points[2].accuracy < 0.4
 
 
 def test_every_budget_up_to_its_own_unless_told():
-    points = evaluate(tnet(locations=(2, 1)), data(), measure="none", device="cpu").points
+    points = evaluate(tnet(locations=(2, 1)), data(), measure="none", setting=CPU).points
     assert [p.locations for p in points if p.kind == "learned"] == [(), (1, 1), (2, 1)]
-    assert [p.locations for p in evaluate(create_model("test_resnet", num_classes=6), data(), measure="none", device="cpu").points] == [()]
+    assert [p.locations for p in evaluate(create_model("test_resnet", num_classes=6), data(), measure="none", setting=CPU).points] == [()]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_limit_draws_images_by_the_seed(seed):
+    setting = Setting(device="cpu", batch_size=16, seed=seed, limit=50)
+    result = evaluate(Looker(), data(20), locations=[(3,)], measure="none", setting=setting)
+    drawn = generator(seed, 0, 0, "order").permutation(120)[:50]
+    assert result.points[0].images == result.as_dict()["limit"] == 50
+    assert result.points[0].accuracy == (data(20).test.targets[drawn] < 3).mean()  # three looks tell three classes
 
 
 def test_progress_counts_looks_at_batches_then_timings():
     told = []
-    evaluate(tnet(), data(), budgets=[(), (2, 1)], measure="none", device="cpu", batch_size=8, on_progress=lambda *step: told.append(step))
+    evaluate(
+        tnet(),
+        data(),
+        locations=[(), (2, 1)],
+        measure="none",
+        setting=Setting(device="cpu", batch_size=8, on_progress=lambda *step: told.append(step)),
+    )
     # Four batches; learned, learned and random looks, the first included.
     assert told == [(11 * batch + done, 44, "accuracy") for batch in range(4) for done in (1, 6, 11)]
 
@@ -88,49 +108,46 @@ def test_progress_goes_on_where_a_batch_cannot_be_read():
     told = []
     split = Spoilt(data().test.images, torch.from_numpy(data().test.targets), data().classes)
     split.bad = tuple(range(8))
-    evaluate(
-        tnet(), replace(data(), test=split), budgets=[()], measure="none", device="cpu", batch_size=8,
-        on_progress=lambda *step: told.append(step),
-    )  # fmt: skip
+    setting = Setting(device="cpu", batch_size=8, on_progress=lambda *step: told.append(step))
+    evaluate(tnet(), replace(data(), test=split), locations=[()], measure="none", setting=setting)
     assert told == [(i, 4, "accuracy") for i in range(1, 5)]
 
 
 def test_times_are_of_learned_looks_and_told_in_the_file(monkeypatch):
-    monkeypatch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
+    monkeypatch.setattr("foveal.evaluation.timing.QUICK_SECONDS", 0.01)
     told = []
-    result = evaluate(
-        tnet(), data(), budgets=[(), (2,)], against=create_model("test_resnet", num_classes=6), device="cpu",
-        on_progress=lambda *step: told.append(step),
-    )  # fmt: skip
+    setting = Setting(device="cpu", on_progress=lambda *step: told.append(step))
+    dense = create_model("test_resnet", num_classes=6)
+    result = evaluate(tnet(), data(), locations=[(), (2,)], against=dense, setting=setting)
     assert [(p.kind, p.single is not None, p.batched is not None) for p in result.points] == [
         ("learned", True, True), ("learned", True, True), ("random", False, False), ("against", True, True),
     ]  # fmt: skip
     assert result.as_dict()["measure"] == "quick"
     parts = [part for *_, part in told]
     assert parts == sorted(parts) and told[-1][1:] == (2 + 5, "timings")  # two models and five rounds
-    assert evaluate(tnet(), data(), budgets=[()], measure="none", device="cpu").as_dict()["measure"] == "none"
+    assert evaluate(tnet(), data(), locations=[()], measure="none", setting=CPU).as_dict()["measure"] == "none"
 
 
 def test_what_does_not_fit_is_told():
     model = tnet()
     model.class_names = tuple("abcdeg")
     with pytest.raises(DataError, match="'f' is unknown to the model"):
-        evaluate(model, data(), measure="none", device="cpu")
+        evaluate(model, data(), measure="none", setting=CPU)
     with pytest.raises(ConfigError, match="has 6 classes, the model 3"):
-        evaluate(create_model("test_resnet", num_classes=3), data(), measure="none", device="cpu")
+        evaluate(create_model("test_resnet", num_classes=3), data(), measure="none", setting=CPU)
     with pytest.raises(ConfigError, match="looks once"):
-        evaluate(create_model("test_resnet", num_classes=6), data(), budgets=[(2,)], measure="none", device="cpu")
-    with pytest.raises(ConfigError, match="--measure often: is not known; use one of none, quick, full"):
-        evaluate(tnet(), data(), measure="often", device="cpu")
+        evaluate(create_model("test_resnet", num_classes=6), data(), locations=[(2,)], measure="none", setting=CPU)
+    with pytest.raises(ConfigError, match="`measure` often: is not known; use one of none, quick, full"):
+        evaluate(tnet(), data(), measure="often", setting=CPU)
     with pytest.raises(DataError, match="no split 'train'"):
-        evaluate(tnet(), data(), split="train", measure="none", device="cpu")
+        evaluate(tnet(), data(), measure="none", setting=Setting(split="train", device="cpu"))
 
 
 @pytest.fixture(scope="module")
 def several():
     """A TNet, its policies and what they came to."""
     budgets = [(), (1,), (3,), (2, 1), (1, 2)]
-    return evaluate(tnet(locations=(3,)), data(), budgets=budgets, policies=("centre", "exhaustive"), measure="none", device="cpu")
+    return evaluate(tnet(locations=(3,)), data(), locations=budgets, policies=("centre", "exhaustive"), measure="none", setting=CPU)
 
 
 def test_every_policy_at_every_budget(several):
@@ -142,7 +159,7 @@ def test_every_policy_at_every_budget(several):
     # Every cell, whatever the budget: once for each number of levels.
     assert [b for kind, b in points if kind == "exhaustive"] == [(9,), (9, 9)]
     every = points["exhaustive", (9,)]
-    assert (every.total_locations, every.macs) == (9, count(tnet(), 8, (9,)).macs)
+    assert (every.total_locations, every.macs) == (9, count_cost(tnet(), 8, (9,)).macs)
     assert points["exhaustive", (9, 9)].total_locations == 90
 
 
@@ -176,13 +193,13 @@ def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
 
 def test_policies_that_fit_not(tmp_path):
     with pytest.raises(ConfigError, match="policy telepathy: TNet does not know it; use one of greedy"):
-        evaluate(tnet(), data(), budgets=[()], policies=("centre", "telepathy"), measure="none", device="cpu")
-    with pytest.raises(ConfigError, match=r"^policy centre: this model looks once"):
-        evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measure="none", device="cpu")
+        evaluate(tnet(), data(), locations=[()], policies=("centre", "telepathy"), measure="none", setting=CPU)
+    with pytest.raises(ConfigError, match="policy centre: this model looks once"):
+        evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measure="none", setting=CPU)
 
 
 def test_what_a_policy_asked_for_twice_or_anyway_adds():
     points = evaluate(
-        tnet(), data(), budgets=[(1,)], policies=("random", "greedy", "centre", "centre"), measure="none", device="cpu"
+        tnet(), data(), locations=[(1,)], policies=("random", "greedy", "centre", "centre"), measure="none", setting=CPU
     ).points
     assert [p.kind for p in points] == ["learned", "random", "centre"]

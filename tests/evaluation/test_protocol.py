@@ -6,44 +6,38 @@ import torch
 
 from foveal.data import Batch, DataModule
 from foveal.errors import DataError
-from foveal.evaluation import faithful, occlude
-from foveal.evaluation.accuracy import Plan, judge, wilson
+from foveal.evaluation import Setting, evaluate_faithfulness, occlude
+from foveal.evaluation.protocol import Strategy, score_batches
 from foveal.images import ArrayPyramid, BlankViews
+from foveal.metrics import compute_metrics
 from foveal.models import create_model
 from tests.evaluation.tiny import Looker, OpenImages, data
 
-
-def test_wilson_inverts_the_test_of_a_proportion():
-    z = 1.959964
-    for successes, trials in [(1, 3), (17, 20), (90, 100), (4999, 10_000)]:
-        for p in wilson(successes, trials):
-            assert abs(successes / trials - p) == pytest.approx(z * math.sqrt(p * (1 - p) / trials), rel=1e-9)
-    for trials in range(1, 40):
-        assert wilson(0, trials)[0] == 0 and wilson(trials, trials)[1] == 1
+CPU = Setting(device="cpu")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_scores_are_those_of_counting_by_hand(batch_size):
-    plans = [Plan(()), Plan((3,)), Plan((6,))]
-    found = judge(Looker(), data().loader("test", batch_size=batch_size), plans)
-    assert [s.correct for s in found.scores] == [5, 15, 30]
-    assert [s.images for s in found.scores] == [30, 30, 30]
-    assert [s.locations for s in found.scores] == [0, 90, 180]
+    plans = [Strategy(()), Strategy((3,)), Strategy((6,))]
+    found = score_batches(Looker(), data().loader("test", batch_size=batch_size), plans)
+    assert [s.answers.correct.sum() for s in found.scores] == [5, 15, 30]
+    assert [len(s.answers) for s in found.scores] == [30, 30, 30]
+    assert [s.looks.number.tolist() for s in found.scores] == [[0] * 30, [3] * 30, [6] * 30]
     assert found.size == (8, 8) and found.errors == []
     # With six looks every logit is known: 2 for the right class, 0 for others, less 0.01 times the class.
     nll = 0.0
     for t in range(6):
         logits = [2.0 * (c == t) - 0.01 * c for c in range(6)]
-        nll += 5 * (math.log(sum(map(math.exp, logits))) - logits[t])
-    assert found.scores[2].nll == pytest.approx(nll, rel=1e-6)
+        nll += (math.log(sum(map(math.exp, logits))) - logits[t]) / 6
+    assert compute_metrics(found.scores[2].answers)["nll"].value == pytest.approx(nll, rel=1e-6)
     # Classes a to e lead when a is said; f never is among five then.
-    assert found.scores[0].correct5 == 25
+    assert compute_metrics(found.scores[0].answers)["top5"].value == 25 / 30
 
 
 def test_random_looks_do_not_depend_on_the_batch():
-    scores = [judge(Looker(), data(50).loader("test", batch_size=n), [Plan((2,), "random")], seed=3).scores[0] for n in (1, 64)]
-    assert scores[0].correct == scores[1].correct
-    assert 0.05 < scores[0].correct / 300 < 0.35
+    scores = [score_batches(Looker(), data(50).loader("test", batch_size=n), [Strategy((2,), "random")], seed=3).scores[0] for n in (1, 64)]
+    assert scores[0].answers.correct.tolist() == scores[1].answers.correct.tolist()
+    assert 0.05 < scores[0].answers.correct.mean() < 0.35
 
 
 class Spoiled(BlankViews):
@@ -56,11 +50,12 @@ class Spoiled(BlankViews):
 
 def test_images_that_fail_count_nowhere():
     good = Batch(Spoiled(4, (8, 8)), torch.arange(4), np.arange(4), [("first.tif", "first.tif: is empty; copy it again")])
-    found = judge(Looker(), [good], [Plan((6,)), Plan(())])
-    assert [(s.images, s.correct) for s in found.scores] == [(3, 3), (3, 1)]
+    found = score_batches(Looker(), [good], [Strategy((6,)), Strategy(())])
+    assert [(len(s.answers), s.answers.correct.sum()) for s in found.scores] == [(3, 3), (3, 1)]
+    assert found.places.tolist() == [0, 2, 3]
     assert [reason.split(":")[0] for _, reason in found.errors] == ["first.tif", "second.tif"]
     with pytest.raises(DataError, match="none of the 1 images"):
-        judge(Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Plan(())])
+        score_batches(Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Strategy(())])
 
 
 # ---- images that are not square
@@ -76,18 +71,18 @@ def long_and_square():
 def test_looks_are_counted_as_images_have_cells():
     torch.manual_seed(0)
     model = create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, locations=(5,)).eval()
-    plans = [Plan((5,)), Plan((5, 1)), Plan((1,), "exhaustive"), Plan((2,))]
-    scores = judge(model, long_and_square().loader("test", batch_size=4), plans).scores
-    assert [score.locations for score in scores] == [3 + 3 + 5 + 3, 6 + 6 + 10 + 6, 3 + 3 + 9 + 3, 8]
-    assert [score.budget for score in scores] == [(5,), (5, 1), (9,), (2,)]
-    assert scores[0].coverage > 3 and scores[2].coverage == pytest.approx(4)  # all cells together cover every image
+    plans = [Strategy((5,)), Strategy((5, 1)), Strategy((1,), "exhaustive"), Strategy((2,))]
+    scores = score_batches(model, long_and_square().loader("test", batch_size=4), plans).scores
+    assert [score.looks.number.tolist() for score in scores] == [[3, 3, 5, 3], [6, 6, 10, 6], [3, 3, 9, 3], [2] * 4]
+    assert [score.locations for score in scores] == [(5,), (5, 1), (9,), (2,)]
+    assert scores[0].looks.coverage.sum() > 3 and scores[2].looks.coverage == pytest.approx(1)  # all cells cover an image
 
 
 def test_hiding_and_showing_what_was_looked_at():
     torch.manual_seed(0)
     model = create_model("tnet", backbone="test_efficientnet", num_classes=6, base_size=32, locations=(5,)).eval()
-    hidden = occlude(model, long_and_square(), budgets=[(5,)], device="cpu")
+    hidden = occlude(model, long_and_square(), locations=[(5,)], setting=CPU)
     looked = next(point for point in hidden.points if point.kind == "learned")
     assert looked.total_locations == 14 / 4 and 3 / 4 < looked.hidden <= 1
-    found = faithful(model, long_and_square(), device="cpu")
+    found = evaluate_faithfulness(model, long_and_square(), setting=CPU)
     assert found.curves[0].share[0] == 0 and found.curves[0].share[-1] == pytest.approx(looked.hidden)

@@ -1,11 +1,12 @@
-"""Tables of published results beside one's own: claimed, published and measured numbers, each in a column of its own.
+"""Tables of papers with the results of one's own runs: claimed, published and measured numbers, each in a column.
 
-Rows, claims and sources are package data, one YAML file a table. Measured numbers come from run folders and from nothing else: a
-run counts for a row if its model has the row's name and options, it was trained to its end, and `foveal evaluate` has seen all
-images of the table's split. Runs are averaged over seeds only; whatever else differs makes them another line, which says what it is.
+Rows, claims and sources are package data, one YAML file a table. TrainedRuns numbers come from run folders alone. A
+run counts for a row if its model has the row's name and options, it was trained to its end, and `foveal evaluate` has
+seen all images of the table's split. Runs are averaged over seeds only. Runs that differ in anything else are further
+lines of the row, which say what differs.
 
 Example:
-    >>> found = table("cifar", "no/such/folder")
+    >>> found = paper_table("cifar", "no/such/folder")
     >>> row = next(row for row in found.rows if row.name == "SE-ResNet-110" and row.data == "cifar10")
     >>> row.claimed, row.published[0].value, row.measured
     ((95.2, 95.3), 94.79, ())
@@ -40,17 +41,27 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 NOT_FOUND = "not found"
-"""What stands where somebody looked for a number and there was none."""
+"""Instead of a number that was looked for and not found."""
 
 _SAME_RESULT = (
-    "seed", "device", "devices", "strategy", "workers", "compile", "channels_last", "save_every", "val_every", "log_every", "locations",
+    "seed",
+    "device",
+    "devices",
+    "strategy",
+    "workers",
+    "compile",
+    "channels_last",
+    "save_every",
+    "val_every",
+    "log_every",
+    "locations",
     "tensorboard",
-)  # fmt: skip
+)
 _SAME_DATA = ("root", "download")
 _SAME_MODEL = ("num_classes",)  # the data says how many
 
 
-class Published(NamedTuple):
+class PublishedNumber(NamedTuple):
     """A published number, in %, and the key of its source."""
 
     value: float
@@ -58,14 +69,16 @@ class Published(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Runs that differ in nothing but their seed.
+class TrainedRuns:
+    """Runs that differ only in their seed.
 
     Attributes:
-        how: length, schedule and scale, in words, then each setting that is not the table's or not the same in all lines of the row.
+        how: length, schedule and scale of the training, then each setting that differs from the table's or between
+            lines of the row.
         mean, best: accuracy in %.
         deviation: sample standard deviation, None of a single run.
-        milliseconds: an image, at the best batch; of the fastest run, None where none was timed or not all on the same machine.
+        milliseconds: an image, at the best batch; of the fastest run, None where none was timed or not all on the same
+            machine.
         device: the type of device that was timed, ``cpu`` or ``cuda``; None without ``milliseconds``.
         seeds: of the runs.
         runs: their folders.
@@ -82,16 +95,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One model on one data set.
 
     Attributes:
         name: what the row is called.
-        section: the heading it stands under.
+        section: the heading above it.
         data: key of the table.
         model: name and options, None for a row that nothing can be run for.
         recipe: name of its recipe, None where there is none.
-        claimed: numbers of the document or the abstract; several where they contradict each other; `NOT_FOUND`; or None: not its subject.
+        claimed: numbers of the paper or its abstract, several where they contradict each other; `NOT_FOUND`; or None
+            where the paper does not treat the row.
         published: numbers of other papers and repositories, as ``claimed``.
         measured: one entry for each way in which the model was trained.
         parameters, macs: counted, of this model on this data.
@@ -103,20 +117,28 @@ class Row:
     model: Mapping[str, Any] | None
     recipe: str | None
     claimed: tuple[float, ...] | str | None
-    published: tuple[Published, ...] | str | None
-    measured: tuple[Measured, ...]
+    published: tuple[PublishedNumber, ...] | str | None
+    measured: tuple[TrainedRuns, ...]
     parameters: int | None
     macs: int | None
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Result of `table`: ``titles`` by key of ``Row.data``, ``sources`` by key, and run folders that were left out, with the reason."""
+class PaperTables:
+    """Result of `paper_table`.
+
+    Attributes:
+        name: of the table.
+        titles: by key of ``PaperRow.data``.
+        sources: by key.
+        rows: of all data sets.
+        left_out: run folders that do not count, with the reason.
+    """
 
     name: str
     titles: Mapping[str, str]
     sources: Mapping[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
     left_out: tuple[tuple[str, str], ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,9 +151,13 @@ class Tables:
 
     def table(self, wide: bool = False) -> Group:
         """The result for people, to be printed by rich: the tables, and their sources."""
-        trained = [f"{row.name}, {row.data}, {_mean(group)}: {group.how}" for row in self.rows for group in row.measured]
+        trained = [
+            f"{row.name}, {row.data}, {_mean(group)}: {group.how}" for row in self.rows for group in row.measured
+        ]
         sources = (f"{key}: {source}" for key, source in self.sources.items())
-        return stacked(*self.tables(wide), "\n".join(trained or ["No run was found that counts for a row."]), "\n".join(sources))
+        return stacked(
+            *self.tables(wide), "\n".join(trained or ["No run was found that counts for a row."]), "\n".join(sources)
+        )
 
     def tables(self, wide: bool = False) -> Iterator[Table]:
         """One table a data set, for rich to print; rows for which there is no number yet are left out.
@@ -140,29 +166,36 @@ class Tables:
             wide: with the best of several runs, times and costs.
         """
         for data, title in self.titles.items():
-            yield _drawn(title, [row for row in self.rows if row.data == data and (row.claimed or row.published or row.measured)], wide)
+            yield _as_table(
+                title,
+                [row for row in self.rows if row.data == data and (row.claimed or row.published or row.measured)],
+                wide,
+            )
 
 
-def names() -> list[str]:
-    """The tables there are."""
+def table_names() -> list[str]:
+    """Names of the tables."""
     return sorted(file.name.removesuffix(".yaml") for file in files("foveal.evaluation").joinpath("tables").iterdir())
 
 
-def table(name: str, runs: str | Path = "runs") -> Tables:
-    """A published table beside what the runs in a folder have reached.
+def paper_table(name: str, runs: str | Path = "runs") -> PaperTables:
+    """A table of a paper, with the results of the runs in a folder.
 
     Args:
-        name: see `names`.
+        name: see `table_names`.
         runs: searched to the bottom.
 
     Raises:
         ConfigError: there is no such table.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
-        raise ConfigError(f"{name}: there is no table of this name; {'did you mean' if near else 'use'} {' or '.join(near or names())}")
+    if name not in table_names():
+        near = difflib.get_close_matches(name, table_names(), 1)
+        raise ConfigError(
+            f"{name}: there is no table of this name; "
+            f"{'did you mean' if near else 'use'} {' or '.join(near or table_names())}"
+        )
     content = yaml.safe_load(files("foveal.evaluation").joinpath("tables", f"{name}.yaml").read_text(encoding="utf-8"))
-    found: list[_Result] = []
+    found: list[_RunResult] = []
     left_out: list[tuple[str, str]] = []
     for folder in sorted(path.parent for path in Path(runs).rglob(CARD)):
         try:
@@ -180,11 +213,11 @@ def table(name: str, runs: str | Path = "runs") -> Tables:
     used = {run for row in rows for group in row.measured for run in group.runs}
     left_out += [(run.folder, "its model, with these options, is no row") for run in found if run.folder not in used]
     titles = {key: about["title"] for key, about in content["tables"].items()}
-    return Tables(name, titles, content["sources"], rows, tuple(left_out))
+    return PaperTables(name, titles, content["sources"], rows, tuple(left_out))
 
 
-class _Result(NamedTuple):
-    """What one run folder says; ``way`` is everything that could change the result, except the seed, by dotted name."""
+class _RunResult(NamedTuple):
+    """The result of one run folder; ``way`` are the settings that could change it, except the seed, by dotted name."""
 
     folder: str
     written: float
@@ -199,8 +232,8 @@ class _Result(NamedTuple):
     machine: tuple[str, str]
 
 
-def _result(folder: Path, tables: Mapping[str, Any]) -> _Result | str | None:
-    """The result of a run; why it has none; or None where it is about something else."""
+def _result(folder: Path, tables: Mapping[str, Any]) -> _RunResult | str | None:
+    """The result of a run; a sentence where it has none; None where it is about other data."""
     run = Run(folder)
     config = run.config
     file = folder / "evaluation.json"
@@ -223,25 +256,37 @@ def _result(folder: Path, tables: Mapping[str, Any]) -> _Result | str | None:
         images, split = point["images"], evaluation["split"]
         if (images, split) != (about["images"], about["split"]):
             wanted = f"the {about['images']:,} {about['split']} images of the table"
-            return f"was evaluated on {images:,} {split} images, not on {wanted}; foveal evaluate {folder} --split {about['split']}"
+            again = f"foveal evaluate {folder} --split {about['split']}"
+            return f"was evaluated on {images:,} {split} images, not on {wanted}; {again}"
         milliseconds = (point.get("batched") or {}).get("p50")
-        return _Result(
-            str(folder), written, name, _told(run.card["model"]), int(config["seed"]), way, how,
-            100 * float(point["accuracy"]), 100 * float(point["top5"]), None if milliseconds is None else float(milliseconds),
+        return _RunResult(
+            str(folder),
+            written,
+            name,
+            _model_options(run.card["model"]),
+            int(config["seed"]),
+            way,
+            how,
+            100 * float(point["accuracy"]),
+            100 * float(point["top5"]),
+            None if milliseconds is None else float(milliseconds),
             (str(evaluation["device"]).partition(":")[0], str(evaluation["machine"])),
-        )  # fmt: skip
+        )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, StopIteration, csv.Error):
-        # Whatever it is that does not look as foveal writes it: one bad folder must not hide the others.
+        # The files are not as foveal writes them. One damaged folder must not hide the others.
         return f"its {reading} is damaged; {remedy}"
 
 
-def _newest(found: list[_Result]) -> tuple[list[_Result], list[tuple[str, str]]]:
-    """One run of each seed and way, and what is left out: the same training twice is no second seed."""
-    kept: dict[tuple[str, int], _Result] = {}
+def _newest(found: list[_RunResult]) -> tuple[list[_RunResult], list[tuple[str, str]]]:
+    """One run of each seed and way, and the repetitions that are left out."""
+    kept: dict[tuple[str, int], _RunResult] = {}
     for run in sorted(found, key=lambda run: run.written):
         kept[json.dumps(run.way, sort_keys=True), run.seed] = run
     repeated = [
-        (run.folder, f"repeats the training of {newest.folder}, which is newer, seed included; train with another --seed")
+        (
+            run.folder,
+            f"repeats the training of {newest.folder}, which is newer, seed included; train with another --seed",
+        )
         for run in found
         if (newest := kept[json.dumps(run.way, sort_keys=True), run.seed]) is not run
     ]
@@ -250,7 +295,7 @@ def _newest(found: list[_Result]) -> tuple[list[_Result], list[tuple[str, str]]]
 
 
 def _unfinished(run: Run) -> str | None:
-    """Why a run is not over, if it is not: the last line of metrics.csv is not as near to the end as lines are to each other."""
+    """A sentence where a run is not trained to its end: metrics.csv ends more than one interval of its lines before."""
     file, goes_on = run.path / METRICS, "is not trained to its end; go on by --resume"
     rows: list[dict[str, str]] = []
     if file.is_file():
@@ -267,36 +312,44 @@ def _unfinished(run: Run) -> str | None:
     ended += [epoch * (1 + (line - 1) / max(step, 1)) >= epochs * 0.999] if epochs else []
     if most := run.config.get("max_time"):
         seconds = [float(row["seconds"]) for row in rows]
-        # Lines are a number of steps apart, not of seconds.
+        # Lines are a fixed number of steps apart, but not of seconds.
         ended.append(seconds[-1] + max(b - a for a, b in pairwise([0.0, *seconds])) >= most)
     return None if any(ended) else goes_on
 
 
-def _told(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and options of a model, without what says how images are given to it and without the defaults of its constructor."""
+def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and options of a model, without defaults and without options of how it is given images."""
     quiet = {"pretrained", *wrapper_options()}
-    return {key: value for key, value in _set(model).items() if key not in quiet}
+    return {key: value for key, value in _without_defaults(model).items() if key not in quiet}
 
 
-def _set(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and options of a model without defaults, so that a default that is written down changes nothing."""
+def _without_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and options of a model, without defaults."""
     signatures = (inspect.signature(WholeImage), inspect.signature(constructor(model["name"])))
-    defaults = {"pretrained": False} | {key: spec.default for signature in signatures for key, spec in signature.parameters.items()}
+    defaults = {"pretrained": False} | {
+        key: spec.default for signature in signatures for key, spec in signature.parameters.items()
+    }
     defaults = plain(defaults)  # as YAML gives them: lists for tuples
     return {
-        key: value for key, value in plain(model).items()
-        if key not in _SAME_MODEL and not (key in defaults and (defaults[key] == value or (defaults[key] is None and value == {})))
-    }  # fmt: skip
+        key: value
+        for key, value in plain(model).items()
+        if key not in _SAME_MODEL
+        and not (key in defaults and (defaults[key] == value or (defaults[key] is None and value == {})))
+    }
 
 
 def _way(config: Mapping[str, Any]) -> dict[str, Any]:
     way = {key: value for key, value in config.items() if key not in _SAME_RESULT}
     way["data"] = {key: value for key, value in config["data"].items() if key not in _SAME_DATA}
-    way["model"] = _set(config["model"])
-    # 32 is short for 32-true.
+    way["model"] = _without_defaults(config["model"])
+    # "32" and "32-true" are the same.
     way["precision"] = str(config["precision"]).removesuffix("-true")
-    # An option that an older version did not write yet is one that is not set; and 4.0 is 4.
-    return {key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in _flat(way) if value is not None}
+    # Older versions did not write every option: one that is missing is not set. 4.0 is 4.
+    return {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in _flat(way)
+        if value is not None
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -308,7 +361,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 _IN_WORDS = ("epochs", "steps", "max_time", "data.train", "optimiser.schedule", "batch_size", "precision")
-"""What `_how` says of every run."""
+"""Settings that `_how` writes for every run."""
 
 
 def _how(config: Mapping[str, Any]) -> str:
@@ -317,7 +370,7 @@ def _how(config: Mapping[str, Any]) -> str:
         "steps": f"{config['steps']:,} steps" if config.get("steps") else "",
         "max_time": f"{config['max_time']:,g} s" if config.get("max_time") else "",
     }
-    # The first that was reached ended the run.
+    # The run ended at the first limit.
     length = " or ".join(filter(None, limits.values()))
     few = config["data"].get("train")
     of = f" of {few:,} images" if few else ""
@@ -326,12 +379,13 @@ def _how(config: Mapping[str, Any]) -> str:
 
 
 def _unusual(way: Mapping[str, Any], others: list[dict[str, Any]], usual: Mapping[str, Any]) -> str:
-    """What is not the table's, and what tells a line of a row from its others, as the flags that set it."""
+    """The settings that differ from the table's, or from other lines of the row, as flags."""
     keys = [*usual, *(key for key in way if key not in (*usual, *_IN_WORDS))]
     different = [
-        key for key in keys
+        key
+        for key in keys
         if (way.get(key) != usual[key] if key in usual else any(other.get(key) != way[key] for other in others))
-    ]  # fmt: skip
+    ]
     return "".join(f", {key} {_value(way.get(key))}" for key in different)
 
 
@@ -339,23 +393,23 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: list[_Result]) -> Row:
+def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: list[_RunResult]) -> PaperRow:
     model = {"name": line["model"]} if isinstance(line.get("model"), str) else line.get("model")
-    by_way: dict[str, list[_Result]] = {}
+    by_way: dict[str, list[_RunResult]] = {}
     for run in found:
         if run.data == about["data"] and run.model == model:
             by_way.setdefault(json.dumps(run.way, sort_keys=True), []).append(run)
     ways = [runs[0].way for runs in by_way.values()]
     claimed, published = line.get("claimed", {}).get(key), line.get("published", {}).get(key)
     parameters, macs = (line.get("cost") or {}).get(about["data"], (None, None))
-    return Row(
+    return PaperRow(
         name=line["row"],
         section=line["section"],
         data=key,
         model=model,
         recipe=f"{about['data']}/{line['recipe']}" if "recipe" in line else None,
         claimed=tuple(claimed) if isinstance(claimed, list) else claimed,
-        published=tuple(Published(*entry) for entry in published) if isinstance(published, list) else published,
+        published=tuple(PublishedNumber(*entry) for entry in published) if isinstance(published, list) else published,
         measured=tuple(
             _averaged(runs, about["metric"], _unusual(runs[0].way, ways, about["usual"]))
             for runs in sorted(by_way.values(), key=len, reverse=True)
@@ -365,12 +419,12 @@ def _row(line: Mapping[str, Any], key: str, about: Mapping[str, Any], found: lis
     )
 
 
-def _averaged(runs: list[_Result], metric: str, unusual: str) -> Measured:
+def _averaged(runs: list[_RunResult], metric: str, unusual: str) -> TrainedRuns:
     values = [getattr(run, metric) for run in runs]
     timed = [run for run in runs if run.milliseconds is not None]
-    # Times of two machines are no times of one network.
+    # Times of different machines are not compared.
     fastest = min(timed, key=lambda run: run.milliseconds or 0) if len({run.machine for run in timed}) == 1 else None
-    return Measured(
+    return TrainedRuns(
         how=runs[0].how + unusual,
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
@@ -382,43 +436,47 @@ def _averaged(runs: list[_Result], metric: str, unusual: str) -> Measured:
     )
 
 
-class _Line(NamedTuple):
-    """A line of a row: one published number, one way of training, or both; what the row has once stands in the first."""
+class _TableLine(NamedTuple):
+    """A line of a row: one published number, one way of training, or both. Cells of the whole row are in the first."""
 
-    row: Row
+    row: PaperRow
     first: bool
-    published: Published | str | None
-    measured: Measured | None
+    published: PublishedNumber | str | None
+    measured: TrainedRuns | None
 
 
-def _lines(row: Row) -> list[_Line]:
+def _lines(row: PaperRow) -> list[_TableLine]:
     published = row.published if isinstance(row.published, tuple) else (row.published,)
     pairs = zip_longest(published or (None,), row.measured or (None,))
-    return [_Line(row, not number, paper, group) for number, (paper, group) in enumerate(pairs)]
+    return [_TableLine(row, not number, paper, group) for number, (paper, group) in enumerate(pairs)]
 
 
-def _mean(group: Measured) -> str:
+def _mean(group: TrainedRuns) -> str:
     return fixed(group.mean, 2) + ("" if group.deviation is None else f" ± {fixed(group.deviation, 2)}")
 
 
-def _drawn(title: str, rows: list[Row], wide: bool) -> Table:
+def _as_table(title: str, rows: list[PaperRow], wide: bool) -> Table:
     macs = unit_for("MAC", [row.macs for row in rows])
 
-    def once(cell: Callable[[Row], str]) -> Callable[[_Line | str], str]:
-        return lambda line: cell(line.row) if isinstance(line, _Line) and line.first else ""
+    def once(cell: Callable[[PaperRow], str]) -> Callable[[_TableLine | str], str]:
+        return lambda line: cell(line.row) if isinstance(line, _TableLine) and line.first else ""
 
-    def measured(cell: Callable[[Measured], str]) -> Callable[[_Line | str], str]:
-        return lambda line: cell(line.measured) if isinstance(line, _Line) and line.measured else ""
+    def measured(cell: Callable[[TrainedRuns], str]) -> Callable[[_TableLine | str], str]:
+        return lambda line: cell(line.measured) if isinstance(line, _TableLine) and line.measured else ""
 
-    def published(line: _Line | str, part: str) -> str:
+    def published(line: _TableLine | str, part: str) -> str:
         found = None if isinstance(line, str) else line.published
-        if isinstance(found, Published):
+        if isinstance(found, PublishedNumber):
             return str(getattr(found, part))
         return found if found is not None and part == "value" else ""
 
     columns = [
         Column("", lambda line: line if isinstance(line, str) else line.row.name, NAME),
-        Column("claimed", once(lambda row: row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ()))), TEXT),
+        Column(
+            "claimed",
+            once(lambda row: row.claimed if isinstance(row.claimed, str) else " / ".join(map(str, row.claimed or ()))),
+            TEXT,
+        ),
         Column("published", partial(published, part="value")),
         Column("source", partial(published, part="source"), TEXT),
         Column("measured", measured(_mean)),
@@ -432,7 +490,7 @@ def _drawn(title: str, rows: list[Row], wide: bool) -> Table:
             Column("parameters", once(lambda row: "" if row.parameters is None else f"{row.parameters:,}")),
             Column(macs.name, once(lambda row: macs(row.macs))),
         ]
-    lines: list[_Line | str | None] = []
+    lines: list[_TableLine | str | None] = []
     for section, group in groupby(rows, key=lambda row: row.section):
         lines += [*([None] if lines else []), f"{section}:", *(line for row in group for line in _lines(row))]
     return Table(title, columns, lines)

@@ -1,6 +1,5 @@
 import io
 import json
-import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,21 @@ from rich.console import Console
 from foveal.classification import Classification, Glimpses
 from foveal.cli import main
 from foveal.data import DataModule, ImageDataset, TensorDataset
+from foveal.draws import generator
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation import compare, evaluate, fit_temperature, paired_interval, pareto
+from foveal.evaluation import Setting, compare, evaluate, fit_temperature, pareto
 from foveal.evaluation.calibration import COLDEST, HOTTEST
-from foveal.evaluation.cost import Trial, measure_in_turn
-from foveal.evaluation.picture import _plain, draw_comparison
+from foveal.evaluation.drawing import plain_number
+from foveal.evaluation.timing import Trial, measure_in_turn
 from foveal.glimpse.base import WholeImage
 from foveal.images.views import TensorViews
 from foveal.models import as_classifier, create_model
-from foveal.prediction import count
+from foveal.prediction import count_cost
 from foveal.runs import ModelInfo, save_model
 from tests.evaluation.tiny import Looker
 from tests.training.tiny import Spoilt
+
+CPU = Setting(device="cpu")
 
 NAMES = tuple("abcdef")
 
@@ -60,32 +62,6 @@ def test_the_front_is_what_nothing_dominates():
         assert pareto(costs, values) == pareto_by_force(costs, values)
 
 
-def test_paired_interval_by_hand():
-    # Of 20 images the first alone is right about 7, the second alone about 1: Agresti's own R code gives these limits.
-    first, second = np.array([1] * 8 + [0] * 12, bool), np.array([1] + [0] * 7 + [1] + [0] * 11, bool)
-    b, c, n = 7, 1, 20
-    middle = (b - c) / (n + 2)
-    sd = math.sqrt((b + c + 1) - (b - c) ** 2 / (n + 2)) / (n + 2)
-    assert paired_interval(first, second) == pytest.approx((middle - 1.959964 * sd, middle + 1.959964 * sd))
-    low, high = paired_interval(second, first)
-    assert (-high, -low) == pytest.approx(paired_interval(first, second))
-    assert paired_interval(np.ones(2, bool), np.zeros(2, bool))[1] == 1
-
-
-@pytest.mark.parametrize(("n", "both", "first", "second"), [(60, 0.3, 0.2, 0.1), (200, 0.7, 0.1, 0.02), (500, 0.05, 0.4, 0.4)])
-def test_paired_interval_covers_the_difference_95_times_of_100(n, both, first, second):
-    rng = np.random.default_rng(n)
-    cells = rng.multinomial(n, [both, first, second, 1 - both - first - second], 2000)
-    covered = 0
-    for b, f, s, _ in cells:
-        one, other = np.zeros(n, bool), np.zeros(n, bool)
-        one[: b + f] = True
-        other[:b] = other[b + f : b + f + s] = True
-        low, high = paired_interval(one, other)
-        covered += low <= first - second <= high
-    assert 0.935 < covered / 2000 < 0.975
-
-
 class Counting(WholeImage):
     """Notes when it was called."""
 
@@ -114,30 +90,40 @@ def comparison(tmp_path_factory):
     models = [tnet(locations=(2,)), create_model("test_efficientnet", num_classes=6), "test_resnet"]
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
-        result = compare(models, data(), device="cpu", batch_size=7, out=folder, on_progress=lambda *step: told.append(step))
+        patch.setattr("foveal.evaluation.timing.QUICK_SECONDS", 0.01)
+        setting = Setting(device="cpu", batch_size=7, on_progress=lambda *step: told.append(step))
+        result = compare(models, data(), setting=setting)
+    result.write(folder)
     return models, result, folder, told
 
 
-def test_standings(comparison):
+def value(point, name):
+    return point.metrics[name].value
+
+
+def test_points(comparison):
     models, result, _, told = comparison
     points = result.points
     assert [(p.model, p.locations) for p in points] == [("model", ()), ("model", (2,)), ("model 1", ()), ("test_resnet", ())]
-    expected = evaluate(models[0], data(), budgets=[(), (2,)], against=[models[1]], measure="none", device="cpu").points
+    setting = Setting(device="cpu", batch_size=7)
+    expected = evaluate(models[0], data(), locations=[(), (2,)], against=[models[1]], measure="none", setting=setting).points
     learned = {(p.name, p.locations): p for p in expected if p.kind in ("learned", "against")}
     for p in points[:3]:
         same = learned[p.model, p.locations]
         assert (p.accuracy, p.interval, p.macs, p.parameters) == (same.accuracy, same.interval, same.macs, same.parameters)
-        assert p.nll == pytest.approx(same.nll) and p.images == 30 and p.total_locations == same.total_locations
-        assert 0 <= p.ece <= 1 and 0.05 <= p.temperature <= 20 and 0 <= p.ece_after <= 1
+        assert {name: p.metrics[name] for name in same.metrics} == same.metrics
+        assert p.images == 30 and p.total_locations == same.total_locations
+        assert 0 <= value(p, "ece") <= 1 and 0.05 <= p.temperature <= 20 and 0 <= value(p, "ece_after") <= 1
         assert p.single.batch_size == 1 and p.batched.p50 > 0
     (random,) = [p for p in expected if p.kind == "random"]
-    assert points[1].random == random.accuracy and points[1].gap == points[1].accuracy - random.accuracy
-    assert points[1].gap_interval[0] <= points[1].gap <= points[1].gap_interval[1]
-    assert points[0].random is points[2].random is None
+    gap, (low, high) = points[1].metrics["gap"]
+    assert value(points[1], "random") == random.accuracy and gap == points[1].accuracy - random.accuracy
+    assert low <= gap <= high
+    assert value(points[0], "random") is value(points[2], "random") is None
     bare = points[3]
-    assert bare.accuracy is bare.nll is bare.images is None and bare.front == () and bare.single.p50 > 0
-    assert bare.macs == count(as_classifier(create_model("test_resnet", num_classes=6)), 8).macs
+    assert {metric.value for metric in bare.metrics.values()} == {None} and bare.metrics.keys() == points[1].metrics.keys()
+    assert bare.images is None and bare.front == () and bare.single.p50 > 0
+    assert bare.macs == count_cost(as_classifier(create_model("test_resnet", num_classes=6)), 8).macs
     # Looks at three batches of validation and five of test images: 1 and 3, and 3 random ones; then 1 of the dense network.
     first = [i for batch in range(3) for i in (4 * batch + 1, 4 * batch + 4)]
     first += [12 + 7 * batch + done for batch in range(5) for done in (1, 4, 7)]
@@ -162,7 +148,7 @@ def test_the_temperature_is_that_of_the_validation_images(comparison):
     p = result.points[2]
     assert p.temperature == pytest.approx(fit_temperature(logits, batch.target), rel=1e-3)
     after = F.cross_entropy(seen.double() / p.temperature, torch.from_numpy(data().test.targets))
-    assert p.nll_after == pytest.approx(float(after), rel=1e-5)
+    assert value(p, "nll_after") == pytest.approx(float(after), rel=1e-5)
 
 
 def test_files(comparison):
@@ -172,25 +158,25 @@ def test_files(comparison):
     assert stored["models"] == ["model", "model 1", "test_resnet"] and stored["images"] == 30
     assert {"device", "machine", "foveal", "torch", "seed", "precision", "how"} < set(stored)
     told, *at_bounds = stored["notes"]
-    assert told == "test_resnet: has no weights, so that only its cost stands here; train it by foveal fit"
+    assert told == "test_resnet: has no weights, so that only its cost is given; train it by foveal fit"
     bound = {p.model for p in result.points if p.temperature in (pytest.approx(COLDEST, rel=0.01), pytest.approx(HOTTEST, rel=0.01))}
     assert {note.partition(": no temperature between")[0] for note in at_bounds} == bound
-    assert stored["points"][1]["gap"] == result.points[1].gap and stored["points"][3]["accuracy"] is None
+    assert stored["points"][1]["gap"] == value(result.points[1], "gap") and stored["points"][3]["accuracy"] is None
     assert Image.open(folder / "comparison.png").size == (1600, 600)
 
 
 def test_ticks_have_no_exponents():
-    assert [_plain(x) for x in (2e6, 500.0, 1.0, 0.3, 5e-6, 0.1 + 0.2)] == ["2,000,000", "500", "1", "0.3", "0.000005", "0.3"]
+    assert [plain_number(x) for x in (2e6, 500.0, 1.0, 0.3, 5e-6, 0.1 + 0.2)] == ["2,000,000", "500", "1", "0.3", "0.000005", "0.3"]
 
 
 def test_one_point_is_drawn_without_a_warning(comparison, tmp_path, monkeypatch):
     """At a cost that is another number once it has been to the first panel and back."""
-    monkeypatch.setattr("foveal.evaluation.picture._cost", lambda point, kind: 6.07)
+    monkeypatch.setattr("foveal.evaluation.comparison._cost", lambda point, kind: 6.07)
     alone = replace(comparison[1], points=comparison[1].points[:1])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
-        draw_comparison(alone, tmp_path / "alone.png")
+        alone.draw(tmp_path / "alone.png")
     assert Image.open(tmp_path / "alone.png").size == (1600, 600)
 
 
@@ -205,17 +191,18 @@ def test_the_table_marks_the_fronts(comparison):
 
 
 def test_a_gap_where_there_must_be_one():
-    points = compare([Looker()], data(test=split(20)), budgets=[(6,)], measure="none", device="cpu").points
-    assert points[0].accuracy == 1 and points[0].random < 0.4
-    assert 0.5 < points[0].gap_interval[0] < points[0].gap == 1 - points[0].random
+    points = compare([Looker()], data(test=split(20)), locations=[(6,)], measure="none", setting=CPU).points
+    gap, (low, _) = points[0].metrics["gap"]
+    assert points[0].accuracy == 1 and value(points[0], "random") < 0.4
+    assert 0.5 < low < gap == 1 - value(points[0], "random")
 
 
 def test_sweeps_are_for_those_that_can_meet_them():
     models = [tnet(locations=(2, 1)), create_model("test_efficientnet", num_classes=6)]
-    points = compare(models, data(), budgets=[(), (1,), (10,)], measure="none", device="cpu")
+    points = compare(models, data(), locations=[(), (1,), (10,)], measure="none", setting=CPU)
     assert [p.locations for p in points.points] == [(), (1,), ()]
     note, *_ = points.about["notes"]
-    assert note.startswith("model: budget 10 is left out: ")
+    assert note.startswith("model: locations 10 are left out: ")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +213,10 @@ def test_sweeps_are_for_those_that_can_meet_them():
     ],
 )
 def test_any_model_that_looks(name, options, own):
-    found = compare([create_model(name, num_classes=6, **options)], data(val=None), measure="none", device="cpu")
-    left_out = sum("is left out" in note for note in found.about["notes"])
+    found = compare([create_model(name, num_classes=6, **options)], data(val=None), measure="none", setting=CPU)
+    left_out = sum("are left out" in note for note in found.about["notes"])
     assert [p.locations for p in found.points] == own[left_out:]
-    assert found.points[-1].gap_interval is not None
+    assert found.points[-1].metrics["gap"].interval is not None
 
 
 def test_files_and_the_bytes_that_were_read(tmp_path, monkeypatch):
@@ -239,8 +226,8 @@ def test_files_and_the_bytes_that_were_read(tmp_path, monkeypatch):
         Image.fromarray(np.full((40, 48, 3), 40 * t, np.uint8)).save(path)
     (tmp_path / "5.png").write_bytes(b"broken")
     files = data(test=ImageDataset(paths, target, NAMES), val=None)
-    monkeypatch.setattr("foveal.evaluation.cost.QUICK_SECONDS", 0.01)
-    found = compare([tnet(locations=(2,)), create_model("test_resnet", num_classes=6)], files, device="cpu")
+    monkeypatch.setattr("foveal.evaluation.timing.QUICK_SECONDS", 0.01)
+    found = compare([tnet(locations=(2,)), create_model("test_resnet", num_classes=6)], files, setting=CPU)
     assert [p.images for p in found.points] == [11] * 3
     assert [path for path, _ in found.errors] == [paths[5]]
     sizes = [Path(path).stat().st_size for i, path in enumerate(paths) if i != 5]
@@ -251,16 +238,16 @@ def test_files_and_the_bytes_that_were_read(tmp_path, monkeypatch):
 def test_without_other_validation_images_there_is_no_temperature():
     dense = create_model("test_resnet", num_classes=6)
     for splits, reason in [({"val": None}, "there are no validation images"), ({"test": None}, "the validation images are those compared")]:
-        found = compare([dense], data(**splits), measure="none", device="cpu")
+        found = compare([dense], data(**splits), measure="none", setting=CPU)
         assert found.about["notes"] == [f"no temperature was fitted: {reason}"]
-        assert found.points[0].temperature is found.points[0].nll_after is found.points[0].ece_after is None
-        assert found.points[0].nll > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
+        assert found.points[0].temperature is value(found.points[0], "nll_after") is value(found.points[0], "ece_after") is None
+        assert value(found.points[0], "nll") > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
 
 
 def test_images_that_are_read_otherwise_are_told():
     model = as_classifier(create_model("test_resnet", num_classes=6))
     model.image_size = 64  # as it is in a run whose images were resized
-    found = compare([model], data(val=None), measure="none", device="cpu")
+    found = compare([model], data(val=None), measure="none", setting=CPU)
     told = "model: was trained on images resized to 64 px first, and these are of their own size; that may cost it accuracy"
     assert told in found.about["notes"]
 
@@ -277,23 +264,33 @@ class Squeamish(Looker):
 
 def test_an_image_that_one_model_cannot_read_counts_for_none():
     found = compare(
-        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), budgets=[(6,)], measure="none", device="cpu"
+        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), locations=[(6,)], measure="none", setting=CPU
     )
     # Of 30 images two cannot be opened, and five are of the class that the second model cannot read.
     assert [p.images for p in found.points] == [23, 23] and [p.accuracy for p in found.points] == [1, 1]
     assert [name for name, _ in found.errors] == ["0.png", "4.png", "image 3", "image 9", "image 15", "image 21", "image 27"]
 
 
+def test_a_limit_holds_for_all_models_and_splits():
+    setting = Setting(device="cpu", limit=10, on_progress=lambda *step: told.append(step))
+    told = []
+    found = compare([Looker(), Looker()], data(), locations=[(3,)], measure="none", setting=setting)
+    drawn = generator(0, 0, 0, "order").permutation(30)[:10]
+    assert [p.images for p in found.points] == [10, 10] and found.about["limit"] == 10
+    assert [p.accuracy for p in found.points] == [(data().test.targets[drawn] < 3).mean()] * 2
+    assert told[-1] == (24, 24, "accuracy")  # two models, of each 4 learned looks on two splits and 4 random ones on one
+
+
 def test_what_does_not_fit_is_told():
-    here = {"measure": "none", "device": "cpu"}
+    here = {"measure": "none", "setting": CPU}
     with pytest.raises(ConfigError, match="test_resnet, test_vit: no model here has weights"):
         compare(["test_resnet", "test_vit"], data(), **here)
     with pytest.raises(ConfigError, match="resnet5000: there is no model of this name"):
         compare([tnet(), "resnet5000"], data(), **here)
-    with pytest.raises(ConfigError, match="--locations 2: these models look once"):
-        compare([create_model("test_resnet", num_classes=6)], data(), budgets=[(2,)], **here)
-    with pytest.raises(ConfigError, match="--locations 10: model can meet none of it"):
-        compare([tnet()], data(), budgets=[(10,)], **here)
+    with pytest.raises(ConfigError, match="`locations` 2: these models look once"):
+        compare([create_model("test_resnet", num_classes=6)], data(), locations=[(2,)], **here)
+    with pytest.raises(ConfigError, match="`locations` 10: none of them fits model"):
+        compare([tnet()], data(), locations=[(10,)], **here)
     with pytest.raises(DataError, match="no image could be read by every model"):
         compare([Nothing((0, 1, 2)), Nothing((3, 4, 5))], data(val=None), **here)
 

@@ -14,14 +14,16 @@ from rich.console import Console
 
 from foveal.data import DataModule
 from foveal.errors import ConfigError
-from foveal.evaluation import solve, stop_early
-from foveal.evaluation.cost import REPEATS, WARM_UP
-from foveal.evaluation.early_exit import NEVER_SURE, _times, mean_cost, spend, threshold_for
+from foveal.evaluation import Bench, Setting, evaluate_early_exit, find_thresholds
+from foveal.evaluation.thresholds import NEVER_SURE, _times, mean_cost, score_exits, threshold_for
+from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.images import ArrayPyramid
 from foveal.images.views import TensorViews
 from foveal.models import create_model
-from foveal.prediction import count
+from foveal.prediction import count_cost
 from tests.evaluation.tiny import OpenImages, data
+
+CPU = Setting(device="cpu")
 
 
 def tnet(**options):
@@ -47,9 +49,9 @@ def test_mean_cost_by_hand():
 
 def test_budgets_are_met_in_looks_and_in_products():
     model, images = tnet(), data(5)
-    price = [count(model, 8, (k,) if k else ()).macs for k in range(4)]
+    price = [count_cost(model, 8, (k,) if k else ()).macs for k in range(4)]
     budgets = ["3locations", f"{price[3]}mac", "1.5locations", f"{(price[1] + price[2]) // 2}mac", f"{price[0]}mac"]
-    whole, all_products, some, some_products, least = solve(model, images, budgets, split="test", device="cpu")
+    whole, all_products, some, some_products, least = find_thresholds(model, images, budgets, setting=Setting(split="test", device="cpu"))
     assert whole.threshold == all_products.threshold == NEVER_SURE and (whole.cost, all_products.cost) == (3, price[3])
     assert 0 < some.cost <= 1.5 and price[0] < some_products.cost <= (price[1] + price[2]) / 2 and least.cost == price[0]
     assert least.threshold < some.threshold < NEVER_SURE and some.images == 30
@@ -62,24 +64,26 @@ def test_images_with_fewer_cells_than_looks_are_counted_as_they_were_looked_at()
     images = [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [*[(48, 120)] * 7, *[(90, 90)] * 3]]
     splits = {"val": OpenImages(images[:7]), "test": OpenImages(images)}
     mixed = DataModule(tuple("abcdef"), **splits, name="mixed")
-    exits = solve(model, mixed, ["2.5locations"], locations=(5,), device="cpu")
+    exits = find_thresholds(model, mixed, ["2.5locations"], locations=(5,), setting=CPU)
     assert exits[0].threshold <= 1 and exits[0].cost <= 2.5
-    unbound = solve(model, mixed, ["3locations"], locations=(5,), device="cpu")
+    unbound = find_thresholds(model, mixed, ["3locations"], locations=(5,), setting=CPU)
     assert unbound[0].threshold == NEVER_SURE and unbound[0].cost == 3  # more is not to be had of the validation images
-    ways = spend(model, mixed, unbound, split="test", device="cpu", batch_size=4)
+    ways = score_exits(Bench([model], mixed, Setting(split="test", device="cpu", batch_size=4)), unbound)
     assert [way.locations for way in ways] == pytest.approx([0, 1, 2, 3, 3.3, 3.6, 3.6])
-    cost = [count(model, 90, (k,) if k else ()).macs for k in range(6)]
+    cost = [count_cost(model, 90, (k,) if k else ()).macs for k in range(6)]
     assert [way.macs for way in ways] == pytest.approx(
         [*cost[:4], 0.7 * cost[3] + 0.3 * cost[4], 0.7 * cost[3] + 0.3 * cost[5], 0.7 * cost[3] + 0.3 * cost[5]]
     )
 
 
 def test_the_report(tmp_path):
-    result = stop_early(tnet(), replace(data(4), val=data(4).test), ["1locations", "1000ms"], split="test", device="cpu", batch_size=7)
+    result = evaluate_early_exit(
+        tnet(), replace(data(4), val=data(4).test), ["1locations", "1000ms"], setting=Setting(split="test", device="cpu", batch_size=7)
+    )
     result.write(tmp_path)
     fixed, early = [w for w in result.ways if not w.stops], [w for w in result.ways if w.stops]
     assert [w.name for w in fixed] == ["0", "1", "2", "3"] and [w.locations for w in fixed] == [0, 1, 2, 3]
-    assert [w.macs for w in fixed] == [count(tnet(), 8, (k,)).macs for k in range(4)]
+    assert [w.macs for w in fixed] == [count_cost(tnet(), 8, (k,)).macs for k in range(4)]
     assert [w.name for w in early] == ["1locations", "1000ms"] and early[1].locations == 3
     assert all(w.images == 24 and w.milliseconds > 0 and w.interval[0] <= w.accuracy <= w.interval[1] for w in result.ways)
     stored = json.loads((tmp_path / "early_exit.json").read_text())
@@ -93,15 +97,15 @@ def test_the_report(tmp_path):
 @pytest.mark.parametrize(
     ("model", "budget", "message"),
     [
-        (tnet, "1mac", r"--budget 1mac: the first look alone costs \d.*MMAC; allow more"),
-        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "with one look there is nowhere to stop on the way"),
-        (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop on the way; use --locations instead"),
+        (tnet, "1mac", r"`budgets` 1mac: the first look alone costs \d.*MMAC; allow more"),
+        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "with one look there is nothing to leave out"),
+        (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop early; use `locations` instead"),
         (tnet, "many", "--budget many: is no cost"),
     ],
 )
 def test_what_cannot_be_solved_gets_a_sentence(model, budget, message):
     with pytest.raises(ConfigError, match=message):
-        solve(model(), data(8), [budget], split="test", device="cpu", seconds=0.01)
+        find_thresholds(model(), data(8), [budget], seconds=0.01, setting=Setting(split="test", device="cpu"))
 
 
 def test_a_time_is_that_of_looking_on_turn_by_turn():

@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from foveal.errors import ConfigError
-from foveal.evaluation import table
-from foveal.evaluation.tables import NOT_FOUND, names
+from foveal.evaluation import paper_table
+from foveal.evaluation.papers import NOT_FOUND, table_names
 from foveal.models import create_model
-from foveal.prediction import count
+from foveal.prediction import count_cost
 
 WRAPPER = {"image_size": None, "mean": None, "std": None, "squash": False, "antialias": True, "crop": None}
 
@@ -58,7 +58,7 @@ def printed(found, width=200, wide=True):
 
 def test_claims_are_the_documents():
     """Specification of the attention-based CNN, 4.1: table 1, table 3, and the ablations of tables 2 and 4."""
-    found = table("cifar", "nowhere")
+    found = paper_table("cifar", "nowhere")
     wanted = {
         "ResNet-110": ((93.6,), (72.7,)), "DenseNet-BC-100-12": ((94.4, 95.0), (73.3, 76.4)), "SE-ResNet-110": ((95.2, 95.3), (75.7, 77.1)),
         "CBAM-ResNet-110": ((95.5,), (76.1,)), "attention CNN": ((96.2,), (80.5,)), "without attention": ((93.8,), (73.6, 74.3)),
@@ -76,17 +76,23 @@ def test_published_accuracies_are_the_published_errors():
         ("DenseNet-BC-100-12", "cifar100"): 22.27, ("SE-ResNet-110", "cifar10"): 5.21, ("SE-ResNet-110", "cifar100"): 23.85,
         ("Residual Attention Network, 92", "cifar10"): 4.99, ("Residual Attention Network, 92", "cifar100"): 21.71,
     }  # fmt: skip
-    found = table("cifar", "nowhere")
+    found = paper_table("cifar", "nowhere")
     for (name, data), error in errors.items():
         assert row_of(found, name, data).published[0].value == pytest.approx(100 - error, abs=1e-9)
     assert row_of(found, "CBAM-ResNet-110").published == NOT_FOUND
-    used = {p.source for name in names() for row in table(name, "nowhere").rows if isinstance(row.published, tuple) for p in row.published}
-    assert used < {key for name in names() for key in table(name, "nowhere").sources}
+    used = {
+        p.source
+        for name in table_names()
+        for row in paper_table(name, "nowhere").rows
+        if isinstance(row.published, tuple)
+        for p in row.published
+    }
+    assert used < {key for name in table_names() for key in paper_table(name, "nowhere").sources}
 
 
 def test_columns_are_never_mixed(tmp_path):
     make_run(tmp_path / "a", 0.9123, model={"name": "se_resnet110_cifar"})
-    lines = printed(table("cifar", tmp_path)).splitlines()
+    lines = printed(paper_table("cifar", tmp_path)).splitlines()
     head = next(line for line in lines if "claimed" in line)
     line = next(line for line in lines if "SE-ResNet-110" in line)
     assert re.split(" {2,}", head.strip()) == [
@@ -99,14 +105,14 @@ def test_columns_are_never_mixed(tmp_path):
     assert "SE-ResNet-110, cifar10, 91.23: 200 epochs, step, batches of 128" in lines
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", table_names())
 def test_the_table_fits_a_terminal(tmp_path, name):
     ways = [{}, {"schedule": "cosine"}, {"objective": {"smoothing": 0.123456789}}] if name == "cifar" else []
     for number, way in enumerate(ways):
         for seed in range(2):
             model = {"name": "attention92_cifar" if number else "se_resnet110_cifar"}
             make_run(tmp_path / f"{number}/{seed}", 0.91 + seed / 100, seed=seed, model=model, **way)
-    found = table(name, tmp_path)
+    found = paper_table(name, tmp_path)
     text, whole = printed(found, 80, wide=False), printed(found, 10_000, wide=False)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in whole
     tables = [re.split(r"\n\n(?=\S+, \w+, |No run)", part)[0] for part in (text, whole)]  # without the paragraphs
@@ -124,7 +130,7 @@ def test_seeds_are_averaged_and_nothing_else(tmp_path):
     make_run(tmp_path / "cosine", 0.95, schedule="cosine")
     make_run(tmp_path / "few", 0.80, data={"train": 10_000})
     make_run(tmp_path / "other", 0.99, data={"name": "digits"})
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     assert not found.left_out
     step, *others = row_of(found, "ResNet-20").measured
     assert step.mean == pytest.approx(100 * statistics.fmean(values)) and step.deviation == pytest.approx(100 * statistics.stdev(values))
@@ -140,14 +146,14 @@ def test_seeds_are_averaged_and_nothing_else(tmp_path):
 
 def test_one_model_may_be_in_two_sections(tmp_path):
     make_run(tmp_path / "a", 0.93, model={"name": "resnet110_cifar"})
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     assert [row.name for row in found.rows if row.measured] == ["ResNet-110", "without attention"]
 
 
 def test_options_decide_the_row(tmp_path):
     make_run(tmp_path / "a", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful"}})
     make_run(tmp_path / "b", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful", "count": 2}})
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     assert [row.name for row in found.rows if row.measured] == ["attention CNN, faithful"]
     ((folder, reason),) = found.left_out
     assert folder == str(tmp_path / "b") and "is no row" in reason
@@ -166,7 +172,7 @@ def test_options_decide_the_row(tmp_path):
 )
 def test_what_does_not_count_is_left_out_with_the_reason(tmp_path, change, words):
     make_run(tmp_path / "a", 0.5, **change)
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     ((_, reason),) = found.left_out
     assert words in reason and not any(row.measured for row in found.rows)
 
@@ -175,7 +181,7 @@ def test_a_run_that_diverged_is_told_so(tmp_path):
     folder = make_run(tmp_path / "a", 0.5, epoch=150)
     (folder / "model.safetensors").unlink()  # which a run that diverges does not get to
     (folder / "metrics.csv").write_text("step,epoch,seconds,loss\n50,0.128,5.0,2.1\n73,0.187,7.1,nan\n")
-    ((_, reason),) = table("cifar", tmp_path).left_out
+    ((_, reason),) = paper_table("cifar", tmp_path).left_out
     assert reason == "diverged in step 73; train with a lower --optimiser.lr or --optimiser.clip 1"
 
 
@@ -185,7 +191,7 @@ def test_damaged_and_old_evaluations_are_left_out(tmp_path):
     (tmp_path / "none" / "evaluation.json").unlink()
     (tmp_path / "damaged" / "evaluation.json").write_text("{")
     os.utime(tmp_path / "old" / "evaluation.json", (1, 1))
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     reasons = {folder.rpartition(os.sep)[2]: reason for folder, reason in found.left_out}
     assert "no evaluation of these weights" in reasons["none"] and "no evaluation of these weights" in reasons["old"]
     assert "damaged" in reasons["damaged"]
@@ -202,7 +208,7 @@ def test_a_bad_folder_is_left_out_and_hides_no_other(tmp_path, damage):
     make_run(tmp_path / "a", 0.5)
     make_run(tmp_path / "b", 0.9)
     (tmp_path / "a" / damage[0]).write_text(damage[1])
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     ((folder, reason),) = found.left_out
     assert folder == str(tmp_path / "a") and (damage[0] in reason or "evaluated on all" in reason)
     assert row_of(found, "ResNet-20").measured[0].runs == (str(tmp_path / "b"),)
@@ -213,7 +219,7 @@ def test_time_ends_a_run_too(tmp_path, seconds):
     """The last line may be as far from the end as the line before is from it."""
     run = make_run(tmp_path / "a", 0.5, epoch=30, max_time=36_000)
     (run / "metrics.csv").write_text(f"step,epoch,seconds\n50,14,17000\n100,28,34000\n11000,30,{seconds}\n")
-    assert row_of(table("cifar", tmp_path), "ResNet-20").measured[0].how == "200 epochs or 36,000 s, step, batches of 128"
+    assert row_of(paper_table("cifar", tmp_path), "ResNet-20").measured[0].how == "200 epochs or 36,000 s, step, batches of 128"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_time_ends_a_run_too(tmp_path, seconds):
 )
 def test_what_is_not_the_recipes_is_said_beside_no_other_run_too(tmp_path, change, words):
     make_run(tmp_path / "a", 0.9, **change)
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     assert row_of(found, "ResNet-20").measured[0].how == f"200 epochs, step, batches of 128, {words}"
     assert words.split(", ")[0] in printed(found)
 
@@ -240,7 +246,7 @@ def test_lines_of_a_row_never_read_the_same(tmp_path):
     for i, change in enumerate(changes):
         make_run(tmp_path / f"{i}", 0.9, **({"ema": None} | change))
     make_run(tmp_path / "older", 0.9, seed=1)  # which knew of no such option
-    groups = row_of(table("cifar", tmp_path), "ResNet-20").measured
+    groups = row_of(paper_table("cifar", tmp_path), "ResNet-20").measured
     assert [len(group.runs) for group in groups] == [2, 1, 1, 1, 1]
     words = ("128", "ema 0.99", "accumulate 2", "objective.smoothing 0.1", "optimiser.warmup 400")
     assert all(group.how.endswith(word) for group, word in zip(groups, words, strict=True))
@@ -249,10 +255,10 @@ def test_lines_of_a_row_never_read_the_same(tmp_path):
 def test_the_usual_settings_are_those_of_the_recipes():
     from foveal.recipes import load_recipe
 
-    for name in names():
+    for name in table_names():
         content = yaml.safe_load(files("foveal.evaluation").joinpath("tables", f"{name}.yaml").read_text())
         usual = content["tables"]["cifar10" if name == "cifar" else "top1"]["usual"]
-        for row in table(name, "nowhere").rows:
+        for row in paper_table(name, "nowhere").rows:
             if row.recipe is not None and row.data in ("cifar10", "top1"):
                 recipe = load_recipe(row.recipe)
                 recipe["model"] = {"name": recipe["model"]} if isinstance(recipe["model"], str) else recipe["model"]
@@ -266,7 +272,7 @@ def test_a_written_default_is_no_difference(tmp_path):
     run = make_run(tmp_path / "b", 0.91, seed=1, precision="32-true")
     config = yaml.safe_load((run / "config.yaml").read_text()) | {"model": {"name": "resnet20_cifar", "num_classes": None}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert row_of(table("cifar", tmp_path), "ResNet-20").measured[0].seeds == (0, 1)
+    assert row_of(paper_table("cifar", tmp_path), "ResNet-20").measured[0].seeds == (0, 1)
 
 
 def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(tmp_path):
@@ -277,7 +283,7 @@ def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(
         model = {"name": "attn_resnet110_cifar", "attention_options": {"clip": clip}}
         make_run(tmp_path / f"clip{seed}", 0.9, seed=seed, model=model, optimiser={"lr": 1 if seed else 1.0})
     make_run(tmp_path / "nl", 0.9, model={"name": "nl_resnet110_cifar", "place": "block"})  # its own is middle
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     for name, seeds in (("attention CNN", (0, 1, 2)), ("clipped at 4, zero start", (0, 1))):
         assert [group.seeds for group in row_of(found, name).measured] == [seeds]
     assert [(folder, "is no row" in reason) for folder, reason in found.left_out] == [(str(tmp_path / "nl"), True)]
@@ -287,7 +293,7 @@ def test_a_training_repeated_is_no_second_seed(tmp_path):
     for i, name in enumerate("acb"):
         make_run(tmp_path / name, 0.9 + i / 100)
         os.utime(tmp_path / name / "model.safetensors", (i + 1, i + 1))
-    found = table("cifar", tmp_path)
+    found = paper_table("cifar", tmp_path)
     (group,) = row_of(found, "ResNet-20").measured
     assert (group.mean, group.deviation, group.runs) == (pytest.approx(92), None, (str(tmp_path / "b"),))
     assert [folder for folder, _ in found.left_out] == [str(tmp_path / "a"), str(tmp_path / "c")]
@@ -296,15 +302,15 @@ def test_a_training_repeated_is_no_second_seed(tmp_path):
 
 def test_times_of_two_machines_are_not_compared(tmp_path):
     make_run(tmp_path / "a", 0.9, machine=("cuda:0", "fast"))
-    assert re.search(r"0\.500 +cuda", printed(table("cifar", tmp_path)))
+    assert re.search(r"0\.500 +cuda", printed(paper_table("cifar", tmp_path)))
     make_run(tmp_path / "b", 0.9, seed=1)
-    (group,) = row_of(table("cifar", tmp_path), "ResNet-20").measured
+    (group,) = row_of(paper_table("cifar", tmp_path), "ResNet-20").measured
     assert (group.milliseconds, group.device, len(group.runs)) == (None, None, 2)
 
 
 def test_networks_that_are_not_shipped_have_published_numbers_alone():
     """Bello et al., table of CIFAR-100."""
-    found = table("cifar", "nowhere")
+    found = paper_table("cifar", "nowhere")
     for name, value in (("SE-WRN-28-10", 81.0), ("GE-WRN-28-10", 79.8)):
         row = row_of(found, name, "cifar100")
         assert (row.published, row.model, row.recipe) == (((value, "aa"),), None, None)
@@ -315,7 +321,7 @@ def test_imagenet_has_two_tables(tmp_path):
     model, data = {"name": "seresnet50", "image_size": 224}, {"name": "imagenet", "augmentation": "inception"}
     make_run(tmp_path / "a", 0.77, top5=0.93, model=model, images=50_000, data=data, split="val")
     make_run(tmp_path / "b", 0.77, top5=0.93, model=model, images=50_000, data=data, split="test")
-    found = table("imagenet", tmp_path)
+    found = paper_table("imagenet", tmp_path)
     assert [row_of(found, "SE-ResNet-50", data).measured[0].mean for data in ("top1", "top5")] == [pytest.approx(77), pytest.approx(93)]
     assert row_of(found, "SE-ResNet-50", "top1").measured[0].how == "200 epochs, step, batches of 128"
     ((folder, reason),) = found.left_out
@@ -327,13 +333,13 @@ def test_imagenet_has_two_tables(tmp_path):
 
 def test_no_such_table():
     with pytest.raises(ConfigError, match="did you mean cifar"):
-        table("cifr")
+        paper_table("cifr")
     with pytest.raises(ConfigError, match="use cifar or imagenet"):
-        table("mnist")
+        paper_table("mnist")
 
 
 def costed(every):
-    rows = [row for name in names() for row in table(name, "nowhere").rows if row.model and row.data != "top5"]
+    rows = [row for name in table_names() for row in paper_table(name, "nowhere").rows if row.model and row.data != "top5"]
     assert all(row.parameters for row in rows)
     wanted = ("ResNet-110", "SE-ResNet-20", "with, after each stage")
     return [row for row in rows if every or (row.name in wanted and row.data == "cifar10")]
@@ -345,5 +351,5 @@ def test_costs_are_those_of_the_models(every):
         options = dict(row.model)
         classes, size = {"cifar10": (10, 32), "cifar100": (100, 32), "top1": (1000, 224)}[row.data]
         with torch.device("meta"):
-            cost = count(create_model(options.pop("name"), num_classes=classes, **options), size)
+            cost = count_cost(create_model(options.pop("name"), num_classes=classes, **options), size)
         assert (cost.parameters, cost.macs) == (row.parameters, row.macs), row.name
