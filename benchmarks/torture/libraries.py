@@ -98,6 +98,7 @@ def by_libvips(path: Path) -> Pixels:
     import pyvips
 
     pyvips.cache_set_max(0)
+    pyvips.vips_lib.vips_error_clear()
     first = pyvips.Image.new_from_file(str(path), fail_on="error", access="sequential")
     if first.width * first.height * first.bands > 1 << 27:
         raise ValueError("too large")
@@ -151,7 +152,8 @@ def read_by(name: str, path: Path) -> Pixels | str | None:
     except (Unknown, ImportError):
         return None
     except Exception as error:
-        return " ".join(str(error).split())[:160] or type(error).__name__
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        return None if re.search(r"not (implemented|supported|configured|recognized)", text) else text
 
 
 @contextlib.contextmanager
@@ -170,42 +172,43 @@ def quiet() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------- checksums and warnings
 
 
-def damage_told(path: Path) -> dict[str, str]:
-    """What checksums, lengths and libjpeg tell of lost pixels, by who tells it; empty where nothing is told."""
+def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
+    """What checksums, lengths and libjpeg tell of lost pixels, by who tells it; empty where nothing is told.
+
+    Args:
+        path: the file.
+        all_warnings: count what libjpeg says of stray bytes and the like, too, which may or may not be a sign of damage.
+    """
     data = path.read_bytes()
     found: dict[str, str | None] = {}
     try:
         if data.startswith(b"\xff\xd8"):
-            found["libjpeg"] = libjpeg_warns(data)
+            found["libjpeg"] = libjpeg_warns(data, all_warnings)
         elif data.startswith(b"\x89PNG"):
             found["CRC"], found["Adler"] = _png(data)
         elif data[:2] in (b"II", b"MM"):
-            found |= _tiff(path, data)
+            found |= _tiff(path, data, all_warnings)
     except Exception as error:
         found["parsing"] = f"{type(error).__name__}: {error}"
     return {name: text for name, text in found.items() if text}
 
 
-def libjpeg_warns(data: bytes, colours: str | None = None) -> str | None:
-    """The first warning of libjpeg that is not of stray bytes and the like; those are told by `harmless_too`."""
-    text = libjpeg_says(data, colours)
-    return None if text is None or any(part in text for part in HARMLESS) else text
-
-
-def libjpeg_says(data: bytes, colours: str | None = None) -> str | None:
-    """Whatever libjpeg says, by simplejpeg."""
+def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
+    """The first warning of libjpeg, by simplejpeg; unless all are wanted, those of stray bytes and the like do not count."""
     import simplejpeg
 
     try:
         height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
         if height * width > 1 << 25:
             return "too large"
-        default = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(kind, "RGB")
-        simplejpeg.decode_jpeg(data, colours or default, strict=True)
+        colours = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(kind, "RGB")
+        simplejpeg.decode_jpeg(data, colours, strict=True)
         return None
     except ValueError as error:
         text = str(error)
-        return None if re.search(r"subsampling|precision", text) else text
+        among_headers = data.count(b"\xff\xda") == 1 and re.search(r"extraneous bytes before marker 0x(c|da|db|dd|e|f)", text)
+        harmless = any(part in text for part in HARMLESS) and (among_headers or not all_warnings)
+        return None if harmless or re.search(r"subsampling|precision", text) else text
 
 
 def _png(data: bytes) -> tuple[str | None, str | None]:
@@ -232,7 +235,7 @@ def _png(data: bytes) -> tuple[str | None, str | None]:
         return wrong, str(error)
 
 
-def _tiff(path: Path, data: bytes) -> dict[str, str | None]:
+def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
     """Strips and tiles that are cut off, have wrong checksums, or decode to less than their size."""
     import imagecodecs
     import tifffile
@@ -241,6 +244,8 @@ def _tiff(path: Path, data: bytes) -> dict[str, str | None]:
     with tifffile.TiffFile(path) as file:
         for page in (p.aspage() for p in file.pages):
             compression = int(page.compression)
+            if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
+                found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
             for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
                 if count == 0:
                     continue
@@ -252,14 +257,8 @@ def _tiff(path: Path, data: bytes) -> dict[str, str | None]:
                 try:
                     if compression in (8, 32946):
                         stream = zlib.decompressobj()
-                        short = len(stream.decompress(piece, size + 1)) < size
-                        stream.decompress(b"") if short else stream.flush()
-                        told = "too little" if short else None
-                        if not short and not stream.eof:  # let it come to its checksum
-                            rest = zlib.decompressobj()
-                            rest.decompress(piece, 1 << 26)
-                            told = None if rest.eof else "no end"
-                        found["deflate"] = found.get("deflate") or told
+                        short = len(stream.decompress(piece, 1 << 26)) < size
+                        found["deflate"] = found.get("deflate") or ("too little" if short or not stream.eof else None)
                     elif compression == 5:
                         found["LZW"] = found.get("LZW") or ("too little" if len(imagecodecs.lzw_decode(piece)) < size else None)
                     elif compression == 32773:
@@ -269,7 +268,7 @@ def _tiff(path: Path, data: bytes) -> dict[str, str | None]:
                     elif compression == 34925:
                         found["LZMA"] = found.get("LZMA") or ("too little" if len(lzma.decompress(piece)) < size else None)
                     elif compression == 7:
-                        found["libjpeg"] = found.get("libjpeg") or jpeg_tile_warns(page, piece)
+                        found["libjpeg"] = found.get("libjpeg") or libjpeg_warns(_whole_jpeg(page, piece), all_warnings)
                     elif compression == 1 and count < size:
                         found["length"] = "too few bytes"
                 except Exception as error:
@@ -291,10 +290,8 @@ def _raw_size(page: Any, index: int) -> int:
     return rows * -(-width * samples * page.bitspersample // 8)
 
 
-def jpeg_tile_warns(page: Any, piece: bytes) -> str | None:
-    """What libjpeg says of a JPEG tile with the tables of its page."""
-    piece = piece.rstrip(b"\0") if piece.rstrip(b"\0").endswith(b"\xff\xd9") else piece
-    whole = page.jpegtables[:-2] + piece[2:] if page.jpegtables else piece
-    return libjpeg_warns(whole)
-
-
+def _whole_jpeg(page: Any, piece: bytes) -> bytes:
+    """A JPEG tile with the tables of its page, without padding."""
+    bare = piece.rstrip(b"\0")
+    piece = bare if bare.endswith(b"\xff\xd9") else piece
+    return page.jpegtables[:-2] + piece[2:] if page.jpegtables else piece

@@ -178,18 +178,20 @@ def _pnm(kind: int) -> Callable[[Path], Any]:
     return make
 
 
-def _tiff(pixels: Callable[[], np.ndarray] = picture, levels: int = 1, **options: Any) -> Callable[[Path], None]:
-    """A TIFF by tifffile: tiled unless ``tile`` is None; levels by leaving out pixels."""
+def write_tiff(pixels: Callable[[], np.ndarray] = picture, levels: int = 1, planar: bool = False, **options: Any) -> Callable[[Path], None]:
+    """A TIFF by tifffile, tiled unless ``tile`` is None; the bands apart if ``planar``; levels by leaving out pixels."""
 
     def make(path: Path) -> None:
-        data = pixels()
+        data = np.moveaxis(pixels(), -1, 0) if planar else pixels()
         given = {"tile": TILE, "photometric": "rgb" if data.ndim == 3 and data.shape[2] == 3 else "minisblack", "metadata": None, **options}
+        if planar:
+            given["planarconfig"] = "separate"
         if given["tile"] is None:
             given |= {"rowsperstrip": 24} if "rowsperstrip" not in options else {}
         with tifffile.TiffWriter(path, bigtiff=bool(given.pop("big", False)), byteorder=given.pop("order", None)) as writer:
             for i in range(levels):
                 step = 2**i
-                level = data[..., ::step, ::step] if given.get("planarconfig") == "separate" else data[::step, ::step]
+                level = data[..., ::step, ::step] if planar else data[::step, ::step]
                 writer.write(level, subfiletype=int(i > 0), **given)
 
     return make
@@ -211,20 +213,20 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
             given["compressionargs"] = {"lossless": True}
         if compression == "jpegxr":
             given["compressionargs"] = {"level": 0.95}
-        yield f"{shown}, tiles", _tiff(**given)
+        yield f"{shown}, tiles", write_tiff(**given)
         if compression in ("none", "packbits", "lzw", "zlib", "zstd", "lzma", "webp"):
-            yield f"{shown}, strips", _tiff(tile=None, **given)
+            yield f"{shown}, strips", write_tiff(tile=None, **given)
         if compression in ("none", "lzw", "zlib", "zstd", "lzma"):
-            yield f"{shown}, 16 bits", _tiff(lambda: picture(dtype=np.uint16), **given)
-            yield f"{shown}, planar", _tiff(_planes(), planarconfig="separate", **given)
+            yield f"{shown}, 16 bits", write_tiff(lambda: picture(dtype=np.uint16), **given)
+            yield f"{shown}, planar", write_tiff(planar=True, **given)
         if compression in ("lzw", "zlib", "zstd"):
-            yield f"{shown}, predictor", _tiff(predictor=2, **given)
-    yield "JPEG, YCbCr tiles", _tiff(photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
-    yield "JPEG, RGB tiles", _tiff(photometric="rgb", **_jpeg_tiles())
-    yield "JPEG, grey tiles", _tiff(lambda: picture(1), **_jpeg_tiles())
-    yield "JPEG, CMYK tiles", _tiff(lambda: picture(4), photometric="separated", **_jpeg_tiles())
-    yield "JPEG, planar tiles", _tiff(_planes(), planarconfig="separate", photometric="rgb", **_jpeg_tiles())
-    yield "JPEG, strips", _tiff(tile=None, rowsperstrip=32, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
+            yield f"{shown}, predictor", write_tiff(predictor=2, **given)
+    yield "JPEG, YCbCr tiles", write_tiff(photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
+    yield "JPEG, RGB tiles", write_tiff(photometric="rgb", **_jpeg_tiles())
+    yield "JPEG, grey tiles", write_tiff(lambda: picture(1), **_jpeg_tiles())
+    yield "JPEG, CMYK tiles", write_tiff(lambda: picture(4), photometric="separated", **_jpeg_tiles())
+    yield "JPEG, planar tiles", write_tiff(planar=True, photometric="rgb", **_jpeg_tiles())
+    yield "JPEG, strips", write_tiff(tile=None, rowsperstrip=32, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
     yield "JPEG by libtiff", _pillow(form="TIFF", compression="jpeg")
     yield "deflate by libtiff", _pillow(form="TIFF", compression="tiff_adobe_deflate")
     yield "LZW by libtiff", _pillow(form="TIFF", compression="tiff_lzw")
@@ -232,14 +234,14 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "fax 4", _pillow("1", "TIFF", compression="group4")
     yield "palette", _pillow("P", "TIFF")
     yield "CMYK", _pillow("CMYK", "TIFF")
-    yield "grey, 16 bits", _tiff(lambda: picture(1, np.uint16), compression="zlib")
-    yield "alpha", _tiff(lambda: _cover(picture()), photometric="rgb", extrasamples=["unassalpha"], compression="zlib")
-    yield "pyramid", _tiff(levels=3, compression="zlib")
-    yield "pyramid of JPEG tiles", _tiff(levels=3, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
-    yield "pyramid, big-endian", _tiff(levels=2, compression="lzw", order=">")
-    yield "BigTIFF", _tiff(levels=2, compression="zlib", big=True)
-    yield "min is white", _tiff(lambda: picture(1), photometric="miniswhite", compression="zlib")
-    yield "4 bands", _tiff(lambda: picture(4), photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0], compression="zlib")
+    yield "grey, 16 bits", write_tiff(lambda: picture(1, np.uint16), compression="zlib")
+    yield "alpha", write_tiff(lambda: _cover(picture()), photometric="rgb", extrasamples=["unassalpha"], compression="zlib")
+    yield "pyramid", write_tiff(levels=3, compression="zlib")
+    yield "pyramid of JPEG tiles", write_tiff(levels=3, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
+    yield "pyramid, big-endian", write_tiff(levels=2, compression="lzw", order=">")
+    yield "BigTIFF", write_tiff(levels=2, compression="zlib", big=True)
+    yield "min is white", write_tiff(lambda: picture(1), photometric="miniswhite", compression="zlib")
+    yield "4 bands", write_tiff(lambda: picture(4), photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0], compression="zlib")
     yield "YCbCr, uncompressed", _ycbcr((1, 1))
     yield "YCbCr 4:2:0, uncompressed", _ycbcr((2, 2))
     yield "YCbCr 4:2:2, LZW", _ycbcr((2, 1), "tiff_lzw")
@@ -318,7 +320,7 @@ def _raster(driver: str, dtype: Any = np.uint8, bands: int = 3, **options: Any) 
 
 
 def _vrt(path: Path) -> None:
-    _tiff(compression="zlib")(path.with_suffix(".tif"))
+    write_tiff(compression="zlib")(path.with_suffix(".tif"))
     bands = "".join(
         f'<VRTRasterBand dataType="Byte" band="{i}"><SimpleSource><SourceFilename relativeToVRT="1">{path.with_suffix(".tif").name}'
         f"</SourceFilename><SourceBand>{i}</SourceBand></SimpleSource></VRTRasterBand>"
@@ -380,9 +382,9 @@ def _all() -> Iterator[Variant]:
     for name, make in _tiffs():
         yield Variant("TIFF", name, ".tif", make)
     for name, dtype in {"float32": np.float32, "float16": np.float16}.items():
-        yield Variant("TIFF", name, ".tif", _tiff(lambda dtype=dtype: picture(dtype=dtype), compression="zlib"), (0, 1))
-    yield Variant("TIFF", "float32, predictor", ".tif", _tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3), (0, 1))
-    yield Variant("TIFF", "int16", ".tif", _tiff(lambda: picture(1, np.int16), compression="lzw"), (0, 32767))
+        yield Variant("TIFF", name, ".tif", write_tiff(lambda dtype=dtype: picture(dtype=dtype), compression="zlib"), (0, 1))
+    yield Variant("TIFF", "float32, predictor", ".tif", write_tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3), (0, 1))
+    yield Variant("TIFF", "int16", ".tif", write_tiff(lambda: picture(1, np.int16), compression="lzw"), (0, 32767))
     yield Variant("TIFF", "SVS", ".svs", _svs)
     yield Variant("TIFF", "OME-TIFF, channels as pages", ".ome.tif", _ome)
     yield Variant("slides", "Leica SCN", ".scn", _scn, module="openslide")

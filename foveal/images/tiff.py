@@ -24,7 +24,9 @@ import io
 import logging
 import os
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ import tifffile
 
 from foveal.errors import ImageError
 from foveal.images import pages, scale
+from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import open_file, read_at, reading
@@ -42,8 +45,8 @@ from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3}
-_NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr"}
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
+_NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB"}
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Layout:
         alpha: the band that is alpha, or None.
         palette: (n, 3) colours, or None.
         nodata: value that means "nothing here", or None.
+        convert: makes RGB of colours that are stored otherwise and that no codec converts, or None.
     """
 
     levels: list[Level]
@@ -73,6 +77,7 @@ class Layout:
     nodata: float | None
     orientation: int
     metadata: dict[str, Any]
+    convert: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def photometric(self) -> int:
@@ -166,8 +171,9 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
         raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if first.dtype is None:
         raise ImageError(f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; convert it")
-    plain = int(first.compression) not in IMAGE_CODECS
-    if photometric not in _COLOURS or (photometric == 6 and plain) or first.samplesperpixel < _COLOURS[photometric]:
+    convert = _conversion(first)
+    counted = photometric in _COLOURS and first.samplesperpixel >= _COLOURS[photometric]
+    if not counted or (convert is not None and first.dtype not in (np.uint8, np.uint16)[: 2 if photometric > 6 else 1]):
         kind = _NAMES.get(photometric, f"photometric {photometric}")
         raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
     levels = [Level.of(source, level.pages, size=level.size, channels=picture.channels) for level in picture.levels]
@@ -180,8 +186,22 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
         bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
         palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
         orientation=int(first.tags.valueof(274) or picture.parent.tags.valueof(274) or 1), metadata=_metadata(first, picture.parent),
+        convert=convert,
     )  # fmt: skip
     return layout, picture
+
+
+def _conversion(page: tifffile.TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:
+    photometric = int(page.photometric)
+    if photometric in (8, 9):
+        return partial(from_lab, offset=photometric == 9)
+    if photometric != 6 or int(page.compression) in IMAGE_CODECS:
+        return None
+    given = {}
+    for name, code in (("shares", 529), ("ends", 532)):
+        if numbers := page.tags.valueof(code):
+            given[name] = [over / (under or 1) for over, under in zip(numbers[::2], numbers[1::2], strict=True)]
+    return partial(from_ycbcr, **given)
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
@@ -339,9 +359,11 @@ class TiffPyramid(Pyramid):
                 return self._kept[key]
         descriptor = self._descriptor(level.file)
         length = level.counts.get(descriptor, index)
+        where = f"tile {index} of level {number}"
+        if length == 0 and at:
+            raise ImageError(f"{self.path}: {where} has a place in the file but no bytes; the header is damaged, copy it again")
         if length == 0:
             return None
-        where = f"tile {index} of level {number}"
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
@@ -374,14 +396,10 @@ def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: 
         alpha = None
     if layout.palette is not None:
         pixels = layout.palette[pixels[..., 0]]
+    elif layout.convert is not None:
+        pixels = layout.convert(pixels)
     elif layout.photometric == 5:
         pixels = from_cmyk(pixels, highest)
     elif layout.photometric == 0 and pixels.dtype.kind in "ub":
         pixels = ~pixels if pixels.dtype == bool else (highest - pixels).astype(pixels.dtype)
     return pixels, alpha
-
-
-def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
-    """(h, w, 3) RGB of (h, w, 4) ink amounts, without a colour profile, as Pillow does."""
-    light = highest - pixels.astype(np.float32)
-    return np.rint(light[..., :3] * light[..., 3:4] / highest).astype(pixels.dtype)
