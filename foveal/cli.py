@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from foveal.evaluation import Comparison, Cost, EarlyExit, Evaluation, Faithfulness, Occlusion
     from foveal.prediction import Exit
     from foveal.runs import Run
+
+READING = ("fit", "evaluate", "compare", "occlude", "faithful", "predict", "explain", "data")
+"""Commands that read images."""
 
 DESCRIPTION = """Classify large images by looking where it matters."""
 
@@ -100,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str], own_process: bool) -> int:
     """`main`, with streams that print names as they are safe to show."""
+    limit = os.environ.get("FOVEAL_MAX_BYTES")
     fits = argv[:1] == ["fit"]  # which minds signals itself
     watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
@@ -123,6 +128,10 @@ def _main(argv: list[str], own_process: bool) -> int:
     except SystemExit as end:
         return _written(end.code if isinstance(end.code, int) else int(end.code is not None))
     finally:
+        if limit is None:
+            os.environ.pop("FOVEAL_MAX_BYTES", None)
+        else:
+            os.environ["FOVEAL_MAX_BYTES"] = limit
         if own_process:
             gc.freeze()  # the process ends; what is there need not be searched for garbage
 
@@ -202,10 +211,13 @@ def _open_standard_files() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    argv, limit = _take(argv, "max-bytes") if argv[:1] and argv[0] in READING else (argv, [])
+    if limit:  # the processes that read images inherit it
+        os.environ["FOVEAL_MAX_BYTES"] = str(_bytes(limit[-1].rpartition("=")[2]))
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] in (["evaluate"], ["compare"], ["occlude"], ["faithful"], ["data"]) else (argv, [])
-    typed = shlex.join(["foveal", *argv, *data])
+    typed = shlex.join(["foveal", *argv, *data, *limit])
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -252,6 +264,8 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | No
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
+    if name in READING:  # `_run` takes it out
+        parser.add_argument("--max-bytes", metavar="SIZE", help="memory that a decoded image may take, as 4GiB (default: 1GiB)")
     return parser
 
 
@@ -327,6 +341,14 @@ def _natural(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, or of KiB, MiB, GiB or TiB."""
+    found = re.fullmatch(r"(\d+)\s*(?:([KMGT])i?B?)?", text, re.IGNORECASE)
+    if not found or int(found[1]) < 1:
+        raise ConfigError(f"--max-bytes {text}: is no size in memory; give one such as 4GiB, or a number of bytes")
+    return int(found[1]) << 10 * (" KMGT".index(found[2].upper()) if found[2] else 0)
 
 
 _positive.__name__ = _natural.__name__ = "number"  # what argparse calls them in its errors

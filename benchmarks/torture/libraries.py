@@ -88,7 +88,7 @@ def by_tifffile(path: Path) -> Pixels:
         if not pages or sum(page.nbytes for page in pages) > 1 << 28:
             raise ValueError("no pages, or too much of them")
         for page in pages:
-            for at, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            for at, count in zip(page.dataoffsets, page.databytecounts, strict=False):
                 if at + count > file.filehandle.size:
                     raise ValueError("past the end")
         return [page.asarray() for page in pages]
@@ -206,9 +206,18 @@ def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
         return None
     except ValueError as error:
         text = str(error)
-        among_headers = data.count(b"\xff\xda") == 1 and re.search(r"extraneous bytes before marker 0x(c|da|db|dd|e|f)", text)
-        harmless = any(part in text for part in HARMLESS) and (among_headers or not all_warnings)
+        harmless = any(part in text for part in HARMLESS)
+        if harmless and all_warnings:
+            harmless = "Premature" not in text and ("extraneous" not in text or _stray_among_headers(data))
         return None if harmless or re.search(r"subsampling|precision", text) else text
+
+
+def _stray_among_headers(data: bytes) -> bool:
+    """Whether bytes lie between the segments before the first scan of a JPEG, which libjpeg tells first."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 1] != b"\xff"
 
 
 def _png(data: bytes) -> tuple[str | None, str | None]:
@@ -246,7 +255,7 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
             compression = int(page.compression)
             if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
                 found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
-            for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+            for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
                 if count == 0:
                     continue
                 piece = data[at : at + count]
@@ -262,7 +271,9 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
                     elif compression == 5:
                         found["LZW"] = found.get("LZW") or ("too little" if len(imagecodecs.lzw_decode(piece)) < size else None)
                     elif compression == 32773:
-                        found["PackBits"] = found.get("PackBits") or ("too little" if len(imagecodecs.packbits_decode(piece)) < size else None)
+                        found["PackBits"] = found.get("PackBits") or (
+                            "too little" if len(imagecodecs.packbits_decode(piece)) < size else None
+                        )
                     elif compression in (34926, 50000):
                         found["zstd"] = found.get("zstd") or ("too little" if len(imagecodecs.zstd_decode(piece)) < size else None)
                     elif compression == 34925:

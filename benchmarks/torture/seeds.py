@@ -241,7 +241,10 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "pyramid, big-endian", write_tiff(levels=2, compression="lzw", order=">")
     yield "BigTIFF", write_tiff(levels=2, compression="zlib", big=True)
     yield "min is white", write_tiff(lambda: picture(1), photometric="miniswhite", compression="zlib")
-    yield "4 bands", write_tiff(lambda: picture(4), photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0], compression="zlib")
+    yield (
+        "4 bands",
+        write_tiff(lambda: picture(4), photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0], compression="zlib"),
+    )
     yield "YCbCr, uncompressed", _ycbcr((1, 1))
     yield "YCbCr 4:2:0, uncompressed", _ycbcr((2, 2))
     yield "YCbCr 4:2:2, LZW", _ycbcr((2, 1), "tiff_lzw")
@@ -292,8 +295,8 @@ def _ome(path: Path) -> None:
 def _scn(path: Path) -> None:
     """A slide as Leica writes it, so far as OpenSlide asks."""
     size = (128, 192)
-    text = f"""<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="a" sizeX="{size[1] * 2000}"
- sizeY="{size[0] * 2000}"><barcode/><image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="x" version="1"/>
+    text = f"""<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="a"
+ sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/><image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="x" version="1"/>
 <pixels sizeX="{size[1]}" sizeY="{size[0]}"><dimension sizeX="{size[1]}" sizeY="{size[0]}" r="0" ifd="0"/>
 <dimension sizeX="{size[1] // 4}" sizeY="{size[0] // 4}" r="1" ifd="1"/></pixels>
 <view sizeX="{size[1] * 1000}" sizeY="{size[0] * 1000}" offsetX="0" offsetY="0" spacingZ="0"/>
@@ -375,7 +378,11 @@ def _all() -> Iterator[Variant]:
     for mode, kind in {"1": "P4", "L": "P5", "RGB": "P6"}.items():
         yield Variant("PPM", kind, ".ppm", _pillow(mode, "PPM"))
     yield Variant("PPM", "P5, 16 bits", ".pgm", _pillow("I;16", "PPM"))
-    for name, options in {"lossless": {"lossless": True}, "lossy": {"level": 80}, "container": {"lossless": True, "usecontainer": True}}.items():
+    for name, options in {
+        "lossless": {"lossless": True},
+        "lossy": {"level": 80},
+        "container": {"lossless": True, "usecontainer": True},
+    }.items():
         yield Variant("JPEG XL", name, ".jxl", _bytes(imagecodecs.jpegxl_encode, **options))
     yield Variant("JPEG XL", "alpha", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: _cover(picture()), lossless=True))
     yield Variant("JPEG XL", "16 bits", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: picture(dtype=np.uint16), lossless=True))
@@ -383,15 +390,21 @@ def _all() -> Iterator[Variant]:
         yield Variant("TIFF", name, ".tif", make)
     for name, dtype in {"float32": np.float32, "float16": np.float16}.items():
         yield Variant("TIFF", name, ".tif", write_tiff(lambda dtype=dtype: picture(dtype=dtype), compression="zlib"), (0, 1))
-    yield Variant("TIFF", "float32, predictor", ".tif", write_tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3), (0, 1))
+    yield Variant(
+        "TIFF", "float32, predictor", ".tif", write_tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3), (0, 1)
+    )
     yield Variant("TIFF", "int16", ".tif", write_tiff(lambda: picture(1, np.int16), compression="lzw"), (0, 32767))
     yield Variant("TIFF", "SVS", ".svs", _svs)
     yield Variant("TIFF", "OME-TIFF, channels as pages", ".ome.tif", _ome)
     yield Variant("slides", "Leica SCN", ".scn", _scn, module="openslide")
     yield Variant("rasters", "JPEG 2000, lossless", ".jp2", _pillow(form="JPEG2000"), module="rasterio")
-    yield Variant("rasters", "JPEG 2000, lossy", ".jp2", _pillow(form="JPEG2000", quality_layers=[20], irreversible=True), module="rasterio")
+    yield Variant(
+        "rasters", "JPEG 2000, lossy", ".jp2", _pillow(form="JPEG2000", quality_layers=[20], irreversible=True), module="rasterio"
+    )
     yield Variant("rasters", "JPEG 2000 codestream", ".j2k", _pillow(form="JPEG2000", no_jp2=True), module="rasterio")
-    yield Variant("rasters", "JPEG 2000, 16 bits", ".jp2", _raster("JP2OpenJPEG", np.uint16, REVERSIBLE="YES", QUALITY="100"), module="rasterio")
+    yield Variant(
+        "rasters", "JPEG 2000, 16 bits", ".jp2", _raster("JP2OpenJPEG", np.uint16, REVERSIBLE="YES", QUALITY="100"), module="rasterio"
+    )
     yield Variant("rasters", "VRT", ".vrt", _vrt, module="rasterio")
     yield Variant("rasters", "ERDAS", ".img", _raster("HFA"), module="rasterio")
     yield Variant("rasters", "ERDAS, compressed", ".img", _raster("HFA", COMPRESSED="YES"), module="rasterio")

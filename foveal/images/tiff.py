@@ -25,6 +25,7 @@ import logging
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,7 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
         levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
         bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
         palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
-        orientation=int(first.tags.valueof(274) or picture.parent.tags.valueof(274) or 1), metadata=_metadata(first, picture.parent),
+        orientation=_orientation(first, picture.parent), metadata=_metadata(first, picture.parent),
         convert=convert,
     )  # fmt: skip
     return layout, picture
@@ -197,7 +198,7 @@ def _conversion(page: tifffile.TiffPage) -> Callable[[np.ndarray], np.ndarray] |
         return partial(from_lab, offset=photometric == 9)
     if photometric != 6 or int(page.compression) in IMAGE_CODECS:
         return None
-    given = {}
+    given: dict[str, Any] = {}
     for name, code in (("shares", 529), ("ends", 532)):
         if numbers := page.tags.valueof(code):
             given[name] = [over / (under or 1) for over, under in zip(numbers[::2], numbers[1::2], strict=True)]
@@ -219,17 +220,26 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
 
 
 def _metadata(page: tifffile.TiffPage, parent: tifffile.TiffPage) -> dict[str, Any]:
+    """What the notes say. Whatever is wrong with them, the picture can still be seen."""
     found: dict[str, Any] = {}
-    if description := page.description or parent.description:
-        found["description"] = description
-    mpp = scale.of_page(page)
-    if mpp is None and not page.description:
-        mpp = scale.described(parent.description or "")
-    if mpp is not None:
-        found["mpp"] = mpp
-    if geo := page.geotiff_tags:
-        found["geo"] = geo
+    with suppress(Exception):
+        if description := page.description or parent.description:
+            found["description"] = description
+    with suppress(Exception):
+        mpp = scale.of_page(page)
+        if mpp is None and not page.description:
+            mpp = scale.described(parent.description or "")
+        if mpp is not None:
+            found["mpp"] = mpp
+    with suppress(Exception):
+        if geo := page.geotiff_tags:
+            found["geo"] = geo
     return found
+
+
+def _orientation(*pages: tifffile.TiffPage) -> int:
+    found = (value for page in pages if isinstance(value := page.tags.valueof(274), int))
+    return next(found, 1)
 
 
 class TiffPyramid(Pyramid):
@@ -359,11 +369,9 @@ class TiffPyramid(Pyramid):
                 return self._kept[key]
         descriptor = self._descriptor(level.file)
         length = level.counts.get(descriptor, index)
-        where = f"tile {index} of level {number}"
-        if length == 0 and at:
-            raise ImageError(f"{self.path}: {where} has a place in the file but no bytes; the header is damaged, copy it again")
         if length == 0:
             return None
+        where = f"tile {index} of level {number}"
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):

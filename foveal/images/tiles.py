@@ -185,7 +185,8 @@ class Level:
             level.subsampling = page.tags.valueof(530) or (2, 2)
         if level.tile_cost > memory_limit():
             claim = f"claims tiles or strips of {tile[1]} x {tile[0]} pixels, {level.tile_cost:,} bytes each"
-            raise ImageError(f"{name}: {claim}, more than the limit of {memory_limit():,}; make them smaller, or set FOVEAL_MAX_BYTES")
+            claim += f", more than the limit of {memory_limit():,}"
+            raise ImageError(f"{name}: {claim}; make them smaller, or raise --max-bytes or FOVEAL_MAX_BYTES")
         one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
         least = min(len(numbers) for numbers in offsets + counts)
         if least < one:
