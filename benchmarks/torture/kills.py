@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import json
@@ -34,11 +35,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-FIT = (
-    "fit --data digits --data.canvas 96 --data.digit 16,20 --data.distractors 1 --data.train 12 --data.val 6 --data.test 6 --model tnet"
-    " --model.backbone test_efficientnet --model.base_size 16 --model.locations [1] --batch-size 4 --steps 4 --save-every 1 --device cpu"
-    " --quiet"
-).split()
+FIT = [
+    "fit", "--data", "digits", "--data.canvas", "96", "--data.digit", "16,20", "--data.distractors", "1", "--data.train", "12",
+    "--data.val", "6", "--data.test", "6", "--model", "tnet", "--model.backbone", "test_efficientnet", "--model.base_size", "16",
+    "--model.locations", "[1]", "--batch-size", "4", "--steps", "4", "--save-every", "1", "--device", "cpu", "--quiet",
+]  # fmt: skip
 LIMIT_S = 240  # the machine may be shared
 
 
@@ -268,13 +269,16 @@ def jobs(run: Path, images: Path) -> list[Job]:
         ]  # fmt: skip
         found.append(Job(f"predict {suffix}", predict, predict, rows(suffix), code=1))
     evaluate = lambda folder: [  # noqa: E731
-        "evaluate", str(folder / "run"), "--budget", BUDGET, "--device", "cpu", "--measure", "none", "--quiet",
+        "evaluate", str(folder / "run"), "--budget", BUDGET, "--device", "cpu", "--quiet",
     ]  # fmt: skip
     found.append(Job("evaluate --budget", evaluate, evaluate, exits, copied))
     return found
 
 
 BUDGET = "0.1GMAC"
+SLOW = ("lightning", "timm", "torchvision", "sklearn.datasets", "pyarrow.parquet", "matplotlib.figure", "safetensors.torch",
+        "foveal.training.fitting", "foveal.evaluation", "foveal.prediction", "foveal.recipes.configure")  # fmt: skip
+"""Modules that take long to import."""
 
 # ------------------------------------------------------------------------------------------------------------------ the trials
 
@@ -325,10 +329,8 @@ def signalled(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, A
         number = draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL))
         process = start(job.command(folder), folder)
         time.sleep(draw.random() * length)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, number)
-        except ProcessLookupError:
-            pass
         code = wait(process)
         text = said(folder)
         wrong = None
@@ -367,8 +369,7 @@ def run(folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str
     """
     import torch
 
-    for module in ("lightning", "timm", "torchvision", "sklearn.datasets", "pyarrow.parquet", "foveal.training.fitting", "foveal.evaluation",
-                   "foveal.prediction", "foveal.recipes.configure", "matplotlib.figure", "safetensors.torch"):  # fmt: skip
+    for module in SLOW:
         __import__(module)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

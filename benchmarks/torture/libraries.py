@@ -153,7 +153,7 @@ def read_by(name: str, path: Path) -> Pixels | str | None:
         return None
     except Exception as error:
         text = " ".join(str(error).split())[:160] or type(error).__name__
-        return None if re.search(r"not (implemented|supported|configured|recognized)", text) else text
+        return None if re.search(r"not (implemented|supported|configured)", text) else text
 
 
 @contextlib.contextmanager
@@ -250,11 +250,15 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
     import tifffile
 
     found: dict[str, str | None] = {}
+    if _tag_is_cut(data):
+        found["header"] = "a tag continues past the end of the file"
     with tifffile.TiffFile(path) as file:
         for page in (p.aspage() for p in file.pages):
             compression = int(page.compression)
             if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
                 found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
+            if page.tags.get(262) is None:
+                found["header"] = "no photometric interpretation, which TIFF requires"
             for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
                 if count == 0:
                     continue
@@ -285,6 +289,18 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
                 except Exception as error:
                     found[f"compression {compression}"] = " ".join(str(error).split())[:100] or type(error).__name__
     return found
+
+
+def _tag_is_cut(data: bytes) -> bool:
+    """Whether a value of the first header of a classic TIFF is not all in the file."""
+    order = "<" if data[:2] == b"II" else ">"
+    if data[2:4] not in (b"*\0", b"\0*"):
+        return False
+    at = struct.unpack(order + "I", data[4:8])[0]
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
+    count = struct.unpack(order + "H", data[at : at + 2])[0]
+    tags = (struct.unpack(order + "HHII", data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
+    return any(sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data) for _, kind, number, where in tags)
 
 
 def _raw_size(page: Any, index: int) -> int:

@@ -200,7 +200,9 @@ def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] |
         return "right"
     if others is None:
         return "ask"
-    return "accepted" if others["told"] or others["warned"] else "undetectable"
+    # Not to know the kind of file any more is a reason to refuse it, but says nothing of its pixels.
+    told = {**others["told"], **others["warned"]}
+    return "accepted" if any("not recognized" not in text for text in told.values()) else "undetectable"
 
 
 def well_said(path: str, errors: Iterable[str]) -> bool:

@@ -296,7 +296,8 @@ def _scn(path: Path) -> None:
     """A slide as Leica writes it, so far as OpenSlide asks."""
     size = (128, 192)
     text = f"""<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="a"
- sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/><image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="x" version="1"/>
+ sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/><image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate>
+<device model="x" version="1"/>
 <pixels sizeX="{size[1]}" sizeY="{size[0]}"><dimension sizeX="{size[1]}" sizeY="{size[0]}" r="0" ifd="0"/>
 <dimension sizeX="{size[1] // 4}" sizeY="{size[0] // 4}" r="1" ifd="1"/></pixels>
 <view sizeX="{size[1] * 1000}" sizeY="{size[0] * 1000}" offsetX="0" offsetY="0" spacingZ="0"/>

@@ -29,6 +29,7 @@ _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _OFFSETS, _COUNTS, _CHILDREN, _DESCRIPTION = (324, 273), (325, 279), 330, 270
 _ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # tags that hold one number
+_ONE_NOTE = {254, 255, 274, 282, 283, 296}  # and those without which there is a picture as well
 _PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # others without which pixels mean something else
 _DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop's layers
 _LONGEST = 1 << 22  # bytes of a tag that are copied
@@ -125,9 +126,14 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
     body = read_up_to(descriptor, min(count, 1 << 16) * kind.tag_size + kind.word, position + head)
     if len(body) < count * kind.tag_size + kind.word:
         raise ValueError("the list of its levels continues past the end of the file")
-    header = _Header()
+    if not count:
+        raise ValueError("one of its headers is empty")
+    header, codes = _Header(), set[int]()
     for at in range(0, count * kind.tag_size, kind.tag_size):
         code, type_ = struct.unpack(kind.order + "HH", body[at : at + 4])
+        if code in codes:
+            continue  # damage may make another tag of one; the first counts, as for libtiff
+        codes.add(code)
         number = struct.unpack(kind.number, body[at + 4 : at + 4 + kind.word])[0]
         length = _BYTES.get(type_, 1) * number
         field_at = at + 4 + kind.word
@@ -144,7 +150,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
                 value = read_up_to(descriptor, length, where)
         if code in _ONE and (number != 1 or type_ not in _FORMATS):
             raise ValueError(f"its tag {code} is damaged")
-        if code in _DROPPED or length > _LONGEST:
+        if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):
             continue
         value = value or read_up_to(descriptor, length, where)
         if code in _PICTURE and len(value) < length:

@@ -109,6 +109,8 @@ def decode_segment(
     Raises:
         ValueError: damaged, not what the TIFF promises, or of a kind that cannot be decoded.
     """
+    if not data.startswith(b"\xff\xd8"):
+        raise ValueError("it does not begin as a JPEG does")
     whole = tables[:-2] + data[2:] if tables else data
     height, width, found, colours = header(whole)
     if (height, width) not in shapes or found != components:
@@ -141,6 +143,8 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
         raise ValueError(warning)
     stream = parse(data)
     stream.require_all_scans("extraneous" in warning)
+    if stream.progressive and "extraneous" in warning:
+        check(stream)
     data = stream.mended()
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)

@@ -258,7 +258,8 @@ def _by_pillow(data: bytes, kind: str) -> np.ndarray:
     if kind == "GIF":
         _check_gif(data)
     with _pillow(io.BytesIO(data), kind) as image:
-        if kind == "BMP" and image.palette is not None and np.asarray(image).max() >= len(image.palette.palette) // 4:
+        colours = len(image.palette.palette) // 4 if kind == "BMP" and image.palette is not None else 256
+        if colours < 256 and np.asarray(image).max() >= colours:
             raise ValueError("its pixels have colours that are not in its palette")
         if image.mode in ("P", "PA") or kind == "GIF":
             image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")

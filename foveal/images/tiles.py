@@ -25,7 +25,7 @@ import numpy as np
 import tifffile
 
 from foveal.errors import ImageError
-from foveal.images import jpeg, jpeg2000, png
+from foveal.images import fax, jpeg, jpeg2000, png
 from foveal.images.colours import from_ycbcr
 from foveal.images.headers import Numbers
 from foveal.images.reading import memory_limit
@@ -33,7 +33,6 @@ from foveal.images.reading import memory_limit
 JPEG = {6, 7, 34892, 33007}
 _JPEG_XR = b"II\xbc"
 _FAX = {2, 3, 4, 32771}
-_FAX_CODES = (b"\x35", b"\x4d", b"\x9b", b"\xff")  # bytes of which codes can be read
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 """Compressions whose codecs convert from YCbCr themselves, or say how to."""
@@ -125,6 +124,7 @@ class Level:
         planar: each sample has tiles of its own.
         tables: that JPEG tiles share, or None.
         other_tables: those of the pages of the second and later channels.
+        fax: options of its codes, and the order of bits.
         subsampling: pixels (across, down) that share their colour, where the codec does not know of it.
         decode: of tifffile, where the codec does not return an image.
         halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
@@ -147,6 +147,7 @@ class Level:
     halved: bool = False
     other_tables: tuple[bytes | None, ...] = ()
     subsampling: tuple[int, int] = (1, 1)
+    fax: tuple[int, int] = (0, 1)
 
     @classmethod
     def of(cls, source: Source, pages: Sequence[tifffile.TiffPage], *, size: tuple[int, int] | None = None, channels: int = 1) -> Level:
@@ -181,6 +182,7 @@ class Level:
             page.jpegtables, None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
             halved=size is not None, other_tables=tuple(p.jpegtables for p in pages[1:]),
         )  # fmt: skip
+        level.fax = int(page.tags.valueof(292) or 0), int(page.fillorder)
         if level.photometric == 6 and level.compression not in IMAGE_CODECS and not planar:
             level.subsampling = page.tags.valueof(530) or (2, 2)
         if level.tile_cost > memory_limit():
@@ -245,7 +247,8 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     if level.decode is not None:
         tile = level.decode(data, place, jpegtables=tables)[0][0]
         if level.compression in _FAX:
-            _check_fax(tile, data, lambda longer: level.decode(longer, place)[0][0])  # type: ignore[misc]
+            coding, order = level.fax
+            fax.check(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
         return tile
     if (start := data.find(jpeg2000.START, 0, 200)) >= 0:
         jpeg2000.check(data, start)
@@ -275,21 +278,6 @@ def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
     brightness = units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
     colour = units[..., -2:].repeat(down, 0).repeat(across, 1)
     return np.concatenate([brightness, colour], 2)[:height, :width]
-
-
-def _check_fax(tile: np.ndarray, data: bytes, decode: Callable[[bytes], np.ndarray]) -> None:
-    """Raise ValueError where the codes of a fax end before its rows do; the decoder leaves the other rows white.
-
-    What follows the last row changes nothing. Zeros at the end may be padding, or codes that were erased.
-    """
-    codes = data.rstrip(b"\0")
-    codes = codes if len(data) - len(codes) >= 4 else data
-    try:
-        complete = all(np.array_equal(decode(codes + byte * 64), tile) for byte in _FAX_CODES)
-    except Exception:
-        complete = False
-    if not complete:
-        raise ValueError("fax data cut short")
 
 
 def _check_jpegxr(data: bytes) -> None:
