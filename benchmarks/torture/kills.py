@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -252,8 +253,7 @@ def jobs(run: Path, images: Path) -> list[Job]:
         shutil.copytree(run, folder / "run")
 
     def exits(folder: Path) -> Any:
-        files = {name: json.loads((folder / "run" / name).read_text()) for name in ("exits.json", "early_exit.json")}
-        return json.dumps({k: v for k, v in files["exits.json"].items() if "seconds" not in k}, sort_keys=True)
+        return [_untimed(json.loads((folder / "run" / name).read_text())) for name in ("exits.json", "early_exit.json")]
 
     found = [
         Job(
@@ -273,6 +273,13 @@ def jobs(run: Path, images: Path) -> list[Job]:
     ]  # fmt: skip
     found.append(Job("evaluate --budget", evaluate, evaluate, exits, copied))
     return found
+
+
+def _untimed(found: Any) -> Any:
+    """A result without its times."""
+    if isinstance(found, dict):
+        return {key: _untimed(value) for key, value in found.items() if not re.search("second|time|milli|command|speed", key)}
+    return [_untimed(value) for value in found] if isinstance(found, list) else found
 
 
 BUDGET = "0.1GMAC"

@@ -38,10 +38,14 @@ _NO_CODE = "Corrupt JPEG data: bad Huffman code"
 _OVER = "Corrupt JPEG data: codes are left over"
 
 
-def check(stream: Stream) -> None:
+def check(stream: Stream, *, cut: bool = False) -> None:
     """Read every code of a JPEG, of whatever sampling, number of components and bits.
 
     Stray bytes after the last code of a part are accepted, unless they look like the rest of damaged data.
+
+    Args:
+        stream: the JPEG.
+        cut: its end marker is missing, so that nothing may be left and the last byte must be filled up as encoders do.
 
     Raises:
         ValueError: codes that do not exist or lead out of their block, too few, or restart markers that are missing.
@@ -78,6 +82,11 @@ def check(stream: Stream) -> None:
             else:
                 runs = not stream.progressive and side == 8
                 left = _skip_units(part, [(_codes(direct), _codes(run) if runs else None) for _, direct, run in blocks], count)
+            if left and stream.progressive and scan is not stream.scans[-1]:
+                raise ValueError(_OVER)  # no camera pads its scans but the last
+            last = scan is stream.scans[-1] and number + 1 == len(parts)
+            if cut and last and (left or not part):
+                raise ValueError(_SHORT)
             over += [left > 0] if number + 1 < len(parts) else []
         if any(over) and not all(over):  # an encoder that pads its parts pads all of them
             raise ValueError(_OVER)

@@ -145,12 +145,14 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
     stream.require_all_scans("extraneous" in warning)
     if stream.progressive and "extraneous" in warning:
         check(stream)
-    data = stream.mended()
+    ended, data = stream.ended, stream.mended()
+    if not ended:
+        check(parse(data), cut=True)
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
         warning = str(error)
-    if "extraneous bytes before marker" not in warning:
+    if "extraneous bytes before marker" not in warning or not ended:
         raise ValueError(warning)
     check(parse(data))
     return simplejpeg.decode_jpeg(data, colours, strict=False)
