@@ -200,9 +200,9 @@ def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] |
         return "right"
     if others is None:
         return "ask"
-    # Not to know the kind of file any more is a reason to refuse it, but says nothing of its pixels.
+    # Not to know the kind of file any more, or to miss a note, is a reason to refuse a file, but says nothing of its pixels.
     told = {**others["told"], **others["warned"]}
-    return "accepted" if any("not recognized" not in text for text in told.values()) else "undetectable"
+    return "accepted" if any("not recognized" not in text and "a tag continues" not in text for text in told.values()) else "undetectable"
 
 
 def well_said(path: str, errors: Iterable[str]) -> bool:

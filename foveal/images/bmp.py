@@ -24,9 +24,7 @@ def check_runs(data: Any) -> None:
     size = int.from_bytes(data[14:18], "little")
     if size < 40:
         return
-    width, height, planes, _, compression = struct.unpack("<iiHHI", data[18:34])
-    if planes != 1:
-        raise ValueError(f"{planes} planes where there is always one")
+    width, height, compression = struct.unpack("<ii4xI", data[18:34])
     if compression not in (1, 2):
         return
     at, x, y, jumped = int.from_bytes(data[10:14], "little"), 0, 0, False

@@ -33,7 +33,7 @@ import numpy as np
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.images import bmp, jpeg, png
+from foveal.images import bmp, gif, jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, open_file, read_at, reading
 
@@ -256,7 +256,7 @@ def _by_pillow(data: bytes, kind: str) -> np.ndarray:
     if kind == "BMP":
         bmp.check_runs(data)
     if kind == "GIF":
-        _check_gif(data)
+        gif.check(data)
     with _pillow(io.BytesIO(data), kind) as image:
         colours = len(image.palette.palette) // 4 if kind == "BMP" and image.palette is not None else 256
         if colours < 256 and np.asarray(image).max() >= colours:
@@ -267,22 +267,6 @@ def _by_pillow(data: bytes, kind: str) -> np.ndarray:
             image = image.convert("RGB")
         pixels = np.asarray(image)
     return pixels.astype(np.uint16) if pixels.dtype == np.int32 else pixels
-
-
-def _check_gif(data: bytes) -> None:
-    """Raise ValueError where something else than a block comes before the first picture of a GIF, which Pillow passes over."""
-
-    def colours(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-    at = 13 + colours(data[10])
-    while data[at] == 0x21:
-        at += 2
-        while data[at]:
-            at += 1 + data[at]
-        at += 1
-    if data[at] != 0x2C:
-        raise ValueError("it has bytes that belong to no block")
 
 
 class PlainPyramid(ArrayPyramid):

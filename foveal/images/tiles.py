@@ -226,7 +226,8 @@ def _check_header(name: str, page: tifffile.TiffPage) -> None:
     bits, samples = page.tags.get(258), page.samplesperpixel
     if page.tags.get(262) is None or (bits is None and samples > 1):
         raise ImageError(f"{name}: does not say what its values mean; the header is damaged, copy the file again")
-    if (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
+    white = int(page.photometric) == 0 and samples - len(page.extrasamples) != 1
+    if white or (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
         raise ImageError(f"{name}: contradicts itself on what a pixel is; the header is damaged, copy the file again")
 
 
