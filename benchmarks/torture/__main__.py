@@ -66,7 +66,7 @@ def _run(part: str, folder: Path, arguments: argparse.Namespace) -> Any:
             print(f"  {row['format']:10} {row['name']:30} {row['foveal'][:20]:20} {row['others']}")
         return rows
     if part == "kills":
-        found = kills.run(folder, dict.fromkeys(kills.TRIALS, arguments.kills), arguments.seed, say=say)
+        found = kills.run(folder, dict.fromkeys(kills.TRIALS, arguments.kills) | {"fit": 40}, arguments.seed, say=say)
         for row in found["rows"]:
             print(f"  {row['job']:20} {row['kind']:26} {row['trials']:4} trials, {len(row['wrong']):3} wrong")
         return found
