@@ -292,13 +292,15 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
 
 
 def _tag_is_cut(data: bytes) -> bool:
-    """Whether a value of the first header of a classic TIFF is not all in the file."""
+    """Whether the first header of a classic TIFF, or a value of it, is not all in the file."""
     order = "<" if data[:2] == b"II" else ">"
     if data[2:4] not in (b"*\0", b"\0*"):
         return False
     at = struct.unpack(order + "I", data[4:8])[0]
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
     count = struct.unpack(order + "H", data[at : at + 2])[0]
+    if at + 6 + 12 * count > len(data):
+        return True
     tags = (struct.unpack(order + "HHII", data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
     return any(sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data) for _, kind, number, where in tags)
 

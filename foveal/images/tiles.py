@@ -224,7 +224,8 @@ class Level:
 def _check_header(name: str, page: tifffile.TiffPage) -> None:
     """Raise ImageError where a page does not say what its pixels are; defaults would stand for what damage took away."""
     bits, samples = page.tags.get(258), page.samplesperpixel
-    if page.tags.get(262) is None or (bits is None and samples > 1):
+    colourless = int(page.photometric) == 3 and page.tags.get(320) is None
+    if page.tags.get(262) is None or colourless or (bits is None and samples > 1):
         raise ImageError(f"{name}: does not say what its values mean; the header is damaged, copy the file again")
     white = int(page.photometric) == 0 and samples - len(page.extrasamples) != 1
     if white or (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
@@ -275,7 +276,7 @@ def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
     (height, width), (across, down) = size, level.subsampling
     rows, columns = -(-height // down), -(-width // across)
     raw = data if level.compression == 1 else tifffile.TIFF.DECOMPRESSORS[level.compression](data)
-    units = np.frombuffer(raw, np.uint8, rows * columns * (across * down + 2)).reshape(rows, columns, -1)
+    units = np.frombuffer(raw, np.uint8).reshape(rows, columns, across * down + 2)  # exactly so many, or the header lies
     brightness = units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
     colour = units[..., -2:].repeat(down, 0).repeat(across, 1)
     return np.concatenate([brightness, colour], 2)[:height, :width]
