@@ -214,7 +214,7 @@ class Job:
     def repeated(self, folder: Path) -> str | None:
         """What is wrong after the command is repeated, or None."""
         code = wait(start(self.repeat(folder), folder))
-        if code == 1 and "--overwrite" in said(folder):  # nothing is there yet to go on with, and it says what to do
+        if code == 1 and "no last.ckpt" in said(folder):  # nothing is there yet to go on with, and it says what to do
             code = wait(start([*self.command(folder), "--overwrite"], folder))
         if code != self.code:
             return f"repeating it ends with {code}: {said(folder)[-300:]}"
