@@ -617,14 +617,18 @@ def torture_tiles(record: Any) -> Iterator[Row]:
 @table("torture_kills", "torture.json")
 def torture_kills(record: Any) -> Iterator[Row]:
     yield "command", "disturbed by", "its file operations", "trials", "wrong"
-    for row in record["results"]["kills"]["rows"]:
+    for row in record["results"].get("kills", {"rows": []})["rows"]:
         yield row["job"], row["kind"], row["operations"], row["trials"], len(row["wrong"])
 
 
 @table("torture_wrong", "torture.json")
 def torture_wrong(record: Any) -> Iterator[Row]:
     yield "command", "disturbed by", "trials", "last words"
-    rows = [{**row, "last": one["wrong"].splitlines()[-1][-90:]} for row in record["results"]["kills"]["rows"] for one in row["wrong"]]
+    rows = [
+        {**row, "last": one["wrong"].splitlines()[-1][-90:]}
+        for row in record["results"].get("kills", {"rows": []})["rows"]
+        for one in row["wrong"]
+    ]
     for (job, kind, last), found in groups(rows, "job", "kind", "last").items():
         yield job, kind, len(found), f"`{last}`"
 

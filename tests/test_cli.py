@@ -493,6 +493,6 @@ def test_the_memory_of_an_image_is_a_flag(run, images, tmp_path, capsys, monkeyp
     argv = ["predict", str(run), str(images), "--out", str(tmp_path / "rows.csv"), "--device", "cpu", "--quiet"]
     assert main([*argv, "--max-bytes", "1KiB"]) == 1 and "more than the limit of 1,024" in capsys.readouterr().err
     assert "FOVEAL_MAX_BYTES" not in os.environ
-    assert main([*argv, "--max-bytes=2MiB"]) == 0
+    assert main([*argv, "--max-bytes=2MiB", "--overwrite"]) == 0
     code, said = failure(capsys, *argv, "--max-bytes", "much")
     assert code == 1 and "--max-bytes much" in said and "4GiB" in said
