@@ -6,13 +6,8 @@ itself, or the operation fails as on a full disk. Then the command is repeated i
 undisturbed command leaves.
 
 Example:
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Operations(folder, lambda number, what: print(number, what))
-    ...     _ = (Path(folder) / "a.txt").write_text("one")
-    <...Operations object at ...>
-    1 open
-    2 write
+    >>> _untimed({"accuracy": 0.5, "seconds": [1.2]})
+    {'accuracy': 0.5}
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Example:
     ...     path = VARIANTS[0].write(Path(folder))
     ...     before = damage_told(path)
     ...     _ = path.write_bytes(path.read_bytes()[:-300] + bytes(300))
-    ...     before, sorted(damage_told(path))
+    ...     before, sorted(damage_told(path, all_warnings=True))
     ({}, ['libjpeg'])
 """
 

@@ -7,7 +7,7 @@ Example:
     >>> import random
     >>> change, data = mutate(bytes(100), bytes(100), random.Random(1))
     >>> change, sum(a != b for a, b in zip(data, bytes(100)))
-    ('8 random bytes', 8)
+    ('three bits', 3)
 """
 
 from __future__ import annotations
