@@ -1,11 +1,11 @@
-# make setup | demo | test | slow | lint | format.  PYTHON chooses the interpreter (3.11 or newer) the first time.
+# make setup | demo | test | slow | torture | lint | format.  PYTHON chooses the interpreter (3.11 or newer) the first time.
 
 PYTHON ?= python3
 BIN    := .venv/bin
 EXTRAS := demo,log,cam,vips,openslide,geo,dev
 RUN    := runs/demo
 
-.PHONY: setup demo test slow lint format
+.PHONY: setup demo test slow torture lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -28,6 +28,11 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Hours on two cores. PARTS=mutants runs a part; see benchmarks/torture/__main__.py.
+torture: setup
+	$(BIN)/python benchmarks/torture $(PARTS) --out benchmarks/results/torture.json
+	$(BIN)/python benchmarks/render.py
 
 lint: setup
 	$(BIN)/ruff check .

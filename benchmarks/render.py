@@ -576,6 +576,78 @@ value("photographs_timed", "photographs.json", lambda record: str(record["result
 value("bundled_seconds", "bundled.json", lambda record: f"{median(row['cpu_seconds'] for row in of_demo(record)):.0f}")
 value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step", record)[0]["augmented_over_plain"]))
 value("faithfulness_area", "faithfulness.json", lambda record: f"{100 * record['results'][0]['area']:.1f}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ torture
+
+TROUBLE = ("unnamed", "crash", "hang", "memory")
+
+
+def outcomes(found: dict[str, int]) -> list[object]:
+    counts = [found.get(name, 0) for name in ("right", "named", "undetectable", "accepted", "refused")]
+    return [f"{n:,}" for n in (sum(found.values()), *counts, sum(found.get(name, 0) for name in TROUBLE))]
+
+
+@table("torture_mutants", "torture.json")
+def torture_mutants(record: Any) -> Iterator[Row]:
+    found = record["results"]["mutants"]
+    yield "format", "damaged files", "right", "named", "not detectable", "accepted", "refused", "other"
+    for name, counts in found["by_format"].items():
+        yield name, *outcomes(counts)
+    yield "all", *outcomes(found["outcomes"])
+
+
+@table("torture_bad", "torture.json")
+def torture_bad(record: Any) -> Iterator[Row]:
+    yield "outcome", "variant", "files", "told by"
+    found = groups([*record["results"]["mutants"]["bad"], *record["results"]["tiles"]["bad"]], "outcome", "variant")
+    for (outcome, variant), rows in found.items():
+        yield outcome, variant, len(rows), ", ".join(sorted({name for row in rows for name in row.get("told", {})})) or "–"
+
+
+@table("torture_tiles", "torture.json")
+def torture_tiles(record: Any) -> Iterator[Row]:
+    found = record["results"]["tiles"]
+    yield "tiles, damage", "damaged tiles", "right", "named", "not detectable", "accepted", "refused", "other"
+    for name, counts in found["by_kind"].items():
+        yield name, *outcomes(counts)
+    yield "all", *outcomes(found["outcomes"])
+
+
+@table("torture_kills", "torture.json")
+def torture_kills(record: Any) -> Iterator[Row]:
+    yield "command", "disturbed by", "its file operations", "trials", "wrong"
+    for row in record["results"].get("kills", {"rows": []})["rows"]:
+        yield row["job"], row["kind"], row["operations"], row["trials"], len(row["wrong"])
+
+
+@table("torture_wrong", "torture.json")
+def torture_wrong(record: Any) -> Iterator[Row]:
+    yield "command", "disturbed by", "trials", "last words"
+    rows = [
+        {**row, "last": one["wrong"].splitlines()[-1][-90:]}
+        for row in record["results"].get("kills", {"rows": []})["rows"]
+        for one in row["wrong"]
+    ]
+    for (job, kind, last), found in groups(rows, "job", "kind", "last").items():
+        yield job, kind, len(found), f"`{last}`"
+
+
+@table("torture_variants", "torture.json")
+def torture_variants(record: Any) -> Iterator[Row]:
+    rows = record["results"]["variants"]
+    names = list(rows[0]["others"])
+    yield "format", "variant", "foveal", *names
+    for row in rows:
+        shown = ({None: "–", "cannot": "–", "as stored": "stored"}.get(row["others"][name], row["others"][name]) for name in names)
+        yield row["format"], row["name"], "reads" if row["foveal"] == "read" else "refuses", *shown
+
+
+value("torture_count", "torture.json", lambda record: f"{record['results']['mutants']['mutants']:,}")
+value("torture_kinds", "torture.json", lambda record: str(record["results"]["mutants"]["variants"]))
+value("torture_slowest", "torture.json", lambda record: number(record["results"]["mutants"]["slowest_seconds"]))
+value("torture_memory", "torture.json", lambda record: number(record["results"]["mutants"]["most_mebibytes"]))
+
 for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", "traversal_disk"):
     value(f"{stem}_device", f"{stem}.json", lambda record: record["device"])
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from foveal.prediction import Cost, Exit
     from foveal.runs import Run
 
+READING = ("fit", "evaluate", "compare", "occlude", "faithfulness", "faithful", "predict", "explain", "data")
+"""Commands that read images."""
+
 DESCRIPTION = """Classify large images by looking where it matters."""
 
 EXAMPLES = """A first hour:
@@ -104,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
     """`main`, with streams that print names as they are safe to show."""
+    limit = os.environ.get("FOVEAL_MAX_BYTES")
     fits = argv[:1] == ["fit"]  # which minds signals itself
     watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
     try:
@@ -127,6 +131,10 @@ def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
     except SystemExit as end:
         return _written(end.code if isinstance(end.code, int) else int(end.code is not None))
     finally:
+        if limit is None:
+            os.environ.pop("FOVEAL_MAX_BYTES", None)
+        else:
+            os.environ["FOVEAL_MAX_BYTES"] = limit
         if own_process:
             gc.freeze()  # the process ends; what is there need not be searched for garbage
 
@@ -207,10 +215,13 @@ def _open_standard_files() -> None:
 
 def _run(argv: list[str], modules: list[str]) -> int:
     _import_modules(modules)
+    argv, limit = _take(argv, "max-bytes") if argv[:1] and argv[0] in READING else (argv, [])
+    if limit:  # the processes that read images inherit it
+        os.environ["FOVEAL_MAX_BYTES"] = str(_bytes(limit[-1].rpartition("=")[2]))
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return _fit(argv[1:])
     argv, data = _take(argv, "data") if argv[:1] and argv[0] in WITH_DATA else (argv, [])
-    typed = shlex.join(["foveal", *argv, *data, *modules])
+    typed = shlex.join(["foveal", *argv, *data, *limit, *modules])
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -285,8 +296,10 @@ def _add(
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
-    # `_take` takes it out before the parser sees it; here it is explained.
+    # `_run` takes these two out before the parser sees them; here they are explained.
     parser.add_argument("--import", metavar="MODULE", help="load a module, or a .py file, with models and the like of your own; repeatable")
+    if name in READING:
+        parser.add_argument("--max-bytes", metavar="SIZE", help="memory that a decoded image may take, as 4GiB (default: 1GiB)")
     return parser
 
 
@@ -363,6 +376,14 @@ def _natural(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, or of KiB, MiB, GiB or TiB."""
+    found = re.fullmatch(r"(\d+)\s*(?:([KMGT])i?B?)?", text, re.IGNORECASE)
+    if not found or int(found[1]) < 1:
+        raise ConfigError(f"--max-bytes {text}: is no size in memory; give one such as 4GiB, or a number of bytes")
+    return int(found[1]) << 10 * (" KMGT".index(found[2].upper()) if found[2] else 0)
 
 
 _positive.__name__ = _natural.__name__ = "number"  # what argparse calls them in its errors

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -488,3 +489,13 @@ def test_every_model_that_looks_goes_through_the_same_commands(capsys, images, t
     capsys.readouterr()
     assert main(["cost", run, "--image-size", "3000", "--locations", "1", "--json"]) == 0
     assert {json.loads(capsys.readouterr().out)["macs"]} == {row["macs"] for row in rows}  # whatever the size of the image
+
+
+def test_the_memory_of_an_image_is_a_flag(run, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("FOVEAL_MAX_BYTES", raising=False)
+    argv = ["predict", str(run), str(images), "--out", str(tmp_path / "rows.csv"), "--device", "cpu", "--quiet"]
+    assert main([*argv, "--max-bytes", "1KiB"]) == 1 and "more than the limit of 1,024" in capsys.readouterr().err
+    assert "FOVEAL_MAX_BYTES" not in os.environ
+    assert main([*argv, "--max-bytes=2MiB", "--overwrite"]) == 0
+    code, said = failure(capsys, *argv, "--max-bytes", "much")
+    assert code == 1 and "--max-bytes much" in said and "4GiB" in said

@@ -1,7 +1,7 @@
 """Images that allow no access to their parts, converted once to tiled pyramids in the user's cache folder.
 
-The conversion is lossless (zstd), keyed by path, size and time of change, and told to the user by a log message. The
-folder is bounded: the pyramids that were used least recently make room for new ones.
+The conversion is lossless (zstd), keyed by path, size and time of change of the image and of a mask beside it, and told to the user by
+a log message. The folder is bounded: the pyramids that were used least recently make room for new ones.
 
 Example:
     >>> import tempfile
@@ -64,7 +64,9 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
     """
     place = Path(folder) if folder is not None else default_folder()
     stat = Path(path).stat()
-    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    mask = Path(path + ".msk")  # its pixels are in the pyramid, too
+    beside = f" {mask.stat().st_size} {mask.stat().st_mtime_ns}" if mask.exists() else ""
+    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}".encode()).hexdigest()[:32]
     target = place / f"{key}.tif"
     if target.exists():
         with suppress(OSError):  # of somebody else

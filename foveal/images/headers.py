@@ -27,7 +27,10 @@ from foveal.images.reading import read_at, read_up_to
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_OFFSETS, _COUNTS, _CHILDREN = (324, 273), (325, 279), 330
+_OFFSETS, _COUNTS, _CHILDREN, _DESCRIPTION = (324, 273), (325, 279), 330, 270
+_ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # tags that hold one number
+_ONE_NOTE = {254, 255, 274, 282, 283, 296}  # and those without which there is a picture as well
+_PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # others without which pixels mean something else
 _DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop's layers
 _LONGEST = 1 << 22  # bytes of a tag that are copied
 
@@ -58,6 +61,7 @@ class _Header:
     children: list[_Header] = field(default_factory=list)
     lists: dict[int, Numbers] = field(default_factory=dict)
     position: int = 0
+    told: bool = True  # its description is in the file
 
 
 class _Kind(NamedTuple):
@@ -94,7 +98,7 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
         the lists of offsets and of lengths, as they lie in the file.
 
     Raises:
-        ValueError: the chain of headers leaves the file, or runs in a circle.
+        ValueError: the chain of headers leaves the file, or runs in a circle; a tag that makes the picture is damaged.
     """
     start = read_up_to(descriptor, 16, 0)
     kind = _Kind("<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+"))
@@ -104,6 +108,9 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     while position:
         header, position = _read(descriptor, kind, position, seen)
         headers.append(header)
+    # What the pages are to each other may stand in the description of the first.
+    if len(headers) > 1 and not headers[0].told:
+        raise ValueError("its description continues past the end of the file")
     return _write(kind, headers)
 
 
@@ -119,9 +126,14 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
     body = read_up_to(descriptor, min(count, 1 << 16) * kind.tag_size + kind.word, position + head)
     if len(body) < count * kind.tag_size + kind.word:
         raise ValueError("the list of its levels continues past the end of the file")
-    header = _Header()
+    if not count:
+        raise ValueError("one of its headers is empty")
+    header, codes = _Header(), set[int]()
     for at in range(0, count * kind.tag_size, kind.tag_size):
         code, type_ = struct.unpack(kind.order + "HH", body[at : at + 4])
+        if code in codes:
+            continue  # damage may make another tag of one; the first counts, as for libtiff
+        codes.add(code)
         number = struct.unpack(kind.number, body[at + 4 : at + 4 + kind.word])[0]
         length = _BYTES.get(type_, 1) * number
         field_at = at + 4 + kind.word
@@ -136,9 +148,14 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             if code in (_OFFSETS[0], _COUNTS[0]):  # strips are few, and tifffile compares their number with the size
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
-        if code in _DROPPED or length > _LONGEST:
+        if code in _ONE and (number != 1 or type_ not in _FORMATS):
+            raise ValueError(f"its tag {code} is damaged")
+        if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):
             continue
         value = value or read_up_to(descriptor, length, where)
+        if code in _PICTURE and len(value) < length:
+            raise ValueError(f"its tag {code} continues past the end of the file")
+        header.told &= code != _DESCRIPTION or len(value) == length
         if code == _CHILDREN and type_ in _FORMATS:
             places = struct.unpack(f"{kind.order}{number}{_FORMATS[type_]}", value)
             header.children = [_read(descriptor, kind, place, seen)[0] for place in places]

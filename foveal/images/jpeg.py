@@ -23,16 +23,15 @@ Example:
 
 from __future__ import annotations
 
-import math
-import re
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import simplejpeg
+
+from foveal.images.codes import check
 
 HARMLESS = {
     "extraneous bytes before marker": "stray bytes before a marker: cameras pad their data",
@@ -48,20 +47,23 @@ _COMPONENTS = {"Gray": 1, "GRAY": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "YCCK": 4}
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 
 
-def decode(data: bytes, colours: str, *, smaller: int = 1) -> np.ndarray:
-    """Decode a JPEG of 8 bits.
+def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.ndarray:
+    """Decode a JPEG.
 
     Args:
         data: the whole JPEG.
         colours: "GRAY", "RGB", or "CMYK" for four components as they are stored.
         smaller: 1, 2, 4 or 8: decode to this part of the height and width.
+        bits: of each component, 8 or 12.
 
     Returns:
-        (h, w, 1, 3 or 4) uint8.
+        (h, w, 1, 3 or 4) uint8, or uint16 where there are more than 8 bits.
 
     Raises:
         ValueError: damaged, or of a kind that cannot be decoded.
     """
+    if bits > 8:
+        return _by_imagecodecs(data, colours, bits)[::smaller, ::smaller]
     shape = {"min_height": 1, "min_width": 1, "min_factor": smaller} if smaller > 1 else {}
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True, **shape)
@@ -107,6 +109,8 @@ def decode_segment(
     Raises:
         ValueError: damaged, not what the TIFF promises, or of a kind that cannot be decoded.
     """
+    if not data.startswith(b"\xff\xd8"):
+        raise ValueError("it does not begin as a JPEG does")
     whole = tables[:-2] + data[2:] if tables else data
     height, width, found, colours = header(whole)
     if (height, width) not in shapes or found != components:
@@ -138,49 +142,20 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
     if not _harmless(warning):
         raise ValueError(warning)
     stream = parse(data)
-    stream.require_all_scans()
-    data = stream.mended()
+    stream.require_all_scans("extraneous" in warning)
+    if stream.progressive and "extraneous" in warning:
+        check(stream)
+    ended, data = stream.ended, stream.mended()
+    if not ended:
+        check(parse(data), cut=True)
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
         warning = str(error)
-    stray = re.search(r"(\d+) extraneous bytes before marker 0x(..)", warning)
-    if stray is None:
+    if "extraneous bytes before marker" not in warning or not ended:
         raise ValueError(warning)
-    stream = parse(data)
-    if not stream.progressive:
-        check(stream)
-        return simplejpeg.decode_jpeg(data, colours, strict=False)
-    if stray[2] != "d9":
-        raise ValueError(warning)
-    return simplejpeg.decode_jpeg(_without_stray(stream, colours, int(stray[1])), colours, strict=True)
-
-
-def _without_stray(stream: Stream, colours: str, count: int) -> bytes:
-    """A progressive JPEG without the stray bytes after its last scan.
-
-    Raises:
-        ValueError: that scan does not end as intact ones do: its last byte is filled up with ones.
-    """
-    end = stream.scans[-1].end - count
-    shorter = stream.data[:end] + stream.data[stream.scans[-1].end :]
-    pixels = simplejpeg.decode_jpeg(shorter, colours, strict=True)
-
-    def used(bit: int) -> bool:
-        """Whether a bit, counted from the end of the scan, says anything."""
-        changed = bytearray(shorter)
-        changed[end - 1 - bit // 8] ^= 1 << bit % 8
-        try:
-            return not np.array_equal(simplejpeg.decode_jpeg(bytes(changed), colours, strict=True), pixels)
-        except ValueError:
-            return True
-
-    # libjpeg reads a few bytes ahead, which it does not count.
-    unused = next((bit for bit in range(64) if used(bit)), 0)
-    filler = (1 << unused % 8) - 1
-    if shorter[end - 1 - unused // 8] & filler != filler:
-        raise ValueError("Corrupt JPEG data: codes are left over")
-    return shorter
+    check(parse(data))
+    return simplejpeg.decode_jpeg(data, colours, strict=False)
 
 
 def _by_imagecodecs(data: bytes, colours: str | None, bits: int = 8) -> np.ndarray:
@@ -217,12 +192,13 @@ class _Component:
 
 
 @dataclass
-class _Scan:
+class Scan:
     """A scan: its components with their Huffman tables, its parameters, and its coded data between two positions."""
 
     parts: list[tuple[_Component, bytes, bytes]]
     first: int
     last: int
+    high: int
     low: int
     interval: int
     start: int
@@ -248,7 +224,7 @@ class Stream:
     height: int = 0
     width: int = 0
     components: list[_Component] = field(default_factory=list)
-    scans: list[_Scan] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
     pieces: list[tuple[int, int]] = field(default_factory=list)
     ended: bool = False
 
@@ -267,16 +243,23 @@ class Stream:
     def progressive(self) -> bool:
         return self.frame in (0xC2, 0xCA)
 
-    def require_all_scans(self) -> None:
-        """Raise ValueError where a whole scan is missing, which libjpeg does not tell."""
+    def require_all_scans(self, every_bit: bool = False) -> None:
+        """Raise ValueError where a whole scan is missing, which libjpeg does not tell.
+
+        Args:
+            every_bit: of a progressive JPEG, too, though it may end before its last bits.
+        """
+        left: dict[tuple[int, int], int] = {}  # bits of a coefficient that are still to come
+        for scan in self.scans if self.progressive else ():
+            for place in ((part[0].name, k) for part in scan.parts for k in range(scan.first, scan.last + 1)):
+                if left.get(place, 0) != scan.high or (place in left) != (scan.high > 0):
+                    raise ValueError("a scan is missing")
+                left[place] = scan.low
         for component in self.components:
-            scans = [s for s in self.scans if any(part[0] is component for part in s.parts)]
-            if not scans:
+            if not any(part[0] is component for scan in self.scans for part in scan.parts):
                 raise ValueError("a component has no data")
-            if self.progressive and not self.ended:
-                final = {k for s in scans if s.low == 0 for k in range(s.first, s.last + 1)}
-                if len(final) < 64:
-                    raise ValueError("the last scans are missing")
+            if self.progressive and (every_bit or not self.ended) and any(left.get((component.name, k), 1) for k in range(64)):
+                raise ValueError("the last scans are missing")
 
     def mended(self) -> bytes:
         """The same JPEG without stray bytes between the headers, without notes, and with an end marker."""
@@ -362,7 +345,7 @@ def _end_of_data(data: bytes, at: int) -> int:
     return len(data)
 
 
-def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> _Scan:
+def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> Scan:
     count = body[0]
     names = {c.name: c for c in stream.components}
     parts = []
@@ -371,7 +354,7 @@ def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, 
             raise ValueError("a scan of a component that does not exist")
         parts.append((names[name], tables.get(chosen >> 4, b""), tables.get(16 + (chosen & 15), b"")))
     first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
-    return _Scan(parts, first, last, approximation & 15, interval, start, end)
+    return Scan(parts, first, last, approximation >> 4, approximation & 15, interval, start, end)
 
 
 def _huffman(body: bytes) -> Iterator[tuple[int, bytes]]:
@@ -380,121 +363,3 @@ def _huffman(body: bytes) -> Iterator[tuple[int, bytes]]:
         end = 17 + sum(body[1:17])
         yield body[0], body[1:end]
         body = body[end:]
-
-
-@lru_cache(maxsize=8)
-def _codes(table: bytes) -> list[int]:
-    """For each 16 bits that may follow: symbol * 32 + length of its code, or -1 where no code fits."""
-    codes: list[int] = []
-    values = iter(table[16:])
-    for length, count in enumerate(table[:16], 1):
-        for _ in range(count):
-            codes += [next(values, 0) * 32 + length] * (1 << (16 - length))
-    return (codes + [-1] * 65536)[:65536]
-
-
-def check(stream: Stream) -> None:
-    """Read every code of a sequential JPEG, of whatever sampling, number of components and bits.
-
-    Stray bytes after the last code of a part are accepted, unless they look like the rest of damaged data.
-
-    Raises:
-        ValueError: codes that do not exist, too few, or restart markers that are missing.
-    """
-    if stream.frame not in (0xC0, 0xC1, 0xC3):
-        raise ValueError("stray bytes or rare sampling factors in a progressive JPEG; save it again")
-    tallest, widest = max(c.down for c in stream.components), max(c.across for c in stream.components)
-    side = 1 if stream.frame == 0xC3 else 8
-    for scan in stream.scans:
-        if len(scan.parts) == 1:
-            component = scan.parts[0][0]
-            height = math.ceil(stream.height * component.down / tallest)
-            width = math.ceil(stream.width * component.across / widest)
-            units = math.ceil(height / side) * math.ceil(width / side)
-            blocks = scan.parts
-        else:
-            units = math.ceil(stream.height / (side * tallest)) * math.ceil(stream.width / (side * widest))
-            blocks = [part for part in scan.parts for _ in range(part[0].across * part[0].down)]
-        codes = [(_codes(direct), None if side == 1 else _codes(run)) for _, direct, run in blocks]
-        parts = _parts(stream.data[scan.start : scan.end])
-        expected = -(-units // scan.interval) if scan.interval else 1
-        if len(parts) != expected:
-            raise ValueError(f"{len(parts)} restart intervals where there should be {expected}")
-        for number, part in enumerate(parts):
-            count = min(scan.interval, units - number * scan.interval) if scan.interval else units
-            _check_part(part, codes, count)
-
-
-def _parts(data: bytes) -> list[bytes]:
-    """Coded data between restart markers, without the zeros that are put after 0xFF.
-
-    Raises:
-        ValueError: the numbers of the markers are not in their order.
-    """
-    marks = list(re.finditer(rb"\xff+([\xd0-\xd7])", data))
-    if any(mark[1][0] != 0xD0 + i % 8 for i, mark in enumerate(marks)):
-        raise ValueError("restart markers are missing or out of order")
-    starts, ends = [0, *(m.end() for m in marks)], [*(m.start() for m in marks), len(data)]
-    return [data[a:b].replace(b"\xff\0", b"\xff") for a, b in zip(starts, ends, strict=True)]
-
-
-def _check_part(data: bytes, blocks: list[tuple[list[int], list[int] | None]], units: int) -> None:
-    bits = 8 * len(data)
-    padded = data + bytes(16)
-    at = 0
-    for _ in range(units):
-        at = _skip_unit(padded, blocks, at)
-        if at > bits:
-            raise ValueError("Corrupt JPEG data: premature end of data segment")
-    if bits - at < 8:
-        return
-    # What is left is stray after an intact end, which is filled up with ones. Damage leaves codes over, too. Where it shifts them the
-    # end lies anywhere in a byte, and whole units follow up to the real end; where it erases them the erased bytes begin before the end.
-    filler = (1 << -at % 8) - 1
-    intact = data[at // 8] & filler == filler
-    stray = data[-(-at // 8) :]
-    erased = data[-len(stray) - 4 : -len(stray)] == stray[:1] * 4
-    if all(block[0] is blocks[0][0] and block[1] is blocks[0][1] for block in blocks):
-        blocks = blocks[:1]  # their codes do not tell which of them comes next
-    while bits - at >= 8:
-        try:
-            at = _skip_unit(padded, blocks, at)
-        except ValueError:
-            break
-    left = bits - at
-    whole = 0 <= left < 8 and data[-1] & ((1 << left) - 1) == (1 << left) - 1
-    if whole or erased or not intact:
-        raise ValueError("Corrupt JPEG data: codes are left over")
-
-
-def _skip_unit(data: bytes, blocks: list[tuple[list[int], list[int] | None]], at: int) -> int:
-    """Position in bits after one unit (MCU) that begins at ``at``.
-
-    Raises:
-        ValueError: a code that does not exist, or the end of the data.
-    """
-    take = int.from_bytes
-    for direct, run in blocks:
-        byte = at >> 3
-        code = direct[(take(data[byte : byte + 3]) >> (8 - (at & 7))) & 0xFFFF]
-        if code < 0:
-            raise ValueError("Corrupt JPEG data: bad Huffman code")
-        size = code >> 5
-        at += (code & 31) + (0 if size == 16 else size)
-        if run is None:
-            continue
-        index = 1
-        while index < 64:
-            byte = at >> 3
-            code = run[(take(data[byte : byte + 3]) >> (8 - (at & 7))) & 0xFFFF]
-            if code < 0:
-                raise ValueError("Corrupt JPEG data: bad Huffman code")
-            size = (code >> 5) & 15
-            at += (code & 31) + size
-            skip = code >> 9
-            if size == 0 and skip != 15:
-                break
-            index += skip + 1
-        if byte > len(data):
-            raise ValueError("Corrupt JPEG data: premature end of data segment")
-    return at

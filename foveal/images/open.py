@@ -128,7 +128,7 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
     height, width = header.size
     if not header.large:
         return plain.PlainPyramid(name, header, **options)
-    if kind == "JPEG" and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
+    if kind == "JPEG" and header.bits == 8 and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
         return plain.RestartJpeg(name, header, segments, **options)
     image = plain.PlainPyramid(name, header, **options)
 

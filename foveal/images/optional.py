@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 
 from foveal.errors import ImageError
 from foveal.formats import EXTRAS
-from foveal.images import scale
+from foveal.images import jpeg2000, scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
@@ -80,11 +81,24 @@ def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: d
     if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
         return OpenSlidePyramid(path, **options)
     if suffix in _RASTERS or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head.lstrip().startswith(b"<VRTDataset"):
+        need("rasterio", path)
+        _check_jpeg2000(path)
         return RasterPyramid(path, **options)
     if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         need("pyvips", path)
         return _by_vips(path, cache_dir, convert, options)
     raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
+
+
+def _check_jpeg2000(path: str) -> None:
+    """Raise ImageError where a JPEG 2000 file is damaged in a way that GDAL passes over."""
+    with (
+        reading(path, "cannot be decoded"),
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        if data[:2] == b"\xff\x4f" or data[4:8] == b"jP  ":
+            jpeg2000.check(data, max(data.find(jpeg2000.START), 0))
 
 
 def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:

@@ -33,7 +33,7 @@ import numpy as np
 from torch import Tensor
 
 from foveal.errors import ImageError
-from foveal.images import jpeg, png
+from foveal.images import bmp, gif, jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, open_file, read_at, reading
 
@@ -56,6 +56,7 @@ class Header:
     metadata: dict[str, Any] = field(default_factory=dict)
     alpha: bool = False
     progressive: bool = False
+    bits: int = 8  # of a JPEG
 
     @property
     def cost(self) -> int:
@@ -102,14 +103,15 @@ def read_header(path: str, kind: str, max_bytes: int) -> Header:
 
 def _jpeg_header(data: Any) -> Header:
     stream = jpeg.parse(data, headers=True)
-    if stream.bits != 8 or len(stream.components) not in (1, 3, 4):
+    if (stream.bits, len(stream.components)) not in ((8, 1), (8, 3), (8, 4), (12, 1), (12, 3)):
         raise ValueError(f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB")
     notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
     if stream.progressive and (scans := len(re.findall(b"\xff\xda", data))) > _MOST_SCANS:
         raise ValueError(f"{scans} scans, each of which takes as long as a picture; save it again")
     bands = 1 if len(stream.components) == 1 else 3
     metadata = {"orientation": _orientation(**notes)}
-    return Header("JPEG", (stream.height, stream.width), bands, np.uint8, metadata, progressive=stream.progressive)
+    dtype = np.uint8 if stream.bits == 8 else np.uint16
+    return Header("JPEG", (stream.height, stream.width), bands, dtype, metadata, progressive=stream.progressive, bits=stream.bits)
 
 
 def _png_header(data: Any) -> Header:
@@ -220,7 +222,7 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
         data = Path(path).read_bytes()
     with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
-            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB")
+            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
         elif header.kind == "PNG":
             pixels = png.decode(png.read(data))  # Pillow makes 8 bits out of 16-bit colour
         elif header.kind == "WEBP":
@@ -251,7 +253,14 @@ def split(stored: np.ndarray, alpha: bool) -> Stored:
 
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
+    if kind == "BMP":
+        bmp.check_runs(data)
+    if kind == "GIF":
+        gif.check(data)
     with _pillow(io.BytesIO(data), kind) as image:
+        colours = len(image.palette.palette) // 4 if kind == "BMP" and image.palette is not None else 256
+        if colours < 256 and np.asarray(image).max() >= colours:
+            raise ValueError("its pixels have colours that are not in its palette")
         if image.mode in ("P", "PA") or kind == "GIF":
             image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
         elif image.mode in ("CMYK", "YCbCr", "RGBX"):
@@ -271,8 +280,9 @@ class PlainPyramid(ArrayPyramid):
 
     def __init__(self, path: str, header: Header, **options: Any) -> None:
         Pyramid.__init__(
-            self, path, [header.size], header.bands, header.dtype, orientation=header.orientation, metadata=header.metadata, **options
-        )
+            self, path, [header.size], header.bands, header.dtype, orientation=header.orientation, metadata=header.metadata,
+            bits=header.bits if header.bits > 8 else None, **options,
+        )  # fmt: skip
         self._header = header
         self._decoding = threading.Lock()
         self._pixels: Tensor | None = None  # type: ignore[assignment]

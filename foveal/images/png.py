@@ -2,7 +2,7 @@
 
 Only the chunks that make the picture are looked at: their checksums must be right, and so must be that of the compressed
 pixels, which libpng does not always read. Other chunks are notes; whatever is wrong with them is no reason to refuse the
-picture.
+picture. A chunk before the pixels whose name is unknown and whose checksum is wrong may have been a part of the picture.
 
 Example:
     >>> import io
@@ -26,6 +26,8 @@ import numpy as np
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_NOTES = {b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT",
+          b"acTL", b"fcTL", b"fdAT", b"cICP", b"mDCV", b"cLLI", b"IEND"}  # fmt: skip
 _LONGEST_NOTE = 1 << 20  # bytes
 
 
@@ -38,7 +40,7 @@ class Png:
         depth: bits of a sample.
         colour: PNG's colour type.
         interlaced: in seven passes.
-        chunks: what makes the picture: name and (start, end) of the contents.
+        chunks: what makes the picture, and what has an unknown name: name and (start, end) of the contents.
         exif, xmp: notes that may hold the orientation, or None.
     """
 
@@ -81,7 +83,7 @@ def read(data: Any) -> Png:
     while at + 8 <= len(data):
         length, name = struct.unpack(">I4s", data[at : at + 8])
         start, end = at + 8, at + 8 + length
-        if name in _PICTURE:
+        if name not in _NOTES:
             png.chunks.append((name, start, end))
         elif name == b"IEND":
             break
@@ -120,10 +122,13 @@ def decode(png: Png) -> np.ndarray:
     import imagecodecs
 
     kept, pixels = [SIGNATURE], []
-    for name, start, end in png.chunks:
+    last = max((i for i, (name, *_) in enumerate(png.chunks) if name == b"IDAT"), default=-1)
+    for name, start, end in png.chunks[: last + 1]:
         chunk = png.data[start - 4 : end]
         if len(chunk) < end - start + 4 or struct.pack(">I", zlib.crc32(chunk)) != png.data[end : end + 4]:
-            raise ValueError(f"the checksum of its {name.decode()} chunk is wrong")
+            raise ValueError(f"the checksum of its {name.decode('latin-1')} chunk is wrong")
+        if name not in _PICTURE:
+            continue  # its name may be what is damaged
         if name == b"IDAT":
             pixels.append(png.data[start:end])
         kept += [struct.pack(">I", end - start), chunk, png.data[end : end + 4]]

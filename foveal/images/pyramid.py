@@ -178,7 +178,7 @@ class Pyramid(ABC):
             if (cost := (y1 - y0) * (x1 - x0) * self._bands * self.dtype.itemsize) > self._max_bytes:
                 needs = f"a look needs {x1 - x0} x {y1 - y0} pixels of level {level}, {cost:,} bytes"
                 what = f"{needs}, more than the limit of {self._max_bytes:,}"
-                raise ImageError(f"{self.path}: {what}; add coarser levels to the file, or set FOVEAL_MAX_BYTES")
+                raise ImageError(f"{self.path}: {what}; add coarser levels to the file, or raise --max-bytes or FOVEAL_MAX_BYTES")
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 

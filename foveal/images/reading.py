@@ -97,7 +97,8 @@ def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None
         raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if cost > limit:
         claim = f"claims {width} x {height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}"
-        raise ImageError(f"{path}: {claim}; if it is genuine, convert it to a tiled TIFF with levels, or set FOVEAL_MAX_BYTES")
+        advice = "if it is genuine, convert it to a tiled TIFF with levels, or raise --max-bytes or FOVEAL_MAX_BYTES"
+        raise ImageError(f"{path}: {claim}; {advice}")
 
 
 def open_file(path: str) -> int:

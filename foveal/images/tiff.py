@@ -24,7 +24,10 @@ import io
 import logging
 import os
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ import tifffile
 
 from foveal.errors import ImageError
 from foveal.images import pages, scale
+from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import open_file, read_at, reading
@@ -42,8 +46,8 @@ from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3}
-_NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr"}
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
+_NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB"}
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Layout:
         alpha: the band that is alpha, or None.
         palette: (n, 3) colours, or None.
         nodata: value that means "nothing here", or None.
+        convert: makes RGB of colours that are stored otherwise and that no codec converts, or None.
     """
 
     levels: list[Level]
@@ -73,6 +78,7 @@ class Layout:
     nodata: float | None
     orientation: int
     metadata: dict[str, Any]
+    convert: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def photometric(self) -> int:
@@ -166,8 +172,9 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
         raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if first.dtype is None:
         raise ImageError(f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; convert it")
-    plain = int(first.compression) not in IMAGE_CODECS
-    if photometric not in _COLOURS or (photometric == 6 and plain) or first.samplesperpixel < _COLOURS[photometric]:
+    convert = _conversion(first)
+    counted = photometric in _COLOURS and first.samplesperpixel >= _COLOURS[photometric]
+    if not counted or (convert is not None and first.dtype not in (np.uint8, np.uint16)[: 2 if photometric > 6 else 1]):
         kind = _NAMES.get(photometric, f"photometric {photometric}")
         raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
     levels = [Level.of(source, level.pages, size=level.size, channels=picture.channels) for level in picture.levels]
@@ -179,9 +186,23 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
         levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
         bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
         palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
-        orientation=int(first.tags.valueof(274) or picture.parent.tags.valueof(274) or 1), metadata=_metadata(first, picture.parent),
+        orientation=_orientation(first, picture.parent), metadata=_metadata(first, picture.parent),
+        convert=convert,
     )  # fmt: skip
     return layout, picture
+
+
+def _conversion(page: tifffile.TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:
+    photometric = int(page.photometric)
+    if photometric in (8, 9):
+        return partial(from_lab, offset=photometric == 9)
+    if photometric != 6 or int(page.compression) in IMAGE_CODECS:
+        return None
+    given: dict[str, Any] = {}
+    for name, code in (("shares", 529), ("ends", 532)):
+        if numbers := page.tags.valueof(code):
+            given[name] = [over / (under or 1) for over, under in zip(numbers[::2], numbers[1::2], strict=True)]
+    return partial(from_ycbcr, **given)
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
@@ -199,17 +220,26 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
 
 
 def _metadata(page: tifffile.TiffPage, parent: tifffile.TiffPage) -> dict[str, Any]:
+    """What the notes say. Whatever is wrong with them, the picture can still be seen."""
     found: dict[str, Any] = {}
-    if description := page.description or parent.description:
-        found["description"] = description
-    mpp = scale.of_page(page)
-    if mpp is None and not page.description:
-        mpp = scale.described(parent.description or "")
-    if mpp is not None:
-        found["mpp"] = mpp
-    if geo := page.geotiff_tags:
-        found["geo"] = geo
+    with suppress(Exception):
+        if description := page.description or parent.description:
+            found["description"] = description
+    with suppress(Exception):
+        mpp = scale.of_page(page)
+        if mpp is None and not page.description:
+            mpp = scale.described(parent.description or "")
+        if mpp is not None:
+            found["mpp"] = mpp
+    with suppress(Exception):
+        if geo := page.geotiff_tags:
+            found["geo"] = geo
     return found
+
+
+def _orientation(*pages: tifffile.TiffPage) -> int:
+    found = (value for page in pages if isinstance(value := page.tags.valueof(274), int))
+    return next(found, 1)
 
 
 class TiffPyramid(Pyramid):
@@ -374,14 +404,10 @@ def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: 
         alpha = None
     if layout.palette is not None:
         pixels = layout.palette[pixels[..., 0]]
+    elif layout.convert is not None:
+        pixels = layout.convert(pixels)
     elif layout.photometric == 5:
         pixels = from_cmyk(pixels, highest)
     elif layout.photometric == 0 and pixels.dtype.kind in "ub":
         pixels = ~pixels if pixels.dtype == bool else (highest - pixels).astype(pixels.dtype)
     return pixels, alpha
-
-
-def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
-    """(h, w, 3) RGB of (h, w, 4) ink amounts, without a colour profile, as Pillow does."""
-    light = highest - pixels.astype(np.float32)
-    return np.rint(light[..., :3] * light[..., 3:4] / highest).astype(pixels.dtype)

@@ -17,7 +17,7 @@ Example:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,15 +25,14 @@ import numpy as np
 import tifffile
 
 from foveal.errors import ImageError
-from foveal.images import jpeg, png
+from foveal.images import fax, jpeg, jpeg2000, png
+from foveal.images.colours import from_ycbcr
 from foveal.images.headers import Numbers
 from foveal.images.reading import memory_limit
 
 JPEG = {6, 7, 34892, 33007}
-_JPEG2000 = b"\xff\x4f\xff\x51"
 _JPEG_XR = b"II\xbc"
 _FAX = {2, 3, 4, 32771}
-_FAX_CODES = (b"\x35", b"\x4d", b"\x9b", b"\xff")  # bytes of which codes can be read
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 """Compressions whose codecs convert from YCbCr themselves, or say how to."""
@@ -53,6 +52,42 @@ class Source(NamedTuple):
     lists: dict[int, tuple[Numbers | None, Numbers | None]]
 
 
+class Calculated(NamedTuple):
+    """Lengths of uncompressed strips of one plane after the other, of which old files give no list.
+
+    Attributes:
+        planes: of strips.
+        each: strips of a plane.
+        full: bytes of a strip.
+        last: bytes of the last strip of a plane.
+    """
+
+    planes: int
+    each: int
+    full: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.planes * self.each
+
+    def get(self, descriptor: int, index: int) -> int:
+        return self.last if index % self.each == self.each - 1 else self.full
+
+    def all(self, descriptor: int) -> np.ndarray:
+        return np.array([self.get(descriptor, i) for i in range(len(self))])
+
+    @classmethod
+    def of(cls, page: tifffile.TiffPage) -> Calculated | None:
+        """Those of a page, or None where they cannot be told."""
+        if int(page.compression) != 1 or page.is_tiled or min(page.rowsperstrip, page.imagelength) < 1:
+            return None
+        apart = page.planarconfig == 2
+        row = -(-page.imagewidth * (1 if apart else page.samplesperpixel) * page.bitspersample // 8)
+        rows = min(page.rowsperstrip, page.imagelength)
+        each = -(-page.imagelength // rows)
+        return cls(page.samplesperpixel if apart else 1, each, row * rows, row * (page.imagelength - (each - 1) * rows))
+
+
 class Joined(NamedTuple):
     """Lists of equal length one behind the other, one for each page of a level whose channels are pages.
 
@@ -62,7 +97,7 @@ class Joined(NamedTuple):
         step: what the next list adds to the numbers, where one list stands for all.
     """
 
-    parts: tuple[Numbers, ...]
+    parts: tuple[Numbers | Calculated, ...]
     length: int
     step: int = 0
 
@@ -89,6 +124,8 @@ class Level:
         planar: each sample has tiles of its own.
         tables: that JPEG tiles share, or None.
         other_tables: those of the pages of the second and later channels.
+        fax: options of its codes, and the order of bits.
+        subsampling: pixels (across, down) that share their colour, where the codec does not know of it.
         decode: of tifffile, where the codec does not return an image.
         halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
     """
@@ -104,11 +141,13 @@ class Level:
     bits: int
     dtype: np.dtype | None
     offsets: Numbers | Joined
-    counts: Numbers | Joined
+    counts: Numbers | Joined | Calculated
     tables: bytes | None
     decode: Callable[..., Any] | None = field(repr=False)
     halved: bool = False
     other_tables: tuple[bytes | None, ...] = ()
+    subsampling: tuple[int, int] = (1, 1)
+    fax: tuple[int, int] = (0, 1)
 
     @classmethod
     def of(cls, source: Source, pages: Sequence[tifffile.TiffPage], *, size: tuple[int, int] | None = None, channels: int = 1) -> Level:
@@ -124,8 +163,12 @@ class Level:
             ImageError: the header contradicts itself.
         """
         name, page = source.name, pages[0]
+        for each in pages:
+            _check_header(name, each)
         found = [source.lists[p.offset] for p in pages]
-        offsets, counts = (tuple(numbers for pair in found if (numbers := pair[i]) is not None) for i in (0, 1))
+        offsets = tuple(numbers for numbers, _ in found if numbers is not None)
+        lengths = (numbers or Calculated.of(p) for p, (_, numbers) in zip(pages, found, strict=True))
+        counts = tuple(numbers for numbers in lengths if numbers is not None)
         if min(len(offsets), len(counts)) < len(pages):
             raise ImageError(f"{name}: does not say where its pixels are; the header is damaged, copy it again")
         tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
@@ -139,9 +182,13 @@ class Level:
             page.jpegtables, None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
             halved=size is not None, other_tables=tuple(p.jpegtables for p in pages[1:]),
         )  # fmt: skip
+        level.fax = int(page.tags.valueof(292) or 0), int(page.fillorder)
+        if level.photometric == 6 and level.compression not in IMAGE_CODECS and not planar:
+            level.subsampling = page.tags.valueof(530) or (2, 2)
         if level.tile_cost > memory_limit():
             claim = f"claims tiles or strips of {tile[1]} x {tile[0]} pixels, {level.tile_cost:,} bytes each"
-            raise ImageError(f"{name}: {claim}, more than the limit of {memory_limit():,}; make them smaller, or set FOVEAL_MAX_BYTES")
+            claim += f", more than the limit of {memory_limit():,}"
+            raise ImageError(f"{name}: {claim}; make them smaller, or raise --max-bytes or FOVEAL_MAX_BYTES")
         one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
         least = min(len(numbers) for numbers in offsets + counts)
         if least < one:
@@ -174,6 +221,17 @@ class Level:
         return -(-self.width // self.tile[1])
 
 
+def _check_header(name: str, page: tifffile.TiffPage) -> None:
+    """Raise ImageError where a page does not say what its pixels are; defaults would stand for what damage took away."""
+    bits, samples = page.tags.get(258), page.samplesperpixel
+    colourless = int(page.photometric) == 3 and page.tags.get(320) is None
+    if page.tags.get(262) is None or colourless or (bits is None and samples > 1):
+        raise ImageError(f"{name}: does not say what its values mean; the header is damaged, copy the file again")
+    white = int(page.photometric) == 0 and samples - len(page.extrasamples) != 1
+    if white or (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
+        raise ImageError(f"{name}: contradicts itself on what a pixel is; the header is damaged, copy the file again")
+
+
 def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     """(h, w, samples) of one tile's bytes.
 
@@ -186,13 +244,16 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
     if level.compression in JPEG and not data.startswith(_LOSSLESS_JPEG):
         transformed = level.photometric == 6 and samples == 3
         return jpeg.decode_segment(data, tables, shapes, samples, transformed=transformed, bits=level.bits)
+    if level.subsampling != (1, 1):
+        return _subsampled(level, data, shapes[-1] if level.tile[1] == level.width else level.tile)
     if level.decode is not None:
         tile = level.decode(data, place, jpegtables=tables)[0][0]
         if level.compression in _FAX:
-            _check_fax(tile, data, lambda longer: level.decode(longer, place)[0][0])  # type: ignore[misc]
+            coding, order = level.fax
+            fax.check(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
         return tile
-    if (start := data.find(_JPEG2000, 0, 200)) >= 0:
-        _check_jpeg2000(data, start)
+    if (start := data.find(jpeg2000.START, 0, 200)) >= 0:
+        jpeg2000.check(data, start)
     if data.startswith(_JPEG_XR):
         _check_jpegxr(data)
     if data.startswith(png.SIGNATURE):
@@ -205,24 +266,20 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
         what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
         raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
     ycbcr = level.compression == 33003 or level.photometric == 6
-    if ycbcr and samples == 3 and start >= 0 and _jpeg2000_is_ycbcr(data, start):
-        tile = _from_ycbcr(tile)
+    if ycbcr and samples == 3 and start >= 0 and jpeg2000.is_ycbcr(data, start):
+        tile = from_ycbcr(tile)
     return tile
 
 
-def _check_fax(tile: np.ndarray, data: bytes, decode: Callable[[bytes], np.ndarray]) -> None:
-    """Raise ValueError where the codes of a fax end before its rows do; the decoder leaves the other rows white.
-
-    What follows the last row changes nothing. Zeros at the end may be padding, or codes that were erased.
-    """
-    codes = data.rstrip(b"\0")
-    codes = codes if len(data) - len(codes) >= 4 else data
-    try:
-        complete = all(np.array_equal(decode(codes + byte * 64), tile) for byte in _FAX_CODES)
-    except Exception:
-        complete = False
-    if not complete:
-        raise ValueError("fax data cut short")
+def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) YCbCr of units that have the brightness of several pixels and then their colour."""
+    (height, width), (across, down) = size, level.subsampling
+    rows, columns = -(-height // down), -(-width // across)
+    raw = data if level.compression == 1 else tifffile.TIFF.DECOMPRESSORS[level.compression](data)
+    units = np.frombuffer(raw, np.uint8).reshape(rows, columns, across * down + 2)  # exactly so many, or the header lies
+    brightness = units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
+    colour = units[..., -2:].repeat(down, 0).repeat(across, 1)
+    return np.concatenate([brightness, colour], 2)[:height, :width]
 
 
 def _check_jpegxr(data: bytes) -> None:
@@ -232,43 +289,3 @@ def _check_jpegxr(data: bytes) -> None:
     numbers = {code: value for code, _, _, value in entries}
     if numbers.get(0xBCC0, 0) + numbers.get(0xBCC1, 0) > len(data):
         raise ValueError("JPEG XR data cut short")
-
-
-def _check_jpeg2000(data: bytes, start: int) -> None:
-    """Raise ValueError where a codestream is shorter than its parts say; openjpeg makes up what is missing."""
-    *_, at = _jpeg2000_markers(data, start)
-    while data[at : at + 2] == b"\xff\x90":
-        length = int.from_bytes(data[at + 6 : at + 10], "big")
-        at = at + length if length else data.rindex(b"\xff\xd9", at)
-    if at > len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
-        raise ValueError("JPEG 2000 data cut short")
-
-
-def _jpeg2000_markers(data: bytes, start: int) -> Iterator[int]:
-    """Positions of the markers of the main header; the last is that of the first part."""
-    at = start + 2
-    yield at
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        yield at
-
-
-def _jpeg2000_is_ycbcr(data: bytes, start: int) -> bool:
-    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
-
-    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
-    JP2 header says sYCC.
-    """
-    if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
-        return False
-    if any(data[at + 1] == 0x52 and data[at + 8] for at in _jpeg2000_markers(data, start) if at + 8 < len(data)):
-        return False
-    components = struct.unpack(">H", data[start + 40 : start + 42])[0]
-    steps = data[start + 42 : start + 42 + 3 * components]
-    return set(steps[1::3] + steps[2::3]) == {1}
-
-
-def _from_ycbcr(tile: np.ndarray) -> np.ndarray:
-    y, cb, cr = np.moveaxis(tile.astype(np.float32), -1, 0)
-    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1)
-    return np.clip(np.rint(rgb), 0, 255).astype(tile.dtype)

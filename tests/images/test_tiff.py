@@ -354,7 +354,7 @@ def test_unknown_codec_and_kinds_are_named(tmp_path):
     (tmp_path / "b.tif").write_bytes(raw)
     with pytest.raises(ImageError, match=r"b\.tif"):
         open_image(tmp_path / "b.tif").look(np.array([[0, 0, 64, 64]]), (64, 64))
-    tifffile.imwrite(tmp_path / "c.tif", photo(64, 64), tile=(32, 32), photometric="cielab")
+    tifffile.imwrite(tmp_path / "c.tif", photo(64, 64), tile=(32, 32), photometric="itulab")
     with pytest.raises(ImageError, match=r"c.tif: stores .* convert it to RGB"):
         open_image(tmp_path / "c.tif")
 

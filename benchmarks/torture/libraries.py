@@ -1,0 +1,326 @@
+"""Other libraries that read the same files, and what they and the checksums tell of damage.
+
+Each reader returns the pixels of the pages that foveal uses too, or raises. A reader is compared with itself on the intact file, so
+that its own conventions of colour and rounding do not matter.
+
+Example:
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from benchmarks.torture.seeds import VARIANTS
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = VARIANTS[0].write(Path(folder))
+    ...     before = damage_told(path)
+    ...     _ = path.write_bytes(path.read_bytes()[:-300] + bytes(300))
+    ...     before, sorted(damage_told(path, all_warnings=True))
+    ({}, ['libjpeg'])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import lzma
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveal.images.jpeg import HARMLESS
+
+Pixels = list[np.ndarray]
+_NOTES = {b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT",
+          b"acTL", b"fcTL", b"fdAT", b"cICP", b"mDCV", b"cLLI"}  # fmt: skip
+
+
+class Unknown(Exception):
+    """The library does not know such files, or is not installed."""
+
+
+def by_pillow(path: Path) -> Pixels:
+    from PIL import Image, ImageFile
+
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = 1 << 26
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            found = []
+            for i in range(min(pages, 10)):
+                if i:
+                    image.seek(i)
+                shown = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
+                found.append(np.asarray(shown))
+            return found
+
+
+def by_imagecodecs(path: Path) -> Pixels:
+    import imagecodecs
+
+    data = path.read_bytes()
+    starts = {
+        b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"\xff\x0a": "jpegxl", b"\0\0\0\x0cJXL": "jpegxl",
+        b"\xff\xd8": "jpeg8", b"\0\0\0\x0cjP": "jpeg2k", b"\xff\x4f": "jpeg2k",
+    }  # fmt: skip
+    kind = next((kind for start, kind in starts.items() if data.startswith(start)), "avif" if data[4:8] == b"ftyp" else None)
+    if kind is None:
+        raise Unknown
+    pixels = getattr(imagecodecs, f"{kind}_decode")(data, **({"index": 0} if kind in ("gif", "jpegxl", "avif") else {}))
+    if pixels.size == 0 or pixels.nbytes > 1 << 28:
+        raise ValueError("no pixels")
+    return [pixels]
+
+
+def by_tifffile(path: Path) -> Pixels:
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    if path.read_bytes()[:2] not in (b"II", b"MM"):
+        raise Unknown
+    with tifffile.TiffFile(path) as file:
+        pages = [page.aspage() for page in file.pages]
+        if not pages or sum(page.nbytes for page in pages) > 1 << 28:
+            raise ValueError("no pages, or too much of them")
+        for page in pages:
+            for at, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+                if at + count > file.filehandle.size:
+                    raise ValueError("past the end")
+        return [page.asarray() for page in pages]
+
+
+def by_libvips(path: Path) -> Pixels:
+    import pyvips
+
+    pyvips.cache_set_max(0)
+    pyvips.vips_lib.vips_error_clear()
+    first = pyvips.Image.new_from_file(str(path), fail_on="error", access="sequential")
+    if first.width * first.height * first.bands > 1 << 27:
+        raise ValueError("too large")
+    pages = [first]
+    if path.suffix in (".tif", ".svs") and first.get_typeof("n-pages"):
+        for i in range(1, min(first.get("n-pages"), 10)):
+            pages.append(pyvips.Image.new_from_file(str(path), fail_on="error", access="sequential", page=i))
+    return [page.numpy() for page in pages]
+
+
+def by_gdal(path: Path) -> Pixels:
+    import rasterio
+
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    os.environ.setdefault("GDAL_CACHEMAX", "32")
+    with warnings.catch_warnings(), rasterio.Env(GDAL_PAM_ENABLED="NO"):
+        warnings.simplefilter("ignore")
+        with rasterio.open(path, sharing=False) as data:
+            if data.width * data.height * data.count > 1 << 27:
+                raise ValueError("too large")
+            levels = len(data.overviews(1))
+            found = [np.moveaxis(data.read(), 0, -1)]
+        for level in range(levels):
+            with rasterio.open(path, sharing=False, overview_level=level) as data:
+                found.append(np.moveaxis(data.read(), 0, -1))
+        return found
+
+
+def by_openslide(path: Path) -> Pixels:
+    import openslide
+
+    if path.suffix not in (".svs", ".scn"):
+        raise Unknown
+    with openslide.OpenSlide(path) as slide:
+        if max(slide.dimensions) > 4096:
+            raise ValueError("too large")
+        return [np.asarray(slide.read_region((0, 0), i, slide.level_dimensions[i])) for i in range(slide.level_count)]
+
+
+READERS: dict[str, Callable[[Path], Pixels]] = {
+    "Pillow": by_pillow, "imagecodecs": by_imagecodecs, "tifffile": by_tifffile, "libvips": by_libvips, "GDAL": by_gdal,
+    "OpenSlide": by_openslide,
+}  # fmt: skip
+
+
+def read_by(name: str, path: Path) -> Pixels | str | None:
+    """Pixels by one library, its error, or None where it does not know the kind of file."""
+    try:
+        with quiet():
+            return READERS[name](path)
+    except (Unknown, ImportError):
+        return None
+    except Exception as error:
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        return None if re.search(r"not (implemented|supported|configured)", text) else text
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Some C libraries write to the standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+# ---------------------------------------------------------------------------------------------------------- checksums and warnings
+
+
+def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
+    """What checksums, lengths and libjpeg tell of lost pixels, by who tells it; empty where nothing is told.
+
+    Args:
+        path: the file.
+        all_warnings: count what libjpeg says of stray bytes and the like, too, which may or may not be a sign of damage.
+    """
+    data = path.read_bytes()
+    found: dict[str, str | None] = {}
+    try:
+        if data.startswith(b"\xff\xd8"):
+            found["libjpeg"] = libjpeg_warns(data, all_warnings)
+        elif data.startswith(b"\x89PNG"):
+            found["CRC"], found["Adler"] = _png(data)
+        elif data[:2] in (b"II", b"MM"):
+            found |= _tiff(path, data, all_warnings)
+    except Exception as error:
+        found["parsing"] = f"{type(error).__name__}: {error}"
+    return {name: text for name, text in found.items() if text}
+
+
+def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
+    """The first warning of libjpeg, by simplejpeg; unless all are wanted, those of stray bytes and the like do not count."""
+    import simplejpeg
+
+    try:
+        height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > 1 << 25:
+            return "too large"
+        colours = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(kind, "RGB")
+        simplejpeg.decode_jpeg(data, colours, strict=True)
+        return None
+    except ValueError as error:
+        text = str(error)
+        harmless = any(part in text for part in HARMLESS)
+        if harmless and all_warnings:
+            harmless = "Premature" not in text and ("extraneous" not in text or _stray_among_headers(data))
+        return None if harmless or re.search(r"subsampling|precision", text) else text
+
+
+def _stray_among_headers(data: bytes) -> bool:
+    """Whether bytes lie between the segments before the first scan of a JPEG, which libjpeg tells first."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 1] != b"\xff"
+
+
+def _png(data: bytes) -> tuple[str | None, str | None]:
+    """Wrong checksums of chunks that are no notes, and of the compressed pixels."""
+    at, pixels, wrong, ended = 8, b"", None, False
+    while at + 12 <= len(data) and not ended:
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        body, told = data[at + 4 : at + 8 + length], data[at + 8 + length : at + 12 + length]
+        if name not in _NOTES and struct.pack(">I", zlib.crc32(body)) != told and name != b"IEND":
+            wrong = wrong or f"{name!r}"
+        if name == b"IDAT":
+            pixels += body[4:]
+        ended = name == b"IEND"
+        at += 12 + length
+    stream = zlib.decompressobj()
+    try:
+        size = 0
+        left = pixels
+        while left and not stream.eof and size < 1 << 28:
+            size += len(stream.decompress(left, 1 << 20))
+            left = stream.unconsumed_tail
+        return wrong, None if stream.eof else "the stream does not end"
+    except zlib.error as error:
+        return wrong, str(error)
+
+
+def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
+    """Strips and tiles that are cut off, have wrong checksums, or decode to less than their size."""
+    import imagecodecs
+    import tifffile
+
+    found: dict[str, str | None] = {}
+    if _tag_is_cut(data):
+        found["header"] = "a tag continues past the end of the file"
+    with tifffile.TiffFile(path) as file:
+        for page in (p.aspage() for p in file.pages):
+            compression = int(page.compression)
+            if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
+                found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
+            if page.tags.get(262) is None:
+                found["header"] = "no photometric interpretation, which TIFF requires"
+            for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
+                if count == 0:
+                    continue
+                piece = data[at : at + count]
+                if len(piece) < count:
+                    found["length"] = "a tile lies past the end"
+                    continue
+                size = _raw_size(page, i)
+                try:
+                    if compression in (8, 32946):
+                        stream = zlib.decompressobj()
+                        short = len(stream.decompress(piece, 1 << 26)) < size
+                        found["deflate"] = found.get("deflate") or ("too little" if short or not stream.eof else None)
+                    elif compression == 5:
+                        found["LZW"] = found.get("LZW") or ("too little" if len(imagecodecs.lzw_decode(piece)) < size else None)
+                    elif compression == 32773:
+                        found["PackBits"] = found.get("PackBits") or (
+                            "too little" if len(imagecodecs.packbits_decode(piece)) < size else None
+                        )
+                    elif compression in (34926, 50000):
+                        found["zstd"] = found.get("zstd") or ("too little" if len(imagecodecs.zstd_decode(piece)) < size else None)
+                    elif compression == 34925:
+                        found["LZMA"] = found.get("LZMA") or ("too little" if len(lzma.decompress(piece)) < size else None)
+                    elif compression == 7:
+                        found["libjpeg"] = found.get("libjpeg") or libjpeg_warns(_whole_jpeg(page, piece), all_warnings)
+                    elif compression == 1 and count < size:
+                        found["length"] = "too few bytes"
+                except Exception as error:
+                    found[f"compression {compression}"] = " ".join(str(error).split())[:100] or type(error).__name__
+    return found
+
+
+def _tag_is_cut(data: bytes) -> bool:
+    """Whether the first header of a classic TIFF, or a value of it, is not all in the file."""
+    order = "<" if data[:2] == b"II" else ">"
+    if data[2:4] not in (b"*\0", b"\0*"):
+        return False
+    at = struct.unpack(order + "I", data[4:8])[0]
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
+    count = struct.unpack(order + "H", data[at : at + 2])[0]
+    if at + 6 + 12 * count > len(data):
+        return True
+    tags = (struct.unpack(order + "HHII", data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
+    return any(sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data) for _, kind, number, where in tags)
+
+
+def _raw_size(page: Any, index: int) -> int:
+    """Bytes of a tile or strip before compression; the last strip may be lower."""
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    if page.is_tiled:
+        rows, width = page.tilelength, page.tilewidth
+    else:
+        per_plane = -(-page.imagelength // max(1, page.rowsperstrip))
+        rows, width = min(page.rowsperstrip, page.imagelength - (index % per_plane) * page.rowsperstrip), page.imagewidth
+    if int(page.photometric) == 6 and int(page.compression) != 7:
+        across, down = page.tags.valueof(530) or (2, 2)
+        return -(-rows // down) * -(-width // across) * (across * down + 2)
+    return rows * -(-width * samples * page.bitspersample // 8)
+
+
+def _whole_jpeg(page: Any, piece: bytes) -> bytes:
+    """A JPEG tile with the tables of its page, without padding."""
+    bare = piece.rstrip(b"\0")
+    piece = bare if bare.endswith(b"\xff\xd9") else piece
+    return page.jpegtables[:-2] + piece[2:] if page.jpegtables else piece

@@ -1,0 +1,60 @@
+"""The parts of a JPEG 2000 codestream: are all of them there, and are colours still to be converted?
+
+Example:
+    >>> import imagecodecs, numpy as np
+    >>> data = imagecodecs.jpeg2k_encode(np.zeros((8, 8), np.uint8), codecformat="j2k")
+    >>> check(data, 0)
+    >>> check(data[:20] + data[28:], 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: JPEG 2000 data cut short or put out of place
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+START = b"\xff\x4f\xff\x51"
+
+
+def check(data: Any, start: int) -> None:
+    """Raise ValueError where a codestream is not as long as its parts say; openjpeg makes up what is missing.
+
+    Args:
+        data: bytes or a memory map.
+        start: of the codestream in it.
+    """
+    *_, at = _markers(data, start)
+    while data[at : at + 2] == b"\xff\x90":
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        at = at + length if length else data.rfind(b"\xff\xd9", at)
+        if length == 0 or at > len(data):
+            break
+    if not start < at <= len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
+        raise ValueError("JPEG 2000 data cut short or put out of place")
+
+
+def is_ycbcr(data: bytes, start: int) -> bool:
+    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
+
+    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
+    JP2 header says sYCC.
+    """
+    if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
+        return False
+    if any(data[at + 1] == 0x52 and data[at + 8] for at in _markers(data, start) if at + 8 < len(data)):
+        return False
+    components = struct.unpack(">H", data[start + 40 : start + 42])[0]
+    steps = data[start + 42 : start + 42 + 3 * components]
+    return set(steps[1::3] + steps[2::3]) == {1}
+
+
+def _markers(data: Any, start: int) -> Iterator[int]:
+    """Positions of the markers of the main header; the last is that of the first part."""
+    at = start + 2
+    yield at
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield at

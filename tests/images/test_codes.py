@@ -1,0 +1,77 @@
+"""Stray bytes in a JPEG against the rest of damaged data, for every kind of scan."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from foveal.images import jpeg
+from tests.images.files import photo
+
+KINDS = {
+    "progressive": {"progressive": True}, "progressive, 4:4:4": {"progressive": True, "subsampling": 0, "quality": 92},
+    "progressive, grey": {"progressive": True}, "baseline": {}, "optimised": {"optimize": True},
+    "restarts in a row": {"restart_marker_blocks": 3}, "a restart each row": {"restart_marker_rows": 1},
+}  # fmt: skip
+
+
+def _jpeg(kind):
+    data = io.BytesIO()
+    image = Image.fromarray(photo(120, 104)).convert("L" if "grey" in kind else "RGB")
+    image.save(data, "JPEG", **{"quality": 85, **KINDS[kind]})
+    return data.getvalue(), "GRAY" if "grey" in kind else "RGB"
+
+
+def _damaged(data, draw):
+    """One change in the coded data, half of the time in its last scan."""
+    scans = data.index(b"\xff\xda"), data.rindex(b"\xff\xda")
+    changed, at = bytearray(data), draw.randrange(draw.choice(scans) + 12, len(data) - 3)
+    count = min(draw.choice((1, 2, 8, 60)), len(data) - 2 - at)
+    how = draw.randrange(4)
+    if how == 0:
+        changed[at] ^= 1 << draw.randrange(8)
+    elif how == 1:
+        changed[at : at + count] = bytes(count)
+    elif how == 2:
+        changed[at : at + count] = draw.randbytes(count)
+    else:
+        del changed[at : at + count]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_that_leaves_codes_over_is_told_from_stray_bytes(kind):
+    data, colours = _jpeg(kind)
+    good, tried = simplejpeg.decode_jpeg(data, colours), 0
+    for number in range(300):
+        damaged = _damaged(data, random.Random(number))
+        try:
+            simplejpeg.decode_jpeg(damaged, colours, strict=True)
+        except ValueError as error:
+            if "extraneous" not in str(error):
+                continue
+            tried += 1
+            try:
+                pixels = jpeg.decode(damaged, colours)
+            except ValueError:
+                continue
+            assert np.array_equal(pixels, good), number
+    assert tried > 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stray", [bytes(1), bytes(300), b"\x20" * 7, b"text of a camera", bytes(range(1, 120)), b"\xfe" * 9])
+def test_stray_bytes_lose_nothing(kind, stray):
+    data, colours = _jpeg(kind)
+    assert np.array_equal(jpeg.decode(data[:-2] + stray + data[-2:], colours), simplejpeg.decode_jpeg(data, colours))
+
+
+def test_a_lost_scan_of_a_progressive_jpeg_is_told():
+    data, colours = _jpeg("progressive")
+    headers = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
+    for at in headers[1:]:
+        with pytest.raises(ValueError, match=r"missing|Huffman|left over|no data"):
+            jpeg.decode(data[:at] + b"\x00\x00" + data[at + 2 :], colours)
