@@ -2,13 +2,15 @@
 
 Trains the demo for each seed, for the updates of its recipe. Then trains, for as much processor time:
 
-- what a user would pick instead: the same network on thumbnails only, with looks taken at random, or on the whole image;
+- what a user would pick instead: the same network on thumbnails only, with looks taken at random, or on the whole
+image;
 - the demo with one ingredient taken out, or with one changed.
 
 How many updates fit the time is found by short trials, so that other work on the machine takes nothing from anyone. Two
 trainings run at a time, one thread each. Rows that are in ``--out`` already are kept.
 
-    python benchmarks/bundled.py --seeds 0 1 2 3 4 --other-seeds 0 1 --folder runs/bundled --out benchmarks/results/bundled.json
+    python benchmarks/bundled.py --seeds 0 1 2 3 4 --other-seeds 0 1 --folder runs/bundled --out
+    benchmarks/results/bundled.json
 """
 
 from __future__ import annotations
@@ -93,7 +95,13 @@ def main() -> None:
             return
         out = args.folder / f"{name.replace(' ', '_')}_{seed}"
         seconds = fit(["demo", *CONTENDERS[name]], out, steps=steps, seed=seed)
-        row = {"contender": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), **judge(name, out, data)}
+        row = {
+            "contender": name,
+            "seed": seed,
+            "steps": steps,
+            "cpu_seconds": round(seconds, 1),
+            **judge(name, out, data),
+        }
         print(json.dumps(row), flush=True)
         rows.append(row)
         order = sorted(rows, key=lambda row: (list(CONTENDERS).index(row["contender"]), row["seed"]))
@@ -109,7 +117,11 @@ def main() -> None:
 
         steps = dict(zip(others, pool.map(trial, others), strict=True))
         print("steps:", steps, flush=True)
-        list(pool.map(lambda job: train(*job, steps[job[0]]), [(name, seed) for name in others for seed in args.other_seeds]))
+        list(
+            pool.map(
+                lambda job: train(*job, steps[job[0]]), [(name, seed) for name in others for seed in args.other_seeds]
+            )
+        )
 
 
 if __name__ == "__main__":

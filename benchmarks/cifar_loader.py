@@ -1,8 +1,8 @@
 """Is an epoch of CIFAR bound by the network or by the loader?
 
-Times, in turn: picking and augmenting a batch, looking at it and normalising it (all that happens before the network), and
-the training step of a network with its batch already there. Random pixels stand for CIFAR's 50,000 images: their content does
-not matter here.
+Times, in turn: picking and augmenting a batch, looking at it and normalising it (all that happens before the network),
+and the training step of a network with its batch already there. Random pixels stand for CIFAR's 50,000 images: their
+content does not matter here.
 
     python benchmarks/cifar_loader.py --model resnet20_cifar --device cuda --out benchmarks/results/cifar_loader.json
 """
@@ -70,11 +70,18 @@ def main() -> None:
     times = in_turn(tasks, seconds=options.seconds, device=options.device)
     rows = []
     for name, taken in times.items():
-        rows.append({
-            "what": name, "ms": milliseconds(taken), "images_per_second": round(options.batch / float(np.median(taken))),
-            "of_the_step": ratio(taken, times["step on a batch that is there"]),
-        })  # fmt: skip
-        print(f"{name:30} {rows[-1]['ms']:9.3f} ms {rows[-1]['images_per_second']:9} img/s  x {rows[-1]['of_the_step']['median']}")
+        rows.append(
+            {
+                "what": name,
+                "ms": milliseconds(taken),
+                "images_per_second": round(options.batch / float(np.median(taken))),
+                "of_the_step": ratio(taken, times["step on a batch that is there"]),
+            }
+        )
+        print(
+            f"{name:30} {rows[-1]['ms']:9.3f} ms {rows[-1]['images_per_second']:9} img/s  x "
+            f"{rows[-1]['of_the_step']['median']}"
+        )
     about = {"model": options.model, "batch": options.batch, "precision": options.precision, "images": options.images}
     write(options.out, {**about, "rows": rows}, device=options.device)
 

@@ -3,7 +3,8 @@
 The weights are those of https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2), trained on images normalised with
 ImageNet's mean and standard deviation. The root may already hold CIFAR-10; nothing is downloaded.
 
-    python benchmarks/cifar_weights.py --root data/cifar10 --weights weights/cifar10-resnet --out benchmarks/results/cifar_weights.json
+    python benchmarks/cifar_weights.py --root data/cifar10 --weights weights/cifar10-resnet --out
+    benchmarks/results/cifar_weights.json
 """
 
 from __future__ import annotations
@@ -35,14 +36,28 @@ def main() -> None:
     for depth in options.depths:
         file = next(iter(sorted(options.weights.glob(f"resnet{depth}-*.th"))), None)
         if file is None:
-            raise SystemExit(f"{options.weights}: there is no resnet{depth}-*.th in this folder; bring the public weights")
+            raise SystemExit(
+                f"{options.weights}: there is no resnet{depth}-*.th in this folder; bring the public weights"
+            )
         network = foveal.create_model(f"resnet{depth}_cifar", pretrained=file)
         model = as_classifier(network, image_size=32, mean=MEAN, std=STD).to(options.device).eval()
         loader = data.loader("test", batch_size=250, device=options.device)
         answers = score_batches(model, loader, [Strategy(())]).scores[0].answers
         images, wrong = len(answers), int((~answers.correct).sum())
-        rows.append({"depth": depth, "images": images, "wrong": wrong, "error": 100 * wrong / images, "published": PUBLISHED[depth]})
-        print(f"ResNet-{depth}: {wrong} of {images} wrong, {rows[-1]['error']:.2f} % (published: {PUBLISHED[depth]:.2f} %)", flush=True)
+        rows.append(
+            {
+                "depth": depth,
+                "images": images,
+                "wrong": wrong,
+                "error": 100 * wrong / images,
+                "published": PUBLISHED[depth],
+            }
+        )
+        print(
+            f"ResNet-{depth}: {wrong} of {images} wrong, {rows[-1]['error']:.2f} % (published: {PUBLISHED[depth]:.2f} "
+            "%)",
+            flush=True,
+        )
     write(options.out, rows, device=options.device, seed=None)
     strays = [row["depth"] for row in rows if round(row["error"], 2) != row["published"]]
     if strays:

@@ -1,10 +1,12 @@
-"""What does leaving each image once it is sure buy beside fixed budgets, in accuracy and in wall time? TNet on the bundled digits.
+"""What does leaving each image once it is sure buy beside fixed budgets, in accuracy and in wall time? TNet on the
+bundled digits.
 
-Trains the TNet of digits.yaml (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64 px at images of
-512 px (``large``: the same digits, four times the work a look). Thresholds are found on the validation images. The test images are then
-classified by the fixed budgets and by early exit, batch by batch in turn, at 1, 32 and 128 images at a time, on one thread. Rounds are
-repeated, and each batch counts with its fastest: by the clock (``ms``), and by the thread's own time (``processor_ms``), which is what
-the clock would show if nothing else ran. Runs that are finished are not trained again, and rows that are there are kept.
+Trains the TNet of digits.yaml (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64
+px at images of 512 px (``large``: the same digits, four times the work a look). Thresholds are found on the validation
+images. The test images are then classified by the fixed budgets and by early exit, batch by batch in turn, at 1, 32 and
+128 images at a time, on one thread. Rounds are repeated, and each batch counts with its fastest: by the clock (``ms``),
+and by the thread's own time (``processor_ms``), which is what the clock would show if nothing else ran. Runs that are
+finished are not trained again, and rows that are there are kept.
 
     python benchmarks/early_exit.py --out benchmarks/results/early_exit.json
 """
@@ -38,10 +40,23 @@ MEAN_LOOKS = (0.5, 1, 1.5, 2, 3)
 TASKS: dict[str, dict[str, Any]] = {  # what differs from digits.yaml
     "small": {"canvas": 256, "test": 1000, "seeds": (0, 1), "steps": 2571, "flags": []},
     "large": {
-        "canvas": 512, "test": 600, "seeds": (0,), "steps": 600, "after": "small",
-        "flags": ["--model.base_size", "64", "--model.location_features", "stages.2", "--data.train", "2000", "--optimiser.lr", "1e-3"],
+        "canvas": 512,
+        "test": 600,
+        "seeds": (0,),
+        "steps": 600,
+        "after": "small",
+        "flags": [
+            "--model.base_size",
+            "64",
+            "--model.location_features",
+            "stages.2",
+            "--data.train",
+            "2000",
+            "--optimiser.lr",
+            "1e-3",
+        ],
     },
-}  # fmt: skip
+}
 
 
 def run_of(folder: Path, task: str, seed: int) -> Path:
@@ -54,13 +69,17 @@ def run_of(folder: Path, task: str, seed: int) -> Path:
 
 
 def data_of(task: str, val: int, test: int) -> Any:
-    return get_data(**{**load_recipe(DIGITS)["data"], "canvas": TASKS[task]["canvas"], "train": 0, "val": val, "test": test})
+    return get_data(
+        **{**load_recipe(DIGITS)["data"], "canvas": TASKS[task]["canvas"], "train": 0, "val": val, "test": test}
+    )
 
 
 def take(
     model: GlimpseClassifier, data: Any, ways: list[dict[str, Any]], macs: np.ndarray, batch_size: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """What each way spends on the mean test image, and how many it gets right; ``rounds_ms`` are the milliseconds of every round."""
+    """What each way spends on the mean test image, and how many it gets right; ``rounds_ms`` are the milliseconds of
+    every round.
+    """
     images = len(data.test)
     starts = range(0, images, batch_size)
     wall, busy = np.empty((2, rounds, len(ways), len(starts)))
@@ -84,11 +103,15 @@ def take(
     best, processor = (1e3 * seconds.min(0).sum(1) / images for seconds in (wall, busy))
     return [
         {
-            "accuracy": int(right[w].sum()) / images, "looks": int(looks[w].sum()) / images, "macs": round(products[w].sum() / images),
-            "ms": round(best[w], 4), "processor_ms": round(processor[w], 4), "rounds_ms": each[:, w].round(4).tolist(),
+            "accuracy": int(right[w].sum()) / images,
+            "looks": int(looks[w].sum()) / images,
+            "macs": round(products[w].sum() / images),
+            "ms": round(best[w], 4),
+            "processor_ms": round(processor[w], 4),
+            "rounds_ms": each[:, w].round(4).tolist(),
         }
         for w in range(len(ways))
-    ]  # fmt: skip
+    ]
 
 
 def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]]:
@@ -98,9 +121,14 @@ def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]
 
     def exits(budgets: dict[str, str], at_once: int = 1, batch_size: int = 100) -> list[dict[str, Any]]:
         setting = Setting(batch_size=batch_size, device="cpu")
-        solved = find_thresholds(model, data, [*budgets.values()], locations=MOST, at_once=at_once, seconds=3, setting=setting)
+        solved = find_thresholds(
+            model, data, [*budgets.values()], locations=MOST, at_once=at_once, seconds=3, setting=setting
+        )
         about = zip(budgets, solved, strict=True)
-        return [{"way": "exit", "name": name, "at_once": at_once, "budget": x.budget, "threshold": x.threshold} for name, x in about]
+        return [
+            {"way": "exit", "name": name, "at_once": at_once, "budget": x.budget, "threshold": x.threshold}
+            for name, x in about
+        ]
 
     fixed: list[dict[str, Any]] = [{"way": "fixed", "name": f"{sum(end)}", "locations": end} for end in turns(MOST, 1)]
     counted = [
@@ -121,7 +149,9 @@ def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]
 
 
 def turns_of(task: str, run: Path) -> list[dict[str, Any]]:
-    """What one more look at every image takes, as one of a budget and as a turn of its own, by the images that are left in the batch."""
+    """What one more look at every image takes, as one of a budget and as a turn of its own, by the images that are left
+    in the batch.
+    """
     data, model = data_of(task, 0, max(LEFT)), fold_norms(load(run, device="cpu").eval())
     rows = []
     for images in LEFT:
@@ -152,7 +182,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/early_exit"), help="where the run folders go")
     parser.add_argument("--out")
     args = parser.parse_args()
-    results = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {"ways": [], "turns": []}
+    results = (
+        json.loads(Path(args.out).read_text())["results"]
+        if args.out and Path(args.out).is_file()
+        else {"ways": [], "turns": []}
+    )
     kept = {(row["task"], row["seed"]) for row in results["ways"]}
     with torch.inference_mode():
         for task in args.tasks:
@@ -166,8 +200,18 @@ def main() -> None:
     for row in results["turns"]:
         print(row["task"], f"{row['images']} left: one more look, {row['as']} {row['processor_ms']:.3f} ms an image")
     for row in results["ways"]:
-        costs = f"{row['looks']:.2f} looks, {row['macs'] / 1e6:.1f} MMAC, {row['ms']:.2f} ({row['processor_ms']:.2f}) ms"
-        print(row["task"], row["seed"], f"batch {row['batch']}:", row["way"], row["name"], costs, f"{100 * row['accuracy']:.1f} %")
+        costs = (
+            f"{row['looks']:.2f} looks, {row['macs'] / 1e6:.1f} MMAC, {row['ms']:.2f} ({row['processor_ms']:.2f}) ms"
+        )
+        print(
+            row["task"],
+            row["seed"],
+            f"batch {row['batch']}:",
+            row["way"],
+            row["name"],
+            costs,
+            f"{100 * row['accuracy']:.1f} %",
+        )
 
 
 if __name__ == "__main__":

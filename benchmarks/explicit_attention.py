@@ -1,18 +1,23 @@
-"""What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole network?
+"""What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole
+network?
 
-Four questions, what is compared is taken in turn in one run. In (a) to (c) every form is called once more right before it is timed: the
-dense map is larger than the caches and would slow down whatever comes after it. In (a) `unsettled` is the ratio without that.
+Four questions, what is compared is taken in turn in one run. In (a) to (c) every form is called once more right before
+it is timed: the dense map is larger than the caches and would slow down whatever comes after it. In (a) `unsettled` is
+the ratio without that.
 
-(a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto` chooses
-(b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable, as `auto` chooses, and
-            attention augmentation (d_k = 160 in 8 heads, values a multiple of 8), on the grids of a ResNet; time and peak memory
+(a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto`
+chooses (b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable,
+as `auto` chooses, and
+            attention augmentation (d_k = 160 in 8 heads, values a multiple of 8), on the grids of a ResNet; time and
+            peak memory
 (c) layer:  forward and backward of the layer over those of the 3x3 convolution that it stands for
 (d) step:   one SGD step of expatt_resnet50 over one of resnet50, same batch
 
     python benchmarks/explicit_attention.py mixing branch layer step --out benchmarks/results/explicit_attention.json
     python benchmarks/explicit_attention.py mixing branch layer step --device cuda --batch 1 16 128 --step-batch 128
 
-Memory is the most that torch's allocator held during a step, beyond what it held before; what libraries take for themselves is not in it.
+Memory is the most that torch's allocator held during a step, beyond what it held before; what libraries take for
+themselves is not in it.
 """
 
 from __future__ import annotations
@@ -42,9 +47,13 @@ def branches(grid: int, batch: int) -> dict[str, nn.Module]:
 
     width = WIDTHS[grid]
     values = int(SHARE * width)
-    made: dict[str, nn.Module] = {i: ExplicitAttention(width, values, ratio=1, impl=i) for i in ("dense", "separable", "auto")}
+    made: dict[str, nn.Module] = {
+        i: ExplicitAttention(width, values, ratio=1, impl=i) for i in ("dense", "separable", "auto")
+    }
     if 4 * batch * HEADS * grid**4 <= LARGEST:
-        made["augmentation"] = AttentionAugmentation(width, max(HEADS, values // HEADS * HEADS), size=(grid, grid), ratio=1, heads=HEADS)
+        made["augmentation"] = AttentionAugmentation(
+            width, max(HEADS, values // HEADS * HEADS), size=(grid, grid), ratio=1, heads=HEADS
+        )
     return made
 
 
@@ -79,11 +88,24 @@ def peak_bytes(task: Callable[[], None], device: str) -> int:
 
 
 def compare(
-    modules: dict[str, nn.Module], grid: int, args: argparse.Namespace, batch: int, channels: int | None = None, settle: bool = True
+    modules: dict[str, nn.Module],
+    grid: int,
+    args: argparse.Namespace,
+    batch: int,
+    channels: int | None = None,
+    settle: bool = True,
 ) -> tuple[dict, dict[str, int]]:
-    """Times and peak bytes of forward and backward of each module on the same input, the ResNet's unless it has other channels."""
-    x = torch.randn(batch, channels or WIDTHS[grid], grid, grid, device=args.device).to(memory_format=torch.channels_last).requires_grad_()
-    tasks = {n: once(m.to(args.device, memory_format=torch.channels_last), x, args.precision) for n, m in modules.items()}
+    """Times and peak bytes of forward and backward of each module on the same input, the ResNet's unless it has other
+    channels.
+    """
+    x = (
+        torch.randn(batch, channels or WIDTHS[grid], grid, grid, device=args.device)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
+    tasks = {
+        n: once(m.to(args.device, memory_format=torch.channels_last), x, args.precision) for n, m in modules.items()
+    }
     times = in_turn(tasks, seconds=args.seconds, device=args.device, settle=settle)
     return times, {name: peak_bytes(task, args.device) for name, task in tasks.items()}
 
@@ -93,7 +115,8 @@ def mixing(args: argparse.Namespace) -> Iterator[dict]:
         values = int(SHARE * WIDTHS[grid])
         for batch in args.batch:
             layers = {
-                i: ExplicitAttention(values, values, ratio=1, impl=i, output_projection=False) for i in ("dense", "separable", "auto")
+                i: ExplicitAttention(values, values, ratio=1, impl=i, output_projection=False)
+                for i in ("dense", "separable", "auto")
             }
             for layer in layers.values():
                 layer.value = nn.Identity()
@@ -106,10 +129,12 @@ def forms(times: dict[str, Any], peaks: dict[str, int]) -> dict[str, Any]:
     """How the forms compare."""
     faster = min(("dense", "separable"), key=lambda impl: milliseconds(times[impl]))
     return {
-        "ms": {name: milliseconds(t) for name, t in times.items()}, "peak_bytes": peaks,
-        "dense_over_separable": ratio(times["dense"], times["separable"]), "auto_over_faster": ratio(times["auto"], times[faster]),
+        "ms": {name: milliseconds(t) for name, t in times.items()},
+        "peak_bytes": peaks,
+        "dense_over_separable": ratio(times["dense"], times["separable"]),
+        "auto_over_faster": ratio(times["auto"], times[faster]),
         "peak_dense_over_separable": round(peaks["dense"] / peaks["separable"], 2),
-    }  # fmt: skip
+    }
 
 
 def branch(args: argparse.Namespace) -> Iterator[dict]:
@@ -130,14 +155,22 @@ def layer(args: argparse.Namespace) -> Iterator[dict]:
         for batch in args.batch:
             width = WIDTHS[grid]
             times, peaks = compare(
-                {"layer": ExplicitAttention(width, width, ratio=SHARE), "convolution": nn.Conv2d(width, width, 3, padding=1, bias=False)},
-                grid, args, batch,
-            )  # fmt: skip
+                {
+                    "layer": ExplicitAttention(width, width, ratio=SHARE),
+                    "convolution": nn.Conv2d(width, width, 3, padding=1, bias=False),
+                },
+                grid,
+                args,
+                batch,
+            )
             yield {
-                "grid": grid, "width": width, "batch": batch,
-                "ms": {name: milliseconds(t) for name, t in times.items()}, "peak_bytes": peaks,
+                "grid": grid,
+                "width": width,
+                "batch": batch,
+                "ms": {name: milliseconds(t) for name, t in times.items()},
+                "peak_bytes": peaks,
                 "layer_over_convolution": ratio(times["layer"], times["convolution"]),
-            }  # fmt: skip
+            }
 
 
 def training_step(model: nn.Module, images: Tensor, precision: str) -> Callable[[], None]:
@@ -155,18 +188,23 @@ def training_step(model: nn.Module, images: Tensor, precision: str) -> Callable[
 
 
 def step(args: argparse.Namespace) -> Iterator[dict]:
-    images = torch.randn(args.step_batch, 3, args.side, args.side, device=args.device).to(memory_format=torch.channels_last)
+    images = torch.randn(args.step_batch, 3, args.side, args.side, device=args.device).to(
+        memory_format=torch.channels_last
+    )
     tasks = {}
     for name in args.nets:
         model = timm.create_model(name).train().to(args.device, memory_format=torch.channels_last)
         tasks[name] = training_step(torch.compile(model) if args.compile else model, images, args.precision)
     times = in_turn(tasks, seconds=args.seconds, device=args.device)
     yield {
-        "nets": args.nets, "side": args.side, "batch": args.step_batch, "compile": args.compile,
+        "nets": args.nets,
+        "side": args.side,
+        "batch": args.step_batch,
+        "compile": args.compile,
         "ms": {name: milliseconds(t) for name, t in times.items()},
         "peak_bytes": {name: peak_bytes(task, args.device) for name, task in tasks.items()},
         "augmented_over_plain": ratio(*(times[name] for name in args.nets)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""Do answers depend on what a model points at? Looks, attention maps and Grad-CAM on the bundled digits, beside random regions.
+"""Do answers depend on what a model points at? Looks, attention maps and Grad-CAM on the bundled digits, beside random
+regions.
 
-Trains three networks for about the same processor time on canvases of 128 px: TNet, which points at the looks it takes; its backbone on
-the whole image (at 64 px), explained by Grad-CAM; and a ResNet-8 with attention pooling (at 48 px), explained by its attention map and by
-Grad-CAM. On test images then: deletion and insertion, the pointing game, and at equal area, that of TNet's first look, how often half of
-the digit lies inside and what becomes of the accuracy. Runs that are finished are not trained again, and rows that are there are kept.
+Trains three networks for about the same processor time on canvases of 128 px: TNet, which points at the looks it takes;
+its backbone on the whole image (at 64 px), explained by Grad-CAM; and a ResNet-8 with attention pooling (at 48 px),
+explained by its attention map and by Grad-CAM. On test images then: deletion and insertion, the pointing game, and at
+equal area, that of TNet's first look, how often half of the digit lies inside and what becomes of the accuracy. Runs
+that are finished are not trained again, and rows that are there are kept.
 
     python benchmarks/faithfulness.py --seeds 0 1 --out benchmarks/results/faithfulness.json
 """
@@ -30,13 +32,25 @@ DATA: dict[str, Any] = {"canvas": 128, "digit": (20, 28), "distractors": 2}
 CONTENDERS: dict[str, dict[str, Any]] = {  # how it is trained, and the ways to explain it
     "tnet": {"steps": 1800, "flags": [], "ways": {"two looks": {}, "four looks": {"locations": (4,)}}},
     "dense": {
-        "steps": 1500, "flags": ["--model", "plain_convnet_32", "--model.image_size", "64"], "ways": {"Grad-CAM": {"cam": "stages.3"}},
+        "steps": 1500,
+        "flags": ["--model", "plain_convnet_32", "--model.image_size", "64"],
+        "ways": {"Grad-CAM": {"cam": "stages.3"}},
     },
     "attention": {
-        "steps": 1200, "ways": {"attention map": {}, "Grad-CAM": {"cam": "layer3"}},
-        "flags": ["--model", "resnet20_cifar", "--model.depth", "8", "--model.head", "attnpool", "--model.image_size", "48"],
+        "steps": 1200,
+        "ways": {"attention map": {}, "Grad-CAM": {"cam": "layer3"}},
+        "flags": [
+            "--model",
+            "resnet20_cifar",
+            "--model.depth",
+            "8",
+            "--model.head",
+            "attnpool",
+            "--model.image_size",
+            "48",
+        ],
     },
-}  # fmt: skip
+}
 
 
 def run_of(folder: Path, name: str, seed: int) -> Path:
@@ -50,7 +64,9 @@ def run_of(folder: Path, name: str, seed: int) -> Path:
 
 
 def row_of(name: str, seed: int, way: str, run: Path, data: Any, images: int, area: float | None) -> dict[str, Any]:
-    """What one way to explain a run gives; at ``area``, or that of the first region if None, between steps by straight lines."""
+    """What one way to explain a run gives; at ``area``, or that of the first region if None, between steps by straight
+    lines.
+    """
     model = load(run, device="cpu").eval()
     setting = Setting(limit=images, batch_size=100, device="cpu", seed=seed)
     found = evaluate_faithfulness(model, data, **CONTENDERS[name]["ways"][way], setting=setting)
@@ -59,20 +75,36 @@ def row_of(name: str, seed: int, way: str, run: Path, data: Any, images: int, ar
     assert inside is not None
     curves = {
         curve.change: {
-            "auc": curve.auc, "auc_random": curve.auc_random, "difference": curve.difference, "interval": curve.interval,
-            "share": curve.share[-1], "accuracy": float(np.interp(area, curve.share, curve.accuracy)),
+            "auc": curve.auc,
+            "auc_random": curve.auc_random,
+            "difference": curve.difference,
+            "interval": curve.interval,
+            "share": curve.share[-1],
+            "accuracy": float(np.interp(area, curve.share, curve.accuracy)),
             "accuracy_random": float(np.interp(area, curve.share, curve.random_accuracy)),
         }
         for curve in found.curves
-    }  # fmt: skip
-    half = {key: float(np.interp(area, inside.share, values)) for key, values in (("half", inside.half), ("random", inside.random_half))}
+    }
+    half = {
+        key: float(np.interp(area, inside.share, values))
+        for key, values in (("half", inside.half), ("random", inside.random_half))
+    }
     centre = {key: getattr(found.pointing[0], key) for key in ("share", "interval", "random", "random_interval")}
     return {
-        "contender": name, "seed": seed, "way": way, "images": found.about["images"], "steps": CONTENDERS[name]["steps"],
-        "processor_seconds": float((run / "processor_seconds").read_text()), "macs": count_cost(model, DATA["canvas"]).macs,
-        "accuracy": found.curves[0].accuracy[0], "regions": found.about["regions"],
-        "area": area, "pointing": centre, "inside": half, **curves,
-    }  # fmt: skip
+        "contender": name,
+        "seed": seed,
+        "way": way,
+        "images": found.about["images"],
+        "steps": CONTENDERS[name]["steps"],
+        "processor_seconds": float((run / "processor_seconds").read_text()),
+        "macs": count_cost(model, DATA["canvas"]).macs,
+        "accuracy": found.curves[0].accuracy[0],
+        "regions": found.about["regions"],
+        "area": area,
+        "pointing": centre,
+        "inside": half,
+        **curves,
+    }
 
 
 def main() -> None:
@@ -95,11 +127,17 @@ def main() -> None:
                     rows.append(row_of(name, seed, way, run, data, args.images, area))
                     write(args.out, rows, seed=None)
     for row in rows:
-        print(f"{row['contender']} {row['seed']}, {row['way']}: {100 * row['accuracy']:.1f} % right, {row['processor_seconds']:.0f} s")
+        print(
+            f"{row['contender']} {row['seed']}, {row['way']}: {100 * row['accuracy']:.1f} % right, "
+            f"{row['processor_seconds']:.0f} s"
+        )
         for change in ("deletion", "insertion"):
             of = row[change]
             print(f"    {change}: {100 * of['auc']:.1f} beside {100 * of['auc_random']:.1f}", end="; ")
-            print(f"at {100 * row['area']:.1f} % of the image {100 * of['accuracy']:.1f} beside {100 * of['accuracy_random']:.1f} % right")
+            print(
+                f"at {100 * row['area']:.1f} % of the image {100 * of['accuracy']:.1f} beside "
+                f"{100 * of['accuracy_random']:.1f} % right"
+            )
         inside, centre = row["inside"], row["pointing"]
         print(f"    pointing: {100 * centre['share']:.1f} beside {100 * centre['random']:.1f} %", end="; ")
         print(f"half of the digit inside: {100 * inside['half']:.1f} beside {100 * inside['random']:.1f} %")

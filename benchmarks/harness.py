@@ -26,20 +26,27 @@ def synchronise(device: str) -> None:
 
 
 def in_turn(
-    tasks: dict[str, Callable[[], object]], *, seconds: float, device: str = "cpu", warm_up: int = 2, least: int = 5, settle: bool = False
+    tasks: dict[str, Callable[[], object]],
+    *,
+    seconds: float,
+    device: str = "cpu",
+    warm_up: int = 2,
+    least: int = 5,
+    settle: bool = False,
 ) -> dict[str, np.ndarray]:
     """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
 
-    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each has an order of its own, drawn with a fixed seed, so that
-    what one leaves in the caches does not always fall on the same other one. Freed memory is kept, as ``foveal`` itself does.
+    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each has an order of its own, drawn with a
+    fixed seed, so that what one leaves in the caches does not always fall on the same other one. Freed memory is kept,
+    as ``foveal`` itself does.
 
     Args:
         tasks: by name.
         seconds, least: see above.
         device: what the tasks run on.
         warm_up: rounds before the first that is timed.
-        settle: call each task once more right before it is timed, so that what another leaves in the caches falls on none: for short tasks
-            beside one that works through much memory.
+        settle: call each task once more right before it is timed, so that what another leaves in the caches falls on
+            none: for short tasks beside one that works through much memory.
     """
     keep_freed_memory()
     for _ in range(warm_up):
@@ -64,7 +71,12 @@ def in_turn(
 def ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float]:
     """Median of the rounds' ratios with their quartiles: rounds are pairs, taken one right after the other."""
     quarter, middle, three_quarters = np.percentile(above / below, (25, 50, 75))
-    return {"median": round(float(middle), 4), "q1": round(float(quarter), 4), "q3": round(float(three_quarters), 4), "rounds": len(above)}
+    return {
+        "median": round(float(middle), 4),
+        "q1": round(float(quarter), 4),
+        "q3": round(float(three_quarters), 4),
+        "rounds": len(above),
+    }
 
 
 def milliseconds(times: np.ndarray, images: int = 1) -> float:
@@ -75,10 +87,22 @@ def write(out: str | os.PathLike[str] | None, results: Any, *, device: str = "cp
     """Write ``results`` with what is needed to make them again: command, versions, machine, seed."""
     if out is None:
         return
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "timm")}
+    versions = {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "torchvision", "timm")
+    }
     versions["foveal"] = __version__  # which may run from where it lies, without being installed
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{processor_name()}, {torch.get_num_threads()} threads"
-    record = {"command": " ".join(["python", *sys.argv]), "device": name, "versions": versions, "seed": seed, "results": results}
+    name = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{processor_name()}, {torch.get_num_threads()} threads"
+    )
+    record = {
+        "command": " ".join(["python", *sys.argv]),
+        "device": name,
+        "versions": versions,
+        "seed": seed,
+        "results": results,
+    }
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")

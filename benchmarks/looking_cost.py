@@ -1,8 +1,9 @@
-"""What does a prediction cost from disk as images grow? Saccader as released, Saccader with a separate classifier, and TNet.
+"""What does a prediction cost from disk as images grow? Saccader as released, Saccader with a separate classifier, and
+TNet.
 
-One tiled pyramidal JPEG file a size, in the page cache; a prediction opens it, reads and classifies. The released form of Saccader sees
-the whole image at the size it is given: at 224 px, whatever the file has, and at the file's own size. Weights are random: cost does not
-depend on them. What is too large to run is counted only.
+One tiled pyramidal JPEG file a size, in the page cache; a prediction opens it, reads and classifies. The released form
+of Saccader sees the whole image at the size it is given: at 224 px, whatever the file has, and at the file's own size.
+Weights are random: cost does not depend on them. What is too large to run is counted only.
 
     python benchmarks/looking_cost.py --folder runs/pyramids --seconds 10 --out benchmarks/results/looking_cost.json
 """
@@ -43,9 +44,17 @@ def contenders(side: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def row(name: str, model: GlimpseClassifier, file: Path, side: int, seconds: float, run: bool) -> dict[str, Any]:
     cost = count_cost(model, side)
-    result: dict[str, Any] = {"model": name, "side": side, "macs": cost.macs, "parameters": cost.parameters, "measured": None}
+    result: dict[str, Any] = {
+        "model": name,
+        "side": side,
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "measured": None,
+    }
     if run:
-        measured = measure(model, lambda n: ImageViews([Predictor(model).open(file) for _ in range(n)]), 1, seconds=seconds)
+        measured = measure(
+            model, lambda n: ImageViews([Predictor(model).open(file) for _ in range(n)]), 1, seconds=seconds
+        )
         result["measured"] = asdict(measured)
     return result
 

@@ -1,11 +1,12 @@
 """What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
 
-Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is trained first: of the
-next smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the recipe's budget, at random looks of as many,
-of the thumbnail alone and at other budgets; how many of the digits that count the last looks held, and how that decides; milliseconds,
-peak memory, multiply-accumulates and bytes for one image; and the same costs of the backbone pushed over the whole canvas. Pixels are
-those of an uncompressed pyramid, a byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are
-finished are not trained again, and rows that are there are kept but for their costs, which are measured in turn.
+Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is
+trained first: of the next smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the
+recipe's budget, at random looks of as many, of the thumbnail alone and at other budgets; how many of the digits that
+count the last looks held, and how that decides; milliseconds, peak memory, multiply-accumulates and bytes for one
+image; and the same costs of the backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a
+byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are finished are not
+trained again, and rows that are there are kept but for their costs, which are measured in turn.
 
     python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
 """
@@ -49,11 +50,23 @@ def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tupl
     """Train a run and those that it follows from, unless they are finished.
 
     Returns:
-        Its folder, and the seconds of training of all of them. Processor time is that of the training, not of the wall clock, and is kept
-        beside the run.
+        Its folder, and the seconds of training of all of them. Processor time is that of the training, not of the wall
+        clock, and is kept beside the run.
     """
     out, spent = run_of(recipe, seed, folder), 0.0
-    command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--max_time", str(seconds)]
+    command = [
+        sys.executable,
+        "-m",
+        "foveal.cli",
+        "fit",
+        recipe,
+        "--data.root",
+        root,
+        "--seed",
+        str(seed),
+        "--max_time",
+        str(seconds),
+    ]
     command += ["--epochs", "1000000", "--workers", "0", "--device", "cpu", "--out", str(out), "--overwrite", "--quiet"]
     if source := load_recipe(recipe).get("init_from"):
         first, spent = fit(source.removeprefix("runs/"), root, seed, seconds, folder)
@@ -74,10 +87,12 @@ def trained(run: Path) -> tuple[int, float]:
 
 
 def found(model: GlimpseClassifier, data: Any) -> dict[str, Any]:
-    """Of how many of the digits that count some last look held all but 3 px, as the recipes' grids allow, and what comes of it.
+    """Of how many of the digits that count some last look held all but 3 px, as the recipes' grids allow, and what
+    comes of it.
 
     Returns:
-        The share of all; and by how many were found in an image, from none to all, the images and the share of them that were right.
+        The share of all; and by how many were found in an image, from none to all, the images and the share of them
+        that were right.
     """
     count, right = [], []
     for batch in data.loader("test", batch_size=50):
@@ -105,13 +120,20 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
     right = [float(s.answers.correct.mean()) for s in scores]
     steps, seconds = trained(run)
     return {
-        "task": task, "canvas": canvas, "seed": seed, "recipe": recipe, "locations": list(model.locations), "test_images": images,
-        "steps": steps, "training_seconds": seconds, "processor_seconds": float((run / "processor_seconds").read_text()),
+        "task": task,
+        "canvas": canvas,
+        "seed": seed,
+        "recipe": recipe,
+        "locations": list(model.locations),
+        "test_images": images,
+        "steps": steps,
+        "training_seconds": seconds,
+        "processor_seconds": float((run / "processor_seconds").read_text()),
         "training_seconds_of_chain": round(chain, 1),
         **dict(zip(("accuracy", "random", "thumbnail"), right, strict=False)),
         "by_budget": {",".join(map(str, budget)): share for budget, share in zip(BUDGETS, right[3:], strict=True)},
         **found(model, data),
-    }  # fmt: skip
+    }
 
 
 def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
@@ -129,7 +151,13 @@ def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
     measured = measure_in_turn(trials, seconds=3)
     for (row, kind), trial, m in zip(product(rows, kinds), trials, measured, strict=True):
         macs = count_cost(trial.model, row["canvas"]).macs
-        row[kind] = {"ms": round(m.p50, 3), "ms_p95": round(m.p95, 3), "peak_memory": m.peak_memory, "bytes": m.bytes_read, "macs": macs}
+        row[kind] = {
+            "ms": round(m.p50, 3),
+            "ms_p95": round(m.p95, 3),
+            "peak_memory": m.peak_memory,
+            "bytes": m.bytes_read,
+            "macs": macs,
+        }
 
 
 def main() -> None:
@@ -161,7 +189,9 @@ def main() -> None:
         for what in ("looking", "whole_canvas"):
             c = row[what]
             memory = (c["peak_memory"] or 0) / 2**20
-            print(f"    {what}: {c['ms']:.1f} ms, {memory:.0f} MiB, {c['macs'] / 1e6:.1f} MMAC, {c['bytes'] / 1e3:.0f} kB")
+            print(
+                f"    {what}: {c['ms']:.1f} ms, {memory:.0f} MiB, {c['macs'] / 1e6:.1f} MMAC, {c['bytes'] / 1e3:.0f} kB"
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """MobileNetV2 from a file of eight-bit weights, as timm's ``mobilenetv2_100`` with ``pad_type="same"``.
 
-The file, a NumPy archive, holds the 52 convolutions and the classifier in forward order, batch norms folded into them: ``wNN`` int8
-(out, in, h, w), ``sNN`` a float scale and ``bNN`` a float bias for each output. That network wants images from -1 to 1; the converted one
-wants them normalised as timm normalises them.
+The file, a NumPy archive, holds the 52 convolutions and the classifier in forward order, batch norms folded into them:
+``wNN`` int8 (out, in, h, w), ``sNN`` a float scale and ``bNN`` a float bias for each output. That network wants images
+from -1 to 1; the converted one wants them normalised as timm normalises them.
 
-A folded network cannot be trained as it is: its batch norms would normalise what was normalised already. So each one gets the mean and
-the variance that its convolution has on some images, and a gain and a bias that undo them: the outputs stay what they were.
+A folded network cannot be trained as it is: its batch norms would normalise what was normalised already. So each one
+gets the mean and the variance that its convolution has on some images, and a gain and a bias that undo them: the
+outputs stay what they were.
 
     python benchmarks/mobilenet_int8.py weights.npz --images photos/train --out mobilenetv2.safetensors
-    foveal fit --data.root photos --model mobilenetv2_100 --model.pad_type same --model.pretrained mobilenetv2.safetensors
+    foveal fit --data.root photos --model mobilenetv2_100 --model.pad_type same --model.pretrained
+    mobilenetv2.safetensors
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def convert(file: str | os.PathLike[str]) -> nn.Module:
                 kernel, scale, bias = (torch.from_numpy(archive[f"{part}{i:02d}"].astype(np.float32)) for part in "wsb")
                 weight = (kernel * scale[:, None, None, None]).view_as(layer.weight)
             except (KeyError, RuntimeError) as error:
-                raise ValueError(f"{file}: layer {i} is not one of MobileNetV2's ({error}); give the archive of that network") from error
+                raise ValueError(
+                    f"{file}: layer {i} is not one of MobileNetV2's ({error}); give the archive of that network"
+                ) from error
             if i == 0:
                 mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
                 bias = bias + (weight * (2 * mean - 1)).sum((1, 2, 3))
@@ -64,13 +68,17 @@ def convert(file: str | os.PathLike[str]) -> nn.Module:
 
 @torch.no_grad()
 def unfold(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give each batch norm the statistics of its input on these normalised images, (B, 3, h, w) each; the outputs stay the same."""
+    """Give each batch norm the statistics of its input on these normalised images, (B, 3, h, w) each; the outputs stay
+    the same.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     sums: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 
     def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         values = inputs[0].transpose(0, 1).flatten(1).double()
-        sums[norm].append(torch.stack([values.sum(1), values.square().sum(1), torch.full((len(values),), float(values.shape[1]))]))
+        sums[norm].append(
+            torch.stack([values.sum(1), values.square().sum(1), torch.full((len(values),), float(values.shape[1]))])
+        )
 
     hooks = [norm.register_forward_pre_hook(add) for norm in norms]
     for batch in batches:

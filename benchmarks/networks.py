@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py [--out benchmarks/results/networks.json] [--only swin_transformer ...]
 
-A small network of each family (and several where a family holds different kinds) is built on the meta device, once for its own
-size and once for another, by the options that a user has: ``image_size`` and TNet's ``base_size``.
+A small network of each family (and several where a family holds different kinds) is built on the meta device, once for
+its own size and once for another, by the options that a user has: ``image_size`` and TNet's ``base_size``.
 """
 
 from __future__ import annotations
@@ -22,27 +22,56 @@ OTHER = 192
 """Side of the images that are not of a network's own size: a multiple of 64, as most networks want."""
 
 MEMBERS = {
-    "beit": ("beit_base_patch16_224",), "byoanet": ("eca_halonext26ts", "lambda_resnet26t", "botnet26t_256", "sebotnet33ts_256"),
-    "byobnet": ("test_byobnet", "mobileone_s0"), "cait": ("cait_xxs24_224",), "coat": ("coat_tiny", "coat_lite_tiny"),
-    "convit": ("convit_tiny",), "cpubone": ("cpubone_nano",), "crossvit": ("crossvit_tiny_240",), "cspnet": ("cs3darknet_focus_s",),
-    "davit": ("davit_tiny",), "deit": ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"), "dpn": ("dpn68",),
-    "edgenext": ("edgenext_xx_small",), "efficientformer_v2": ("efficientformerv2_s0",), "efficientnet": ("test_efficientnet",),
-    "eva": ("eva02_tiny_patch14_224", "vit_tiny_patch16_dinov3_qkvb"), "gcvit": ("gcvit_xxtiny",), "ghostnet": ("ghostnet_050",),
-    "hiera": ("hiera_tiny_224",), "hrnet": ("hrnet_w18_small",), "inception_next": ("inception_next_atto",),
-    "levit": ("levit_128s", "levit_conv_128s"), "mambaout": ("test_mambaout",),
+    "beit": ("beit_base_patch16_224",),
+    "byoanet": ("eca_halonext26ts", "lambda_resnet26t", "botnet26t_256", "sebotnet33ts_256"),
+    "byobnet": ("test_byobnet", "mobileone_s0"),
+    "cait": ("cait_xxs24_224",),
+    "coat": ("coat_tiny", "coat_lite_tiny"),
+    "convit": ("convit_tiny",),
+    "cpubone": ("cpubone_nano",),
+    "crossvit": ("crossvit_tiny_240",),
+    "cspnet": ("cs3darknet_focus_s",),
+    "davit": ("davit_tiny",),
+    "deit": ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+    "dpn": ("dpn68",),
+    "edgenext": ("edgenext_xx_small",),
+    "efficientformer_v2": ("efficientformerv2_s0",),
+    "efficientnet": ("test_efficientnet",),
+    "eva": ("eva02_tiny_patch14_224", "vit_tiny_patch16_dinov3_qkvb"),
+    "gcvit": ("gcvit_xxtiny",),
+    "ghostnet": ("ghostnet_050",),
+    "hiera": ("hiera_tiny_224",),
+    "hrnet": ("hrnet_w18_small",),
+    "inception_next": ("inception_next_atto",),
+    "levit": ("levit_128s", "levit_conv_128s"),
+    "mambaout": ("test_mambaout",),
     "maxxvit": ("test_coatnet", "test_maxvit", "maxvit_tiny_tf_224", "coatnet_nano_rw_224"),
-    "mlp_mixer": ("mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224"), "mobilenetv3": ("mobilenetv3_small_050",),
-    "mobilevit": ("mobilevit_xxs", "mobilevitv2_050"), "mvitv2": ("mvitv2_tiny",), "nfnet": ("test_nfnet",),
-    "pit": ("pit_ti_224", "pit_ti_distilled_224"), "pvt_v2": ("pvt_v2_b0",), "qwen3_vit": ("qwen3_vit_88m",),
-    "regnet": ("regnetx_002",), "resnet": ("test_resnet",), "senet": ("legacy_seresnet18",), "starnet": ("starnet_s050",),
-    "swiftformer": ("swiftformer_xs",), "swin_transformer": ("swin_tiny_patch4_window7_224",),
-    "swin_transformer_v2": ("swinv2_tiny_window8_256",), "swin_transformer_v2_cr": ("swinv2_cr_tiny_224",),
-    "tiny_vit": ("tiny_vit_5m_224",), "twins": ("twins_svt_small", "twins_pcpvt_small"),
-    "vision_transformer": ("test_vit", "vit_tiny_patch16_224"), "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224",),
+    "mlp_mixer": ("mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224"),
+    "mobilenetv3": ("mobilenetv3_small_050",),
+    "mobilevit": ("mobilevit_xxs", "mobilevitv2_050"),
+    "mvitv2": ("mvitv2_tiny",),
+    "nfnet": ("test_nfnet",),
+    "pit": ("pit_ti_224", "pit_ti_distilled_224"),
+    "pvt_v2": ("pvt_v2_b0",),
+    "qwen3_vit": ("qwen3_vit_88m",),
+    "regnet": ("regnetx_002",),
+    "resnet": ("test_resnet",),
+    "senet": ("legacy_seresnet18",),
+    "starnet": ("starnet_s050",),
+    "swiftformer": ("swiftformer_xs",),
+    "swin_transformer": ("swin_tiny_patch4_window7_224",),
+    "swin_transformer_v2": ("swinv2_tiny_window8_256",),
+    "swin_transformer_v2_cr": ("swinv2_cr_tiny_224",),
+    "tiny_vit": ("tiny_vit_5m_224",),
+    "twins": ("twins_svt_small", "twins_pcpvt_small"),
+    "vision_transformer": ("test_vit", "vit_tiny_patch16_224"),
+    "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224",),
     "vision_transformer_relpos": ("test_vit_relpos",),
-    "vitamin": ("vitamin_small_224",), "volo": ("volo_d1_224",), "vovnet": ("ese_vovnet19b_slim_dw",),
+    "vitamin": ("vitamin_small_224",),
+    "volo": ("volo_d1_224",),
+    "vovnet": ("ese_vovnet19b_slim_dw",),
     "xcit": ("xcit_nano_12_p8_224", "xcit_nano_12_p16_224"),
-}  # fmt: skip
+}
 """Family to the networks that stand for it; the first that timm lists where nothing stands here."""
 
 

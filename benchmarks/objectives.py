@@ -1,8 +1,8 @@
 """What teaches TNet where to look? The published objective, ours, and what ours could have been, at equal cost.
 
-Every variant trains the network of digits.yaml on its digits, but on a 3 x 3 grid of halves, where all of them get going
-sooner; with the same learning rates and for the same number of looks (a variant that looks more often per image gets fewer
-steps). Variants that are not in the package live here. Two
+Every variant trains the network of digits.yaml on its digits, but on a 3 x 3 grid of halves, where all of them get
+going sooner; with the same learning rates and for the same number of looks (a variant that looks more often per image
+gets fewer steps). Variants that are not in the package live here. Two
 run at a time, each on one thread.
 
     python benchmarks/objectives.py --seeds 0 1 2 --out benchmarks/results/objectives.json
@@ -97,9 +97,12 @@ class EveryBudget(TNetObjective):
         total, looks = torch.zeros_like(tried.log_probability), tried.glimpses_per_image - 1
         for k in range(1, looks + 1):
             within = replace(
-                tried, glimpse_logits=tried.glimpse_logits[:, : k + 1], log_probability=tried.log_probability[:, :k],
-                level=tried.level[: k + 1], parent=tried.parent[: k + 1],
-            )  # fmt: skip
+                tried,
+                glimpse_logits=tried.glimpse_logits[:, : k + 1],
+                log_probability=tried.log_probability[:, :k],
+                level=tried.level[: k + 1],
+                parent=tried.parent[: k + 1],
+            )
             total[:, :k] += super().credit(within, target) / looks
         return total.detach()
 
@@ -115,7 +118,9 @@ class TwoRollouts(TNetObjective):
         if not rollouts[0].policy.sampled:
             return perceived, state, {"loss": perceived.detach()}
         one, other = (self.credit(tried, target) for tried in rollouts)
-        policy = -((one - other) * rollouts[0].log_probability + (other - one) * rollouts[1].log_probability).sum(1).mean()
+        policy = (
+            -((one - other) * rollouts[0].log_probability + (other - one) * rollouts[1].log_probability).sum(1).mean()
+        )
         loss = perceived + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
@@ -209,7 +214,9 @@ def accuracy(model: TNet, data: Any, locations: tuple[int, ...], policy: str = "
     return right / len(data.targets)
 
 
-def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 32, lr: float = 2e-3, warm_up: int = 150) -> dict[str, Any]:
+def train(
+    variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 32, lr: float = 2e-3, warm_up: int = 150
+) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = TNet(num_classes=10, **{**MODEL, **variant.model})
     if not isinstance(variant.objective, ReferenceTNetObjective):
@@ -227,7 +234,9 @@ def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 
             model.train()
             plan = variant.objective.plan(done / steps)
             if plan == ("exhaustive",):
-                rollouts = model.rollouts(batch.views, ("greedy",), Draws(seed, epoch, batch.index), (model.grid.cells,))
+                rollouts = model.rollouts(
+                    batch.views, ("greedy",), Draws(seed, epoch, batch.index), (model.grid.cells,)
+                )
                 rollouts[0].policy = find_policy("exhaustive")
             else:
                 rollouts = model.rollouts(batch.views, plan, Draws(seed, epoch, batch.index))
@@ -242,10 +251,13 @@ def train(variant: Variant, data: Any, seed: int, looks: int, batch_size: int = 
         epoch += 1
     test = data.test
     return {
-        "seed": seed, "steps": steps, "cpu_seconds": round(time.process_time() - began),
+        "seed": seed,
+        "steps": steps,
+        "cpu_seconds": round(time.process_time() - began),
         "accuracy": {k: accuracy(model, test, (k,), variant.policy) for k in (1, 2, 3)},
-        "random": accuracy(model, test, (2,), "random"), "thumbnail": accuracy(model, test, ()),
-    }  # fmt: skip
+        "random": accuracy(model, test, (2,), "random"),
+        "thumbnail": accuracy(model, test, ()),
+    }
 
 
 @cache
@@ -267,7 +279,9 @@ def run(name: str, seed: int, looks: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--looks", type=int, default=4500, help="backbone passes for each image of a batch, over the whole training")
+    parser.add_argument(
+        "--looks", type=int, default=4500, help="backbone passes for each image of a batch, over the whole training"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -277,7 +291,9 @@ def main() -> None:
         for future in as_completed([pool.submit(run, *job) for job in jobs]):
             rows.append(future.result())
             print(rows[-1], flush=True)
-            write(args.out, sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"])), seed=None)
+            write(
+                args.out, sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"])), seed=None
+            )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Photographs: is it better to look, or to push the whole image through the same backbone?
 
-RSSCN7, 2,800 aerial scenes of 400 px in 7 classes. TNet, Saccader with a separate classifier, and the dense network on a thumbnail, at
-half and at full resolution, all with MobileNetV2; trained from ImageNet's weights, the same for twice as long, and from nothing, all for
-the same processor time of one core. Images with odd numbers are for training, the last 40 odd ones of each class among them for
-validation, even ones are the test.
+RSSCN7, 2,800 aerial scenes of 400 px in 7 classes. TNet, Saccader with a separate classifier, and the dense network on
+a thumbnail, at half and at full resolution, all with MobileNetV2; trained from ImageNet's weights, the same for twice
+as long, and from nothing, all for the same processor time of one core. Images with odd numbers are for training, the
+last 40 odd ones of each class among them for validation, even ones are the test.
 
-Then, on the test images: accuracy at every budget, at random looks, and with images left as soon as they are sure, at thresholds found on
-the validation images; and, for the first seed, milliseconds an image from opening its file to its class, all contenders in turn. Runs that
-are finished are not trained again, and rows that are there are kept.
+Then, on the test images: accuracy at every budget, at random looks, and with images left as soon as they are sure, at
+thresholds found on the validation images; and, for the first seed, milliseconds an image from opening its file to its
+class, all contenders in turn. Runs that are finished are not trained again, and rows that are there are kept.
 
-    python benchmarks/photographs.py --root rsscn7 --weights imagenet-mobilenetv2-int8.npz --out benchmarks/results/photographs.json
+    python benchmarks/photographs.py --root rsscn7 --weights imagenet-mobilenetv2-int8.npz --out
+    benchmarks/results/photographs.json
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ SIDE = 400
 LAST_TRAINING = 320  # images with odd numbers after it are for validation
 SCALES = 4  # of each class, images 1 to 100 are of the first, 101 to 200 of the second, and so on
 LONGER = 2  # times the steps
-TRAININGS = {"pretrained": "from ImageNet's weights", "longer": f"the same, for {LONGER} times the steps", "scratch": "from nothing"}
+TRAININGS = {
+    "pretrained": "from ImageNet's weights",
+    "longer": f"the same, for {LONGER} times the steps",
+    "scratch": "from nothing",
+}
 MOST = 4  # looks
 RANDOM = (2, MOST)  # looks that are also taken at random
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
@@ -57,10 +62,29 @@ YARDSTICK = "dense 400"
 PARTS = 10  # that the timed images are divided into, for the spread
 
 COMMON = [
-    "--data", "manifest", "--data.augmentation", "light", "--batch_size", "32", "--workers", "0",
-    "--device", "cpu", "--optimiser.name", "adamw", "--optimiser.lr", "1e-3", "--optimiser.weight_decay", "1e-2",
-    "--optimiser.schedule", "cosine", "--optimiser.warmup", "20", "--val_every", "1000000",
-]  # fmt: skip
+    "--data",
+    "manifest",
+    "--data.augmentation",
+    "light",
+    "--batch_size",
+    "32",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--optimiser.name",
+    "adamw",
+    "--optimiser.lr",
+    "1e-3",
+    "--optimiser.weight_decay",
+    "1e-2",
+    "--optimiser.schedule",
+    "cosine",
+    "--optimiser.warmup",
+    "20",
+    "--val_every",
+    "1000000",
+]
 
 
 class Phase(NamedTuple):
@@ -76,33 +100,72 @@ def dense(side: int) -> list[Phase]:
 
 
 TNET = [
-    "--model", "tnet", "--model.backbone", "mobilenetv2_100", "--model.backbone_options", "{pad_type: same}",
-    "--model.base_size", "128", "--model.locations", "[2]",
-]  # fmt: skip
+    "--model",
+    "tnet",
+    "--model.backbone",
+    "mobilenetv2_100",
+    "--model.backbone_options",
+    "{pad_type: same}",
+    "--model.base_size",
+    "128",
+    "--model.locations",
+    "[2]",
+]
 CONTENDERS = {
     # As published: the policy trains the location module alone. Its warm-up has random looks.
     "tnet": [Phase(1, [*TNET, "--model.detached_policy", "true", "--objective.warm_up_looks", "random"])],
     "tnet, default": [Phase(1, TNET)],
     # The locator's windows are 33 px of 96, so that a glimpse is a third of the image's side.
     "saccader": [
-        Phase(1 / 3, [
-            "--model", "saccader", "--model.backbone", "bagnet_small", "--model.image_size", "96", "--model.locations", "[4]",
-            "--model.backbone_options", "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}",
-        ], backbone=False),
-        Phase(2 / 3, [
-            "--model", "saccader_separate", "--model.backbone", "bagnet_small", "--model.image_size", "96", "--model.locations", "[4]",
-            "--model.backbone_options", "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}", "--model.classifier", "mobilenetv2_100",
-            "--model.classifier_options", "{pad_type: same}", "--model.glimpse_size", "96",
-            "--objective", "cross_entropy", "--objective.trains", "[classifier]",
-        ]),
+        Phase(
+            1 / 3,
+            [
+                "--model",
+                "saccader",
+                "--model.backbone",
+                "bagnet_small",
+                "--model.image_size",
+                "96",
+                "--model.locations",
+                "[4]",
+                "--model.backbone_options",
+                "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}",
+            ],
+            backbone=False,
+        ),
+        Phase(
+            2 / 3,
+            [
+                "--model",
+                "saccader_separate",
+                "--model.backbone",
+                "bagnet_small",
+                "--model.image_size",
+                "96",
+                "--model.locations",
+                "[4]",
+                "--model.backbone_options",
+                "{strides: [2, 2, 2, 1], kernel3: [1, 1, 1, 1]}",
+                "--model.classifier",
+                "mobilenetv2_100",
+                "--model.classifier_options",
+                "{pad_type: same}",
+                "--model.glimpse_size",
+                "96",
+                "--objective",
+                "cross_entropy",
+                "--objective.trains",
+                "[classifier]",
+            ],
+        ),
     ],
     "dense 100": dense(100),
     "dense 200": dense(200),
     "dense 400": dense(400),
-}  # fmt: skip
+}
 
 
-# ------------------------------------------------------------------------------------------------------------------ data
+# ----------------------------------------------------------------------------------------------------------------- data
 
 
 def number_of(path: str) -> int:
@@ -117,14 +180,18 @@ def split_of(path: str) -> str:
 
 def prepare(root: Path, folder: Path) -> tuple[Path, list[str]]:
     """Write the table of images, and return it with the training images."""
-    rows = [(str(Path(path).resolve()), label, split_of(path)) for label, paths in list_classes(root).items() for path in paths]
+    rows = [
+        (str(Path(path).resolve()), label, split_of(path))
+        for label, paths in list_classes(root).items()
+        for path in paths
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "table.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     return folder / "table.csv", [path for path, _, split in rows if split == "train"]
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------- training
 
 
 class Job(NamedTuple):
@@ -156,7 +223,7 @@ def train(job: Job, steps: Sequence[int], table: Path, weights: Path, folder: Pa
             (out / "trained.json").write_text(json.dumps({"steps": most, "processor_seconds": round(took, 1)}) + "\n")
 
 
-# --------------------------------------------------------------------------------------------------------------- judging
+# -------------------------------------------------------------------------------------------------------------- judging
 
 
 def budgets_of(model: GlimpseClassifier) -> list[tuple[int, ...]]:
@@ -178,8 +245,17 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
     def row(policy: str, asked: float, answer: np.ndarray, looks: float, cost: float, **more: Any) -> dict[str, Any]:
         right = answer == target
         by_scale = [round(float(right[scale == s].mean()), 4) for s in range(SCALES)]
-        return {**job._asdict(), "policy": policy, "asked": asked, "accuracy": round(float(right.mean()), 4), "by_scale": by_scale,
-                "looks": looks, "macs": round(cost), "images": len(right), **more}  # fmt: skip
+        return {
+            **job._asdict(),
+            "policy": policy,
+            "asked": asked,
+            "accuracy": round(float(right.mean()), 4),
+            "by_scale": by_scale,
+            "looks": looks,
+            "macs": round(cost),
+            "images": len(right),
+            **more,
+        }
 
     for plan, logits in zip([*plans, *drawn], kept, strict=True):
         looks = sum(plan.locations)
@@ -198,13 +274,15 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
             yield row("exit", wanted, answer, looks, macs[turn].mean(), threshold=threshold)
 
 
-# ---------------------------------------------------------------------------------------------------------------- timing
+# --------------------------------------------------------------------------------------------------------------- timing
 
 
 def time_rows(
     jobs: Sequence[Job], folder: Path, data: DataModule, rows: list[dict[str, Any]], batch: int, images: int
 ) -> Iterator[dict[str, Any]]:
-    """Milliseconds of the mean image for each of these runs, batch by batch in turn; ratios are to dense 400, part by part."""
+    """Milliseconds of the mean image for each of these runs, batch by batch in turn; ratios are to dense 400, part by
+    part.
+    """
     ways: dict[tuple[str, str, float], Callable[[Views], Classification]] = {}
     for job in jobs:
         model = fold_norms(load(job.run(folder), device="cpu").eval())
@@ -220,19 +298,33 @@ def time_rows(
     batches = [some[i : i + batch] for i in range(0, len(some), batch)]
     took = {key: np.empty((2, len(batches))) for key in ways}  # by the clock, and by what the process worked
     with torch.inference_mode():
-        for number, which in [(0, batches[0]), *enumerate(batches)]:  # the first is taken twice, and counts the second time
+        for number, which in [
+            (0, batches[0]),
+            *enumerate(batches),
+        ]:  # the first is taken twice, and counts the second time
             for key, classify in ways.items():
                 began, worked = time.perf_counter(), time.process_time()
                 classify(data.test.batch(0, which.tolist(), 0).views).logits.argmax(-1).tolist()
                 took[key][:, number] = time.perf_counter() - began, time.process_time() - worked
     # Images that are left early differ too much from each other for pairs of batches to be compared.
-    parts = {key: np.stack([part.sum(1) for part in np.array_split(mine, PARTS, axis=1)], 1) for key, mine in took.items()}
+    parts = {
+        key: np.stack([part.sum(1) for part in np.array_split(mine, PARTS, axis=1)], 1) for key, mine in took.items()
+    }
     whole = parts[YARDSTICK, "none", 0]
     for (contender, policy, asked), mine in parts.items():
         ms, processor_ms = (1e3 * mine.sum(1) / len(some)).round(3).tolist()
-        yield {"training": jobs[0].training, "contender": contender, "policy": policy, "asked": asked, "batch": batch,
-               "images": len(some), "ms": ms, "processor_ms": processor_ms, "of_dense_400": ratio(mine[0], whole[0]),
-               "processor_of_dense_400": ratio(mine[1], whole[1])}  # fmt: skip
+        yield {
+            "training": jobs[0].training,
+            "contender": contender,
+            "policy": policy,
+            "asked": asked,
+            "batch": batch,
+            "images": len(some),
+            "ms": ms,
+            "processor_ms": processor_ms,
+            "of_dense_400": ratio(mine[0], whole[0]),
+            "processor_of_dense_400": ratio(mine[1], whole[1]),
+        }
 
 
 def main() -> None:
@@ -244,14 +336,19 @@ def main() -> None:
     told = "; ".join(f"{name}: {meaning}" for name, meaning in TRAININGS.items())
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help=told)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=300, help="processor time of a training; twice that of a longer one")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="processor time of a training; twice that of a longer one"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--train-only", action="store_true", help="leave judging to another call")
     parser.add_argument("--timed-images", type=int, default=480, help="0 for none: where the machine is busy")
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.timed_images and not args.train_only and YARDSTICK not in args.contenders:
-        parser.error(f"--timed-images: times are given beside those of {YARDSTICK!r}; add it to --contenders, or take --timed-images 0")
+        parser.error(
+            f"--timed-images: times are given beside those of {YARDSTICK!r}; add it to --contenders, or take "
+            "--timed-images 0"
+        )
     table, training_images = prepare(args.root, args.folder)
     weights = args.folder / "mobilenetv2.safetensors"
     if not weights.is_file():
@@ -260,7 +357,9 @@ def main() -> None:
     steps_file = args.folder / "steps.json"
     kept = json.loads(steps_file.read_text()) if steps_file.is_file() else {"seconds": args.seconds, "steps": {}}
     if (before := kept.get("seconds")) != args.seconds:
-        parser.error(f"--seconds {args.seconds:g}: the runs in {args.folder} are of {before} s; give those, or another --folder")
+        parser.error(
+            f"--seconds {args.seconds:g}: the runs in {args.folder} are of {before} s; give those, or another --folder"
+        )
     steps = kept["steps"]
     for name in args.contenders:
         if name not in steps:
@@ -279,11 +378,18 @@ def main() -> None:
 
     keep_freed_memory()
     data = get_data("manifest", file=str(table))
-    results = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {"trained": [], "rows": []}
+    results = (
+        json.loads(Path(args.out).read_text())["results"]
+        if args.out and Path(args.out).is_file()
+        else {"trained": [], "rows": []}
+    )
     kept = {(row["contender"], row["training"], row["seed"]) for row in results["rows"]}
     for job in jobs:
         if job not in kept:
-            phases = [json.loads((job.run(args.folder, i) / "trained.json").read_text()) for i in range(len(CONTENDERS[job.contender]))]
+            phases = [
+                json.loads((job.run(args.folder, i) / "trained.json").read_text())
+                for i in range(len(CONTENDERS[job.contender]))
+            ]
             results["trained"].append({**job._asdict(), "phases": phases})
             model = load(job.run(args.folder), device="cpu").eval()
             results["rows"] += accuracy_rows(job, model, data)
@@ -292,7 +398,9 @@ def main() -> None:
     if args.timed_images:
         first = [Job(name, args.trainings[0], args.seeds[0]) for name in args.contenders]
         results["times"] = [
-            row for batch in BATCHES for row in time_rows(first, args.folder, data, results["rows"], batch, args.timed_images)
+            row
+            for batch in BATCHES
+            for row in time_rows(first, args.folder, data, results["rows"], batch, args.timed_images)
         ]
         write(args.out, results, seed=None)
         for row in results["times"]:

@@ -103,7 +103,10 @@ def main() -> None:
         worst = {name: v["max_difference"] if isinstance(v, dict) else "-" for name, v in row["compared_with"].items()}
         found = ", ".join(f"{name} {value}" for name, value in worst.items())
         kind = f"{row['dtype']}x{row['channels']}"
-        print(f"{row['file']:34} {row['size'][0]:>7}x{row['size'][1]:<7} {row['levels']:>6} {kind:>9} {row['open_ms']:>8}  {found}")
+        print(
+            f"{row['file']:34} {row['size'][0]:>7}x{row['size'][1]:<7} {row['levels']:>6} {kind:>9} "
+            f"{row['open_ms']:>8}  {found}"
+        )
     write(arguments.out, rows, seed=None)
 
 

@@ -1,6 +1,7 @@
 """Writes the measured numbers of the docs, from the JSON files under ``benchmarks/results``.
 
-In a Markdown file this script owns what stands between a pair of marks: a table, on lines of its own, or a figure in a sentence.
+In a Markdown file this script owns what stands between a pair of marks: a table, on lines of its own, or a figure in a
+sentence.
 
     <!-- table: bundled -->
     <!-- end -->
@@ -9,8 +10,8 @@ In a Markdown file this script owns what stands between a pair of marks: a table
     python benchmarks/render.py            fills all marks of README.md, benchmarks/README.md and docs/*.md
     python benchmarks/render.py --check    writes nothing; shows what differs, and exits with 1 where something does
 
-Each name is a function below, from what a results file holds to the rows of a table (the first is its head) or to a text. Only the
-standard library is needed.
+Each name is a function below, from what a results file holds to the rows of a table (the first is its head) or to a
+text. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def value(name: str, file: str, text_of: Callable[[Any], str]) -> None:
     MARKS["value", name] = file, text_of
 
 
-# ------------------------------------------------------------------------------------------------------------------ forms
+# ---------------------------------------------------------------------------------------------------------------- forms
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -72,7 +73,9 @@ def by_seed(shares: Iterable[Number | None]) -> str:
 
 
 def spread(shares: Sequence[Number | None]) -> str:
-    """Mean and standard deviation of shares over the seeds, in %; a dash where a run diverged, nothing where there was none."""
+    """Mean and standard deviation of shares over the seeds, in %; a dash where a run diverged, nothing where there was
+    none.
+    """
     known = [100 * Decimal(share) for share in shares if share is not None]
     if len(known) < len(shares):
         return "–"
@@ -85,7 +88,9 @@ def ratio(found: dict[str, Number]) -> str:
 
 
 def groups(rows: Iterable[dict], *keys: str, order: Iterable[str] = ()) -> dict[Any, list[dict]]:
-    """Rows that agree in ``keys``, in the order of their first one; those whose first key is in ``order`` come first."""
+    """Rows that agree in ``keys``, in the order of their first one; those whose first key is in ``order`` come
+    first.
+    """
     found: dict[Any, list[dict]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]], []).append(row)
@@ -101,7 +106,7 @@ def budget(locations: Sequence[int]) -> str:
     return f"`{','.join(map(str, locations))}`"
 
 
-# ----------------------------------------------------------------------------------------------------------------- tables
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
 DEMO = (
@@ -129,7 +134,12 @@ def trained(record: Any, rows: Sequence[tuple[str, str, str]], head: str) -> Ite
     for contender, key, label in rows:
         if contender in runs:
             seconds = median(row["cpu_seconds"] for row in runs[contender])
-            yield label, f"{runs[contender][0]['steps']:,}", f"{seconds:.0f}", by_seed(row[key] for row in runs[contender])
+            yield (
+                label,
+                f"{runs[contender][0]['steps']:,}",
+                f"{seconds:.0f}",
+                by_seed(row[key] for row in runs[contender]),
+            )
 
 
 @table("bundled", "bundled.json")
@@ -205,12 +215,18 @@ def explicit_attention(record: Any) -> Iterator[Row]:
     yield "grid", "batch", *forms, "branch: attention augmentation / `auto`"
     mixing = groups(asked("mixing", record), "grid", "batch")
     for row in asked("branch", record):
-        augmentation = ratio(row["augmentation_over_auto"]) if "augmentation_over_auto" in row else "left out: over 4 GiB of logits"
+        augmentation = (
+            ratio(row["augmentation_over_auto"])
+            if "augmentation_over_auto" in row
+            else "left out: over 4 GiB of logits"
+        )
         [alone] = mixing[row["grid"], row["batch"]]
         found = (
-            ratio(alone["dense_over_separable"]), ratio(alone["unsettled"]), ratio(row["dense_over_separable"]),
+            ratio(alone["dense_over_separable"]),
+            ratio(alone["unsettled"]),
+            ratio(row["dense_over_separable"]),
             ratio(row["auto_over_faster"]),
-        )  # fmt: skip
+        )
         yield row["grid"], row["batch"], *found, augmentation
 
 
@@ -218,13 +234,23 @@ def explicit_attention(record: Any) -> Iterator[Row]:
 def cifar_weights(record: Any) -> Iterator[Row]:
     yield "", "wrong", "error, %", "published, %"
     for row in record["results"]:
-        yield f"ResNet-{row['depth']}", f"{row['wrong']:,} of {row['images']:,}", f"{row['error']:.2f}", f"{row['published']:.2f}"
+        yield (
+            f"ResNet-{row['depth']}",
+            f"{row['wrong']:,} of {row['images']:,}",
+            f"{row['error']:.2f}",
+            f"{row['published']:.2f}",
+        )
 
 
 @table("cifar_loader", "cifar_loader.json")
 def cifar_loader(record: Any) -> Iterator[Row]:
     found = record["results"]
-    yield f"`{found['model']}`, batches of {found['batch']}", "ms", "images / s", "over the step on a batch that is there"
+    yield (
+        f"`{found['model']}`, batches of {found['batch']}",
+        "ms",
+        "images / s",
+        "over the step on a batch that is there",
+    )
     for row in found["rows"]:
         yield row["what"], number(row["ms"]), f"{row['images_per_second']:,}", ratio(row["of_the_step"])
 
@@ -237,7 +263,14 @@ def readers(record: Any) -> Iterator[Row]:
         found = row["compared_with"]
         windows = max(told["windows"] for told in found.values() if isinstance(told, dict))
         worst = (found[name]["max_difference"] if isinstance(found[name], dict) else "cannot" for name in libraries)
-        yield row["file"], "{:,} x {:,}".format(*row["size"]), row["levels"], f"{row['dtype']} x {row['channels']}", windows, *worst
+        yield (
+            row["file"],
+            "{:,} x {:,}".format(*row["size"]),
+            row["levels"],
+            f"{row['dtype']} x {row['channels']}",
+            windows,
+            *worst,
+        )
 
 
 @table("traversal", "traversal.json")
@@ -249,12 +282,27 @@ def traversal(record: Any) -> Iterator[Row]:
     for (preset, side, batch), [row] in groups(asked("memory", record), *keys).items():
         [other] = dense[preset, side, batch]
         floors = ratio(row["tnet_over_floor"]), ratio(row["tnet_over_folded_floor"])
-        yield preset, f"{side:,}", budget(row["locations"]), batch, *floors, ratio(other["speed_up"]), number(other["macs_ratio"])
+        yield (
+            preset,
+            f"{side:,}",
+            budget(row["locations"]),
+            batch,
+            *floors,
+            ratio(other["speed_up"]),
+            number(other["macs_ratio"]),
+        )
 
 
 @table("traversal_training", "traversal.json")
 def traversal_training(record: Any) -> Iterator[Row]:
-    yield "preset", "image, px", "locations", "batch", "TNet's step / its backbone on the same crops", "dense step / TNet's"
+    yield (
+        "preset",
+        "image, px",
+        "locations",
+        "batch",
+        "TNet's step / its backbone on the same crops",
+        "dense step / TNet's",
+    )
     for row in asked("training", record):
         floor, dense = ratio(row["step_over_floor"]), ratio(row["dense_over_step"])
         yield row["preset"], f"{row['side']:,}", budget(row["locations"]), row["batch"], floor, dense
@@ -288,7 +336,11 @@ def by_glimpses(record: Any, what: str) -> Iterator[Row]:
     for run, rows in groups(record["results"], "run", order=SACCADER).items():
         for policy, same in groups(rows, "policy").items():
             cells = groups(same, "glimpses")
-            yield SACCADER.get(run, run), f"`{policy}`", *(spread([row[what] for row in cells.get(count, [])]) for count in counts)
+            yield (
+                SACCADER.get(run, run),
+                f"`{policy}`",
+                *(spread([row[what] for row in cells.get(count, [])]) for count in counts),
+            )
 
 
 @table("saccader", "saccader.json")
@@ -307,7 +359,9 @@ def looking_cost(record: Any) -> Iterator[Row]:
     for row in record["results"]:
         found = row["measured"]
         memory = "" if not found or found["peak_memory"] is None else number(found["peak_memory"] / 2**20)
-        measured = (number(found["p50"]), memory, number(found["bytes_read"] / 10**3)) if found else ("counted only", "", "")
+        measured = (
+            (number(found["p50"]), memory, number(found["bytes_read"] / 10**3)) if found else ("counted only", "", "")
+        )
         yield f"{row['side']:,}", row["model"], number(row["macs"] / 10**9), *measured
 
 
@@ -315,10 +369,28 @@ def looking_cost(record: Any) -> Iterator[Row]:
 def megapixel(record: Any) -> Iterator[Row]:
     budgets = list(record["results"][0]["by_budget"])
     found = ("digits found", "right where all are", "where none is")
-    yield "task", "canvas, px", "seed", "locations", "accuracy, %", "random looks", "thumbnail", *(f"at {b}" for b in budgets), *found
+    yield (
+        "task",
+        "canvas, px",
+        "seed",
+        "locations",
+        "accuracy, %",
+        "random looks",
+        "thumbnail",
+        *(f"at {b}" for b in budgets),
+        *found,
+    )
     for row in record["results"]:
         every, none = row["right_by_found"][-1], row["right_by_found"][0]
-        own = [row["accuracy"], row["random"], row["thumbnail"], *(row["by_budget"][b] for b in budgets), row["found"], every, none]
+        own = [
+            row["accuracy"],
+            row["random"],
+            row["thumbnail"],
+            *(row["by_budget"][b] for b in budgets),
+            row["found"],
+            every,
+            none,
+        ]
         told = ("" if share is None else f"{100 * share:.1f}" for share in own)
         yield row["task"], f"{row['canvas']:,}", row["seed"], looks_of(row), *told
 
@@ -334,7 +406,18 @@ def megapixel_training(record: Any) -> Iterator[Row]:
 @table("megapixel_cost", "megapixel.json")
 def megapixel_cost(record: Any) -> Iterator[Row]:
     units = (("ms", 1), ("peak_memory", 2**20), ("macs", 10**6), ("bytes", 10**3))
-    yield "locations", "canvas, px", "ms", "MiB", "MMACs", "read, kB", "whole canvas, ms", "MiB", "MMACs", "kB, as pixels"
+    yield (
+        "locations",
+        "canvas, px",
+        "ms",
+        "MiB",
+        "MMACs",
+        "read, kB",
+        "whole canvas, ms",
+        "MiB",
+        "MMACs",
+        "kB, as pixels",
+    )
     for row in record["results"]:
         costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in units)
         yield looks_of(row), f"{row['canvas']:,}", *costs
@@ -345,7 +428,9 @@ def looks_of(row: dict) -> str:
 
 
 def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
-    """The value at ``x`` on straight lines between points, of which the first pair around it counts; None beyond them all."""
+    """The value at ``x`` on straight lines between points, of which the first pair around it counts; None beyond them
+    all.
+    """
     for (x0, y0), (x1, y1) in pairwise(points):
         if min(x0, x1) <= x <= max(x0, x1):
             return y0 if x0 == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
@@ -353,11 +438,17 @@ def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def beside_fixed(exits: Sequence[dict], fixed: Sequence[dict], cost: str) -> str:
-    """What exits gain in accuracy on fixed budgets mixed to cost as much, and save in % on those mixed to be as accurate; means."""
+    """What exits gain in accuracy on fixed budgets mixed to cost as much, and save in % on those mixed to be as
+    accurate; means.
+    """
     gained: list[float | None] = []
     saved: list[float | None] = []
     for row in exits:
-        same = [(float(f[cost]), float(f["accuracy"])) for f in fixed if (f["seed"], f["batch"]) == (row["seed"], row["batch"])]
+        same = [
+            (float(f[cost]), float(f["accuracy"]))
+            for f in fixed
+            if (f["seed"], f["batch"]) == (row["seed"], row["batch"])
+        ]
         spent, accuracy = float(row[cost]), float(row["accuracy"])
         reached, needed = between(spent, same), between(accuracy, [(right, much) for much, right in same])
         gained.append(None if reached is None else 100 * (accuracy - reached))
@@ -376,12 +467,22 @@ def early_exit(task: str) -> Callable[[Any], Iterator[Row]]:
         found = [row for row in record["results"]["ways"] if row["task"] == task]
         fixed = [row for row in found if row["way"] == "fixed"]
         batches = sorted({row["batch"] for row in found})
-        yield "", "looks", "accuracy by seed, %", "MMACs", "beside fixed", *chain(*((f"ms at {b}", "beside fixed") for b in batches))
+        yield (
+            "",
+            "looks",
+            "accuracy by seed, %",
+            "MMACs",
+            "beside fixed",
+            *chain(*((f"ms at {b}", "beside fixed") for b in batches)),
+        )
         for (way, name), rows in groups(found, "way", "name").items():
             at = groups(rows, "batch")
             one, *_ = at.values()
             cells: list[str] = []
-            for cost, unit, same in (("macs", 10**6, one), *(("processor_ms", 1, at.get(batch, [])) for batch in batches)):
+            for cost, unit, same in (
+                ("macs", 10**6, one),
+                *(("processor_ms", 1, at.get(batch, [])) for batch in batches),
+            ):
                 cells.append(number(mean(float(row[cost]) / unit for row in same)) if same else "")
                 cells.append(beside_fixed(same, fixed, cost) if same and way == "exit" else "")
             label, looks = f"early exit, {name}" if way == "exit" else name, mean(float(row["looks"]) for row in one)
@@ -410,7 +511,10 @@ def early_exit_turns(record: Any) -> Iterator[Row]:
     label = {"small": "32 px", "large": "64 px", "budget": "one more of a budget", "turn": "a turn of its own"}
     yield "images left in the batch", *(f"{label[task]}, {label[kind]}" for task, kind in columns)
     for images in sorted({row["images"] for row in record["results"]["turns"]}):
-        yield images, *(number(row["processor_ms"]) for rows in columns.values() for row in rows if row["images"] == images)
+        yield (
+            images,
+            *(number(row["processor_ms"]) for rows in columns.values() for row in rows if row["images"] == images),
+        )
 
 
 def beside(rows: Sequence[dict], what: str) -> Callable[[str, str], str]:
@@ -424,7 +528,16 @@ def beside(rows: Sequence[dict], what: str) -> Callable[[str, str], str]:
 
 @table("faithfulness", "faithfulness.json")
 def faithfulness(record: Any) -> Iterator[Row]:
-    yield "", "accuracy", "deletion", "insertion", "pointing", "half of the digit inside", "right without them", "right by them alone"
+    yield (
+        "",
+        "accuracy",
+        "deletion",
+        "insertion",
+        "pointing",
+        "half of the digit inside",
+        "right without them",
+        "right by them alone",
+    )
     for (contender, way), rows in groups(record["results"], "contender", "way").items():
         deletion, insertion = beside(rows, "deletion"), beside(rows, "insertion")
         curves = deletion("auc", "auc_random"), insertion("auc", "auc_random")
@@ -448,7 +561,12 @@ TRAININGS = {
     "longer": "the same, trained twice as long, %",
     "scratch": "from nothing, %",
 }
-WAYS = {"none": "first look alone", "greedy": "looks: {}", "random": "looks at random: {}", "exit": "until sure, looks wanted: {}"}
+WAYS = {
+    "none": "first look alone",
+    "greedy": "looks: {}",
+    "random": "looks at random: {}",
+    "exit": "until sure, looks wanted: {}",
+}
 
 
 def photograph_ways(record: Any, training: str) -> Iterator[tuple[str, list[dict], dict[int, dict]]]:
@@ -472,7 +590,14 @@ def photographs(record: Any) -> Iterator[Row]:
         shares = (spread([row["accuracy"] for row in seeds.get(label, [])]) for seeds in found.values())
         looks, macs = (mean(row[key] for row in rows) for key in ("looks", "macs"))
         ms = (number(times[batch]["ms"]) if batch in times else "" for batch in (1, 16))
-        yield label, *shares, f"{looks:.2f}", number(macs / 10**6), *ms, ratio(times[16]["of_dense_400"]) if 16 in times else ""
+        yield (
+            label,
+            *shares,
+            f"{looks:.2f}",
+            number(macs / 10**6),
+            *ms,
+            ratio(times[16]["of_dense_400"]) if 16 in times else "",
+        )
 
 
 @table("photographs_scales", "photographs.json")
@@ -485,10 +610,16 @@ def photographs_scales(record: Any) -> Iterator[Row]:
 
 @table("photographs_training", "photographs.json")
 def photographs_training(record: Any) -> Iterator[Row]:
-    yield "steps of 32 images, in so many seconds of processor time", *(title.removesuffix(", %") for title in TRAININGS.values())
+    yield (
+        "steps of 32 images, in so many seconds of processor time",
+        *(title.removesuffix(", %") for title in TRAININGS.values()),
+    )
     for name, trainings in groups(record["results"]["trained"], "contender", order=PHOTOGRAPHS).items():
         found = groups(trainings, "training")
-        yield PHOTOGRAPHS[name], *(training_told(found[training]) if training in found else "" for training in TRAININGS)
+        yield (
+            PHOTOGRAPHS[name],
+            *(training_told(found[training]) if training in found else "" for training in TRAININGS),
+        )
 
 
 def training_told(rows: list[dict]) -> str:
@@ -499,12 +630,23 @@ def training_told(rows: list[dict]) -> str:
 @table("photographs_comparison", "photographs_comparison.json")
 def photographs_comparison(record: Any) -> Iterator[Row]:
     calibration = "NLL", "after", "ECE", "after"
-    yield "", "accuracy and its interval, %", "more than by random looks, points", *calibration, "parameters, M", "memory, MiB"
+    yield (
+        "",
+        "accuracy and its interval, %",
+        "more than by random looks, points",
+        *calibration,
+        "parameters, M",
+        "memory, MiB",
+    )
     for point in record["points"]:
         contender = next(name for name in PHOTOGRAPHS if Path(point["model"]).name.startswith(name.replace(" ", "_")))
         name = PHOTOGRAPHS[contender] + (f", looks: {sum(point['locations'])}" if point["locations"] else "")
         low, high = (f"{100 * bound:.1f}" for bound in point["interval"])
-        gap = "" if point["gap"] is None else f"{100 * point['gap']:+.1f} ({' to '.join(f'{100 * b:+.1f}' for b in point['gap_interval'])})"
+        gap = (
+            ""
+            if point["gap"] is None
+            else f"{100 * point['gap']:+.1f} ({' to '.join(f'{100 * b:+.1f}' for b in point['gap_interval'])})"
+        )
         said = (f"{point[key]:.3f}" for key in ("nll", "nll_after", "ece", "ece_after"))
         costs = point["parameters"] / 10**6, point["single"]["peak_memory"] / 2**20
         yield name, f"{100 * point['accuracy']:.1f} ({low} to {high})", gap, *said, *map(number, costs)
@@ -521,8 +663,19 @@ SHAPES = {
 @table("shapes", "shapes.json")
 def shapes(record: Any) -> Iterator[Row]:
     looks = (0, 1, 2, 3)
-    yield "", "looks inside the image, %", "image covered, %", *(f"AP, {k} looks" for k in looks), "AUROC, 2 looks", "accuracy, 2 looks"
-    found = groups((row for row in record["results"]["rows"] if row["images"] == "unseen" and row["policy"] == "greedy"), "way", "looks")
+    yield (
+        "",
+        "looks inside the image, %",
+        "image covered, %",
+        *(f"AP, {k} looks" for k in looks),
+        "AUROC, 2 looks",
+        "accuracy, 2 looks",
+    )
+    found = groups(
+        (row for row in record["results"]["rows"] if row["images"] == "unseen" and row["policy"] == "greedy"),
+        "way",
+        "looks",
+    )
     for way, label in SHAPES.items():
         two = found[way, 2]
         areas = (f"{100 * mean(row[key] for row in two):.0f}" for key in ("inside", "covered"))
@@ -532,7 +685,10 @@ def shapes(record: Any) -> Iterator[Row]:
 
 @table("shapes_inside", "shapes.json")
 def shapes_inside(record: Any) -> Iterator[Row]:
-    yield "cells that can be chosen, and how much of them is inside the image, %", *(f"{way}" for way in SHAPES if way != "squash")
+    yield (
+        "cells that can be chosen, and how much of them is inside the image, %",
+        *(f"{way}" for way in SHAPES if way != "squash"),
+    )
     for image, rows in groups(record["results"]["shares"], "image").items():
         by_way = {row["way"]: row for row in rows}
         height, width = rows[0]["size"]
@@ -549,7 +705,11 @@ def inside_told(found: dict) -> str:
 
 
 value("shapes_steps", "shapes.json", lambda record: str(record["results"]["trained"][0]["steps"]))
-value("shapes_seconds", "shapes.json", lambda record: number(mean(row["processor_seconds"] for row in record["results"]["trained"])))
+value(
+    "shapes_seconds",
+    "shapes.json",
+    lambda record: number(mean(row["processor_seconds"] for row in record["results"]["trained"])),
+)
 value("shapes_unseen", "shapes.json", lambda record: str(record["results"]["rows"][0]["count"]))
 value("shapes_cracks", "shapes.json", lambda record: str(record["results"]["rows"][0]["cracks"]))
 
@@ -558,7 +718,12 @@ value("shapes_cracks", "shapes.json", lambda record: str(record["results"]["rows
 def networks(record: Any) -> Iterator[Row]:
     yield "family", "network", "own size, px", "dense, another size", "TNet, own size", "TNet, another size"
     for row in record["results"]:
-        yield row["family"], f"`{row['name']}`", row["size"], *(yes_or_why(row[key]) for key in ("dense_other", "tnet_own", "tnet_other"))
+        yield (
+            row["family"],
+            f"`{row['name']}`",
+            row["size"],
+            *(yes_or_why(row[key]) for key in ("dense_other", "tnet_own", "tnet_other")),
+        )
 
 
 def yes_or_why(refusal: str | None) -> str:
@@ -578,7 +743,7 @@ value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step
 value("faithfulness_area", "faithfulness.json", lambda record: f"{100 * record['results'][0]['area']:.1f}")
 
 
-# ------------------------------------------------------------------------------------------------------------------ torture
+# -------------------------------------------------------------------------------------------------------------- torture
 
 TROUBLE = ("unnamed", "crash", "hang", "memory")
 
@@ -602,7 +767,12 @@ def torture_bad(record: Any) -> Iterator[Row]:
     yield "outcome", "variant", "files", "told by"
     found = groups([*record["results"]["mutants"]["bad"], *record["results"]["tiles"]["bad"]], "outcome", "variant")
     for (outcome, variant), rows in found.items():
-        yield outcome, variant, len(rows), ", ".join(sorted({name for row in rows for name in row.get("told", {})})) or "–"
+        yield (
+            outcome,
+            variant,
+            len(rows),
+            ", ".join(sorted({name for row in rows for name in row.get("told", {})})) or "–",
+        )
 
 
 @table("torture_tiles", "torture.json")
@@ -639,7 +809,10 @@ def torture_variants(record: Any) -> Iterator[Row]:
     names = list(rows[0]["others"])
     yield "format", "variant", "foveal", *names
     for row in rows:
-        shown = ({None: "–", "cannot": "–", "as stored": "stored"}.get(row["others"][name], row["others"][name]) for name in names)
+        shown = (
+            {None: "–", "cannot": "–", "as stored": "stored"}.get(row["others"][name], row["others"][name])
+            for name in names
+        )
         yield row["format"], row["name"], "reads" if row["foveal"] == "read" else "refuses", *shown
 
 
@@ -652,17 +825,23 @@ for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", 
     value(f"{stem}_device", f"{stem}.json", lambda record: record["device"])
 
 
-# ------------------------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def content(kind: str, name: str, where: str) -> tuple[str, str]:
     """What belongs between the marks, and the results file that says so."""
     if (kind, name) not in MARKS:
-        raise SystemExit(f"{where}: benchmarks/render.py knows no {kind} {name!r}; correct the mark or write the function")
+        raise SystemExit(
+            f"{where}: benchmarks/render.py knows no {kind} {name!r}; correct the mark or write the function"
+        )
     file, text_of = MARKS[kind, name]
     if not (RESULTS / file).is_file():
-        raise SystemExit(f"{where}: the {kind} {name!r} needs benchmarks/results/{file}, which is not there; run its benchmark first")
-    return text_of(json.loads((RESULTS / file).read_text(encoding="utf-8"), parse_float=Decimal)), f"benchmarks/results/{file}"
+        raise SystemExit(
+            f"{where}: the {kind} {name!r} needs benchmarks/results/{file}, which is not there; run its benchmark first"
+        )
+    return text_of(
+        json.loads((RESULTS / file).read_text(encoding="utf-8"), parse_float=Decimal)
+    ), f"benchmarks/results/{file}"
 
 
 def render(page: str, text: str) -> tuple[str, list[str]]:
@@ -676,10 +855,14 @@ def render(page: str, text: str) -> tuple[str, list[str]]:
             what = f"the mark of {kind} {name!r} is not closed" if kind else "this mark closes none"
             raise SystemExit(f"{where}: {what}; each mark needs its own <!-- end -->")
         if kind == "value" and not text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()].strip():
-            raise SystemExit(f"{where}: the value {name!r} begins a line, which Markdown takes for HTML; put a word before it")
+            raise SystemExit(
+                f"{where}: the value {name!r} begins a line, which Markdown takes for HTML; put a word before it"
+            )
         new, source = content(kind, name, where)
         if new != old:
-            lines = difflib.unified_diff(old.strip().splitlines(), new.strip().splitlines(), f"{page} {kind} {name}", source, lineterm="")
+            lines = difflib.unified_diff(
+                old.strip().splitlines(), new.strip().splitlines(), f"{page} {kind} {name}", source, lineterm=""
+            )
             differences.append("\n".join(lines) or f"{page} {kind} {name}: the marks belong on lines of their own")
         return text[mark.start() : mark.start(3)] + new + end
 
@@ -688,7 +871,9 @@ def render(page: str, text: str) -> tuple[str, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs from the results")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a page differs from the results"
+    )
     check = parser.parse_args().check
     pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     # All pages are rendered before the first is written: a mistake in one leaves all as they are.

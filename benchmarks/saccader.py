@@ -1,10 +1,13 @@
-"""Does Saccader's training teach where to look? Its three stages on CIFAR-10, beside policies that need no learning and DRAM.
+"""Does Saccader's training teach where to look? Its three stages on CIFAR-10, beside policies that need no learning and
+DRAM.
 
-Stage 1 is trained once; what follows from it, and DRAM, once for each seed. Accuracy and coverage of the test images by number
-of glimpses, for: the three stages; the same without stage 2; after stage 2 alone; all stages in one run; ordered logits, Sobel and
-random looks of the BagNet of stage 1; DRAM. Runs that are finished are not trained again, and rows that are there are kept.
+Stage 1 is trained once; what follows from it, and DRAM, once for each seed. Accuracy and coverage of the test images by
+number of glimpses, for: the three stages; the same without stage 2; after stage 2 alone; all stages in one run; ordered
+logits, Sobel and random looks of the BagNet of stage 1; DRAM. Runs that are finished are not trained again, and rows
+that are there are kept.
 
-    python benchmarks/saccader.py --root data/cifar10 --folder runs/saccader --seeds 0 1 2 --out benchmarks/results/saccader.json
+    python benchmarks/saccader.py --root data/cifar10 --folder runs/saccader --seeds 0 1 2 --out
+    benchmarks/results/saccader.json
 """
 
 from __future__ import annotations
@@ -48,7 +51,20 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
     out = folder_of(folder, name, seed)
     if (out / WEIGHTS).is_file():
         return
-    command = [sys.executable, "-m", "foveal.cli", "fit", recipe, "--data.root", root, "--seed", str(seed), "--out", str(out), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "foveal.cli",
+        "fit",
+        recipe,
+        "--data.root",
+        root,
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     command += ["--init_from", str(folder_of(folder, before, seed))] if before else []
     command += ["--resume"] if (out / "last.ckpt").is_file() else ["--overwrite"]
     subprocess.run([*command, *flags], check=True)
@@ -57,7 +73,9 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
 def true_indices(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
     """Accuracy and coverage by policy and number of glimpses: those of fewer glimpses are the first of the most."""
     model = load(run, device=device)
-    policies = {"stage 1": UNLEARNED, "saccader": ("greedy", "ordered_logits", "random")}.get(name, ("greedy", "random"))
+    policies = {"stage 1": UNLEARNED, "saccader": ("greedy", "ordered_logits", "random")}.get(
+        name, ("greedy", "random")
+    )
     most = max(GLIMPSES)
     right, covered, none, images, looked = Counter[tuple[str, int]](), Counter[tuple[str, int]](), 0, 0, 0
     for batch in data.loader("test", batch_size=batch_size, shuffle=False):
@@ -81,7 +99,8 @@ def true_indices(run: Path, name: str, seed: int, data: Any, batch_size: int, de
     first = {**about, "policy": "none", "glimpses": 0, "accuracy": none / images, "coverage": 0.0}
     chosen = [(policy, k) for policy in policies for k in GLIMPSES]
     return [first] + [
-        {**about, "policy": p, "glimpses": k, "accuracy": right[p, k] / images, "coverage": covered[p, k] / looked} for p, k in chosen
+        {**about, "policy": p, "glimpses": k, "accuracy": right[p, k] / images, "coverage": covered[p, k] / looked}
+        for p, k in chosen
     ]
 
 
@@ -98,7 +117,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["stage 1", *CHAINS], metavar="ROW", choices=["stage 1", *CHAINS])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16-mixed")
-    parser.add_argument("--epochs", type=json.loads, default={}, help='epochs of a row instead of its recipe\'s, as {"stage 1": 15}')
+    parser.add_argument(
+        "--epochs", type=json.loads, default={}, help='epochs of a row instead of its recipe\'s, as {"stage 1": 15}'
+    )
     parser.add_argument("--jobs", type=int, default=2, help="seeds trained at a time")
     parser.add_argument("--out", default=None)
     args = parser.parse_args()
@@ -125,7 +146,13 @@ def main() -> None:
             rows += true_indices(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
             write(args.out, rows, device=args.device, seed=None)
             for row in rows[-len(GLIMPSES) :]:
-                print(name, seed, row["policy"], row["glimpses"], f"{100 * row['accuracy']:.2f} %  covering {row['coverage']:.3f}")
+                print(
+                    name,
+                    seed,
+                    row["policy"],
+                    row["glimpses"],
+                    f"{100 * row['accuracy']:.2f} %  covering {row['coverage']:.3f}",
+                )
 
 
 if __name__ == "__main__":

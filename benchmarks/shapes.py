@@ -1,18 +1,20 @@
 """Images that are not square: what should TNet's looks cover?
 
-KolektorSDD, 399 grey photographs of 500 x 1240 to 1270 px, of which 52 show a crack. Four geometries of TNet, each with MobileNetV2 from
-ImageNet's weights, the same images in the same order and the same number of updates:
+KolektorSDD, 399 grey photographs of 500 x 1240 to 1270 px, of which 52 show a crack. Four geometries of TNet, each with
+MobileNetV2 from ImageNet's weights, the same images in the same order and the same number of updates:
 
-- square: the first look is the square around the image, and the cells are laid over this square, as versions before had it.
+- square: the first look is the square around the image, and the cells are laid over this square, as versions before had
+it.
 - letterbox: the first look is the same; the cells are squares inside the image.
 - fit: the first look is the whole image, squashed; the cells are squares inside the image. This is the default.
 - squash: the first look is the whole image, squashed; the cells have the image's aspect ratio and are squashed as well.
 
-Nothing is chosen on validation images, so that models are judged on them too: 143 images with 18 cracks that training has not seen; and on
-the 79 test images alone. Beside this, how much of the looks lies inside the image, also for images of other shapes. Runs that are finished
-are not trained again.
+Nothing is chosen on validation images, so that models are judged on them too: 143 images with 18 cracks that training
+has not seen; and on the 79 test images alone. Beside this, how much of the looks lies inside the image, also for images
+of other shapes. Runs that are finished are not trained again.
 
-    python benchmarks/shapes.py --root kolektorsdd --weights imagenet-mobilenetv2-int8.npz --raster rio-tiler-cog_world.tif \\
+    python benchmarks/shapes.py --root kolektorsdd --weights imagenet-mobilenetv2-int8.npz --raster
+    rio-tiler-cog_world.tif \\
         --out benchmarks/results/shapes.json
 """
 
@@ -84,21 +86,35 @@ def prepare(root: Path, folder: Path) -> tuple[Path, list[str]]:
 def train(way: str, seed: int, steps: int, table: Path, weights: Path, out: Path) -> float:
     """Train, and return the seconds of processor time that it took."""
     model = {
-        "backbone": "mobilenetv2_100", "backbone_options": {"pad_type": "same"}, "base_size": 128, "locations": [2],
-        "pretrained": str(weights), **WAYS[way],
-    }  # fmt: skip
-    config = FitConfig.from_dict({
-        "model": model, "data": {"name": "manifest", "file": str(table), "augmentation": "light"}, "class_weights": "balanced",
-        "optimiser": {"name": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "cosine", "warmup": 10},
-        "steps": steps, "batch_size": 16, "val_every": 10**6, "device": "cpu", "seed": seed,
-    })  # fmt: skip
+        "backbone": "mobilenetv2_100",
+        "backbone_options": {"pad_type": "same"},
+        "base_size": 128,
+        "locations": [2],
+        "pretrained": str(weights),
+        **WAYS[way],
+    }
+    config = FitConfig.from_dict(
+        {
+            "model": model,
+            "data": {"name": "manifest", "file": str(table), "augmentation": "light"},
+            "class_weights": "balanced",
+            "optimiser": {"name": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "schedule": "cosine", "warmup": 10},
+            "steps": steps,
+            "batch_size": 16,
+            "val_every": 10**6,
+            "device": "cpu",
+            "seed": seed,
+        }
+    )
     began = time.process_time()
     fit_config(config, out, overwrite=True, quiet=True)
     return time.process_time() - began
 
 
 def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[dict[str, Any]]:
-    """What a model is worth on the images that it was not trained on: a row for all of them, and one for the test images alone."""
+    """What a model is worth on the images that it was not trained on: a row for all of them, and one for the test
+    images alone.
+    """
     positive = data.classes.index("crack")
     scores, cracks, test, shares, covered, taken = [], [], [], [], [], []
     for split in ("val", "test"):
@@ -121,26 +137,37 @@ def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[d
     for images, part in (("unseen", np.ones(len(test), dtype=bool)), ("test", np.array(test))):
         some = torch.from_numpy(np.flatnonzero(part))
         yield {
-            "images": images, "count": len(some), "cracks": int(crack[some].sum()), "policy": policy, "looks": looks,
+            "images": images,
+            "count": len(some),
+            "cracks": int(crack[some].sum()),
+            "policy": policy,
+            "looks": looks,
             "locations": round(float(np.concatenate(taken)[part].mean()), 3),
             "average_precision": round(float(binary_average_precision(score[some], crack[some])), 4),
             "auroc": round(float(binary_auroc(score[some], crack[some])), 4),
             "accuracy": round(float(((score[some] > 0).long() == crack[some]).float().mean()), 4),
-            "inside": round(float(np.concatenate(shares).mean()), 4), "covered": round(float(np.concatenate(covered)[part].mean()), 4),
-        }  # fmt: skip
+            "inside": round(float(np.concatenate(shares).mean()), 4),
+            "covered": round(float(np.concatenate(covered)[part].mean()), 4),
+        }
 
 
 def shares(way: str, name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """How much of each look lies inside an image: of the first, of all cells that can be chosen, of all cells of these."""
+    """How much of each look lies inside an image: of the first, of all cells that can be chosen, of all cells of
+    these.
+    """
     options = dict(WAYS[way])
-    model = {"tnet": TNet, "tnet_letterbox": Letterbox}[options.pop("name")](2, backbone="test_efficientnet", base_size=32, **options)
+    model = {"tnet": TNet, "tnet_letterbox": Letterbox}[options.pop("name")](
+        2, backbone="test_efficientnet", base_size=32, **options
+    )
     levels = [model.root(np.array([size]))]
     for _ in range(2):
         grids = [model.cells(box[None, None], np.array([size])) for box in levels[-1]]
         levels.append(np.concatenate([cells[offered] for cells, offered in grids]))
     found = [share_inside(boxes[None], np.array([size])) for boxes in levels]
-    told = {f"level_{i}": {"looks": of.size, "mean": round(float(of.mean()), 4), "least": round(float(of.min()), 4)}
-            for i, of in enumerate(found, start=1)}  # fmt: skip
+    told = {
+        f"level_{i}": {"looks": of.size, "mean": round(float(of.mean()), 4), "least": round(float(of.min()), 4)}
+        for i, of in enumerate(found, start=1)
+    }
     return {"way": way, "image": name, "size": list(size), **told}
 
 
@@ -166,14 +193,18 @@ def main() -> None:
         with open_image(args.raster) as raster:
             sizes["world"] = raster.size
     results: dict[str, list] = {
-        "shares": [shares(way, name, size) for name, size in sizes.items() for way in args.ways], "trained": [], "rows": [],
-    }  # fmt: skip
+        "shares": [shares(way, name, size) for name, size in sizes.items() for way in args.ways],
+        "trained": [],
+        "rows": [],
+    }
     for seed in args.seeds:
         for way in args.ways:
             out = args.folder / f"{way}_{seed}"
             if not (out / WEIGHTS).is_file() or not (out / "trained.json").is_file():
                 took = train(way, seed, args.steps, table, weights, out)
-                (out / "trained.json").write_text(json.dumps({"steps": args.steps, "processor_seconds": round(took, 1)}) + "\n")
+                (out / "trained.json").write_text(
+                    json.dumps({"steps": args.steps, "processor_seconds": round(took, 1)}) + "\n"
+                )
             about = {"way": way, "seed": seed}
             results["trained"].append({**about, **json.loads((out / "trained.json").read_text())})
             model = load(out).eval()

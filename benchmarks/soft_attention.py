@@ -1,10 +1,13 @@
-"""Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several seeds.
+"""Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several
+seeds.
 
-Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule, one of them also at a lower learning
-rate, and some with other options; the test accuracy is the last epoch's. Two run at a time, each on one thread. Runs that are there,
-made by the same command, are not trained again, so that an interrupted benchmark goes on where it was.
+Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule, one of them also at a
+lower learning rate, and some with other options; the test accuracy is the last epoch's. Two run at a time, each on one
+thread. Runs that are there, made by the same command, are not trained again, so that an interrupted benchmark goes on
+where it was.
 
-    python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out benchmarks/results/soft_attention.json
+    python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out
+    benchmarks/results/soft_attention.json
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ CONTENDERS = {
     "attention, scaled, at most 4": ["attn_resnet20.clip"],
     "attention, scaled, root temperature": ["attn_resnet20", "--model.attention_options.temperature", "sqrt"],
     "attention, scaled, gradients cut": ["attn_resnet20", "--optimiser.clip", "1"],
-    "attention, gate": ["attn_resnet20", "--model.attention_options.mode", "gate", "--model.attention_options.init", "random"],
+    "attention, gate": [
+        "attn_resnet20",
+        "--model.attention_options.mode",
+        "gate",
+        "--model.attention_options.init",
+        "random",
+    ],
     "attention, uniform control": ["attn_resnet20.uniform"],
     "SE": ["se_resnet20"],
     "CBAM": ["cbam_resnet20"],
@@ -41,16 +50,30 @@ SLOWER = 0.2  # of the learning rate, where the name says so
 
 def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
     flags = {
-        "data.root": args.root, "data.train": args.train, "epochs": args.epochs, "seed": seed, "device": args.device,
+        "data.root": args.root,
+        "data.train": args.train,
+        "epochs": args.epochs,
+        "seed": seed,
+        "device": args.device,
         "precision": args.precision,
-        "optimiser.schedule": "cosine", "optimiser.warmup": args.warmup,
+        "optimiser.schedule": "cosine",
+        "optimiser.warmup": args.warmup,
         "optimiser.lr": args.lr * (SLOWER if name.endswith("slower") else 1),
-    }  # fmt: skip
+    }
     recipe, *options = CONTENDERS[name]
     return [
-        sys.executable, "-m", "foveal.cli", "fit", f"cifar10/{recipe}", *options, "--out", str(out), "--overwrite", "--quiet",
+        sys.executable,
+        "-m",
+        "foveal.cli",
+        "fit",
+        f"cifar10/{recipe}",
+        *options,
+        "--out",
+        str(out),
+        "--overwrite",
+        "--quiet",
         *(text for key, value in flags.items() for text in (f"--{key}", str(value))),
-    ]  # fmt: skip
+    ]
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +86,18 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         fit = subprocess.run(wanted, check=False, env=environment, stderr=subprocess.PIPE, text=True)
         if fit.returncode and "the loss is" not in fit.stderr:
             raise RuntimeError(fit.stderr)
-        evaluate = [sys.executable, "-m", "foveal.cli", "evaluate", str(out), "--quiet", "--device", args.device, "--batch-size", "250"]
+        evaluate = [
+            sys.executable,
+            "-m",
+            "foveal.cli",
+            "evaluate",
+            str(out),
+            "--quiet",
+            "--device",
+            args.device,
+            "--batch-size",
+            "250",
+        ]
         if not fit.returncode:
             subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
         made_by.write_text(" ".join(wanted))
@@ -90,7 +124,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=100)
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="of the training; the evaluation's is 32")
+    parser.add_argument(
+        "--precision", choices=("32", "bf16"), default="32", help="of the training; the evaluation's is 32"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--device", default="cpu")
@@ -98,7 +134,9 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
-    scale = {key: getattr(args, key) for key in ("train", "epochs", "lr", "warmup", "precision")} | {"schedule": "cosine"}
+    scale = {key: getattr(args, key) for key in ("train", "epochs", "lr", "warmup", "precision")} | {
+        "schedule": "cosine"
+    }
     rows = []
     with ThreadPoolExecutor(2) as pool:
         for row in pool.map(lambda job: train(*job), jobs):
@@ -108,7 +146,10 @@ def main() -> None:
         mine = [row["accuracy"] for row in rows if row["contender"] == name]
         got = 100 * np.array([accuracy for accuracy in mine if accuracy is not None])
         if len(got):
-            print(f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})", end="; ")
+            print(
+                f"{name}: {got.mean():.2f} % (standard deviation {got.std(ddof=1 if len(got) > 1 else 0):.2f})",
+                end="; ",
+            )
         print(f"{name}: {len(mine) - len(got)} of {len(mine)} diverged")
 
 

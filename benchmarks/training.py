@@ -1,4 +1,6 @@
-"""Runs of ``foveal fit`` for benchmarks: one thread each, and as many steps as fit a processor time, which load does not change."""
+"""Runs of ``foveal fit`` for benchmarks: one thread each, and as many steps as fit a processor time, which load does
+not change.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,21 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
         seed: of the run.
     """
     command = [
-        sys.executable, "-m", "foveal.cli", "fit", *flags, "--device", "cpu", "--seed", str(seed), "--steps", str(steps),
-    ]  # fmt: skip
-    run = subprocess.Popen([*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        sys.executable,
+        "-m",
+        "foveal.cli",
+        "fit",
+        *flags,
+        "--device",
+        "cpu",
+        "--seed",
+        str(seed),
+        "--steps",
+        str(steps),
+    ]
+    run = subprocess.Popen(
+        [*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     _, status, used = os.wait4(run.pid, 0)  # of this run alone, while others may end beside it
     run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:

@@ -6,9 +6,11 @@ Four questions, each answered against a floor that is measured in the same run:
 (b) dense:    TNet's prediction against the dense backbone on the whole image, beside the ratio of their MACs
 (c) disk:     one whole prediction (open, read, classify) of a tiled pyramid over the bare backbone on the same crops
 
-In (a) and (c) the floor is the backbone as timm has it, and once more with its batch norms folded as in predictions; in (b) all are folded.
+In (a) and (c) the floor is the backbone as timm has it, and once more with its batch norms folded as in predictions; in
+(b) all are folded.
 
-(d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step beside it
+(d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step
+beside it
 
     python benchmarks/traversal.py memory dense training --out benchmarks/results/traversal.json
     python benchmarks/traversal.py disk --folder runs/pyramids --out benchmarks/results/traversal_disk.json
@@ -65,7 +67,9 @@ def crops_of(model: TNet, views: Views, locations: tuple[int, ...], dtype: torch
     with torch.inference_mode():
         model(recording, locations)
     mean, std = model.mean[:, None, None], model.std[:, None, None]
-    return [((c.to(mean.device) - mean) / std).to(memory_format=torch.channels_last, dtype=dtype) for c in recording.crops]
+    return [
+        ((c.to(mean.device) - mean) / std).to(memory_format=torch.channels_last, dtype=dtype) for c in recording.crops
+    ]
 
 
 def replay(views: Views, asked: list[tuple[tuple, dict]]) -> list[Tensor]:
@@ -85,7 +89,10 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                 images = torch.rand(batch, 3, side, side, device=device)
                 crops = crops_of(model, TensorViews(images), locations)
                 looks = Recording(TensorViews(images))
-                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"),
+                ):
                     model(looks, locations)
                     times = in_turn(
                         {
@@ -94,15 +101,23 @@ def memory(device: str, batches: list[int], seconds: float, precision: str) -> I
                             "folded": lambda m=folded, c=crops: through(m.backbone, c),
                             "resampling": lambda v=images, w=looks.asked: replay(TensorViews(v), w),
                         },
-                        seconds=seconds, device=device,
-                    )  # fmt: skip
+                        seconds=seconds,
+                        device=device,
+                    )
                 yield {
-                    "question": "memory", "preset": preset, "side": side, "locations": locations, "batch": batch, "precision": precision,
-                    "tnet_ms": milliseconds(times["tnet"], batch), "floor_ms": milliseconds(times["floor"], batch),
-                    "folded_floor_ms": milliseconds(times["folded"], batch), "resampling_ms": milliseconds(times["resampling"], batch),
+                    "question": "memory",
+                    "preset": preset,
+                    "side": side,
+                    "locations": locations,
+                    "batch": batch,
+                    "precision": precision,
+                    "tnet_ms": milliseconds(times["tnet"], batch),
+                    "floor_ms": milliseconds(times["floor"], batch),
+                    "folded_floor_ms": milliseconds(times["folded"], batch),
+                    "resampling_ms": milliseconds(times["resampling"], batch),
                     "tnet_over_floor": ratio(times["tnet"], times["floor"]),
                     "tnet_over_folded_floor": ratio(times["tnet"], times["folded"]),
-                }  # fmt: skip
+                }
 
 
 def dense(device: str, batches: list[int], seconds: float, precision: str) -> Iterator[dict]:
@@ -114,19 +129,30 @@ def dense(device: str, batches: list[int], seconds: float, precision: str) -> It
             for batch in batches:
                 images = torch.rand(batch, 3, side, side, device=device)
                 normalised = images.mul(2).sub(1).to(memory_format=torch.channels_last)
-                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"),
+                ):
                     times = in_turn(
                         {
                             "tnet": lambda m=model, v=images, k=locations: m(TensorViews(v), k, contributions=False),
                             "dense": lambda n=network, x=normalised: n(x),
                         },
-                        seconds=seconds, device=device,
-                    )  # fmt: skip
+                        seconds=seconds,
+                        device=device,
+                    )
                 yield {
-                    "question": "dense", "preset": preset, "side": side, "locations": locations, "batch": batch, "precision": precision,
-                    "tnet_ms": milliseconds(times["tnet"], batch), "dense_ms": milliseconds(times["dense"], batch),
-                    "speed_up": ratio(times["dense"], times["tnet"]), "macs_ratio": round(macs, 3),
-                }  # fmt: skip
+                    "question": "dense",
+                    "preset": preset,
+                    "side": side,
+                    "locations": locations,
+                    "batch": batch,
+                    "precision": precision,
+                    "tnet_ms": milliseconds(times["tnet"], batch),
+                    "dense_ms": milliseconds(times["dense"], batch),
+                    "speed_up": ratio(times["dense"], times["tnet"]),
+                    "macs_ratio": round(macs, 3),
+                }
 
 
 def training(device: str, batches: list[int], seconds: float, precision: str) -> Iterator[dict]:
@@ -135,13 +161,26 @@ def training(device: str, batches: list[int], seconds: float, precision: str) ->
         objective = model.default_objective()
         for side, locations in {448: (2,), 896: (2, 1)}.items():
             for batch in batches:
-                images, target = torch.rand(batch, 3, side, side, device=device), torch.arange(batch, device=device) % 62
+                images, target = (
+                    torch.rand(batch, 3, side, side, device=device),
+                    torch.arange(batch, device=device) % 62,
+                )
                 crops = crops_of(copy.deepcopy(model).eval(), TensorViews(images), locations)
                 optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
                 state = objective.initial_state().to(device)
                 autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
-                def step(m=model, want=objective, v=images, k=locations, t=target, o=optimiser, s=state, b=batch, cast=autocast) -> None:
+                def step(
+                    m=model,
+                    want=objective,
+                    v=images,
+                    k=locations,
+                    t=target,
+                    o=optimiser,
+                    s=state,
+                    b=batch,
+                    cast=autocast,
+                ) -> None:
                     with cast:
                         rollouts = m.rollouts(TensorViews(v), want.plan(1.0), Draws(0, 0, np.arange(b)), k)
                         loss, _, _ = want(rollouts, t, s)
@@ -167,11 +206,19 @@ def training(device: str, batches: list[int], seconds: float, precision: str) ->
                 times = in_turn({"step": step, "floor": floor, "dense": dense_step}, seconds=seconds, device=device)
                 share = 1 - times["floor"] / times["step"]
                 yield {
-                    "question": "training", "preset": preset, "side": side, "locations": locations, "batch": batch, "precision": precision,
-                    "step_ms": milliseconds(times["step"], batch), "floor_ms": milliseconds(times["floor"], batch),
-                    "step_over_floor": ratio(times["step"], times["floor"]), "not_backbone": round(float(np.median(share)), 4),
-                    "dense_step_ms": milliseconds(times["dense"], batch), "dense_over_step": ratio(times["dense"], times["step"]),
-                }  # fmt: skip
+                    "question": "training",
+                    "preset": preset,
+                    "side": side,
+                    "locations": locations,
+                    "batch": batch,
+                    "precision": precision,
+                    "step_ms": milliseconds(times["step"], batch),
+                    "floor_ms": milliseconds(times["floor"], batch),
+                    "step_over_floor": ratio(times["step"], times["floor"]),
+                    "not_backbone": round(float(np.median(share)), 4),
+                    "dense_step_ms": milliseconds(times["dense"], batch),
+                    "dense_over_step": ratio(times["dense"], times["step"]),
+                }
 
 
 # ------------------------------------------------------------------------------------------------------------ from disk
@@ -193,7 +240,9 @@ def write_pyramid(path: Path, side: int, seed: int = 0) -> None:
         photograph = photographs[rng.integers(len(photographs))]
         y, x = (int(rng.integers(0, n - 256)) for n in photograph.shape[:2])
         tile = np.ascontiguousarray(photograph[y : y + 256, x : x + 256])
-        tiles.append(imagecodecs.jpeg8_encode(tile, level=85, subsampling="420", colorspace="rgb", outcolorspace="ycbcr"))
+        tiles.append(
+            imagecodecs.jpeg8_encode(tile, level=85, subsampling="420", colorspace="rgb", outcolorspace="ycbcr")
+        )
     temporary = path.with_suffix(".part")
     with tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         size = side
@@ -201,9 +250,16 @@ def write_pyramid(path: Path, side: int, seed: int = 0) -> None:
             across = -(-size // 256)
             order = rng.integers(0, len(tiles), across * across)
             writer.write(
-                (tiles[i] for i in order), shape=(size, size, 3), dtype=np.uint8, tile=(256, 256), photometric="ycbcr", subsampling=(2, 2),
-                compression="jpeg", subfiletype=0 if size == side else 1, metadata=None,
-            )  # fmt: skip
+                (tiles[i] for i in order),
+                shape=(size, size, 3),
+                dtype=np.uint8,
+                tile=(256, 256),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                subfiletype=0 if size == side else 1,
+                metadata=None,
+            )
             if size <= 256:
                 break
             size //= 2
@@ -226,7 +282,17 @@ def disk(folder: Path, seconds: float) -> Iterator[dict]:
             for side in sides:
                 # A process of its own for each file: what one leaves behind is not the next one's memory.
                 locations = map(str, (2, 1) if name == "(2,1)" else native(side))
-                command = [sys.executable, __file__, "one-file", "--folder", str(folder), "--preset", preset, "--side", str(side)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "one-file",
+                    "--folder",
+                    str(folder),
+                    "--preset",
+                    preset,
+                    "--side",
+                    str(side),
+                ]
                 command += ["--seconds", str(seconds), "--locations", *locations]
                 yield {
                     "question": "disk",
@@ -271,23 +337,34 @@ def one_file(folder: Path, preset: str, side: int, locations: tuple[int, ...], s
     with torch.inference_mode():
         times = in_turn(
             {
-                "prediction": predict, "floor": lambda: through(bare.backbone, crops), "folded": lambda: through(model.backbone, crops),
+                "prediction": predict,
+                "floor": lambda: through(bare.backbone, crops),
+                "folded": lambda: through(model.backbone, crops),
                 "reading": lambda: only_read(wanted),
             },
             seconds=seconds,
-        )  # fmt: skip
+        )
     return {
-        "preset": preset, "side": side, "locations": locations, "glimpses": sum(len(c) for c in crops), "bytes_read": bytes_read,
-        "file_bytes": path.stat().st_size, "prediction_ms": milliseconds(times["prediction"]), "floor_ms": milliseconds(times["floor"]),
-        "folded_floor_ms": milliseconds(times["folded"]), "open_and_read_ms": milliseconds(times["reading"]),
+        "preset": preset,
+        "side": side,
+        "locations": locations,
+        "glimpses": sum(len(c) for c in crops),
+        "bytes_read": bytes_read,
+        "file_bytes": path.stat().st_size,
+        "prediction_ms": milliseconds(times["prediction"]),
+        "floor_ms": milliseconds(times["floor"]),
+        "folded_floor_ms": milliseconds(times["folded"]),
+        "open_and_read_ms": milliseconds(times["reading"]),
         "prediction_over_floor": ratio(times["prediction"], times["floor"]),
         "prediction_over_folded_floor": ratio(times["prediction"], times["folded"]),
         "peak_above_warm_kib": peak,
-    }  # fmt: skip
+    }
 
 
 def memory_kib(field: str) -> int:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)
+    )
 
 
 def main() -> None:
@@ -297,7 +374,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--seconds", type=float, default=10, help="for each case")
-    parser.add_argument("--folder", type=Path, help="where the pyramids of the disk question are, or are written (about 0.5 GB)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the pyramids of the disk question are, or are written (about 0.5 GB)"
+    )
     parser.add_argument("--out", help="JSON file for the results")
     parser.add_argument("--preset", choices=PRESETS, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
@@ -315,7 +394,9 @@ def main() -> None:
         if question == "disk":  # on a CPU
             rows = disk(args.folder, args.seconds)
         else:
-            rows = {"memory": memory, "dense": dense, "training": training}[question](args.device, args.batch, args.seconds, args.precision)
+            rows = {"memory": memory, "dense": dense, "training": training}[question](
+                args.device, args.batch, args.seconds, args.precision
+            )
         for row in rows:
             print(json.dumps(row), flush=True)
             results.append(row)

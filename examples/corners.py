@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.glimpse.base import GlimpseClassifier
@@ -21,7 +23,6 @@ from foveal.glimpse.registry import MODELS
 from foveal.images.views import Views
 from foveal.objectives import OBJECTIVES, Rollout
 from foveal.policies import POLICIES, CellPolicy, Policy, certain, equal, plackett_luce
-from torch import Tensor, nn
 
 
 @POLICIES.register

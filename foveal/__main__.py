@@ -2,7 +2,8 @@
 
 Example:
     >>> import subprocess, sys
-    >>> print(subprocess.run([sys.executable, "-m", "foveal", "--version"], capture_output=True, text=True).stdout.strip())
+    >>> command = [sys.executable, "-m", "foveal", "--version"]
+    >>> print(subprocess.run(command, capture_output=True, text=True).stdout.strip())
     foveal 0.1.0
 """
 

@@ -16,7 +16,14 @@ POLICY_NAMES = ("greedy", "sampled", "random", "centre", "exhaustive")
 SACCADER_POLICY_NAMES = ("ordered_logits", "sobel_mean", "sobel_var", "random_released", "centre_released")
 """Further ways, which only `foveal.glimpse.saccader.Saccader` knows."""
 
-PRECISIONS = {"32": None, "32-true": None, "bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "16-mixed": "float16"}
+PRECISIONS = {
+    "32": None,
+    "32-true": None,
+    "bf16": "bfloat16",
+    "bf16-mixed": "bfloat16",
+    "16": "float16",
+    "16-mixed": "float16",
+}
 """Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is
 another."""
 

@@ -164,7 +164,11 @@ class Classification:
     def locations(self) -> np.ndarray | int:
         """Number of looks beyond the first: an int, or (B,)."""
         chosen = self.glimpses.level > 1
-        return int(chosen.sum()) if self.logits.ndim == 1 else np.bincount(self.glimpses.image[chosen], minlength=len(self))
+        return (
+            int(chosen.sum())
+            if self.logits.ndim == 1
+            else np.bincount(self.glimpses.image[chosen], minlength=len(self))
+        )
 
     def _name(self, i: int) -> str:
         return self.class_names[i] if self.class_names else str(i)
@@ -190,7 +194,9 @@ class Classification:
         return (self[i] for i in range(len(self)))
 
     @classmethod
-    def merge(cls, parts: Sequence[tuple[np.ndarray, Classification]], bytes_read: np.ndarray | None = None) -> Classification:
+    def merge(
+        cls, parts: Sequence[tuple[np.ndarray, Classification]], bytes_read: np.ndarray | None = None
+    ) -> Classification:
         """Merge parts of a batch, given with the (n,) positions of their images in the batch."""
         which = np.concatenate([images for images, _ in parts])
         looks = [part.glimpses for _, part in parts]

@@ -61,11 +61,12 @@ Your own images, in one folder per class:
 
   foveal fit --data.root photos/ --out runs/photos
 
-foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every command takes
---quiet, and --import for models of your own. Commands that run a model take --device, --precision and --seed; all of these but explain,
-which takes one image, also take --batch-size and --workers.
+foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every
+command takes --quiet, and --import for models of your own. Commands that run a model take --device, --precision and
+--seed; all of these but explain, which takes one image, also take --batch-size and --workers.
 
-Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP.
 """
 
 
@@ -90,16 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what stands after ``foveal``; that of the process if None.
 
     Returns:
-        Exit code: 0 done; 1 failed, or images failed; 2 not understood; 128 + n ended by signal n, which is 130 for Ctrl-C; 141 if nobody
-        reads the output any more.
+        Exit code: 0 done; 1 failed, or images failed; 2 not understood; 128 + n ended by signal n, which is 130 for
+        Ctrl-C; 141 if nobody reads the output any more.
     """
     own_process = argv is None
     if own_process:
         _open_standard_files()
     argv, modules = _take(list(sys.argv[1:] if argv is None else argv), "import")
     if "OMP_WAIT_POLICY" not in os.environ:
-        # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core, that makes
-        # a training step twenty times as long. So many turns are enough to meet the next operation. Read when torch is imported.
+        # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core,
+        # that makes a training step twenty times as long. So many turns are enough to meet the next operation. Read
+        # when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     with printed(for_good=own_process):
         return _main(argv, modules, own_process)
@@ -140,7 +142,9 @@ def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
 
 
 _NOT_OURS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EPIPE")}
-"""Errors of writing that are no bug: a full disk, a quota, a limit of file sizes, a disk to read only, nobody who reads."""
+"""Errors of writing that are no bug: a full disk, a quota, a limit of file sizes, a disk to read only, nobody who
+reads.
+"""
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -155,12 +159,18 @@ class _Ended(KeyboardInterrupt):
 
 @contextmanager
 def _ended_by_signals(restore: bool) -> Iterator[None]:
-    """Raise `_Ended` at the first signal that is to end the process. The second ends it at once. Ignored signals stay ignored."""
+    """Raise `_Ended` at the first signal that is to end the process. The second ends it at once. Ignored signals stay
+    ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
     process = os.getpid()
-    ours = {number: then for number in _SIGNALS if (then := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)}
+    ours = {
+        number: then
+        for number in _SIGNALS
+        if (then := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
+    }
 
     def end(number: int, frame: Any) -> None:
         if os.getpid() != process:  # a process that reads images ahead; the one that it works for tells what happened
@@ -205,7 +215,9 @@ def _written(code: int) -> int:
 
 
 def _open_standard_files() -> None:
-    """Where the process was begun without input or output, have it read and write nothing: a file must not get their number."""
+    """Where the process was begun without input or output, have it read and write nothing: a file must not get their
+    number.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -274,9 +286,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        _add_fit, _add_recipes, _add_evaluate, _add_compare, _add_occlude, _add_faithfulness, _add_predict, _add_explain, _add_models,
-        _add_data, _add_cost, _add_table,
-    ):  # fmt: skip
+        _add_fit,
+        _add_recipes,
+        _add_evaluate,
+        _add_compare,
+        _add_occlude,
+        _add_faithfulness,
+        _add_predict,
+        _add_explain,
+        _add_models,
+        _add_data,
+        _add_cost,
+        _add_table,
+    ):
         add(commands)
     return parser
 
@@ -290,33 +312,53 @@ def _add(
     aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, aliases=aliases, help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}", epilog=epilog,
-        formatter_class=HelpLayout, allow_abbrev=False,
-    )  # fmt: skip
+        name,
+        aliases=aliases,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}",
+        epilog=epilog,
+        formatter_class=HelpLayout,
+        allow_abbrev=False,
+    )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
     # `_run` takes these two out before the parser sees them; here they are explained.
-    parser.add_argument("--import", metavar="MODULE", help="load a module, or a .py file, with models and the like of your own; repeatable")
+    parser.add_argument(
+        "--import",
+        metavar="MODULE",
+        help="load a module, or a .py file, with models and the like of your own; repeatable",
+    )
     if name in READING:
-        parser.add_argument("--max-bytes", metavar="SIZE", help="memory that a decoded image may take, as 4GiB (default: 1GiB)")
+        parser.add_argument(
+            "--max-bytes", metavar="SIZE", help="memory that a decoded image may take, as 4GiB (default: 1GiB)"
+        )
     return parser
 
 
 def _add_running(
     parser: argparse.ArgumentParser, batch_size: int, workers: str = "processes that read images ahead (default: 0)"
-) -> None:  # fmt: skip
+) -> None:
     """Flags of every command that runs a model on many images."""
     _add_how(parser)
-    parser.add_argument("--batch-size", type=_positive, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})")
+    parser.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=batch_size,
+        metavar="N",
+        help=f"images at a time (default: {batch_size})",
+    )
     parser.add_argument("--workers", type=_natural, metavar="N", help=workers)
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", default="auto", help="where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU (default: auto)"
+        "--device",
+        default="auto",
+        help="where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU (default: auto)",
     )
-    parser.add_argument("--precision", default="32", help=f"of the arithmetic: {_names(list(PRECISIONS))} (default: 32)")
+    parser.add_argument(
+        "--precision", default="32", help=f"of the arithmetic: {_names(list(PRECISIONS))} (default: 32)"
+    )
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of everything random (default: 0)")
 
 
@@ -324,14 +366,18 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     """`_take` takes these out before the parser sees them; here they are explained."""
     parser.add_argument("--data", metavar="NAME", help="data set, see foveal data (default: the run's)")
     parser.add_argument(
-        "--data.KEY", metavar="VALUE", help="option of the data set, see foveal fit --data NAME --help (default: the run's)"
+        "--data.KEY",
+        metavar="VALUE",
+        help="option of the data set, see foveal fit --data NAME --help (default: the run's)",
     )
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that evaluates: which images it uses."""
     _add_data_options(parser)
-    parser.add_argument("--split", default=None, choices=SPLITS, help="images to use (default: test, or val where there is no test)")
+    parser.add_argument(
+        "--split", default=None, choices=SPLITS, help="images to use (default: test, or val where there is no test)"
+    )
     parser.add_argument("--limit", type=_positive, metavar="N", help="use N images, drawn by the seed (default: all)")
 
 
@@ -357,9 +403,10 @@ def _add_wide(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--measure", choices=MEASURES,
+        "--measure",
+        choices=MEASURES,
         help="times and memory: none, in about 20 s in all, or 0.5 s and more for each number (default: quick)",
-    )  # fmt: skip
+    )
 
 
 def _policy(text: str) -> tuple[str, ...]:
@@ -410,11 +457,17 @@ def _add_fit(commands: Any) -> None:
 
     names = list_recipes()
     single = [(name, describe_recipe(name)) for name in names if "/" not in name]
-    groups = [(f"{group}/", f"{sum(name.startswith(f'{group}/') for name in names):3} {text}") for group, text in GROUPS.items()]
+    groups = [
+        (f"{group}/", f"{sum(name.startswith(f'{group}/') for name in names):3} {text}")
+        for group, text in GROUPS.items()
+    ]
     parser = _add(
-        commands, "fit", None, "train a model by a recipe",
-        """Every value of a recipe can also be given as a flag. foveal fit RECIPE --help explains all of them, with the options of the
-chosen model and data set.
+        commands,
+        "fit",
+        None,
+        "train a model by a recipe",
+        """Every value of a recipe can also be given as a flag. foveal fit RECIPE --help explains all of them, with
+the options of the chosen model and data set.
 
   foveal fit demo
   foveal fit demo --epochs 3 --optimiser.lr 3e-4 --out runs/short
@@ -427,15 +480,20 @@ chosen model and data set.
 
 Recipes:
 
-""" + "\n".join(in_columns(single)) + """
+"""
+        + "\n".join(in_columns(single))
+        + """
 
 Recipes of published experiments; foveal recipes NAME lists those of a group:
 
-""" + "\n".join(in_columns(groups)),
-    )  # fmt: skip
+"""
+        + "\n".join(in_columns(groups)),
+    )
     parser.usage = "foveal fit [RECIPE] [--key value ...]"
     parser.add_argument(
-        "RECIPE", nargs="?", help="name from the lists below, or YAML file (default: folder, a TNet on the class folders in --data.root)"
+        "RECIPE",
+        nargs="?",
+        help="name from the lists below, or YAML file (default: folder, a TNet on the class folders in --data.root)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and the name of the recipe)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
@@ -467,7 +525,10 @@ def _fit(argv: list[str]) -> int:
 def _recipe_of(argv: Sequence[str]) -> str:
     """What is meant where no recipe is named: the run that is to be resumed, or a folder of images."""
     joined = [
-        text for word, after in zip(argv, [*argv[1:], ""], strict=True) for text in (f"{word}={after}", word) if text.startswith("--out=")
+        text
+        for word, after in zip(argv, [*argv[1:], ""], strict=True)
+        for text in (f"{word}={after}", word)
+        if text.startswith("--out=")
     ]
     if "--resume" in argv and joined:
         from foveal.runs import CONFIG, read_config
@@ -485,7 +546,10 @@ def _recipe_of(argv: Sequence[str]) -> str:
 
 def _add_recipes(commands: Any) -> None:
     parser = _add(
-        commands, "recipes", _recipes, "recipes there are, and what each of them trains",
+        commands,
+        "recipes",
+        _recipes,
+        "recipes there are, and what each of them trains",
         """One line per recipe. With --quiet, the names alone.
 
   foveal recipes
@@ -493,8 +557,10 @@ def _add_recipes(commands: Any) -> None:
   foveal recipes '*saccader*'
   foveal fit cifar10/saccader --help              the options of one
 """,
-    )  # fmt: skip
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a group, or names with * and ? (default: *)")
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="a group, or names with * and ? (default: *)"
+    )
 
 
 def _recipes(args: argparse.Namespace) -> int:
@@ -507,7 +573,11 @@ def _recipes(args: argparse.Namespace) -> int:
         print("\n".join(names))
         return 0
     groups = [list(group) for _, group in groupby(names, key=lambda name: name.rpartition("/")[0])]
-    print("\n\n".join("\n".join(in_columns([(name, describe_recipe(name)) for name in group], indent="")) for group in groups))
+    print(
+        "\n\n".join(
+            "\n".join(in_columns([(name, describe_recipe(name)) for name in group], indent="")) for group in groups
+        )
+    )
     return 0
 
 
@@ -516,9 +586,12 @@ def _recipes(args: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(
-        commands, "evaluate", _evaluate, "accuracy and cost of a trained model, by locations",
-        """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the run; --data and
---data.KEY choose others, as for foveal fit.
+        commands,
+        "evaluate",
+        _evaluate,
+        "accuracy and cost of a trained model, by locations",
+        """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the
+run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal evaluate runs/demo --locations 0..4
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense
@@ -532,22 +605,36 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
 
   foveal evaluate runs/demo --budget 3locations --budget 20MMAC
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument(
-        "--locations", metavar="LOOKS", help="looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)"
+        "--locations",
+        metavar="LOOKS",
+        help="looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)",
     )
     parser.add_argument(
-        "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
+        "--policy",
+        type=_policy,
+        action="extend",
+        default=[],
+        metavar="NAMES",
         help=f"policies to evaluate besides the learned one and random, with commas between them: {POLICY}",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--budget", action="append", default=[], metavar="COST",
-        help="early exit instead of equal looks: stop at each image once the answer is sure, so that the mean image costs this much: "
+        "--budget",
+        action="append",
+        default=[],
+        metavar="COST",
+        help="early exit instead of equal looks: stop at each image once the answer is sure, so that the mean image "
+        "costs this much: "
         f"{COST}. The threshold is found on validation images and kept in the run. May be repeated",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks between two decisions to stop (default: 1)"
+        "--at-once",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="with --budget: looks between two decisions to stop (default: 1)",
     )
     parser.add_argument("--against", metavar="RUN", help="run of another model, say a dense network, to compare with")
     _add_images(parser)
@@ -558,7 +645,9 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
 
 
 def _with_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The same handler; errors of `foveal.evaluation`, which name arguments in backquotes, name the flags of the command."""
+    """The same handler; errors of `foveal.evaluation`, which name arguments in backquotes, name the flags of the
+    command.
+    """
 
     @wraps(run)
     def handler(args: argparse.Namespace) -> int:
@@ -579,9 +668,15 @@ def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Sett
     from foveal.evaluation import Setting
 
     return Setting(
-        split=args.split, batch_size=args.batch_size, workers=args.workers or 0, device=args.device, precision=args.precision,
-        seed=args.seed, limit=args.limit, on_progress=on_progress,
-    )  # fmt: skip
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers or 0,
+        device=args.device,
+        precision=args.precision,
+        seed=args.seed,
+        limit=args.limit,
+        on_progress=on_progress,
+    )
 
 
 @_with_flags
@@ -596,9 +691,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     locations = parse_locations(args.locations) if args.locations else None
     with _progress("accuracy", args.quiet) as show:
         result = evaluate(
-            run, _data_of(run, args.data), locations=locations, policies=args.policy, against=args.against or (),
-            measure=args.measure or "quick", setting=_setting(args, show),
-        )  # fmt: skip
+            run,
+            _data_of(run, args.data),
+            locations=locations,
+            policies=args.policy,
+            against=args.against or (),
+            measure=args.measure or "quick",
+            setting=_setting(args, show),
+        )
     return _report(result, args, args.out or run.path)
 
 
@@ -607,14 +707,23 @@ def _early_exit(run: Run, args: argparse.Namespace) -> int:
     from foveal.prediction import parse_budget, read_exits
 
     if args.policy or args.against:
-        raise ConfigError("--budget: is compared with equal locations of the same model; leave --policy and --against out")
+        raise ConfigError(
+            "--budget: is compared with equal locations of the same model; leave --policy and --against out"
+        )
     if args.measure:
-        raise ConfigError(f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out")
+        raise ConfigError(
+            f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out"
+        )
     locations = parse_budget(args.locations) if args.locations else None
     read_exits(run.path)  # a damaged file is reported before the work is done
     with _progress("finding thresholds", args.quiet) as show:
         result = evaluate_early_exit(
-            run, _data_of(run, args.data), args.budget, locations=locations, at_once=args.at_once, setting=_setting(args, show)
+            run,
+            _data_of(run, args.data),
+            args.budget,
+            locations=locations,
+            at_once=args.at_once,
+            setting=_setting(args, show),
         )
     code = _report(result, args, args.out or run.path)
     if not args.data:  # thresholds found on other data are not kept
@@ -647,7 +756,9 @@ def _report(result: Result, args: argparse.Namespace, out: str | Path) -> int:
 
 @contextmanager
 def _progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; what it yields is called with how much is done, of how much, and of which part of the work if there are some."""
+    """A bar on a terminal; what it yields is called with how much is done, of how much, and of which part of the work
+    if there are some.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -680,22 +791,30 @@ def _tell_failed(failed: Sequence[tuple[str, str]]) -> None:
 
 def _add_compare(commands: Any) -> None:
     parser = _add(
-        commands, "compare", _compare, "accuracy, calibration and cost of several models on the same images",
-        """Takes run folders, of models that look and of dense ones, and names of networks. A network by name has no trained weights, so
-that only its cost is found. Times are taken in turn. Writes comparison.json and comparison.png into --out: accuracy against MACs, time
-and memory, with the Pareto front marked. The images are those of the first run; --data and --data.KEY choose others, as for foveal fit.
+        commands,
+        "compare",
+        _compare,
+        "accuracy, calibration and cost of several models on the same images",
+        """Takes run folders, of models that look and of dense ones, and names of networks. A network by name has no
+trained weights, so that only its cost is found. Times are taken in turn. Writes comparison.json and comparison.png
+into --out: accuracy against MACs, time and memory, with the Pareto front marked. The images are those of the first
+run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal compare runs/demo runs/dense
   foveal compare runs/tnet runs/dense --locations 0..6 --out results/
   foveal compare runs/photos efficientnet_b0 --data folder \\
       --data.root other/ --split test
 """,
-    )  # fmt: skip
-    parser.add_argument("paths", metavar="RUN_OR_MODEL", nargs="+", help="run folders, and names of networks, see foveal models")
+    )
     parser.add_argument(
-        "--locations", metavar="LOOKS",
-        help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them (default: 0, and each run's own)",
-    )  # fmt: skip
+        "paths", metavar="RUN_OR_MODEL", nargs="+", help="run folders, and names of networks, see foveal models"
+    )
+    parser.add_argument(
+        "--locations",
+        metavar="LOOKS",
+        help="looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them "
+        "(default: 0, and each run's own)",
+    )
     _add_images(parser)
     parser.add_argument("--out", metavar="FOLDER", default="comparison", help="where to write (default: comparison)")
     _add_measure(parser)
@@ -711,7 +830,9 @@ def _compare(args: argparse.Namespace) -> int:
     locations = parse_locations(args.locations) if args.locations else None
     data = _data_of(first_run(args.paths), args.data)
     with _progress("accuracy", args.quiet) as show:
-        result = compare(args.paths, data, locations=locations, measure=args.measure or "quick", setting=_setting(args, show))
+        result = compare(
+            args.paths, data, locations=locations, measure=args.measure or "quick", setting=_setting(args, show)
+        )
     return _report(result, args, args.out)
 
 
@@ -720,18 +841,22 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _add_occlude(commands: Any) -> None:
     parser = _add(
-        commands, "occlude", _occlude, "hide what a model looked at, and see what is still known",
-        """The model classifies an image at each of the locations. The regions that it chose to look at are hidden under the mean colour.
-Then the model, and the runs named by --by, classify what is left. If the model looks at what matters, accuracy falls faster than when
-random looks hide as much of the image; random looks are always evaluated too. Writes occlusion.json and occlusion.png, accuracy against
-the share hidden, into the run. The images are those of the run; --data and --data.KEY choose others, as for foveal fit.
+        commands,
+        "occlude",
+        _occlude,
+        "hide what a model looked at, and see what is still known",
+        """The model classifies an image at each of the locations. The regions that it chose to look at are hidden
+under the mean colour. Then the model, and the runs named by --by, classify what is left. If the model looks at what
+matters, accuracy falls faster than when random looks hide as much of the image; random looks are always evaluated
+too. Writes occlusion.json and occlusion.png, accuracy against the share hidden, into the run. The images are those
+of the run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal occlude runs/demo
   foveal occlude runs/demo --locations 1..8 --policy centre
   foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other \\
       --limit 500 --out occlusion/
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("path", metavar="RUN", help="run folder of a model that chooses where to look")
     parser.add_argument(
         "--locations",
@@ -739,9 +864,13 @@ the share hidden, into the run. The images are those of the run; --data and --da
         help="looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)",
     )
     parser.add_argument(
-        "--policy", type=_policy, action="extend", default=[], metavar="NAMES",
+        "--policy",
+        type=_policy,
+        action="extend",
+        default=[],
+        metavar="NAMES",
         help=f"policies whose looks are hidden, besides the learned one and random, with commas between them: {POLICY}",
-    )  # fmt: skip
+    )
     _add_judging(parser)
 
 
@@ -755,7 +884,12 @@ def _occlude(args: argparse.Namespace) -> int:
     locations = parse_locations(args.locations) if args.locations else None
     with _progress("occluding", args.quiet) as show:
         result = occlude(
-            run, _data_of(run, args.data), locations=locations, policies=args.policy, judges=args.by, setting=_setting(args, show)
+            run,
+            _data_of(run, args.data),
+            locations=locations,
+            policies=args.policy,
+            judges=args.by,
+            setting=_setting(args, show),
         )
     return _report(result, args, args.out or run.path)
 
@@ -765,12 +899,16 @@ def _occlude(args: argparse.Namespace) -> int:
 
 def _add_faithfulness(commands: Any) -> None:
     parser = _add(
-        commands, "faithfulness", _faithfulness, "does the answer depend on the regions that a model points at?",
-        """Regions are ranked: the boxes that a model chose to look at, the cells of a network's last attention map or of the one named by
---map, or the cells of Grad-CAM at the module named by --cam. Deletion hides them one after another, best first, under the mean colour.
-Insertion shows nothing else but them. The probability of the predicted class should fall early in deletion and rise early in insertion.
-The pointing game asks whether the best region lies on the object, where the data has boxes. Everything is compared with random regions
-of equal area. Writes faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
+        commands,
+        "faithfulness",
+        _faithfulness,
+        "does the answer depend on the regions that a model points at?",
+        """Regions are ranked: the boxes that a model chose to look at, the cells of a network's last attention map
+or of the one named by --map, or the cells of Grad-CAM at the module named by --cam. Deletion hides them one after
+another, best first, under the mean colour. Insertion shows nothing else but them. The probability of the predicted
+class should fall early in deletion and rise early in insertion. The pointing game asks whether the best region lies
+on the object, where the data has boxes. Everything is compared with random regions of equal area. Writes
+faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
 others, as for foveal fit.
 
   foveal faithfulness runs/demo
@@ -779,10 +917,14 @@ others, as for foveal fit.
   foveal faithfulness runs/dense --cam layer4 --out gradcam/
 """,
         aliases=["faithful"],
-    )  # fmt: skip
+    )
     parser.add_argument("path", metavar="RUN", help="run folder")
-    parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1, of a model that looks (default: the run's)")
-    parser.add_argument("--map", metavar="NAME", help="attention map, by its module or part of the network (default: the last)")
+    parser.add_argument(
+        "--locations", metavar="LOOKS", help="looks per level, as 2,1, of a model that looks (default: the run's)"
+    )
+    parser.add_argument(
+        "--map", metavar="NAME", help="attention map, by its module or part of the network (default: the last)"
+    )
     parser.add_argument("--cam", metavar="LAYER", help="Grad-CAM at this module; needs pip install 'foveal[cam]'")
     _add_judging(parser)
 
@@ -797,9 +939,14 @@ def _faithfulness(args: argparse.Namespace) -> int:
     locations = parse_budget(args.locations) if args.locations else None
     with _progress("hiding and showing", args.quiet) as show:
         result = evaluate_faithfulness(
-            run, _data_of(run, args.data), locations=locations, attention=args.map, cam=args.cam, judges=args.by,
+            run,
+            _data_of(run, args.data),
+            locations=locations,
+            attention=args.map,
+            cam=args.cam,
+            judges=args.by,
             setting=_setting(args, show),
-        )  # fmt: skip
+        )
     return _report(result, args, args.out or run.path)
 
 
@@ -808,16 +955,22 @@ def _faithfulness(args: argparse.Namespace) -> int:
 
 def _add_predict(commands: Any) -> None:
     parser = _add(
-        commands, "predict", _predict, "classify images: one row an image",
-        """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an error: the command goes
-on, lists these images at the end and exits with 1.
+        commands,
+        "predict",
+        _predict,
+        "classify images: one row an image",
+        """IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an
+error: the command goes on, lists these images at the end and exits with 1.
 
-With --out, the rows of finished batches are safe whatever ends the command. The same command again goes on where it stopped, and the
-rows are those of one command that was not stopped. Images that are new are appended. Images that have a row are not predicted again;
-those that failed are if their file has changed since, or with --retry. Leave the table as it is until all is done.
+With --out, the rows of finished batches are safe whatever ends the command. The same command again goes on where it
+stopped, and the rows are those of one command that was not stopped. Images that are new are appended. Images that
+have a row are not predicted again; those that failed are if their file has changed since, or with --retry. Leave the
+table as it is until all is done.
 
 In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
-""" + " ".join(SUFFIXES) + """
+"""
+        + " ".join(SUFFIXES)
+        + """
 
   foveal predict runs/demo photo.png
   foveal predict runs/demo photos/ --out labels.csv
@@ -832,24 +985,40 @@ Random looks, to compare with:
 
   foveal predict runs/demo photos/ --policy random --seed 1
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders and patterns such as 'scans/*.tif'")
     parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
     parser.add_argument(
-        "--budget", metavar="COST",
-        help=f"stop at each image once the answer is sure, so that the mean image costs this much: {COST}; --locations is then the most"
-        " looks",
-    )  # fmt: skip
-    parser.add_argument(
-        "--at-once", type=_positive, default=1, metavar="N", help="with --budget: looks between two decisions to stop (default: 1)"
+        "--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)"
     )
-    parser.add_argument("--out", metavar="FILE", help=f"table to write, {_names(FORMATS)} (default: print path, label, probability)")
-    parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)")
+    parser.add_argument(
+        "--budget",
+        metavar="COST",
+        help=f"stop at each image once the answer is sure, so that the mean image costs this much: {COST}; "
+        "--locations is then the most"
+        " looks",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="with --budget: looks between two decisions to stop (default: 1)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"table to write, {_names(FORMATS)} (default: print path, label, probability)"
+    )
+    parser.add_argument(
+        "--top-k", type=_positive, default=5, metavar="K", help="most probable classes in a row (default: 5)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file instead of going on with it")
     parser.add_argument("--retry", action="store_true", help="with --out: predict images again that failed")
-    _add_running(parser, batch_size=8, workers="threads that open images (default: one per image of a batch, two per processor at most)")
+    _add_running(
+        parser,
+        batch_size=8,
+        workers="threads that open images (default: one per image of a batch, two per processor at most)",
+    )
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -859,10 +1028,22 @@ def _predict(args: argparse.Namespace) -> int:
     until = _exit(args) if args.budget else None
     with _progress("predicting", args.quiet) as show:
         done = predict(
-            args.path, args.images, locations=locations, policy=args.policy, batch_size=args.batch_size, threads=args.workers,
-            device=args.device, precision=args.precision, top_k=args.top_k, seed=args.seed, out=args.out, resume=not args.overwrite,
-            until=until, retry=args.retry, on_progress=show,
-        )  # fmt: skip
+            args.path,
+            args.images,
+            locations=locations,
+            policy=args.policy,
+            batch_size=args.batch_size,
+            threads=args.workers,
+            device=args.device,
+            precision=args.precision,
+            top_k=args.top_k,
+            seed=args.seed,
+            out=args.out,
+            resume=not args.overwrite,
+            until=until,
+            retry=args.retry,
+            on_progress=show,
+        )
     for row in done.rows:
         if not row["error"]:
             print(f"{printable(row['path'])}\t{printable(row['label'])}\t{row['probability']:.3f}")
@@ -874,12 +1055,17 @@ def _predict(args: argparse.Namespace) -> int:
             print(f"foveal: {printable(line)}", file=sys.stderr)
     _tell_failed(done.failed)
     if done.failed and done.out and not args.quiet:
-        print("foveal: the same command tries these again once their files have changed; with --retry at once", file=sys.stderr)
+        print(
+            "foveal: the same command tries these again once their files have changed; with --retry at once",
+            file=sys.stderr,
+        )
     return 1 if done.failed else 0
 
 
 def _exit(args: argparse.Namespace) -> Exit:
-    """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation images."""
+    """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation
+    images.
+    """
     from foveal.evaluation import Setting, find_thresholds
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.policies import GREEDY, find_policy
@@ -906,7 +1092,9 @@ def _exit(args: argparse.Namespace) -> Exit:
     known = next((one for one in read_exits(run.path) if (one.asked, one.model) == (wanted.asked, wanted.model)), None)
     if known is None:
         with _progress("finding when to stop", args.quiet) as show:
-            setting = Setting(batch_size=args.batch_size, device=args.device, precision=args.precision, on_progress=show)
+            setting = Setting(
+                batch_size=args.batch_size, device=args.device, precision=args.precision, on_progress=show
+            )
             data = _data_of(run, [])
             (known,) = find_thresholds(run, data, [args.budget], locations=most, at_once=args.at_once, setting=setting)
         _keep(run, [known])
@@ -924,22 +1112,29 @@ def _exit(args: argparse.Namespace) -> Exit:
 
 def _add_explain(commands: Any) -> None:
     parser = _add(
-        commands, "explain", _explain, "where a model looked, and what each look added",
-        """Writes one page that needs no other file: the image with the boxes, every look as the model saw it, what each look added to the
-most probable classes, and the cost.
+        commands,
+        "explain",
+        _explain,
+        "where a model looked, and what each look added",
+        """Writes one page that needs no other file: the image with the boxes, every look as the model saw it, what
+each look added to the most probable classes, and the cost.
 
   foveal explain runs/demo photo.png --out report.html
   foveal explain runs/slides slide.svs --locations 3,2 \\
       --overlay looked.png
   foveal explain runs/demo photo.png --policy exhaustive    what every cell adds
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("path", metavar="RUN", help="run folder")
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
-    parser.add_argument("--overlay", metavar="FILE", help="also write the image with the boxes alone: .png, .jpg or .webp")
+    parser.add_argument(
+        "--overlay", metavar="FILE", help="also write the image with the boxes alone: .png, .jpg or .webp"
+    )
     parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the run's)")
-    parser.add_argument("--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)")
+    parser.add_argument(
+        "--policy", default="greedy", metavar="NAME", help=f"how cells are chosen: {POLICY} (default: greedy)"
+    )
     _add_wide(parser)
     _add_how(parser)
 
@@ -950,9 +1145,16 @@ def _explain(args: argparse.Namespace) -> int:
 
     locations = parse_budget(args.locations) if args.locations else None
     seen = explain(
-        args.path, args.image, args.out, locations=locations, policy=args.policy, device=args.device, precision=args.precision,
-        seed=args.seed, overlay_out=args.overlay,
-    )  # fmt: skip
+        args.path,
+        args.image,
+        args.out,
+        locations=locations,
+        policy=args.policy,
+        device=args.device,
+        precision=args.precision,
+        seed=args.seed,
+        overlay_out=args.overlay,
+    )
     if not args.quiet:
         show(seen, wide=args.wide)
         print(f"\nThe page is {args.out}")
@@ -964,15 +1166,21 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _add_models(commands: Any) -> None:
     parser = _add(
-        commands, "models", _models, "names of the models there are",
-        """Without a pattern: the models that look. Any of timm's networks can be trained too, or be the backbone of a model that looks.
+        commands,
+        "models",
+        _models,
+        "names of the models there are",
+        """Without a pattern: the models that look. Any of timm's networks can be trained too, or be the backbone of
+a model that looks.
 
   foveal models
   foveal models 'efficientnet*'
   foveal fit demo --model tnet --help             the options of one
 """,
-    )  # fmt: skip
-    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="names with * and ?, among timm's too (default: models that look)")
+    )
+    parser.add_argument(
+        "pattern", nargs="?", metavar="PATTERN", help="names with * and ?, among timm's too (default: models that look)"
+    )
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -989,9 +1197,12 @@ def _models(args: argparse.Namespace) -> int:
 
 def _add_data(commands: Any) -> None:
     parser = _add(
-        commands, "data", _data, "data sets there are, or the images of one",
-        """Without NAME: the names of the data sets. With the name of a data set, or a run folder: its classes, and how many images each
-split has. --data.KEY sets an option of the data set, as for foveal fit.
+        commands,
+        "data",
+        _data,
+        "data sets there are, or the images of one",
+        """Without NAME: the names of the data sets. With the name of a data set, or a run folder: its classes, and
+how many images each split has. --data.KEY sets an option of the data set, as for foveal fit.
 
   foveal data
   foveal data folder --data.root photos/
@@ -1000,7 +1211,7 @@ Write the first test images of a run's data set as PNG files:
 
   foveal data runs/demo --export samples/ --count 4
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="data set or run folder (default: list the data sets)")
     parser.add_argument("--data.KEY", metavar="VALUE", help="option of the data set, see foveal fit --data NAME --help")
     parser.add_argument("--split", default="test", choices=SPLITS, help="images to export (default: test)")
@@ -1036,7 +1247,9 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _export(data: DataModule, split: str, folder: Path, count: int) -> list[tuple[str, str]]:
-    """Write the first images of a split as PNG files, named by number and class; (path, reason) of each that cannot be read."""
+    """Write the first images of a split as PNG files, named by number and class; (path, reason) of each that cannot be
+    read.
+    """
     import numpy as np
     from PIL import Image
 
@@ -1049,7 +1262,9 @@ def _export(data: DataModule, split: str, folder: Path, count: int) -> list[tupl
         if not len(batch):
             continue
         height, width = map(int, batch.views.sizes[0])
-        pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[0]
+        pixels = batch.views.look(np.array([0]), np.array([[0, 0, height, width]], dtype=np.float64), (height, width))[
+            0
+        ]
         if batch.views.errors:
             failed += [(text.partition(": ")[0], text) for text in batch.views.errors.values()]
             continue
@@ -1071,16 +1286,21 @@ def _data_of(run: Run, flags: Sequence[str]) -> DataModule:
         with made_with(run.config.get("imports")):
             return _make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
     except DataError as error:
-        key = next((key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None)
+        key = next(
+            (key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None
+        )
         if flags or key is None:  # runs of older versions have relative paths
             raise
         raise RunError(
-            f"{run.path}: was trained on {config[key]}, a path from the folder where training was started, and {Path.cwd()} has no such"
+            f"{run.path}: was trained on {config[key]}, a path from the folder where training was started, and "
+            f"{Path.cwd()} has no such"
             f" data; run the command there, or give --data.{key} PATH"
         ) from error
 
 
-def _make_data(config: dict[str, Any], flags: Sequence[str], where: str, like: Mapping[str, Any] = MappingProxyType({})) -> DataModule:
+def _make_data(
+    config: dict[str, Any], flags: Sequence[str], where: str, like: Mapping[str, Any] = MappingProxyType({})
+) -> DataModule:
     from foveal.data import get_data
     from foveal.recipes.configure import configure_data
 
@@ -1095,16 +1315,26 @@ def _make_data(config: dict[str, Any], flags: Sequence[str], where: str, like: M
 
 def _add_cost(commands: Any) -> None:
     parser = _add(
-        commands, "cost", _cost, "parameters and multiply-accumulates of a model for one image",
-        """Nothing is trained and no image is held in memory, so that any size is quick to ask for. FLOPs are twice the MACs.
+        commands,
+        "cost",
+        _cost,
+        "parameters and multiply-accumulates of a model for one image",
+        """Nothing is trained and no image is held in memory, so that any size is quick to ask for. FLOPs are twice
+the MACs.
 
   foveal cost tnet --image-size 4096 --locations 2,1 --set backbone=resnet50
   foveal cost tnet_bagnet77.reference --image-size 224 --locations 5 --json
   foveal cost efficientnet_b0 --image-size 896 --num-classes 62
 """,
-    )  # fmt: skip
+    )
     parser.add_argument("model", metavar="MODEL", help="name that foveal models lists, or run folder")
-    parser.add_argument("--image-size", type=_size, required=True, metavar="SIDE", help="of the image: 896, or 896x1344 (height x width)")
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        required=True,
+        metavar="SIDE",
+        help="of the image: 896, or 896x1344 (height x width)",
+    )
     parser.add_argument("--locations", metavar="LOOKS", help="looks per level, as 2,1 (default: the model's)")
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes (default: the model's)")
     parser.add_argument(
@@ -1138,16 +1368,22 @@ def _cost(args: argparse.Namespace) -> int:
     if classes is not None and (type(classes) is not int or classes < 1):
         raise UsageError(f"--set num_classes={classes}: is no number of classes; give 1 or more")
     if args.num_classes not in (None, classes):
-        raise UsageError(f"--num-classes {args.num_classes}: --set num_classes={classes} says another number; give one of the two")
+        raise UsageError(
+            f"--num-classes {args.num_classes}: --set num_classes={classes} says another number; give one of the two"
+        )
     folder = Path(args.model).is_dir() and args.model not in list_models()
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count_cost(model, args.image_size, locations)
     line = {
-        "model": args.model, "image_size": args.image_size, "locations": locations, "parameters": cost.parameters,
-        "parameters_and_statistics": cost.parameters_and_statistics, "macs": cost.macs,
-    }  # fmt: skip
+        "model": args.model,
+        "image_size": args.image_size,
+        "locations": locations,
+        "parameters": cost.parameters,
+        "parameters_and_statistics": cost.parameters_and_statistics,
+        "macs": cost.macs,
+    }
     if args.json:
         print(json.dumps(line))
         return 0
@@ -1162,7 +1398,9 @@ def _cost(args: argparse.Namespace) -> int:
         Column("parameters", lambda row: f"{row[1].parameters:,}" if row[1] else "takes no such image"),
         Column("and statistics", lambda row: f"{row[1].parameters_and_statistics:,}" if row[1] else ""),
         Column("MACs", lambda row: f"{row[1].macs:,}" if row[1] else ""),
-        Column("times as many", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""),
+        Column(
+            "times as many", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""
+        ),
     ]
     looks = f", locations {format_budget(locations)}" if isinstance(model, GlimpseClassifier) else ""
     console().print(Table(f"{args.model} on an image of {image_size(args.image_size)} px{looks}", columns, rows))
@@ -1174,14 +1412,18 @@ def _cost(args: argparse.Namespace) -> int:
 
 def _add_table(commands: Any) -> None:
     parser = _add(
-        commands, "table", _table, "published tables, with the results of your own runs",
-        """Each row has three kinds of numbers, in separate columns. Claimed: what a paper's own tables say of its model and of others; two
-numbers where its tables contradict each other. Published: what other papers and repositories report, with the source. Measured: mean,
-standard deviation and best over the seeds of your runs, from their evaluation.json. "not found" means that a number was looked for and
-not found.
+        commands,
+        "table",
+        _table,
+        "published tables, with the results of your own runs",
+        """Each row has three kinds of numbers, in separate columns. Claimed: what a paper's own tables say of its
+model and of others; two numbers where its tables contradict each other. Published: what other papers and
+repositories report, with the source. Measured: mean, standard deviation and best over the seeds of your runs, from
+their evaluation.json. "not found" means that a number was looked for and not found.
 
-A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate has seen every image
-of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything but the seed are lines of their own.
+A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate
+has seen every image of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything
+but the seed are lines of their own.
 
   foveal fit cifar10/attn_resnet110 --seed 1 --out runs/attn_1
   foveal evaluate runs/attn_1
@@ -1189,7 +1431,7 @@ of the table's split: CIFAR's test images, ImageNet's val images. Runs that diff
   foveal table cifar --runs elsewhere/ --json
   foveal table imagenet
 """,
-    )  # fmt: skip
+    )
     tables = sorted(file.stem for file in Path(__file__).parent.glob("evaluation/tables/*.yaml"))
     parser.add_argument("name", metavar="NAME", help=_names(tables))
     parser.add_argument("--runs", metavar="FOLDER", help="where to look for run folders (default: runs)")

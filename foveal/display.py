@@ -311,9 +311,13 @@ class Table:
 
     def _fitted(self, room: int) -> list[list[str]]:
         """Header and cells of each column, with names shortened as much as needed and allowed."""
-        whole = [[printable(column.header), *(row[i] for row in self.rows if row)] for i, column in enumerate(self.columns)]
+        whole = [
+            [printable(column.header), *(row[i] for row in self.rows if row)] for i, column in enumerate(self.columns)
+        ]
         texts = [_aligned(column) if self.columns[i].kind == NUMBER else [*column] for i, column in enumerate(whole)]
-        least = {i: column.least or SHORTEST for i, column in enumerate(self.columns) if column.kind == NAME or column.least}
+        least = {
+            i: column.least or SHORTEST for i, column in enumerate(self.columns) if column.kind == NAME or column.least
+        }
         least = {i: n if self.columns[i].kind == NAME else max(n, _widest(texts[i][1:])) for i, n in least.items()}
         while (excess := _width(texts) - room) > 0:
             widths = {i: width for i in least if (width := _widest(texts[i])) > least[i]}
@@ -361,7 +365,10 @@ def _aligned(texts: list[str]) -> list[str]:
     header, *cells = texts
     parts = [re.fullmatch(r"([-+]?\d[\d,.]*)(\D.*)?", cell) for cell in cells]
     widest = max((len(part[2] or "") for part in parts if part), default=0)
-    return [header, *(part[1] + (part[2] or "").ljust(widest) if part else cell for part, cell in zip(parts, cells, strict=True))]
+    return [
+        header,
+        *(part[1] + (part[2] or "").ljust(widest) if part else cell for part, cell in zip(parts, cells, strict=True)),
+    ]
 
 
 def _to_the_right(texts: list[str]) -> list[str]:
@@ -398,7 +405,9 @@ def console() -> Console:
     from rich.console import Console
 
     terminal = Console(file=unfiltered(sys.stdout))
-    return Console(file=unfiltered(sys.stdout), width=max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED)
+    return Console(
+        file=unfiltered(sys.stdout), width=max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED
+    )
 
 
 def unfiltered(stream: Any) -> Any:

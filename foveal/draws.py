@@ -23,7 +23,9 @@ import numpy as np
 
 def generator(seed: int, epoch: int, sample: int, purpose: str) -> np.random.Generator:
     """A new generator for a sample and a purpose, for example ``"augmentation"``."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, sample, zlib.crc32(purpose.encode())))))
+    return np.random.Generator(
+        np.random.Philox(np.random.SeedSequence((seed, epoch, sample, zlib.crc32(purpose.encode()))))
+    )
 
 
 @dataclass(frozen=True)

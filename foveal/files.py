@@ -1,7 +1,7 @@
 """Files that are whole or not there, and locks that end with their process.
 
-A file is written under a temporary name beside it and renamed. A process that is killed in between leaves the temporary file;
-the next one that holds the lock of the same place removes it. A file of a lock is removed by who holds it.
+A file is written under a temporary name beside it and renamed. A process that is killed in between leaves the temporary
+file; the next one that holds the lock of the same place removes it. A file of a lock is removed by who holds it.
 
 Example:
     >>> import tempfile
@@ -58,7 +58,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove temporary files of `replacing` that killed processes left. To be called by who holds the lock of what is written.
+    """Remove temporary files of `replacing` that killed processes left. To be called by who holds the lock of what is
+    written.
 
     Args:
         folder: where they are; nothing below it is touched.
@@ -74,7 +75,8 @@ def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
     """Hold a lock that the system releases when the process ends, however it ends. Forked children do not hold it.
 
     Args:
-        file: is made where it is missing, and removed at the end; it is empty. One that a killed process left is not locked.
+        file: is made where it is missing, and removed at the end; it is empty. One that a killed process left is not
+            locked.
         taken: one sentence, for the error.
         wait: seconds to wait for another process, or another thread of this one.
 
@@ -99,14 +101,18 @@ def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
 def _try_to_lock(place: str) -> int | None:
     """A descriptor of the file, which is locked now; None where somebody else holds it."""
     mine = object()
-    if _held.setdefault(place, mine) is not mine:  # the system lets a process lock a file again that it has locked already
+    if (
+        _held.setdefault(place, mine) is not mine
+    ):  # the system lets a process lock a file again that it has locked already
         return None
     descriptor, ours = -1, False
     try:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         ours = _lock(descriptor) and _is_at(descriptor, place)
     except OSError as error:
-        raise StorageError(f"{Path(place).parent}: cannot be written ({error.strerror}); make room, or choose another place") from error
+        raise StorageError(
+            f"{Path(place).parent}: cannot be written ({error.strerror}); make room, or choose another place"
+        ) from error
     finally:
         if not ours:
             if descriptor >= 0:
@@ -148,7 +154,8 @@ def _lock(descriptor: int) -> bool:
 
 @contextmanager
 def taking_turns(file: Path, safe: str) -> Iterator[Path]:
-    """`replacing` for a file that several processes may write: one after another, and the first removes what killed ones left.
+    """`replacing` for a file that several processes may write: one after another, and the first removes what killed
+    ones left.
 
     Args:
         file: its folder is made.
@@ -159,7 +166,9 @@ def taking_turns(file: Path, safe: str) -> Iterator[Path]:
     """
     with storing(file, safe):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(file.with_name(f".{file.name}.lock"), f"{file}: another process is writing it; try again later", wait=60):
+        with locked(
+            file.with_name(f".{file.name}.lock"), f"{file}: another process is writing it; try again later", wait=60
+        ):
             remove_unfinished(file.parent, escape(file.name))
             with replacing(file) as unfinished:
                 yield unfinished

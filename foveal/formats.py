@@ -14,9 +14,33 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BASE = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jxl", ".tif", ".tiff", ".btf", ".tf8", ".ptif", ".ptiff", ".svs", ".qptiff",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".jif",
+    ".pjpeg",
+    ".pjp",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".jxl",
+    ".tif",
+    ".tiff",
+    ".btf",
+    ".tf8",
+    ".ptif",
+    ".ptiff",
+    ".svs",
+    ".qptiff",
+)
 """Read without any extra. ``.ome.tif``, ``.ome.tiff`` and the like end in one of these."""
 
 
@@ -35,13 +59,16 @@ class Extra(NamedTuple):
 
 
 EXTRAS = {
-    "openslide": Extra("openslide", (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm")),
+    "openslide": Extra(
+        "openslide", (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm")
+    ),
     "geo": Extra(
-        "rasterio", (".vrt", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ecw", ".sid", ".nitf", ".ntf"),
+        "rasterio",
+        (".vrt", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ecw", ".sid", ".nitf", ".ntf"),
         by_name=(".img", ".nc", ".hdf", ".h5", ".grib", ".asc", ".bil"),
     ),
     "vips": Extra("pyvips", (".avif", ".heic", ".heif", ".hif", ".exr", ".fits"), by_name=(".svg", ".hdr", ".pdf")),
-}  # fmt: skip
+}
 
 SUFFIXES = BASE + tuple(suffix for extra in EXTRAS.values() for suffix in extra.suffixes)
 """Suffixes by which images are found in folders."""

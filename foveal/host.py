@@ -65,7 +65,9 @@ def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.de
             # torch accepts names of missing devices and "meta", which holds no values. Using them fails.
             torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ConfigError(f"--device {name}: this machine has no such device that torch can use; try auto or cpu") from error
+        raise ConfigError(
+            f"--device {name}: this machine has no such device that torch can use; try auto or cpu"
+        ) from error
     if device.index is not None and count > 1:
         raise ConfigError(f"--devices {count}: but --device {name} is a single one; use --device {device.type}")
     if device.type == "cuda" and count > (there := torch.cuda.device_count()):

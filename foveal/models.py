@@ -54,25 +54,30 @@ def constructor(name: str) -> Callable[..., Any]:
     """
     if name in MODELS:
         return MODELS.get(name)
-    check_network(name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model")
+    check_network(
+        name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model"
+    )
     return networks().model_entrypoint(name.partition(".")[0])
 
 
-def create_model(name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any) -> nn.Module:
+def create_model(
+    name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any
+) -> nn.Module:
     """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
 
     Args:
         name: see `list_models`.
         num_classes: classes; the model's own number if None.
-        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved by `torch.save`.
+        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved
+            by `torch.save`.
         options: keywords of the model.
 
     Returns:
         The model; its ``spec`` is its name with every option, defaults included, for run folders.
 
     Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be reached, and the
-            weights were not downloaded before, this is told at once.
+        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be
+            reached, and the weights were not downloaded before, this is told at once.
     """
     build = constructor(name)
     spec = {"name": name, **simple_defaults(build), **options}
@@ -86,7 +91,10 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
     if isinstance(pretrained, str | Path):
         weights = read_weights(Path(pretrained))
         if name not in MODELS:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)}}
+            options |= {
+                "pretrained": True,
+                "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)},
+            }
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
             model = build(**options) if name in MODELS else networks().create_model(name, **options)
@@ -108,7 +116,9 @@ def create_model(name: str, *, num_classes: int | None = None, pretrained: bool 
 
 @contextmanager
 def _hub_at_once() -> Iterator[None]:
-    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that are here already."""
+    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that
+    are here already.
+    """
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
@@ -138,7 +148,9 @@ def _reachable(url: str) -> bool:
     if getproxies():
         return True
     try:
-        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10).close()
+        socket.create_connection(
+            (address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10
+        ).close()
     except OSError:
         return False
     return True
@@ -149,8 +161,8 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
 
     Args:
         name, num_classes: as of `create_model`.
-        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network that is built for
-            images of one size is built for ``image_size``.
+        options: keywords of the model; for a dense network also those of `foveal.glimpse.base.WholeImage`. A network
+            that is built for images of one size is built for ``image_size``.
 
     Raises:
         ConfigError: see `create_model`; or the network takes no images of ``image_size``.
@@ -172,7 +184,11 @@ def simple_defaults(build: Callable[..., Any]) -> dict[str, Any]:
     """Default values of a signature, as far as a file can hold them."""
     simple = (bool, int, float, str, list, tuple, dict, type(None))
     parameters = inspect.signature(build).parameters.items()
-    return {key: spec.default for key, spec in parameters if isinstance(spec.default, simple) and spec.default is not spec.empty}
+    return {
+        key: spec.default
+        for key, spec in parameters
+        if isinstance(spec.default, simple) and spec.default is not spec.empty
+    }
 
 
 def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
@@ -182,7 +198,10 @@ def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
         ConfigError: it is no model.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run folder")
+        raise ConfigError(
+            f"model: an object of the type {type(model).__name__} was given; give a network, or the path of a run "
+            "folder"
+        )
     if isinstance(model, GlimpseClassifier):
         return model
     classifier = WholeImage(model, **options)
@@ -204,7 +223,8 @@ Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
 def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
     """See that options are those that the model's constructor names, of its types.
 
-    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run is made with them.
+    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run
+    is made with them.
 
     Args:
         name: see `list_models`.
@@ -225,7 +245,9 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
         if fault is None and _too_large(value):
             fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
     if fault is not None:
-        raise ConfigError(f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}")
+        raise ConfigError(
+            f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}"
+        )
 
 
 def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
@@ -237,18 +259,27 @@ def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, An
         found["pretrained"] = bool | str
     if "in_chans" in found:
         found["in_chans"] = Whole
-    left_out = {"num_classes", "network", "return", "options"} | ({key for key in found if key.endswith("pretrained")} if stored else set())
+    left_out = {"num_classes", "network", "return", "options"} | (
+        {key for key in found if key.endswith("pretrained")} if stored else set()
+    )
     return {key: hint for key, hint in found.items() if key not in left_out}
 
 
 COMMON: dict[str, Any] = {
-    "in_chans": Whole, "drop_rate": float, "drop_path_rate": float, "global_pool": str | None, "bn_momentum": float, "bn_eps": float,
-}  # fmt: skip
+    "in_chans": Whole,
+    "drop_rate": float,
+    "drop_path_rate": float,
+    "global_pool": str | None,
+    "bn_momentum": float,
+    "bn_eps": float,
+}
 """Types of options that most of timm's networks take; those of batch norm no signature names."""
 
 
 def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it takes anything."""
+    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it
+    takes anything.
+    """
     check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
     make = inspect.signature(networks().model_entrypoint(name.partition(".")[0]))
     kind = make.return_annotation
@@ -256,7 +287,11 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         kind = getattr(sys.modules[networks().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
     spec = {} if kind is make.empty else inspect.signature(kind).parameters
     takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
-    named = {p.name for p in [*spec.values(), *make.parameters.values()] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    named = {
+        p.name
+        for p in [*spec.values(), *make.parameters.values()]
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
     known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
     return dict.fromkeys(known, Any) | COMMON
 
@@ -266,7 +301,11 @@ def _reserved() -> set[str]:
     from timm.models import build_model_with_cfg
 
     makers = (networks().create_model, build_model_with_cfg)
-    return {key for make in makers for key in inspect.signature(make).parameters} | {"pruned", "features_only", "num_classes"}
+    return {key for make in makers for key in inspect.signature(make).parameters} | {
+        "pruned",
+        "features_only",
+        "num_classes",
+    }
 
 
 def _too_large(value: Any) -> bool:
@@ -306,21 +345,33 @@ def unpickled(file: Path) -> Any:
 
 
 def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
-    """The number of classes of a file of weights, without which timm takes that of its own and may drop the classifier."""
+    """The number of classes of a file of weights, without which timm takes that of its own and may drop the
+    classifier.
+    """
     card = networks().get_pretrained_cfg(name, allow_unregistered=True)
     classifier = f"{card and card.classifier}.weight"
-    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [w for w in weights.values() if w.ndim == 2]
+    heads = [w for key, w in weights.items() if key.endswith(classifier)] or [
+        w for w in weights.values() if w.ndim == 2
+    ]
     return {"num_classes": len(heads[0])} if len(heads) == 1 else {}
 
 
 def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
-    """The sentence for an option that a model does not take, or not with this value; the error itself where no option was given."""
-    found = re.search(r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'", str(error))
+    """The sentence for an option that a model does not take, or not with this value; the error itself where no option
+    was given.
+    """
+    found = re.search(
+        r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'",
+        str(error),
+    )
     if not found or found[2] not in options:
         if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
             return error  # nobody chose anything: a bug
         reason = str(error).strip().partition("\n")[0]
-        return ConfigError(f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists types")
+        return ConfigError(
+            f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists "
+            "types"
+        )
     build = getattr(build, "func", build)
     takes = [build, getattr(sys.modules[build.__module__], found[1] or "", build)]
     known = {

@@ -1,9 +1,9 @@
 """Run folders: what training writes, and what a trained model is loaded from.
 
-A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks with
-attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on training), and
-``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a model, and rebuild it without
-downloading anything.
+A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks
+with attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on
+training), and ``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a model,
+and rebuild it without downloading anything.
 
 Example:
     >>> import tempfile, torch
@@ -43,15 +43,31 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import LARGEST_OPTION, Whole, as_classifier, check_options, constructor, create_classifier, hushed, unpickled
+from foveal.models import (
+    LARGEST_OPTION,
+    Whole,
+    as_classifier,
+    check_options,
+    constructor,
+    create_classifier,
+    hushed,
+    unpickled,
+)
 from foveal.registry import UnknownName, imported, made_with
 from foveal.signatures import misfit
 from foveal.strict import Malformed, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
-    "config.yaml", "metrics.csv", "attention.csv", "last.ckpt", "best.ckpt", "model.safetensors", "config.json", "bad_images.csv",
+    "config.yaml",
+    "metrics.csv",
+    "attention.csv",
+    "last.ckpt",
+    "best.ckpt",
+    "model.safetensors",
+    "config.json",
+    "bad_images.csv",
     "summary.json",
-)  # fmt: skip
+)
 LOCK, TENSORBOARD = ".lock", "tensorboard"
 
 RUN_FILES = (CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY)
@@ -62,9 +78,15 @@ _UNFINISHED = re.compile(
 )  # the last two of older versions
 
 FOUND_OUT = (
-    "evaluation.json", "tradeoff.png", "occlusion.json", "occlusion.png", "faithfulness.json", "faithfulness.png", "exits.json",
+    "evaluation.json",
+    "tradeoff.png",
+    "occlusion.json",
+    "occlusion.png",
+    "faithfulness.json",
+    "faithfulness.png",
+    "exits.json",
     "early_exit.json",
-)  # fmt: skip
+)
 """What commands write into a run about its model."""
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
@@ -110,7 +132,9 @@ class ModelInfo:
     locations: tuple[int, ...] | None = None
 
 
-def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, weights: dict[str, Tensor] | None = None) -> None:
+def save_model(
+    folder: str | Path, model: GlimpseClassifier, info: ModelInfo, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write ``model.safetensors`` and ``config.json`` into a folder.
 
     Args:
@@ -125,7 +149,10 @@ def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo, we
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, model, info)
-    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in (weights or model.state_dict()).items()}
+    state = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in (weights or model.state_dict()).items()
+    }
     with storing(folder / WEIGHTS), replacing(folder / WEIGHTS) as unfinished:
         unfinished.write_bytes(serialise(state, metadata={"format": "pt"}))
 
@@ -138,7 +165,9 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         "foveal": __version__,
         "imports": imported(),
         # Weights come from this folder: rebuilding must not fetch the ones training began with.
-        "model": {key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))},
+        "model": {
+            key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))
+        },
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
         "channels": model.channels,
@@ -160,7 +189,8 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration from which the run can be used in any folder: relative paths are taken from the current one.
+    """A run's configuration from which the run can be used in any folder: relative paths are taken from the current
+    one.
 
     Paths are the options `DATA_PATHS` of the data set, files of pretrained weights, and ``init_from``.
     """
@@ -175,7 +205,9 @@ def _absolute(path: Any) -> Any:
 
 
 def as_written(options: dict[str, Any]) -> dict[str, Any]:
-    """A stored model's name and options, with those that it was written without, because they did not exist, as it behaved then."""
+    """A stored model's name and options, with those that it was written without, because they did not exist, as it
+    behaved then.
+    """
     if options["name"].startswith(_PYTHON):
         return options
     formerly = getattr(constructor(options["name"]), "formerly", {})
@@ -190,8 +222,12 @@ def made_in_python(thing: object) -> str:
     return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
-    """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see `Run.load_model`."""
+def load(
+    path: str | Path, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None
+) -> GlimpseClassifier:
+    """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see
+    `Run.load_model`.
+    """
     return Run(path).load_model(device, which, model)
 
 
@@ -212,13 +248,17 @@ class Run:
         if not self.path.is_dir():
             raise RunError(f"{path}: is a file, not a run folder; give the folder it is in")
         if not (self.path / CARD).is_file():
-            raise RunError(f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train again")
+            raise RunError(
+                f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train "
+                "again"
+            )
 
     def file(self, name: str) -> Path:
         """The path of one of its files.
 
         Raises:
-            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are read.
+            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are
+                read.
         """
         return own_file(self.path, name)
 
@@ -242,7 +282,9 @@ class Run:
         try:
             card = read_json(file)
         except (Malformed, OSError) as error:
-            raise RunError(f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again") from error
+            raise RunError(
+                f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again"
+            ) from error
         if fault := _card_fault(card):
             raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
@@ -270,12 +312,15 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
-    def load_model(self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None) -> GlimpseClassifier:
+    def load_model(
+        self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None
+    ) -> GlimpseClassifier:
         """The model, in evaluation mode.
 
         Args:
             device: where to.
-            which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest checkpoint.
+            which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest
+                checkpoint.
             model: takes the weights, where the model was not made by a name; it is made by its name if None.
 
         Raises:
@@ -285,7 +330,11 @@ class Run:
         shapes, weights = self._weights(file)
         if model is None:
             # Without memory first: a configuration may ask for more than there is, and weights for less.
-            with torch.random.fork_rng(devices=()), torch.device("meta"), _at_most(ROOM * len(shapes) + MORE, self.path / CARD):
+            with (
+                torch.random.fork_rng(devices=()),
+                torch.device("meta"),
+                _at_most(ROOM * len(shapes) + MORE, self.path / CARD),
+            ):
                 outline = self._build()
             check_fit(outline, shapes, file)
             self._check_outline(outline)
@@ -311,12 +360,19 @@ class Run:
         file, card = self.path / CARD, self.card
         name = card["model"]["name"]
         try:
-            with made_with(card.get("imports")), hushed("foveal.glimpse"):  # advice on a model comes too late when it is trained
+            with (
+                made_with(card.get("imports")),
+                hushed("foveal.glimpse"),
+            ):  # advice on a model comes too late when it is trained
                 check_options(name, _but_name(card["model"]), stored=True)
                 options = as_written(card["model"])
                 return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
-            advice = "" if isinstance(error, UnknownName) and error.elsewhere else "; or use the version of foveal that wrote it"
+            advice = (
+                ""
+                if isinstance(error, UnknownName) and error.elsewhere
+                else "; or use the version of foveal that wrote it"
+            )
             raise RunError(f"{file}: {error}{advice}") from error
         except RunError:
             raise
@@ -326,20 +382,32 @@ class Run:
             ) from error
 
     def _check_outline(self, model: GlimpseClassifier) -> None:
-        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is not too large."""
+        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is
+        not too large.
+        """
         file, card = self.path / CARD, self.card
         if self.class_names and len(self.class_names) != model.num_classes:
             told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
             raise RunError(f"{file}: {told}; give one name for each class")
         for key, has in (("channels", model.channels), ("size", list(model.size))):
             if card.get(key, has) != has:
-                raise RunError(f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or train again")
+                raise RunError(
+                    f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or "
+                    "train again"
+                )
         stored = model.state_dict()
         beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
         look = 4 * model.channels * model.size[0] * model.size[1]
         if max(beside, look) > LARGEST_LOOK:
-            what = f"size: a look of {model.size[0]} x {model.size[1]} px" if look > beside else "model: what it keeps beside its weights"
-            raise RunError(f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller model")
+            what = (
+                f"size: a look of {model.size[0]} x {model.size[1]} px"
+                if look > beside
+                else "model: what it keeps beside its weights"
+            )
+            raise RunError(
+                f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller "
+                "model"
+            )
         try:
             looks = _most_looks(model)
         except ConfigError as error:
@@ -358,14 +426,19 @@ class Run:
             return state, lambda: state
         try:
             with safe_open(file, "pt") as header:
-                shapes = {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118
+                shapes = {
+                    name: torch.empty(header.get_slice(name).get_shape(), device="meta")
+                    for name in header.keys()  # noqa: SIM118
+                }
         except (SafetensorError, OSError) as error:
             raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
         return shapes, lambda: load_file(file)
 
 
 ROOM, MORE = 4, 1_000
-"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and replaced."""
+"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and
+replaced.
+"""
 
 LARGEST_LOOK = 2**30
 """Bytes of one look, and of what a model keeps that is not among its weights."""
@@ -376,7 +449,9 @@ MOST_LOOKS = 100_000
 
 @contextmanager
 def _at_most(count: int, file: Path) -> Iterator[None]:
-    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without weights."""
+    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without
+    weights.
+    """
     made, thread = 0, threading.get_ident()
 
     def counted(*_: Any) -> None:
@@ -384,7 +459,9 @@ def _at_most(count: int, file: Path) -> Iterator[None]:
         if threading.get_ident() == thread:
             made += 1
             if made > count:
-                raise RunError(f"{file}: the model has more layers than there are weights for; copy it again, or train again")
+                raise RunError(
+                    f"{file}: the model has more layers than there are weights for; copy it again, or train again"
+                )
 
     hook = register_module_parameter_registration_hook(counted)
     try:
@@ -406,7 +483,9 @@ def own_file(folder: Path, name: str) -> Path:
     """The path of a file of a run folder; see `Run.file`."""
     file = folder / name
     if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{file}: is a link to a file outside of the run, which is not read; put a copy of that file in its place")
+        raise RunError(
+            f"{file}: is a link to a file outside of the run, which is not read; put a copy of that file in its place"
+        )
     return file
 
 
@@ -454,7 +533,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_yaml(file)
     except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out") from error
+        raise RunError(
+            f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out"
+        ) from error
     except Malformed as error:
         raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
@@ -501,7 +582,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
-        what = "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
+        what = (
+            "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
+        )
         raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
     fault: str | None = "it is no mapping"
     if isinstance(content, dict):
@@ -510,13 +593,17 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
         fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
     if fault:
-        raise RunError(f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite")
+        raise RunError(
+            f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite"
+        )
     return content
 
 
 def model_state(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
     """The model's weights in a checkpoint, averaged ones if it has them."""
-    source, prefix = (checkpoint["average"], "module.") if "average" in checkpoint else (checkpoint["state_dict"], "model.")
+    source, prefix = (
+        (checkpoint["average"], "module.") if "average" in checkpoint else (checkpoint["state_dict"], "model.")
+    )
     state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
     if not state:
         raise RunError(f"{file}: holds no model; bring the right file, or start again with --overwrite")
@@ -543,7 +630,8 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
 
 @contextmanager
 def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
-    """Keep a folder for one run, and make it; a run to be replaced stays until `clear`. A folder that is still empty at the end is removed.
+    """Keep a folder for one run, and make it; a run to be replaced stays until `clear`. A folder that is still empty at
+    the end is removed.
 
     Raises:
         RunError: something is there already, or there is nothing to go on with.
@@ -562,7 +650,9 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     try:
-        with locked(out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"):
+        with locked(
+            out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"
+        ):
             _check_claim(out, resume, overwrite)
             for file in out.iterdir():
                 if _ours(file) and file.name != LOCK:  # of a process that was killed: others are kept out by the lock
@@ -595,7 +685,8 @@ def _ours(file: Path) -> bool:
 
 
 def clear(out: Path) -> None:
-    """Remove the run in a folder, with what was found out about its model; ``config.yaml`` stays until there is another.
+    """Remove the run in a folder, with what was found out about its model; ``config.yaml`` stays until there is
+    another.
 
     What a run is taken for goes first: no part of an old run is ever seen as one.
     """

@@ -1,6 +1,7 @@
 """Types that signatures say: read from the constructors, checked against plain values, put in words for people.
 
-Values come from JSON and YAML. They are compared with the types as they are: the text ``3`` is no number, and null is no text.
+Values come from JSON and YAML. They are compared with the types as they are: the text ``3`` is no number, and null is
+no text.
 
 Example:
     >>> class Box(TypedDict):
@@ -23,7 +24,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict  # noqa: F401  (TypedDict: the example)
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null", Any: "a value"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    Any: "a value",
+}
 
 
 def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
@@ -80,10 +88,14 @@ def fits(value: Any, hint: Any) -> bool:
         return type(value) is hint
     if is_typeddict(hint):
         parts = get_type_hints(hint, include_extras=True)
-        return isinstance(value, Mapping) and all(key in value and fits(value[key], part) for key, part in parts.items())
+        return isinstance(value, Mapping) and all(
+            key in value and fits(value[key], part) for key, part in parts.items()
+        )
     kind = origin or hint
     if issubclass(kind, Mapping):
-        return isinstance(value, Mapping) and (not inner or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items()))
+        return isinstance(value, Mapping) and (
+            not inner or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+        )
     if issubclass(kind, Sequence) and isinstance(value, list | tuple):
         if kind is tuple and inner and inner[-1] is not Ellipsis:
             return len(value) == len(inner) and all(map(fits, value, inner))

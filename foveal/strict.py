@@ -49,7 +49,9 @@ def read_json(file: Path) -> Any:
     except Malformed:
         raise
     except ValueError as error:  # also of numbers with thousands of digits
-        raise Malformed(f"{f'line {error.lineno}' if isinstance(error, json.JSONDecodeError) else 'it'} is not valid JSON") from error
+        raise Malformed(
+            f"{f'line {error.lineno}' if isinstance(error, json.JSONDecodeError) else 'it'} is not valid JSON"
+        ) from error
 
 
 def _text(file: Path) -> str:
@@ -85,7 +87,10 @@ def _finite(text: str) -> float:
 def _no_deeper(value: Any) -> Any:
     level, depth = [value], 0
     while level := [
-        inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
     ]:
         depth += 1
         if depth > DEEPEST:
@@ -94,7 +99,9 @@ def _no_deeper(value: Any) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """Plain values from YAML, with YAML 1.2's numbers: 1e-4 is one. No key twice; aliases as long as they do not multiply."""
+    """Plain values from YAML, with YAML 1.2's numbers: 1e-4 is one. No key twice; aliases as long as they do not
+    multiply.
+    """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -143,6 +150,11 @@ def read_yaml(file: Path) -> Any:
         return yaml.load(text, Loader=Loader)
     except Malformed:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # the second and third of impossible dates and keys
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # the second and third of impossible dates and keys
         mark = getattr(error, "problem_mark", None)
         raise Malformed(f"{f'line {mark.line + 1}' if mark else 'it'} is not valid YAML") from error

@@ -1,4 +1,5 @@
-"""Kill a function at any of its file operations, in a child of this process: what a power cut, the memory killer or `kill -9` does.
+"""Kill a function at any of its file operations, in a child of this process: what a power cut, the memory killer or
+`kill -9` does.
 
 Example:
     >>> import tempfile
@@ -21,11 +22,22 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime", "os.chmod"}
+_CHANGES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.utime",
+    "os.chmod",
+}
 
 
 def killed(action: Callable[[], Any], at: int, under: Path, before: Callable[[], Any] | None = None) -> bool:
-    """Run ``action`` in a forked child that kills itself before the ``at``-th operation that changes files below a folder.
+    """Run ``action`` in a forked child that kills itself before the ``at``-th operation that changes files below a
+    folder.
 
     An operation is opening a file for writing, an fsync, or making, renaming or removing a file or folder.
 
@@ -71,7 +83,11 @@ def _count(at: int, under: str) -> None:
 
     def hook(event: str, details: tuple) -> None:
         changes = event in _CHANGES or (event == "open" and isinstance(details[2], int) and details[2] & _WRITING)
-        if changes and isinstance(details[0], str | bytes | os.PathLike) and os.path.realpath(os.fsdecode(details[0])).startswith(under):
+        if (
+            changes
+            and isinstance(details[0], str | bytes | os.PathLike)
+            and os.path.realpath(os.fsdecode(details[0])).startswith(under)
+        ):
             pass_by()
 
     def counted(descriptor: int) -> None:

@@ -36,7 +36,10 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 def pages(root: Path) -> dict[Path, bytes]:
-    return {page: page.read_bytes() for page in (root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").iterdir())}
+    return {
+        page: page.read_bytes()
+        for page in (root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").iterdir())
+    }
 
 
 def test_docs_say_what_the_results_say():
@@ -84,7 +87,10 @@ def test_a_figure_typed_by_hand_is_noticed_and_undone(copy):
         ),
         ("text\n<!-- end -->", "docs/new.md:4: this mark closes none"),
         ("<!-- value: expatt_step --><!-- end --> times", "docs/new.md:3: the value 'expatt_step' begins a line"),
-        ("<!-- table: cifar_loader -->\n<!-- end -->", "the table 'cifar_loader' needs benchmarks/results/cifar_loader.json"),
+        (
+            "<!-- table: cifar_loader -->\n<!-- end -->",
+            "the table 'cifar_loader' needs benchmarks/results/cifar_loader.json",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(copy, text, message):
@@ -116,7 +122,9 @@ def test_results_say_how_they_were_made(name):
 def test_every_results_file_is_told_of(copy, name):
     (copy / "benchmarks" / "results" / name).unlink()
     done = render(copy, "--check")
-    assert (done.returncode, name in done.stderr) == ((0, False) if name in UNUSED else (1, True)), f"{name}: no page has a mark for it"
+    assert (done.returncode, name in done.stderr) == ((0, False) if name in UNUSED else (1, True)), (
+        f"{name}: no page has a mark for it"
+    )
 
 
 def test_mean_and_standard_deviation_over_seeds(copy):
@@ -136,20 +144,31 @@ def test_mean_and_standard_deviation_over_seeds(copy):
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[1:-1]]
     assert table[0] == ["accuracy, %, by glimpses", "policy", "0", "1", "20"]
     for row, policy in zip(table[2:4], ("greedy", "random"), strict=True):
-        told = [f"{100 * accuracy[policy, k].mean():.1f} ± {100 * accuracy[policy, k].std(ddof=1):.1f}" for k in (1, 20)]
+        told = [
+            f"{100 * accuracy[policy, k].mean():.1f} ± {100 * accuracy[policy, k].std(ddof=1):.1f}" for k in (1, 20)
+        ]
         assert row == ["all three stages", f"`{policy}`", "", *told]
     assert table[4:] == [["stage 1", "`greedy`", "71.0", "", ""]]
     assert "| stage 1 | `greedy` | 100.0 |" in second
 
 
 def test_cost_of_looking(copy):
-    told = {"batch_size": 1, "p50": 123.45, "p95": 130.0, "repeats": 9, "peak_memory": 3 * 2**20, "bytes_read": 65_500.0}
+    told = {
+        "batch_size": 1,
+        "p50": 123.45,
+        "p95": 130.0,
+        "repeats": 9,
+        "peak_memory": 3 * 2**20,
+        "bytes_read": 65_500.0,
+    }
     rows = [
         {"model": "tnet", "side": 4096, "macs": 1_234_567_890, "parameters": 1, "measured": told},
         {"model": "tnet", "side": 4096, "macs": 12_345_678_900, "parameters": 1, "measured": None},
         {"model": "tnet", "side": 224, "macs": 12_345_678, "parameters": 1, "measured": told | {"peak_memory": None}},
     ]
-    (copy / "benchmarks" / "results" / "looking_cost.json").write_text(json.dumps({"device": "a machine", "results": rows}))
+    (copy / "benchmarks" / "results" / "looking_cost.json").write_text(
+        json.dumps({"device": "a machine", "results": rows})
+    )
     page = copy / "docs" / "new.md"
     page.write_text("<!-- table: looking_cost -->\n<!-- end -->\n")
     assert render(copy).returncode == 0
@@ -163,15 +182,24 @@ def test_cost_of_looking(copy):
 def test_early_exit_beside_mixed_fixed_budgets(copy):
     told = {"task": "small", "seed": 0, "batch": 1}
     fixed = ((0, 10_000_000, 1.0, 0.5), (1, 20_000_000, 3.0, 0.9))
-    ways = [told | {"way": "fixed", "name": str(k), "looks": k, "macs": n, "processor_ms": t, "accuracy": a} for k, n, t, a in fixed]
+    ways = [
+        told | {"way": "fixed", "name": str(k), "looks": k, "macs": n, "processor_ms": t, "accuracy": a}
+        for k, n, t, a in fixed
+    ]
     exits = (
-        # Fixed budgets mixed to the same products are right on 62 %, and to the same time on 70 %; on 80 % for 17.5 and 2.5.
+        # Fixed budgets mixed to the same products are right on 62 %, and to the same time on 70 %; on 80 % for 17.5 and
+        # 2.5.
         ("0.5 looks", 13_000_000, 2.0, 0.8),
         # Slower than all of them, and more accurate: nothing to compare with.
         ("9 looks", 90_000_000, 4.0, 0.95),
     )
-    ways += [told | {"way": "exit", "name": name, "looks": 0.5, "macs": n, "processor_ms": t, "accuracy": a} for name, n, t, a in exits]
-    (copy / "benchmarks" / "results" / "early_exit.json").write_text(json.dumps({"results": {"ways": ways, "turns": []}}))
+    ways += [
+        told | {"way": "exit", "name": name, "looks": 0.5, "macs": n, "processor_ms": t, "accuracy": a}
+        for name, n, t, a in exits
+    ]
+    (copy / "benchmarks" / "results" / "early_exit.json").write_text(
+        json.dumps({"results": {"ways": ways, "turns": []}})
+    )
     page = copy / "docs" / "new.md"
     page.write_text("<!-- table: early_exit_small -->\n<!-- end -->\n")
     (copy / "docs" / "evidence.md").unlink()  # tells more than these few rows hold

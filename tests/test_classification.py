@@ -14,18 +14,31 @@ def batch(images: int, seed: int = 0) -> Classification:
     g = torch.Generator().manual_seed(seed)
     count = 3 * images
     looks = Glimpses(
-        image=np.repeat(np.arange(images), 3), box=np.arange(4.0 * count).reshape(-1, 4), size=(8, 8), level=np.tile([1, 2, 2], images),
-        parent=np.tile([-1, 0, 0], images), probability=torch.rand(count, generator=g), contribution=torch.randn(count, 4, generator=g),
-    )  # fmt: skip
-    return Classification(torch.randn(images, 4, generator=g), looks, ("a", "b", "c", "d"), bytes_read=np.arange(images))
+        image=np.repeat(np.arange(images), 3),
+        box=np.arange(4.0 * count).reshape(-1, 4),
+        size=(8, 8),
+        level=np.tile([1, 2, 2], images),
+        parent=np.tile([-1, 0, 0], images),
+        probability=torch.rand(count, generator=g),
+        contribution=torch.randn(count, 4, generator=g),
+    )
+    return Classification(
+        torch.randn(images, 4, generator=g), looks, ("a", "b", "c", "d"), bytes_read=np.arange(images)
+    )
 
 
 def test_images_of_a_batch():
     both = batch(2)
     assert len(both) == 2 and both.label == [one.label for one in both] and both.locations.tolist() == [2, 2]
     second = both[1]
-    assert second.logits.shape == (4,) and len(second.glimpses) == 3 and second.locations == 2 and second.bytes_read == 1
-    assert second.glimpses[2].parent == 0 and second.glimpses[0].parent is None and second.glimpses[0].box == (12, 13, 14, 15)
+    assert (
+        second.logits.shape == (4,) and len(second.glimpses) == 3 and second.locations == 2 and second.bytes_read == 1
+    )
+    assert (
+        second.glimpses[2].parent == 0
+        and second.glimpses[0].parent is None
+        and second.glimpses[0].box == (12, 13, 14, 15)
+    )
     assert both[-1].label == second.label
     with pytest.raises(IndexError):
         both[2]
@@ -44,7 +57,11 @@ def test_joined_batches_are_their_parts():
     joined = Classification.cat(parts)
     assert len(joined) == 5
     for got, want in zip(joined, [one for part in parts for one in part], strict=True):
-        assert torch.equal(got.logits, want.logits) and got.glimpses[1].box == want.glimpses[1].box and got.bytes_read == want.bytes_read
+        assert (
+            torch.equal(got.logits, want.logits)
+            and got.glimpses[1].box == want.glimpses[1].box
+            and got.bytes_read == want.bytes_read
+        )
 
 
 def test_draws_depend_on_the_sample_alone():

@@ -76,7 +76,9 @@ def test_unknown_command_is_a_usage_error(capsys):
 def test_a_usage_error_shows_the_usage_of_its_command(capsys):
     assert main(["predict", "runs/x", "a.png", "--tpo-k", "1"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("usage: foveal predict ") and said.endswith("foveal predict: error: unrecognized arguments: --tpo-k 1\n")
+    assert said.startswith("usage: foveal predict ") and said.endswith(
+        "foveal predict: error: unrecognized arguments: --tpo-k 1\n"
+    )
     assert main(["--tpo-k"]) == 2
     assert capsys.readouterr().err.startswith("usage: foveal [-h]")
 
@@ -125,7 +127,10 @@ def test_fit_says_first_what_cannot_be_resumed(capsys, run, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
     (damaged / "last.ckpt").write_bytes(b"half")
-    for out, words in ((tmp_path / "nothing", "there is no last.ckpt to go on from"), (damaged, "is damaged or half written")):
+    for out, words in (
+        (tmp_path / "nothing", "there is no last.ckpt to go on from"),
+        (damaged, "is damaged or half written"),
+    ):
         assert main([*resume, str(out)]) == 1
         said = capsys.readouterr()
         assert said.out == "" and words in said.err and said.err.count("\n") == 1
@@ -142,16 +147,47 @@ def test_fit_says_at_the_end_how_many_images_could_not_be_read(capsys, tmp_path,
                 pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
     (tmp_path / "data" / "train" / "dark" / "1.png").write_bytes(b"")
-    tiny = ["--model", "test_resnet", "--model.image_size", "32", "--batch-size", "6", "--steps", "2", "--device", "cpu", *quiet]
+    tiny = [
+        "--model",
+        "test_resnet",
+        "--model.image_size",
+        "32",
+        "--batch-size",
+        "6",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        *quiet,
+    ]
     out = tmp_path / "run"
     assert main(["fit", "--data.root", str(tmp_path / "data"), *tiny, "--out", str(out)]) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == f"foveal: 1 image could not be read; see {out / 'bad_images.csv'}"
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == f"foveal: 1 image could not be read; see {out / 'bad_images.csv'}"
+    )
 
 
 def test_fit_trains_a_dense_network_by_the_same_command(tmp_path):
     tiny = [x for i, x in enumerate(TINY) if not x.startswith("--model") and not TINY[i - 1].startswith("--model")]
     out = tmp_path / "dense"
-    assert main(["fit", "demo", *tiny, "--model", "test_resnet", "--model.image_size", "64", "--steps", "1", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "demo",
+                *tiny,
+                "--model",
+                "test_resnet",
+                "--model.image_size",
+                "64",
+                "--steps",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert json.loads((out / "config.json").read_text())["model"]["image_size"] == 64
 
 
@@ -213,7 +249,9 @@ def test_recipe_errors_name_the_file(capsys, tmp_path):
 
 def test_data_names_sets_and_exports_images(capsys, run, images):
     assert main(["data"]) == 0
-    assert {"digits", "folder", "manifest", "imagenet", "fmow", "cub", "nabirds"} <= set(capsys.readouterr().out.split())
+    assert {"digits", "folder", "manifest", "imagenet", "fmow", "cub", "nabirds"} <= set(
+        capsys.readouterr().out.split()
+    )
     assert main(["data", str(run)]) == 0
     assert "train: 32 images, val: 8 images, test: 8 images" in capsys.readouterr().out
     assert sorted(p.name for p in images.iterdir()) == ["0_0.png", "1_1.png", "2_2.png"]
@@ -256,11 +294,20 @@ def test_predict_without_a_file_prints_a_table(capsys, run, images):
         (["evaluate", "RUN", "--locations", "3..1"], "backwards"),
         (["evaluate", "RUN", "--data", "nonsense"], "no data set of this name"),
         (["explain", "RUN", "nowhere.png"], "nowhere.png"),
-        (["predict", "RUN", "x.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
-        (["explain", "RUN", "nowhere.png", "--policy", "telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
+        (
+            ["predict", "RUN", "x.png", "--policy", "telepathy"],
+            "policy telepathy: TNet does not know it; use one of greedy",
+        ),
+        (
+            ["explain", "RUN", "nowhere.png", "--policy", "telepathy"],
+            "policy telepathy: TNet does not know it; use one of greedy",
+        ),
         (["occlude", "RUN", "--locations", "0"], "hides nothing"),
         (["occlude", "RUN", "--by", "nowhere"], "there is no such run folder"),
-        (["evaluate", "RUN", "--policy", "centre,telepathy"], "policy telepathy: TNet does not know it; use one of greedy"),
+        (
+            ["evaluate", "RUN", "--policy", "centre,telepathy"],
+            "policy telepathy: TNet does not know it; use one of greedy",
+        ),
     ],
 )
 def test_errors_are_one_sentence(capsys, run, argv, words):
@@ -277,7 +324,21 @@ def test_evaluate_writes_table_file_and_curve(capsys, run, tmp_path):
 
 def test_evaluate_sets_policies_side_by_side(capsys, run, tmp_path):
     assert (
-        main(["evaluate", str(run), "--locations", "1..2", "--policy", "centre,exhaustive", "--out", str(tmp_path), "--device", "cpu"]) == 0
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--locations",
+                "1..2",
+                "--policy",
+                "centre,exhaustive",
+                "--out",
+                str(tmp_path),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
     )
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert {p["kind"] for p in stored["points"]} == {"learned", "random", "centre", "exhaustive"}
@@ -288,30 +349,78 @@ def test_evaluate_sets_policies_side_by_side(capsys, run, tmp_path):
 def test_predict_and_explain_by_other_policies(run, images, tmp_path):
     image, out = str(images / "0_0.png"), tmp_path / "rows.jsonl"
     for policy, looks in (("centre", 2), ("exhaustive", 9)):
-        assert main(["predict", str(run), image, "--policy", policy, "--out", str(out), "--overwrite", "--device", "cpu", "--quiet"]) == 0
+        assert (
+            main(
+                [
+                    "predict",
+                    str(run),
+                    image,
+                    "--policy",
+                    policy,
+                    "--out",
+                    str(out),
+                    "--overwrite",
+                    "--device",
+                    "cpu",
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
         (row,) = [json.loads(line) for line in out.read_text().splitlines()]
         assert row["locations"] == looks
     assert row["glimpses"][1]["box"][:2] == [0, 0] and row["glimpses"][-1]["box"][2:] == [128, 128]
     page = tmp_path / "report.html"
-    assert main(["explain", str(run), image, "--policy", "exhaustive", "--out", str(page), "--device", "cpu", "--quiet"]) == 0
+    assert (
+        main(["explain", str(run), image, "--policy", "exhaustive", "--out", str(page), "--device", "cpu", "--quiet"])
+        == 0
+    )
     assert page.read_text().count("data:image") >= 10
 
 
 def test_occlude_hides_the_looks_before_judges(capsys, run, tmp_path):
-    argv = ["occlude", str(run), "--locations", "1..2", "--policy", "centre", "--by", str(run), "--limit", "6", "--device", "cpu"]
+    argv = [
+        "occlude",
+        str(run),
+        "--locations",
+        "1..2",
+        "--policy",
+        "centre",
+        "--by",
+        str(run),
+        "--limit",
+        "6",
+        "--device",
+        "cpu",
+    ]
     assert main(argv) == 0
     assert "centre" in capsys.readouterr().out
     assert main([*argv, "--out", str(tmp_path), "--quiet"]) == 0
     stored = json.loads((tmp_path / "occlusion.json").read_text())
     assert stored["command"].startswith("foveal occlude") and stored["images"] == 6 and stored["limit"] == 6
-    assert [p["kind"] for p in stored["points"]] == ["whole", *["learned"] * 2, *["random"] * 2, *["centre"] * 2]  # one judge, not two
+    assert [p["kind"] for p in stored["points"]] == [
+        "whole",
+        *["learned"] * 2,
+        *["random"] * 2,
+        *["centre"] * 2,
+    ]  # one judge, not two
     assert Image.open(tmp_path / "occlusion.png").size[0] > 300
 
 
 def test_explain_draws_by_its_seed(run, images, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("foveal.explain.show", lambda seen, wide: drawn.append([g.box for g in seen.glimpses]))
-    random = ["explain", str(run), str(images / "0_0.png"), "--policy", "random", "--out", str(tmp_path / "r.html"), "--device", "cpu"]
+    random = [
+        "explain",
+        str(run),
+        str(images / "0_0.png"),
+        "--policy",
+        "random",
+        "--out",
+        str(tmp_path / "r.html"),
+        "--device",
+        "cpu",
+    ]
     for seed in (1, 2, 3, 1):
         assert main([*random, "--seed", str(seed)]) == 0
     assert drawn[0] == drawn[3] and len({str(boxes) for boxes in drawn}) > 1
@@ -319,7 +428,22 @@ def test_explain_draws_by_its_seed(run, images, tmp_path, monkeypatch):
 
 def test_explain_writes_one_page(run, images, tmp_path):
     page, picture = tmp_path / "report.html", tmp_path / "looked.png"
-    assert main(["explain", str(run), str(images / "0_0.png"), "--out", str(page), "--overlay", str(picture), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                str(run),
+                str(images / "0_0.png"),
+                "--out",
+                str(page),
+                "--overlay",
+                str(picture),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     text = page.read_text()
     assert text.lstrip().lower().startswith("<!doctype html>") and "0_0.png" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
@@ -341,9 +465,15 @@ def test_models(capsys):
 @pytest.mark.parametrize(
     ("argv", "parameters", "statistics", "macs"),
     [
-        # The numbers of the specification: 21.86 M and 10.84 G; 4.52 M (+ 42,016 statistics) and 1.925 G without SE's products.
+        # The numbers of the specification: 21.86 M and 10.84 G; 4.52 M (+ 42,016 statistics) and 1.925 G without SE's
+        # products.
         (["tnet_bagnet77.reference", "--image-size", "224", "--locations", "5"], 21_859_949, 0, 10_843_335_296),
-        (["tnet_efficientnet_b0.reference_fmow", "--image-size", "896", "--locations", "2,1"], 4_517_575, 42_016, 1_925_172_400),
+        (
+            ["tnet_efficientnet_b0.reference_fmow", "--image-size", "896", "--locations", "2,1"],
+            4_517_575,
+            42_016,
+            1_925_172_400,
+        ),
     ],
 )
 def test_cost_is_one_line_of_json(capsys, argv, parameters, statistics, macs):
@@ -352,9 +482,13 @@ def test_cost_is_one_line_of_json(capsys, argv, parameters, statistics, macs):
     assert said.count("\n") == 1
     line = json.loads(said)
     assert line == {
-        "model": argv[0], "image_size": int(argv[2]), "locations": [int(k) for k in argv[4].split(",")], "parameters": parameters,
-        "parameters_and_statistics": parameters + statistics, "macs": macs,
-    }  # fmt: skip
+        "model": argv[0],
+        "image_size": int(argv[2]),
+        "locations": [int(k) for k in argv[4].split(",")],
+        "parameters": parameters,
+        "parameters_and_statistics": parameters + statistics,
+        "macs": macs,
+    }
 
 
 def test_cost_takes_options_classes_and_runs(capsys, run):
@@ -390,7 +524,10 @@ def test_table_prints_columns_and_json(capsys, tmp_path, run):
     assert main(["table", "cifar", "--runs", str(run.parent), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert rows[0] | {"name": "ResNet-110", "claimed": [93.6], "measured": [], "recipe": "cifar10/resnet110"} == rows[0]
-    assert failure(capsys, "table", "mnist") == (1, "foveal: mnist: there is no table of this name; use cifar or imagenet")
+    assert failure(capsys, "table", "mnist") == (
+        1,
+        "foveal: mnist: there is no table of this name; use cifar or imagenet",
+    )
 
 
 def test_table_says_which_runs_it_leaves_out_and_why(capsys, tmp_path, monkeypatch):
@@ -423,14 +560,40 @@ def test_table_says_which_runs_it_leaves_out_and_why(capsys, tmp_path, monkeypat
 def test_flags_of_a_soft_attention_network_reach_it(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
     root, out = layouts.make_cifar10(tmp_path), tmp_path / "run"
-    short = ["--data.root", str(root), "--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet", "--out", str(out)]
-    options = ["--model.place", "stage", "--model.attention_options.mode", "faithful", "--model.depth", "8", "--model.widths", "16,32,64"]
+    short = [
+        "--data.root",
+        str(root),
+        "--steps",
+        "1",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--out",
+        str(out),
+    ]
+    options = [
+        "--model.place",
+        "stage",
+        "--model.attention_options.mode",
+        "faithful",
+        "--model.depth",
+        "8",
+        "--model.widths",
+        "16,32,64",
+    ]
     assert main(["fit", "cifar10/attn_resnet20", *short, *options]) == 0
     told = json.loads((out / "config.json").read_text())["model"]
-    assert told | {"place": "stage", "attention_options": {"mode": "faithful"}, "depth": 8, "widths": [16, 32, 64]} == told
+    assert (
+        told | {"place": "stage", "attention_options": {"mode": "faithful"}, "depth": 8, "widths": [16, 32, 64]} == told
+    )
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture)
-    assert main(["explain", str(out), str(picture), "--out", str(tmp_path / "page.html"), "--device", "cpu", "--quiet"]) == 0
+    assert (
+        main(["explain", str(out), str(picture), "--out", str(tmp_path / "page.html"), "--device", "cpu", "--quiet"])
+        == 0
+    )
     assert "Attention maps" in (tmp_path / "page.html").read_text()
 
 
@@ -461,15 +624,31 @@ LOOKING = {
     "tnet": ["--model.backbone", "plain_convnet_32", "--model.base_size", "32", "--model.locations", "2"],
     "saccader": ["--model.backbone", "test_bagnet_lowd", "--model.image_size", "64", "--model.locations", "3"],
     "saccader_separate": [
-        "--model.backbone", "test_bagnet_lowd", "--model.image_size", "64", "--model.locations", "3", "--model.classifier", "test_resnet",
-        "--model.glimpse_size", "32",
+        "--model.backbone",
+        "test_bagnet_lowd",
+        "--model.image_size",
+        "64",
+        "--model.locations",
+        "3",
+        "--model.classifier",
+        "test_resnet",
+        "--model.glimpse_size",
+        "32",
     ],
     "dram": [
-        "--model.backbone", "plain_convnet_32", "--model.image_size", "64", "--model.base_size", "24", "--model.hidden", "32",
-        "--model.locations", "2",
+        "--model.backbone",
+        "plain_convnet_32",
+        "--model.image_size",
+        "64",
+        "--model.base_size",
+        "24",
+        "--model.hidden",
+        "32",
+        "--model.locations",
+        "2",
     ],
     "ram": ["--model.locations", "2"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model", LOOKING)
@@ -479,16 +658,40 @@ def test_every_model_that_looks_goes_through_the_same_commands(capsys, images, t
     assert main(["fit", "--data", "digits", "--model", model, *LOOKING[model], *few, "--steps", "2", "--out", run]) == 0
     assert main(["evaluate", run, "--locations", "0..2", "--policy", "centre", "--device", "cpu", "--quiet"]) == 0
     points = json.loads(Path(run, "evaluation.json").read_text())["points"]
-    assert {"learned", "random", "centre"} <= {p["kind"] for p in points} and all(0 <= p["coverage"] <= 1 for p in points)
+    assert {"learned", "random", "centre"} <= {p["kind"] for p in points} and all(
+        0 <= p["coverage"] <= 1 for p in points
+    )
     assert main(["occlude", run, "--locations", "1", "--device", "cpu", "--quiet", "--limit", "4"]) == 0
-    assert main(["predict", run, str(images), "--locations", "1", "--out", str(tmp_path / "p.jsonl"), "--device", "cpu", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                run,
+                str(images),
+                "--locations",
+                "1",
+                "--out",
+                str(tmp_path / "p.jsonl"),
+                "--device",
+                "cpu",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and all(row["locations"] == 1 and len(row["glimpses"]) == 2 and row["error"] is None for row in rows)
+    assert len(rows) == 3 and all(
+        row["locations"] == 1 and len(row["glimpses"]) == 2 and row["error"] is None for row in rows
+    )
     assert main(["explain", run, picture, "--out", str(tmp_path / "r.html"), "--device", "cpu", "--quiet"]) == 0
-    assert (tmp_path / "r.html").read_text().count('class="look"') == 1 + int(LOOKING[model][LOOKING[model].index("--model.locations") + 1])
+    assert (tmp_path / "r.html").read_text().count('class="look"') == 1 + int(
+        LOOKING[model][LOOKING[model].index("--model.locations") + 1]
+    )
     capsys.readouterr()
     assert main(["cost", run, "--image-size", "3000", "--locations", "1", "--json"]) == 0
-    assert {json.loads(capsys.readouterr().out)["macs"]} == {row["macs"] for row in rows}  # whatever the size of the image
+    assert {json.loads(capsys.readouterr().out)["macs"]} == {
+        row["macs"] for row in rows
+    }  # whatever the size of the image
 
 
 def test_the_memory_of_an_image_is_a_flag(run, images, tmp_path, capsys, monkeypatch):

@@ -39,12 +39,17 @@ def test_predict_takes_what_evaluate_solved(run, images, tmp_path, capsys):
     write_exits(run, [replace(solved, threshold=0.25, images=77)])
     capsys.readouterr()
     assert main(["predict", str(run), str(images), "--budget", "1.0 locations", *HERE]) == 0
-    assert "1.0 locations: images are left once they are 25.0 % sure, or when --locations 2 is spent" in capsys.readouterr().err
+    assert (
+        "1.0 locations: images are left once they are 25.0 % sure, or when --locations 2 is spent"
+        in capsys.readouterr().err
+    )
     assert [one.images for one in read_exits(run)] == [77]
 
 
 @pytest.mark.parametrize(
-    "asked", [["--locations", "1"], ["--precision", "bf16"], ["--at-once", "2"]], ids=["other looks", "other precision", "other turns"]
+    "asked",
+    [["--locations", "1"], ["--precision", "bf16"], ["--at-once", "2"]],
+    ids=["other looks", "other precision", "other turns"],
 )
 def test_other_conditions_are_solved_for_and_kept_beside(run, images, asked):
     for more in ([], asked):
@@ -61,11 +66,20 @@ def test_a_time_of_another_machine_or_batch_is_measured_again(run, images):
     write_exits(run, [replace(here, machine="another machine")])
     for batch in ("4", "2", "2"):
         assert main([*command, batch]) == 0
-    assert [(one.machine == here.machine, one.batch_size) for one in read_exits(run)] == [(True, 4), (False, 4), (True, 2)]
+    assert [(one.machine == here.machine, one.batch_size) for one in read_exits(run)] == [
+        (True, 4),
+        (False, 4),
+        (True, 2),
+    ]
 
 
 def test_thresholds_found_on_other_data_are_not_the_runs(run, tmp_path):
-    assert main(["evaluate", str(run), "--budget", "1locations", "--data.seed", "7", "--out", str(tmp_path / "out"), *HERE]) == 0
+    assert (
+        main(
+            ["evaluate", str(run), "--budget", "1locations", "--data.seed", "7", "--out", str(tmp_path / "out"), *HERE]
+        )
+        == 0
+    )
     assert (tmp_path / "out" / "early_exit.json").is_file() and read_exits(run) == []
 
 
@@ -81,7 +95,9 @@ def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_pa
 
 def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch):
     (run / "exits.json").write_text("{")
-    monkeypatch.setattr("foveal.evaluation.evaluate_early_exit", lambda *args, **options: pytest.fail("the work was done"))
+    monkeypatch.setattr(
+        "foveal.evaluation.evaluate_early_exit", lambda *args, **options: pytest.fail("the work was done")
+    )
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", *HERE)
     assert code == 1 and "exits.json: is damaged or not ours" in said and "delete it" in said
 

@@ -71,7 +71,10 @@ def test_predict_ends_by_a_signal_and_goes_on(run, images, tmp_path, number, gro
     send = (lambda: os.killpg(0, number)) if group else (lambda: os.kill(os.getpid(), number))
     code, said = command(tmp_path, *argv, prepare=lambda: after_two_batches(send))
     by = "" if number == signal.SIGINT else f" by {number.name}"
-    assert (code, said) == (128 + number, f"foveal: interrupted{by}; the rows of 1 of 4 images are safe; the same command goes on\n")
+    assert (code, said) == (
+        128 + number,
+        f"foveal: interrupted{by}; the rows of 1 of 4 images are safe; the same command goes on\n",
+    )
     code, said = command(tmp_path, *argv, prepare=lambda: None)
     assert code == 0 and "2 predicted, 2 were there" in said
     assert len(list(read_rows(tmp_path / "rows.csv"))) == 4
@@ -108,7 +111,19 @@ def test_a_signal_while_workers_read(run, images, tmp_path, number, group):
         kill = (lambda: os.killpg(0, number)) if group else (lambda: os.kill(os.getpid(), number))
         loader._unpack = lambda packed: (kill(), unpack(packed))[1]
 
-    argv = ["evaluate", run, "--data", "folder", "--data.root", tmp_path / "data", "--workers", "2", "--out", tmp_path, *HERE]
+    argv = [
+        "evaluate",
+        run,
+        "--data",
+        "folder",
+        "--data.root",
+        tmp_path / "data",
+        "--workers",
+        "2",
+        "--out",
+        tmp_path,
+        *HERE,
+    ]
     code, said = command(tmp_path, *argv, prepare=send)
     by = "" if number == signal.SIGINT else f" by {number.name}"
     assert (code, said) == (128 + number, f"foveal: interrupted{by}; the same command begins anew\n")
@@ -121,7 +136,9 @@ def test_a_disk_that_is_full_is_told(run, images, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
 
     code, said = command(tmp_path, "predict", run, images, "--out", tmp_path / "rows.csv", *HERE, prepare=limit)
-    assert code == 1 and said.startswith(f"foveal: {tmp_path / '.rows.csv.foveal'}: cannot be written (File too large); the rows of ")
+    assert code == 1 and said.startswith(
+        f"foveal: {tmp_path / '.rows.csv.foveal'}: cannot be written (File too large); the rows of "
+    )
     assert said.count("\n") == 1 and "repeat the command" in said
 
 
@@ -131,7 +148,11 @@ def test_a_disk_that_is_full_is_told(run, images, tmp_path):
 @pytest.mark.parametrize(
     ("redirection", "code", "says"),
     [
-        ("> /dev/full", 1, "foveal: output: cannot be written (No space left on device); make space or send it elsewhere, and"),
+        (
+            "> /dev/full",
+            1,
+            "foveal: output: cannot be written (No space left on device); make space or send it elsewhere, and",
+        ),
         ("2> /dev/full", 0, ""),
         ("> /dev/full 2>&1", 1, ""),
         (">&-", 0, ""),
@@ -150,12 +171,19 @@ def test_output_that_nobody_takes(redirection, code, says, argv):
     if "|" in redirection:
         assert done.stderr == f"{code}\n"
         return
-    assert done.returncode == code and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), done.stderr
+    assert done.returncode == code and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), (
+        done.stderr
+    )
 
 
 def test_a_file_does_not_become_the_standard_error(tmp_path):
     """Where a process is begun with it closed, the first file that is opened gets its number."""
-    code = "import os, sys; sys.argv[1:] = ['--version']; from foveal.cli import main; main(); print(os.open(sys.argv[0], os.O_RDONLY))"
+    code = (
+        "import os, sys; sys.argv[1:] = ['--version']; from foveal.cli import main; main(); "
+        "print(os.open(sys.argv[0], os.O_RDONLY))"
+    )
     (tmp_path / "script.py").write_text(code)
-    done = subprocess.run(["bash", "-c", f"{sys.executable} {tmp_path / 'script.py'} 2>&-"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {tmp_path / 'script.py'} 2>&-"], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout.split()[-1]) > 2

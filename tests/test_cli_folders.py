@@ -1,4 +1,6 @@
-"""Folders on the command line: training, prediction and the listing of data go by one rule, and tell what they leave out."""
+"""Folders on the command line: training, prediction and the listing of data go by one rule, and tell what they leave
+out.
+"""
 
 import os
 
@@ -15,7 +17,20 @@ from tests.data.layouts import make_folder, save_image
 def photos(tmp_path):
     """Two classes, of three images each, among files of many kinds, junk and links that run in circles."""
     root = make_folder(tmp_path / "photos", images=3, splits=())
-    for name in ("0.jfif", "1.avif", "2.heic", "3.jxl", "4.dcm", "5.czi", "6.ptif", "7.tf8", "8.pnm", "9.img", "x.xcf", "Thumbs.db"):
+    for name in (
+        "0.jfif",
+        "1.avif",
+        "2.heic",
+        "3.jxl",
+        "4.dcm",
+        "5.czi",
+        "6.ptif",
+        "7.tf8",
+        "8.pnm",
+        "9.img",
+        "x.xcf",
+        "Thumbs.db",
+    ):
         (root / "class_0" / name).write_bytes(bytes(100))
     for name in ("@eaDir/1.jpg", "class_1/@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden/1.jpg", "class_1/.2.jpg"):
         save_image(root / name, 1)
@@ -25,9 +40,13 @@ def photos(tmp_path):
 
 
 LEFT_OUT = {
-    "hidden": 2, "made by the system or another program": 4, "suffix of no image format": 1, "link to a folder that is searched already": 1,
-    "no regular file": 1, "suffix with other uses too; name the file to read it": 1,
-}  # fmt: skip
+    "hidden": 2,
+    "made by the system or another program": 4,
+    "suffix of no image format": 1,
+    "link to a folder that is searched already": 1,
+    "no regular file": 1,
+    "suffix with other uses too; name the file to read it": 1,
+}
 
 
 def told(text: str) -> dict[str, int]:
@@ -47,7 +66,19 @@ def test_training_and_prediction_find_the_same(photos):
 def test_data_fit_and_predict_tell_what_is_left_out(capsys, photos, tmp_path):
     assert main(["data", "folder", "--data.root", str(photos)]) == 0
     assert told(capsys.readouterr().out) == LEFT_OUT
-    fit = ["fit", "--data.root", str(photos), "--model", "test_resnet", "--model.image_size", "64", "--steps", "1", "--device", "cpu"]
+    fit = [
+        "fit",
+        "--data.root",
+        str(photos),
+        "--model",
+        "test_resnet",
+        "--model.image_size",
+        "64",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main([*fit, "--workers", "0", "--batch-size", "4", "--out", str(tmp_path / "run")]) == 0
     assert told(capsys.readouterr().out) == LEFT_OUT
     command = ["predict", str(tmp_path / "run"), str(photos), "--device", "cpu"]

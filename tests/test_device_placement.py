@@ -1,7 +1,9 @@
-"""Whether tensors are made where the model is, on machines without a GPU: fake tensors have a device, a type and a shape, and no numbers.
+"""Whether tensors are made where the model is, on machines without a GPU: fake tensors have a device, a type and a
+shape, and no numbers.
 
-What mixes devices raises, as it does on a GPU. Not seen here: what depends on numbers, such as `walk`; backward passes, for which autograd
-asks CUDA itself; and single numbers on the CPU, which fake tensors let pass everywhere and a GPU does not in `torch.stack`.
+What mixes devices raises, as it does on a GPU. Not seen here: what depends on numbers, such as `walk`; backward passes,
+for which autograd asks CUDA itself; and single numbers on the CPU, which fake tensors let pass everywhere and a GPU
+does not in `torch.stack`.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, ``device="cuda"`` works everywhere. Modules are made outside, where real CPU tensors are still what comes by default."""
+    """Inside, ``device="cuda"`` works everywhere. Modules are made outside, where real CPU tensors are still what comes
+    by default.
+    """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
@@ -96,10 +100,13 @@ class Forgetful(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.weight
         return {
-            "nothing": lambda: x, "no buffer": lambda: x * self.kept, "made here": lambda: x + torch.arange(4),
-            "NumPy": lambda: x + torch.from_numpy(np.ones(4)), "index": lambda: x.gather(0, torch.zeros(1, 4, dtype=torch.long)),
+            "nothing": lambda: x,
+            "no buffer": lambda: x * self.kept,
+            "made here": lambda: x + torch.arange(4),
+            "NumPy": lambda: x + torch.from_numpy(np.ones(4)),
+            "index": lambda: x.gather(0, torch.zeros(1, 4, dtype=torch.long)),
             "product": lambda: x @ torch.eye(4),
-        }[self.how]()  # fmt: skip
+        }[self.how]()
 
 
 @pytest.mark.parametrize("how", ["no buffer", "made here", "NumPy", "index", "product"])
@@ -112,7 +119,9 @@ def test_a_layer_that_forgets_the_device_is_caught(how):
             moved(wrong)(x)
 
 
-@pytest.mark.parametrize("wait", [lambda x: torch.ones(3).to(x), lambda x: x.cpu(), lambda x: x.new_tensor([1]), lambda x: x[[0, 2]]])
+@pytest.mark.parametrize(
+    "wait", [lambda x: torch.ones(3).to(x), lambda x: x.cpu(), lambda x: x.new_tensor([1]), lambda x: x[[0, 2]]]
+)
 def test_a_wait_is_caught(wait):
     with fake_cuda(), Impatient():
         there = torch.ones(3).to("cuda", non_blocking=True).to(torch.float16)
@@ -123,19 +132,29 @@ def test_a_wait_is_caught(wait):
 # ---- layers and networks
 
 LAYERS = {
-    **{f"explicit, {kernel}": partial(ExplicitAttention, 8, 16, ratio=0.5, heads=2, kernel=kernel, stride=2) for kernel in KERNELS},
+    **{
+        f"explicit, {kernel}": partial(ExplicitAttention, 8, 16, ratio=0.5, heads=2, kernel=kernel, stride=2)
+        for kernel in KERNELS
+    },
     "explicit, dense": partial(ExplicitAttention, 8, 16, ratio=0.5, impl="dense", radius_param="inv"),
     "explicit, in pieces": partial(ExplicitAttention, 8, 16, ratio=0.5, kernel="cone", attn_stride="pool", stride=2),
     "augmentation": partial(AttentionAugmentation, 8, 16, size=(12, 10), ratio=0.5, heads=2, min_key_channels=4),
-    "augmentation, pooled": partial(AttentionAugmentation, 8, 16, size=(6, 6), ratio=0.5, heads=2, min_key_channels=4, pool=True),
+    "augmentation, pooled": partial(
+        AttentionAugmentation, 8, 16, size=(6, 6), ratio=0.5, heads=2, min_key_channels=4, pool=True
+    ),
     "CBAM": partial(CBAM, 8),
     "gather-excite": partial(GatherExcite, 8, 2, "theta_plus"),
-    **{f"non-local, {mode}": partial(NonLocal, 8, mode, True) for mode in ("embedded", "gaussian", "dot", "concatenation")},
+    **{
+        f"non-local, {mode}": partial(NonLocal, 8, mode, True)
+        for mode in ("embedded", "gaussian", "dot", "concatenation")
+    },
     **{
         f"softmax, {mode}": partial(SpatialSoftmaxAttention, 8, mode=mode, init="random", temperature="learnable")
         for mode in ("scaled", "faithful", "gate", "residual", "pool")
     },
-    "softmax, fixed": partial(SpatialSoftmaxAttention, 8, attn_input="fixed", size=(6, 6), softmax_axis="channel", clip=4),
+    "softmax, fixed": partial(
+        SpatialSoftmaxAttention, 8, attn_input="fixed", size=(6, 6), softmax_axis="channel", clip=4
+    ),
     "softmax, uniform": partial(SpatialSoftmaxAttention, 8, attn_input="uniform", mode="faithful"),
     "spatial transformer": partial(SpatialTransformer, 8, (5, 7)),
 }
@@ -159,9 +178,14 @@ def test_figures_of_a_map_of_one_position():
 
 
 NETWORKS = (  # others come with the classifiers below
-    "stn_cnn", "test_attention_cifar", "test_attn_resnet", "test_bagnet_tnet", "test_densenet_cifar", "test_expatt_resnet",
+    "stn_cnn",
+    "test_attention_cifar",
+    "test_attn_resnet",
+    "test_bagnet_tnet",
+    "test_densenet_cifar",
+    "test_expatt_resnet",
     "test_wrn_cifar",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -175,29 +199,56 @@ def test_networks(name):
 
 TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1)}
 PUBLISHED = {
-    "location_features": "blocks.1", "location_index": (0, 1, 2), "location_context": True, "score_scale": None, "position_concat": True,
-    "weighting": True, "padded_grid": True, "squash": True, "antialias": False, "locations": (2,),
-}  # fmt: skip
+    "location_features": "blocks.1",
+    "location_index": (0, 1, 2),
+    "location_context": True,
+    "score_scale": None,
+    "position_concat": True,
+    "weighting": True,
+    "padded_grid": True,
+    "squash": True,
+    "antialias": False,
+    "locations": (2,),
+}
 SACCADER = {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32, "locations": (3,)}
 SEPARATE = {**SACCADER, "name": "saccader_separate", "classifier": "test_resnet", "glimpse_size": 24, "crop": 0.9}
-DRAM = {"name": "dram", "backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (2,)}
+DRAM = {
+    "name": "dram",
+    "backbone": "test_resnetv2_slim",
+    "image_size": 64,
+    "base_size": 24,
+    "hidden": 16,
+    "locations": (2,),
+}
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)
 CLASSIFIERS = {
     "tnet": (TNET, TNetObjective(warm_up=0.0, class_weights=WEIGHTS)),
-    "tnet as published": ({**TNET, **PUBLISHED}, TNetObjective(warm_up=1.0)),  # the published objective picks looks by a mask: by numbers
+    "tnet as published": (
+        {**TNET, **PUBLISHED},
+        TNetObjective(warm_up=1.0),
+    ),  # the published objective picks looks by a mask: by numbers
     "saccader": (SACCADER, SaccaderObjective(class_weights=WEIGHTS)),
     "saccader, later": (SACCADER, SaccaderObjective(0.0, samples=2)),
     "saccader, imitating": (SACCADER, SaccaderLocations("sampled")),
     "saccader_separate": (SEPARATE, SaccaderObjective(0.0)),
     "ram": ({"name": "ram", "locations": (2,)}, RecurrentObjective(class_weights=WEIGHTS)),
     "dram": ({**DRAM, "aggregate": "mean"}, RecurrentObjective(image_share=0.5)),
-    "whole image": ({"name": "test_resnet", "image_size": 32}, CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1)),
+    "whole image": (
+        {"name": "test_resnet", "image_size": 32},
+        CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1),
+    ),
 }
 POLICIES = {
-    "tnet": ("sampled",), "tnet as published": ("centre",), "saccader": ("random", "ordered_logits", "sobel_var", "random_released"),
-    "saccader, later": ("greedy",), "saccader, imitating": ("sampled",), "saccader_separate": ("exhaustive",), "ram": ("random",),
-    "dram": ("sampled",), "whole image": ("greedy",),
-}  # fmt: skip
+    "tnet": ("sampled",),
+    "tnet as published": ("centre",),
+    "saccader": ("random", "ordered_logits", "sobel_var", "random_released"),
+    "saccader, later": ("greedy",),
+    "saccader, imitating": ("sampled",),
+    "saccader_separate": ("exhaustive",),
+    "ram": ("random",),
+    "dram": ("sampled",),
+    "whole image": ("greedy",),
+}
 
 
 def any_cells(cells: Tensor) -> np.ndarray:
@@ -215,7 +266,10 @@ def test_classifiers(name, monkeypatch):
     model, draws = create_classifier(**options, num_classes=4).eval(), Draws(0, 0, np.arange(2))
     with fake_cuda():
         moved(model)
-        images, target = torch.empty(2, 3, 80, 64, dtype=torch.uint8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+        images, target = (
+            torch.empty(2, 3, 80, 64, dtype=torch.uint8, device="cuda"),
+            torch.zeros(2, dtype=torch.long, device="cuda"),
+        )
         with torch.no_grad():  # in inference mode fake tensors of one number are copied as if they were real
             for policy in POLICIES[name]:
                 seen = model(TensorViews(images), policy=policy, draws=draws)
@@ -233,15 +287,26 @@ def test_classifiers(name, monkeypatch):
 @pytest.mark.parametrize("options", [TNET, {**TNET, "weighting": True}])
 def test_a_long_image_that_has_fewer_cells_than_looks_are_wanted(options, monkeypatch):
     """The middle row of the grid stands for all three; two of five looks are not taken."""
-    monkeypatch.setattr(tnet, "on_host", lambda cells: np.tile([3, 4, 5, 0, 1][: cells.shape[-1]], (*cells.shape[:-1], 1)))
+    monkeypatch.setattr(
+        tnet, "on_host", lambda cells: np.tile([3, 4, 5, 0, 1][: cells.shape[-1]], (*cells.shape[:-1], 1))
+    )
     objective = TNetObjective(warm_up=0.0)
-    model, draws = create_classifier(**{**options, "locations": (5, 1)}, num_classes=4).eval(), Draws(0, 0, np.arange(2))
+    model, draws = (
+        create_classifier(**{**options, "locations": (5, 1)}, num_classes=4).eval(),
+        Draws(0, 0, np.arange(2)),
+    )
     with fake_cuda():
         moved(model)
-        images, target = torch.empty(2, 3, 40, 100, dtype=torch.uint8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+        images, target = (
+            torch.empty(2, 3, 40, 100, dtype=torch.uint8, device="cuda"),
+            torch.zeros(2, dtype=torch.long, device="cuda"),
+        )
         with torch.no_grad():
             seen = model(TensorViews(images), draws=draws)
-            assert on_cuda(seen.logits, seen[1].logits, seen.glimpses.contribution) and seen.locations.tolist() == [6, 6]
+            assert on_cuda(seen.logits, seen[1].logits, seen.glimpses.contribution) and seen.locations.tolist() == [
+                6,
+                6,
+            ]
         rollouts = model.train().rollouts(TensorViews(images), objective.plan(0.5), draws)
         loss, state, log = objective(rollouts, target, objective.initial_state().to("cuda"))
         assert on_cuda(loss, state, *log.values()) and loss.requires_grad

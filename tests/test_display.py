@@ -42,7 +42,9 @@ def printed(what, width=80):
 
 def test_three_digits_whatever_the_size():
     rng = np.random.default_rng(0)
-    for value in np.concatenate([10 ** rng.uniform(-9, 15, 500), [0.9995, 9.995, 99.95, 999.5, 1000.0, 1e-9, 1e15]]).tolist():
+    for value in np.concatenate(
+        [10 ** rng.uniform(-9, 15, 500), [0.9995, 9.995, 99.95, 999.5, 1000.0, 1e-9, 1e15]]
+    ).tolist():
         for signed in (value, -value):
             text = significant(signed)
             assert re.fullmatch(r"-?(\d{1,3}(,\d{3})*)(\.\d+)?", text), text
@@ -53,7 +55,12 @@ def test_three_digits_whatever_the_size():
 
 def test_numbers_that_are_none():
     assert [significant(None), fixed(None, 2), percent(None), percent(None, (0.1, 0.2))] == [""] * 4
-    assert [significant(0), significant(-0.0), significant(math.nan), significant(-math.inf)] == ["0", "0", "nan", "-inf"]
+    assert [significant(0), significant(-0.0), significant(math.nan), significant(-math.inf)] == [
+        "0",
+        "0",
+        "nan",
+        "-inf",
+    ]
     assert fixed(math.nan, 1) == "nan"
 
 
@@ -85,13 +92,21 @@ def test_a_column_of_costs_has_one_unit():
 
 
 def test_one_cost_with_its_unit():
-    assert [amount(n, "MAC") for n in (0, 999, 1000, 1.93e9, 2.5e15)] == ["0 MAC", "999 MAC", "1.00 kMAC", "1.93 GMAC", "2,500 TMAC"]
+    assert [amount(n, "MAC") for n in (0, 999, 1000, 1.93e9, 2.5e15)] == [
+        "0 MAC",
+        "999 MAC",
+        "1.00 kMAC",
+        "1.93 GMAC",
+        "2,500 TMAC",
+    ]
 
 
 # ---- names
 
 
-@pytest.mark.parametrize("name", ["runs/photographs/tnet_pretrained_0", "鳥" * 30, "a鳥" * 20, "x" * 21, "e\u0301" * 30])
+@pytest.mark.parametrize(
+    "name", ["runs/photographs/tnet_pretrained_0", "鳥" * 30, "a鳥" * 20, "x" * 21, "e\u0301" * 30]
+)
 @pytest.mark.parametrize("width", [5, 12, 13, 20])
 def test_names_lose_their_middle(name, width):
     short = shortened(name, width)
@@ -114,7 +129,9 @@ def test_names_are_told_apart_where_they_differ():
 
 
 def of_cells(header, rows, kinds, keys=1, title="a title"):
-    columns = [Column(name, lambda row, i=i: row[i], kind) for i, (name, kind) in enumerate(zip(header, kinds, strict=True))]
+    columns = [
+        Column(name, lambda row, i=i: row[i], kind) for i, (name, kind) in enumerate(zip(header, kinds, strict=True))
+    ]
     return Table(title, columns, rows, keys=keys)
 
 
@@ -122,7 +139,9 @@ def test_a_table_fits_and_only_names_are_cut():
     rng = np.random.default_rng(0)
     for _ in range(20):
         names, numbers = int(rng.integers(1, 3)), int(rng.integers(1, 14))
-        header = [f"name{'!' * i}" for i in range(names)] + [f"column {'%' * int(rng.integers(0, 12))}" for _ in range(numbers)]
+        header = [f"name{'!' * i}" for i in range(names)] + [
+            f"column {'%' * int(rng.integers(0, 12))}" for _ in range(numbers)
+        ]
         rows = [
             ["".join(rng.choice(list("abcdefgh/_ "), int(rng.integers(1, 120)))).strip() or "a" for _ in range(names)]
             + [significant(float(10 ** rng.uniform(-4, 9))) for _ in range(numbers)]
@@ -141,7 +160,10 @@ def test_a_table_fits_and_only_names_are_cut():
 def test_columns_that_find_no_room_follow_below():
     rows = [[f"runs/{i}", *(f"{i}{j}" * 5 for j in range(9))] for i in range(2)]
     lines = printed(of_cells(["model", *(f"number {j}" for j in range(9))], rows, [NAME, *["number"] * 9])).splitlines()
-    assert [line.split()[0] for line in lines if line.strip() and "─" not in line] == ["a", *["model", "runs/0", "runs/1"] * 2]
+    assert [line.split()[0] for line in lines if line.strip() and "─" not in line] == [
+        "a",
+        *["model", "runs/0", "runs/1"] * 2,
+    ]
     assert "…" not in "".join(lines)
 
 
@@ -152,7 +174,10 @@ def test_a_name_is_cut_in_one_place():
 
 
 def test_the_header_of_numbers_may_be_a_name():
-    columns = [Column("look", lambda row: "1", TEXT), *(Column("a class of trees " * 9, lambda row: "+12.5", least=8) for _ in range(3))]
+    columns = [
+        Column("look", lambda row: "1", TEXT),
+        *(Column("a class of trees " * 9, lambda row: "+12.5", least=8) for _ in range(3)),
+    ]
     lines = printed(Table("", columns, [0])).splitlines()
     assert len(lines) == 3 and len(lines[0]) <= 80 and lines[2].split() == ["1", *["+12.5"] * 3]
     assert printed(Table("", columns, [0]), 10_000).count("a class of trees") == 27
@@ -168,24 +193,35 @@ def test_the_longest_names_give_way_first():
 
 def test_rows_are_one_line_high_whatever_names_hold():
     nasty = ["[bold]no markup[/bold]", "two\nlines", "a\ttab", ":smile:", "\x1b[31mred", "\x00"]
-    lines = printed(of_cells(["name", "n"], [[name, str(i)] for i, name in enumerate(nasty)], [NAME, "number"])).splitlines()
+    lines = printed(
+        of_cells(["name", "n"], [[name, str(i)] for i, name in enumerate(nasty)], [NAME, "number"])
+    ).splitlines()
     assert len(lines) == 3 + len(nasty)
     assert "[bold]no markup[/bold]" in lines[3] and ":smile:" in lines[6] and "\x1b" not in "".join(lines)
 
 
 def test_numbers_end_in_one_place_whatever_follows_them():
     rows = [["93.4 ± 1.5"], ["100.0 ± 10.0"], ["5.0"], ["1,234.5 *"], [""]]
-    lines = [line.rstrip("\n") for line in printed(of_cells(["accuracy, %"], rows, ["number"], keys=0, title="")).splitlines()[2:]]
+    lines = [
+        line.rstrip("\n")
+        for line in printed(of_cells(["accuracy, %"], rows, ["number"], keys=0, title="")).splitlines()[2:]
+    ]
     ends = [re.match(r" *[\d,.]+", line).end() for line in lines[:4]]
     assert len(set(ends)) == 1 and lines[0].index("±") == lines[1].index("±")
 
 
 def test_empty_columns_are_left_out_and_none_parts_rows():
     table = Table(
-        "", [Column("key", str, TEXT), Column("nothing", lambda row: ""), Column("twice", lambda row: str(2 * row))], [1, None, 2]
+        "",
+        [Column("key", str, TEXT), Column("nothing", lambda row: ""), Column("twice", lambda row: str(2 * row))],
+        [1, None, 2],
     )
     lines = [line.rstrip() for line in printed(table).splitlines()]
-    assert lines[0].split() == ["key", "twice"] and [lines[2].split(), lines[3], lines[4].split()] == [["1", "2"], "", ["2", "4"]]
+    assert lines[0].split() == ["key", "twice"] and [lines[2].split(), lines[3], lines[4].split()] == [
+        ["1", "2"],
+        "",
+        ["2", "4"],
+    ]
 
 
 def test_paragraphs_fill_their_lines_and_stand_apart():

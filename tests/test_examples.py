@@ -21,9 +21,28 @@ from foveal.testing import GlimpseClassifierTester
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "corners.py"
 TINY = [
-    "--data", "digits", "--data.canvas", "96", "--data.digit", "12,16", "--data.distractors", "1", "--data.train", "16", "--data.val", "4",
-    "--data.test", "8", "--batch-size", "4", "--steps", "2", "--device", "cpu", "--quiet",
-]  # fmt: skip
+    "--data",
+    "digits",
+    "--data.canvas",
+    "96",
+    "--data.digit",
+    "12,16",
+    "--data.distractors",
+    "1",
+    "--data.train",
+    "16",
+    "--data.val",
+    "4",
+    "--data.test",
+    "8",
+    "--batch-size",
+    "4",
+    "--steps",
+    "2",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +60,19 @@ def names():
 @pytest.fixture(scope="module")
 def run(names, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "corners"
-    argv = ["fit", "--import", str(EXAMPLE), "--model", "corner_net", "--objective", "margin", "--objective.margin", "2", "--out", str(out)]
+    argv = [
+        "fit",
+        "--import",
+        str(EXAMPLE),
+        "--model",
+        "corner_net",
+        "--objective",
+        "margin",
+        "--objective.margin",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert cli.main([*argv, *TINY]) == 0
     return out
 
@@ -71,10 +102,15 @@ def test_a_run_of_it_is_evaluated_and_explained(run, tmp_path, capsys):
     assert card["imports"] == config["imports"] == [str(EXAMPLE)]
     assert config["objective"] == {"trains": None, "margin": 2.0, "policy_weight": 0.1}  # the model's own
     known = ["--import", str(EXAMPLE), "--device", "cpu", "--quiet"]
-    assert cli.main(["evaluate", str(run), "--locations", "0..2", "--policy", "corners", "--measure", "none", *known]) == 0
+    assert (
+        cli.main(["evaluate", str(run), "--locations", "0..2", "--policy", "corners", "--measure", "none", *known]) == 0
+    )
     points = json.loads((run / "evaluation.json").read_text())["points"]
     assert {point["kind"] for point in points} >= {"learned", "random", "corners"}
-    assert cli.main(["data", str(run), "--import", str(EXAMPLE), "--export", str(tmp_path), "--count", "1", "--quiet"]) == 0
+    assert (
+        cli.main(["data", str(run), "--import", str(EXAMPLE), "--export", str(tmp_path), "--count", "1", "--quiet"])
+        == 0
+    )
     (image,) = tmp_path.glob("*.png")
     page = tmp_path / "report.html"
     assert cli.main(["explain", str(run), str(image), "--policy", "corners", "--out", str(page), *known]) == 0
@@ -116,7 +152,9 @@ def test_without_the_module_one_sentence_says_so_and_nothing_is_imported(run, tm
 
 def test_a_flag_without_a_module(capsys):
     assert cli.main(["models", "--import"]) == 1 and "--import: names no module" in capsys.readouterr().err
-    assert cli.main(["models", "--import", "nowhere_at_all"]) == 1 and "there is no such module" in capsys.readouterr().err
+    assert (
+        cli.main(["models", "--import", "nowhere_at_all"]) == 1 and "there is no such module" in capsys.readouterr().err
+    )
 
 
 def test_objects_do_as_well_as_names(names):

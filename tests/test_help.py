@@ -26,9 +26,12 @@ from foveal.training.config import plain
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(next(a for a in cli._parser()._actions if a.dest == "command").choices)
 FIT = [
-    ["fit", "demo"], ["fit", "--data", "folder", "--model", "tnet"], ["fit", "--model", "efficientnet_b0"],
-    ["fit", "imagenet/tnet_bagnet77.reference"], ["fit", "cifar10/attn_resnet110.faithful_random"],
-]  # fmt: skip
+    ["fit", "demo"],
+    ["fit", "--data", "folder", "--model", "tnet"],
+    ["fit", "--model", "efficientnet_b0"],
+    ["fit", "imagenet/tnet_bagnet77.reference"],
+    ["fit", "cifar10/attn_resnet110.faithful_random"],
+]
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def options(text):
         listed = re.search(r"; one of (.*?) \(", rest)
         found[key.replace("-", "_")] = (
             "{" + listed[1].replace(", ", ",") + "}" if listed else form[0],
-            default and parse_value(f"[{default[1]}]" if re.fullmatch(r"[^\[{,]+(,[^,]+)+", default[1]) else default[1]),
+            default
+            and parse_value(f"[{default[1]}]" if re.fullmatch(r"[^\[{,]+(,[^,]+)+", default[1]) else default[1]),
         )
     return found
 
@@ -146,7 +150,10 @@ def test_help_of_fit_lists_recipes_and_counts_groups(help_of):
 
 def test_a_group_is_no_recipe(capsys):
     assert cli.main(["fit", "cifar10"]) == 1
-    assert capsys.readouterr().err == "foveal: cifar10: this is a group of recipes; give one that foveal recipes cifar10 lists\n"
+    assert (
+        capsys.readouterr().err
+        == "foveal: cifar10: this is a group of recipes; give one that foveal recipes cifar10 lists\n"
+    )
 
 
 def test_a_recipe_that_is_not_there_is_told_in_one_short_line(capsys):
@@ -216,7 +223,9 @@ def test_defaults_follow_what_the_recipe_says(help_of):
 
 def test_an_objective_by_name_has_its_own_defaults(help_of):
     told = options(text := help_of("fit", "--data", "digits", "--objective", "tnet.reference"))
-    assert told["objective.policy_weight"][1] == 0.1 and re.search(r"--objective\.image_share X\s[^(]*\([^)]*\)[^(]*\(required\)", text)
+    assert told["objective.policy_weight"][1] == 0.1 and re.search(
+        r"--objective\.image_share X\s[^(]*\([^)]*\)[^(]*\(required\)", text
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,10 @@ def test_an_objective_by_name_has_its_own_defaults(help_of):
         # By timm: Swin's stochastic depth is 0.1 unless told otherwise, VGG has none.
         ("swin_tiny_patch4_window7_224", {"in_chans": 3, "drop_rate": 0.0, "drop_path_rate": 0.1}),
         ("vgg11", {"in_chans": 3, "drop_rate": 0.0}),
-        ("attn_resnet20_cifar", {"in_chans": 3, "drop_rate": 0.0, "depth": 20, "attention": "softmax", "place": "block", "conv": None}),
+        (
+            "attn_resnet20_cifar",
+            {"in_chans": 3, "drop_rate": 0.0, "depth": 20, "attention": "softmax", "place": "block", "conv": None},
+        ),
         ("bagnet77_tnet", {"in_chans": 3}),
     ],
 )
@@ -244,12 +256,18 @@ def test_options_of_a_network_of_ours_are_in_its_help(help_of):
 
 def test_every_option_is_explained_and_says_its_default(help_of):
     """Of every model that looks, on one data set after another, and of every objective by name."""
-    ours = [name for name in list_data() if data_constructor(name).__module__.startswith("foveal.")]  # other tests register theirs
+    ours = [
+        name for name in list_data() if data_constructor(name).__module__.startswith("foveal.")
+    ]  # other tests register theirs
     for choice in (*(["--model", name] for name in MODELS), *(["--data", name] for name in ours), *OBJECTIVES):
-        for block in re.split(r"\n(?=  --)", help_of("fit", *(["--objective", choice] if isinstance(choice, str) else choice)))[1:]:
+        for block in re.split(
+            r"\n(?=  --)", help_of("fit", *(["--objective", choice] if isinstance(choice, str) else choice))
+        )[1:]:
             option = " ".join(block.partition("\n\n")[0].split())
             assert re.search(r"\((default: \S.*|required)\)$", option), option
-            assert not re.fullmatch(r"--\S+ (\{[^}]*\}(\|null)?|\S+) \((default: .*|required)\)", option), f"{choice}: {option}"
+            assert not re.fullmatch(r"--\S+ (\{[^}]*\}(\|null)?|\S+) \((default: .*|required)\)", option), (
+                f"{choice}: {option}"
+            )
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "fit"])
@@ -329,13 +347,23 @@ def test_help_lists_the_policies_that_the_model_knows(help_of, name):
 
 @pytest.mark.parametrize(
     ("network", "option"),
-    [("resnet20_cifar", "place"), ("resnet20_cifar", "head"), ("resnet20_cifar", "shortcut"), ("attn_resnet20_cifar", "attention"),
-     ("wrn_28_10_cifar", "conv"), ("expatt_resnet20_cifar", "conv"), ("bagnet9", "downsample_bn"), ("attn_resnet50", "attention")],
-)  # fmt: skip
+    [
+        ("resnet20_cifar", "place"),
+        ("resnet20_cifar", "head"),
+        ("resnet20_cifar", "shortcut"),
+        ("attn_resnet20_cifar", "attention"),
+        ("wrn_28_10_cifar", "conv"),
+        ("expatt_resnet20_cifar", "conv"),
+        ("bagnet9", "downsample_bn"),
+        ("attn_resnet50", "attention"),
+    ],
+)
 def test_help_lists_what_options_of_our_networks_take(help_of, network, option):
     with pytest.raises(ConfigError) as error:
         create_model(network, **{option: "nonsense"})
-    assert words(options(help_of("fit", "--data", "digits", "--model", network))[f"model.{option}"][0]) - {"null"} == listed(error)
+    assert words(options(help_of("fit", "--data", "digits", "--model", network))[f"model.{option}"][0]) - {
+        "null"
+    } == listed(error)
 
 
 def test_help_lists_the_values_of_commands(help_of):
@@ -357,7 +385,13 @@ def test_help_lists_the_values_of_commands(help_of):
 
 
 def test_nothing_is_built_for_help_and_classes_are_as_they_were():
-    classes = {c for build in map(MODELS.get, MODELS) for target in chain_of(build) if inspect.isclass(target) for c in target.__mro__}
+    classes = {
+        c
+        for build in map(MODELS.get, MODELS)
+        for target in chain_of(build)
+        if inspect.isclass(target)
+        for c in target.__mro__
+    }
     before = {c: vars(c).get("__init__") for c in classes}
     made, arguments = trace_arguments(MODELS.get("tnet_efficientnet_b4.reference_cub"))
     assert arguments["backbone"] == "tf_efficientnet_b4" and not hasattr(made, "backbone")
@@ -377,11 +411,18 @@ def test_what_a_constructor_makes_has_to_be_said():
 # ---- python -m foveal
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["fitt"], ["predict", "a"], ["recipes", "nonsense*"], ["fit", "xyz"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["fitt"], ["predict", "a"], ["recipes", "nonsense*"], ["fit", "xyz"]], ids=" ".join
+)
 def test_python_m_foveal_is_the_command(argv):
     """The same output, errors and exit code as the function that the command is."""
-    commands = ([sys.executable, "-m", "foveal"], [sys.executable, "-c", "from foveal.cli import main; raise SystemExit(main())"])
-    first, second = (subprocess.run([*c, *argv], cwd=ROOT, capture_output=True, text=True, check=False) for c in commands)
+    commands = (
+        [sys.executable, "-m", "foveal"],
+        [sys.executable, "-c", "from foveal.cli import main; raise SystemExit(main())"],
+    )
+    first, second = (
+        subprocess.run([*c, *argv], cwd=ROOT, capture_output=True, text=True, check=False) for c in commands
+    )
     assert (first.returncode, first.stdout, first.stderr) == (second.returncode, second.stdout, second.stderr)
     assert "__main__" not in first.stdout + first.stderr and "foveal" in first.stdout + first.stderr
 

@@ -1,4 +1,6 @@
-"""Names of files and classes that would move a cursor, turn text round or be formulas: what commands print and write of them."""
+"""Names of files and classes that would move a cursor, turn text round or be formulas: what commands print and write of
+them.
+"""
 
 import csv
 import html
@@ -17,7 +19,17 @@ from foveal.prediction.output import read_rows
 from foveal.training.task import Task
 
 CLASSES = ("=1+1", "\u202ebad", "a <b>$x$ [red]")
-FILES = ("=cmd.png", "@a.png", "-b.png", "\x1b[2J.png", "a\rb\n.png", "\u202egnp.png", "\x9b31m.png", "[bold]<i>.png", "'=c.png")
+FILES = (
+    "=cmd.png",
+    "@a.png",
+    "-b.png",
+    "\x1b[2J.png",
+    "a\rb\n.png",
+    "\u202egnp.png",
+    "\x9b31m.png",
+    "[bold]<i>.png",
+    "'=c.png",
+)
 
 
 def save(path: Path, key: int) -> None:
@@ -82,7 +94,7 @@ def images(data: Path) -> list[str]:
         lambda run, data, out: ["recipes", "\x1b[2J"],
         lambda run, data, out: ["table", "cifar", "--runs", out / "\x9b2J"],
     ],
-)  # fmt: skip
+)
 def test_screens(run, tmp_path, capsys, command):
     main([str(part) for part in command(*run, tmp_path)])
     printed = capsys.readouterr()
@@ -143,7 +155,9 @@ def test_pages_escape_names(run, tmp_path):
     folder, data = run
     page = tmp_path / "page.html"
     for file in FILES:
-        assert main(["explain", str(folder), str(data / "train" / CLASSES[2] / file), "--out", str(page), "--quiet"]) == 0
+        assert (
+            main(["explain", str(folder), str(data / "train" / CLASSES[2] / file), "--out", str(page), "--quiet"]) == 0
+        )
         text = page.read_text()
         assert "<i>" not in re.sub(r'<i (class|style)="', "", text) and "<b>$x" not in text
         assert html.escape("a <b>$x$ [red]") in text

@@ -1,4 +1,6 @@
-"""Run folders that somebody else made: nothing outside of them is read, nothing is fetched, and what is wrong is one sentence."""
+"""Run folders that somebody else made: nothing outside of them is read, nothing is fetched, and what is wrong is one
+sentence.
+"""
 
 import json
 import os
@@ -24,10 +26,14 @@ MODELS = {
     "open": {"name": "test_attn_resnet", "image_size": 32},  # its class takes any keyword
     "unannotated": {"name": "regnetx_002", "image_size": 32},
     "separate": {
-        "name": "saccader_separate", "backbone": "test_bagnet_lowd", "classifier": "test_resnet", "image_size": 48, "locations": [2],
+        "name": "saccader_separate",
+        "backbone": "test_bagnet_lowd",
+        "classifier": "test_resnet",
+        "image_size": 48,
+        "locations": [2],
     },
     "ram": {"name": "ram", "in_chans": 3},
-}  # fmt: skip
+}
 
 WATCH = """
 import json, resource, sys, time
@@ -63,9 +69,13 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 def load_watched(folders: list[Path]) -> tuple[dict[str, tuple[str, list, float]], float]:
     """What loading each folder says, opens and takes, in one process of its own; and its memory, MB."""
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, *map(str, folders)], check=False, capture_output=True, text=True, cwd=Path(runs.__file__).parents[1],
+        [sys.executable, "-c", WATCH, *map(str, folders)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(runs.__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     *lines, memory = map(json.loads, done.stdout.splitlines())
     return {name: (said, events, seconds) for name, said, events, seconds in lines}, memory
@@ -119,7 +129,11 @@ FETCHES = {
     },
     **{
         f"nested.{base}.{key}": (base, option(**{which: {key: value}}))
-        for base, which in (("tnet", "backbone_options"), ("separate", "backbone_options"), ("separate", "classifier_options"))
+        for base, which in (
+            ("tnet", "backbone_options"),
+            ("separate", "backbone_options"),
+            ("separate", "classifier_options"),
+        )
         for key, value in {
             "pretrained": True,
             "pretrained_cfg": {"url": URL},
@@ -131,7 +145,13 @@ FETCHES = {
     **{
         f"{base}.{key} {name[:5]}": (base, option(**{key: name}))
         for base, key in (("tnet", "name"), ("dense", "name"), ("tnet", "backbone"), ("separate", "classifier"))
-        for name in ("hf-hub:timm/resnet18.a1_in1k", "local-dir:/tmp", "HF-HUB:timm/x", "file:///etc/hostname", "timm/resnet18")
+        for name in (
+            "hf-hub:timm/resnet18.a1_in1k",
+            "local-dir:/tmp",
+            "HF-HUB:timm/x",
+            "file:///etc/hostname",
+            "timm/resnet18",
+        )
     },
     "locator": ("separate", option(locator_pretrained="/etc/hostname")),
     "preset": ("tnet", option(name="tnet_bagnet77.reference", backbone_options={"checkpoint_path": "/etc/hostname"})),
@@ -141,7 +161,9 @@ FETCHES = {
 
 def test_loading_a_run_reads_nothing_else_and_fetches_nothing(made, tmp_path):
     """Sockets and openings are seen by an audit hook of Python, in a process of its own."""
-    folders = [changed(made[base], tmp_path / name.replace("/", "_"), change) for name, (base, change) in FETCHES.items()]
+    folders = [
+        changed(made[base], tmp_path / name.replace("/", "_"), change) for name, (base, change) in FETCHES.items()
+    ]
     found, _ = load_watched([*made.values(), *folders])
     for name, (said, events, _) in found.items():
         assert not events, (name, events)
@@ -176,7 +198,11 @@ WRONG = {
     "no classes": ("tnet", lambda card: card.update(num_classes=0, class_names=[]), "num_classes: 0"),
     "negative classes": ("dense", lambda card: card.update(num_classes=-3), "num_classes: -3"),
     "many classes": ("tnet", lambda card: card.update(num_classes=10**9, class_names=[]), "num_classes: 1000000000"),
-    "quite many classes": ("tnet", lambda card: card.update(num_classes=10**6, class_names=[]), "classifier.weight is (3, 256)"),
+    "quite many classes": (
+        "tnet",
+        lambda card: card.update(num_classes=10**6, class_names=[]),
+        "classifier.weight is (3, 256)",
+    ),
     "classes as text": ("tnet", lambda card: card.update(num_classes="3"), "num_classes: '3'"),
     "half a class": ("tnet", lambda card: card.update(num_classes=2.5), "num_classes: 2.5"),
     "true classes": ("tnet", lambda card: card.update(num_classes=True), "num_classes: True"),
@@ -187,7 +213,11 @@ WRONG = {
     "a list as name": ("tnet", option(name=["tnet"]), "model.name"),
     "no model": ("tnet", lambda card: card.update(model=None), "model: None"),
     "a list as model": ("tnet", lambda card: card.update(model=[1]), "model: [1]"),
-    "unknown key": ("tnet", lambda card: card.update(clas_names=[]), "clas_names: there is no such option; did you mean class_names"),
+    "unknown key": (
+        "tnet",
+        lambda card: card.update(clas_names=[]),
+        "clas_names: there is no such option; did you mean class_names",
+    ),
     "unknown option": ("tnet", option(gird=3), "gird: there is no such option; did you mean grid"),
     "unknown option, dense": ("dense", option(drop_rat=0.1), "drop_rat"),
     "a text as number": ("tnet", option(grid="3"), "grid: '3'"),
@@ -204,13 +234,25 @@ WRONG = {
     "40 MB": ("tnet", lambda card: b" " * 40_000_000 + b"{}", "larger than"),
     "empty": ("tnet", lambda card: b"", "not valid JSON"),
     "large looks": ("tnet", option(base_size=10**6), "base_size: 1000000 is too large"),
-    "quite large looks": ("tnet", option(base_size=30_000, location_features="blocks.0"), "the weights do not fit|size: "),
-    "large looks that fit": ("tnet", fitting(base_size=20_000, size=[20_000, 20_000]), "size: a look of 20000 x 20000 px needs more"),
+    "quite large looks": (
+        "tnet",
+        option(base_size=30_000, location_features="blocks.0"),
+        "the weights do not fit|size: ",
+    ),
+    "large looks that fit": (
+        "tnet",
+        fitting(base_size=20_000, size=[20_000, 20_000]),
+        "size: a look of 20000 x 20000 px needs more",
+    ),
     "large images": ("dense", option(image_size=[20_000, 20_000]), "size: "),
     "large grid": ("tnet", fitting(grid=20_000), "model: what it keeps beside its weights needs more"),
     "wide": ("dense", option(channels=[32_000] * 4), "the weights do not fit"),
     "very wide": ("dense", option(channels=[10**9] * 4), "channels: [1000000000, "),
-    "very wide below": ("tnet", option(backbone_options={"stem_size": 10**6}), "backbone_options: {'stem_size': 1000000} is too large"),
+    "very wide below": (
+        "tnet",
+        option(backbone_options={"stem_size": 10**6}),
+        "backbone_options: {'stem_size': 1000000} is too large",
+    ),
     "deep network": ("dense", option(layers=[30_000, 1, 1, 1]), "layers"),
     "open deep network": ("open", option(layers=[30_000, 1, 1, 1]), "layers"),
     "wrong layers": ("dense", option(layers="abc"), "model test_resnet: an option has a value of a wrong type"),
@@ -253,9 +295,22 @@ def test_options_of_all_recipes_and_networks_may_be_stored():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
-    data = ["--data", "digits", "--data.canvas", "96", "--data.digit", "12,16", "--data.distractors", "1", "--data.train", "8"]
+    data = [
+        "--data",
+        "digits",
+        "--data.canvas",
+        "96",
+        "--data.digit",
+        "12,16",
+        "--data.distractors",
+        "1",
+        "--data.train",
+        "8",
+    ]
     data += ["--data.val", "4", "--data.test", "0", "--model", "test_resnet", "--model.image_size", "32"]
-    assert main(["fit", *data, "--steps", "1", "--batch_size", "4", "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+    assert (
+        main(["fit", *data, "--steps", "1", "--batch_size", "4", "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+    )
     return out
 
 
@@ -299,10 +354,27 @@ def test_what_is_wrong_in_config_yaml_is_one_sentence(trained, tmp_path, capsys,
 
 
 TYPES = {
-    "epochs": "many", "steps": 1.5, "batch_size": "4", "optimiser": 3, "optimiser.lr": "fast", "optimiser.betas": [1, 2, 3], "seed": None,
-    "ema": [], "class_weights": "other", "init_from": 3, "locations": "2", "model": None, "data": [], "compile": "yes", "optimiser.x": 1,
-    "model.checkpoint_path": "/etc/hostname", "model.pretrained_cfg": {"url": URL}, "data.train": "x", "data.canvas": [1], "epoch": 3,
-}  # fmt: skip
+    "epochs": "many",
+    "steps": 1.5,
+    "batch_size": "4",
+    "optimiser": 3,
+    "optimiser.lr": "fast",
+    "optimiser.betas": [1, 2, 3],
+    "seed": None,
+    "ema": [],
+    "class_weights": "other",
+    "init_from": 3,
+    "locations": "2",
+    "model": None,
+    "data": [],
+    "compile": "yes",
+    "optimiser.x": 1,
+    "model.checkpoint_path": "/etc/hostname",
+    "model.pretrained_cfg": {"url": URL},
+    "data.train": "x",
+    "data.canvas": [1],
+    "epoch": 3,
+}
 
 
 @pytest.mark.parametrize("key", TYPES)
@@ -339,7 +411,9 @@ CHECKPOINTS = {
     "other shape": lambda c: c["state_dict"].update({"model.network.fc.weight": torch.zeros(2, 2)}),
     "no optimiser": lambda c: c.update(optimizer_states=[]),
     "empty optimiser": lambda c: c.update(optimizer_states=[{}]),
-    "other groups": lambda c: c["optimizer_states"][0].update(param_groups=[{"lr": 1.0, "base_lr": 1.0, "params": [0]}]),
+    "other groups": lambda c: c["optimizer_states"][0].update(
+        param_groups=[{"lr": 1.0, "base_lr": 1.0, "params": [0]}]
+    ),
     "other loops": lambda c: c.update(loops={"fit_loop": {"epoch_loop.batch_progress": 3}}),
     "callbacks": lambda c: c.update(callbacks=[1]),
     "elapsed": lambda c: c.update(elapsed="long"),
@@ -357,7 +431,15 @@ def test_what_is_wrong_in_a_checkpoint_is_one_sentence(trained, tmp_path, capsys
     assert main(["fit", "--resume", "--out", str(folder), "--steps", "2"]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{folder}/last.ckpt: " in said and len(said) < 500, said
-    if name not in ("no optimiser", "empty optimiser", "other groups", "no loops", "other loops", "callbacks", "elapsed"):
+    if name not in (
+        "no optimiser",
+        "empty optimiser",
+        "other groups",
+        "no loops",
+        "other loops",
+        "callbacks",
+        "elapsed",
+    ):
         with pytest.raises(RunError, match=r"^[^\n]*last.ckpt: [^\n]*$"):
             runs.load(folder, which="last")
 
@@ -366,7 +448,10 @@ def test_a_compressed_checkpoint_is_not_opened(trained, tmp_path):
     """8 GB of zeros take 8 MB so."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    with zipfile.ZipFile(trained / "last.ckpt") as source, zipfile.ZipFile(folder / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(trained / "last.ckpt") as source,
+        zipfile.ZipFile(folder / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.namelist():
             target.writestr(entry, source.read(entry))
     with pytest.raises(RunError, match=r"last.ckpt: is compressed"):
@@ -389,7 +474,9 @@ def test_links_that_lead_out_of_a_run_are_not_followed(trained, tmp_path, name):
     assert run.config and run.summary and run.load_model() and run.load_model(which="last")
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", "3", '{"step": 1, "step": 2}', '{"step": NaN}', "[" * 10_000, "\udce9"])
+@pytest.mark.parametrize(
+    "content", ["[1]", "{", "3", '{"step": 1, "step": 2}', '{"step": NaN}', "[" * 10_000, "\udce9"]
+)
 def test_what_is_wrong_in_a_summary_or_exits_is_one_sentence(trained, tmp_path, content):
     from foveal.prediction import read_exits
 
@@ -405,7 +492,15 @@ def test_what_is_wrong_in_a_summary_or_exits_is_one_sentence(trained, tmp_path, 
 
 @pytest.mark.parametrize(
     "change",
-    [{"threshold": "x"}, {"locations": ["a"]}, {"locations": 3}, {"budget": 3}, {"budget": "3 miles"}, {"more": 1}, {"at_once": 0}],
+    [
+        {"threshold": "x"},
+        {"locations": ["a"]},
+        {"locations": 3},
+        {"budget": 3},
+        {"budget": "3 miles"},
+        {"more": 1},
+        {"at_once": 0},
+    ],
 )
 def test_exits_of_other_types_are_refused(tmp_path, change):
     from foveal.prediction import Exit, read_exits, write_exits

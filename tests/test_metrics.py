@@ -69,10 +69,21 @@ def test_a_metric_is_registered_once_for_all():
 
 
 def test_json_of_metrics():
-    metrics = {"accuracy": Metric(0.5, (0.4, 0.6)), "gap": Metric(0.1, (0.0, 0.2)), "nll": Metric(0.7), "top5": Metric()}
+    metrics = {
+        "accuracy": Metric(0.5, (0.4, 0.6)),
+        "gap": Metric(0.1, (0.0, 0.2)),
+        "nll": Metric(0.7),
+        "top5": Metric(),
+    }
     assert flat(metrics) == {
-        "accuracy": 0.5, "interval": (0.4, 0.6), "gap": 0.1, "gap_interval": (0.0, 0.2), "nll": 0.7, "top5": None, "top5_interval": None,
-    }  # fmt: skip
+        "accuracy": 0.5,
+        "interval": (0.4, 0.6),
+        "gap": 0.1,
+        "gap_interval": (0.0, 0.2),
+        "nll": 0.7,
+        "top5": None,
+        "top5_interval": None,
+    }
 
 
 # ---- calibration
@@ -96,14 +107,18 @@ def test_ece_is_that_of_a_slow_loop(count, bins):
     confidence = rng.random(count)
     correct = rng.random(count) < confidence**2
     confidence[: count // 4] = 1  # where a network is saturated
-    assert expected_calibration_error(confidence, correct, bins) == pytest.approx(by_loop(confidence, correct, bins), abs=1e-12)
+    assert expected_calibration_error(confidence, correct, bins) == pytest.approx(
+        by_loop(confidence, correct, bins), abs=1e-12
+    )
 
 
 def test_ece_is_that_of_torchmetrics():
     rng = np.random.default_rng(0)
     confidence = rng.random(500).astype(np.float32)
     correct = rng.random(500) < 0.6
-    theirs = binary_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct).int(), n_bins=15, norm="l1")
+    theirs = binary_calibration_error(
+        torch.from_numpy(confidence), torch.from_numpy(correct).int(), n_bins=15, norm="l1"
+    )
     assert expected_calibration_error(confidence.astype(float), correct) == pytest.approx(float(theirs), abs=1e-5)
 
 
@@ -116,7 +131,9 @@ def test_ece_of_known_cases():
     assert expected_calibration_error(confidence, correct) == 0
     assert expected_calibration_error(confidence, ~correct) == pytest.approx((0.5 + 0 + 0.5) / 3)
     # The edge of a bin belongs to the one below: in one bin these two would cancel out.
-    assert expected_calibration_error(np.array([0.5, 0.500001]), np.array([True, False]), bins=2) == pytest.approx(0.5, abs=1e-5)
+    assert expected_calibration_error(np.array([0.5, 0.500001]), np.array([True, False]), bins=2) == pytest.approx(
+        0.5, abs=1e-5
+    )
 
 
 # ---- intervals
@@ -143,7 +160,9 @@ def test_paired_interval_by_hand():
     assert paired_interval(np.ones(2, bool), np.zeros(2, bool))[1] == 1
 
 
-@pytest.mark.parametrize(("n", "both", "first", "second"), [(60, 0.3, 0.2, 0.1), (200, 0.7, 0.1, 0.02), (500, 0.05, 0.4, 0.4)])
+@pytest.mark.parametrize(
+    ("n", "both", "first", "second"), [(60, 0.3, 0.2, 0.1), (200, 0.7, 0.1, 0.02), (500, 0.05, 0.4, 0.4)]
+)
 def test_paired_interval_covers_the_difference_95_times_of_100(n, both, first, second):
     rng = np.random.default_rng(n)
     cells = rng.multinomial(n, [both, first, second, 1 - both - first - second], 2000)

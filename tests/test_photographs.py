@@ -25,7 +25,9 @@ def benchmark(monkeypatch):
 
 
 def layers():
-    """(channels in, channels out, kernel, stride, groups, clipped, starts a block whose input is added) of the 52 convolutions."""
+    """(channels in, channels out, kernel, stride, groups, clipped, starts a block whose input is added) of the 52
+    convolutions.
+    """
     yield 3, 32, 3, 2, 1, True, False
     width = 32
     for expansion, channels, blocks, stride in TABLE:
@@ -55,10 +57,13 @@ def archive(tmp_path_factory):
 
 
 def as_published(archive, x, border):
-    """The network on images from -1 to 1, written out: TensorFlow's "same" padding, ReLU6, no batch norms; ``border`` is around it."""
+    """The network on images from -1 to 1, written out: TensorFlow's "same" padding, ReLU6, no batch norms; ``border``
+    is around it.
+    """
     with np.load(archive) as found:
         kernels = [
-            torch.from_numpy(found[f"w{i:02d}"].astype(float) * found[f"s{i:02d}"].astype(float)[:, None, None, None]) for i in range(53)
+            torch.from_numpy(found[f"w{i:02d}"].astype(float) * found[f"s{i:02d}"].astype(float)[:, None, None, None])
+            for i in range(53)
         ]
         biases = [torch.from_numpy(found[f"b{i:02d}"]).double() for i in range(53)]
     kept = None
@@ -129,8 +134,13 @@ def test_splits_are_by_number(benchmark, scenes, tmp_path):
     with table.open() as file:
         split = {Path(row["path"]).stem: row["split"] for row in csv.DictReader(file)}
     assert {name: split[name] for name in ("a001", "a121", "a321", "b399", "b002", "b304")} == {
-        "a001": "train", "a121": "train", "a321": "val", "b399": "val", "b002": "test", "b304": "test"
-    }  # fmt: skip
+        "a001": "train",
+        "a121": "train",
+        "a321": "val",
+        "b399": "val",
+        "b002": "test",
+        "b304": "test",
+    }
     assert sorted(Path(path).stem for path in training) == sorted(name for name, of in split.items() if of == "train")
 
 
@@ -139,7 +149,16 @@ def test_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "out.json"
     runs.mkdir()
     (runs / "steps.json").write_text(json.dumps({"tnet": [1], "saccader": [1, 1], "dense 100": [1], "dense 400": [1]}))
-    command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive), "--folder", str(runs)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "photographs.py"),
+        "--root",
+        str(scenes),
+        "--weights",
+        str(archive),
+        "--folder",
+        str(runs),
+    ]
     command += ["--seeds", "3", "--out", str(out), "--contenders"]
     for more in (
         ["tnet", "saccader", "dense 400", "--trainings", "pretrained", "--timed-images", "4"],
@@ -152,9 +171,16 @@ def test_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
         *(("dense 100", training) for training in ("pretrained", "longer", "scratch")),
     }
     assert {(row["training"], phase["steps"]) for row in found["trained"] for phase in row["phases"]} == {
-        ("pretrained", 1), ("longer", 2), ("scratch", 1)
-    }  # fmt: skip
-    assert {row["policy"] for row in found["rows"] if row["contender"] == "tnet"} == {"none", "greedy", "random", "exit"}
+        ("pretrained", 1),
+        ("longer", 2),
+        ("scratch", 1),
+    }
+    assert {row["policy"] for row in found["rows"] if row["contender"] == "tnet"} == {
+        "none",
+        "greedy",
+        "random",
+        "exit",
+    }
     # The second call added rows, and left the times of the first.
     assert {(row["contender"], row["batch"]) for row in found["times"]} == {
         (name, batch) for name in ("tnet", "saccader", "dense 400") for batch in (1, 16)
@@ -165,7 +191,10 @@ def test_contenders_train_and_are_judged_and_timed(archive, scenes, tmp_path):
 def test_times_need_something_to_compare_with(archive, scenes, tmp_path):
     command = [sys.executable, str(BENCHMARKS / "photographs.py"), "--root", str(scenes), "--weights", str(archive)]
     done = subprocess.run(
-        [*command, "--folder", str(tmp_path / "runs"), "--contenders", "tnet"], capture_output=True, text=True, check=False
+        [*command, "--folder", str(tmp_path / "runs"), "--contenders", "tnet"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "times are given beside those of 'dense 400'" in done.stderr

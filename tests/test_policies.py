@@ -73,7 +73,11 @@ def test_a_grid_with_every_cell_masked_is_still_numbers():
 
 def test_names_and_objects():
     sampled = find_policy("sampled")
-    assert find_policy(sampled) is sampled and sampled == POLICIES.get("sampled")() != find_policy("greedy") and str(sampled) == "sampled"
+    assert (
+        find_policy(sampled) is sampled
+        and sampled == POLICIES.get("sampled")() != find_policy("greedy")
+        and str(sampled) == "sampled"
+    )
     assert {name for name in POLICIES if POLICIES.get(name).learned} == {"greedy", "sampled"}
     assert {name for name in POLICIES if find_policy(name).sampled} == {"sampled"}
     with pytest.raises(ConfigError, match="greddy: there is no policy of this name; did you mean greedy"):
@@ -94,7 +98,11 @@ def test_what_draws_says_so(name):
 def test_the_tables_of_names_that_help_shows_are_those_of_the_policies():
     import foveal.glimpse.saccader
 
-    grid = [name for name in POLICIES if issubclass(POLICIES.get(name), CellPolicy) and POLICIES.get(name).__module__ == "foveal.policies"]
+    grid = [
+        name
+        for name in POLICIES
+        if issubclass(POLICIES.get(name), CellPolicy) and POLICIES.get(name).__module__ == "foveal.policies"
+    ]
     own = [name for name in POLICIES if issubclass(POLICIES.get(name), foveal.glimpse.saccader.SaccaderPolicy)]
     assert (*grid,) == POLICY_NAMES and (*own,) == SACCADER_POLICY_NAMES
     assert all(POLICIES.get(name).name == name and issubclass(POLICIES.get(name), Policy) for name in POLICIES)

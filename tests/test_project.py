@@ -22,15 +22,34 @@ MODULES = sorted((ROOT / "foveal").rglob("*.py"))
 
 
 HEAVY = {
-    "torch", "numpy", "timm", "torchvision", "torch._dynamo", "huggingface_hub", "lightning", "torchmetrics", "matplotlib", "pyarrow",
-    "rich", "jsonargparse", "PIL", "tifffile", "imagecodecs", "sklearn", "skimage", "scipy", "pandas",
-}  # fmt: skip
+    "torch",
+    "numpy",
+    "timm",
+    "torchvision",
+    "torch._dynamo",
+    "huggingface_hub",
+    "lightning",
+    "torchmetrics",
+    "matplotlib",
+    "pyarrow",
+    "rich",
+    "jsonargparse",
+    "PIL",
+    "tifffile",
+    "imagecodecs",
+    "sklearn",
+    "skimage",
+    "scipy",
+    "pandas",
+}
 FOR_NETWORKS = {"timm", "torchvision", "torch._dynamo", "huggingface_hub", "PIL"}
 """timm, and what it imports itself."""
 
 
 def imported(*commands: list[str]) -> list[set[str]]:
-    """What of ``HEAVY`` one process has imported at the end of each of several commands, which it runs one after the other."""
+    """What of ``HEAVY`` one process has imported at the end of each of several commands, which it runs one after the
+    other.
+    """
     code = f"""
 import contextlib, os, sys
 from foveal.cli import main
@@ -63,11 +82,16 @@ def test_importing_and_help_of_commands_are_light():
 def test_help_of_a_recipe_and_lists_need_no_network():
     """Signatures of models are torch's; nothing of timm, and nothing that trains, draws or reads files, is there."""
     commands = [
-        ["models"], ["data"], ["table", "cifar", "--runs", "docs"], ["predict", "nowhere", "x.png"],
+        ["models"],
+        ["data"],
+        ["table", "cifar", "--runs", "docs"],
+        ["predict", "nowhere", "x.png"],
         ["fit", "demo", "--help"],
-        ["fit", "--data", "folder", "--model", "tnet", "--help"], ["fit", "fmow/tnet_step2.reference", "--help"],
-        ["fit", "imagenet/saccader_nasnetalarge", "--help"], ["fit", "demo", "--epochs", "many"],
-    ]  # fmt: skip
+        ["fit", "--data", "folder", "--model", "tnet", "--help"],
+        ["fit", "fmow/tnet_step2.reference", "--help"],
+        ["fit", "imagenet/saccader_nasnetalarge", "--help"],
+        ["fit", "demo", "--epochs", "many"],
+    ]
     for argv, modules in zip(commands, imported(*commands), strict=True):
         assert modules <= {"torch", "numpy", "rich", "jsonargparse"}, argv
 
@@ -78,15 +102,25 @@ def test_help_of_a_dense_network_needs_timm_and_no_more():
 
 
 def test_predicting_needs_networks_and_readers_only(tmp_path):
-    """And no networks of timm where the model has none; not pyarrow for CSV; not the trainer, nor what draws or evaluates."""
+    """And no networks of timm where the model has none; not pyarrow for CSV; not the trainer, nor what draws or
+    evaluates.
+    """
     for name, backbone in (("ram", {}), ("tnet", {"backbone": "plain_convnet_32", "locations": [1]})):
         model = create_model(name, num_classes=2, **backbone)
         save_model(tmp_path / name, model, ModelInfo({"name": name, **backbone}, ("a", "b")))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     out = ["--out", str(tmp_path / "out.csv"), "--overwrite", "--device", "cpu"]
-    ram, tnet = imported(*(["predict", str(tmp_path / name), str(tmp_path / "a.png"), *out] for name in ("ram", "tnet")))
+    ram, tnet = imported(
+        *(["predict", str(tmp_path / name), str(tmp_path / "a.png"), *out] for name in ("ram", "tnet"))
+    )
     assert (tmp_path / "out.csv").read_text().count("\n") == 2
-    assert ram <= {"torch", "numpy", "torch._dynamo", "PIL", "imagecodecs"}  # _dynamo: torch counts multiply-accumulates with it
+    assert ram <= {
+        "torch",
+        "numpy",
+        "torch._dynamo",
+        "PIL",
+        "imagecodecs",
+    }  # _dynamo: torch counts multiply-accumulates with it
     assert tnet <= ram | FOR_NETWORKS
 
 
@@ -130,7 +164,9 @@ def test_unknown_export_is_an_attribute_error():
 
 def test_every_dependency_says_why():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    wanted = PROJECT["project"]["dependencies"] + [d for extra in PROJECT["project"]["optional-dependencies"].values() for d in extra]
+    wanted = PROJECT["project"]["dependencies"] + [
+        d for extra in PROJECT["project"]["optional-dependencies"].values() for d in extra
+    ]
     for dependency in wanted:
         (line,) = [x for x in lines if f'"{dependency}"' in x]
         if ">=" in dependency:

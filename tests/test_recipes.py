@@ -41,8 +41,8 @@ def shrunk(name):
     """Flags that make a recipe cheap and leave its data, augmentation, model family and objective alone."""
     flags = ["--steps", "1", "--batch-size", "2", "--log-every", "1", "--workers", "0", "--device", "cpu", "--quiet"]
     if "bagnet77" in name:
-        # The same network with few channels. With fewer than 16, the backward pass of strided 1x1 convolutions in channels-last
-        # layout crashes torch 2.15 on a CPU.
+        # The same network with few channels. With fewer than 16, the backward pass of strided 1x1 convolutions in
+        # channels-last layout crashes torch 2.15 on a CPU.
         widths = "{widths: [16, 16, 16, 16], features: 16}"
         dense = ["--model.widths", "[16,16,16,16]", "--model.features", "16"]
         flags += ["--model.backbone_options", widths] if name.startswith("imagenet/tnet") else dense
@@ -51,7 +51,16 @@ def shrunk(name):
     elif name.startswith("fmow/tnet"):
         flags += ["--data.image_size", "224"]
     elif name == "imagenet/dram.reference":
-        flags += ["--model.image_size", "64", "--model.base_size", "24", "--model.hidden", "16", "--model.backbone", "test_resnetv2_slim"]
+        flags += [
+            "--model.image_size",
+            "64",
+            "--model.base_size",
+            "24",
+            "--model.hidden",
+            "16",
+            "--model.backbone",
+            "test_resnetv2_slim",
+        ]
     elif name.startswith("imagenet/saccader"):
         flags += ["--model.backbone", "test_bagnet_lowd", "--model.image_size", "45"]
         flags += ["--model.classifier", "test_resnet", "--model.glimpse_size", "32"] if "nasnet" in name else []
@@ -81,7 +90,12 @@ def shrunk_dense(name):
 
 
 def test_recipes_of_tnet_are_those_of_the_specification():
-    birds = [f"{data}/{kind}_b{b}.reference" for data in ("cub", "nabirds") for kind in ("efficientnet", "tnet") for b in range(5)]
+    birds = [
+        f"{data}/{kind}_b{b}.reference"
+        for data in ("cub", "nabirds")
+        for kind in ("efficientnet", "tnet")
+        for b in range(5)
+    ]
     fmow = [f"fmow/efficientnet_b0_{kind}.reference" for kind in ("224", "448", "896", "boxes")]
     fmow += ["fmow/tnet_step1.reference", "fmow/tnet_step2.reference"]
     assert sorted([*birds, *fmow, "imagenet/bagnet77.reference", "imagenet/tnet_bagnet77.reference"]) == sorted(TNETS)
@@ -114,13 +128,17 @@ def test_hyper_parameters_are_the_published_ones(name, expected):
     assert out.as_posix() == f"runs/{name}"
     birds = name.startswith(("cub", "nabirds"))
     assert optimiser.l2_groups == (("head",) if birds else None)
-    assert optimiser.group_lr == ({} if not birds else {"backbone": 1e-4 if "tnet_b" in name and "efficientnet" not in name else 5e-5})
+    assert optimiser.group_lr == (
+        {} if not birds else {"backbone": 1e-4 if "tnet_b" in name and "efficientnet" not in name else 5e-5}
+    )
 
 
 def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
     rows = [row for name in ("cifar", "imagenet") for row in paper_table(name, "nowhere").rows if row.recipe]
     by_recipe = {row.recipe: row.model for row in rows if row.recipe in SOFT}
-    wanted = {row.recipe for row in rows if row.section in ("main", "ablation", "other attention", "ResNets with attention")}
+    wanted = {
+        row.recipe for row in rows if row.section in ("main", "ablation", "other attention", "ResNets with attention")
+    }
     assert wanted <= set(SOFT)
     for name in SOFT:
         model = {key: value for key, value in load_recipe(name)["model"].items() if key not in ("image_size", "crop")}
@@ -132,7 +150,8 @@ def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # Specification of the attention-based CNN, section 3: epochs or steps, batch, schedule, drops, warm-up, momentum of Nesterov.
+        # Specification of the attention-based CNN, section 3: epochs or steps, batch, schedule, drops, warm-up,
+        # momentum of Nesterov.
         ("cifar10/attn_resnet110", (200, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
         ("cifar100/se_resnet110", (200, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
         ("cifar10/attn_resnet110_cosine", (200, 128, "cosine", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
@@ -140,7 +159,10 @@ def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
         ("cifar10/densenet_bc_100_12", (200, 128, "step", (0.5, 0.75), 0, None, False, True, 1e-4)),
         ("cifar100/densenet_bc_100_12.original", (300, 64, "step", (0.5, 0.75), 0, None, True, True, 1e-4)),
         ("cifar10/resnet110.original", (None, 128, "step", (0.5, 0.75), 400, 0.1, False, True, 1e-4)),
-        ("imagenet/attn_resnet50.document", (90, 256, "step", (pytest.approx(1 / 3), pytest.approx(2 / 3)), 0, None, False, True, 1e-4)),
+        (
+            "imagenet/attn_resnet50.document",
+            (90, 256, "step", (pytest.approx(1 / 3), pytest.approx(2 / 3)), 0, None, False, True, 1e-4),
+        ),
         # Specification of ExpAtt, section 8; 5 epochs of 1,281,167 images in batches of 256.
         ("imagenet/expatt_resnet152", (100, 256, "cosine", 0.8, 5 * (1281167 // 256), None, False, False, 1e-4)),
     ],
@@ -148,7 +170,17 @@ def test_every_row_of_the_soft_tables_has_a_recipe_and_every_recipe_a_row():
 def test_hyper_parameters_of_soft_attention_are_those_of_the_specification(name, expected):
     config, _, _ = configure(name, ["--data.root", "nowhere"])
     o = config.optimiser
-    got = (config.epochs, config.batch_size, o.schedule, o.step_at, o.warmup, o.warmup_factor, o.nesterov, o.decay_all, o.weight_decay)
+    got = (
+        config.epochs,
+        config.batch_size,
+        o.schedule,
+        o.step_at,
+        o.warmup,
+        o.warmup_factor,
+        o.nesterov,
+        o.decay_all,
+        o.weight_decay,
+    )
     assert got == expected
     assert (o.name, o.lr, o.betas[0], o.step_factor, config.precision) == ("sgd", 0.1, 0.9, 0.1, "32")
     assert config.data["augmentation"] == ("inception" if name.startswith("imagenet") else "crop_flip")
@@ -156,7 +188,9 @@ def test_hyper_parameters_of_soft_attention_are_those_of_the_specification(name,
 
 
 def test_locations_trained_with_are_the_published_ones():
-    trained = {name: load_recipe(name)["model"]["locations"] for name in TNETS if "locations" in load_recipe(name)["model"]}
+    trained = {
+        name: load_recipe(name)["model"]["locations"] for name in TNETS if "locations" in load_recipe(name)["model"]
+    }
     assert trained == {
         "imagenet/tnet_bagnet77.reference": [3],
         "fmow/tnet_step1.reference": [2],
@@ -190,7 +224,19 @@ def test_recipe_for_a_folder_runs(more, roots, tmp_path):
     from foveal.recipes.config import fit_config
 
     tiny = [] if more else ["--model.backbone", "test_efficientnet", "--model.base_size", "32"]
-    flags = ["--data.root", str(roots("folder")), "--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet"]
+    flags = [
+        "--data.root",
+        str(roots("folder")),
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     config, out, how = configure("folder", [*flags, *tiny, *more, "--out", str(tmp_path / "run")])
     assert fit_config(config, out, **how).class_names == ("class_0", "class_1")
 
@@ -198,9 +244,25 @@ def test_recipe_for_a_folder_runs(more, roots, tmp_path):
 def test_recipe_for_the_digits_runs(tmp_path):
     from foveal.recipes.config import fit_config
 
-    few = ["--data.train", "8", "--data.val", "4", "--data.test", "4", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--quiet"]
+    few = [
+        "--data.train",
+        "8",
+        "--data.val",
+        "4",
+        "--data.test",
+        "4",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     config, out, how = configure("ram_digits", [*few, "--out", str(tmp_path / "run")])
-    assert fit_config(config, out, **how).load_model().locations == tuple(load_recipe("ram_digits")["model"]["locations"])
+    assert fit_config(config, out, **how).load_model().locations == tuple(
+        load_recipe("ram_digits")["model"]["locations"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +274,29 @@ def canvases(roots, tmp_path_factory):
 
     def run(name):
         if name not in made:
-            flags = ["--data.root", str(roots("mnist")), "--data.train", "4", "--data.val", "2", "--data.test", "2", "--steps", "1"]
-            flags += ["--batch-size", "2", "--workers", "0", "--device", "cpu", "--quiet", "--out", str(tmp_path_factory.mktemp("run"))]
+            flags = [
+                "--data.root",
+                str(roots("mnist")),
+                "--data.train",
+                "4",
+                "--data.val",
+                "2",
+                "--data.test",
+                "2",
+                "--steps",
+                "1",
+            ]
+            flags += [
+                "--batch-size",
+                "2",
+                "--workers",
+                "0",
+                "--device",
+                "cpu",
+                "--quiet",
+                "--out",
+                str(tmp_path_factory.mktemp("run")),
+            ]
             if before := load_recipe(name).get("init_from"):
                 flags += ["--init-from", str(run(before.removeprefix("runs/")).path)]
             config, out, how = configure(name, flags)
@@ -248,8 +331,10 @@ def test_recipes_merge_and_name_what_replaces_what(tmp_path):
     (tmp_path / "same.yaml").write_text("base: base.yaml\nmodel: {region: 0.4}\n")
     (tmp_path / "other.yaml").write_text("base: base.yaml\nmodel: {name: resnet18}\n")
     assert load_recipe(str(tmp_path / "same.yaml")) == {
-        "model": {"name": "tnet", "grid": 5, "region": 0.4}, "epochs": 10.0, "data": {"name": "digits"},
-    }  # fmt: skip
+        "model": {"name": "tnet", "grid": 5, "region": 0.4},
+        "epochs": 10.0,
+        "data": {"name": "digits"},
+    }
     assert load_recipe(str(tmp_path / "other.yaml"))["model"] == {"name": "resnet18"}
     assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
 
@@ -259,7 +344,9 @@ def test_options_of_an_objective_stay_with_models_of_the_same_objective(tmp_path
     options = {"image_share": 0.6, "warm_up": 0.2}
     base = {"model": {"name": "tnet"}, "objective": options}
     assert merge(base, {"model": {"name": "test_resnet"}})["objective"] == {}
-    assert merge(base, {"model": {"name": "ram"}, "objective": {"image_share": 0.5}})["objective"] == {"image_share": 0.5}
+    assert merge(base, {"model": {"name": "ram"}, "objective": {"image_share": 0.5}})["objective"] == {
+        "image_share": 0.5
+    }
     assert merge(base, {"model": {"name": "tnet", "grid": 4}})["objective"] == options
     stage = {"model": {"name": "saccader"}, "objective": {"pretraining": 0.0}}
     assert merge(stage, {"model": {"name": "saccader_separate"}})["objective"] == {"pretraining": 0.0}
@@ -272,7 +359,15 @@ def test_options_of_an_objective_stay_with_models_of_the_same_objective(tmp_path
 
 
 def test_values_read_as_people_mean_them():
-    assert [parse_value(x) for x in ("1e-4", "3", "2.5", "[2, 1]", "null", "yes", "a b")] == [1e-4, 3, 2.5, [2, 1], None, True, "a b"]
+    assert [parse_value(x) for x in ("1e-4", "3", "2.5", "[2, 1]", "null", "yes", "a b")] == [
+        1e-4,
+        3,
+        2.5,
+        [2, 1],
+        None,
+        True,
+        "a b",
+    ]
     with pytest.raises(ConfigError, match="brackets"):
         parse_value("[1")
 

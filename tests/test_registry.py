@@ -45,7 +45,9 @@ def test_two_entries_of_one_name_are_refused_but_a_module_may_be_run_again(tools
     def other():
         pass
 
-    with pytest.raises(ConfigError, match=r"^saw: two tools have this name, of tests.test_registry and of tests.test_registry; rename"):
+    with pytest.raises(
+        ConfigError, match=r"^saw: two tools have this name, of tests.test_registry and of tests.test_registry; rename"
+    ):
         tools.register("saw")(other)
     again = type(tools.get("saw"))("_Saw", (), {})
     again.__module__, again.__qualname__ = tools.get("saw").__module__, tools.get("saw").__qualname__

@@ -59,8 +59,13 @@ def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
 
 def test_references_are_written_as_they_were(tmp_path):
     model = models.create_classifier("tnet_bagnet77.reference", backbone="test_bagnet_tnet", num_classes=3)
-    runs.write_card(tmp_path, model, runs.ModelInfo({"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}))
-    assert json.loads((tmp_path / runs.CARD).read_text())["model"] == {"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"}
+    runs.write_card(
+        tmp_path, model, runs.ModelInfo({"name": "tnet_bagnet77.reference", "backbone": "test_bagnet_tnet"})
+    )
+    assert json.loads((tmp_path / runs.CARD).read_text())["model"] == {
+        "name": "tnet_bagnet77.reference",
+        "backbone": "test_bagnet_tnet",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- names
@@ -79,7 +84,9 @@ def test_models_of_ours_take_a_number_of_classes(name):
 
 
 def test_options_of_the_wrapper_are_told_from_those_of_the_network():
-    model = models.create_classifier("test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4)
+    model = models.create_classifier(
+        "test_resnet", num_classes=2, image_size=48, squash=True, mean=[0.1, 0.2, 0.3], drop_rate=0.4
+    )
     assert model.size == (48, 48) and model.squash and model.network.drop_rate == 0.4
     assert model.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])
 
@@ -95,14 +102,23 @@ def test_listing():
         ({"name": "tnett"}, "tnett: there is no model of this name; did you mean tnet"),
         ({"name": "tnet_nope"}, "tnet_nope: there is no model of this name; did you mean tnet or "),
         ({"name": "resnet_18"}, "resnet_18: there is no model of this name; did you mean .*resnet18"),
-        ({"name": "resnet18.a1_in1kk"}, "resnet18.a1_in1kk: there is no model of this name; did you mean .*resnet18.a1_in1k"),
+        (
+            {"name": "resnet18.a1_in1kk"},
+            "resnet18.a1_in1kk: there is no model of this name; did you mean .*resnet18.a1_in1k",
+        ),
         ({"name": "zzz"}, "zzz: there is no model of this name; foveal models lists them"),
         ({"name": "tnet", "basesize": 3}, "model tnet: there is no option 'basesize'; did you mean base_size"),
-        ({"name": "test_resnet", "drop_rat": 3}, "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate"),
+        (
+            {"name": "test_resnet", "drop_rat": 3},
+            "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate",
+        ),
         ({"name": "resnet20_cifar", "place": "front"}, "model resnet20_cifar: place='front' is unknown; use block"),
         ({"name": "resnet20_cifar", "widths": 16}, r"model resnet20_cifar: an option has a value of a wrong type \("),
         ({"name": "resnet20_cifar", "a.b": 1}, "model resnet20_cifar: there is no option 'a.b'"),
-        ({"name": "test_resnet", "pretrained": "none.safetensors"}, "none.safetensors: there is no such file of weights"),
+        (
+            {"name": "test_resnet", "pretrained": "none.safetensors"},
+            "none.safetensors: there is no such file of weights",
+        ),
     ],
 )
 def test_what_is_unknown_gets_a_near_name(call, sentence):
@@ -139,7 +155,9 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
         raise FileNotFoundError("we cannot find the requested files in the local cache.")
 
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"):
+    with pytest.raises(
+        ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"
+    ):
         models.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
     logging.getLogger("huggingface_hub.utils._http").warning("as loud as before")
@@ -162,7 +180,9 @@ def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, pro
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     monkeypatch.setattr(models.socket, "create_connection", connect)
     monkeypatch.setattr(models, "getproxies", lambda: proxies)
-    monkeypatch.setattr("timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE) or torch.nn.Identity())
+    monkeypatch.setattr(
+        "timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE) or torch.nn.Identity()
+    )
     models.create_model("test_resnet", pretrained=True)
     models.create_model("test_resnet")
     assert offline == [not reached and not proxies, False] and not constants.HF_HUB_OFFLINE
@@ -177,7 +197,10 @@ HUB = "a model of the Hugging Face Hub or of a folder is not loaded by its name;
         ("hf-hub:timm/resnet18.a1_in1k", rf"{HUB} resnet18.a1_in1k, and --model.pretrained true for its weights"),
         ("hf_hub:timm/resnet18.a1_in1k@main", rf"{HUB} resnet18.a1_in1k, and"),
         ("timm/resnet18", rf"{HUB} resnet18, and"),
-        ("hf-hub:somebody/birds", rf"{HUB} the name of its architecture in timm, and its file of weights by --model.pretrained FILE"),
+        (
+            "hf-hub:somebody/birds",
+            rf"{HUB} the name of its architecture in timm, and its file of weights by --model.pretrained FILE",
+        ),
         ("local-dir:/models/birds", rf"{HUB} the name of its architecture in timm"),
         ("resnet18.a1_in1kk", "UNKNOWN; did you mean resnet18.a1_in1k or "),
         ("resnet_18", "UNKNOWN; did you mean resnet18"),
@@ -249,7 +272,12 @@ def test_what_is_saved_is_loaded(folder):
     same = runs.load(folder)
     # The run's value range is 0 to 2.
     assert torch.equal(classify(same, 2 * image).logits, classify(model, image.permute(1, 2, 0).numpy()).logits)
-    assert same.class_names == ("a", "b", "c") and same.locations == (2,) and list(same.value_range) == [0.0, 2.0] and not same.training
+    assert (
+        same.class_names == ("a", "b", "c")
+        and same.locations == (2,)
+        and list(same.value_range) == [0.0, 2.0]
+        and not same.training
+    )
     card = json.loads((folder / "config.json").read_text())
     assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -307,10 +335,16 @@ def spoil(folder: Path, how: str) -> None:
         ("half a config.json", r"config.json: is damaged or not ours \(line \d+ is not valid JSON\); "),
         ("another config.json", r"config.json: model: is missing; "),
         ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
-        ("no best yet", r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python "),
+        (
+            "no best yet",
+            r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python ",
+        ),
         ("half the weights", r"model.safetensors: is damaged or half written; "),
         ("unknown model", r"config.json: tnet9: there is no model of this name; did you mean tnet"),
-        ("other shapes", r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)"),
+        (
+            "other shapes",
+            r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)",
+        ),
         ("missing tensor", r"the weights do not fit the model, classifier.bias is missing"),
         ("further tensor", r"the weights do not fit the model, extra.bias is not a part of this model"),
     ],
@@ -328,8 +362,15 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
             "model: [",
             r"config.yaml: is damaged \(line 1 is not valid YAML\); .* foveal fit RECIPE --out \S+run --overwrite",
         ),
-        ("- 1", r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite"),
-        (None, r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another --out"),
+        (
+            "- 1",
+            r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite",
+        ),
+        (
+            None,
+            r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another "
+            r"--out",
+        ),
     ],
 )
 def test_a_config_that_is_none(folder, content, sentence):
@@ -363,7 +404,9 @@ def test_claiming(tmp_path):
         claimed(tmp_path / "file", overwrite=True)
     with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
         claimed(tmp_path / "file" / "run")
-    with pytest.raises(RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"):
+    with pytest.raises(
+        RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"
+    ):
         claimed(tmp_path / "a", resume=True)
     (out / "notes.txt").touch()
     with pytest.raises(RunError, match="is not a run; choose another --out"):
@@ -373,10 +416,20 @@ def test_claiming(tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (["last.ckpt"], "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out"),
-        (["model.safetensors"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        (
+            ["last.ckpt"],
+            "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out",
+        ),
+        (
+            ["model.safetensors"],
+            "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out",
+        ),
         (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
-        ([], "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another --out"),
+        (
+            [],
+            "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another "
+            "--out",
+        ),
     ],
 )
 def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
@@ -398,7 +451,9 @@ def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
         (tmp_path / name).touch()
     with runs.claim(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
-        with pytest.raises(StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"):
+        with pytest.raises(
+            StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"
+        ):
             claimed(tmp_path, resume=False)
     (tmp_path / "config.yaml").touch()
     for name in (*left, *others):

@@ -15,7 +15,9 @@ FAST = [v for v in VARIANTS if v.module is None]
 def test_damaged_files_are_right_or_named(tmp_path):
     found = mutants.run(tmp_path, 150, "short", FAST)
     assert found["mutants"] > 100 and not found["intact_refused"]
-    assert not [(one["variant"], one["number"], one["outcome"], one.get("told"), one.get("why")) for one in found["bad"]]
+    assert not [
+        (one["variant"], one["number"], one["outcome"], one.get("told"), one.get("why")) for one in found["bad"]
+    ]
     assert found["outcomes"]["named"] > 40 and found["outcomes"]["right"] > 5
 
 
@@ -80,7 +82,9 @@ def test_a_worker_tells_crashes_hangs_and_memory():
 def test_the_distance_of_pictures_sees_orientation_and_other_colours():
     seen = np.random.default_rng(0).random((4, 6, 3))
     turned = np.rint(seen.swapaxes(0, 1)[::-1] * 255).astype(np.uint8)
-    assert variants.judge(seen, turned, 255.0) == "same" and variants.judge(seen, 255 - turned // 2, 255.0) == "as stored"
+    assert (
+        variants.judge(seen, turned, 255.0) == "same" and variants.judge(seen, 255 - turned // 2, 255.0) == "as stored"
+    )
 
 
 @pytest.mark.slow

@@ -3,10 +3,28 @@
 from foveal.cli import main
 
 TINY = [
-    "--model.backbone", "plain_convnet_32", "--model.locations", "2",
-    "--data.canvas", "128", "--data.digit", "12,16", "--data.distractors", "2", "--data.train", "32", "--data.val", "8", "--data.test", "8",
-    "--batch-size", "8", "--device", "cpu", "--quiet",
-]  # fmt: skip
+    "--model.backbone",
+    "plain_convnet_32",
+    "--model.locations",
+    "2",
+    "--data.canvas",
+    "128",
+    "--data.digit",
+    "12,16",
+    "--data.distractors",
+    "2",
+    "--data.train",
+    "32",
+    "--data.val",
+    "8",
+    "--data.test",
+    "8",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 
 
 def failure(capsys, *argv):

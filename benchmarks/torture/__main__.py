@@ -2,8 +2,8 @@
 
     python benchmarks/torture [PART ...] [--mutants N] [--tiles N] [--kills N] [--seed N] [--folder FOLDER] [--out FILE]
 
-Parts: variants, mutants, tiles, kills; all if none is named. Prints a table of each; `docs/reliability.md` explains them. Files of bad
-outcomes stay in the folder. An earlier result of parts that are not run stays in the file.
+Parts: variants, mutants, tiles, kills; all if none is named. Prints a table of each; `docs/reliability.md` explains
+them. Files of bad outcomes stay in the folder. An earlier result of parts that are not run stays in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ PARTS = ("variants", "mutants", "tiles", "kills")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks/torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help="of the test (default: all)")
     parser.add_argument("--mutants", type=int, default=10_000, help="damaged files (default: 10000)")
     parser.add_argument("--tiles", type=int, default=2_800, help="damaged JPEG tiles (default: 2800)")
@@ -40,7 +42,9 @@ def main() -> int:
     logging.getLogger("foveal").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="torture-"))
-    results: dict[str, Any] = json.loads(arguments.out.read_text())["results"] if arguments.out and arguments.out.exists() else {}
+    results: dict[str, Any] = (
+        json.loads(arguments.out.read_text())["results"] if arguments.out and arguments.out.exists() else {}
+    )
     for part in arguments.parts or PARTS:
         print(f"\n{part}", flush=True)
         results[part] = _run(part, folder / part, arguments)
@@ -82,7 +86,10 @@ def _bad(result: Any) -> bool:
     from benchmarks.torture.mutants import BAD
 
     if isinstance(result, list):
-        return any(row["foveal"] != "read" and sum(o in ("read", "same", "close") for o in row["others"].values()) > 1 for row in result)
+        return any(
+            row["foveal"] != "read" and sum(o in ("read", "same", "close") for o in row["others"].values()) > 1
+            for row in result
+        )
     if "rows" in result:
         return any(row["wrong"] for row in result["rows"])
     return any(result["outcomes"].get(name) for name in BAD)

@@ -1,9 +1,10 @@
-"""Commands that are killed, signalled, or run out of disk, and are then repeated: is nothing lost, and nothing there twice?
+"""Commands that are killed, signalled, or run out of disk, and are then repeated: is nothing lost, and nothing there
+twice?
 
-A trial is a fork of this process, which has imported all that is slow to import. File operations of the command are counted where
-Python makes them: opening for writing, every write to such a file, renaming, removing, making folders. At one of them the trial kills
-itself, or the operation fails as on a full disk. Then the command is repeated in another fork, and what is left is compared with what an
-undisturbed command leaves.
+A trial is a fork of this process, which has imported all that is slow to import. File operations of the command are
+counted where Python makes them: opening for writing, every write to such a file, renaming, removing, making folders. At
+one of them the trial kills itself, or the operation fails as on a full disk. Then the command is repeated in another
+fork, and what is left is compared with what an undisturbed command leaves.
 
 Example:
     >>> _untimed({"accuracy": 0.5, "seconds": [1.2]})
@@ -32,10 +33,39 @@ from pathlib import Path
 from typing import Any
 
 FIT = [
-    "fit", "--data", "digits", "--data.canvas", "96", "--data.digit", "16,20", "--data.distractors", "1", "--data.train", "12",
-    "--data.val", "6", "--data.test", "6", "--model", "tnet", "--model.backbone", "test_efficientnet", "--model.base_size", "16",
-    "--model.locations", "[1]", "--batch-size", "4", "--steps", "4", "--save-every", "1", "--device", "cpu", "--quiet",
-]  # fmt: skip
+    "fit",
+    "--data",
+    "digits",
+    "--data.canvas",
+    "96",
+    "--data.digit",
+    "16,20",
+    "--data.distractors",
+    "1",
+    "--data.train",
+    "12",
+    "--data.val",
+    "6",
+    "--data.test",
+    "6",
+    "--model",
+    "tnet",
+    "--model.backbone",
+    "test_efficientnet",
+    "--model.base_size",
+    "16",
+    "--model.locations",
+    "[1]",
+    "--batch-size",
+    "4",
+    "--steps",
+    "4",
+    "--save-every",
+    "1",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 LIMIT_S = 240  # the machine may be shared
 
 
@@ -63,15 +93,21 @@ class Operations:
         self._each(self.count, what)
 
     def _ours(self, file: Any) -> bool:
-        return isinstance(file, str | bytes | os.PathLike) and os.path.realpath(os.fsdecode(file)).startswith(self._folder)
+        return isinstance(file, str | bytes | os.PathLike) and os.path.realpath(os.fsdecode(file)).startswith(
+            self._folder
+        )
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             _, mode, flags = args
-            changing = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            changing = bool(set(mode or "") & set("wax+")) or bool(
+                (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            )
             if changing and self._ours(args[0]):
                 self.happen("open")
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate") and self._ours(args[0]):
+        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate") and self._ours(
+            args[0]
+        ):
             self.happen(event)
 
 
@@ -103,7 +139,7 @@ class _Watched:
         return iter(self._file)
 
 
-# ------------------------------------------------------------------------------------------------------------------ one command
+# ---------------------------------------------------------------------------------------------------------- one command
 
 
 def start(argv: Sequence[str], folder: Path, how: str = "", at: int = 0) -> multiprocessing.Process:
@@ -112,7 +148,8 @@ def start(argv: Sequence[str], folder: Path, how: str = "", at: int = 0) -> mult
     Args:
         argv: of ``foveal``.
         folder: what it writes to; the files ``said``, ``count`` are put beside it.
-        how: "kill" or "full" at operation ``at``, "count" to count them, "size" to let no file grow beyond ``at`` bytes, or "".
+        how: "kill" or "full" at operation ``at``, "count" to count them, "size" to let no file grow beyond ``at``
+            bytes, or "".
         at: see there.
     """
 
@@ -170,7 +207,7 @@ def said(folder: Path) -> str:
     return file.read_text(errors="replace").strip() if file.exists() else ""
 
 
-# ------------------------------------------------------------------------------------------------------------------ the jobs
+# ------------------------------------------------------------------------------------------------------------- the jobs
 
 
 class Job:
@@ -186,7 +223,14 @@ class Job:
     """
 
     def __init__(self, name: str, command: Any, repeat: Any, result: Any, prepare: Any = None, code: int = 0) -> None:
-        self.name, self.command, self.repeat, self.result, self.prepare, self.code = name, command, repeat, result, prepare, code
+        self.name, self.command, self.repeat, self.result, self.prepare, self.code = (
+            name,
+            command,
+            repeat,
+            result,
+            prepare,
+            code,
+        )
         self.expected: Any = None
         self.operations = 0
 
@@ -260,12 +304,27 @@ def jobs(run: Path, images: Path) -> list[Job]:
     ]
     for suffix in (".csv", ".jsonl", ".parquet"):
         predict = lambda folder, suffix=suffix: [  # noqa: E731
-            "predict", str(run), str(images), "--out", str(folder / f"rows{suffix}"), "--batch-size", "2", "--device", "cpu", "--quiet",
-        ]  # fmt: skip
+            "predict",
+            str(run),
+            str(images),
+            "--out",
+            str(folder / f"rows{suffix}"),
+            "--batch-size",
+            "2",
+            "--device",
+            "cpu",
+            "--quiet",
+        ]
         found.append(Job(f"predict {suffix}", predict, predict, rows(suffix), code=1))
     evaluate = lambda folder: [  # noqa: E731
-        "evaluate", str(folder / "run"), "--budget", BUDGET, "--device", "cpu", "--quiet",
-    ]  # fmt: skip
+        "evaluate",
+        str(folder / "run"),
+        "--budget",
+        BUDGET,
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     found.append(Job("evaluate --budget", evaluate, evaluate, exits, copied))
     return found
 
@@ -273,16 +332,31 @@ def jobs(run: Path, images: Path) -> list[Job]:
 def _untimed(found: Any) -> Any:
     """A result without its times."""
     if isinstance(found, dict):
-        return {key: _untimed(value) for key, value in found.items() if not re.search("second|time|milli|command|speed", key)}
+        return {
+            key: _untimed(value)
+            for key, value in found.items()
+            if not re.search("second|time|milli|command|speed", key)
+        }
     return [_untimed(value) for value in found] if isinstance(found, list) else found
 
 
 BUDGET = "0.1GMAC"
-SLOW = ("lightning", "timm", "torchvision", "sklearn.datasets", "pyarrow.parquet", "matplotlib.figure", "safetensors.torch",
-        "foveal.training.fitting", "foveal.evaluation", "foveal.prediction", "foveal.recipes.configure")  # fmt: skip
+SLOW = (
+    "lightning",
+    "timm",
+    "torchvision",
+    "sklearn.datasets",
+    "pyarrow.parquet",
+    "matplotlib.figure",
+    "safetensors.torch",
+    "foveal.training.fitting",
+    "foveal.evaluation",
+    "foveal.prediction",
+    "foveal.recipes.configure",
+)
 """Modules that take long to import."""
 
-# ------------------------------------------------------------------------------------------------------------------ the trials
+# ----------------------------------------------------------------------------------------------------------- the trials
 
 
 def killed(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
@@ -356,10 +430,17 @@ def twice(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]
     return found
 
 
-TRIALS = {"killed at a file operation": killed, "disk full": full, "signal to the group": signalled, "two at a time": twice}
+TRIALS = {
+    "killed at a file operation": killed,
+    "disk full": full,
+    "signal to the group": signalled,
+    "two at a time": twice,
+}
 
 
-def run(folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str] = (), say: Any = None) -> dict[str, Any]:
+def run(
+    folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str] = (), say: Any = None
+) -> dict[str, Any]:
     """Try all jobs.
 
     Args:
@@ -391,7 +472,9 @@ def run(folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str
             count = counts[kind] if job.name != "fit" else max(1, counts[kind] * counts.get("fit", 100) // 100)
             found = trial(job, folder / "work", count, seed)
             wrong = [one for one in found if one["wrong"]]
-            rows.append({"job": job.name, "kind": kind, "operations": job.operations, "trials": len(found), "wrong": wrong})
+            rows.append(
+                {"job": job.name, "kind": kind, "operations": job.operations, "trials": len(found), "wrong": wrong}
+            )
             for one in wrong:
                 if say is not None:
                     say(f"{job.name}, {kind}: {one}")

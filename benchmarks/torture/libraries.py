@@ -1,7 +1,7 @@
 """Other libraries that read the same files, and what they and the checksums tell of damage.
 
-Each reader returns the pixels of the pages that foveal uses too, or raises. A reader is compared with itself on the intact file, so
-that its own conventions of colour and rounding do not matter.
+Each reader returns the pixels of the pages that foveal uses too, or raises. A reader is compared with itself on the
+intact file, so that its own conventions of colour and rounding do not matter.
 
 Example:
     >>> import tempfile
@@ -34,8 +34,28 @@ import numpy as np
 from foveal.images.jpeg import HARMLESS
 
 Pixels = list[np.ndarray]
-_NOTES = {b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT",
-          b"acTL", b"fcTL", b"fdAT", b"cICP", b"mDCV", b"cLLI"}  # fmt: skip
+_NOTES = {
+    b"iCCP",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+    b"sBIT",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"eXIf",
+    b"pHYs",
+    b"tIME",
+    b"bKGD",
+    b"hIST",
+    b"sPLT",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+    b"cICP",
+    b"mDCV",
+    b"cLLI",
+}
 
 
 class Unknown(Exception):
@@ -65,10 +85,19 @@ def by_imagecodecs(path: Path) -> Pixels:
 
     data = path.read_bytes()
     starts = {
-        b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"\xff\x0a": "jpegxl", b"\0\0\0\x0cJXL": "jpegxl",
-        b"\xff\xd8": "jpeg8", b"\0\0\0\x0cjP": "jpeg2k", b"\xff\x4f": "jpeg2k",
-    }  # fmt: skip
-    kind = next((kind for start, kind in starts.items() if data.startswith(start)), "avif" if data[4:8] == b"ftyp" else None)
+        b"\x89PNG": "png",
+        b"RIFF": "webp",
+        b"GIF8": "gif",
+        b"BM": "bmp",
+        b"\xff\x0a": "jpegxl",
+        b"\0\0\0\x0cJXL": "jpegxl",
+        b"\xff\xd8": "jpeg8",
+        b"\0\0\0\x0cjP": "jpeg2k",
+        b"\xff\x4f": "jpeg2k",
+    }
+    kind = next(
+        (kind for start, kind in starts.items() if data.startswith(start)), "avif" if data[4:8] == b"ftyp" else None
+    )
     if kind is None:
         raise Unknown
     pixels = getattr(imagecodecs, f"{kind}_decode")(data, **({"index": 0} if kind in ("gif", "jpegxl", "avif") else {}))
@@ -139,9 +168,13 @@ def by_openslide(path: Path) -> Pixels:
 
 
 READERS: dict[str, Callable[[Path], Pixels]] = {
-    "Pillow": by_pillow, "imagecodecs": by_imagecodecs, "tifffile": by_tifffile, "libvips": by_libvips, "GDAL": by_gdal,
+    "Pillow": by_pillow,
+    "imagecodecs": by_imagecodecs,
+    "tifffile": by_tifffile,
+    "libvips": by_libvips,
+    "GDAL": by_gdal,
     "OpenSlide": by_openslide,
-}  # fmt: skip
+}
 
 
 def read_by(name: str, path: Path) -> Pixels | str | None:
@@ -169,7 +202,7 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-# ---------------------------------------------------------------------------------------------------------- checksums and warnings
+# ----------------------------------------------------------------------------------------------- checksums and warnings
 
 
 def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
@@ -177,7 +210,8 @@ def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
 
     Args:
         path: the file.
-        all_warnings: count what libjpeg says of stray bytes and the like, too, which may or may not be a sign of damage.
+        all_warnings: count what libjpeg says of stray bytes and the like, too, which may or may not be a sign of
+            damage.
     """
     data = path.read_bytes()
     found: dict[str, str | None] = {}
@@ -194,7 +228,9 @@ def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
 
 
 def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
-    """The first warning of libjpeg, by simplejpeg; unless all are wanted, those of stray bytes and the like do not count."""
+    """The first warning of libjpeg, by simplejpeg; unless all are wanted, those of stray bytes and the like do not
+    count.
+    """
     import simplejpeg
 
     try:
@@ -273,15 +309,21 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
                         short = len(stream.decompress(piece, 1 << 26)) < size
                         found["deflate"] = found.get("deflate") or ("too little" if short or not stream.eof else None)
                     elif compression == 5:
-                        found["LZW"] = found.get("LZW") or ("too little" if len(imagecodecs.lzw_decode(piece)) < size else None)
+                        found["LZW"] = found.get("LZW") or (
+                            "too little" if len(imagecodecs.lzw_decode(piece)) < size else None
+                        )
                     elif compression == 32773:
                         found["PackBits"] = found.get("PackBits") or (
                             "too little" if len(imagecodecs.packbits_decode(piece)) < size else None
                         )
                     elif compression in (34926, 50000):
-                        found["zstd"] = found.get("zstd") or ("too little" if len(imagecodecs.zstd_decode(piece)) < size else None)
+                        found["zstd"] = found.get("zstd") or (
+                            "too little" if len(imagecodecs.zstd_decode(piece)) < size else None
+                        )
                     elif compression == 34925:
-                        found["LZMA"] = found.get("LZMA") or ("too little" if len(lzma.decompress(piece)) < size else None)
+                        found["LZMA"] = found.get("LZMA") or (
+                            "too little" if len(lzma.decompress(piece)) < size else None
+                        )
                     elif compression == 7:
                         found["libjpeg"] = found.get("libjpeg") or libjpeg_warns(_whole_jpeg(page, piece), all_warnings)
                     elif compression == 1 and count < size:
@@ -302,7 +344,10 @@ def _tag_is_cut(data: bytes) -> bool:
     if at + 6 + 12 * count > len(data):
         return True
     tags = (struct.unpack(order + "HHII", data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
-    return any(sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data) for _, kind, number, where in tags)
+    return any(
+        sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data)
+        for _, kind, number, where in tags
+    )
 
 
 def _raw_size(page: Any, index: int) -> int:
@@ -312,7 +357,10 @@ def _raw_size(page: Any, index: int) -> int:
         rows, width = page.tilelength, page.tilewidth
     else:
         per_plane = -(-page.imagelength // max(1, page.rowsperstrip))
-        rows, width = min(page.rowsperstrip, page.imagelength - (index % per_plane) * page.rowsperstrip), page.imagewidth
+        rows, width = (
+            min(page.rowsperstrip, page.imagelength - (index % per_plane) * page.rowsperstrip),
+            page.imagewidth,
+        )
     if int(page.photometric) == 6 and int(page.compression) != 7:
         across, down = page.tags.valueof(530) or (2, 2)
         return -(-rows // down) * -(-width // across) * (across * down + 2)

@@ -1,7 +1,8 @@
 """Damaged copies of files of every format: is each pixel right, or the file named?
 
-A mutant is made from an intact file by a seed. A worker predicts it and looks at every level of it. Where the looks are not those of
-the intact file, or the file is refused, a second worker asks other libraries and checksums. The outcome is one of `OUTCOMES`.
+A mutant is made from an intact file by a seed. A worker predicts it and looks at every level of it. Where the looks are
+not those of the intact file, or the file is refused, a second worker asks other libraries and checksums. The outcome is
+one of `OUTCOMES`.
 
 Example:
     >>> import random
@@ -45,7 +46,7 @@ OUTCOMES = {
 BAD = ("accepted", "refused", "unnamed", "crash", "hang", "memory")
 _SPECIAL = (0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
-# ------------------------------------------------------------------------------------------------------------------ mutation
+# ------------------------------------------------------------------------------------------------------------- mutation
 
 
 def mutate(data: bytes, other: bytes, draw: random.Random) -> tuple[str, bytes]:
@@ -108,13 +109,28 @@ def mutate(data: bytes, other: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 
 _KINDS = (
-    "one bit", "one bit", "three bits", "8 random bytes", "64 random bytes", "zeros", "second half zeros", "cut", "cut, end kept",
-    "few bytes cut", "bytes put in", "bytes left out", "bytes twice", "bytes after the end", "part of another file", "a number",
-    "a number", "a number",
-)  # fmt: skip
+    "one bit",
+    "one bit",
+    "three bits",
+    "8 random bytes",
+    "64 random bytes",
+    "zeros",
+    "second half zeros",
+    "cut",
+    "cut, end kept",
+    "few bytes cut",
+    "bytes put in",
+    "bytes left out",
+    "bytes twice",
+    "bytes after the end",
+    "part of another file",
+    "a number",
+    "a number",
+    "a number",
+)
 
 
-# ------------------------------------------------------------------------------------------------------------------ what foveal does
+# ----------------------------------------------------------------------------------------------------- what foveal does
 
 
 def models() -> dict[tuple[int, Any], torch.nn.Module]:
@@ -141,7 +157,9 @@ class Foveal:
         self._models = models()
 
     def __call__(self, task: tuple[str, int, Any]) -> dict[str, Any]:
-        """``task`` is a path, bands and a range of values; gives the digests of the looks at each level, or the errors."""
+        """``task`` is a path, bands and a range of values; gives the digests of the looks at each level, or the
+        errors.
+        """
         import foveal
         from foveal.errors import FovealError
         from foveal.images import open_image
@@ -154,7 +172,9 @@ class Foveal:
         try:
             with open_image(path, value_range=value_range) as image:
                 h, w = image.size
-                for size in image.level_sizes:  # of the size of a level, so that this level serves; with orientation, colours and gaps
+                for size in (
+                    image.level_sizes
+                ):  # of the size of a level, so that this level serves; with orientation, colours and gaps
                     seen = image.look(np.array([[0, 0, h, w]], float), size, fill=torch.full((image.channels,), 0.37))
                     found["looks"][size] = hashlib.blake2b(seen.numpy().tobytes(), digest_size=8).hexdigest()
                 image.look(np.array([[h / 3, w / 4, h / 2, w / 2], [-9, -9, 40, 30]]), (24, 24))
@@ -170,7 +190,9 @@ class Others:
         self._intact: dict[str, dict[str, Any]] = {}
 
     def __call__(self, task: tuple[str, str]) -> dict[str, Any]:
-        """``task`` is a path and that of the intact file; gives who tells of damage, and who reads the intact pixels."""
+        """``task`` is a path and that of the intact file; gives who tells of damage, and who reads the intact
+        pixels.
+        """
         path, intact = task
         if intact not in self._intact:
             self._intact[intact] = {name: read_by(name, Path(intact)) for name in READERS}
@@ -200,16 +222,21 @@ def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] |
         return "right"
     if others is None:
         return "ask"
-    # Not to know the kind of file any more, or to miss a note, is a reason to refuse a file, but says nothing of its pixels.
+    # Not to know the kind of file any more, or to miss a note, is a reason to refuse a file, but says nothing of its
+    # pixels.
     told = {**others["told"], **others["warned"]}
-    return "accepted" if any("not recognized" not in text and "a tag continues" not in text for text in told.values()) else "undetectable"
+    return (
+        "accepted"
+        if any("not recognized" not in text and "a tag continues" not in text for text in told.values())
+        else "undetectable"
+    )
 
 
 def well_said(path: str, errors: Iterable[str]) -> bool:
     return all(error.startswith(f"{path}: ") and "\n" not in error and len(error) < 500 for error in errors)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the run
+# -------------------------------------------------------------------------------------------------------------- the run
 
 
 class Trial:
@@ -241,7 +268,10 @@ class Trial:
         """Looks at the intact file, or its errors."""
         if variant.title not in self._intact:
             path = self.write(variant)
-            self._intact[variant.title] = self._foveal.ask(_task(path, variant), 60).value or {"errors": ["none"], "looks": {}}
+            self._intact[variant.title] = self._foveal.ask(_task(path, variant), 60).value or {
+                "errors": ["none"],
+                "looks": {},
+            }
         return self._intact[variant.title]
 
     def judge(self, variant: Variant, data: bytes) -> dict[str, Any]:
@@ -287,7 +317,9 @@ def draws(variants: Sequence[Variant], count: int) -> Iterator[tuple[Variant, in
         yield from ((variant, i) for i in range(share))
 
 
-def run(folder: Path, count: int, seed: int = 0, variants: Sequence[Variant] = VARIANTS, say: Any = None) -> dict[str, Any]:
+def run(
+    folder: Path, count: int, seed: int = 0, variants: Sequence[Variant] = VARIANTS, say: Any = None
+) -> dict[str, Any]:
     """Judge mutants.
 
     Args:
@@ -322,13 +354,22 @@ def run(folder: Path, count: int, seed: int = 0, variants: Sequence[Variant] = V
                 (folder / "bad").mkdir(exist_ok=True)
                 (folder / "bad" / f"{variant.title.replace('/', ' ')} {i}{variant.suffix}").write_bytes(mutant)
                 if say is not None:
-                    say(f"{found['outcome']}: {variant.title} {i}, {change}: {found.get('why') or found.get('told') or found['errors']}")
+                    say(
+                        f"{found['outcome']}: {variant.title} {i}, {change}: "
+                        f"{found.get('why') or found.get('told') or found['errors']}"
+                    )
             if i % 50 == 0:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
         total: Counter[str] = sum(by_format.values(), Counter())
         return {
-            "seed": seed, "mutants": total.total(), "variants": len(variants) - len(skipped), "outcomes": dict(total),
-            "by_format": {name: dict(counts) for name, counts in by_format.items()}, "bad": bad, "intact_refused": skipped,
-            "slowest_seconds": round(trial.slowest, 2), "most_mebibytes": round(trial.largest),
+            "seed": seed,
+            "mutants": total.total(),
+            "variants": len(variants) - len(skipped),
+            "outcomes": dict(total),
+            "by_format": {name: dict(counts) for name, counts in by_format.items()},
+            "bad": bad,
+            "intact_refused": skipped,
+            "slowest_seconds": round(trial.slowest, 2),
+            "most_mebibytes": round(trial.largest),
             "seconds": round(time.perf_counter() - start),
-        }  # fmt: skip
+        }

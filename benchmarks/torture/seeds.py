@@ -81,7 +81,9 @@ def _cover(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels if pixels.ndim == 3 else pixels[..., None], alpha], 2)
 
 
-def _pillow(mode: str = "RGB", form: str | None = None, size: tuple[int, int] = SIZE, **options: Any) -> Callable[[Path], None]:
+def _pillow(
+    mode: str = "RGB", form: str | None = None, size: tuple[int, int] = SIZE, **options: Any
+) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         image = Image.fromarray(picture(size=size))
         if mode == "RGBA":
@@ -99,7 +101,9 @@ def _pillow(mode: str = "RGB", form: str | None = None, size: tuple[int, int] = 
     return make
 
 
-def _bytes(encode: Callable[..., bytes], pixels: Callable[[], np.ndarray] = picture, **options: Any) -> Callable[[Path], None]:
+def _bytes(
+    encode: Callable[..., bytes], pixels: Callable[[], np.ndarray] = picture, **options: Any
+) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(encode(pixels(), **options)) and None
 
 
@@ -127,12 +131,18 @@ def _jpegs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "4:4:0", _bytes(imagecodecs.jpeg8_encode, level=85, subsampling="440")
     yield "notes and profile", _pillow(quality=85, comment=b"a note", icc_profile=bytes(range(256)) * 4, exif=_exif(1))
     yield "12 bits", _bytes(imagecodecs.jpeg8_encode, lambda: picture(dtype=np.uint16) >> 4, level=90, bitspersample=12)
-    yield "12 bits, grey", _bytes(imagecodecs.jpeg8_encode, lambda: picture(1, dtype=np.uint16) >> 4, level=90, bitspersample=12)
+    yield (
+        "12 bits, grey",
+        _bytes(imagecodecs.jpeg8_encode, lambda: picture(1, dtype=np.uint16) >> 4, level=90, bitspersample=12),
+    )
 
 
 def _pngs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     for mode in ("RGB", "RGBA", "L", "LA", "I;16", "P", "1"):
-        yield {"P": "palette", "1": "1 bit", "L": "grey", "LA": "grey, alpha", "I;16": "grey, 16 bits"}.get(mode, mode), _pillow(mode)
+        yield (
+            {"P": "palette", "1": "1 bit", "L": "grey", "LA": "grey, alpha", "I;16": "grey, 16 bits"}.get(mode, mode),
+            _pillow(mode),
+        )
     yield "palette, transparent", _pillow("P", transparency=b"\0\x80\xff\xff")
     yield "palette, 4 bits", _pillow("P", bits=6)
     yield "RGB, transparent colour", _pillow(transparency=(12, 40, 200))
@@ -149,7 +159,9 @@ def _interlaced(path: Path) -> None:
     rows = b"".join(b"\0" + row.tobytes() for y, x, down, across in passes for row in pixels[y::down, x::across])
     head = struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 8, 2, 0, 0, 1)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
@@ -178,17 +190,28 @@ def _pnm(kind: int) -> Callable[[Path], Any]:
     return make
 
 
-def write_tiff(pixels: Callable[[], np.ndarray] = picture, levels: int = 1, planar: bool = False, **options: Any) -> Callable[[Path], None]:
-    """A TIFF by tifffile, tiled unless ``tile`` is None; the bands apart if ``planar``; levels by leaving out pixels."""
+def write_tiff(
+    pixels: Callable[[], np.ndarray] = picture, levels: int = 1, planar: bool = False, **options: Any
+) -> Callable[[Path], None]:
+    """A TIFF by tifffile, tiled unless ``tile`` is None; the bands apart if ``planar``; levels by leaving out
+    pixels.
+    """
 
     def make(path: Path) -> None:
         data = np.moveaxis(pixels(), -1, 0) if planar else pixels()
-        given = {"tile": TILE, "photometric": "rgb" if data.ndim == 3 and data.shape[2] == 3 else "minisblack", "metadata": None, **options}
+        given = {
+            "tile": TILE,
+            "photometric": "rgb" if data.ndim == 3 and data.shape[2] == 3 else "minisblack",
+            "metadata": None,
+            **options,
+        }
         if planar:
             given["planarconfig"] = "separate"
         if given["tile"] is None:
             given |= {"rowsperstrip": 24} if "rowsperstrip" not in options else {}
-        with tifffile.TiffWriter(path, bigtiff=bool(given.pop("big", False)), byteorder=given.pop("order", None)) as writer:
+        with tifffile.TiffWriter(
+            path, bigtiff=bool(given.pop("big", False)), byteorder=given.pop("order", None)
+        ) as writer:
             for i in range(levels):
                 step = 2**i
                 level = data[..., ::step, ::step] if planar else data[::step, ::step]
@@ -206,7 +229,20 @@ def _jpeg_tiles(**arguments: Any) -> dict[str, Any]:
 
 
 def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    for compression in ("none", "packbits", "lzw", "zlib", "zstd", "lzma", "lerc", "webp", "jpeg2000", "jpegxl", "jpegxr", "png"):
+    for compression in (
+        "none",
+        "packbits",
+        "lzw",
+        "zlib",
+        "zstd",
+        "lzma",
+        "lerc",
+        "webp",
+        "jpeg2000",
+        "jpegxl",
+        "jpegxr",
+        "png",
+    ):
         shown = {"none": "uncompressed", "zlib": "deflate", "lzw": "LZW"}.get(compression, compression)
         given: dict[str, Any] = {"compression": None if compression == "none" else compression}
         if compression in ("webp", "jpegxl"):
@@ -226,7 +262,10 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "JPEG, grey tiles", write_tiff(lambda: picture(1), **_jpeg_tiles())
     yield "JPEG, CMYK tiles", write_tiff(lambda: picture(4), photometric="separated", **_jpeg_tiles())
     yield "JPEG, planar tiles", write_tiff(planar=True, photometric="rgb", **_jpeg_tiles())
-    yield "JPEG, strips", write_tiff(tile=None, rowsperstrip=32, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
+    yield (
+        "JPEG, strips",
+        write_tiff(tile=None, rowsperstrip=32, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles()),
+    )
     yield "JPEG by libtiff", _pillow(form="TIFF", compression="jpeg")
     yield "deflate by libtiff", _pillow(form="TIFF", compression="tiff_adobe_deflate")
     yield "LZW by libtiff", _pillow(form="TIFF", compression="tiff_lzw")
@@ -235,7 +274,10 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "palette", _pillow("P", "TIFF")
     yield "CMYK", _pillow("CMYK", "TIFF")
     yield "grey, 16 bits", write_tiff(lambda: picture(1, np.uint16), compression="zlib")
-    yield "alpha", write_tiff(lambda: _cover(picture()), photometric="rgb", extrasamples=["unassalpha"], compression="zlib")
+    yield (
+        "alpha",
+        write_tiff(lambda: _cover(picture()), photometric="rgb", extrasamples=["unassalpha"], compression="zlib"),
+    )
     yield "pyramid", write_tiff(levels=3, compression="zlib")
     yield "pyramid of JPEG tiles", write_tiff(levels=3, photometric="ycbcr", subsampling=(2, 2), **_jpeg_tiles())
     yield "pyramid, big-endian", write_tiff(levels=2, compression="lzw", order=">")
@@ -243,7 +285,13 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     yield "min is white", write_tiff(lambda: picture(1), photometric="miniswhite", compression="zlib")
     yield (
         "4 bands",
-        write_tiff(lambda: picture(4), photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0], compression="zlib"),
+        write_tiff(
+            lambda: picture(4),
+            photometric="minisblack",
+            planarconfig="contig",
+            extrasamples=[0, 0, 0],
+            compression="zlib",
+        ),
     )
     yield "YCbCr, uncompressed", _ycbcr((1, 1))
     yield "YCbCr 4:2:0, uncompressed", _ycbcr((2, 2))
@@ -259,19 +307,35 @@ def _ycbcr(subsampling: tuple[int, int], compression: str | None = None) -> Call
         y, cb, cr = np.moveaxis(np.asarray(Image.fromarray(picture()).convert("YCbCr")), -1, 0)
         height, width = SIZE
         units = np.empty((height // down, width // across, across * down + 2), np.uint8)
-        units[..., :-2] = y.reshape(height // down, down, width // across, across).swapaxes(1, 2).reshape(*units.shape[:2], -1)
-        units[..., -2], units[..., -1] = (c.reshape(height // down, down, width // across, across).mean((1, 3)).round() for c in (cb, cr))
+        units[..., :-2] = (
+            y.reshape(height // down, down, width // across, across).swapaxes(1, 2).reshape(*units.shape[:2], -1)
+        )
+        units[..., -2], units[..., -1] = (
+            c.reshape(height // down, down, width // across, across).mean((1, 3)).round() for c in (cb, cr)
+        )
         data = units.tobytes()
         if compression:
             data = imagecodecs.lzw_encode(data)
         entries = [
-            (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, None), (259, 3, 1, 5 if compression else 1), (262, 3, 1, 6),
-            (273, 4, 1, None), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1),
-            (530, 3, 2, across | down << 16), (531, 3, 1, 1), (532, 5, 6, None),
-        ]  # fmt: skip
+            (256, 4, 1, width),
+            (257, 4, 1, height),
+            (258, 3, 3, None),
+            (259, 3, 1, 5 if compression else 1),
+            (262, 3, 1, 6),
+            (273, 4, 1, None),
+            (277, 3, 1, 3),
+            (278, 4, 1, height),
+            (279, 4, 1, len(data)),
+            (284, 3, 1, 1),
+            (530, 3, 2, across | down << 16),
+            (531, 3, 1, 1),
+            (532, 5, 6, None),
+        ]
         bits = 8 + 2 + 12 * len(entries) + 4
         values = {258: bits, 532: bits + 8, 273: bits + 8 + 48}
-        body = b"".join(struct.pack("<HHII", c, t, n, values.get(c, v if v is not None else 0)) for c, t, n, v in entries)
+        body = b"".join(
+            struct.pack("<HHII", c, t, n, values.get(c, v if v is not None else 0)) for c, t, n, v in entries
+        )
         white = struct.pack("<12I", 0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1)
         head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
         path.write_bytes(head + struct.pack("<4H", 8, 8, 8, 0) + white + data)
@@ -284,19 +348,27 @@ def _svs(path: Path) -> None:
     pixels = picture(size=(256, 320))
     with tifffile.TiffWriter(path) as writer:
         for i, level in enumerate((pixels, pixels[::4, ::4])):
-            given = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2), "compressionargs": {"level": 85}}
+            given = {
+                "compression": "jpeg",
+                "photometric": "ycbcr",
+                "subsampling": (2, 2),
+                "compressionargs": {"level": 85},
+            }
             writer.write(level, tile=(64, 64), metadata=None, subfiletype=int(i > 0), description=text, **given)
 
 
 def _ome(path: Path) -> None:
-    tifffile.imwrite(path, _planes()(), tile=TILE, compression="zlib", photometric="minisblack", metadata={"axes": "CYX"}, ome=True)
+    tifffile.imwrite(
+        path, _planes()(), tile=TILE, compression="zlib", photometric="minisblack", metadata={"axes": "CYX"}, ome=True
+    )
 
 
 def _scn(path: Path) -> None:
     """A slide as Leica writes it, so far as OpenSlide asks."""
     size = (128, 192)
     text = f"""<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="a"
- sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/><image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate>
+ sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/>
+<image name="a"><creationDate>2020-01-01T00:00:00Z</creationDate>
 <device model="x" version="1"/>
 <pixels sizeX="{size[1]}" sizeY="{size[0]}"><dimension sizeX="{size[1]}" sizeY="{size[0]}" r="0" ifd="0"/>
 <dimension sizeX="{size[1] // 4}" sizeY="{size[0] // 4}" r="1" ifd="1"/></pixels>
@@ -326,7 +398,8 @@ def _raster(driver: str, dtype: Any = np.uint8, bands: int = 3, **options: Any) 
 def _vrt(path: Path) -> None:
     write_tiff(compression="zlib")(path.with_suffix(".tif"))
     bands = "".join(
-        f'<VRTRasterBand dataType="Byte" band="{i}"><SimpleSource><SourceFilename relativeToVRT="1">{path.with_suffix(".tif").name}'
+        f'<VRTRasterBand dataType="Byte" band="{i}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{path.with_suffix(".tif").name}'
         f"</SourceFilename><SourceBand>{i}</SourceBand></SimpleSource></VRTRasterBand>"
         for i in (1, 2, 3)
     )
@@ -334,9 +407,13 @@ def _vrt(path: Path) -> None:
 
 
 def _svg(path: Path) -> None:
-    shapes = "".join(f'<circle cx="{9 * i}" cy="{7 * i}" r="{5 + i}" fill="rgb({20 * i},{255 - 20 * i},90)"/>' for i in range(11))
+    shapes = "".join(
+        f'<circle cx="{9 * i}" cy="{7 * i}" r="{5 + i}" fill="rgb({20 * i},{255 - 20 * i},90)"/>' for i in range(11)
+    )
     back = '<rect width="104" height="88" fill="#abc"/>'
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIZE[1]}" height="{SIZE[0]}">{back}{shapes}</svg>')
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIZE[1]}" height="{SIZE[0]}">{back}{shapes}</svg>'
+    )
 
 
 def _vips(suffix: str, **options: Any) -> Callable[[Path], None]:
@@ -385,14 +462,24 @@ def _all() -> Iterator[Variant]:
         "container": {"lossless": True, "usecontainer": True},
     }.items():
         yield Variant("JPEG XL", name, ".jxl", _bytes(imagecodecs.jpegxl_encode, **options))
-    yield Variant("JPEG XL", "alpha", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: _cover(picture()), lossless=True))
-    yield Variant("JPEG XL", "16 bits", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: picture(dtype=np.uint16), lossless=True))
+    yield Variant(
+        "JPEG XL", "alpha", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: _cover(picture()), lossless=True)
+    )
+    yield Variant(
+        "JPEG XL", "16 bits", ".jxl", _bytes(imagecodecs.jpegxl_encode, lambda: picture(dtype=np.uint16), lossless=True)
+    )
     for name, make in _tiffs():
         yield Variant("TIFF", name, ".tif", make)
     for name, dtype in {"float32": np.float32, "float16": np.float16}.items():
-        yield Variant("TIFF", name, ".tif", write_tiff(lambda dtype=dtype: picture(dtype=dtype), compression="zlib"), (0, 1))
+        yield Variant(
+            "TIFF", name, ".tif", write_tiff(lambda dtype=dtype: picture(dtype=dtype), compression="zlib"), (0, 1)
+        )
     yield Variant(
-        "TIFF", "float32, predictor", ".tif", write_tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3), (0, 1)
+        "TIFF",
+        "float32, predictor",
+        ".tif",
+        write_tiff(lambda: picture(dtype=np.float32), compression="zlib", predictor=3),
+        (0, 1),
     )
     yield Variant("TIFF", "int16", ".tif", write_tiff(lambda: picture(1, np.int16), compression="lzw"), (0, 32767))
     yield Variant("TIFF", "SVS", ".svs", _svs)
@@ -400,11 +487,19 @@ def _all() -> Iterator[Variant]:
     yield Variant("slides", "Leica SCN", ".scn", _scn, module="openslide")
     yield Variant("rasters", "JPEG 2000, lossless", ".jp2", _pillow(form="JPEG2000"), module="rasterio")
     yield Variant(
-        "rasters", "JPEG 2000, lossy", ".jp2", _pillow(form="JPEG2000", quality_layers=[20], irreversible=True), module="rasterio"
+        "rasters",
+        "JPEG 2000, lossy",
+        ".jp2",
+        _pillow(form="JPEG2000", quality_layers=[20], irreversible=True),
+        module="rasterio",
     )
     yield Variant("rasters", "JPEG 2000 codestream", ".j2k", _pillow(form="JPEG2000", no_jp2=True), module="rasterio")
     yield Variant(
-        "rasters", "JPEG 2000, 16 bits", ".jp2", _raster("JP2OpenJPEG", np.uint16, REVERSIBLE="YES", QUALITY="100"), module="rasterio"
+        "rasters",
+        "JPEG 2000, 16 bits",
+        ".jp2",
+        _raster("JP2OpenJPEG", np.uint16, REVERSIBLE="YES", QUALITY="100"),
+        module="rasterio",
     )
     yield Variant("rasters", "VRT", ".vrt", _vrt, module="rasterio")
     yield Variant("rasters", "ERDAS", ".img", _raster("HFA"), module="rasterio")
@@ -419,7 +514,9 @@ def _all() -> Iterator[Variant]:
 
 def _ascii(path: Path) -> None:
     rows = "\n".join(" ".join(map(str, row)) for row in picture(1))
-    path.write_text(f"ncols {SIZE[1]}\nnrows {SIZE[0]}\nxllcorner 0\nyllcorner 0\ncellsize 1\nNODATA_value -9999\n{rows}\n")
+    path.write_text(
+        f"ncols {SIZE[1]}\nnrows {SIZE[0]}\nxllcorner 0\nyllcorner 0\ncellsize 1\nNODATA_value -9999\n{rows}\n"
+    )
 
 
 def _frames(path: Path, form: str) -> None:

@@ -30,11 +30,14 @@ def _variant(name: str, bands: int = 3, planar: bool = False, **options: Any) ->
 
 
 VARIANTS = (
-    _variant("YCbCr 4:2:0", photometric="ycbcr", subsampling=(2, 2)), _variant("YCbCr 4:4:4", photometric="ycbcr", subsampling=(1, 1)),
-    _variant("RGB", photometric="rgb"), _variant("grey", 1), _variant("CMYK", 4, photometric="separated"),
+    _variant("YCbCr 4:2:0", photometric="ycbcr", subsampling=(2, 2)),
+    _variant("YCbCr 4:4:4", photometric="ycbcr", subsampling=(1, 1)),
+    _variant("RGB", photometric="rgb"),
+    _variant("grey", 1),
+    _variant("CMYK", 4, photometric="separated"),
     _variant("planar", planar=True, photometric="rgb"),
     _variant("strips", tile=None, rowsperstrip=64, photometric="ycbcr", subsampling=(2, 2)),
-)  # fmt: skip
+)
 
 
 def damage(tile: bytes, start: int, kind: str, draw: random.Random) -> bytes:
@@ -83,9 +86,17 @@ def run(folder: Path, count: int, seed: int = 0, say: Any = None) -> dict[str, A
                     if found["outcome"] in BAD:
                         bad.append({"variant": variant.title, "damage": kind, "number": i, **found})
                         if say is not None:
-                            say(f"{found['outcome']}: {variant.title}, {kind} {i}: {found.get('why') or found.get('told')}")
+                            say(
+                                f"{found['outcome']}: {variant.title}, {kind} {i}: "
+                                f"{found.get('why') or found.get('told')}"
+                            )
         total: Counter[str] = sum(by_kind.values(), Counter())
         return {
-            "seed": seed, "tiles": total.total(), "outcomes": dict(total), "by_kind": {name: dict(c) for name, c in by_kind.items()},
-            "bad": bad, "slowest_seconds": round(trial.slowest, 2), "most_mebibytes": round(trial.largest),
-        }  # fmt: skip
+            "seed": seed,
+            "tiles": total.total(),
+            "outcomes": dict(total),
+            "by_kind": {name: dict(c) for name, c in by_kind.items()},
+            "bad": bad,
+            "slowest_seconds": round(trial.slowest, 2),
+            "most_mebibytes": round(trial.largest),
+        }

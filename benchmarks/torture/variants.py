@@ -74,7 +74,12 @@ def distance(seen: np.ndarray, pixels: np.ndarray, highest: float | None, of: An
         highest = 255
     values = (pixels if pixels.ndim == 3 else pixels[..., None]).astype(float) / highest
     return min(
-        (float(of(np.abs(seen - turned))) for way in _ways(values, seen.shape[2]) for turned in _turns(way) if turned.shape == seen.shape),
+        (
+            float(of(np.abs(seen - turned)))
+            for way in _ways(values, seen.shape[2])
+            for turned in _turns(way)
+            if turned.shape == seen.shape
+        ),
         default=np.inf,
     )
 

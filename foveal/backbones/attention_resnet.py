@@ -24,7 +24,8 @@ from foveal.backbones.head import image_cfg
 from foveal.layers import SpatialSoftmaxAttention
 
 default_cfgs = {
-    name: image_cfg(side, side // 32) for name, side in (("attn_resnet50", 224), ("cbam_resnet50", 224), ("test_attn_resnet", 64))
+    name: image_cfg(side, side // 32)
+    for name, side in (("attn_resnet50", 224), ("cbam_resnet50", 224), ("test_attn_resnet", 64))
 }
 
 
@@ -84,4 +85,6 @@ def cbam_resnet50(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
 @register_model
 def test_attn_resnet(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
     """A tiny network with spatial softmax attention for tests."""
-    return _create_attn("test_attn_resnet", pretrained, kwargs, attention="softmax", layers=(1, 1, 1, 1), channels=(32, 32, 32, 32))
+    return _create_attn(
+        "test_attn_resnet", pretrained, kwargs, attention="softmax", layers=(1, 1, 1, 1), channels=(32, 32, 32, 32)
+    )

@@ -104,7 +104,9 @@ class AAResNet(ResNet):
 
 def _split(layer: type[nn.Module], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split options into keywords of a layer and the rest."""
-    takes = [name for name, p in inspect.signature(layer).parameters.items() if p.kind is p.KEYWORD_ONLY and name != "size"]
+    takes = [
+        name for name, p in inspect.signature(layer).parameters.items() if p.kind is p.KEYWORD_ONLY and name != "size"
+    ]
     return {k: v for k, v in options.items() if k in takes}, {k: v for k, v in options.items() if k not in takes}
 
 
@@ -179,4 +181,6 @@ def test_expatt_resnet(pretrained: bool = False, **kwargs: Any) -> ExpAttResNet:
 @register_model
 def test_aa_resnet(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     """A tiny network for tests."""
-    return _create_aa("test_aa_resnet", pretrained, kwargs, ratio=0.25, heads=2, min_key_channels=4, img_size=64, **TINY)
+    return _create_aa(
+        "test_aa_resnet", pretrained, kwargs, ratio=0.25, heads=2, min_key_channels=4, img_size=64, **TINY
+    )

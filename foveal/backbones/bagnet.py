@@ -67,7 +67,9 @@ class BagNetBottleneck(nn.Module):
         act: the activation.
     """
 
-    def __init__(self, conv1: nn.Module, conv2: nn.Module, conv3: nn.Module, shortcut: nn.Module, crop: bool, act: nn.Module) -> None:
+    def __init__(
+        self, conv1: nn.Module, conv2: nn.Module, conv3: nn.Module, shortcut: nn.Module, crop: bool, act: nn.Module
+    ) -> None:
         super().__init__()
         self.act = act
         self.conv1, self.conv2, self.conv3, self.shortcut = conv1, conv2, conv3, shortcut
@@ -151,18 +153,26 @@ class BagNet(ClassifierBackbone):
         super().__init__(drop_rate)
         if len({len(layers), len(widths), len(strides), len(kernel3)}) > 1:
             raise ValueError(
-                f"layers={tuple(layers)}, widths={tuple(widths)}, strides={tuple(strides)} and kernel3={tuple(kernel3)} are of different "
+                f"layers={tuple(layers)}, widths={tuple(widths)}, strides={tuple(strides)} and "
+                f"kernel3={tuple(kernel3)} are of different "
                 "lengths; give one number for each stage in all of them"
             )
         if any(not 0 <= k <= n or n < 1 for k, n in zip(kernel3, layers, strict=True)):
-            raise ValueError(f"kernel3={tuple(kernel3)} must be from 0 to layers={tuple(layers)}, and layers at least 1, in each stage")
+            raise ValueError(
+                f"kernel3={tuple(kernel3)} must be from 0 to layers={tuple(layers)}, and layers at least 1, in each "
+                "stage"
+            )
         if downsample_bn not in get_args(DownsampleBN):
             raise ValueError(f"downsample_bn={downsample_bn!r} is unknown; use {' or '.join(get_args(DownsampleBN))}")
         self.in_chans = in_chans
         self.stem = nn.Sequential(*_conv_norm(in_chans, stem, 3), nn.ReLU())
         kernels = [[3] * k + [1] * (n - k) for k, n in zip(kernel3, layers, strict=True)]
         self.stages, self.feature_info = _stages(
-            stem, widths, kernels, strides, lambda c, width, k, s, _stage, _j: _normed_block(c, width, k, s, downsample_bn)
+            stem,
+            widths,
+            kernels,
+            strides,
+            lambda c, width, k, s, _stage, _j: _normed_block(c, width, k, s, downsample_bn),
         )
         self.feature_channels = EXPANSION * widths[-1]
         self.num_features = low_dim or self.feature_channels
@@ -191,7 +201,8 @@ class BagNet(ClassifierBackbone):
         """
         if min(x.shape[-2:]) < self.receptive_field:
             raise ValueError(
-                f"images of {x.shape[-2]} x {x.shape[-1]} px are smaller than the receptive field of {self.receptive_field} px; "
+                f"images of {x.shape[-2]} x {x.shape[-1]} px are smaller than the receptive field of "
+                f"{self.receptive_field} px; "
                 "give larger images, or choose a BagNet with a smaller receptive field"
             )
         return self.stages(self.stem(x))
@@ -252,7 +263,11 @@ class BagNetTNet(ClassifierBackbone):
         self.act = nn.LeakyReLU(0.2)
         self.stem = nn.Sequential(nn.Conv2d(in_chans, widths[0], 3), nn.LeakyReLU(0.2))
         self.stages, self.feature_info = _stages(
-            widths[0], widths, kernels, strides, lambda c, width, k, s, i, j: _norm_free_block(c, width, k, s, valid[i] and j == 0)
+            widths[0],
+            widths,
+            kernels,
+            strides,
+            lambda c, width, k, s, i, j: _norm_free_block(c, width, k, s, valid[i] and j == 0),
         )
         self.head_conv = nn.Conv2d(EXPANSION * widths[-1], features, 1)
         self.drop = nn.Dropout2d(drop_rate)

@@ -153,9 +153,13 @@ class CifarResNet(ClassifierBackbone):
             blocks: list[nn.Module] = []
             for j in range(n):
                 in_branch = attend(i, place == "block")
-                after = attend(i, (place == "stage" and j == n - 1) or (place == "middle" and i > 0 and j == (n - 1) // 2))
+                after = attend(
+                    i, (place == "stage" and j == n - 1) or (place == "middle" and i > 0 and j == (n - 1) // 2)
+                )
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append((PreactBlock if preact else PostactBlock)(channels, width, stride, shortcut, in_branch, after))
+                blocks.append(
+                    (PreactBlock if preact else PostactBlock)(channels, width, stride, shortcut, in_branch, after)
+                )
                 channels = width
             stages.append(Stage(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
@@ -189,7 +193,9 @@ class CifarResNet(ClassifierBackbone):
 class PostactBlock(nn.Module):
     """Post-activation block: conv, norm, ReLU, conv, norm, attention, shortcut, ReLU, then ``after``."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv3x3(in_channels, channels, stride), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = conv3x3(channels, channels), nn.BatchNorm2d(channels)
@@ -197,7 +203,11 @@ class PostactBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != channels:
             wide = ShortcutA(in_channels, channels, stride)
-            self.shortcut = wide if shortcut == "A" else nn.Sequential(conv1x1(in_channels, channels, stride), nn.BatchNorm2d(channels))
+            self.shortcut = (
+                wide
+                if shortcut == "A"
+                else nn.Sequential(conv1x1(in_channels, channels, stride), nn.BatchNorm2d(channels))
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -212,7 +222,14 @@ class PreactBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, shortcut: str, attention: nn.Module, after: nn.Module, drop_rate: float = 0.0
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        shortcut: str,
+        attention: nn.Module,
+        after: nn.Module,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), conv3x3(in_channels, channels, stride)
@@ -253,7 +270,9 @@ def _kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def make_attention(kind: str, channels: int, options: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None) -> nn.Module:
+def make_attention(
+    kind: str, channels: int, options: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None
+) -> nn.Module:
     """Make an attention layer, (B, channels, h, w) to the same shape.
 
     Args:
@@ -347,4 +366,10 @@ for _depth in (20, 32, 44, 56, 110):
 for _depth in (20, 110):
     _register(f"preact_resnet{_depth}_cifar", f"Pre-activation ResNet-{_depth} for 32 px.", depth=_depth, preact=True)
 _register("test_resnet_cifar", "A tiny network for tests.", depth=8, widths=(16, 16, 32))
-_register("test_attn_resnet_cifar", "A tiny network with attention for tests.", depth=8, widths=(16, 16, 32), attention="softmax")
+_register(
+    "test_attn_resnet_cifar",
+    "A tiny network with attention for tests.",
+    depth=8,
+    widths=(16, 16, 32),
+    attention="softmax",
+)

@@ -23,7 +23,12 @@ from foveal.backbones.head import cifar_cfg
 
 default_cfgs = {
     name: cifar_cfg("features.conv0", "classifier")
-    for name in ("densenet_bc_100_12_cifar", "densenet_bc_250_24_cifar", "densenet_bc_190_40_cifar", "test_densenet_cifar")
+    for name in (
+        "densenet_bc_100_12_cifar",
+        "densenet_bc_250_24_cifar",
+        "densenet_bc_190_40_cifar",
+        "test_densenet_cifar",
+    )
 }
 
 
@@ -41,7 +46,9 @@ class DenseNetCifar(DenseNet):
         ValueError: the depth is not 6 n + 4.
     """
 
-    def __init__(self, depth: int = 100, growth_rate: int = 12, num_classes: int = 10, in_chans: int = 3, **options: Any) -> None:
+    def __init__(
+        self, depth: int = 100, growth_rate: int = 12, num_classes: int = 10, in_chans: int = 3, **options: Any
+    ) -> None:
         layers, rest = divmod(depth - 4, 6)
         if rest or layers < 1:
             raise ValueError(f"a DenseNet-BC of three blocks cannot have depth {depth}; use 4 + 6 n, such as 100")

@@ -70,9 +70,16 @@ def model_signature(network: type[nn.Module], **defaults: Any) -> inspect.Signat
         defaults: keywords that the registered model sets.
     """
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = [p.replace(kind=kind, default=defaults.get(name, p.default)) for name, p in inspect.signature(network).parameters.items()]
-    pretrained = inspect.Parameter("pretrained", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=bool)
-    return inspect.Signature([pretrained, *own, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD, annotation=Any)])
+    own = [
+        p.replace(kind=kind, default=defaults.get(name, p.default))
+        for name, p in inspect.signature(network).parameters.items()
+    ]
+    pretrained = inspect.Parameter(
+        "pretrained", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=bool
+    )
+    return inspect.Signature(
+        [pretrained, *own, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD, annotation=Any)]
+    )
 
 
 class Stage(nn.Sequential):
@@ -124,7 +131,9 @@ class ClassifierBackbone(nn.Module):
             ValueError: ``global_pool`` is given; pooling cannot be changed.
         """
         if global_pool is not None:
-            raise ValueError(f"global_pool={global_pool!r}: the pooling of {type(self).__name__} cannot be changed; leave it out.")
+            raise ValueError(
+                f"global_pool={global_pool!r}: the pooling of {type(self).__name__} cannot be changed; leave it out."
+            )
         self.num_classes = num_classes
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -142,7 +151,10 @@ class ClassifierBackbone(nn.Module):
         first = self.feature_info[0]["module"]
         stage = re.escape(first.rstrip("0123456789")) + r"(\d+)"
         of_blocks = isinstance(self.get_submodule(first), Stage) and not coarse
-        return {"stem": r"^(?:stem|conv1|bn1|transformer)\b", "blocks": rf"^{stage}\.(\d+)" if of_blocks else f"^{stage}"}
+        return {
+            "stem": r"^(?:stem|conv1|bn1|transformer)\b",
+            "blocks": rf"^{stage}\.(\d+)" if of_blocks else f"^{stage}",
+        }
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = F.dropout(self.pooled(x), self.drop_rate, self.training)

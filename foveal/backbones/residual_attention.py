@@ -122,7 +122,11 @@ class AttentionModule(AttentionLayer):
         if mask not in get_args(Mask):
             raise ValueError(f"there is no mask {mask!r}; use {' or '.join(get_args(Mask))}")
         self.mask = mask
-        self.before, self.trunk, self.after = residual_units(p, channels), residual_units(t, channels), residual_units(p, channels)
+        self.before, self.trunk, self.after = (
+            residual_units(p, channels),
+            residual_units(t, channels),
+            residual_units(p, channels),
+        )
         self.hourglass = Hourglass(channels, depth, r)
         self.to_mask = nn.Sequential(NormActConv(channels, channels), NormActConv(channels, channels))
 
@@ -171,9 +175,13 @@ class ResidualAttentionNet(ClassifierBackbone):
     ) -> None:
         super().__init__(drop_rate)
         if len(widths) != len(depths) + 1:
-            raise ValueError(f"widths={widths} do not fit depths={depths}; give one width for the stem and one for each depth")
+            raise ValueError(
+                f"widths={widths} do not fit depths={depths}; give one width for the stem and one for each depth"
+            )
         self.in_chans, self.num_features = in_chans, widths[-1]
-        self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"stages.{i}"} for i, c in enumerate(widths[1:])]
+        self.feature_info = [
+            {"num_chs": c, "reduction": 2**i, "module": f"stages.{i}"} for i, c in enumerate(widths[1:])
+        ]
         self.stem = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         stages = []
         for i, (c_in, c, depth) in enumerate(zip(widths[:-1], widths[1:], depths, strict=True)):
@@ -195,7 +203,11 @@ class ResidualAttentionNet(ClassifierBackbone):
 
 def _create_residual_attention(name: str, pretrained: bool, **kwargs: Any) -> ResidualAttentionNet:
     return build_model_with_cfg(
-        ResidualAttentionNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2), "flatten_sequential": True}, **kwargs
+        ResidualAttentionNet,
+        name,
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2), "flatten_sequential": True},
+        **kwargs,
     )
 
 

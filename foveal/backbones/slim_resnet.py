@@ -136,4 +136,6 @@ def resnetv2_50_slim(pretrained: bool = False, **kwargs: Any) -> SlimResNetV2:
 @register_model
 def test_resnetv2_slim(pretrained: bool = False, **kwargs: Any) -> SlimResNetV2:
     """A tiny network for tests."""
-    return _create_slim_resnet("test_resnetv2_slim", pretrained, kwargs, layers=(2, 1, 1, 1), widths=(16, 16, 16, 16), stem=16)
+    return _create_slim_resnet(
+        "test_resnetv2_slim", pretrained, kwargs, layers=(2, 1, 1, 1), widths=(16, 16, 16, 16), stem=16
+    )

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from foveal.backbones.head import ClassifierBackbone, Stage, image_cfg
 
 default_cfgs = {
-    "plain_convnet_32": image_cfg(32, 4, num_classes=10, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv="stages.0.1")
+    "plain_convnet_32": image_cfg(
+        32, 4, num_classes=10, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv="stages.0.1"
+    )
 }
 
 

@@ -22,7 +22,9 @@ from foveal.backbones import small
 from foveal.backbones.small import FEATURES, PlainConvNet
 from foveal.layers.spatial_transformer import SpatialTransformer
 
-default_cfgs = {"stn_cnn": small.default_cfgs["plain_convnet_32"] | {"first_conv": ("transformer.localisation.0", "stages.0.1")}}
+default_cfgs = {
+    "stn_cnn": small.default_cfgs["plain_convnet_32"] | {"first_conv": ("transformer.localisation.0", "stages.0.1")}
+}
 
 
 class SpatialTransformerCNN(PlainConvNet):

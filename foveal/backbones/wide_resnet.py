@@ -28,7 +28,10 @@ from foveal.backbones.cifar_resnet import PreactBlock, conv3x3, conv_replacement
 from foveal.backbones.head import ClassifierBackbone, Stage, cifar_cfg
 from foveal.layers import AttentionAugmentation, augment_convs
 
-default_cfgs = {name: cifar_cfg("conv1") for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")}
+default_cfgs = {
+    name: cifar_cfg("conv1")
+    for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar", "aa_wrn_28_10_cifar", "test_wrn_cifar")
+}
 
 CONVS: dict[str, Callable[..., nn.Module]] = {**cifar_resnet.CONVS, "aa": AttentionAugmentation}
 """As in `cifar_resnet`, but attention augmentation has eight heads."""
@@ -96,7 +99,9 @@ class WideResNet(ClassifierBackbone):
 
 
 def _create_wide_resnet(name: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> WideResNet:
-    return build_model_with_cfg(WideResNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **{**defaults, **kwargs})
+    return build_model_with_cfg(
+        WideResNet, name, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **{**defaults, **kwargs}
+    )
 
 
 @register_model

@@ -52,7 +52,8 @@ def bird_tables(root: str, inner: str, reading: Reading, val_fraction: float, se
     top = existing(root)
     top = top / inner if not (top / "images.txt").exists() and (top / inner).is_dir() else top
     files, labels, training, bounds = (
-        _read_table(top / f"{name}.txt") for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")
+        _read_table(top / f"{name}.txt")
+        for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")
     )
     used = sorted(set(labels.values()), key=lambda label: (len(label), label))
     names = _read_table(top / "classes.txt")

@@ -35,7 +35,12 @@ PADDING = 4
 """Padding of `crop_flip` on each side, in pixels."""
 
 # Ranges and orders of the colour changes in TNet's released code.
-_COLOUR_RANGES = {"brightness": (-32 / 255, 32 / 255), "saturation": (0.5, 1.5), "hue": (-0.2, 0.2), "contrast": (0.5, 1.5)}
+_COLOUR_RANGES = {
+    "brightness": (-32 / 255, 32 / 255),
+    "saturation": (0.5, 1.5),
+    "hue": (-0.2, 0.2),
+    "contrast": (0.5, 1.5),
+}
 _COLOUR_ORDERS = (
     ("brightness", "saturation", "hue", "contrast"),
     ("saturation", "brightness", "contrast", "hue"),
@@ -68,7 +73,11 @@ class Change:
 
 
 def draw_change(
-    augmentation: str, region: Sequence[float], boxes: np.ndarray | None, rng: np.random.Generator, kernels: Sequence[str] = ("bilinear",)
+    augmentation: str,
+    region: Sequence[float],
+    boxes: np.ndarray | None,
+    rng: np.random.Generator,
+    kernels: Sequence[str] = ("bilinear",),
 ) -> Change:
     """Draw a change.
 
@@ -105,7 +114,9 @@ def draw_change(
     if birds:
         return replace(change, shift=tuple(rng.uniform(-0.1, 0.1, 2).tolist()), degrees=float(rng.uniform(-20, 20)))
     order = _COLOUR_ORDERS[int(rng.integers(len(_COLOUR_ORDERS)))]
-    return replace(change, colour=tuple((operation, float(rng.uniform(*_COLOUR_RANGES[operation]))) for operation in order))
+    return replace(
+        change, colour=tuple((operation, float(rng.uniform(*_COLOUR_RANGES[operation]))) for operation in order)
+    )
 
 
 def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None, rng: np.random.Generator) -> Box:

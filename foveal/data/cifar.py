@@ -33,7 +33,12 @@ HELP = {
 @DATA_SETS.register
 @document_options(**HELP)
 def cifar10(
-    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
+    root: str,
+    download: bool = True,
+    train: int | None = None,
+    val: int = 0,
+    augmentation: TensorAugmentation = "crop_flip",
+    seed: int = 0,
 ) -> DataModule:
     """CIFAR-10: 50,000 training and 10,000 test images of ten classes.
 
@@ -50,7 +55,12 @@ def cifar10(
 @DATA_SETS.register
 @document_options(**HELP)
 def cifar100(
-    root: str, download: bool = True, train: int | None = None, val: int = 0, augmentation: TensorAugmentation = "crop_flip", seed: int = 0
+    root: str,
+    download: bool = True,
+    train: int | None = None,
+    val: int = 0,
+    augmentation: TensorAugmentation = "crop_flip",
+    seed: int = 0,
 ) -> DataModule:
     """CIFAR-100: 50,000 training and 10,000 test images of a hundred classes.
 
@@ -64,18 +74,25 @@ def cifar100(
     return _cifar("CIFAR100", root, download, train, val, augmentation, seed)
 
 
-def _cifar(kind: str, root: str, download: bool, train: int | None, val: int, augmentation: str, seed: int) -> DataModule:
-    parts = {split: _read_split(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")}
+def _cifar(
+    kind: str, root: str, download: bool, train: int | None, val: int, augmentation: str, seed: int
+) -> DataModule:
+    parts = {
+        split: _read_split(kind, Path(root).expanduser(), split == "train", download) for split in ("train", "test")
+    }
     (images, targets, classes), (test_images, test_targets, _) = parts["train"], parts["test"]
     rows = generator(seed, 0, 0, "hold out").permutation(len(targets))
     if val < 0:
         raise ConfigError(f"data {kind.lower()}: val={val} is not a number of images; give 0 for none")
     if train is not None and train < 1:
-        raise ConfigError(f"data {kind.lower()}: train={train} leaves no training images; give 1 or more, or leave it out for all")
+        raise ConfigError(
+            f"data {kind.lower()}: train={train} leaves no training images; give 1 or more, or leave it out for all"
+        )
     held, kept = np.sort(rows[:val]), np.sort(rows[val:])
     if not len(kept) or (train is not None and train > len(kept)):
         raise ConfigError(
-            f"data {kind.lower()}: train={train} and val={val} are more than the {len(targets)} training images; ask for fewer"
+            f"data {kind.lower()}: train={train} and val={val} are more than the {len(targets)} training images; ask "
+            "for fewer"
         )
     kept = kept[:train]
     return DataModule(

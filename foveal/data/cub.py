@@ -34,4 +34,6 @@ def cub(
     Raises:
         DataError: a part of the data set is missing or malformed.
     """
-    return bird_tables(root, "CUB_200_2011", Reading(augmentation, image_size=image_size, kernels=kernels), val_fraction, seed)
+    return bird_tables(
+        root, "CUB_200_2011", Reading(augmentation, image_size=image_size, kernels=kernels), val_fraction, seed
+    )

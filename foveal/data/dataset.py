@@ -25,7 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.data.augmentation import AUGMENTATIONS, TENSOR_AUGMENTATIONS, change_pixels, change_view, crop_flip, draw_change, draw_crop_flip
+from foveal.data.augmentation import (
+    AUGMENTATIONS,
+    TENSOR_AUGMENTATIONS,
+    change_pixels,
+    change_view,
+    crop_flip,
+    draw_change,
+    draw_crop_flip,
+)
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
@@ -59,7 +67,11 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """Move labels, and pixels in memory, to a device. Views of files stay where they are."""
-        views = TensorViews(self.views.images.to(device, non_blocking=True)) if isinstance(self.views, TensorViews) else self.views
+        views = (
+            TensorViews(self.views.images.to(device, non_blocking=True))
+            if isinstance(self.views, TensorViews)
+            else self.views
+        )
         return replace(self, views=views, target=self.target.to(device, non_blocking=True))
 
 
@@ -221,7 +233,10 @@ class Reading:
     shorter_side: int | None = None
 
     def __post_init__(self) -> None:
-        for what, value, known in (("augmentation", self.augmentation, AUGMENTATIONS), ("kernels", self.kernels, RESIZINGS)):
+        for what, value, known in (
+            ("augmentation", self.augmentation, AUGMENTATIONS),
+            ("kernels", self.kernels, RESIZINGS),
+        ):
             if value not in known:
                 raise ConfigError(f"data: there is no {what} {value!r}; use one of {', '.join(known)}")
         if self.value_range is not None:
@@ -292,7 +307,11 @@ class ImageDataset(Dataset):
                 errors.append((self.path(i), str(error)))
         index = np.array(good, dtype=np.int64)
         side = self.reading.image_size or 1
-        pixels = torch.stack(items) if items and self.reading.image_size else items or torch.empty(0, self.channels, side, side)
+        pixels = (
+            torch.stack(items)
+            if items and self.reading.image_size
+            else items or torch.empty(0, self.channels, side, side)
+        )
         return Loaded(pixels, torch.from_numpy(self.targets[index]), index, errors)
 
     def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
@@ -325,9 +344,13 @@ def torchvision_set(kind: str, root: Path, train: bool, download: bool) -> Any:
         return read(root, train=train)
     except Exception as error:  # torchvision raises many types for damaged files
         if not download:
-            raise DataError(f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or download it") from error
+            raise DataError(
+                f"{root}: there is no {kind} in this folder, or a file is damaged; correct the path, or download it"
+            ) from error
         try:
             return read(root, train=train, download=True)
         except Exception as failed:
             reason = str(failed).strip().partition("\n")[0] or type(failed).__name__
-            raise DataError(f"{root}: {kind} cannot be downloaded to this folder ({reason}); copy its files there") from failed
+            raise DataError(
+                f"{root}: {kind} cannot be downloaded to this folder ({reason}); copy its files there"
+            ) from failed

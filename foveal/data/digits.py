@@ -91,7 +91,8 @@ def digits(
     room = round(largest * (1 + 2 * margin))
     if not 8 <= smallest <= largest or (1 + distractors + lookalikes) * (room + 2) ** 2 > 0.45 * canvas**2:
         raise ConfigError(
-            f"data digits: {1 + distractors + lookalikes} things of {largest} px do not fit on {canvas} px; use a larger canvas or fewer"
+            f"data digits: {1 + distractors + lookalikes} things of {largest} px do not fit on {canvas} px; use a "
+            "larger canvas or fewer"
         )
     look = Canvas(canvas, (smallest, largest), distractors, lookalikes, plate, margin, ink)
     counts = {"train": train, "val": val, "test": test}
@@ -120,7 +121,9 @@ def _scatter(image: np.ndarray, look: Canvas, split: str, chosen: int, rng: np.r
     things = ["digit"] + ["lookalike"] * look.lookalikes + [("ink", "plate")[j % 2] for j in range(look.distractors)]
     sides = rng.integers(look.digit[0], look.digit[1] + 1, len(things))
     rooms = sides + 2 * np.round(sides * look.margin).astype(int)
-    for thing, side, space, (y, x) in zip(things, sides.tolist(), rooms.tolist(), _place_squares(rooms, look.side, rng), strict=True):
+    for thing, side, space, (y, x) in zip(
+        things, sides.tolist(), rooms.tolist(), _place_squares(rooms, look.side, rng), strict=True
+    ):
         if thing == "plate":
             glyph = _stroke(side, rng)
         else:
@@ -143,7 +146,10 @@ def _place_squares(rooms: np.ndarray, side: int, rng: np.random.Generator) -> li
         placed: list[tuple[int, int]] = []
         for room in rooms.tolist():
             for y, x in rng.integers(0, side - room + 1, (50, 2)).tolist():
-                if all(y + room < v or v + r < y or x + room < u or u + r < x for (v, u), r in zip(placed, rooms.tolist(), strict=False)):
+                if all(
+                    y + room < v or v + r < y or x + room < u or u + r < x
+                    for (v, u), r in zip(placed, rooms.tolist(), strict=False)
+                ):
                     placed.append((y, x))
                     break
             else:
@@ -202,7 +208,9 @@ def _originals(split: str) -> tuple[Tensor, np.ndarray]:
 @cache
 def _glyphs(split: str, side: int) -> np.ndarray:
     """The digits of a split enlarged: (n, side, side) float32 in [0, 1]."""
-    enlarged = F.interpolate(_originals(split)[0][:, None], (side, side), mode="bicubic", align_corners=False, antialias=True)
+    enlarged = F.interpolate(
+        _originals(split)[0][:, None], (side, side), mode="bicubic", align_corners=False, antialias=True
+    )
     return enlarged[:, 0].clamp(0, 1).numpy()
 
 
@@ -221,10 +229,13 @@ def _photographs(split: str, side: int) -> list[np.ndarray]:
             opened = [Image.open((folder / name).open("rb")).convert("RGB") for name in names]
         except (ImportError, FileNotFoundError) as error:
             raise DataError(
-                f"data digits: {package.split('.')[0]} or its photographs are not installed; run pip install 'foveal[demo]'"
+                f"data digits: {package.split('.')[0]} or its photographs are not installed; run pip install "
+                "'foveal[demo]'"
             ) from error
         for photograph in opened:
-            wide = photograph if photograph.width >= photograph.height else photograph.transpose(Image.Transpose.ROTATE_90)
+            wide = (
+                photograph if photograph.width >= photograph.height else photograph.transpose(Image.Transpose.ROTATE_90)
+            )
             w, h = wide.size
             cut = round(0.55 * w)
             part = wide.crop({"train": (0, 0, cut, h), "val": (cut, 0, w, h // 2), "test": (cut, h // 2, w, h)}[split])

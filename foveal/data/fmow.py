@@ -59,8 +59,13 @@ def fmow(
     top = existing(root)
     places = {split: list(_fmow_images(top, split)) for split in ("train", "val", "test")}
     if not places["train"]:
-        raise DataError(f"{top / 'train'}: there are no *_rgb.jpg images in class folders; give the folder that holds train, val and test")
-    classes = tuple(sorted({place.category for place in places["train"]} - (set() if false_detection else {FALSE_DETECTION})))
+        raise DataError(
+            f"{top / 'train'}: there are no *_rgb.jpg images in class folders; give the folder that holds train, val "
+            "and test"
+        )
+    classes = tuple(
+        sorted({place.category for place in places["train"]} - (set() if false_detection else {FALSE_DETECTION}))
+    )
     splits = {}
     for split, found in places.items():
         if samples := [place for place in found if place.category in classes]:
@@ -87,12 +92,14 @@ def _fmow_images(top: Path, split: str) -> Iterator[_Place]:
             pairs = [(entry["input"], entry["output"]) for entry in json.loads(mapping.read_text())]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{mapping}: this is not the mapping of test images to their labels; unpack the archive groundtruth again"
+                f"{mapping}: this is not the mapping of test images to their labels; unpack the archive groundtruth "
+                "again"
             ) from error
         for truth, place in sorted(pairs):
             if not (top / place).is_dir():
                 raise DataError(
-                    f"{top / place}: this folder of test images, named in {mapping.name}, is missing; unpack the test archive again"
+                    f"{top / place}: this folder of test images, named in {mapping.name}, is missing; unpack the test "
+                    "archive again"
                 )
             for image in list_images(top / place, ("_rgb.jpg",)):
                 name = Path(image).stem.replace(Path(place).name, Path(truth).name, 1)
@@ -101,9 +108,13 @@ def _fmow_images(top: Path, split: str) -> Iterator[_Place]:
     if split == "test" and not folder.is_dir():
         folder = top / "test_gt"
     if folder.is_dir():
-        for category in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and set_apart(entry.name) is None):
+        for category in sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_dir() and set_apart(entry.name) is None
+        ):
             if split == "test" and category.isdigit():
-                raise DataError(f"{mapping}: this file is missing; unpack the archive groundtruth, which labels the test images")
+                raise DataError(
+                    f"{mapping}: this file is missing; unpack the archive groundtruth, which labels the test images"
+                )
             for image in list_images(folder / category, ("_rgb.jpg",)):
                 yield _Place(image, image.removesuffix(".jpg") + ".json", category)
 
@@ -111,7 +122,9 @@ def _fmow_images(top: Path, split: str) -> Iterator[_Place]:
 def _fmow_whole(places: list[_Place], classes: tuple[str, ...], reading: Reading) -> ImageDataset:
     """One sample per image."""
     boxes = LazyBoxes([place.note for place in places], _fmow_note_boxes)
-    return ImageDataset([p.image for p in places], [classes.index(p.category) for p in places], classes, reading=reading, boxes=boxes)
+    return ImageDataset(
+        [p.image for p in places], [classes.index(p.category) for p in places], classes, reading=reading, boxes=boxes
+    )
 
 
 def _fmow_boxes(places: list[_Place], classes: tuple[str, ...], reading: Reading) -> ImageDataset:
@@ -141,7 +154,11 @@ def with_context(box: tuple[float, float, float, float], size: tuple[int, int]) 
     sides = []
     for start, length, whole in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
         share = length / whole
-        extra = next(m for limit, m in ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0)) if share >= limit)
+        extra = next(
+            m
+            for limit, m in ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0))
+            if share >= limit
+        )
         half = int(extra * length / 2)
         sides.append((max(0, int(start) - half), min(whole, int(start + length) + half)))
     (y0, y1), (x0, x1) = sides

@@ -80,7 +80,9 @@ def folder(
         strange = next((name for name, paths in by_class.items() if paths and class_key(name) not in code), None)
         if strange is not None:
             advice = _similar(strange, classes) or "add some or remove the folder"
-            raise DataError(f"{folders[split] / strange}: there is no training image of the class {strange!r}; {advice}")
+            raise DataError(
+                f"{folders[split] / strange}: there is no training image of the class {strange!r}; {advice}"
+            )
         listings[split] = (
             [path for paths in by_class.values() for path in paths],
             np.array([code[class_key(name)] for name, paths in by_class.items() for _ in paths], dtype=np.int64),
@@ -141,10 +143,14 @@ def manifest(
     if missing:
         path, number = missing[0]
         raise DataError(
-            f"{table}: {len(missing)} of {len(every)} images are missing, first {path} in row {number}; correct the paths or set root"
+            f"{table}: {len(missing)} of {len(every)} images are missing, first {path} in row {number}; correct the "
+            "paths or set root"
         )
     listings = {
-        split: ([path for path, _, _ in of_split], np.array([code[class_key(label)] for _, label, _ in of_split], dtype=np.int64))
+        split: (
+            [path for path, _, _ in of_split],
+            np.array([code[class_key(label)] for _, label, _ in of_split], dtype=np.int64),
+        )
         for split, of_split in rows.items()
     }
     return assemble(str(table), classes, listings, reading, val_fraction, seed, notes)
@@ -173,8 +179,13 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
     for number, record in enumerate(records, start=first):
         for column in ("path", "label"):
             if column not in record:
-                raise DataError(f"{table}: the column {column!r} is missing; name the columns path, label and, if there are splits, split")
-        path, label, split = (str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split"))
+                raise DataError(
+                    f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
+                    "splits, split"
+                )
+        path, label, split = (
+            str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split")
+        )
         yield number, (path, label, split or "train")
 
 
@@ -191,7 +202,9 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def list_images(directory: str | Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> list[str]:
+def list_images(
+    directory: str | Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None
+) -> list[str]:
     """Sorted paths of the images in a folder and its subfolders; see `foveal.images.walk`.
 
     Args:
@@ -210,7 +223,9 @@ def list_images(directory: str | Path, suffixes: tuple[str, ...] = SUFFIXES, lef
     return found.paths
 
 
-def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> dict[str, list[str]]:
+def class_folders(
+    directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None
+) -> dict[str, list[str]]:
     """Paths of images by class folder, sorted by name. Classes may be empty. Arguments are those of `list_images`.
 
     Raises:
@@ -218,7 +233,9 @@ def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_ou
     """
     by_class: dict[str, list[str]] = {name: [] for name in _folders(directory)}
     if not by_class:
-        raise DataError(f"{directory}: there are no class folders in it; put the images of each class in a separate folder")
+        raise DataError(
+            f"{directory}: there are no class folders in it; put the images of each class in a separate folder"
+        )
     beside = LeftOut()
     start = len(str(directory / "x")) - 1
     for path in list_images(directory, suffixes, left_out):
@@ -232,7 +249,9 @@ def class_folders(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_ou
     return by_class
 
 
-def list_classes(directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None) -> dict[str, list[str]]:
+def list_classes(
+    directory: Path, suffixes: tuple[str, ...] = SUFFIXES, left_out: LeftOut | None = None
+) -> dict[str, list[str]]:
     """`class_folders`, where every class needs an image.
 
     Raises:
@@ -256,7 +275,9 @@ def _folders(directory: Path) -> list[str]:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir() and set_apart(entry.name) is None)
     except OSError as error:
-        raise DataError(f"{directory}: this is not a folder that can be read; give the folder that holds one folder per class") from error
+        raise DataError(
+            f"{directory}: this is not a folder that can be read; give the folder that holds one folder per class"
+        ) from error
 
 
 def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, Path]:
@@ -272,7 +293,10 @@ def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, 
         return {}
     for split, same in by_split.items():
         if len(same) > 1:
-            raise DataError(f"{top / same[0]}: this folder and {same[1]!r} are both the {split} split; keep one of them, or merge them")
+            raise DataError(
+                f"{top / same[0]}: this folder and {same[1]!r} are both the {split} split; keep one of them, or merge "
+                "them"
+            )
         if same[0] != split:
             notes.append(f"{top / same[0]} is taken as the {split} split")
     inside = [path for name in others for path in list_images(top / name)]
@@ -317,7 +341,11 @@ def hold_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     held = np.zeros(len(targets), dtype=bool)
     for label in np.unique(targets):
         rows = np.flatnonzero(targets == label)
-        count = len(rows) if fraction >= 1 else min(max(round(fraction * len(rows)), 1 if fraction > 0 else 0), len(rows) - 1)
+        count = (
+            len(rows)
+            if fraction >= 1
+            else min(max(round(fraction * len(rows)), 1 if fraction > 0 else 0), len(rows) - 1)
+        )
         held[generator(seed, 0, int(label), "hold out").permutation(rows)[:count]] = True
     return held
 

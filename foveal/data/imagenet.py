@@ -65,17 +65,26 @@ def imagenet(
         listings["val"] = _imagenet_val(top, images / "val", classes, val_labels, left_out)
     data = assemble(str(top), classes, listings, reading, notes=left_out.lines())
     notes = next(
-        (f for f in (annotations, top / "Annotations" / "train", top / "ILSVRC/Annotations/CLS-LOC/train") if f and Path(f).is_dir()), None
+        (
+            f
+            for f in (annotations, top / "Annotations" / "train", top / "ILSVRC/Annotations/CLS-LOC/train")
+            if f and Path(f).is_dir()
+        ),
+        None,
     )
     if annotations is not None and notes != annotations:
-        raise DataError(f"{annotations}: there is no such folder; give the folder of class folders of XML files, or leave it out")
+        raise DataError(
+            f"{annotations}: there is no such folder; give the folder of class folders of XML files, or leave it out"
+        )
     if notes is not None and isinstance(data.train, ImageDataset):
         files = [str(Path(notes, Path(path).parent.name, Path(path).stem + ".xml")) for path in paths]
         data.train.boxes = LazyBoxes(files, _voc_boxes)
     return data
 
 
-def _imagenet_val(top: Path, folder: Path, classes: list[str], val_labels: str | None, left_out: LeftOut) -> tuple[list[str], np.ndarray]:
+def _imagenet_val(
+    top: Path, folder: Path, classes: list[str], val_labels: str | None, left_out: LeftOut
+) -> tuple[list[str], np.ndarray]:
     """(paths, targets) of the validation images; ``left_out`` collects other files."""
     if any(entry.is_dir() and set_apart(entry.name) is None for entry in os.scandir(folder)):
         by_class = list_classes(folder, left_out=left_out)
@@ -95,7 +104,8 @@ def _imagenet_val(top: Path, folder: Path, classes: list[str], val_labels: str |
             truth = [names.get(line.strip(), "") for line in read_lines(source)]
             if len(truth) != len(paths):
                 raise DataError(
-                    f"{source}: it labels {len(truth)} images, but there are {len(paths)} in {folder}; unpack the archive again"
+                    f"{source}: it labels {len(truth)} images, but there are {len(paths)} in {folder}; unpack the "
+                    "archive again"
                 )
             labels = {Path(path).stem: wnid for path, wnid in zip(paths, truth, strict=True)}
         wnid_of = {path: labels.get(Path(path).stem, "") for path in paths}
@@ -103,7 +113,8 @@ def _imagenet_val(top: Path, folder: Path, classes: list[str], val_labels: str |
     unknown = next((path for path in paths if wnid_of[path] not in code), None)
     if unknown is not None:
         raise DataError(
-            f"{unknown}: its class ({wnid_of[unknown] or f'not in {source}'}) is not in the train folder; complete the data set"
+            f"{unknown}: its class ({wnid_of[unknown] or f'not in {source}'}) is not in the train folder; complete "
+            "the data set"
         )
     return paths, np.array([code[wnid_of[path]] for path in paths], dtype=np.int64)
 
@@ -126,5 +137,7 @@ def _voc_boxes(file: str) -> np.ndarray:
         bounds = ElementTree.parse(file).iter("bndbox")
         boxes = [[float(b.findtext(name, "")) for name in ("ymin", "xmin", "ymax", "xmax")] for b in bounds]
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{file}: this is not an annotation with boxes ({error}); unpack it again or remove it") from error
+        raise DataError(
+            f"{file}: this is not an annotation with boxes ({error}); unpack it again or remove it"
+        ) from error
     return np.array(boxes).reshape(-1, 4)

@@ -36,9 +36,10 @@ from foveal.host import deaf_children, end_with_parent
 class Order(Sampler[tuple[int, list[int]]]):
     """Batches, as (epoch, indices), for one of ``world_size`` processes.
 
-    Batch j of all processes together holds ``batch_size * world_size`` images: those that one process with the larger batch would see.
-    Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number of batches and no image is used
-    twice; in the last batch (unless dropped) a process may get one image fewer, or none.
+    Batch j of all processes together holds ``batch_size * world_size`` images: those that one process with the larger
+    batch would see. Process r takes every ``world_size``-th of them, starting at r. Every process gets the same number
+    of batches and no image is used twice; in the last batch (unless dropped) a process may get one image fewer, or
+    none.
 
     Args:
         count: images.
@@ -79,7 +80,11 @@ class Order(Sampler[tuple[int, list[int]]]):
         return self.count // together if self.drop_last else -(-self.count // together)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        order = generator(self.seed, self.epoch, 0, "order").permutation(self.whole) if self.shuffle else np.arange(self.whole)
+        order = (
+            generator(self.seed, self.epoch, 0, "order").permutation(self.whole)
+            if self.shuffle
+            else np.arange(self.whole)
+        )
         order = order[: self.count]
         together = self.batch_size * self.world_size
         for j in range(self.first_batch, len(self)):
@@ -90,15 +95,15 @@ class Order(Sampler[tuple[int, list[int]]]):
 class Loader:
     """Iterates the `Batch`es of a data set.
 
-    ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules count from the
-    epoch's beginning. Images in memory are picked and augmented by whoever iterates, on the device they are on: sending them from a
-    worker takes longer.
+    ``len()`` is the number of batches of a whole epoch, also when the epoch is entered late: progress and schedules
+    count from the epoch's beginning. Images in memory are picked and augmented by whoever iterates, on the device they
+    are on: sending them from a worker takes longer.
 
     Args:
         data: what to read.
         batch_size: images of a batch, for each process.
-        workers: processes that open, augment and read ahead; 0 does it in this one, as is always done with images in memory. They
-            leave signals to this process, and end when it does.
+        workers: processes that open, augment and read ahead; 0 does it in this one, as is always done with images in
+            memory. They leave signals to this process, and end when it does.
         seed: decides the order and every augmentation.
         first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
         device: where images in memory are kept from now on, see `Dataset.to`; where they are if None.
@@ -106,22 +111,43 @@ class Loader:
     """
 
     def __init__(
-        self, data: Dataset, *, batch_size: int, workers: int = 0, seed: int = 0, first_looks: FirstLooks | None = None,
-        device: str | torch.device | None = None, shuffle: bool = False, drop_last: bool = False, rank: int = 0, world_size: int = 1,
+        self,
+        data: Dataset,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        first_looks: FirstLooks | None = None,
+        device: str | torch.device | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
         limit: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.data = data if device is None else data.to(device)
         self.order = Order(
-            len(data), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world_size=world_size, limit=limit
+            len(data),
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            limit=limit,
         )
         self.reader = _Reader(self.data, seed, first_looks)
         self.workers: DataLoader | None = None
         if workers and not isinstance(data, TensorDataset):
             self.workers = DataLoader(
-                self.reader, batch_sampler=self.order, num_workers=workers, collate_fn=_pack, persistent_workers=True,  # type: ignore[arg-type]
+                self.reader,
+                batch_sampler=self.order,  # type: ignore[arg-type]
+                num_workers=workers,
+                collate_fn=_pack,  # type: ignore[arg-type]
+                persistent_workers=True,
                 worker_init_fn=_begin,
                 generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
-            )  # fmt: skip
+            )
 
     def __len__(self) -> int:
         return len(self.order)
@@ -159,7 +185,8 @@ class _Reader(TorchDataset):
 class _Packed(NamedTuple):
     """What a worker sends: everything but the numbers pickled, and all the numbers in one tensor.
 
-    Each tensor that crosses a process boundary alone takes a file descriptor; a thousand of them are all a process may have.
+    Each tensor that crosses a process boundary alone takes a file descriptor; a thousand of them are all a process may
+    have.
     """
 
     pickled: bytes

@@ -84,17 +84,26 @@ def megapixel_digits(
     patches = sum(DIGITS[task]) + noise
     # Random placement without overlap gets stuck a little above half of the canvas.
     if patches * SIDE**2 > 0.4 * canvas**2:
-        raise ConfigError(f"data megapixel_digits: {patches} patches of {SIDE} px do not fit on {canvas} px; use a larger canvas or fewer")
+        raise ConfigError(
+            f"data megapixel_digits: {patches} patches of {SIDE} px do not fit on {canvas} px; use a larger canvas or "
+            "fewer"
+        )
     counts = {"train": train, "val": val, "test": test}
     halves = {half: _read_mnist(Path(root).expanduser(), half == "train", download) for half in ("train", "test")}
     held_out = len(halves["train"][1]) // HELD_OUT
-    of_split = {"train": ("train", slice(None, -held_out)), "val": ("train", slice(-held_out, None)), "test": ("test", slice(None))}
+    of_split = {
+        "train": ("train", slice(None, -held_out)),
+        "val": ("train", slice(-held_out, None)),
+        "test": ("test", slice(None)),
+    }
     splits = {}
     for split, count in counts.items():
         if count:
             half, part = of_split[split]
             images, labels = halves[half]
-            splits[split] = Canvases(images[part], labels[part], split, count, canvas=canvas, digits=DIGITS[task], noise=noise, seed=seed)
+            splits[split] = Canvases(
+                images[part], labels[part], split, count, canvas=canvas, digits=DIGITS[task], noise=noise, seed=seed
+            )
     return DataModule(classes=Canvases.classes, name="megapixel_digits", **splits)
 
 
@@ -116,7 +125,16 @@ class Canvases(Dataset):
     channels = 1
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, split: str, count: int, *, canvas: int, digits: tuple[int, int], noise: int, seed: int
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        split: str,
+        count: int,
+        *,
+        canvas: int,
+        digits: tuple[int, int],
+        noise: int,
+        seed: int,
     ) -> None:
         self._split = split
         self._canvas = canvas
@@ -129,7 +147,11 @@ class Canvases(Dataset):
         for i in range(count):
             rng = generator(seed, 0, i, f"megapixel {split}")
             self.targets[i] = c = rng.integers(10)
-            drawn = [rng.choice(same[c], digits[0]), rng.choice(other[c], digits[1]), len(images) + rng.integers(PATTERNS, size=noise)]
+            drawn = [
+                rng.choice(same[c], digits[0]),
+                rng.choice(other[c], digits[1]),
+                len(images) + rng.integers(PATTERNS, size=noise),
+            ]
             self._chosen[i] = np.concatenate(drawn)
             self._corners[i] = _draw_corners(sum(digits) + noise, canvas, rng)
         that_count = self._corners[:, : digits[0]].astype(np.float64)
@@ -137,7 +159,9 @@ class Canvases(Dataset):
 
     def open(self, i: int) -> Scattered:
         """Canvas ``i`` as a pyramid."""
-        return Scattered(self._patches[self._chosen[i]], self._corners[i], self._canvas, path=f"megapixel_digits {self._split} {i}")
+        return Scattered(
+            self._patches[self._chosen[i]], self._corners[i], self._canvas, path=f"megapixel_digits {self._split} {i}"
+        )
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)

@@ -1,7 +1,7 @@
 """Data sets with their splits, and the registry of their names.
 
-A constructor is a function with typed arguments, registered by ``@DATA_SETS.register``. The command line makes flags from its
-signature.
+A constructor is a function with typed arguments, registered by ``@DATA_SETS.register``. The command line makes flags
+from its signature.
 
 Example:
     >>> from foveal.data import get_data
@@ -61,7 +61,10 @@ class DataModule:
         data = getattr(self, split) if split in SPLITS else None
         if data is None or not len(data):
             have = [s for s in SPLITS if getattr(self, s) is not None and len(getattr(self, s))]
-            raise DataError(f"{self.name}: there is no split {split!r}; use one of {', '.join(have) or 'none: the data set is empty'}")
+            raise DataError(
+                f"{self.name}: there is no split {split!r}; use one of "
+                f"{', '.join(have) or 'none: the data set is empty'}"
+            )
         return data
 
     def loader(
@@ -115,7 +118,9 @@ def data_constructor(name: str) -> Callable[..., DataModule]:
         ConfigError: no data set has that name.
     """
     if name not in DATA_SETS and Path(name).is_dir():
-        raise ConfigError(f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder")
+        raise ConfigError(
+            f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder"
+        )
     return DATA_SETS.get(name)
 
 
@@ -131,12 +136,19 @@ def get_data(name: str, **options) -> DataModule:
     for option in options:
         if option not in parameters:
             near = difflib.get_close_matches(option, parameters, 1)
-            raise ConfigError(f"data {name}: there is no option {option!r}; use {near[0] if near else 'one of ' + ', '.join(parameters)}")
+            raise ConfigError(
+                f"data {name}: there is no option {option!r}; use "
+                f"{near[0] if near else 'one of ' + ', '.join(parameters)}"
+            )
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set --data.{missing[0]}")
     data = constructor(**options)
-    data.spec = {"name": name, **{key: p.default for key, p in parameters.items() if p.default is not p.empty}, **options}
+    data.spec = {
+        "name": name,
+        **{key: p.default for key, p in parameters.items() if p.default is not p.empty},
+        **options,
+    }
     return data
 
 

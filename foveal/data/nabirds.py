@@ -34,4 +34,6 @@ def nabirds(
     Raises:
         DataError: a part of the data set is missing or malformed.
     """
-    return bird_tables(root, "nabirds", Reading(augmentation, image_size=image_size, kernels=kernels), val_fraction, seed)
+    return bird_tables(
+        root, "nabirds", Reading(augmentation, image_size=image_size, kernels=kernels), val_fraction, seed
+    )

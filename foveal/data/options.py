@@ -26,18 +26,22 @@ from typing import TypeVar
 HELP = {
     "root": "folder of the data set.",
     "download": "download missing files.",
-    "val_fraction": "share of each class's training images held out for validation; 0 (the default) is the published split.",
+    "val_fraction": "share of each class's training images held out for validation; 0 (the default) is the published "
+    "split.",
     "seed": "seed of the random split.",
     "augmentation": (
-        "random changes to training images: ``light`` is a slight crop and a flip, ``inception`` is the usual crop and flip for "
+        "random changes to training images: ``light`` is a slight crop and a flip, ``inception`` is the usual crop "
+        "and flip for "
         "ImageNet, ``tnet`` and ``tnet_birds`` follow TNet's paper."
     ),
     "channels": "bands of the images; grey images are repeated to 3 bands.",
     "value_range": (
-        "stored values that are black and white, for example 0,4095. None takes the range of the pixel type; signed and "
+        "stored values that are black and white, for example 0,4095. None takes the range of the pixel type; signed "
+        "and "
         "floating-point images have none."
     ),
-    "image_size": "resize whole images to a square of this side first, ignoring their aspect ratio; None keeps their size.",
+    "image_size": "resize whole images to a square of this side first, ignoring their aspect ratio; None keeps their "
+    "size.",
     "kernels": "with ``image_size``: ``bilinear``, or ``tnet`` for one of eight kernels drawn for each training image.",
 }
 
@@ -50,9 +54,13 @@ def document_options(**more: str) -> Callable[[Function], Function]:
 
     def document(function: Function) -> Function:
         text = inspect.getdoc(function) or ""
-        names = [n for n in inspect.signature(function).parameters if n in texts and not re.search(rf"^    {n}:", text, re.M)]
+        names = [
+            n for n in inspect.signature(function).parameters if n in texts and not re.search(rf"^    {n}:", text, re.M)
+        ]
         before, separator, after = text.partition("\n\nRaises:")
-        function.__doc__ = before.rstrip() + "".join(f"\n    {name}: {texts[name]}" for name in names) + separator + after
+        function.__doc__ = (
+            before.rstrip() + "".join(f"\n    {name}: {texts[name]}" for name in names) + separator + after
+        )
         return function
 
     return document

@@ -87,8 +87,14 @@ def check_readable(data: DataModule, seed: int = 0) -> None:
         return
     sample = look_at_values(images, seed)
     if sample.images and len(sample.unreadable) == sample.images:
-        raise DataError(f"{data.name}: none of {sample.images} images looked at can be read, the first: {sample.unreadable[0]}")
-    if images.reading.value_range is None and sample.rangeless and sample.rangeless + len(sample.unreadable) == sample.images:
+        raise DataError(
+            f"{data.name}: none of {sample.images} images looked at can be read, the first: {sample.unreadable[0]}"
+        )
+    if (
+        images.reading.value_range is None
+        and sample.rangeless
+        and sample.rangeless + len(sample.unreadable) == sample.images
+    ):
         raise DataError(f"{data.name}: {advise(sample, images.reading)}")
 
 
@@ -108,11 +114,15 @@ def check_values(model: object, data: DataModule) -> None:
     readings = [split.reading for split in (data.train, data.val, data.test) if isinstance(split, ImageDataset)]
     if not readings or not hasattr(model, "value_range"):
         return
-    trained, here = (None if value is None else tuple(map(float, value)) for value in (model.value_range, readings[0].value_range))
+    trained, here = (
+        None if value is None else tuple(map(float, value)) for value in (model.value_range, readings[0].value_range)
+    )
     if trained != here:
         was, now = ("none" if value is None else f"{value[0]:g},{value[1]:g}" for value in (trained, here))
         how = f"set --data.value_range {was}" if trained else "leave --data.value_range out"
-        raise ConfigError(f"{data.name}: its images are read with the value range {now}, the model was trained with {was}; {how}")
+        raise ConfigError(
+            f"{data.name}: its images are read with the value range {now}, the model was trained with {was}; {how}"
+        )
 
 
 def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
@@ -174,7 +184,10 @@ def advise(sample: Sample, reading: Reading) -> str | None:
     elif sample.stored_range is None:
         why = "and their pixel type has no range"
     elif high - low < SMALL * (sample.stored_range[1] - sample.stored_range[0]):
-        why = f"a small part of {sample.stored_range[0]:g} to {sample.stored_range[1]:g}, so that the model sees little of their contrast"
+        why = (
+            f"a small part of {sample.stored_range[0]:g} to {sample.stored_range[1]:g}, so that the model sees "
+            "little of their contrast"
+        )
     else:
         return None
     if len(wide) < len(sample.types):

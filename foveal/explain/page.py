@@ -133,7 +133,9 @@ def explain(
         size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
         read = None if file is None else int(views.bytes_read[0])
         macs = count_cost(classifier, size, looks, policy, views.views[0].mpp).macs
-        costs = Costs(macs, _backbone_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds)
+        costs = Costs(
+            macs, _backbone_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds
+        )
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
         report(
@@ -153,14 +155,18 @@ def explain(
 
 def _check_page(out: Path) -> None:
     if out.suffix.lower() not in PAGES:
-        raise ConfigError(f"{out}: the page is HTML; give --out a name that ends in .html, and --overlay one for the picture alone")
+        raise ConfigError(
+            f"{out}: the page is HTML; give --out a name that ends in .html, and --overlay one for the picture alone"
+        )
 
 
 def _picture_kind(out: Path, image: Any) -> str:
     """Format of a picture by its suffix. The picture must not replace the image."""
     kind = PICTURES.get(out.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{out}: pictures are written as {', '.join(PICTURES)}; give --overlay a name with one of these suffixes")
+        raise ConfigError(
+            f"{out}: pictures are written as {', '.join(PICTURES)}; give --overlay a name with one of these suffixes"
+        )
     if is_path(image) and out.exists() and Path(image).exists() and out.samefile(image):
         raise ConfigError(f"{out}: this is the image itself; give --overlay another name")
     return kind
@@ -221,7 +227,9 @@ def report(
         name=escape(name),
         label=escape(str(classification.label)),
         probability=f"{100 * float(classification.probability):.1f}",
-        summary=escape(f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"),
+        summary=escape(
+            f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"
+        ),
         picture=_data_uri(thumbnail(views, 1024)),
         grain="coarse" if max(height, width) < 128 else "fine",
         width=width,
@@ -229,11 +237,14 @@ def report(
         boxes="\n".join(_box(i, g, max(height, width)) for i, g in enumerate(looks) if g.level > 1),
         classes="\n".join(_class_bar(label, p) for label, p in classification.top(5)),
         looks="\n".join(
-            _look_card(i, g, picture, classification, top, mpp) for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))
+            _look_card(i, g, picture, classification, top, mpp)
+            for i, (g, picture) in enumerate(zip(looks, pictures, strict=True))
         ),
         total=_total_table(classification, top),
         maps=_maps(classification, pictures[0], captions) if classification.maps else "",
-        costs="\n".join(f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)),
+        costs="\n".join(
+            f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)
+        ),
     )
     _write(Path(out), page.encode())
     return Path(out)
@@ -251,7 +262,8 @@ def _box(number: int, glimpse: Glimpse, longest: int) -> str:
     # A cell often shares its corner with a cell of the next level, so the labels of levels are at different heights.
     at = max(x0, 0) + 0.3 * font, max(y0, 0) + (1.1 + 1.15 * (glimpse.level - 2)) * font
     return (
-        f'<g class="box" tabindex="0" data-look="{number}" aria-label="{label}" style="--level: {colour(glimpse.level)}">'
+        f'<g class="box" tabindex="0" data-look="{number}" aria-label="{label}" '
+        f'style="--level: {colour(glimpse.level)}">'
         f'<rect x="{x0:.6g}" y="{y0:.6g}" width="{x1 - x0:.6g}" height="{y1 - y0:.6g}"/>'
         f'<text x="{at[0]:.6g}" y="{at[1]:.6g}" font-size="{font:.6g}">{number}</text></g>'
     )
@@ -259,7 +271,8 @@ def _box(number: int, glimpse: Glimpse, longest: int) -> str:
 
 def _class_bar(label: str, probability: float) -> str:
     return (
-        f'<li><span class="what">{escape(label)}</span><span class="track"><i style="width: {100 * probability:.2f}%"></i></span>'
+        f'<li><span class="what">{escape(label)}</span>'
+        f'<span class="track"><i style="width: {100 * probability:.2f}%"></i></span>'
         f'<span class="number">{100 * probability:.1f} %</span></li>'
     )
 
@@ -271,7 +284,9 @@ def _pixel_size(mpp: float) -> str:
     return f", {mpp / 1e6:.3g} m per pixel" if mpp >= 1e5 else f", {mpp:.3g} µm per pixel"
 
 
-def _look_card(number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int], mpp: float) -> str:
+def _look_card(
+    number: int, glimpse: Glimpse, picture: Image.Image, whole: Classification, top: Sequence[int], mpp: float
+) -> str:
     if glimpse.parent is None:
         how = "the first look, always taken"
     else:
@@ -314,7 +329,10 @@ def _total_table(whole: Classification, top: Sequence[int]) -> str:
         f"<tr><th>{name}</th><td>{fixed(total, 4, signed=True)}</td><td>{fixed(logit, 4, signed=True)}</td></tr>"
         for name, total, logit in cells
     )
-    return f"<table><thead><tr><th>class</th><th>sum of all looks</th><th>logit</th></tr></thead><tbody>{rows}</tbody></table>"
+    return (
+        "<table><thead><tr><th>class</th><th>sum of all "
+        f"looks</th><th>logit</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def _class_name(whole: Classification, i: int) -> str:
@@ -355,10 +373,16 @@ def _cost_lines(costs: Costs) -> list[tuple[str, str]]:
         lines.append(("multiply-accumulates", f"{macs(costs.macs)} {macs.name}"))
         if costs.dense_macs is not None:
             times = significant(costs.dense_macs / costs.macs)
-            lines.append(("dense backbone at full size", f"{macs(costs.dense_macs)} {macs.name}, {times} times as many"))
+            lines.append(
+                ("dense backbone at full size", f"{macs(costs.dense_macs)} {macs.name}, {times} times as many")
+            )
     if costs.bytes_read is not None:
         read = unit_for("B", [costs.bytes_read, costs.file_bytes])
-        share = f" of {read(costs.file_bytes)} {read.name}, {percent(costs.bytes_read / costs.file_bytes)} %" if costs.file_bytes else ""
+        share = (
+            f" of {read(costs.file_bytes)} {read.name}, {percent(costs.bytes_read / costs.file_bytes)} %"
+            if costs.file_bytes
+            else ""
+        )
         lines.append(("read from the file", f"{read(costs.bytes_read)} {read.name}{share}"))
     if costs.seconds is not None:
         lines.append(("from opening to class", f"{significant(costs.seconds)} s, model warm"))

@@ -105,7 +105,9 @@ def overlay(image: Any, classification: Classification, *, side: int = 768) -> I
             y0, x0, y1, x1 = glimpse.box
             corners = [x0 * scale[0], y0 * scale[1], x1 * scale[0] - 1, y1 * scale[1] - 1]
             # The dark outline makes the coloured line visible on any background.
-            draw.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline="#000000", width=line + 2)
+            draw.rectangle(
+                [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline="#000000", width=line + 2
+            )
             draw.rectangle(corners, outline=colour(glimpse.level), width=line)
             # A cell often shares its corner with a cell of the next level, so the labels of levels are at different
             # heights.
@@ -128,8 +130,12 @@ def heat(ground: Image.Image, attention: Tensor) -> Image.Image:
     return Image.composite(Image.blend(ground, glow, 0.45), dark, mask)
 
 
-def _read_looks(views: Views, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
-    pixels = views.look(np.zeros(len(boxes), dtype=int), np.asarray(boxes, dtype=np.float64), size, fill=fill, antialias=antialias)
+def _read_looks(
+    views: Views, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+) -> Tensor:
+    pixels = views.look(
+        np.zeros(len(boxes), dtype=int), np.asarray(boxes, dtype=np.float64), size, fill=fill, antialias=antialias
+    )
     for reason in views.errors.values():
         raise ImageError(reason)
     return pixels

@@ -69,7 +69,11 @@ def classification_table(classification: Classification, wide: bool = False) -> 
     columns = [
         Column("look", lambda row: str(row[0]), TEXT),
         Column("level", lambda row: str(row[1].level) if row[1] else ""),
-        *([Column("from", lambda row: str(row[1].parent) if row[1] and row[1].parent is not None else "")] if wide else []),
+        *(
+            [Column("from", lambda row: str(row[1].parent) if row[1] and row[1].parent is not None else "")]
+            if wide
+            else []
+        ),
         Column("chosen", lambda row: fixed(row[1].probability, 3) if row[1] and row[1].parent is not None else ""),
         Column("rows", lambda row: f"{round(row[1].box[0])}:{round(row[1].box[2])}" if row[1] else "", TEXT),
         Column("columns", lambda row: f"{round(row[1].box[1])}:{round(row[1].box[3])}" if row[1] else "", TEXT),
@@ -85,7 +89,11 @@ def classification_table(classification: Classification, wide: bool = False) -> 
         note = "Columns of classes: contribution of each look to the logit."
         note += " lead: first class minus second class." if len(top) > 1 else ""
     count = len(classification.maps)
-    drawn = f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}" if count else ""
+    drawn = (
+        f"{count} attention {'map' if count == 1 else 'maps'}: foveal explain draws {'it' if count == 1 else 'them'}"
+        if count
+        else ""
+    )
     return stacked(Table(title, columns, rows), note, drawn)
 
 
@@ -101,7 +109,9 @@ def _contribution_columns(names: Sequence[str], shares: Tensor) -> list[Column]:
     if len(names) > 1:
         leads = shares[:, 0] - shares[:, 1]
         bars = (BAR * leads / leads.abs().max()).nan_to_num().round().int().tolist()
-        columns.append(Column("lead", lambda row: ("+" if bars[row[0]] > 0 else "-") * abs(bars[row[0]]) if row[1] else "", TEXT))
+        columns.append(
+            Column("lead", lambda row: ("+" if bars[row[0]] > 0 else "-") * abs(bars[row[0]]) if row[1] else "", TEXT)
+        )
     return columns
 
 

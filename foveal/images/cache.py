@@ -1,7 +1,7 @@
 """Images that allow no access to their parts, converted once to tiled pyramids in the user's cache folder.
 
-The conversion is lossless (zstd), keyed by path, size and time of change of the image and of a mask beside it, and told to the user by
-a log message. The folder is bounded: the pyramids that were used least recently make room for new ones.
+The conversion is lossless (zstd), keyed by path, size and time of change of the image and of a mask beside it, and told
+to the user by a log message. The folder is bounded: the pyramids that were used least recently make room for new ones.
 
 Example:
     >>> import tempfile
@@ -42,14 +42,18 @@ _log = logging.getLogger("foveal")
 def default_folder() -> Path:
     """``$FOVEAL_CACHE``, or ``foveal`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; the pyramids lie below it."""
     base = os.environ.get("FOVEAL_CACHE")
-    return (Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveal") / "pyramids"
+    return (
+        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveal"
+    ) / "pyramids"
 
 
 class Unconverted(ImageError):
     """An image that can only be read after a conversion, which was not wanted."""
 
 
-def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str, convert: bool = True) -> str:
+def cached(
+    path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str, convert: bool = True
+) -> str:
     """The pyramid of an image, made if there is none yet.
 
     Args:
@@ -60,13 +64,16 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
         convert: make it; else only one that is there already is given.
 
     Raises:
-        ImageError: the folder cannot be written, or ``make`` fails; `Unconverted` if there is none and none is to be made.
+        ImageError: the folder cannot be written, or ``make`` fails; `Unconverted` if there is none and none is to be
+            made.
     """
     place = Path(folder) if folder is not None else default_folder()
     stat = Path(path).stat()
     mask = Path(path + ".msk")  # its pixels are in the pyramid, too
     beside = f" {mask.stat().st_size} {mask.stat().st_mtime_ns}" if mask.exists() else ""
-    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}".encode()).hexdigest()[
+        :32
+    ]
     target = place / f"{key}.tif"
     if target.exists():
         with suppress(OSError):  # of somebody else
@@ -80,7 +87,9 @@ def cached(path: str, folder: str | os.PathLike | None, make: Callable[[str], No
         with locked(_lock_of(target), f"{path}: another process is converting it", wait=math.inf):
             if target.exists():
                 return str(target)
-            _log.warning("%s: %s has no parts to read alone; converting it once to a tiled pyramid in %s", path, why, place)
+            _log.warning(
+                "%s: %s has no parts to read alone; converting it once to a tiled pyramid in %s", path, why, place
+            )
             remove_unfinished(place, target.name)
             with replacing(target) as unfinished:
                 make(str(unfinished))
@@ -111,13 +120,20 @@ def write_pyramid(
     while max(sizes[-1]) > _TILE:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     options: dict[str, Any] = {
-        "tile": (_TILE, _TILE), "compression": "zstd", "photometric": "minisblack", "planarconfig": "contig" if bands > 1 else None,
+        "tile": (_TILE, _TILE),
+        "compression": "zstd",
+        "photometric": "minisblack",
+        "planarconfig": "contig" if bands > 1 else None,
         "metadata": None,
-        "predictor": 2 if dtype.kind in "ui" else None, "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
-    }  # fmt: skip
-    with tempfile.TemporaryFile(dir=Path(target).parent) as scratch, tifffile.TiffWriter(target, bigtiff=True) as writer:
-        # The second level of a very large image does not fit in memory either; later ones do. Writing to a mapped file on a full disk
-        # would end the process, so its room is taken first.
+        "predictor": 2 if dtype.kind in "ui" else None,
+        "extrasamples": [0] * (bands - 1 - alpha) + [1] * alpha,
+    }
+    with (
+        tempfile.TemporaryFile(dir=Path(target).parent) as scratch,
+        tifffile.TiffWriter(target, bigtiff=True) as writer,
+    ):
+        # The second level of a very large image does not fit in memory either; later ones do. Writing to a mapped file
+        # on a full disk would end the process, so its room is taken first.
         if len(sizes) > 1 and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(scratch.fileno(), 0, math.prod(sizes[1]) * bands * dtype.itemsize)
         half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
@@ -130,7 +146,9 @@ def write_pyramid(
             writer.write(tiles, shape=_flat((*size, bands)), dtype=dtype, subfiletype=1, **options)
 
 
-def _tiles(shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], half: np.ndarray | None) -> Iterator[np.ndarray]:
+def _tiles(
+    shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], half: np.ndarray | None
+) -> Iterator[np.ndarray]:
     """Tiles of a level from top to bottom, filling the next level on the way."""
     h, w, bands = shape
     for top in range(0, h, _TILE):

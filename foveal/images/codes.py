@@ -1,9 +1,9 @@
 """Every code of a JPEG read one by one: is all of the picture there, and is what is left over stray?
 
-libjpeg passes over bytes that are left when a part of a picture is complete. They may be stray, as cameras write them, or the rest of
-damaged data. Intact data keep rules that damaged ones soon break: runs of zeros end within their block, a run of empty blocks ends
-with the picture, the last byte is filled up with ones. Encoders make a table for each scan of a progressive JPEG, the best one for
-its symbols; when some of them are damaged, it is no longer the best.
+libjpeg passes over bytes that are left when a part of a picture is complete. They may be stray, as cameras write them,
+or the rest of damaged data. Intact data keep rules that damaged ones soon break: runs of zeros end within their block,
+a run of empty blocks ends with the picture, the last byte is filled up with ones. Encoders make a table for each scan
+of a progressive JPEG, the best one for its symbols; when some of them are damaged, it is no longer the best.
 
 Example:
     >>> import io
@@ -81,7 +81,9 @@ def check(stream: Stream, *, cut: bool = False) -> None:
                 left = _left(part, count * len(blocks), [])
             else:
                 runs = not stream.progressive and side == 8
-                left = _skip_units(part, [(_codes(direct), _codes(run) if runs else None) for _, direct, run in blocks], count)
+                left = _skip_units(
+                    part, [(_codes(direct), _codes(run) if runs else None) for _, direct, run in blocks], count
+                )
             if left and stream.progressive and scan is not stream.scans[-1]:
                 raise ValueError(_OVER)  # no camera pads its scans but the last
             last = scan is stream.scans[-1] and number + 1 == len(parts)
@@ -139,7 +141,9 @@ def _is_best(table: bytes, symbols: Counter[int]) -> bool:
 
 
 def _skip_units(data: bytes, blocks: Blocks, units: int) -> int:
-    """Bytes that are left after the units of a sequential scan, or of the first scan of the mean values of a progressive one."""
+    """Bytes that are left after the units of a sequential scan, or of the first scan of the mean values of a
+    progressive one.
+    """
     bits, padded, at = 8 * len(data), data + bytes(16), 0
     for _ in range(units):
         at = _skip_unit(padded, blocks, at)
@@ -151,8 +155,9 @@ def _skip_units(data: bytes, blocks: Blocks, units: int) -> int:
 def _left(data: bytes, at: int, blocks: Blocks) -> int:
     """Stray bytes that are left of a part when its last code is read.
 
-    An intact end is filled up with ones, and what is left is stray. Damage leaves codes over, too. Where it shifts them the end lies
-    anywhere in a byte, and whole units follow up to the real end; where it erases them the erased bytes begin before the end.
+    An intact end is filled up with ones, and what is left is stray. Damage leaves codes over, too. Where it shifts them
+    the end lies anywhere in a byte, and whole units follow up to the real end; where it erases them the erased bytes
+    begin before the end.
 
     Args:
         data: the part.
@@ -225,7 +230,8 @@ def _skip_unit(data: bytes, blocks: Blocks, at: int) -> int:
 
 
 def _skip_coefficients(data: bytes, scan: Scan, flags: bytearray, first: int, count: int, symbols: Counter[int]) -> int:
-    """Bytes that are left after blocks of a scan of coefficients of a progressive JPEG: their first bits, or one bit more.
+    """Bytes that are left after blocks of a scan of coefficients of a progressive JPEG: their first bits, or one bit
+    more.
 
     Args:
         data: a part.

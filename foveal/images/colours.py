@@ -2,7 +2,8 @@
 
 Example:
     >>> import numpy as np
-    >>> from_ycbcr(np.array([[[76, 85, 255]]], np.uint8)).tolist(), from_lab(np.array([[[255, 0, 0]]], np.uint8)).tolist()
+    >>> red, white = np.array([[[76, 85, 255]]], np.uint8), np.array([[[255, 0, 0]]], np.uint8)
+    >>> from_ycbcr(red).tolist(), from_lab(white).tolist()
     ([[[254, 0, 0]]], [[[255, 255, 255]]])
 """
 
@@ -14,7 +15,9 @@ import numpy as np
 
 _D50 = np.array([0.9642, 1.0, 0.8249])
 # From XYZ under D50 to linear sRGB, whose white is D65; Bradford's adaptation, as colour profiles have it.
-_TO_SRGB = np.array([[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]])
+_TO_SRGB = np.array(
+    [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+)
 
 
 def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
@@ -24,7 +27,9 @@ def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
 
 
 def from_ycbcr(
-    pixels: np.ndarray, shares: Sequence[float] = (0.299, 0.587, 0.114), ends: Sequence[float] = (0, 255, 128, 255, 128, 255)
+    pixels: np.ndarray,
+    shares: Sequence[float] = (0.299, 0.587, 0.114),
+    ends: Sequence[float] = (0, 255, 128, 255, 128, 255),
 ) -> np.ndarray:
     """(h, w, 3) uint8 RGB of YCbCr.
 
@@ -35,7 +40,8 @@ def from_ycbcr(
     """
     values = pixels.astype(np.float32)
     y, cb, cr = (
-        (values[..., i] - ends[2 * i]) * np.float32((127 if i else 255) / ((ends[2 * i + 1] - ends[2 * i]) or 1)) for i in range(3)
+        (values[..., i] - ends[2 * i]) * np.float32((127 if i else 255) / ((ends[2 * i + 1] - ends[2 * i]) or 1))
+        for i in range(3)
     )
     red, blue = y + (2 - 2 * shares[0]) * cr, y + (2 - 2 * shares[2]) * cb
     green = (y - shares[0] * red - shares[2] * blue) / shares[1]

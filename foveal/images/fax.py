@@ -15,7 +15,8 @@ from functools import cache
 # For 0 to 63 pixels, then for 64, 128, ... 1728; the long ones go on to 2560 in both colours.
 _WHITE = """
 00110101 000111 0111 1000 1011 1100 1110 1111 10011 10100 00111 01000 001000 000011 110100 110101 101010 101011 0100111
-0001100 0001000 0010111 0000011 0000100 0101000 0101011 0010011 0100100 0011000 00000010 00000011 00011010 00011011 00010010
+0001100 0001000 0010111 0000011 0000100 0101000 0101011 0010011 0100100 0011000 00000010 00000011 00011010 00011011
+00010010
 00010011 00010100 00010101 00010110 00010111 00101000 00101001 00101010 00101011 00101100 00101101 00000100 00000101
 00001010 00001011 01010010 01010011 01010100 01010101 00100100 00100101 01011000 01011001 01011010 01011011 01001010
 01001011 00110010 00110011 00110100 11011 10010 010111 0110111 00110110 00110111 01100100 01100101 01101000 01100111
@@ -42,8 +43,16 @@ _LONGEST = 13  # bits of a code
 # How a change of colour lies to one in the row above: as many pixels to its right; or two other ways to go on.
 _PASS, _RUNS = 100, 200
 _MODES = {
-    "1": 0, "011": 1, "000011": 2, "0000011": 3, "010": -1, "000010": -2, "0000010": -3, "0001": _PASS, "001": _RUNS,
-}  # fmt: skip
+    "1": 0,
+    "011": 1,
+    "000011": 2,
+    "0000011": 3,
+    "010": -1,
+    "000010": -2,
+    "0000010": -3,
+    "0001": _PASS,
+    "001": _RUNS,
+}
 
 
 def check(data: bytes, compression: int, height: int, width: int, *, options: int = 0, reverse: bool = False) -> None:
@@ -51,7 +60,8 @@ def check(data: bytes, compression: int, height: int, width: int, *, options: in
 
     Args:
         data: a strip or tile.
-        compression: TIFF's: 2 and 32771 rows of runs, 3 the same with marks between rows, 4 rows compared with the one above.
+        compression: TIFF's: 2 and 32771 rows of runs, 3 the same with marks between rows, 4 rows compared with the one
+            above.
         height, width: in pixels.
         options: TIFF's tag T4Options; bit 0: rows may be compared with the one above.
         reverse: the first bit of a byte is its lowest.
@@ -107,7 +117,9 @@ class _Bits:
 
     def take(self, at: int, count: int) -> int:
         byte = at >> 3
-        return (int.from_bytes(self._data[byte : byte + 4].ljust(4, b"\0"), "big") >> (32 - count - (at & 7))) & ((1 << count) - 1)
+        return (int.from_bytes(self._data[byte : byte + 4].ljust(4, b"\0"), "big") >> (32 - count - (at & 7))) & (
+            (1 << count) - 1
+        )
 
     def after_mark(self, at: int) -> int:
         """Position after the end-of-line mark: eleven zeros or more, then a one; or ``at`` where there is none."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 
 def check(data: bytes) -> None:
-    """Raise ValueError where bytes before the first picture belong to no block, or its codes do not make all of its pixels."""
+    """Raise ValueError where bytes before the first picture belong to no block, or its codes do not make all of its
+    pixels.
+    """
 
     import imagecodecs
 

@@ -1,8 +1,8 @@
 """The headers of a TIFF without its lists of tiles.
 
 A file of 17 gigapixels lists 360,000 tiles; reading the lists costs more than the looks at it. `outline` copies the
-headers into a small TIFF of their own in memory, which tifffile parses as usual, and leaves the lists in the file, where
-`Numbers` looks single entries up. Opening then costs the same whatever the size of the image.
+headers into a small TIFF of their own in memory, which tifffile parses as usual, and leaves the lists in the file,
+where `Numbers` looks single entries up. Opening then costs the same whatever the size of the image.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -50,7 +50,9 @@ class Numbers(NamedTuple):
         return struct.unpack(self.format, read_at(descriptor, size, self.position + index * size))[0]
 
     def all(self, descriptor: int) -> np.ndarray:
-        return np.frombuffer(read_at(descriptor, self.length * struct.calcsize(self.format), self.position), self.format)
+        return np.frombuffer(
+            read_at(descriptor, self.length * struct.calcsize(self.format), self.position), self.format
+        )
 
 
 @dataclass
@@ -94,8 +96,8 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
         descriptor: of the open file.
 
     Returns:
-        A TIFF with every header but only the first entry of each list of tiles; and by the position of each header in it
-        the lists of offsets and of lengths, as they lie in the file.
+        A TIFF with every header but only the first entry of each list of tiles; and by the position of each header in
+        it the lists of offsets and of lengths, as they lie in the file.
 
     Raises:
         ValueError: the chain of headers leaves the file, or runs in a circle; a tag that makes the picture is damaged.
@@ -171,7 +173,11 @@ def _write(kind: _Kind, headers: list[_Header]) -> tuple[bytes, dict[int, tuple[
         header.position = at
         tags = len(header.tags) + bool(header.children)
         at += struct.calcsize(kind.tag_count) + tags * kind.tag_size + kind.word
-        at += sum(-(-len(value) // 8) * 8 for *_, value in header.tags if len(value) > kind.word) + 8 * len(header.children) + 8
+        at += (
+            sum(-(-len(value) // 8) * 8 for *_, value in header.tags if len(value) > kind.word)
+            + 8 * len(header.children)
+            + 8
+        )
         at += -at % 8
     magic = (b"II" if kind.order == "<" else b"MM") + struct.pack(kind.order + "H", 43 if kind.big else 42)
     middle = struct.pack(kind.order + "HH", 8, 0) if kind.big else b""
@@ -187,7 +193,9 @@ def _write(kind: _Kind, headers: list[_Header]) -> tuple[bytes, dict[int, tuple[
 def _write_header(out: bytearray, kind: _Kind, header: _Header, following: int) -> None:
     tags = list(header.tags)
     if header.children:
-        places = struct.pack(f"{kind.order}{len(header.children)}{kind.number[1]}", *(c.position for c in header.children))
+        places = struct.pack(
+            f"{kind.order}{len(header.children)}{kind.number[1]}", *(c.position for c in header.children)
+        )
         tags.append((_CHILDREN, 16 if kind.big else 4, len(header.children), places))
     tags.sort(key=lambda tag: tag[0])
     body = struct.pack(kind.tag_count, len(tags))

@@ -1,13 +1,14 @@
 """What a person holds as an image, made ready to be looked at: Pillow images, arrays, tensors, open images.
 
-The same pixels give the same looks whether they come as a file, a Pillow image, an array or a tensor. What cannot be the image that
-the model was trained on is an error of one sentence. It is never an answer.
+The same pixels give the same looks whether they come as a file, a Pillow image, an array or a tensor. What cannot be
+the image that the model was trained on is an error of one sentence. It is never an answer.
 
-Arrays are (H, W) or (H, W, C), tensors (C, H, W). An array of shape (3, 100, 3) is 3 rows high, a tensor of that shape is 3 columns
-wide: the place of the bands is never guessed from the values.
+Arrays are (H, W) or (H, W, C), tensors (C, H, W). An array of shape (3, 100, 3) is 3 rows high, a tensor of that shape
+is 3 columns wide: the place of the bands is never guessed from the values.
 
-Values are uint8 or uint16 over the range of their type, bool for black and white, or floats from 0 to 1. For a model that was
-trained with a value range they are values in that range, as in the files it was trained on, and any real type will do.
+Values are uint8 or uint16 over the range of their type, bool for black and white, or floats from 0 to 1. For a model
+that was trained with a value range they are values in that range, as in the files it was trained on, and any real type
+will do.
 
 Example:
     >>> import numpy as np
@@ -16,7 +17,7 @@ Example:
     >>> as_image(np.zeros((3, 30, 40), np.uint8))
     Traceback (most recent call last):
     ...
-    foveal.errors.ImageError: image: an array of shape (3, 30, 40) has its bands first, and an array is taken as ...; give ...
+    foveal.errors.ImageError: image: an array of shape (3, 30, 40) has its bands first, ...
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ ValueRange = tuple[float, float]
 ROUNDING = 2e-3
 """How far floats may lie beyond 0 and 1: twice what float16 rounds by."""
 
-KINDS = "a path, a Pillow image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or an image that open_image returned"
+KINDS = (
+    "a path, a Pillow image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or an image that open_image "
+    "returned"
+)
 _SAMPLED = 32  # rows and columns of each image that `check_sample` looks at
 _WIDE = 100.0  # the high end of a value range whose images do not lie within 0 and 1
 _NARROW = 2.0  # the width of a value range in which integers are masks of 0 and 1, or a mistake
@@ -63,8 +67,8 @@ def is_one(images: Any) -> bool:
 def each(images: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """(name, image) of one image, of each in a list or tuple, and of each in a (B, C, H, W) tensor.
 
-    The name is the place in the list, ``[3]``, and in a batch in a list, ``[3][0]``; of one image alone it is ``image``. A path has no
-    other name than itself.
+    The name is the place in the list, ``[3]``, and in a batch in a list, ``[3][0]``; of one image alone it is
+    ``image``. A path has no other name than itself.
     """
     if is_one(images):
         yield os.fspath(images) if is_path(images) else place or "image", images
@@ -80,13 +84,16 @@ def _is_list(images: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------- one image
 
 
-def as_image(image: Any, *, channels: int | None = None, value_range: ValueRange | None = None, name: str = "image") -> Pyramid:
+def as_image(
+    image: Any, *, channels: int | None = None, value_range: ValueRange | None = None, name: str = "image"
+) -> Pyramid:
     """One image that is no file.
 
     Args:
-        image: a Pillow image, an array, a tensor or an open image; see the module. Of a Pillow image the EXIF orientation is applied,
-            palettes and CMYK become RGB, and transparent pixels count as outside the image, as in files. Masked pixels of an array
-            count as outside too. An open image keeps the value range that it was opened with, if there was one.
+        image: a Pillow image, an array, a tensor or an open image; see the module. Of a Pillow image the EXIF
+            orientation is applied, palettes and CMYK become RGB, and transparent pixels count as outside the image, as
+            in files. Masked pixels of an array count as outside too. An open image keeps the value range that it was
+            opened with, if there was one.
         channels: bands of a look; those of the image if None. Grey is repeated where 3 are wanted.
         value_range: values that become 0 and 1, of the model that is to look; None for those of the type.
         name: for errors.
@@ -102,7 +109,9 @@ def as_image(image: Any, *, channels: int | None = None, value_range: ValueRange
     pixels, alpha = _values(pixels, alpha, value_range, name)
     scale = (0.0, 1.0) if value_range is None and pixels.dtype.kind == "f" else value_range
     held = max(memory_limit(), pixels.nbytes)  # it is in memory already
-    return ArrayPyramid(pixels, alpha, path=name, channels=channels, value_range=scale, orientation=orientation, max_bytes=held)
+    return ArrayPyramid(
+        pixels, alpha, path=name, channels=channels, value_range=scale, orientation=orientation, max_bytes=held
+    )
 
 
 def _pixels(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -157,10 +166,14 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
             image = image.convert("RGB")
         pixels = np.asarray(image)
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise ImageError(f"{name}: the Pillow image cannot be read ({error}); open it again, or give its path") from error
+        raise ImageError(
+            f"{name}: the Pillow image cannot be read ({error}); open it again, or give its path"
+        ) from error
     if image.mode == "I":  # what Pillow makes of some files of 16 bits
         if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-            raise ImageError(f"{name}: a Pillow image of 32-bit integers has values beyond 0 and 65535; convert it to 16 bits")
+            raise ImageError(
+                f"{name}: a Pillow image of 32-bit integers has values beyond 0 and 65535; convert it to 16 bits"
+            )
         pixels = pixels.astype(np.uint16)
     if image.mode in ("LA", "RGBA"):
         opaque = pixels[..., -1]
@@ -261,18 +274,26 @@ def _check_floats(low: float, high: float, name: str) -> None:
         advice = "give the image before it is normalised, which the model does itself"
     else:
         advice = "divide them by 255, or give uint8" if high <= 255 else "divide them by the value that is white"
-    raise ImageError(f"{name}: float values from {low:.4g} to {high:.4g} were given, and floats are taken from 0 to 1; {advice}")
+    raise ImageError(
+        f"{name}: float values from {low:.4g} to {high:.4g} were given, and floats are taken from 0 to 1; {advice}"
+    )
 
 
 def check_sample(images: Tensor) -> None:
-    """See that a few thousand pixels of a (B, C, H, W) tensor, if they are floats, lie between 0 and 1. This costs next to nothing.
+    """See that a few thousand pixels of a (B, C, H, W) tensor, if they are floats, lie between 0 and 1. This costs next
+    to nothing.
 
     Tensors on a GPU are passed over, since the check would wait for it, and so is everything while a model is compiled.
 
     Raises:
         ImageError: some do not.
     """
-    plain = type(images) is Tensor and images.is_floating_point() and images.device.type == "cpu" and images.layout == torch.strided
+    plain = (
+        type(images) is Tensor
+        and images.is_floating_point()
+        and images.device.type == "cpu"
+        and images.layout == torch.strided
+    )
     if plain and images.numel() and not torch.compiler.is_compiling():
         rows, columns = (max(1, n // _SAMPLED) for n in images.shape[-2:])
         low, high = images.detach()[..., ::rows, ::columns].aminmax()
@@ -302,14 +323,19 @@ def check_type(image: Pyramid, value_range: ValueRange | None) -> None:
 
 
 def _of_wrong_type(dtype: Any, value_range: ValueRange | None, name: str) -> ImageError:
-    taken = "uint8, uint16, or floats from 0 to 1" if value_range is None else "real numbers from {:g} to {:g}".format(*value_range)
+    taken = (
+        "uint8, uint16, or floats from 0 to 1"
+        if value_range is None
+        else "real numbers from {:g} to {:g}".format(*value_range)
+    )
     return ImageError(f"{name}: pixels of the type {str(dtype).removeprefix('torch.')} were given; give {taken}")
 
 
 def _untrained(name: str, given: str, value_range: ValueRange) -> ImageError:
     low, high = value_range
     return ImageError(
-        f"{name}: {given} were given, and the model was trained on values from {low:g} to {high:g}; give values in that range"
+        f"{name}: {given} were given, and the model was trained on values from {low:g} to {high:g}; give values in "
+        "that range"
     )
 
 

@@ -4,8 +4,8 @@ libjpeg goes on after damage: it warns, invents pixels and returns. The rule her
 error, what does not is accepted. `HARMLESS` lists the warnings of the second kind.
 
 libjpeg tells the first warning only, and a harmless one may hide a serious one. So after a harmless warning the headers
-are written anew without their faults and the data are decoded again. Where stray bytes lie among the coded data, `check`
-reads all codes itself: it knows where each part ends, and what comes after the end is stray.
+are written anew without their faults and the data are decoded again. Where stray bytes lie among the coded data,
+`check` reads all codes itself: it knows where each part ends, and what comes after the end is stray.
 
 Example:
     >>> import io
@@ -35,7 +35,8 @@ from foveal.images.codes import check
 
 HARMLESS = {
     "extraneous bytes before marker": "stray bytes before a marker: cameras pad their data",
-    "Premature end of JPEG file": "no end marker: harmless where the data before it are complete, which the second decoding tells",
+    "Premature end of JPEG file": "no end marker: harmless where the data before it are complete, which the second "
+    "decoding tells",
     "unknown JFIF revision number": "a version number of the notes",
     "Unknown Adobe color transform code": "libjpeg takes YCbCr then, as every other reader does",
     "Invalid SOS parameters for sequential JPEG": "numbers that mean something in progressive files only",
@@ -74,7 +75,8 @@ def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.
 
 
 def header(data: bytes) -> tuple[int, int, int, str]:
-    """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the headers.
+    """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the
+    headers.
 
     Raises:
         ValueError: there is no frame header.
@@ -88,7 +90,13 @@ def header(data: bytes) -> tuple[int, int, int, str]:
 
 
 def decode_segment(
-    data: bytes, tables: bytes | None, shapes: Collection[tuple[int, int]], components: int, *, transformed: bool = False, bits: int = 8
+    data: bytes,
+    tables: bytes | None,
+    shapes: Collection[tuple[int, int]],
+    components: int,
+    *,
+    transformed: bool = False,
+    bits: int = 8,
 ) -> np.ndarray:
     """Decode a tile or a strip of a TIFF.
 
@@ -115,10 +123,14 @@ def decode_segment(
     height, width, found, colours = header(whole)
     if (height, width) not in shapes or found != components:
         promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
-        raise ValueError(f"it has {width} x {height} pixels with {found} components where the header promises {promised}")
+        raise ValueError(
+            f"it has {width} x {height} pixels with {found} components where the header promises {promised}"
+        )
     if components > 1 and colours != ("YCbCr" if transformed else {3: "RGB", 4: "CMYK"}.get(components)):
         # Adobe's code 0 stands for components as they are, 1 for YCbCr.
-        whole = b"".join((b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:]))
+        whole = b"".join(
+            (b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:])
+        )
     if bits == 8 and components in (1, 3, 4):
         return decode(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
     pixels = _by_imagecodecs(whole, "RGB" if components == 3 else None, bits)
@@ -258,7 +270,11 @@ class Stream:
         for component in self.components:
             if not any(part[0] is component for scan in self.scans for part in scan.parts):
                 raise ValueError("a component has no data")
-            if self.progressive and (every_bit or not self.ended) and any(left.get((component.name, k), 1) for k in range(64)):
+            if (
+                self.progressive
+                and (every_bit or not self.ended)
+                and any(left.get((component.name, k), 1) for k in range(64))
+            ):
                 raise ValueError("the last scans are missing")
 
     def mended(self) -> bytes:
@@ -323,7 +339,11 @@ def parse(data: Any, *, headers: bool = False) -> Stream:
             stream.scans.append(_scan(stream, body, tables, interval, start, end))
         stream.pieces.append((at, end))
         at = end
-    if not stream.components or min(c.across for c in stream.components) < 1 or min(c.down for c in stream.components) < 1:
+    if (
+        not stream.components
+        or min(c.across for c in stream.components) < 1
+        or min(c.down for c in stream.components) < 1
+    ):
         raise ValueError("it has no frame header")
     return stream
 

@@ -1,8 +1,8 @@
 """Warnings of the libraries that read images, with the name of the file that caused them.
 
-Pillow, tifffile, imagecodecs and rasterio warn of what is odd in a file, but do not say in which one. Within `noting` their
-warnings and log records are kept back. At its end the logger ``foveal`` says each of them once, with the path first. A file that
-cannot be read leads to an error with its path; its warnings are dropped then.
+Pillow, tifffile, imagecodecs and rasterio warn of what is odd in a file, but do not say in which one. Within `noting`
+their warnings and log records are kept back. At its end the logger ``foveal`` says each of them once, with the path
+first. A file that cannot be read leads to an error with its path; its warnings are dropped then.
 
 Threads may read different files at the same time.
 
@@ -105,7 +105,14 @@ def _keep(text: str, level: int) -> bool:
     return True
 
 
-def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
     """Stands for `warnings.showwarning`."""
     if not _keep(str(message), logging.DEBUG if category.__name__ in _NOT_SAID else logging.WARNING):
         _hook.pass_on(message, category, filename, lineno, file, line)

@@ -30,9 +30,14 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_image(
-    path: str | os.PathLike, *, channels: int | None = None, value_range: tuple[float, float] | None = None, max_bytes: int | None = None,
-    cache_dir: str | os.PathLike | None = None, convert: bool = True,
-) -> Pyramid:  # fmt: skip
+    path: str | os.PathLike,
+    *,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_bytes: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    convert: bool = True,
+) -> Pyramid:
     """Open an image to look at. What it is is told by its content, not by its name.
 
     Opening is cheap: headers are read, pixels are not. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the
@@ -42,16 +47,17 @@ def open_image(
         path: the file.
         channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
             Alpha does not count; CMYK and palettes become RGB.
-        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own, which files may use only in part;
-            signed and floating-point pixels have none and need this.
-        max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may lie. It is
-            ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may take 64 times as much.
+        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own, which files may use
+            only in part; signed and floating-point pixels have none and need this.
+        max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may
+            lie. It is ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may
+            take 64 times as much.
         cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
         convert: make such a pyramid. If False, a TIFF is read as it is, which is slow but for a few small boxes.
 
     Raises:
-        ImageError: missing, damaged, not an image, or not with these channels; `foveal.images.cache.Unconverted` where the image would
-            have to be converted and is not to be.
+        ImageError: missing, damaged, not an image, or not with these channels; `foveal.images.cache.Unconverted` where
+            the image would have to be converted and is not to be.
     """
     name = os.fspath(path)
     try:
@@ -92,7 +98,10 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
 
     layout = tiff.parse(name)
     size = layout.levels[0].height, layout.levels[0].width
-    small = layout.looking_cost(-1) <= options["max_bytes"] and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
+    small = (
+        layout.looking_cost(-1) <= options["max_bytes"]
+        and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
+    )
     image = tiff.TiffPyramid(name, layout, **options)
     if (layout.tiled and small) or not convert:
         return image
@@ -120,7 +129,9 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
         write_pyramid(target, (height, width, layout.shown_bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
     kind = "a TIFF without levels" if layout.tiled else "a TIFF in strips"
-    return _open_cached(name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options)
+    return _open_cached(
+        name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options
+    )
 
 
 def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
@@ -148,7 +159,9 @@ def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any])
     from foveal.images import tiff
 
     size = height, width = jxl.read_size(name)
-    check_claim(name, size, 8 * height * width, options["max_bytes"])  # its bands and bits come later; these are 4 of 16
+    check_claim(
+        name, size, 8 * height * width, options["max_bytes"]
+    )  # its bands and bits come later; these are 4 of 16
     if height * width <= plain.LARGE:
         pixels, alpha = jxl.decode(name)
         image = ArrayPyramid(pixels, alpha, path=name, **options)
@@ -161,7 +174,13 @@ def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any])
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
 
-        write_pyramid(target, (*pixels.shape[:2], pixels.shape[2] + (alpha is not None)), pixels.dtype, rows, alpha=alpha is not None)
+        write_pyramid(
+            target,
+            (*pixels.shape[:2], pixels.shape[2] + (alpha is not None)),
+            pixels.dtype,
+            rows,
+            alpha=alpha is not None,
+        )
 
     file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels", convert)
     return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)

@@ -28,20 +28,25 @@ from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
 
-_SLIDES, _RASTERS, _PICTURES = ({*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips"))
+_SLIDES, _RASTERS, _PICTURES = (
+    {*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips")
+)
 _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 image = pyvips.Image.new_from_file(source, access="sequential", fail_on="warning")
-bytes_each = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "double": 8, "complex": 8, "dpcomplex": 16}.get(image.format, 4)
+bytes_each = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "double": 8, "complex": 8,
+              "dpcomplex": 16}.get(image.format, 4)
 cost = image.width * image.height * image.bands * bytes_each
 if cost > limit:
-    sys.exit(f"claims {image.width} x {image.height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}")
+    sys.exit(f"claims {image.width} x {image.height} pixels, which take {cost:,} bytes, "
+             f"more than the limit of {limit:,}")
 if image.hasalpha():
     image = image.premultiply().cast(image.format)
 if image.interpretation == "cmyk":
-    image = image.icc_import().colourspace("srgb") if image.get_typeof("icc-profile-data") else image.colourspace("srgb")
-image.tiffsave(target, tile=True, tile_width=256, tile_height=256, pyramid=True, compression="deflate", predictor="horizontal",
+    image = (image.icc_import() if image.get_typeof("icc-profile-data") else image).colourspace("srgb")
+image.tiffsave(target, tile=True, tile_width=256, tile_height=256, pyramid=True, compression="deflate",
+               predictor="horizontal",
                bigtiff=True, premultiply=False)
 """
 
@@ -63,7 +68,9 @@ def need(module: str, path: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         extra = next(name for name, extra in EXTRAS.items() if extra.module == module)
-        raise ImageError(f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{extra}]'") from error
+        raise ImageError(
+            f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{extra}]'"
+        ) from error
 
 
 def open_slide(path: str, **options: Any) -> Pyramid:
@@ -87,7 +94,10 @@ def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: d
     if suffix in _PICTURES or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         need("pyvips", path)
         return _by_vips(path, cache_dir, convert, options)
-    raise ImageError(f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual suffix")
+    raise ImageError(
+        f"{path}: is not an image of a known kind; give a TIFF, JPEG, PNG, WebP, or a slide or raster with its usual "
+        "suffix"
+    )
 
 
 def _check_jpeg2000(path: str) -> None:
@@ -106,7 +116,10 @@ def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) 
 
     def make(target: str) -> None:
         child = subprocess.run(
-            [sys.executable, "-c", _VIPS, path, target, str(options["max_bytes"])], capture_output=True, text=True, check=False
+            [sys.executable, "-c", _VIPS, path, target, str(options["max_bytes"])],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if child.returncode:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -133,7 +146,9 @@ class OpenSlidePyramid(Pyramid):
         metadata = {"description": slide.properties.get("openslide.comment", "")}
         if (mpp := scale.of_slide(slide.properties)) is not None:
             metadata["mpp"] = mpp
-        super().__init__(path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options)
+        super().__init__(
+            path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options
+        )
         self._slide: Any = slide
 
     def close(self) -> None:
@@ -153,7 +168,9 @@ class OpenSlidePyramid(Pyramid):
         openslide = need("openslide", self.path)
         with self._lock:
             slide, self._slide = self._slide, None  # one bad tile makes a handle useless
-            with reading(self.path, f"OpenSlide cannot read level {level} at {box}", "the slide is damaged, copy it again"):
+            with reading(
+                self.path, f"OpenSlide cannot read level {level} at {box}", "the slide is damaged, copy it again"
+            ):
                 slide = slide or openslide.OpenSlide(self.path)
                 # OpenSlide takes the corner in pixels of level 0.
                 down = slide.level_downsamples[level]

@@ -1,7 +1,7 @@
 """Which pages of a TIFF are the picture, its levels, its channels and its masks.
 
-Headers say what a page is: a reduced copy, a mask, a channel. Its position does not: digital negatives and some scanners
-write a small copy first, and some pyramids go from small to large.
+Headers say what a page is: a reduced copy, a mask, a channel. Its position does not: digital negatives and some
+scanners write a small copy first, and some pyramids go from small to large.
 
 Example:
     >>> import io, numpy as np, tifffile
@@ -92,7 +92,9 @@ def _add_levels(picture: Picture, pool: list[tifffile.TiffPage], masks: list[tif
 
 
 def kind(page: tifffile.TiffPage) -> int:
-    """Bits of the header that say what a page is: 1 a reduced copy, 4 a mask. An older tag says the same in other words."""
+    """Bits of the header that say what a page is: 1 a reduced copy, 4 a mask. An older tag says the same in other
+    words.
+    """
     if page.tags.valueof(254) is None and page.tags.valueof(255) == 2:
         return _REDUCED
     return int(page.subfiletype)
@@ -120,14 +122,22 @@ def _main(top: list[tifffile.TiffPage], everyone: list[tifffile.TiffPage]) -> ti
     for page in top[1:]:
         times = page.imagewidth / last.imagewidth if last.imagewidth else 0
         fits = page.is_tiled and _alike(page, last) and round(times) >= 2 and not kind(page) & _MASK
-        if not fits or abs(page.imagewidth - round(times) * last.imagewidth) >= round(times) or not _same_shape(page, last):
+        if (
+            not fits
+            or abs(page.imagewidth - round(times) * last.imagewidth) >= round(times)
+            or not _same_shape(page, last)
+        ):
             break
         last = page
     return last if first.is_tiled else first
 
 
 def _alike(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
-    return bool(page.dtype == other.dtype and page.samplesperpixel == other.samplesperpixel and page.photometric == other.photometric)
+    return bool(
+        page.dtype == other.dtype
+        and page.samplesperpixel == other.samplesperpixel
+        and page.photometric == other.photometric
+    )
 
 
 def _same_shape(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
@@ -135,10 +145,19 @@ def _same_shape(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
     return skew <= 2 * max(page.imagewidth, page.imagelength, larger.imagewidth, larger.imagelength)
 
 
-def _is_level(page: tifffile.TiffPage, main: tifffile.TiffPage, finer: PageLevel) -> tuple[bool, tuple[int, int] | None]:
-    """Whether a page is a coarser level: not a thumbnail, label, macro or another focal plane; and its size without padding."""
+def _is_level(
+    page: tifffile.TiffPage, main: tifffile.TiffPage, finer: PageLevel
+) -> tuple[bool, tuple[int, int] | None]:
+    """Whether a page is a coarser level: not a thumbnail, label, macro or another focal plane; and its size without
+    padding.
+    """
     previous = finer.size or _size(finer.pages[0])
-    if not page.is_tiled or page.dtype != main.dtype or page.samplesperpixel != main.samplesperpixel or min(_size(page)) < 1:
+    if (
+        not page.is_tiled
+        or page.dtype != main.dtype
+        or page.samplesperpixel != main.samplesperpixel
+        or min(_size(page)) < 1
+    ):
         return False, None
     plain = page.imagewidth < previous[1] and _same_shape(page, main)
     times = main.imagewidth / page.imagewidth
@@ -174,8 +193,10 @@ def _mask_of(page: tifffile.TiffPage, masks: list[tifffile.TiffPage]) -> tifffil
 
 def _channels(
     file: tifffile.TiffFile, top: list[tifffile.TiffPage], main: tifffile.TiffPage
-) -> tuple[list[tifffile.TiffPage], int]:  # fmt: skip
-    """The pages that hold the channels of the picture, at its first time and depth; and how many follow behind one page."""
+) -> tuple[list[tifffile.TiffPage], int]:
+    """The pages that hold the channels of the picture, at its first time and depth; and how many follow behind one
+    page.
+    """
     if main.samplesperpixel > 1 or main is not top[0]:
         return [main], 1
     if file.is_imagej:
@@ -189,7 +210,9 @@ def _channels(
     if series is None or "C" not in series.axes:
         return [main], 1
     at = series.axes.index("C")
-    stride = math.prod(n for n, axis in zip(series.shape[at + 1 :], series.axes[at + 1 :], strict=True) if axis not in "YXS")
+    stride = math.prod(
+        n for n, axis in zip(series.shape[at + 1 :], series.axes[at + 1 :], strict=True) if axis not in "YXS"
+    )
     found = [series.pages[i * stride] for i in range(series.shape[at])]
     if any(page is None for page in found):
         raise ValueError("some of its channels are in other files")
@@ -207,8 +230,10 @@ def _series(file: tifffile.TiffFile) -> Any:
 
 def _siblings(
     page: tifffile.TiffPage, main: tifffile.TiffPage, pages: list[tifffile.TiffPage], pool: list[tifffile.TiffPage]
-) -> list[tifffile.TiffPage]:  # fmt: skip
-    """The pages of a level that belong to the pages of level 0: their children at the same place, or as many of one size in a row."""
+) -> list[tifffile.TiffPage]:
+    """The pages of a level that belong to the pages of level 0: their children at the same place, or as many of one
+    size in a row.
+    """
     children = [_children(p) for p in pages]
     if page in children[0]:
         place = children[0].index(page)

@@ -40,9 +40,17 @@ from foveal.images.reading import check_claim, open_file, read_at, reading
 LARGE = 64_000_000  # pixels that are decoded whole
 _MOST_SCANS = 200  # of a progressive JPEG; ten are usual
 _MODES = {
-    "1": (1, bool), "L": (1, np.uint8), "P": (3, np.uint8), "RGB": (3, np.uint8), "RGBA": (3, np.uint8), "CMYK": (3, np.uint8),
-    "I;16": (1, np.uint16), "I;16B": (1, np.uint16), "I": (1, np.uint16), "F": (1, np.float32),
-}  # fmt: skip
+    "1": (1, bool),
+    "L": (1, np.uint8),
+    "P": (3, np.uint8),
+    "RGB": (3, np.uint8),
+    "RGBA": (3, np.uint8),
+    "CMYK": (3, np.uint8),
+    "I;16": (1, np.uint16),
+    "I;16B": (1, np.uint16),
+    "I": (1, np.uint16),
+    "F": (1, np.float32),
+}
 
 
 @dataclass
@@ -104,14 +112,18 @@ def read_header(path: str, kind: str, max_bytes: int) -> Header:
 def _jpeg_header(data: Any) -> Header:
     stream = jpeg.parse(data, headers=True)
     if (stream.bits, len(stream.components)) not in ((8, 1), (8, 3), (8, 4), (12, 1), (12, 3)):
-        raise ValueError(f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB")
+        raise ValueError(
+            f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB"
+        )
     notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
     if stream.progressive and (scans := len(re.findall(b"\xff\xda", data))) > _MOST_SCANS:
         raise ValueError(f"{scans} scans, each of which takes as long as a picture; save it again")
     bands = 1 if len(stream.components) == 1 else 3
     metadata = {"orientation": _orientation(**notes)}
     dtype = np.uint8 if stream.bits == 8 else np.uint16
-    return Header("JPEG", (stream.height, stream.width), bands, dtype, metadata, progressive=stream.progressive, bits=stream.bits)
+    return Header(
+        "JPEG", (stream.height, stream.width), bands, dtype, metadata, progressive=stream.progressive, bits=stream.bits
+    )
 
 
 def _png_header(data: Any) -> Header:
@@ -130,7 +142,10 @@ def _webp_header(data: Any) -> Header:
         name, length = struct.unpack("<4sI", data[at : at + 8])
         body = data[at + 8 : at + 18]
         if name == b"VP8X":
-            size, alpha = (1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")), bool(body[0] & 0x10)
+            size, alpha = (
+                (1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")),
+                bool(body[0] & 0x10),
+            )
         elif name == b"VP8 " and size is None:
             width, height = struct.unpack("<HH", body[6:10])
             size = height & 0x3FFF, width & 0x3FFF
@@ -157,7 +172,11 @@ def _pillow(source: Any, kind: str) -> Any:
     """
     from PIL import BmpImagePlugin, GifImagePlugin, PpmImagePlugin
 
-    classes: dict[str, Any] = {"BMP": BmpImagePlugin.BmpImageFile, "GIF": GifImagePlugin.GifImageFile, "PPM": PpmImagePlugin.PpmImageFile}
+    classes: dict[str, Any] = {
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "PPM": PpmImagePlugin.PpmImageFile,
+    }
     image = classes[kind].__new__(classes[kind])
     try:
         image.__init__(source)
@@ -175,11 +194,19 @@ def _pillow_header(path: str, kind: str, data: Any) -> Header:
         if min(width, height) < 1:
             return Header(kind, (height, width), 3, np.uint8, metadata)
         mode, alpha = "RGB" if kind == "GIF" else image.mode, "A" in image.mode or "transparency" in image.info
-        rows = [tile.offset + tile.args[1] * (height - 1) for tile in image.tile if kind == "BMP" and tile.codec_name == "raw"]
+        rows = [
+            tile.offset + tile.args[1] * (height - 1)
+            for tile in image.tile
+            if kind == "BMP" and tile.codec_name == "raw"
+        ]
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
     # Zero is common there; another length that does not hold the pixels, or that the file has not, is damage.
-    if kind == "BMP" and (length := int.from_bytes(data[2:6], "little")) and not max(rows, default=0) < length <= len(data):
+    if (
+        kind == "BMP"
+        and (length := int.from_bytes(data[2:6], "little"))
+        and not max(rows, default=0) < length <= len(data)
+    ):
         raise ValueError(f"it claims {length} bytes and has {len(data)}")
     return Header(kind, (height, width), *_MODES[mode], metadata, alpha)
 
@@ -240,7 +267,11 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     if alpha and pixels[..., -1].max() == 0 and header.kind != "BMP":
         raise ImageError(f"{path}: is wholly transparent; there is nothing to see, make it again")
     # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
-    if alpha and pixels[..., -1].min() in (0, np.iinfo(pixels.dtype).max) and pixels[..., -1].min() == pixels[..., -1].max():
+    if (
+        alpha
+        and pixels[..., -1].min() in (0, np.iinfo(pixels.dtype).max)
+        and pixels[..., -1].min() == pixels[..., -1].max()
+    ):
         pixels, alpha = pixels[..., :-1], False
     return pixels, alpha, len(data)
 
@@ -280,9 +311,16 @@ class PlainPyramid(ArrayPyramid):
 
     def __init__(self, path: str, header: Header, **options: Any) -> None:
         Pyramid.__init__(
-            self, path, [header.size], header.bands, header.dtype, orientation=header.orientation, metadata=header.metadata,
-            bits=header.bits if header.bits > 8 else None, **options,
-        )  # fmt: skip
+            self,
+            path,
+            [header.size],
+            header.bands,
+            header.dtype,
+            orientation=header.orientation,
+            metadata=header.metadata,
+            bits=header.bits if header.bits > 8 else None,
+            **options,
+        )
         self._header = header
         self._decoding = threading.Lock()
         self._pixels: Tensor | None = None  # type: ignore[assignment]
@@ -370,7 +408,8 @@ def find_segments(data: np.ndarray) -> _Segments | None:
 
 
 class RestartJpeg(Pyramid):
-    """A large baseline JPEG with restart markers: its index is found in one pass over the bytes, then segments are decoded alone.
+    """A large baseline JPEG with restart markers: its index is found in one pass over the bytes, then segments are
+    decoded alone.
 
     The second level, an eighth of the size, is decoded whole when it is first needed. Pixels at the seams of segments
     may differ from those of a full decode by about ten grey values, since chroma is interpolated across them there.
@@ -385,7 +424,15 @@ class RestartJpeg(Pyramid):
     def __init__(self, path: str, header: Header, segments: _Segments, **options: Any) -> None:
         h, w = header.size
         sizes = [(h, w), (-(-h // 8), -(-w // 8))]
-        super().__init__(path, sizes, header.bands, np.dtype(np.uint8), orientation=header.orientation, metadata=header.metadata, **options)
+        super().__init__(
+            path,
+            sizes,
+            header.bands,
+            np.dtype(np.uint8),
+            orientation=header.orientation,
+            metadata=header.metadata,
+            **options,
+        )
         self._header = header
         self._segments = segments
         self._eighth: np.ndarray | None = None
@@ -429,7 +476,9 @@ class RestartJpeg(Pyramid):
                 left = max(x0, column * s.width)
                 right = min(x1, (column + 1) * s.width)
                 top = y0 - first * s.unit[0]
-                out[:, left - x0 : right - x0] = pixels[top : top + y1 - y0, left - column * s.width : right - column * s.width]
+                out[:, left - x0 : right - x0] = pixels[
+                    top : top + y1 - y0, left - column * s.width : right - column * s.width
+                ]
         finally:
             os.close(descriptor)
         return out

@@ -1,8 +1,9 @@
 """PNG, taken apart far enough to tell whether its pixels are intact.
 
-Only the chunks that make the picture are looked at: their checksums must be right, and so must be that of the compressed
-pixels, which libpng does not always read. Other chunks are notes; whatever is wrong with them is no reason to refuse the
-picture. A chunk before the pixels whose name is unknown and whose checksum is wrong may have been a part of the picture.
+Only the chunks that make the picture are looked at: their checksums must be right, and so must be that of the
+compressed pixels, which libpng does not always read. Other chunks are notes; whatever is wrong with them is no reason
+to refuse the picture. A chunk before the pixels whose name is unknown and whose checksum is wrong may have been a part
+of the picture.
 
 Example:
     >>> import io
@@ -26,8 +27,29 @@ import numpy as np
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
-_NOTES = {b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT",
-          b"acTL", b"fcTL", b"fdAT", b"cICP", b"mDCV", b"cLLI", b"IEND"}  # fmt: skip
+_NOTES = {
+    b"iCCP",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+    b"sBIT",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"eXIf",
+    b"pHYs",
+    b"tIME",
+    b"bKGD",
+    b"hIST",
+    b"sPLT",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+    b"cICP",
+    b"mDCV",
+    b"cLLI",
+    b"IEND",
+}
 _LONGEST_NOTE = 1 << 20  # bytes
 
 

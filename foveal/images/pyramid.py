@@ -40,9 +40,15 @@ Stored = tuple[np.ndarray, np.ndarray | None]
 
 # EXIF orientation -> (transpose, then flip y, flip x) that shows the stored pixels as a person sees them.
 _ORIENTATIONS = {
-    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
-    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
-}  # fmt: skip
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 class Cut(NamedTuple):
@@ -75,12 +81,13 @@ class Pyramid(ABC):
         metadata: what the file says about itself.
         premultiplied: colours are multiplied by alpha already.
         bits: used bits of the stored type, if not all.
-        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level whether it was.
+        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level
+            whether it was.
         max_bytes: that the pixels behind one look may take; see `foveal.images.reading.memory_limit` if None.
 
     Attributes:
-        stored_range: values that become 0 and 1 unless somebody says otherwise: those of the type, or of the bits of it that the
-            header says are used. None where the type has no range, as floating-point types.
+        stored_range: values that become 0 and 1 unless somebody says otherwise: those of the type, or of the bits of it
+            that the header says are used. None where the type has no range, as floating-point types.
         size: (height, width) as a person sees it.
         level_sizes: (height, width) of each level, level 0 first.
         bytes_read, tiles_decoded: since the image was opened; a file that is decoded whole is one tile.
@@ -90,17 +97,30 @@ class Pyramid(ABC):
     """
 
     def __init__(
-        self, path: str, stored_sizes: Sequence[tuple[int, int]], bands: int, dtype: np.dtype, *, channels: int | None = None,
-        value_range: tuple[float, float] | None = None, orientation: int = 1, metadata: dict[str, Any] | None = None,
-        premultiplied: bool = False, bits: int | None = None, halved: bool | Sequence[bool] = False, max_bytes: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        stored_sizes: Sequence[tuple[int, int]],
+        bands: int,
+        dtype: np.dtype,
+        *,
+        channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+        orientation: int = 1,
+        metadata: dict[str, Any] | None = None,
+        premultiplied: bool = False,
+        bits: int | None = None,
+        halved: bool | Sequence[bool] = False,
+        max_bytes: int | None = None,
+    ) -> None:
         self.path = path
         self.dtype = np.dtype(dtype)
         self.channels = fitting(path, bands, channels)
         self._own_range = value_range is None
         self._range_was_given = value_range is not None
         self.stored_range = _stored_range(self.dtype, bits)
-        self.value_range = _range(path, self.dtype, self.stored_range) if value_range is None else checked_range(value_range)
+        self.value_range = (
+            _range(path, self.dtype, self.stored_range) if value_range is None else checked_range(value_range)
+        )
         self._blank: bool | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
         self.bytes_read = 0
@@ -128,7 +148,9 @@ class Pyramid(ABC):
         """µm per full-resolution pixel, see `foveal.images.scale`; None where the file does not say."""
         return self.metadata.get("mpp")
 
-    def look(self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         """Cut boxes out and resample them.
 
         Each box is served by the coarsest level that has at least one pixel for each output pixel (1 % upsampling is
@@ -168,8 +190,13 @@ class Pyramid(ABC):
             scale = self._scales[level] * 2
             y0, x0, y1, x1 = bounds or (0, 0, full_h, full_w)
             limits = (max(y0, 0), max(x0, 0), min(y1, full_h), min(x1, full_w))
-            how = plan([b * s for b, s in zip(box, scale, strict=True)], size, [b * s for b, s in zip(limits, scale, strict=True)],
-                       antialias=antialias, shrink=True)  # fmt: skip
+            how = plan(
+                [b * s for b, s in zip(box, scale, strict=True)],
+                size,
+                [b * s for b, s in zip(limits, scale, strict=True)],
+                antialias=antialias,
+                shrink=True,
+            )
             # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
             how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
             wanted.append((level, how))
@@ -178,12 +205,15 @@ class Pyramid(ABC):
             if (cost := (y1 - y0) * (x1 - x0) * self._bands * self.dtype.itemsize) > self._max_bytes:
                 needs = f"a look needs {x1 - x0} x {y1 - y0} pixels of level {level}, {cost:,} bytes"
                 what = f"{needs}, more than the limit of {self._max_bytes:,}"
-                raise ImageError(f"{self.path}: {what}; add coarser levels to the file, or raise --max-bytes or FOVEAL_MAX_BYTES")
+                raise ImageError(
+                    f"{self.path}: {what}; add coarser levels to the file, or raise --max-bytes or FOVEAL_MAX_BYTES"
+                )
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 
     def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
-        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width) cover.
+        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width)
+        cover.
 
         Raises:
             ImageError: there is nothing to see in the whole image.
@@ -193,7 +223,8 @@ class Pyramid(ABC):
             return torch.zeros(self.channels, *size), torch.zeros(size)
         pixels = torch.from_numpy(np.require(piece.pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
         low, high = self.value_range
-        # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no beyond.
+        # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no
+        # beyond.
         if not self._own_range or piece.alpha is not None:
             # A copy: they may be the image's own memory.
             pixels = pixels.to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
@@ -211,7 +242,9 @@ class Pyramid(ABC):
         return seen.expand(self.channels, -1, -1), cover
 
     def _refuse_blank(self, cover: Tensor) -> None:
-        """Raise ImageError where all of the image is transparent or no data; looked up once, when a look shows nothing."""
+        """Raise ImageError where all of the image is transparent or no data; looked up once, when a look shows
+        nothing.
+        """
         if self._blank is None and bool(cover.max() > 0):
             self._blank = False
         elif self._blank is None:
@@ -219,7 +252,9 @@ class Pyramid(ABC):
             around = self.gather(whole, (64, 64))[0]
             self._blank = around.alpha is not None and not around.alpha.any()
         if self._blank:
-            raise ImageError(f"{self.path}: is wholly transparent, masked or no data; there is nothing to see, make it again")
+            raise ImageError(
+                f"{self.path}: is wholly transparent, masked or no data; there is nothing to see, make it again"
+            )
 
     def read(self, level: int, box: Window) -> np.ndarray:
         """Pixels of a level as they are stored.
@@ -236,7 +271,9 @@ class Pyramid(ABC):
         h, w = self.level_sizes[level]
         inside = (max(y0, 0), max(x0, 0), min(y1, h), min(x1, w))
         if inside[2] > inside[0] and inside[3] > inside[1]:
-            out[inside[0] - y0 : inside[2] - y0, inside[1] - x0 : inside[3] - x0] = self._windows([(level, inside)])[0][0]
+            out[inside[0] - y0 : inside[2] - y0, inside[1] - x0 : inside[3] - x0] = self._windows([(level, inside)])[0][
+                0
+            ]
         return out
 
     def taken_as(self, channels: int | None, value_range: tuple[float, float] | None) -> Pyramid:
@@ -301,7 +338,10 @@ class Pyramid(ABC):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r}, size={self.size}, channels={self.channels}, levels={len(self.level_sizes)})"
+        return (
+            f"{type(self).__name__}({self.path!r}, size={self.size}, channels={self.channels}, "
+            f"levels={len(self.level_sizes)})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}
@@ -320,7 +360,9 @@ class Pyramid(ABC):
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
 
     def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`, and warnings bear its name."""
+        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`, and warnings bear
+        its name.
+        """
         if self._orientation == 1:
             with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)
@@ -337,7 +379,9 @@ class Pyramid(ABC):
             return a[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
         with reading(self.path, "cannot be read"), noting(self.path):
-            return [(turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in self._read_stored(stored)]
+            return [
+                (turn(p), None if a is None else np.ascontiguousarray(turn(a))) for p, a in self._read_stored(stored)
+            ]
 
     def _count(self, bytes_read: int, tiles: int) -> None:
         with self._lock:
@@ -355,7 +399,9 @@ class ArrayPyramid(Pyramid):
         options: see `Pyramid`.
     """
 
-    def __init__(self, pixels: np.ndarray | Tensor, alpha: np.ndarray | None = None, *, path: str = "image", **options: Any) -> None:
+    def __init__(
+        self, pixels: np.ndarray | Tensor, alpha: np.ndarray | None = None, *, path: str = "image", **options: Any
+    ) -> None:
         array = pixels.numpy() if isinstance(pixels, Tensor) else pixels
         super().__init__(path, [array.shape[:2]], array.shape[2], array.dtype, **options)
         self._fill_with(array, alpha)
@@ -371,7 +417,12 @@ class ArrayPyramid(Pyramid):
         out: list[Stored] = []
         for _, (y0, x0, y1, x1) in requests:
             alpha = None if self._alpha is None else self._alpha[y0:y1, x0:x1].numpy()
-            out.append((self._pixels[y0:y1, x0:x1].numpy(), None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(alpha)))
+            out.append(
+                (
+                    self._pixels[y0:y1, x0:x1].numpy(),
+                    None if alpha is None or alpha.min() == 1 else np.ascontiguousarray(alpha),
+                )
+            )
         return out
 
 
@@ -404,7 +455,10 @@ def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
     """
     low, high = (float(value) for value in value_range)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"value_range {low:g},{high:g}: the first must be the value of black and the second a larger one, that of white")
+        raise ConfigError(
+            f"value_range {low:g},{high:g}: the first must be the value of black and the second a larger one, that of "
+            "white"
+        )
     return low, high
 
 
@@ -425,11 +479,15 @@ def fitting(path: str, bands: int, wanted: int | None) -> int:
     if wanted in (None, bands) or (wanted == 3 and bands == 1):
         return wanted or bands
     plural = "s" * (bands != 1)
-    raise ImageError(f"{path}: has {bands} band{plural} where {wanted} are expected; convert it, or use a model made for {bands}")
+    raise ImageError(
+        f"{path}: has {bands} band{plural} where {wanted} are expected; convert it, or use a model made for {bands}"
+    )
 
 
 def _scale(level: int, full: int, halved: bool) -> float:
-    """Pixels of a level for each full-resolution one. Sizes alone mislead: 75 pixels halved by whole blocks give 37, not 37.5."""
+    """Pixels of a level for each full-resolution one. Sizes alone mislead: 75 pixels halved by whole blocks give 37,
+    not 37.5.
+    """
     times = round(math.log2(full / level))
     return 0.5**times if halved or level == full >> times else level / full
 
@@ -443,7 +501,8 @@ def _stored_range(dtype: np.dtype, bits: int | None) -> tuple[float, float] | No
 def _range(path: str, dtype: np.dtype, own: tuple[float, float] | None) -> tuple[float, float]:
     if own is None:
         raise ImageError(
-            f"{path}: pixels are {dtype}, whose range is not known; train with --data.value_range BLACK,WHITE, which the run remembers,"
+            f"{path}: pixels are {dtype}, whose range is not known; train with --data.value_range BLACK,WHITE, which "
+            "the run remembers,"
             " or open it in Python by open_image(..., value_range=(BLACK, WHITE))"
         )
     return own

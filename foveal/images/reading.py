@@ -1,4 +1,5 @@
-"""The boundary around reading: whatever a file does, it is an `ImageError` that names it; mistakes of a program are not.
+"""The boundary around reading: whatever a file does, it is an `ImageError` that names it; mistakes of a program are
+not.
 
 Also the few system calls by which files are read at a position: other systems than Linux and macOS lack ``os.pread``.
 
@@ -7,7 +8,7 @@ Example:
     ...     b"".decode("ascii").index("?")
     Traceback (most recent call last):
     ...
-    foveal.errors.ImageError: scan.tif: cannot be decoded (substring not found); the file is damaged or cut short, copy it again
+    foveal.errors.ImageError: scan.tif: cannot be decoded (substring not found); the file is damaged or cut short, ...
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class reading:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not isinstance(error, Exception) or isinstance(error, FovealError) or _is_bug(error):
             return
         if isinstance(error, MemoryError):

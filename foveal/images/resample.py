@@ -97,7 +97,14 @@ class Plan(NamedTuple):
         return Plan(y, x, self.antialias)
 
 
-def plan(box: Sequence[float], size: tuple[int, int], bounds: Sequence[float], *, antialias: bool = True, shrink: bool = False) -> Plan:
+def plan(
+    box: Sequence[float],
+    size: tuple[int, int],
+    bounds: Sequence[float],
+    *,
+    antialias: bool = True,
+    shrink: bool = False,
+) -> Plan:
     """Find the pixels that serve a box.
 
     Args:
@@ -156,7 +163,9 @@ def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
     return out, None if how.y.inside and how.x.inside else cover_y[:, None] * cover_x
 
 
-def resample(pixels: Tensor, box: Sequence[float], size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+def resample(
+    pixels: Tensor, box: Sequence[float], size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+) -> Tensor:
     """Resample one box of N images.
 
     Args:
@@ -211,7 +220,9 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _total(x: Tensor, dim: int, by: int) -> Tensor:
-    """Sums of runs of ``by``, a power of two, along a dimension; that of a last, shorter run is scaled up to as many."""
+    """Sums of runs of ``by``, a power of two, along a dimension; that of a last, shorter run is scaled up to as
+    many.
+    """
     if by == 1:
         return x
     full = x.shape[dim] // by
@@ -241,12 +252,18 @@ def _weigh(pixels: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 def _on(pixels: Tensor, taps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     index, weight, cover = taps
-    return to_device(index, pixels.device), to_device(weight, pixels.device, pixels.dtype), to_device(cover, pixels.device, pixels.dtype)
+    return (
+        to_device(index, pixels.device),
+        to_device(weight, pixels.device, pixels.dtype),
+        to_device(cover, pixels.device, pixels.dtype),
+    )
 
 
 @lru_cache(maxsize=512)
 def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(count, K) pixels and (count, K) weights of each output pixel of an axis, and (count,) the share that is inside."""
+    """(count, K) pixels and (count, K) weights of each output pixel of an axis, and (count,) the share that is
+    inside.
+    """
     scale = (axis.stop - axis.start) / axis.outputs
     centre = axis.start + (np.arange(axis.outputs) + 0.5) * scale
     if antialias:

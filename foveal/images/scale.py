@@ -1,8 +1,9 @@
 """How large the pixels of a file are, in micrometres, where the file says so.
 
-Slides say it in the description: Aperio's ``MPP``, OME's ``PhysicalSizeX``, ImageJ's unit. A raster with a projected coordinate system
-says it in metres or feet of ground: pixels of 10 m have 10,000,000 µm. A plain TIFF has a resolution, which mostly says how large to print
-the image; only one that is finer than any printer's is taken for the size of the pixels.
+Slides say it in the description: Aperio's ``MPP``, OME's ``PhysicalSizeX``, ImageJ's unit. A raster with a projected
+coordinate system says it in metres or feet of ground: pixels of 10 m have 10,000,000 µm. A plain TIFF has a resolution,
+which mostly says how large to print the image; only one that is finer than any printer's is taken for the size of the
+pixels.
 
 Example:
     >>> described("Aperio Image Library v11.2.1|AppMag = 20|MPP = 0.499")
@@ -65,7 +66,11 @@ def described(description: str, per_unit: list[float | None] | None = None) -> f
 def on_the_ground(tags: Mapping[str, Any]) -> float | None:
     """µm of ground per pixel from GeoTIFF's tags; None unless their coordinates are lengths."""
     metres = _METRES.get(int(tags.get("ProjLinearUnitsGeoKey", 0)))
-    if int(tags.get("GTModelTypeGeoKey", 0)) != 1 or metres is None or int(tags.get("ProjectedCSTypeGeoKey", 0)) in _MERCATOR:
+    if (
+        int(tags.get("GTModelTypeGeoKey", 0)) != 1
+        or metres is None
+        or int(tags.get("ProjectedCSTypeGeoKey", 0)) in _MERCATOR
+    ):
         return None
     if scale := tags.get("ModelPixelScale"):
         return _mean(1e6 * metres * float(n) for n in scale[:2])
@@ -76,7 +81,9 @@ def on_the_ground(tags: Mapping[str, Any]) -> float | None:
 
 
 def of_raster(crs: Any, transform: Any) -> float | None:
-    """µm of ground per pixel from rasterio's coordinate system and transform; None unless their coordinates are lengths."""
+    """µm of ground per pixel from rasterio's coordinate system and transform; None unless their coordinates are
+    lengths.
+    """
     if not crs or not crs.is_projected or crs.to_epsg() in _MERCATOR:
         return None
     return _mean([1e6 * crs.linear_units_factor[1] * math.sqrt(abs(transform.determinant))])

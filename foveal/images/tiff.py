@@ -3,9 +3,9 @@
 The headers are parsed once by tifffile; after that a look is a few positional reads and decodes, of exactly the tiles
 it needs. There is no shared file offset and no library state, so that threads, forked workers and pickling are safe.
 
-What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed, WebP and JPEG 2000 tiles
-may. Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of the
-file, JPEG data cut short, tiles of another size than the header promises.
+What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed, WebP and JPEG 2000
+tiles may. Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of
+the file, JPEG data cut short, tiles of another size than the header promises.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -47,7 +47,17 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
-_NAMES = {0: "min-is-white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB"}
+_NAMES = {
+    0: "min-is-white",
+    1: "grey",
+    2: "RGB",
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELAB",
+    9: "ICCLAB",
+}
 
 
 @dataclass
@@ -108,7 +118,12 @@ class Layout:
     def options(self) -> dict[str, Any]:
         """Arguments of `Pyramid`."""
         bits = None if self.palette is not None or self.bits == self.dtype.itemsize * 8 else self.bits
-        return {"orientation": self.orientation, "metadata": self.metadata, "premultiplied": self.premultiplied, "bits": bits}
+        return {
+            "orientation": self.orientation,
+            "metadata": self.metadata,
+            "premultiplied": self.premultiplied,
+            "bits": bits,
+        }
 
 
 def parse(path: str, name: str | None = None) -> Layout:
@@ -155,7 +170,10 @@ def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: s
                 masks += [Level.of(source, [page.aspage()]) for page in file.pages]
     if masks:
         sizes = {(mask.height, mask.width): mask for mask in reversed(masks)}
-        layout.masks = [own or sizes.get((level.height, level.width)) for level, own in zip(layout.levels, layout.masks, strict=True)]
+        layout.masks = [
+            own or sizes.get((level.height, level.width))
+            for level, own in zip(layout.levels, layout.masks, strict=True)
+        ]
     if layout.masks[0] is not None:  # a level without a mask would show what is not there
         kept = [i for i, mask in enumerate(layout.masks) if mask is not None]
         layout.levels, layout.masks = [layout.levels[i] for i in kept], [layout.masks[i] for i in kept]
@@ -171,24 +189,38 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
     if height < 1 or width < 1:
         raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
     if first.dtype is None:
-        raise ImageError(f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; convert it")
+        raise ImageError(
+            f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; "
+            "convert it"
+        )
     convert = _conversion(first)
     counted = photometric in _COLOURS and first.samplesperpixel >= _COLOURS[photometric]
     if not counted or (convert is not None and first.dtype not in (np.uint8, np.uint16)[: 2 if photometric > 6 else 1]):
         kind = _NAMES.get(photometric, f"photometric {photometric}")
-        raise ImageError(f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to RGB")
+        raise ImageError(
+            f"{name}: stores {kind} pixels with {first.samplesperpixel} samples, which cannot be read; convert it to "
+            "RGB"
+        )
     levels = [Level.of(source, level.pages, size=level.size, channels=picture.channels) for level in picture.levels]
     masks = [None if level.mask is None else Level.of(source, [level.mask]) for level in picture.levels]
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
     layout = Layout(
-        levels, masks, tiled=bool(first.is_tiled), dtype=first.dtype.newbyteorder("="), bits=first.bitspersample,
-        bands=levels[0].samples - (alpha is not None), alpha=alpha, premultiplied=alpha is not None and 1 in extra,
-        palette=None if colours is None else (colours.T >> 8).astype(np.uint8), nodata=_nodata(first),
-        orientation=_orientation(first, picture.parent), metadata=_metadata(first, picture.parent),
+        levels,
+        masks,
+        tiled=bool(first.is_tiled),
+        dtype=first.dtype.newbyteorder("="),
+        bits=first.bitspersample,
+        bands=levels[0].samples - (alpha is not None),
+        alpha=alpha,
+        premultiplied=alpha is not None and 1 in extra,
+        palette=None if colours is None else (colours.T >> 8).astype(np.uint8),
+        nodata=_nodata(first),
+        orientation=_orientation(first, picture.parent),
+        metadata=_metadata(first, picture.parent),
         convert=convert,
-    )  # fmt: skip
+    )
     return layout, picture
 
 
@@ -254,13 +286,26 @@ class TiffPyramid(Pyramid):
     """
 
     def __init__(
-        self, path: str, layout: Layout, *, file: str | None = None, channels: int | None = None,
-        value_range: tuple[float, float] | None = None, max_bytes: int | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        layout: Layout,
+        *,
+        file: str | None = None,
+        channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_bytes: int | None = None,
+        **options: Any,
+    ) -> None:
         sizes = [(level.height, level.width) for level in layout.levels]
         if any(level.halved for level in layout.levels):
             options = {"halved": [level.halved for level in layout.levels], **options}
-        options = {**layout.options(), "channels": channels, "value_range": value_range, "max_bytes": max_bytes, **options}
+        options = {
+            **layout.options(),
+            "channels": channels,
+            "value_range": value_range,
+            "max_bytes": max_bytes,
+            **options,
+        }
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
         self._layout: Layout | None = layout
@@ -289,7 +334,9 @@ class TiffPyramid(Pyramid):
     def keep_rows(self) -> None:
         """Keep as many decoded tiles as stand side by side, for reading from top to bottom."""
         level = self._headers().levels[0]
-        self._keep = min(max(_KEPT, level.tile_cost * level.columns * (level.samples if level.planar else 1)), self._max_bytes)
+        self._keep = min(
+            max(_KEPT, level.tile_cost * level.columns * (level.samples if level.planar else 1)), self._max_bytes
+        )
 
     @property
     def has_gaps(self) -> bool:
@@ -324,8 +371,12 @@ class TiffPyramid(Pyramid):
                 valid[i] = cover[..., 0] != 0
         return [_show(layout, b, a, v) for b, a, v in zip(buffers, absent, valid, strict=True)]
 
-    def _paste(self, levels: Any, requests: list[tuple[int, Window]], buffers: list[np.ndarray], mask: bool) -> list[np.ndarray | None]:
-        """Fill the buffers tile by tile, each tile once, in the order of the file; return where tiles are absent, if any are."""
+    def _paste(
+        self, levels: Any, requests: list[tuple[int, Window]], buffers: list[np.ndarray], mask: bool
+    ) -> list[np.ndarray | None]:
+        """Fill the buffers tile by tile, each tile once, in the order of the file; return where tiles are absent, if
+        any are.
+        """
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (number, (y0, x0, y1, x1)) in enumerate(requests):
             level = levels[number]

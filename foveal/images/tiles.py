@@ -150,7 +150,14 @@ class Level:
     fax: tuple[int, int] = (0, 1)
 
     @classmethod
-    def of(cls, source: Source, pages: Sequence[tifffile.TiffPage], *, size: tuple[int, int] | None = None, channels: int = 1) -> Level:
+    def of(
+        cls,
+        source: Source,
+        pages: Sequence[tifffile.TiffPage],
+        *,
+        size: tuple[int, int] | None = None,
+        channels: int = 1,
+    ) -> Level:
         """A level of one page, or of one page for each channel.
 
         Args:
@@ -171,17 +178,34 @@ class Level:
         counts = tuple(numbers for numbers in lengths if numbers is not None)
         if min(len(offsets), len(counts)) < len(pages):
             raise ImageError(f"{name}: does not say where its pixels are; the header is damaged, copy it again")
-        tile = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+        tile = (
+            (page.tilelength, page.tilewidth)
+            if page.is_tiled
+            else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+        )
         if page.dtype is None or min(tile) < 1:
-            raise ImageError(f"{name}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, copy it again")
+            raise ImageError(
+                f"{name}: claims tiles of {tile[1]} x {tile[0]} pixels; the header is damaged, copy it again"
+            )
         planes = max(len(pages), channels)
         planar = planes > 1 or (page.planarconfig == 2 and page.samplesperpixel > 1)
         level = cls(
-            source.file, *(size or (page.imagelength, page.imagewidth)), tile, planes if planes > 1 else page.samplesperpixel, planar,
-            int(page.compression), int(page.photometric), page.bitspersample, page.dtype, offsets[0], counts[0],
-            page.jpegtables, None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
-            halved=size is not None, other_tables=tuple(p.jpegtables for p in pages[1:]),
-        )  # fmt: skip
+            source.file,
+            *(size or (page.imagelength, page.imagewidth)),
+            tile,
+            planes if planes > 1 else page.samplesperpixel,
+            planar,
+            int(page.compression),
+            int(page.photometric),
+            page.bitspersample,
+            page.dtype,
+            offsets[0],
+            counts[0],
+            page.jpegtables,
+            None if int(page.compression) in tifffile.TIFF.IMAGE_COMPRESSIONS else page.decode,
+            halved=size is not None,
+            other_tables=tuple(p.jpegtables for p in pages[1:]),
+        )
         level.fax = int(page.tags.valueof(292) or 0), int(page.fillorder)
         if level.photometric == 6 and level.compression not in IMAGE_CODECS and not planar:
             level.subsampling = page.tags.valueof(530) or (2, 2)
@@ -192,7 +216,9 @@ class Level:
         one = level.rows * level.columns * (page.samplesperpixel if planar and planes == 1 else 1)
         least = min(len(numbers) for numbers in offsets + counts)
         if least < one:
-            raise ImageError(f"{name}: lists {least} tiles where its size needs {one}; the header is damaged, copy it again")
+            raise ImageError(
+                f"{name}: lists {least} tiles where its size needs {one}; the header is damaged, copy it again"
+            )
         if planes > 1:
             step = page.imagelength * page.imagewidth * page.dtype.itemsize if channels > 1 else 0
             level.offsets = Joined(offsets * (planes // len(pages)), one, step)
@@ -200,7 +226,9 @@ class Level:
         return level
 
     def shapes(self, index: int) -> list[tuple[int, int]]:
-        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right edges."""
+        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right
+        edges.
+        """
         row, column = divmod(index % (self.rows * self.columns), self.columns)
         height, width = self.tile
         least = min(height, self.height - row * height), min(width, self.width - column * width)
@@ -222,7 +250,9 @@ class Level:
 
 
 def _check_header(name: str, page: tifffile.TiffPage) -> None:
-    """Raise ImageError where a page does not say what its pixels are; defaults would stand for what damage took away."""
+    """Raise ImageError where a page does not say what its pixels are; defaults would stand for what damage took
+    away.
+    """
     bits, samples = page.tags.get(258), page.samplesperpixel
     colourless = int(page.photometric) == 3 and page.tags.get(320) is None
     if page.tags.get(262) is None or colourless or (bits is None and samples > 1):
@@ -276,8 +306,12 @@ def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
     (height, width), (across, down) = size, level.subsampling
     rows, columns = -(-height // down), -(-width // across)
     raw = data if level.compression == 1 else tifffile.TIFF.DECOMPRESSORS[level.compression](data)
-    units = np.frombuffer(raw, np.uint8).reshape(rows, columns, across * down + 2)  # exactly so many, or the header lies
-    brightness = units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
+    units = np.frombuffer(raw, np.uint8).reshape(
+        rows, columns, across * down + 2
+    )  # exactly so many, or the header lies
+    brightness = (
+        units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
+    )
     colour = units[..., -2:].repeat(down, 0).repeat(across, 1)
     return np.concatenate([brightness, colour], 2)[:height, :width]
 

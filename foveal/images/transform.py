@@ -97,13 +97,20 @@ class Transform:
         bounds = self.bounds
         if self.aligned:
             top, left, bottom, right = bounds or (-math.inf, -math.inf, math.inf, math.inf)
-            bounds = (max(float(low[0]), top), max(float(low[1]), left), min(float(high[0]), bottom), min(float(high[1]), right))
+            bounds = (
+                max(float(low[0]), top),
+                max(float(low[1]), left),
+                min(float(high[0]), bottom),
+                min(float(high[1]), right),
+            )
         size = (max(1, round(y1 - y0)), max(1, round(x1 - x0)))
         return self._after(size, [[(y1 - y0) / size[0], 0, y0], [0, (x1 - x0) / size[1], x0]], bounds)
 
     def resize(self, size: tuple[int, int]) -> Self:
         """The frame stretched to ``size``; only how many of the view's pixels there are, nothing is resampled yet."""
-        return self._after((int(size[0]), int(size[1])), [[self.size[0] / size[0], 0, 0], [0, self.size[1] / size[1], 0]])
+        return self._after(
+            (int(size[0]), int(size[1])), [[self.size[0] / size[0], 0, 0], [0, self.size[1] / size[1], 0]]
+        )
 
     def flip(self) -> Self:
         """Left becomes right."""
@@ -118,7 +125,9 @@ class Transform:
         return result
 
     def rotate(self, degrees: float) -> Self:
-        """Rotation about the centre of the frame, counterclockwise as one sees it; the frame stays, its corners show fill."""
+        """Rotation about the centre of the frame, counterclockwise as one sees it; the frame stays, its corners show
+        fill.
+        """
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         y, x = self.size[0] / 2, self.size[1] / 2
         return self._after(self.size, [[cos, sin, y - cos * y - sin * x], [-sin, cos, x + sin * y - cos * x]])
@@ -176,11 +185,17 @@ def _hue(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
     value, index = pixels.max(0)
     chroma = value - pixels.amin(0)
     safe = torch.where(chroma > 0, chroma, 1.0)
-    sextant = torch.where(index == 0, (g - b) / safe, torch.where(index == 1, (b - r) / safe + 2, (r - g) / safe + 4)) + 6 * amount
+    sextant = (
+        torch.where(index == 0, (g - b) / safe, torch.where(index == 1, (b - r) / safe + 2, (r - g) / safe + 4))
+        + 6 * amount
+    )
     k = (torch.tensor([5.0, 3.0, 1.0])[:, None, None] + sextant) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 _OPERATIONS: dict[str, Callable[[Tensor, float, Tensor | None], Tensor]] = {
-    "brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue,
-}  # fmt: skip
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+}

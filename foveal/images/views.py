@@ -4,8 +4,8 @@ A hard-attention model never holds a full-resolution image. It holds `Views` and
 from a tensor or from tiles on a disk is the views' business. Tensors are looked at as files are: large boxes are shrunk
 by a power of two first, as the levels of a pyramid would. Boxes whose corners lie on the grid of the level that serves
 them then give the same look from memory and from a file of halved levels, to 0.005 (the levels' rounding to whole grey
-values) and the file's compression. Elsewhere blocks of pixels begin at other places: on photographs the root mean square
-difference is 0.01 (0.03 at worst, single pixels at sharp edges up to 0.2).
+values) and the file's compression. Elsewhere blocks of pixels begin at other places: on photographs the root mean
+square difference is 0.01 (0.03 at worst, single pixels at sharp edges up to 0.2).
 
 Example:
     >>> import numpy as np, torch
@@ -86,7 +86,13 @@ class Views(ABC):
 
     @abstractmethod
     def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+        self,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        fill: Tensor | None = None,
+        antialias: bool = True,
     ) -> Tensor:
         """Cut boxes out and resample them.
 
@@ -110,9 +116,9 @@ class Views(ABC):
 class TensorViews(Views):
     """Images in memory, all of one size.
 
-    Boxes of the same size (in pixels, and in how they meet the grid of pixels) are cut and resampled together. Shrinking the
-    whole images leaves a level on the way, of twice the thumbnail's size or more; later boxes that lie on its grid begin there
-    and spare another pass over the images.
+    Boxes of the same size (in pixels, and in how they meet the grid of pixels) are cut and resampled together.
+    Shrinking the whole images leaves a level on the way, of twice the thumbnail's size or more; later boxes that lie on
+    its grid begin there and spare another pass over the images.
 
     Args:
         images: (B, C, H, W); floating point in [0, 1], or an unsigned integer type over its range.
@@ -123,7 +129,9 @@ class TensorViews(Views):
 
     def __init__(self, images: Tensor) -> None:
         if images.ndim != 4:
-            raise ValueError(f"expected images as (B, C, H, W), got shape {tuple(images.shape)}; add the missing dimensions")
+            raise ValueError(
+                f"expected images as (B, C, H, W), got shape {tuple(images.shape)}; add the missing dimensions"
+            )
         self.images = images
         self.errors = {}
         self.channels = images.shape[1]
@@ -131,7 +139,13 @@ class TensorViews(Views):
         self._level: tuple[int, Tensor] | None = None
 
     def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+        self,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        fill: Tensor | None = None,
+        antialias: bool = True,
     ) -> Tensor:
         size = (int(size[0]), int(size[1]))
         bounds = (0, 0, *self.images.shape[-2:])
@@ -145,16 +159,24 @@ class TensorViews(Views):
             corners[group[0] : group[-1] + 1] = how.y.first, how.x.first
             alike[how.at_origin()] += group
         which = np.asarray(which)
-        out = torch.empty(0) if len(alike) == 1 else self.images.new_empty((len(boxes), self.channels, *size), dtype=torch.float32)
+        out = (
+            torch.empty(0)
+            if len(alike) == 1
+            else self.images.new_empty((len(boxes), self.channels, *size), dtype=torch.float32)
+        )
         for how, members in alike.items():
             pixels, by = self._serving(how, which[members], corners[members])
             how = how.on_level(by)
             height, width = how.y.last, how.x.last
-            step = max(1, (_GATHERED_CUDA if self.images.is_cuda else _GATHERED) // max(1, self.channels * height * width))
+            step = max(
+                1, (_GATHERED_CUDA if self.images.is_cuda else _GATHERED) // max(1, self.channels * height * width)
+            )
             parts = []
             for begin in range(0, len(members), step):
                 chunk = members[begin : begin + step]
-                parts.append(self._finish(_windows(pixels, which[chunk], corners[chunk] // by, height, width), how, fill))
+                parts.append(
+                    self._finish(_windows(pixels, which[chunk], corners[chunk] // by, height, width), how, fill)
+                )
             seen = parts[0] if len(parts) == 1 else torch.cat(parts)
             if len(alike) == 1:
                 return seen
@@ -238,7 +260,9 @@ class View:
             seen = self.look(np.array([look.box]), look.size, fill=fill, antialias=look.antialias)
             self._ahead[_key(look.box, look.size, fill, look.antialias)] = seen[0]
 
-    def look(self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True) -> Tensor:
+    def look(
+        self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+    ) -> Tensor:
         """(n, channels, height, width) float32 in [0, 1]; see `Views.look`."""
         out = torch.empty(len(boxes), self.channels, *size)
         pieces = self.gather(boxes, size, antialias)
@@ -277,7 +301,9 @@ class View:
             bounds = [*frame_low[0], *frame_high[0]]
             if t.bounds is not None:
                 bounds = [*np.maximum(bounds[:2], t.bounds[:2]), *np.minimum(bounds[2:], t.bounds[2:])]
-            return self.image.gather(np.hstack([low, high]), size if a else (size[1], size[0]), antialias=antialias, bounds=bounds)
+            return self.image.gather(
+                np.hstack([low, high]), size if a else (size[1], size[0]), antialias=antialias, bounds=bounds
+            )
         pieces = []
         for box in boxes:
             around, raster = _enclosing(t, box, size)
@@ -327,7 +353,13 @@ class ImageViews(Views):
                 raise ImageError(f"{v.image.path}: {what}; open all images with the same channels=")
 
     def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+        self,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        fill: Tensor | None = None,
+        antialias: bool = True,
     ) -> Tensor:
         size = (int(size[0]), int(size[1]))
         fill = None if fill is None else fill.cpu()
@@ -342,7 +374,9 @@ class ImageViews(Views):
                 out[n] = seen
 
         def guarded(i: int, read: Callable[[], Any]) -> Any:
-            """What ``read`` returns; None, and an error that is kept, where the file of image ``i`` does not allow it."""
+            """What ``read`` returns; None, and an error that is kept, where the file of image ``i`` does not allow
+            it.
+            """
             if i in self.errors:
                 return None
             try:
@@ -388,8 +422,9 @@ class ImageViews(Views):
 class Occluded(Views):
     """Views of which boxes are hidden: what a look shows of them is its fill.
 
-    Looks are those of the views beneath, with every pixel hidden whose centre lies in a box. Boxes on whole pixels are hidden exactly
-    where they are looked at 1:1; a look that shrinks blends a little of a box's rim into the pixels around it.
+    Looks are those of the views beneath, with every pixel hidden whose centre lies in a box. Boxes on whole pixels are
+    hidden exactly where they are looked at 1:1; a look that shrinks blends a little of a box's rim into the pixels
+    around it.
 
     Args:
         views: the views beneath.
@@ -406,7 +441,13 @@ class Occluded(Views):
         self.errors = views.errors
 
     def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+        self,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        fill: Tensor | None = None,
+        antialias: bool = True,
     ) -> Tensor:
         seen = self.views.look(which, boxes, size, fill=fill, antialias=antialias)
         hidden = self.boxes[np.asarray(which)]
@@ -429,7 +470,10 @@ class Occluded(Views):
 
 def _centres_inside(looks: np.ndarray, boxes: np.ndarray, axis: int, count: int) -> np.ndarray:
     """(n, N, count) float32, 1 where the centre of a look's row (or column) lies within a box."""
-    first, last = np.asarray(looks, dtype=np.float64)[:, axis, None], np.asarray(looks, dtype=np.float64)[:, axis + 2, None]
+    first, last = (
+        np.asarray(looks, dtype=np.float64)[:, axis, None],
+        np.asarray(looks, dtype=np.float64)[:, axis + 2, None],
+    )
     centres = (first + (np.arange(count) + 0.5) * (last - first) / count)[:, None]
     return ((boxes[..., axis, None] <= centres) & (centres < boxes[..., axis + 2, None])).astype(np.float32)
 
@@ -438,7 +482,12 @@ class BlankViews(Views):
     """Views of nothing, of any size and scale, for counting what a model costs without holding an image."""
 
     def __init__(
-        self, count: int, size: tuple[int, int], channels: int = 3, device: str | torch.device = "cpu", mpp: float | None = None
+        self,
+        count: int,
+        size: tuple[int, int],
+        channels: int = 3,
+        device: str | torch.device = "cpu",
+        mpp: float | None = None,
     ) -> None:
         self.sizes = np.tile(np.array(size), (count, 1))
         self._mpp = np.nan if mpp is None else mpp
@@ -447,7 +496,13 @@ class BlankViews(Views):
         self.device = device
 
     def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
+        self,
+        which: np.ndarray,
+        boxes: np.ndarray,
+        size: tuple[int, int],
+        *,
+        fill: Tensor | None = None,
+        antialias: bool = True,
     ) -> Tensor:
         return torch.zeros(len(which), self.channels, *size, device=self.device)
 
@@ -517,7 +572,9 @@ def _enclosing(t: Transform, box: np.ndarray, size: tuple[int, int]) -> tuple[np
     return np.array([*low, *(low + np.array(raster) * step)]), (raster[0], raster[1])
 
 
-def _sample(t: Transform, box: np.ndarray, size: tuple[int, int], pixels: Tensor, cover: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sample(
+    t: Transform, box: np.ndarray, size: tuple[int, int], pixels: Tensor, cover: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Bilinear samples of the enclosing raster at the points that a rotated look shows."""
     around, raster = _enclosing(t, box, size)
     y = box[0] + (np.arange(size[0]) + 0.5) * (box[2] - box[0]) / size[0]

@@ -40,10 +40,28 @@ SPECIAL = "no regular file"
 AGAIN = "link to a folder that is searched already"
 
 _FOREIGN = {
-    "__macosx", "__pycache__", "lost+found", "system volume information", "$recycle.bin", "network trash folder", "temporary items",
-    "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin", "@__thumb", "@recycle", "@recently-snapshot", "~snapshot",
-    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r",
-}  # fmt: skip
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "system volume information",
+    "$recycle.bin",
+    "network trash folder",
+    "temporary items",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "@tmp",
+    "@sharebin",
+    "@__thumb",
+    "@recycle",
+    "@recently-snapshot",
+    "~snapshot",
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "icon\r",
+}
 
 
 _ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
@@ -64,7 +82,10 @@ class LeftOut(dict[str, tuple[int, str]]):
 
     def lines(self) -> list[str]:
         """A line for each reason, for people."""
-        return [f"left out {count:,} ({reason}): {as_text(first)}{', ...' if count > 1 else ''}" for reason, (count, first) in self.items()]
+        return [
+            f"left out {count:,} ({reason}): {as_text(first)}{', ...' if count > 1 else ''}"
+            for reason, (count, first) in self.items()
+        ]
 
 
 @dataclass
@@ -142,8 +163,8 @@ def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: t
 def match(pattern: str) -> Found:
     """Find files by a pattern such as ``scans/**/*.svs``, in which ``**`` stands for any number of folders.
 
-    Of folders that the pattern matches, the images in them are found. A file that it matches may have any suffix, unless the pattern
-    says no more of its name than ``*``.
+    Of folders that the pattern matches, the images in them are found. A file that it matches may have any suffix,
+    unless the pattern says no more of its name than ``*``.
     """
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     suffixes = SUFFIXES if set(parts[-1]) <= {"*"} else ("",)
@@ -159,7 +180,9 @@ def match(pattern: str) -> Found:
         else:
             (folders if os.path.isdir(path) else files).append(path)
     places = [Path(os.path.realpath(Path(path).absolute().parent)) for path in folders]
-    found = search(folders, {above for place in places for above in (place, *place.parents)}, suffixes if recursive else SUFFIXES)
+    found = search(
+        folders, {above for place in places for above in (place, *place.parents)}, suffixes if recursive else SUFFIXES
+    )
     if recursive:
         paths = found.paths if start else [path.removeprefix(os.path.join(os.curdir, "")) for path in found.paths]
         found.paths = [path for path in paths if _fits(path.split(os.sep), parts)]
@@ -180,7 +203,9 @@ def _fits(names: list[str], pattern: list[str]) -> bool:
     # Which parts of the pattern may be the next to fit: each name keeps a ** or uses another part up.
     places = past_stars({0})
     for name in names:
-        fitting = [p for p in places if p < len(pattern) and (pattern[p] == "**" or fnmatch.fnmatchcase(name, pattern[p]))]
+        fitting = [
+            p for p in places if p < len(pattern) and (pattern[p] == "**" or fnmatch.fnmatchcase(name, pattern[p]))
+        ]
         places = past_stars({p if pattern[p] == "**" else p + 1 for p in fitting})
     return len(pattern) in places
 

@@ -60,12 +60,18 @@ def augment_convs(
         raise ValueError(f"basic_conv={basic_conv!r} is unknown; choose 1, 2 or 'both'.")
     convs = {name: conv for stage in unique_stages(stages) for name, conv in _convs_of(model, stage, basic_conv)}
     size = inspect.signature(make).parameters.get("size")
-    sizes = _input_sizes(model, convs, image_size) if size is not None and size.default in (inspect.Parameter.empty, None) else {}
+    sizes = (
+        _input_sizes(model, convs, image_size)
+        if size is not None and size.default in (inspect.Parameter.empty, None)
+        else {}
+    )
     layers = {}
     for name, conv in convs.items():
         options = {"size": sizes[name]} if sizes else {}
         with torch.device(conv.weight.device):
-            layer = make(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size[0], stride=conv.stride[0], **options)
+            layer = make(
+                conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size[0], stride=conv.stride[0], **options
+            )
         layers[name] = layer.to(conv.weight.dtype).train(conv.training)
     for name, layer in layers.items():  # all or none
         model.set_submodule(name, layer)
@@ -94,9 +100,13 @@ class NarrowedConv(nn.Sequential):
         ValueError: the ratio is outside [0, 1).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, ratio: float = 0.1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, ratio: float = 0.1
+    ) -> None:
         if not 0 <= ratio < 1:
-            raise ValueError(f"ratio={ratio} leaves no channels, or more than there are; choose a ratio from 0 to below 1.")
+            raise ValueError(
+                f"ratio={ratio} leaves no channels, or more than there are; choose a ratio from 0 to below 1."
+            )
         left = out_channels - math.floor(ratio * out_channels + 1e-9)
         convs = (
             nn.Conv2d(in_channels, left, kernel_size, stride, kernel_size // 2, bias=False),
@@ -139,10 +149,18 @@ def _convs_of(model: nn.Module, stage: int, basic_conv: Literal[1, 2, "both"]) -
     blocks = getattr(model, f"layer{stage}", None)
     if not isinstance(blocks, nn.Module):
         there = [name.removeprefix("layer") for name, _ in model.named_children() if name.startswith("layer")]
-        raise ValueError(f"{type(model).__name__} has no stage {stage}; choose among {', '.join(there) or 'those of a ResNet'}.")
+        raise ValueError(
+            f"{type(model).__name__} has no stage {stage}; choose among {', '.join(there) or 'those of a ResNet'}."
+        )
     found = []
     for block_name, block in blocks.named_children():
-        wanted = ("conv2",) if hasattr(block, "conv3") else ("conv1", "conv2") if basic_conv == "both" else (f"conv{basic_conv}",)
+        wanted = (
+            ("conv2",)
+            if hasattr(block, "conv3")
+            else ("conv1", "conv2")
+            if basic_conv == "both"
+            else (f"conv{basic_conv}",)
+        )
         for which in wanted:
             name = f"layer{stage}.{block_name}.{which}"
             found.append((name, _checked(name, getattr(block, which, None))))
@@ -158,14 +176,19 @@ def _checked(name: str, conv: nn.Module | None) -> nn.Conv2d:
         (conv.groups > 1, "grouped"),
         (max(conv.dilation) > 1, "dilated"),
         (conv.bias is not None, "one with a bias"),
-        (conv.kernel_size != (k, k) or conv.stride != (s, s) or conv.padding != (k // 2, k // 2), "not square with padding k // 2"),
+        (
+            conv.kernel_size != (k, k) or conv.stride != (s, s) or conv.padding != (k // 2, k // 2),
+            "not square with padding k // 2",
+        ),
     ):
         if wrong:
             raise ValueError(f"{name} is {what}, which attention layers cannot replace; leave its stage out.")
     return conv
 
 
-def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int | tuple[int, int] | None) -> dict[str, tuple[int, int]]:
+def _input_sizes(
+    model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int | tuple[int, int] | None
+) -> dict[str, tuple[int, int]]:
     """Input sizes (height, width) of ``convs``, by a forward pass on the meta device."""
     if image_size is None:
         image_size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (None,))[1:] or None
@@ -177,7 +200,9 @@ def _input_sizes(model: nn.Module, convs: dict[str, nn.Conv2d], image_size: int 
     dry = copy.deepcopy(model).to("meta").eval()
     sizes: dict[str, tuple[int, int]] = {}
     for name in convs:
-        dry.get_submodule(name).register_forward_pre_hook(lambda _, seen, name=name: sizes.update({name: tuple(seen[0].shape[-2:])}))
+        dry.get_submodule(name).register_forward_pre_hook(
+            lambda _, seen, name=name: sizes.update({name: tuple(seen[0].shape[-2:])})
+        )
     first = next(module for module in dry.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
         dry(torch.empty(1, first.in_channels, height, width, device="meta", dtype=first.weight.dtype))

@@ -62,10 +62,17 @@ class AttentionAugmentation(AttentionLayer):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} is even; choose an odd one.")
         if heads < 1 or not 0 <= ratio <= 1:
-            raise ValueError(f"ratio={ratio} with heads={heads} is not possible; choose a ratio from 0 to 1 and 1 head or more.")
+            raise ValueError(
+                f"ratio={ratio} with heads={heads} is not possible; choose a ratio from 0 to 1 and 1 head or more."
+            )
         if min(size) < 1:
             raise ValueError(f"size={size} is not a grid; give the (height, width) of the input.")
-        self.in_channels, self.out_channels, self.kernel_size, self.stride = in_channels, out_channels, kernel_size, stride
+        self.in_channels, self.out_channels, self.kernel_size, self.stride = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+        )
         self.heads, self.pool = heads, pool
         self.value_channels = _floor(ratio * out_channels) // heads * heads
         if ratio > 0 and not self.value_channels:
@@ -75,10 +82,15 @@ class AttentionAugmentation(AttentionLayer):
             )
         self.key_channels = max(_floor(key_ratio * out_channels) // heads, min_key_channels) * heads
         if self.key_channels < heads:
-            raise ValueError(f"key_ratio={key_ratio} leaves no keys for {heads} heads; choose a larger one, or min_key_channels above 0.")
+            raise ValueError(
+                f"key_ratio={key_ratio} leaves no keys for {heads} heads; choose a larger one, or min_key_channels "
+                "above 0."
+            )
         self.conv: nn.Conv2d | None = None
         if self.value_channels < out_channels:
-            self.conv = nn.Conv2d(in_channels, out_channels - self.value_channels, kernel_size, stride, kernel_size // 2, bias=False)
+            self.conv = nn.Conv2d(
+                in_channels, out_channels - self.value_channels, kernel_size, stride, kernel_size // 2, bias=False
+            )
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if self.value_channels:
             self.qkv = nn.Conv2d(in_channels, 2 * self.key_channels + self.value_channels, 1, bias=False)

@@ -36,7 +36,9 @@ class CBAM(AttentionLayer):
         if reduction < 1:
             raise ValueError(f"reduction={reduction} is too small; use 1 or more")
         hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=biases), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=biases))
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=biases), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=biases)
+        )
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.bn = nn.BatchNorm2d(1) if spatial_norm else nn.Identity()
 

@@ -123,7 +123,9 @@ class Radius(nn.Module):
 
     no_weight_decay = ("raw",)
 
-    def __init__(self, init: float, count: int = 1, param: Literal["log", "softplus", "inv"] = "log", train: bool = True) -> None:
+    def __init__(
+        self, init: float, count: int = 1, param: Literal["log", "softplus", "inv"] = "log", train: bool = True
+    ) -> None:
         super().__init__()
         if not isinstance(init, (int, float)) or not 0 < init < math.inf:
             raise ValueError(f"radius_init={init!r} is not a radius; choose a number above 0.")
@@ -205,7 +207,9 @@ class ExplicitAttention(AttentionLayer):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} is even; choose an odd one.")
         if impl == "separable" and not KERNELS[kernel].separable:
-            raise ValueError(f"impl='separable' does not support kernel={kernel!r}, which is not separable; choose impl='auto'.")
+            raise ValueError(
+                f"impl='separable' does not support kernel={kernel!r}, which is not separable; choose impl='auto'."
+            )
         if heads != int(heads) or heads < 1:
             raise ValueError(f"heads={heads!r} is not possible; choose a whole number from 1.")
         heads = int(heads)  # from a NumPy integer
@@ -221,17 +225,26 @@ class ExplicitAttention(AttentionLayer):
                 f"{value_channels} value channels in {heads} heads do not fit {out_channels} output channels; "
                 "choose a multiple of the heads from 0 to the output channels (a ratio from 0 to 1)."
             )
-        self.in_channels, self.out_channels, self.kernel_size, self.stride = in_channels, out_channels, kernel_size, stride
+        self.in_channels, self.out_channels, self.kernel_size, self.stride = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+        )
         self.value_channels, self.heads = value_channels, heads
         self.kernel, self.coord, self.attn_stride, self.impl = kernel, coord, attn_stride, impl
         self.conv: nn.Conv2d | None = None
         if value_channels < out_channels:
-            self.conv = nn.Conv2d(in_channels, out_channels - value_channels, kernel_size, stride, kernel_size // 2, bias=False)
+            self.conv = nn.Conv2d(
+                in_channels, out_channels - value_channels, kernel_size, stride, kernel_size // 2, bias=False
+            )
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.radius: Radius | None = None
         if value_channels:
             self.value = nn.Conv2d(in_channels, value_channels, 1, bias=False)
-            self.project = nn.Conv2d(value_channels, value_channels, 1, bias=False) if output_projection else nn.Identity()
+            self.project = (
+                nn.Conv2d(value_channels, value_channels, 1, bias=False) if output_projection else nn.Identity()
+            )
             if KERNELS[kernel].fixed is None:
                 self.radius = Radius(radius_init, heads, radius_param, radius_train and KERNELS[kernel].learns)
         self._mixing_stride = 1 if attn_stride == "pool" else stride
@@ -274,7 +287,9 @@ class ExplicitAttention(AttentionLayer):
 
     # The maps
 
-    def _cached_maps(self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor) -> tuple[Tensor, ...]:
+    def _cached_maps(
+        self, make: Callable[..., tuple[Tensor, ...]], grid: tuple[int, int], v: Tensor
+    ) -> tuple[Tensor, ...]:
         """Maps of ``make``. In evaluation they are cached until the radius changes."""
         raw = None if self.radius is None else self.radius.raw
         watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -387,7 +402,9 @@ class ExplicitAttention(AttentionLayer):
         if self.radius is None:
             return {}
         radii = self.radius().detach()
-        return {"radius": radii[0]} if len(radii) == 1 else {f"radius {head}": radius for head, radius in enumerate(radii)}
+        return (
+            {"radius": radii[0]} if len(radii) == 1 else {f"radius {head}": radius for head, radius in enumerate(radii)}
+        )
 
     def describe(self) -> str:
         """The radius, also in pixels of the grid of the last recorded map."""
@@ -402,7 +419,10 @@ class ExplicitAttention(AttentionLayer):
         return f"{word} {radii} of the side" + (f", {', '.join(pixels)} px" if pixels else "")
 
     def extra_repr(self) -> str:
-        heads = f"{self.value_channels} of {self.out_channels} channels attend in {self.heads} head{'s' if self.heads > 1 else ''}"
+        heads = (
+            f"{self.value_channels} of {self.out_channels} channels attend in {self.heads} "
+            f"head{'s' if self.heads > 1 else ''}"
+        )
         return f"{heads}, kernel={self.kernel}, coord={self.coord}, attn_stride={self.attn_stride}, impl={self.impl}"
 
     @torch.no_grad()
@@ -416,7 +436,9 @@ class ExplicitAttention(AttentionLayer):
             ValueError: heads have different maps, which do not commute with a convolution across heads.
         """
         if not self.has_one_map:
-            raise ValueError(f"a layer with {self.heads} different maps cannot be folded; choose heads=1, or share the radius.")
+            raise ValueError(
+                f"a layer with {self.heads} different maps cannot be folded; choose heads=1, or share the radius."
+            )
         if self.value_channels and isinstance(self.project, nn.Conv2d):
             product = self.project.weight.double().flatten(1) @ self.value.weight.double().flatten(1)
             self.value.weight.copy_(product[:, :, None, None])
@@ -449,7 +471,9 @@ def _mix_axes(v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _mix_rows(v: Tensor, rows: Tensor) -> Tensor:
     """(B, H, W, C) to (B, H_o, W, C)."""
     batch, height, width, channels = v.shape
-    return torch.bmm(rows.expand(batch, -1, -1), v.reshape(batch, height, width * channels)).view(batch, rows.shape[0], width, channels)
+    return torch.bmm(rows.expand(batch, -1, -1), v.reshape(batch, height, width * channels)).view(
+        batch, rows.shape[0], width, channels
+    )
 
 
 def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
@@ -458,7 +482,9 @@ def _mix_columns(v: Tensor, columns: Tensor) -> Tensor:
     if columns.shape[0] > 4 * channels:
         # Without this, the gradient of ``columns`` would need W_o x W numbers per image row: more than the values.
         return F.linear(v.mT, columns).mT
-    return torch.bmm(columns.expand(batch * height, -1, -1), v.reshape(batch * height, width, channels)).unflatten(0, (batch, height))
+    return torch.bmm(columns.expand(batch * height, -1, -1), v.reshape(batch * height, width, channels)).unflatten(
+        0, (batch, height)
+    )
 
 
 def _mix_all(v: Tensor, maps: Tensor, width: int) -> Tensor:

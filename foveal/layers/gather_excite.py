@@ -42,7 +42,13 @@ class GatherExcite(AttentionLayer):
     """
 
     def __init__(
-        self, channels: int, extent: int = 0, params: str = "none", *, reduction: int = 16, size: tuple[int, int] | None = None
+        self,
+        channels: int,
+        extent: int = 0,
+        params: str = "none",
+        *,
+        reduction: int = 16,
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if extent != 0 and (extent < 2 or extent & (extent - 1)):
@@ -56,9 +62,15 @@ class GatherExcite(AttentionLayer):
         self.extent = extent
         self.gather: nn.Module
         if params == "none":
-            self.gather = nn.AvgPool2d(2 * extent - 1, extent, extent - 1, count_include_pad=False) if extent else nn.AdaptiveAvgPool2d(1)
+            self.gather = (
+                nn.AvgPool2d(2 * extent - 1, extent, extent - 1, count_include_pad=False)
+                if extent
+                else nn.AdaptiveAvgPool2d(1)
+            )
         elif extent:
-            steps = [layer for _ in range(int(math.log2(extent))) for layer in (*_depthwise(channels, 3, 2, 1), nn.ReLU())]
+            steps = [
+                layer for _ in range(int(math.log2(extent))) for layer in (*_depthwise(channels, 3, 2, 1), nn.ReLU())
+            ]
             self.gather = nn.Sequential(*steps[:-1])
         else:
             self.gather = nn.Sequential(*_depthwise(channels, size, 1, 0))
@@ -74,6 +86,8 @@ class GatherExcite(AttentionLayer):
         return x * gate
 
 
-def _depthwise(channels: int, kernel: int | tuple[int, int] | None, stride: int, padding: int) -> tuple[nn.Module, nn.Module]:
+def _depthwise(
+    channels: int, kernel: int | tuple[int, int] | None, stride: int, padding: int
+) -> tuple[nn.Module, nn.Module]:
     conv = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)  # type: ignore[arg-type]
     return conv, nn.BatchNorm2d(channels)

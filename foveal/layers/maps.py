@@ -93,7 +93,11 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def captions(model: nn.Module) -> dict[str, str]:
     """Captions of attention modules by module name."""
-    return {name: text for name, module in model.named_modules() if isinstance(module, AttentionLayer) and (text := module.describe())}
+    return {
+        name: text
+        for name, module in model.named_modules()
+        if isinstance(module, AttentionLayer) and (text := module.describe())
+    }
 
 
 def stage_of(name: str) -> str:

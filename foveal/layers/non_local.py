@@ -37,7 +37,9 @@ class NonLocal(AttentionLayer):
         if mode not in ("embedded", "gaussian", "dot", "concatenation"):
             raise ValueError(f"mode={mode!r} is unknown; use embedded, gaussian, dot or concatenation")
         self.mode, inner = mode, max(1, channels // 2)
-        self.theta, self.phi = (nn.Identity() if mode == "gaussian" else nn.Conv2d(channels, inner, 1) for _ in range(2))
+        self.theta, self.phi = (
+            nn.Identity() if mode == "gaussian" else nn.Conv2d(channels, inner, 1) for _ in range(2)
+        )
         self.g = nn.Conv2d(channels, inner, 1)
         self.pool = nn.MaxPool2d(2) if sub_sample else nn.Identity()
         if mode == "concatenation":

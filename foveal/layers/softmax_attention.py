@@ -94,19 +94,32 @@ class SpatialSoftmaxAttention(AttentionLayer):
         if kernel_size < 1:
             raise ValueError(f"kernel_size={kernel_size} is too small; use an odd number from 1")
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even and would shift the maps by half a position; use an odd one")
+            raise ValueError(
+                f"kernel_size={kernel_size} is even and would shift the maps by half a position; use an odd one"
+            )
         if softmax_axis == "channel" and (self.heads == 1 or mode == "pool"):
-            raise ValueError("a softmax over channels needs several maps and no pooling; use maps='group' or softmax_axis='space'")
+            raise ValueError(
+                "a softmax over channels needs several maps and no pooling; use maps='group' or softmax_axis='space'"
+            )
         if clip is not None and (mode != "scaled" or not isinstance(clip, (int, float)) or clip < 1):
             raise ValueError("clip bounds n A, whose mean is 1; use a clip of 1 or more, with mode='scaled'")
-        self.k, self.mode, self.softmax_axis, self.attn_input, self.init, self.clip = k, mode, softmax_axis, attn_input, init, clip
+        self.k, self.mode, self.softmax_axis, self.attn_input, self.init, self.clip = (
+            k,
+            mode,
+            softmax_axis,
+            attn_input,
+            init,
+            clip,
+        )
         self._evenness: dict[str, Tensor] = {}
 
         if attn_input == "dynamic":
             self.conv = nn.Conv2d(channels, k, kernel_size, padding=kernel_size // 2)
         elif attn_input == "fixed":
             if size is None:
-                raise ValueError("attn_input='fixed' learns a map of one size; give size=(height, width) of the features")
+                raise ValueError(
+                    "attn_input='fixed' learns a map of one size; give size=(height, width) of the features"
+                )
             self.logit_map = nn.Parameter(torch.empty(1, k, *size))
         if gate is not None and mode != "gate":
             raise ValueError(f"mode={mode!r} has no gate; use mode='gate', or leave gate out")
@@ -114,7 +127,9 @@ class SpatialSoftmaxAttention(AttentionLayer):
             raise ValueError("mode='sigmoid' has no softmax; leave temperature and softmax_axis out")
         if mode == "gate":
             if attn_input == "uniform":
-                raise ValueError("a gate over uniform maps never gets a gradient; use mode='scaled' or another attn_input")
+                raise ValueError(
+                    "a gate over uniform maps never gets a gradient; use mode='scaled' or another attn_input"
+                )
             start = (0.0 if init == "random" else 1.0) if gate is None else gate
             if start == 0 and init == "zero":
                 raise ValueError("a gate of 0 over logits of 0 never gets a gradient; use gate=1.0 or init='random'")
@@ -128,7 +143,9 @@ class SpatialSoftmaxAttention(AttentionLayer):
             except ValueError:
                 self.tau = 0.0
             if not 0 < self.tau < math.inf:
-                raise ValueError(f"temperature={temperature} is not valid; use a positive number, 'learnable' or 'sqrt'")
+                raise ValueError(
+                    f"temperature={temperature} is not valid; use a positive number, 'learnable' or 'sqrt'"
+                )
         self.no_weight_decay = tuple(name for name in ("gate", "log_temperature") if hasattr(self, name))
         self.reset_parameters()
 
@@ -158,7 +175,9 @@ class SpatialSoftmaxAttention(AttentionLayer):
         if self.attn_input == "uniform":
             return x.new_zeros(1, self.k, *x.shape[2:])
         same = self.logit_map.shape[2:] == x.shape[2:]
-        return self.logit_map if same else F.interpolate(self.logit_map, x.shape[2:], mode="bilinear", align_corners=False)
+        return (
+            self.logit_map if same else F.interpolate(self.logit_map, x.shape[2:], mode="bilinear", align_corners=False)
+        )
 
     def weights(self, z: Tensor) -> Tensor:
         """A: softmax of the logits, of the same shape, in float32 or more even under autocast."""
@@ -191,7 +210,10 @@ class SpatialSoftmaxAttention(AttentionLayer):
         return f"entropy {of['entropy']:.3f}, peak {of['peak']:.1f} x the mean" if of else ""
 
     def extra_repr(self) -> str:
-        options = f"mode={self.mode}, maps={self.k}, heads={self.heads}, softmax_axis={self.softmax_axis}, attn_input={self.attn_input}"
+        options = (
+            f"mode={self.mode}, maps={self.k}, heads={self.heads}, softmax_axis={self.softmax_axis}, "
+            f"attn_input={self.attn_input}"
+        )
         tau = "learnable" if self.tau is None else f"{self.tau:g}"
         return f"{options}, init={self.init}, temperature={tau}" + (f", clip={self.clip:g}" if self.clip else "")
 

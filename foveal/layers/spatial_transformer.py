@@ -40,7 +40,11 @@ class SpatialTransformer(AttentionLayer):
         self.size = size
         convs: list[nn.Module] = []
         for channels in (in_channels, width):
-            convs += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            convs += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
             convs.append(nn.MaxPool2d(2, ceil_mode=True))
         theta = _Float32Linear(width, 6)
         nn.init.zeros_(theta.weight)

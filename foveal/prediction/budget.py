@@ -25,7 +25,9 @@ def parse_locations(text: str) -> list[tuple[int, ...]]:
     first, *rest = (part.strip() for part in text.split(","))
     sweep = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", first)
     if sweep is None or not all(re.fullmatch(r"\d+", part) for part in rest):
-        raise ConfigError(f"locations {text}: is no budget; write looks per level as 2,1, or a sweep of the first as 0..6 or 1..3,1")
+        raise ConfigError(
+            f"locations {text}: is no budget; write looks per level as 2,1, or a sweep of the first as 0..6 or 1..3,1"
+        )
     start, stop = int(sweep[1]), int(sweep[2] or sweep[1])
     if stop < start:
         raise ConfigError(f"locations {text}: the sweep runs backwards; write {stop}..{start}")
@@ -40,7 +42,9 @@ def parse_budget(text: str) -> tuple[int, ...]:
     """
     budgets = parse_locations(text)
     if len(budgets) > 1:
-        raise ConfigError(f"locations {text}: only evaluation sweeps over budgets; give one, say {format_budget(budgets[-1])}")
+        raise ConfigError(
+            f"locations {text}: only evaluation sweeps over budgets; give one, say {format_budget(budgets[-1])}"
+        )
     return budgets[0]
 
 

@@ -48,9 +48,12 @@ class Cost:
 
 
 def count_cost(
-    model: nn.Module, image_size: int | tuple[int, int], locations: Sequence[int] | None = None, policy: str | Policy = GREEDY,
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    locations: Sequence[int] | None = None,
+    policy: str | Policy = GREEDY,
     mpp: float | None = None,
-) -> Cost:  # fmt: skip
+) -> Cost:
     """Count what ``model`` costs for one image. No image is held, whatever its size.
 
     Args:
@@ -64,16 +67,21 @@ def count_cost(
         ConfigError: a dense network that does not take images of this size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    statistics = sum(b.numel() for name, b in model.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var"))
+    statistics = sum(
+        b.numel() for name, b in model.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var")
+    )
     return Cost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters_and_statistics=sum(p.numel() for p in model.parameters()) + statistics,
-        macs=_looking_macs(model, size, locations, policy, mpp) if isinstance(model, GlimpseClassifier) else _dense_macs(model, size),
+        macs=_looking_macs(model, size, locations, policy, mpp)
+        if isinstance(model, GlimpseClassifier)
+        else _dense_macs(model, size),
     )
 
 
 class LookCounter:
-    """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and are counted once.
+    """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and
+    are counted once.
 
     Args:
         model, policy: see `count_cost`.
@@ -83,8 +91,12 @@ class LookCounter:
         self.model, self.policy = model, policy
         self._known: dict[tuple, int] = {}
 
-    def __call__(self, seen: Classification, size: Sequence[int], locations: Sequence[int], mpp: float | None = None) -> int:
-        """MACs of one image of this (height, width) and scale, classified with the budget ``locations``, or left early after it."""
+    def __call__(
+        self, seen: Classification, size: Sequence[int], locations: Sequence[int], mpp: float | None = None
+    ) -> int:
+        """MACs of one image of this (height, width) and scale, classified with the budget ``locations``, or left early
+        after it.
+        """
         key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
         if key not in self._known:
             self._known[key] = count_cost(self.model, (int(size[0]), int(size[1])), locations, self.policy, mpp).macs
@@ -93,7 +105,10 @@ class LookCounter:
 
 def input_channels(network: nn.Module) -> int:
     """Bands that a dense network takes: what timm says of it, or 3."""
-    return getattr(network, "in_chans", None) or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    return (
+        getattr(network, "in_chans", None)
+        or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    )
 
 
 def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
@@ -106,22 +121,31 @@ def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{type(network).__name__}: does not take images of {size[0]} x {size[1]} px ({reason}); choose another size"
+            f"{type(network).__name__}: does not take images of {size[0]} x {size[1]} px ({reason}); choose another "
+            "size"
         ) from error
     return counter.get_total_flops() // 2
 
 
 def _looking_macs(
-    model: GlimpseClassifier, size: tuple[int, int], locations: Sequence[int] | None, policy: str | Policy, mpp: float | None
+    model: GlimpseClassifier,
+    size: tuple[int, int],
+    locations: Sequence[int] | None,
+    policy: str | Policy,
+    mpp: float | None,
 ) -> int:
     counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
 
 
 def look_at_nothing(
-    model: GlimpseClassifier, size: tuple[int, int], watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
-    locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, mpp: float | None = None,
-) -> Watcher:  # fmt: skip
+    model: GlimpseClassifier,
+    size: tuple[int, int],
+    watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
+    locations: Sequence[int] | None = None,
+    policy: str | Policy = GREEDY,
+    mpp: float | None = None,
+) -> Watcher:
     """Let a copy of a model look at an image that is not there, to see what it does.
 
     Args:

@@ -32,8 +32,14 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def machine_name(device: torch.device) -> str:
-    """What times on this device hold for: the GPU's name, or model and number of the processors and how many threads use them."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}, {torch.get_num_threads()} threads"
+    """What times on this device hold for: the GPU's name, or model and number of the processors and how many threads
+    use them.
+    """
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{processor_name()}, {torch.get_num_threads()} threads"
+    )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -56,8 +56,8 @@ class Exit:
         images: how many they were.
         model: fingerprint of the weights, for which alone it holds.
         precision: of the arithmetic.
-        batch_size, machine: what milliseconds were asked for; None for other units. Where validation images are fewer than a batch
-            has, they were measured on all there are.
+        batch_size, machine: what milliseconds were asked for; None for other units. Where validation images are fewer
+            than a batch has, they were measured on all there are.
     """
 
     budget: str
@@ -86,20 +86,28 @@ def parse_cost(text: str) -> tuple[float, str]:
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt]?)(mac)s?|(ms)|(location)s?)", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
-        raise ConfigError(f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations")
+        raise ConfigError(
+            f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations"
+        )
     return float(found[1]) * _PREFIXES[(found[2] or "").lower()], _UNITS[(found[3] or found[4] or found[5]).lower()]
 
 
 def format_cost(cost: float, unit: str) -> str:
     """A cost as people type it: ``1.93GMAC``."""
-    number, _, unit = (amount(cost, "MAC") if unit == "macs" else f"{significant(cost)} {unit}").replace(",", "").partition(" ")
+    number, _, unit = (
+        (amount(cost, "MAC") if unit == "macs" else f"{significant(cost)} {unit}").replace(",", "").partition(" ")
+    )
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{unit}"
 
 
 def look_until(
-    model: GlimpseClassifier, images: Views | Tensor, threshold: float, locations: Sequence[int] | None = None, at_once: int = 1,
+    model: GlimpseClassifier,
+    images: Views | Tensor,
+    threshold: float,
+    locations: Sequence[int] | None = None,
+    at_once: int = 1,
     contributions: bool = False,
-) -> Classification:  # fmt: skip
+) -> Classification:
     """Classify; leave each image as soon as it is sure enough.
 
     Args:

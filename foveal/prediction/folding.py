@@ -1,14 +1,16 @@
 """Batch norms folded into the convolutions before them: the same answers, and many of them in less time.
 
-A batch norm that has been trained multiplies and shifts every channel by fixed numbers, and the convolution before it can do that as well.
-On small batches passing over the activations once more for each layer is a good part of a prediction's time.
+A batch norm that has been trained multiplies and shifts every channel by fixed numbers, and the convolution before it
+can do that as well. On small batches passing over the activations once more for each layer is a good part of a
+prediction's time.
 
 Example:
     >>> from foveal.glimpse.base import WholeImage
     >>> import timm
     >>> model = WholeImage(timm.create_model("test_efficientnet", num_classes=5), image_size=64).eval()
     >>> folded, images = fold_norms(model), torch.rand(2, 3, 64, 64)
-    >>> torch.allclose(folded(images).logits, model(images).logits, atol=1e-5), len(norms_of(model)), len(norms_of(folded))
+    >>> same = torch.allclose(folded(images).logits, model(images).logits, atol=1e-5)
+    >>> same, len(norms_of(model)), len(norms_of(folded))
     (True, 13, 0)
 """
 
@@ -35,7 +37,18 @@ from foveal.prediction.cost import look_at_nothing
 
 TOLERANCE = 1e-6  # of the largest output, in float64: what changes its weights on the way is far above it
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
-QUESTIONS = {"__get__", "size", "dim", "stride", "numel", "is_contiguous", "is_floating_point", "is_complex", "get_device", "type"}
+QUESTIONS = {
+    "__get__",
+    "size",
+    "dim",
+    "stride",
+    "numel",
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+    "type",
+}
 """What may be asked of a tensor without using its values, unless a tensor comes of it."""
 
 
@@ -63,14 +76,16 @@ def folded_norms() -> dict[type, Any]:
 def fold_norms(model: GlimpseClassifier) -> GlimpseClassifier:
     """A model for prediction whose batch norms are part of the convolutions before them, where that changes nothing.
 
-    A norm is folded if a convolution's output goes to it and nowhere else, which one pass without images shows, and if the two together
-    give what they gave before. It takes some tenths of a second, which ten to thirty images win back on a CPU.
+    A norm is folded if a convolution's output goes to it and nowhere else, which one pass without images shows, and if
+    the two together give what they gave before. It takes some tenths of a second, which ten to thirty images win back
+    on a CPU.
 
     Args:
         model: a classifier, in evaluation mode, on any device.
 
     Returns:
-        A copy, which is not for training and whose parameters are not those that were trained; the model itself if it has no batch norms.
+        A copy, which is not for training and whose parameters are not those that were trained; the model itself if it
+        has no batch norms.
     """
     if not norms_of(model):
         return model
@@ -98,7 +113,9 @@ class _Watch(TorchFunctionMode):
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(lambda _m, _i, out, name=name: self.made.append((name, out)))
             elif isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(lambda _m, given, name=name: self.given.append((name, given[0] if given else None)))
+                module.register_forward_pre_hook(
+                    lambda _m, given, name=name: self.given.append((name, given[0] if given else None))
+                )
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -117,7 +134,11 @@ def _pairs(model: GlimpseClassifier) -> list[tuple[str, str]]:
         norms_after[conv].add(norm_of.get(id(tensor)) if uses[id(tensor)] == 1 else None)
     for norm, tensor in seen.given:
         convs_before[norm].add(conv_of.get(id(tensor)))
-    return [(conv, norm) for conv, (norm, *others) in norms_after.items() if norm and not others and convs_before[norm] == {conv}]
+    return [
+        (conv, norm)
+        for conv, (norm, *others) in norms_after.items()
+        if norm and not others and convs_before[norm] == {conv}
+    ]
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
@@ -136,11 +157,15 @@ def _fold(conv: nn.Module, norm: nn.Module) -> None:
     with torch.no_grad():
         expected, found = F.batch_norm(before(given), mean, variance, scale, shift, eps=norm.eps), both(given)
     if (expected - found).abs().max() <= TOLERANCE * expected.abs().max():
-        conv.weight, conv.bias = (nn.Parameter(value.to(conv.weight), requires_grad=False) for value in (both.weight, both.bias))
+        conv.weight, conv.bias = (
+            nn.Parameter(value.to(conv.weight), requires_grad=False) for value in (both.weight, both.bias)
+        )
         norm.__class__ = folded_norms()[type(norm)]
 
 
 def _plain(module: nn.Module) -> bool:
     """Whether nothing but its own ``forward(x)`` decides what becomes of a module's input."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and not is_parametrized(module) and len(inspect.signature(type(module).forward).parameters) == 2
+    return (
+        not any(hooks) and not is_parametrized(module) and len(inspect.signature(type(module).forward).parameters) == 2
+    )

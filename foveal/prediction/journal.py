@@ -1,7 +1,8 @@
 """A file that grows line by line, and knows which of its lines are as they were written.
 
-A line is a value as JSON, after 16 digits that depend on it and on all lines before. A process that is killed leaves whole lines and
-perhaps a part of one, which is dropped. Lines that another program changed or took out are noticed; they are dropped with all that follow.
+A line is a value as JSON, after 16 digits that depend on it and on all lines before. A process that is killed leaves
+whole lines and perhaps a part of one, which is dropped. Lines that another program changed or took out are noticed;
+they are dropped with all that follow.
 
 Example:
     >>> import tempfile
@@ -31,7 +32,9 @@ from foveal.errors import StorageError
 from foveal.files import replacing
 
 SYNC_EVERY = 5.0
-"""Seconds after which lines are put on the disk, so that a loss of power leaves them there. They outlive their process at once."""
+"""Seconds after which lines are put on the disk, so that a loss of power leaves them there. They outlive their process
+at once.
+"""
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +70,11 @@ class Journal:
                 after = _digest(digest, line[17:-1])
                 if line[:17] != f"{after} ".encode() or line[-1:] != b"\n":
                     if end and not known and b"\n" in line + file.read():
-                        _logger.warning("%s: another program changed it; what follows its first %d bytes is done again", self.file, end)
+                        _logger.warning(
+                            "%s: another program changed it; what follows its first %d bytes is done again",
+                            self.file,
+                            end,
+                        )
                     break
                 digest, end = after, end + len(line)
                 if end > self._end:
@@ -136,7 +143,8 @@ class Journal:
 
     def _changed(self) -> StorageError:
         return StorageError(
-            f"{self.file}: another program changed it while this call ran; the rows before the change are safe; repeat the command, which"
+            f"{self.file}: another program changed it while this call ran; the rows before the change are safe; "
+            "repeat the command, which"
             " predicts the others again"
         )
 

@@ -1,8 +1,9 @@
 """Predictions as a file that grows: Parquet, CSV or JSON Lines, begun, interrupted, continued and finished.
 
-Rows of finished batches are kept in a journal beside the output (``.NAME.foveal``: settings in the first line, a batch in each
-of the others). At the end they join the rows already in the output, which is written anew under another name and renamed;
-then the settings stay in the journal, and a digest of the output, so that the next call can tell whether it continues the same work.
+Rows of finished batches are kept in a journal beside the output (``.NAME.foveal``: settings in the first line, a batch
+in each of the others). At the end they join the rows already in the output, which is written anew under another name
+and renamed; then the settings stay in the journal, and a digest of the output, so that the next call can tell whether
+it continues the same work.
 
 Example:
     >>> import tempfile
@@ -76,43 +77,56 @@ class Summary:
 
 
 def predict(
-    model: Model, paths: Any, *, locations: Sequence[int] | None = None,
-    policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
+    model: Model,
+    paths: Any,
+    *,
+    locations: Sequence[int] | None = None,
+    policy: str | Policy = GREEDY,
+    batch_size: int = 8,
+    threads: int | None = None,
+    device: str | torch.device = "auto",
     precision: str = "32",
-    top_k: int = 5, seed: int = 0, until: Exit | None = None, out: str | Path | None = None, resume: bool = True, retry: bool = False,
+    top_k: int = 5,
+    seed: int = 0,
+    until: Exit | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    retry: bool = False,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Classify many images: one row an image, see `foveal.prediction.rows.COLUMNS`.
 
-    Bad images do not stop the others; they are rows with an ``error``. With ``out``, a call that was interrupted, or killed, goes on
-    where it stopped when it is repeated. Its batches are those of a call that was not interrupted, and so are the order of its rows and
-    every number in them but ``seconds``.
+    Bad images do not stop the others; they are rows with an ``error``. With ``out``, a call that was interrupted, or
+    killed, goes on where it stopped when it is repeated. Its batches are those of a call that was not interrupted, and
+    so are the order of its rows and every number in them but ``seconds``.
 
-    With other images or another batch size, the images that have no row yet are predicted, in batches of their own, and their rows
-    appended in the order given. An image that has a row is not predicted again, even if its file is another one now. One that failed
-    keeps its row unless its file has changed since or was missing, or with ``retry``.
+    With other images or another batch size, the images that have no row yet are predicted, in batches of their own, and
+    their rows appended in the order given. An image that has a row is not predicted again, even if its file is another
+    one now. One that failed keeps its row unless its file has changed since or was missing, or with ``retry``.
 
-    Batch size, threads and device may differ from call to call; they change numbers by no more than rounding. Model, budget, policy,
-    precision, top_k and seed may not. One call at a time writes to an output, and it must be left as it is in between.
+    Batch size, threads and device may differ from call to call; they change numbers by no more than rounding. Model,
+    budget, policy, precision, top_k and seed may not. One call at a time writes to an output, and it must be left as it
+    is in between.
 
-    Images in memory are named in the column ``path`` by their place in what is given, ``[3]``. That tells nobody which image it was,
-    so that an output with rows of such names is not continued.
+    Images in memory are named in the column ``path`` by their place in what is given, ``[3]``. That tells nobody which
+    image it was, so that an output with rows of such names is not continued.
 
     Args:
         model: a classifier, a dense network, or a run folder.
-        paths: an image, any iterable of images, or a (B, C, H, W) tensor. An image is a file, a folder or a pattern, see
-            `foveal.prediction.rows.find_images`, or one in memory, as `foveal.classify` takes it.
+        paths: an image, any iterable of images, or a (B, C, H, W) tensor. An image is a file, a folder or a pattern,
+            see `foveal.prediction.rows.find_images`, or one in memory, as `foveal.classify` takes it.
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file; rows are returned if None.
         resume: continue ``out`` if it is there; else it is replaced.
         retry: predict those images of ``out`` again that failed.
         on_progress: called after each batch with how many images are done, how many there are, and the batch's rows.
-        locations, policy, batch_size, threads, device, precision, top_k, seed, until: see `foveal.prediction.rows.predict_rows`.
+        locations, policy, batch_size, threads, device, precision, top_k, seed, until: see
+        `foveal.prediction.rows.predict_rows`.
 
     Raises:
         ConfigError: an option that does not fit, or an output that was not made with the same model and options.
         RunError: a run folder that is none.
-        StorageError: an output that another call writes, that another program changed, or that cannot be written. The rows of batches
-            before are safe.
+        StorageError: an output that another call writes, that another program changed, or that cannot be written. The
+            rows of batches before are safe.
     """
     start = time.perf_counter()
     predictor = Predictor(model, device=device, precision=precision)
@@ -170,9 +184,15 @@ def predict(
                 end.add_note(f"the rows {safe} are safe; the same command{again} goes on")
             raise
     return Summary(
-        len(found), len(found) - skipped - len(failed) + before, skipped, tuple(failed), time.perf_counter() - start,
-        None if out is None else Path(out), tuple(kept), left_out,
-    )  # fmt: skip
+        len(found),
+        len(found) - skipped - len(failed) + before,
+        skipped,
+        tuple(failed),
+        time.perf_counter() - start,
+        None if out is None else Path(out),
+        tuple(kept),
+        left_out,
+    )
 
 
 def _check_names(output: Output, images: Sequence[Named]) -> None:
@@ -180,13 +200,15 @@ def _check_names(output: Output, images: Sequence[Named]) -> None:
     for image in images:
         if not is_path(image.image) and (image.path in output.written or image.path in output.waiting):
             raise ConfigError(
-                f"{output.path}: has a row of an image {image.path} in memory, which may have been another one; choose another --out, or"
+                f"{output.path}: has a row of an image {image.path} in memory, which may have been another one; "
+                "choose another --out, or"
                 " replace it by resume=False"
             )
 
 
 class Output:
-    """A file of predictions with its journal. Nobody else can have the same file open, under whatever name, until it is closed.
+    """A file of predictions with its journal. Nobody else can have the same file open, under whatever name, until it is
+    closed.
 
     Args:
         path: the file; its suffix is one of `FORMATS`. Of a link what it leads to is written.
@@ -204,7 +226,9 @@ class Output:
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool = True) -> None:
         if path.suffix.lower() not in FORMATS:
-            raise ConfigError(f"{path}: predictions are written as {', '.join(FORMATS)}; give the output one of these suffixes")
+            raise ConfigError(
+                f"{path}: predictions are written as {', '.join(FORMATS)}; give the output one of these suffixes"
+            )
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
         self.path = Path(os.path.realpath(path))
@@ -240,8 +264,8 @@ class Output:
     def begin(self, images: Sequence[Named], batch_size: int, retry: bool = False) -> tuple[list[Named], int]:
         """What there is to predict, and how many batches of it an interrupted call did.
 
-        A call with the same list and batch size goes on with that call's batches, so that its rows are those of one call. Any other
-        call first writes the rows that there are, and makes batches of the images that have none.
+        A call with the same list and batch size goes on with that call's batches, so that its rows are those of one
+        call. Any other call first writes the rows that there are, and makes batches of the images that have none.
 
         Args:
             images: all that are wanted.
@@ -272,7 +296,9 @@ class Output:
         self._count(rows, stamps)
 
     def failures(self, images: Sequence[Named], todo: Sequence[Named]) -> list[tuple[str, str]]:
-        """(path, one sentence) of the rows with an error that stay, of these images but those that are to be predicted."""
+        """(path, one sentence) of the rows with an error that stay, of these images but those that are to be
+        predicted.
+        """
         errors = {**self.written, **self.waiting}
         others = {image.path for image in todo}
         named = [(as_text(image.path), image.path) for image in images]
@@ -309,7 +335,8 @@ class Output:
         if not self.journal:
             if there is not None:
                 raise ConfigError(
-                    f"{self.path}: is there already and is not known to be a file of predictions, since {self.journal.file.name} is not"
+                    f"{self.path}: is there already and is not known to be a file of predictions, since "
+                    f"{self.journal.file.name} is not"
                     " beside it; choose another --out, or remove it"
                 )
             self.journal.restart(self._header())
@@ -317,7 +344,12 @@ class Output:
         lines = self.journal.lines()
         header = next(lines, None) or self._earlier(there)
         self._check_settings(header["settings"])
-        self._there, self._joins, self._plan, self._stamps = header["there"], header["joins"], header["plan"], header["stamps"]
+        self._there, self._joins, self._plan, self._stamps = (
+            header["there"],
+            header["joins"],
+            header["plan"],
+            header["stamps"],
+        )
         settled = False
         for line in lines:
             settled = line.get("there") == there is not None
@@ -330,7 +362,8 @@ class Output:
             self.written = {row["path"]: row.get("error") for row in self._old_rows(("path", "error"))}
         except (ValueError, KeyError) as error:
             raise ConfigError(
-                f"{self.path}: is no longer a file of predictions; choose another --out, or remove it and {self.journal.file.name}"
+                f"{self.path}: is no longer a file of predictions; choose another --out, or remove it and "
+                f"{self.journal.file.name}"
             ) from error
         if settled:
             self._settle(there)
@@ -338,12 +371,17 @@ class Output:
     def _earlier(self, there: str | None) -> dict[str, Any]:
         """The header of a journal whose first line is none of ours: of version 0.1.0, where each line was a row."""
         try:
-            settings, *rows = [json.loads(line) for line in self.journal.file.read_text("utf-8").splitlines(True) if line.endswith("\n")]
+            settings, *rows = [
+                json.loads(line)
+                for line in self.journal.file.read_text("utf-8").splitlines(True)
+                if line.endswith("\n")
+            ]
             rows = list({row["path"]: row for row in rows}.values())
             self._check_settings(dict(settings))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self.journal.file}: is damaged, so that {self.path.name} cannot be continued; choose another --out, or replace it by"
+                f"{self.journal.file}: is damaged, so that {self.path.name} cannot be continued; choose another "
+                "--out, or replace it by"
                 " --overwrite (in Python resume=False)"
             ) from error
         self._there = there
@@ -357,12 +395,19 @@ class Output:
         changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if changed:
             raise ConfigError(
-                f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or replace it by --overwrite"
+                f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or replace it by "
+                "--overwrite"
                 " (in Python resume=False)"
             )
 
     def _header(self) -> dict[str, Any]:
-        return {"settings": self.settings, "there": self._there, "joins": self._joins, "plan": self._plan, "stamps": self._stamps}
+        return {
+            "settings": self.settings,
+            "there": self._there,
+            "joins": self._joins,
+            "plan": self._plan,
+            "stamps": self._stamps,
+        }
 
     def _count(self, rows: Sequence[Row], stamps: dict[str, Any]) -> None:
         self._batches += 1
@@ -405,15 +450,24 @@ class Output:
         """
         if there == self._there or (there is None and not self._joins):
             return
-        what = "is gone" if there is None else "was changed by another program" if self._there else "was put there by another program"
+        what = (
+            "is gone"
+            if there is None
+            else "was changed by another program"
+            if self._there
+            else "was put there by another program"
+        )
         mend = "move it away" if self._there is None else "put the file back as it was"
         raise StorageError(
-            f"{self.path}: {what}; {self._safe()}{mend} and repeat the command, choose another --out, or predict everything again by"
+            f"{self.path}: {what}; {self._safe()}{mend} and repeat the command, choose another --out, or predict "
+            "everything again by"
             " --overwrite (in Python resume=False)"
         )
 
     def _safe(self) -> str:
-        return f"the rows of {len(self.waiting):,} images are safe in {self.journal.file.name}; " if self.waiting else ""
+        return (
+            f"the rows of {len(self.waiting):,} images are safe in {self.journal.file.name}; " if self.waiting else ""
+        )
 
     def _storing(self, file: Path) -> AbstractContextManager[None]:
         return storing(file, f"{self._safe()}make space, or mend the rights, and repeat the command")
@@ -431,7 +485,9 @@ def _remove_leftovers(path: Path) -> None:
 
 def _plan(images: Sequence[Named], batch_size: int) -> str:
     """A name of these images in these batches."""
-    return hashlib.blake2b(json.dumps([batch_size, [image.path for image in images]]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([batch_size, [image.path for image in images]]).encode(), digest_size=8
+    ).hexdigest()
 
 
 def _digest(path: Path) -> str | None:
@@ -455,7 +511,9 @@ def _stamp(path: str, since: int | None = None) -> Any:
 
 def fingerprint(model: nn.Module) -> str:
     """16 hexadecimal digits that change when the weights of a model or its classes do."""
-    digest = hashlib.blake2b(repr((getattr(model, "class_names", ()), getattr(model, "size", None))).encode(), digest_size=8)
+    digest = hashlib.blake2b(
+        repr((getattr(model, "class_names", ()), getattr(model, "size", None))).encode(), digest_size=8
+    )
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
@@ -465,8 +523,8 @@ def fingerprint(model: nn.Module) -> str:
 def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
     """Write rows as they come, holding a thousand at most; ``suffix`` names the format.
 
-    Texts of CSV files are written by `foveal.display.as_cell`, so that no spreadsheet takes one for a formula. `read_rows` gives back what
-    was written; the other formats hold every text as it is.
+    Texts of CSV files are written by `foveal.display.as_cell`, so that no spreadsheet takes one for a formula.
+    `read_rows` gives back what was written; the other formats hold every text as it is.
     """
     if suffix == ".parquet":
         _write_parquet(path, rows)
@@ -516,12 +574,22 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     from pyarrow.parquet import ParquetWriter
 
     top = pa.struct({"label": pa.string(), "probability": pa.float32()})
-    glimpse = pa.struct({"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()})
+    glimpse = pa.struct(
+        {"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()}
+    )
     types = {
-        "path": pa.string(), "label": pa.string(), "probability": pa.float32(), "top_k": pa.list_(top), "locations": pa.int32(),
-        "glimpses": pa.list_(glimpse), "mpp": pa.float64(), "macs": pa.int64(), "bytes_read": pa.int64(), "seconds": pa.float64(),
+        "path": pa.string(),
+        "label": pa.string(),
+        "probability": pa.float32(),
+        "top_k": pa.list_(top),
+        "locations": pa.int32(),
+        "glimpses": pa.list_(glimpse),
+        "mpp": pa.float64(),
+        "macs": pa.int64(),
+        "bytes_read": pa.int64(),
+        "seconds": pa.float64(),
         "error": pa.string(),
-    }  # fmt: skip
+    }
     rows = iter(rows)
     with ParquetWriter(path, pa.schema(types)) as table:
         while some := list(islice(rows, 1000)):

@@ -1,7 +1,7 @@
 """`Predictor`: the one way from images to answers.
 
-It loads a model, folds its batch norms where that is asked for, opens images as the training images were opened, and classifies
-them. `classify` and `foveal.predict`, pages and evaluation are built on it.
+It loads a model, folds its batch norms where that is asked for, opens images as the training images were opened, and
+classifies them. `classify` and `foveal.predict`, pages and evaluation are built on it.
 
 Example:
     >>> import torch
@@ -57,7 +57,8 @@ class Predictor:
     """A model that answers.
 
     Args:
-        model: a classifier; any dense network, which then sees the whole image at once; or a run folder. It is put into evaluation mode.
+        model: a classifier; any dense network, which then sees the whole image at once; or a run folder. It is put into
+            evaluation mode.
         device: where to run, see `find_device`; where the model is if None.
         precision: see `autocast`.
 
@@ -71,7 +72,9 @@ class Predictor:
         RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
     """
 
-    def __init__(self, model: Model, *, device: str | torch.device | None = None, precision: str = "32", fold: bool = False) -> None:
+    def __init__(
+        self, model: Model, *, device: str | torch.device | None = None, precision: str = "32", fold: bool = False
+    ) -> None:
         where = None if device is None else find_device(device)
         run = Run(model) if isinstance(model, str | Path) else model if isinstance(model, Run) else None
         classifier = as_classifier(model) if run is None else run.load_model()
@@ -81,7 +84,9 @@ class Predictor:
         self.precision = precision
 
     def folded(self) -> Predictor:
-        """One with batch norms folded into convolutions, in a copy of the model: the same answers to float precision, in less time."""
+        """One with batch norms folded into convolutions, in a copy of the model: the same answers to float precision,
+        in less time.
+        """
         other = copy.copy(self)
         other.model = fold_norms(self.model)
         return other
@@ -144,7 +149,12 @@ class Predictor:
             return self.model(views, locations, policy, draws, contributions)
 
     def classify(
-        self, images: Any, *, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY, batch_size: int = 16
+        self,
+        images: Any,
+        *,
+        locations: Sequence[int] | None = None,
+        policy: str | Policy = GREEDY,
+        batch_size: int = 16,
     ) -> Classification:
         """Classify one image or several; arguments and errors as of `classify`."""
         one = not isinstance(images, Views) and is_one(images)
@@ -158,7 +168,9 @@ class Predictor:
         return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[Views]:
-        as_they_are = getattr(self.model, "value_range", None) is None and getattr(self.model, "image_size", None) is None
+        as_they_are = (
+            getattr(self.model, "value_range", None) is None and getattr(self.model, "image_size", None) is None
+        )
         if isinstance(images, Views):
             if len(images):
                 yield images
@@ -182,7 +194,9 @@ class Predictor:
 def _check_finite(model: GlimpseClassifier, name: Any) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RunError(f"{name}: the weights {key} are not all finite numbers, so that it has no answers; train it again")
+            raise RunError(
+                f"{name}: the weights {key} are not all finite numbers, so that it has no answers; train it again"
+            )
 
 
 def classify(
@@ -196,14 +210,15 @@ def classify(
 ) -> Classification:
     """Classify one image or several, by any model.
 
-    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor. Who classifies again and
-    again keeps a `Predictor`, which checks the model's weights once.
+    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor. Who
+    classifies again and again keeps a `Predictor`, which checks the model's weights once.
 
     Args:
         model: a classifier; any dense network, which then sees the whole image at once; or a run folder.
-        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array (H, W) or
-            (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or floats from 0 to 1; for a
-            model that was trained with a value range, they are values in that range. See `foveal.images.inputs`.
+        images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array
+            (H, W) or (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or
+            floats from 0 to 1; for a model that was trained with a value range, they are values in that range. See
+            `foveal.images.inputs`.
         locations: looks per grid at each level; the model's own if None.
         policy: how locations are selected, see `GlimpseClassifier.forward`.
         batch_size: images at a time.
@@ -213,7 +228,8 @@ def classify(
         The classification of the one image, or of all of them.
 
     Raises:
-        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on instead.
+        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on
+            instead.
         ConfigError: a model or device that does not exist.
         RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
     """

@@ -44,14 +44,26 @@ Row = dict[str, Any]
 FOLD_FROM = 16
 """Images from which on it pays to fold batch norms first."""
 
-COLUMNS = ("path", "label", "probability", "top_k", "locations", "glimpses", "mpp", "macs", "bytes_read", "seconds", "error")
+COLUMNS = (
+    "path",
+    "label",
+    "probability",
+    "top_k",
+    "locations",
+    "glimpses",
+    "mpp",
+    "macs",
+    "bytes_read",
+    "seconds",
+    "error",
+)
 """Columns of a prediction.
 
-``path`` of an image in memory is its place in what was given, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
-``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
-``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of each look as the
-model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image; ``seconds`` is what opening it took plus
-its share of the time of its batch.
+``path`` of an image in memory is its place in what was given, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is
+a list of ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
+``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of
+each look as the model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image;
+``seconds`` is what opening it took plus its share of the time of its batch.
 """
 
 
@@ -77,26 +89,30 @@ class _Opened(NamedTuple):
     ours: bool = False  # to close
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]], left_out: LeftOut | None = None) -> list[tuple[str, str | None]]:
+def find_images(
+    paths: Sequence[str | os.PathLike[str]], left_out: LeftOut | None = None
+) -> list[tuple[str, str | None]]:
     """Files behind files, folders (searched to the bottom) and patterns such as ``scans/**/*.svs``.
 
-    Folders are searched as in training, see `foveal.images.walk`. A file that is named, or matched by a pattern that says more of
-    its name than ``*``, may have any suffix.
+    Folders are searched as in training, see `foveal.images.walk`. A file that is named, or matched by a pattern that
+    says more of its name than ``*``, may have any suffix.
 
     Args:
         paths: what to look for.
         left_out: counts what is left out, if given.
 
     Returns:
-        (path, None) of every image once, in the order given and by name within a folder or pattern; (path, one sentence)
-        of what led to no image.
+        (path, None) of every image once, in the order given and by name within a folder or pattern; (path, one
+        sentence) of what led to no image.
     """
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
         inside, reason = Found([path]), ""
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inside = walk(path)
-            reason = f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
+            reason = (
+                f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
+            )
         elif glob.has_magic(path) and not os.path.lexists(path):
             inside = match(path)
             reason = f"{path}: no file matches this pattern; check it, and quote it so that the shell leaves it alone"
@@ -142,7 +158,9 @@ def _listed(images: Any) -> Any:
     items = list(images)
     held = [id(image) for image in items if not is_path(image)]
     if isinstance(images, Iterator) and len(set(held)) < len(held):
-        raise ConfigError("the iterator gives one object several times, and only its last content is left; give copies of it")
+        raise ConfigError(
+            "the iterator gives one object several times, and only its last content is left; give copies of it"
+        )
     return items
 
 
@@ -154,8 +172,11 @@ def _names(images: Sequence[Any]) -> Iterator[Named]:
             yield from (Named(name, one) for name, one in each(image, f"[{i}]"))
 
 
-def ready(model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu") -> GlimpseClassifier:
-    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in evaluation mode.
+def ready(
+    model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu"
+) -> GlimpseClassifier:
+    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in
+    evaluation mode.
 
     Raises:
         RunError: its weights are not all finite numbers.
@@ -185,12 +206,22 @@ def check_policies(model: GlimpseClassifier, policies: Sequence[str | Policy]) -
 
 
 def predict_rows(
-    model: Predictor | Model, images: Sequence[Any], *, locations: Sequence[int] | None = None,
-    policy: str | Policy = GREEDY, batch_size: int = 8, threads: int | None = None, device: str | torch.device = "auto",
+    model: Predictor | Model,
+    images: Sequence[Any],
+    *,
+    locations: Sequence[int] | None = None,
+    policy: str | Policy = GREEDY,
+    batch_size: int = 8,
+    threads: int | None = None,
+    device: str | torch.device = "auto",
     precision: str = "32",
-    top_k: int = 5, seed: int = 0, until: Exit | None = None, first_batch: int = 0,
-) -> Generator[list[Row], None, None]:  # fmt: skip
-    """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded first.
+    top_k: int = 5,
+    seed: int = 0,
+    until: Exit | None = None,
+    first_batch: int = 0,
+) -> Generator[list[Row], None, None]:
+    """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded
+    first.
 
     Args:
         model: a predictor, or what one is made of: a classifier, a dense network, or a run folder.
@@ -209,7 +240,8 @@ def predict_rows(
         The rows of each batch, in the order of ``images``.
 
     Raises:
-        ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row instead.
+        ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row
+            instead.
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
@@ -281,7 +313,12 @@ def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: i
         "top_k": [{"label": name, "probability": p} for name, p in top],
         "locations": seen.locations,
         "glimpses": [
-            {"box": list(g.box), "level": g.level, "probability": g.probability, "mpp": None if mpp is None else mpp * g.pixels_each}
+            {
+                "box": list(g.box),
+                "level": g.level,
+                "probability": g.probability,
+                "mpp": None if mpp is None else mpp * g.pixels_each,
+            }
             for g in seen.glimpses
         ],
         "mpp": mpp,

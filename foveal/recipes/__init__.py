@@ -63,7 +63,11 @@ def list_recipes(pattern: str = "*") -> list[str]:
     Args:
         pattern: pattern with ``*`` and ``?``, or the name of a folder for all recipes in it.
     """
-    names = sorted(p.relative_to(_FOLDER).as_posix().removesuffix(".yaml") for p in _FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
+    names = sorted(
+        p.relative_to(_FOLDER).as_posix().removesuffix(".yaml")
+        for p in _FOLDER.rglob("*.yaml")
+        if not p.name.startswith("_")
+    )
     folder = pattern.removesuffix("/")
     return [name for name in names if fnmatch.fnmatch(name, pattern) or name.partition("/")[0] == folder]
 

@@ -112,7 +112,9 @@ def fit_config(
 
 
 def _going_on(config: FitConfig | None, opening: Opening) -> FitConfig:
-    """The configuration, with the options of the stored model that it leaves out; the stored one where none is given."""
+    """The configuration, with the options of the stored model that it leaves out; the stored one where none is
+    given.
+    """
     if opening.stored is not None:
         stored = _stored(opening)
         if config is not None:
@@ -157,7 +159,9 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
     options = without_weights(config.model) if resume else dict(config.model)
     classes = options.pop("num_classes", len(data.classes))
     if classes != len(data.classes):
-        raise ConfigError(f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out")
+        raise ConfigError(
+            f"model.num_classes: is {classes}, but {data.name} has {len(data.classes)} classes; leave it out"
+        )
     name = options.pop("name")
     check_options(name, {key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
     model = create_classifier(name, num_classes=classes, **options)
@@ -188,7 +192,8 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1)
             raise ConfigError(
-                f"{prefix}{key}: there is no such option; {f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
+                f"{prefix}{key}: there is no such option; "
+                f"{f'did you mean {prefix}{near[0]}' if near else 'foveal fit --help lists them'}"
             )
 
 

@@ -57,7 +57,9 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
         return _configured(recipe, file, content, argv)
 
 
-def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence[str]) -> tuple[FitConfig, Path, dict[str, bool]]:
+def _configured(
+    recipe: str, file: Path, content: dict[str, Any], argv: Sequence[str]
+) -> tuple[FitConfig, Path, dict[str, bool]]:
     loaded = {key: value for key, value in content.items() if not (key in SECTIONS and value is None)}
     for section in SECTIONS:
         if not isinstance(loaded.get(section, {}), dict):
@@ -67,10 +69,19 @@ def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence
     looks = model in MODELS
     build = constructor(model)
     of_model = options_of(build, "model", skip=("num_classes", "objective")) if looks else _dense_options()
-    objective = OBJECTIVES.get(named, "objective.name") if (named := values.get("objective", {}).get("name")) else own_objective(model)
+    objective = (
+        OBJECTIVES.get(named, "objective.name")
+        if (named := values.get("objective", {}).get("name"))
+        else own_objective(model)
+    )
     of_objective = options_of(objective, "objective", skip=("class_weights",))
     options = [
-        Option("out", str, Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(), "run folder, created if missing"),
+        Option(
+            "out",
+            str,
+            Path("runs", recipe if file != Path(recipe) else file.stem).as_posix(),
+            "run folder, created if missing",
+        ),
         *RUN_FLAGS,
         *dataclass_options(FitConfig, skip=(*SECTIONS, "imports")),
         *_section("data", data, options_of(data_constructor(data), "data")),
@@ -80,7 +91,12 @@ def _configured(recipe: str, file: Path, content: dict[str, Any], argv: Sequence
     ]
     open_keys = ("objective",) if looks else ("objective", "model")
     found = parse_options(
-        options, values, argv, where=str(file), open_keys=open_keys, explain=partial(recipe_help, recipe, values, options)
+        options,
+        values,
+        argv,
+        where=str(file),
+        open_keys=open_keys,
+        explain=partial(recipe_help, recipe, values, options),
     )
     out = found.pop("out")
     how = {o.key: found.pop(o.key) for o in RUN_FLAGS}
@@ -104,7 +120,9 @@ def configure_data(values: dict[str, Any], argv: Sequence[str], where: str) -> d
     """
     recipe = chosen_names({"data": values}, argv)
     name = _name(recipe, "data", where)
-    return parse_options(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)["data"]
+    return parse_options(_section("data", name, options_of(data_constructor(name), "data")), recipe, argv, where=where)[
+        "data"
+    ]
 
 
 def _name(values: dict[str, Any], section: str, where: str) -> str:

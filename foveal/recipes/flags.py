@@ -205,7 +205,10 @@ def parse_options(
     parser = _make_parser(options)
     argv, more = _translate(argv, by_key, open_keys)
     try:
-        checked = as_flat(parser.parse_object(as_nested({k: v for k, v in given.items() if k in by_key}), defaults=False).as_dict(), by_key)
+        checked = as_flat(
+            parser.parse_object(as_nested({k: v for k, v in given.items() if k in by_key}), defaults=False).as_dict(),
+            by_key,
+        )
     except Exception as error:
         raise ConfigError(f"{where}: {_wrong_type(str(error), by_key)}") from error
     if explain is not None and "--help" in argv:
@@ -233,7 +236,9 @@ def _make_parser(options: Sequence[Option]) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _translate(argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _translate(
+    argv: Sequence[str], by_key: dict[str, Option], open_keys: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
     """Convert the command line for the parser; also returns the values of untyped keys.
 
     ``--model X`` is short for ``--model.name X``, in every section with a name. Hyphens equal underscores. A flag
@@ -276,7 +281,11 @@ def _as_list(value: str, hint: Any) -> str:
     """Convert ``2,1`` to ``[2,1]`` for a sequence, and also ``2`` unless the type accepts a number."""
     parts = [hint, *(typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ())]
     takes_list = any(inspect.isclass(o := typing.get_origin(p) or p) and o in (tuple, list, Sequence) for p in parts)
-    if takes_list and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*,?", value) and ("," in value or not {int, float} & set(parts)):
+    if (
+        takes_list
+        and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*,?", value)
+        and ("," in value or not {int, float} & set(parts))
+    ):
         return f"[{value.rstrip(',')}]"
     return value
 
@@ -285,7 +294,9 @@ def _unknown(key: str, by_key: dict[str, Option]) -> str:
     near = difflib.get_close_matches(key, by_key, 1, cutoff=0.6)
     if not near:
         leaf = key.rpartition(".")[2]
-        near = [k for k in by_key if k.rpartition(".")[2] == leaf] or difflib.get_close_matches(leaf, by_key, 1, cutoff=0.5)
+        near = [k for k in by_key if k.rpartition(".")[2] == leaf] or difflib.get_close_matches(
+            leaf, by_key, 1, cutoff=0.5
+        )
     return f"{key}: there is no such option; " + (f"did you mean {near[0]}?" if near else "--help lists the options")
 
 

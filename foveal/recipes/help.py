@@ -69,7 +69,9 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
     build, looks = constructor(model), model in MODELS
     wrapper = [] if looks else [*wrapper_options(), "pretrained"]
     try:
-        made, arguments = trace_arguments(build, **{k: v for k, v in values["model"].items() if k not in ("name", *wrapper)})
+        made, arguments = trace_arguments(
+            build, **{k: v for k, v in values["model"].items() if k not in ("name", *wrapper)}
+        )
     except (ConfigError, TypeError):
         made, arguments = None, {}
     known = {f"model.{name}": default for name, default in arguments.items()}
@@ -82,10 +84,17 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
     policies = getattr(made, "policies", ())
     tables = {"data.name": list_data(), "objective.name": OBJECTIVES.names(), "objective.policy": policies}
     options = [
-        replace(o, default=known.get(o.key, o.default) if o.unset else o.default, values=tuple(tables.get(o.key) or o.values))
+        replace(
+            o,
+            default=known.get(o.key, o.default) if o.unset else o.default,
+            values=tuple(tables.get(o.key) or o.values),
+        )
         for o in options
     ]
-    sections = {"data": _first_line(data_constructor(data)), "model": _first_line(target_of(build) if not looks else build)}
+    sections = {
+        "data": _first_line(data_constructor(data)),
+        "model": _first_line(target_of(build) if not looks else build),
+    }
     about = f"Train a model by the recipe {recipe}" + (f": {text}." if (text := describe_recipe(recipe)) else ".")
     short = recipe if len(recipe) <= LONGEST else "RECIPE"
     return help_of(
@@ -101,13 +110,17 @@ def recipe_help(recipe: str, values: dict[str, Any], options: Sequence[Option]) 
 def _with_network(options: Sequence[Option], build: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Option]:
     """Options of a dense network: the common options that it accepts, and all options of networks of this package."""
     network = [c for c in chain_of(build) if inspect.isclass(c)]
-    takes_any = not arguments or any(p.kind is p.VAR_KEYWORD for p in inspect.signature(network[-1]).parameters.values())
+    takes_any = not arguments or any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(network[-1]).parameters.values()
+    )
     usual = [
         replace(o, default=UNKNOWN) if o.unset and o.key.startswith("model.") else o
         for o in options
         if not (o.unset and o.key.startswith("model.")) or o.name in arguments or takes_any
     ]
-    foreign = {name for c in network if not c.__module__.startswith("foveal.") for name in inspect.signature(c).parameters}
+    foreign = {
+        name for c in network if not c.__module__.startswith("foveal.") for name in inspect.signature(c).parameters
+    }
     have = {o.name for o in options if o.key.startswith("model.")}
     own = options_of(network[0], "model", skip={"num_classes", *have, *foreign}) if network else []
     return [*usual, *(replace(o, unset=True) for o in own)]
@@ -137,7 +150,11 @@ def trace_arguments(build: Callable[..., Any], **options: Any) -> tuple[Any, dic
     Raises:
         ConfigError: the constructor does not declare its class, or makes another one.
     """
-    classes = [initialiser_of(c) for c in chain_of(build) if inspect.isclass(c) and not c.__module__.startswith(("torch.", "builtins"))]
+    classes = [
+        initialiser_of(c)
+        for c in chain_of(build)
+        if inspect.isclass(c) and not c.__module__.startswith(("torch.", "builtins"))
+    ]
     original: dict[type, Callable[..., None]] = {c: vars(c)["__init__"] for c in classes}
     arguments: dict[str, Any] = {}
 
@@ -188,7 +205,12 @@ def help_of(
         epilog: text at the end.
     """
     parser = argparse.ArgumentParser(
-        prog=usage, usage=f"{usage} [--key value ...]", description=about, epilog=epilog, formatter_class=HelpLayout, add_help=False
+        prog=usage,
+        usage=f"{usage} [--key value ...]",
+        description=about,
+        epilog=epilog,
+        formatter_class=HelpLayout,
+        add_help=False,
     )
     groups: dict[str, Any] = {}
     for o in options:
@@ -229,7 +251,11 @@ def as_typed(value: Any) -> str:
     """
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, list | tuple) and value and not any(isinstance(item, Mapping | list | tuple) for item in value):
+    if (
+        isinstance(value, list | tuple)
+        and value
+        and not any(isinstance(item, Mapping | list | tuple) for item in value)
+    ):
         return ",".join(map(as_typed, value))
     if isinstance(value, float):
         return repr(value)

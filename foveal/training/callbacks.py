@@ -35,7 +35,18 @@ from foveal.training.progress import Progress
 from foveal.training.stopping import Interrupted, StopSignals
 from foveal.training.task import Diverged, Task
 
-_COLUMNS = ("step", "epoch", "seconds", "loss", "accuracy", "entropy", "lr", "images_per_second", "val_loss", "val_accuracy")
+_COLUMNS = (
+    "step",
+    "epoch",
+    "seconds",
+    "loss",
+    "accuracy",
+    "entropy",
+    "lr",
+    "images_per_second",
+    "val_loss",
+    "val_accuracy",
+)
 _FIGURES = ("step", "module", "figure", "value")
 _BAD = ("path", "reason")
 
@@ -87,7 +98,9 @@ class Averaging(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         if "average" not in checkpoint:
-            raise RunError(f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without --ema")
+            raise RunError(
+                f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without --ema"
+            )
         self.average.load_state_dict(checkpoint["average"])
 
 
@@ -178,7 +191,9 @@ class Checkpoints(pl.Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint where it is told to. Lightning's own also takes as much room in the folder for temporary files."""
+    """Writes a checkpoint where it is told to. Lightning's own also takes as much room in the folder for temporary
+    files.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         content = io.BytesIO()
@@ -189,10 +204,10 @@ class WholeFiles(TorchCheckpointIO):
 class Metrics(pl.Callback):
     """Writes ``metrics.csv``.
 
-    Training values are means over the images of this process since the last line. A value that only some updates have, such
-    as the loss of a policy that is not trained from the beginning, is a mean over the images of those updates. A run that
-    diverges ends with a line for the step in which that was found, with nan for its loss. Resuming before that step removes
-    the line.
+    Training values are means over the images of this process since the last line. A value that only some updates have,
+    such as the loss of a policy that is not trained from the beginning, is a mean over the images of those updates. A
+    run that diverges ends with a line for the step in which that was found, with nan for its loss. Resuming before that
+    step removes the line.
 
     Args:
         file: where to.
@@ -224,7 +239,9 @@ class Metrics(pl.Callback):
         count = outputs["images"]
         self._seen += count
         for key, value in outputs["log"].items():
-            self.sums[key] = self.sums.get(key, 0.0) + value.detach() * count  # stays on the device: reading it would wait for the step
+            self.sums[key] = (
+                self.sums.get(key, 0.0) + value.detach() * count
+            )  # stays on the device: reading it would wait for the step
             self.counts[key] = self.counts.get(key, 0) + count
         if not trainer.is_global_zero or not task.updates_after(batch_idx):
             return
@@ -253,7 +270,12 @@ class Metrics(pl.Callback):
             values = {**values, "images_per_second": speed * trainer.world_size}
             self._since, self._seen = time.monotonic(), 0
         epoch = step * task.config.accumulate / task.batches_per_epoch
-        row = {"step": step, "epoch": f"{epoch:.4g}", "seconds": f"{task.elapsed:.1f}", **{k: f"{v:.6g}" for k, v in values.items()}}
+        row = {
+            "step": step,
+            "epoch": f"{epoch:.4g}",
+            "seconds": f"{task.elapsed:.1f}",
+            **{k: f"{v:.6g}" for k, v in values.items()},
+        }
         header = _header(self.file)
         if set(row) <= set(header):
             _append(self.file, header, [row])
@@ -270,8 +292,8 @@ class Metrics(pl.Callback):
 class Attention(pl.Callback):
     """Writes ``attention.csv``, of networks with attention modules: what they are at, in every ``log_every``-th update.
 
-    A line is one number of one module, see `AttentionLayer.figures`: a learned radius, or the entropy and peak of the maps of the
-    batch. Compiled networks record no maps, which would compile them twice.
+    A line is one number of one module, see `AttentionLayer.figures`: a learned radius, or the entropy and peak of the
+    maps of the batch. Compiled networks record no maps, which would compile them twice.
 
     Args:
         file: where to.
@@ -285,7 +307,9 @@ class Attention(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
-        self.modules = {name: module for name, module in task.model.named_modules() if isinstance(module, AttentionLayer)}
+        self.modules = {
+            name: module for name, module in task.model.named_modules() if isinstance(module, AttentionLayer)
+        }
         if self.file.is_file():
             _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= task.step])
 
@@ -297,7 +321,9 @@ class Attention(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not (self.modules and task.updates_after(batch_idx) and task.step % task.config.log_every == 0):
             return
-        found = {(name, what): value for name, module in self.modules.items() for what, value in module.figures().items()}
+        found = {
+            (name, what): value for name, module in self.modules.items() for what, value in module.figures().items()
+        }
         self._asked.close()
         if not found:
             return

@@ -30,15 +30,18 @@ class Optimiser:
     Attributes:
         name: ``adam`` and ``sgd`` take weight decay into the gradient, ``adamw`` beside it.
         lr: learning rate.
-        weight_decay: for weights, not for biases or parameters of normalisation layers, nor for what a module lists in ``no_weight_decay``.
+        weight_decay: for weights, not for biases or parameters of normalisation layers, nor for what a module lists in
+            ``no_weight_decay``.
         decay_all: weight decay for biases and normalisation layers too, as in the older papers.
         betas: decay rates of Adam's two averages; the first is the momentum of SGD.
         nesterov: Nesterov's momentum for SGD.
         eps: what Adam adds to the denominator; 1e-7 in Keras, and so in the published recipes.
         group_lr: learning rates of their own for groups of parameters that the model names, say ``{backbone: 1e-4}``.
-        l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the published form).
+        l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the
+            published form).
         l2_groups: groups of parameters that the penalty ``l2`` is on; all if None.
-        schedule: ``constant``; ``step``, times ``step_factor`` at each ``step_at`` of the run; or ``cosine``, down to 0.
+        schedule: ``constant``; ``step``, times ``step_factor`` at each ``step_at`` of the run; or ``cosine``, down to
+            0.
         step_at: when the schedule ``step`` changes the learning rate: a share of the run, or several.
         step_factor: what the schedule ``step`` multiplies the learning rate with.
         warmup: updates at the beginning with a lower learning rate.
@@ -88,11 +91,13 @@ class Training:
         devices: how many devices to train on.
         strategy: Lightning's strategy for several devices, such as ``ddp`` or ``fsdp``.
         init_from: run folder, or file of weights, that training begins with.
-        compile: compile the model's parts, a dense network whole; a TNet calls its backbone in pieces, which stay as they are.
+        compile: compile the model's parts, a dense network whole; a TNet calls its backbone in pieces, which stay as
+            they are.
         channels_last: keep images and weights channels last.
         save_every: updates between checkpoints.
         val_every: updates between validations; one an epoch if None.
-        log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention modules.
+        log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention
+            modules.
         locations: looks per level in validation; the model's own if None.
         tensorboard: log to TensorBoard too.
         imports: modules that ``--import`` has loaded, to tell of; nothing is imported because it stands here.
@@ -138,7 +143,17 @@ class Training:
         """
         if self.epochs is None and self.steps is None and self.max_time is None:
             raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
-        for key in ("epochs", "steps", "max_time", "batch_size", "accumulate", "devices", "save_every", "val_every", "log_every"):
+        for key in (
+            "epochs",
+            "steps",
+            "max_time",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "save_every",
+            "val_every",
+            "log_every",
+        ):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise ConfigError(f"{key}: is {value}; set it above 0")
         if self.seed < 0:
@@ -147,13 +162,23 @@ class Training:
             raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
         usable_device(self.device, self.devices)
         if self.batch_size % self.devices:
-            raise ConfigError(f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a multiple")
+            raise ConfigError(
+                f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a "
+                "multiple"
+            )
         if self.optimiser.l2 and self.optimiser.name == "adamw":
-            raise ConfigError("optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or sgd")
+            raise ConfigError(
+                "optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or "
+                "sgd"
+            )
         if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
-            raise ConfigError("optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0")
+            raise ConfigError(
+                "optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0"
+            )
         if not all(0 <= share <= 1 for share in self.optimiser.steps()):
-            raise ConfigError(f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1")
+            raise ConfigError(
+                f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1"
+            )
 
 
 def plain(value: Any) -> Any:

@@ -80,16 +80,19 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Train a model. `foveal.recipes.config.fit_config` makes these objects of names, as recipes and the command line give them.
+    """Train a model. `foveal.recipes.config.fit_config` makes these objects of names, as recipes and the command line
+    give them.
 
     Args:
-        model: what to train; a dense network looks once, at the whole image. Its weights are changed. A model that `foveal.create_model`
-            made can be loaded from the run folder by itself; another one has to be given to `foveal.load`.
+        model: what to train; a dense network looks once, at the whole image. Its weights are changed. A model that
+            `foveal.create_model` made can be loaded from the run folder by itself; another one has to be given to
+            `foveal.load`.
         data: images to train on, and to validate on.
         out: run folder.
         objective: what is minimised; the model's own if None.
         training: how long and how.
-        resume: continue the run in ``out``; learning rate, length and the like may have changed. ``model`` may have any weights.
+        resume: continue the run in ``out``; learning rate, length and the like may have changed. ``model`` may have any
+            weights.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
 
@@ -100,7 +103,8 @@ def fit(
     Raises:
         FovealError: the settings, the data or the folder do not fit, or the run has diverged.
         StorageError: another process trains the run, or a file cannot be written; what is safe is told.
-        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see `foveal.training.stopping`.
+        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see
+            `foveal.training.stopping`.
     """
     training.check()
     with opened(out, resume=resume, overwrite=overwrite) as opening:
@@ -125,7 +129,9 @@ class Opening:
     signals: StopSignals
     stored: dict[str, Any] | None
 
-    def train(self, model: GlimpseClassifier, data: DataModule, objective: Objective | None, training: Training, quiet: bool) -> Run:
+    def train(
+        self, model: GlimpseClassifier, data: DataModule, objective: Objective | None, training: Training, quiet: bool
+    ) -> Run:
         """Train in this folder; arguments and errors as of `fit`."""
         plan = _plan(self, model, data, objective or model.default_objective(), training)
         with _telling_what_is_safe(self.out, plan.task) if self.main else nullcontext():
@@ -154,7 +160,9 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
 
 
 def _stored(out: Path) -> dict[str, Any]:
-    """The configuration of the run that goes on, with the options of its model that did not exist when it was written."""
+    """The configuration of the run that goes on, with the options of its model that did not exist when it was
+    written.
+    """
     stored = read_config(out)
     if isinstance(stored.get("model"), dict) and isinstance(stored["model"].get("name"), str):
         try:
@@ -179,16 +187,24 @@ class _Plan(NamedTuple):
     checkpoint: dict[str, Any] | None
 
 
-def _plan(opening: Opening, model: GlimpseClassifier, data: DataModule, objective: Objective, training: Training) -> _Plan:
+def _plan(
+    opening: Opening, model: GlimpseClassifier, data: DataModule, objective: Objective, training: Training
+) -> _Plan:
     if len(data.classes) < 2:
         name = data.classes[0]
         raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
     if fault := class_fault(data.classes):
         raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
     if model.num_classes != len(data.classes):
-        raise ConfigError(f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give it as many")
+        raise ConfigError(
+            f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give it as "
+            "many"
+        )
     if model.channels != (bands := data.split("train").channels):
-        raise ConfigError(f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans {bands}")
+        raise ConfigError(
+            f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans "
+            f"{bands}"
+        )
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
     if not opening.resume:
         check_readable(data)
@@ -228,7 +244,9 @@ def _weighted(objective: Objective, data: DataModule, training: Training) -> Obj
     if weights is None:
         return objective
     if len(weights) != len(data.classes):
-        raise ConfigError(f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced")
+        raise ConfigError(
+            f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced"
+        )
     if not is_dataclass(objective) or "class_weights" not in {f.name for f in fields(objective)}:
         raise ConfigError(f"class_weights: {type(objective).__name__} takes none; leave them out")
     return replace(objective, class_weights=tuple(weights))
@@ -293,9 +311,14 @@ def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
         if task.saved is None:
             with suppress(OSError):
                 _remove(out)
-            safe = "nothing was saved before, and nothing is left of the run; make room or choose another --out, and start again"
+            safe = (
+                "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+                "start again"
+            )
         else:
-            safe = f"the run is safe in {out / LAST}, of step {task.saved}; when there is room, go on with: {_go_on(out)}"
+            safe = (
+                f"the run is safe in {out / LAST}, of step {task.saved}; when there is room, go on with: {_go_on(out)}"
+            )
         raise StorageError(f"{error}; {safe}") from error
 
 
@@ -304,7 +327,9 @@ def _go_on(out: Path) -> str:
 
 
 def _begin_with(source: Path, task: Task) -> None:
-    """Weights of another run, and what its objective remembered; or weights of a file. Parts that they know nothing of begin anew."""
+    """Weights of another run, and what its objective remembered; or weights of a file. Parts that they know nothing of
+    begin anew.
+    """
     weights = load(source).state_dict() if source.is_dir() else read_weights(source)
     known = {name.partition(".")[0] for name in weights}
     anew = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in known}
@@ -334,11 +359,14 @@ def _check_batches(task: Task) -> None:
     each = " for each device" if config.devices > 1 else ""
     name = task.model.spec.get("name", "the model")
     raise ConfigError(
-        f"{few} one image{each}, of which batch norm in {name} sees a single value per channel; {remedy}, or use larger looks"
+        f"{few} one image{each}, of which batch norm in {name} sees a single value per channel; {remedy}, or use "
+        "larger looks"
     )
 
 
-def _tell_of_resuming(out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: dict[str, Any] | None) -> None:
+def _tell_of_resuming(
+    out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: dict[str, Any] | None
+) -> None:
     """Print the step after which a resumed run goes on, and the values that have changed."""
     if finished:
         after = f"finished already, after step {step}"
@@ -400,5 +428,6 @@ def _same(new: dict[str, Any], old: dict[str, Any]) -> None:
             if isinstance(new[key], dict) and isinstance(old[key], dict):
                 what = next(f"{key}.{k}" for k in [*new[key], *old[key]] if new[key].get(k) != old[key].get(k))
             raise ConfigError(
-                f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with another --out"
+                f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with "
+                "another --out"
             )

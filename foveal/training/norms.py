@@ -1,7 +1,7 @@
 """Training batches of one image: batch norm needs at least two values per channel to compute a variance.
 
-How many values a batch norm sees depends on the network and on the size of the looks. At 32 px, the last feature maps of
-many networks are a single pixel, so that one image gives one value per channel.
+How many values a batch norm sees depends on the network and on the size of the looks. At 32 px, the last feature maps
+of many networks are a single pixel, so that one image gives one value per channel.
 
 Example:
     >>> from foveal.models import create_classifier
@@ -33,7 +33,8 @@ class _OneValue(Exception):
 def takes_one_image(model: GlimpseClassifier, plan: Sequence[str | Policy]) -> bool:
     """Whether the model can be trained on a batch of one image.
 
-    Makes a forward pass on one black image, without gradients. The model's buffers and torch's random state are restored.
+    Makes a forward pass on one black image, without gradients. The model's buffers and torch's random state are
+    restored.
 
     Args:
         model: the model, in the mode in which it is trained.

@@ -39,7 +39,9 @@ def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config
     for option, names in (("group_lr", config.group_lr), ("l2_groups", config.l2_groups or ())):
         for name in names:
             if name not in groups:
-                raise ConfigError(f"optimiser.{option}: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
+                raise ConfigError(
+                    f"optimiser.{option}: the model has no group of parameters {name!r}; use {' or '.join(groups)}"
+                )
     norm = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
     exempt = _exempt(model)
     parts: list[dict[str, Any]] = []
@@ -60,7 +62,9 @@ def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config
 
 
 def _exempt(model: nn.Module) -> set[int]:
-    """Ids of the parameters that modules list in ``no_weight_decay``: names, or as in timm a method that returns them."""
+    """Ids of the parameters that modules list in ``no_weight_decay``: names, or as in timm a method that returns
+    them.
+    """
     found = set()
     for module in model.modules():
         names = getattr(module, "no_weight_decay", ())

@@ -36,8 +36,8 @@ def pause(elapsed: float) -> float:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print, to standard output if ``stream`` is None. A run goes on without its words where nobody can take them: the terminal was
-    closed, the reader of a pipe has gone, or the disk is full."""
+    """Print, to standard output if ``stream`` is None. A run goes on without its words where nobody can take them: the
+    terminal was closed, the reader of a pipe has gone, or the disk is full."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
@@ -56,8 +56,9 @@ def _silence(stream: TextIO) -> None:
 class Progress(pl.Callback):
     """Shows the progress of a run, from the first update on.
 
-    It shows the step, the epoch, loss and accuracy (means over recent batches), the accuracy of the last validation, images
-    per second, and the time left, estimated from the speed of recent batches and the time of the last validation.
+    It shows the step, the epoch, loss and accuracy (means over recent batches), the accuracy of the last validation,
+    images per second, and the time left, estimated from the speed of recent batches and the time of the last
+    validation.
     """
 
     def __init__(self) -> None:

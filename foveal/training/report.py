@@ -63,13 +63,17 @@ def describe(task: Task, out: Path, updates: int) -> str:
     length = " or ".join(f"{value:g} {unit}{_s(value)}" for value, unit in ends if value is not None)
     length += f" ({updates:,} updates)" if training.epochs and updates < ENDLESS else ""
     count = sum(p.numel() for p in model.parameters())
-    lines = _labelled({
-        "model": f"{name}{backbone}: {count:,} parameters",
-        "looks": f"{model.size[0]} x {model.size[1]} px{beyond}",
-        "data": f"{data.name}: {counts} images, {len(data.classes)} classes",
-        "run": f"{length} in batches of {training.batch_size}, on {training.device}, in {out}",
-    })  # fmt: skip
-    return "\n".join([lines, *(_labelled({"note": printable(note)}, wrap=False) for note in (*data.notes, *value_notes(data)))])
+    lines = _labelled(
+        {
+            "model": f"{name}{backbone}: {count:,} parameters",
+            "looks": f"{model.size[0]} x {model.size[1]} px{beyond}",
+            "data": f"{data.name}: {counts} images, {len(data.classes)} classes",
+            "run": f"{length} in batches of {training.batch_size}, on {training.device}, in {out}",
+        }
+    )
+    return "\n".join(
+        [lines, *(_labelled({"note": printable(note)}, wrap=False) for note in (*data.notes, *value_notes(data)))]
+    )
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
@@ -251,7 +255,9 @@ def _score(facts: Mapping[str, Any], which: str, task: Task) -> _Score | None:
     return _Score(facts["step"], facts[which][0], facts.get("images") or len(task.data.val))
 
 
-def _warnings(found: TrainingSummary, task: Task, scores: Sequence[_Score], lr_share: float, out: Path) -> Iterator[str]:
+def _warnings(
+    found: TrainingSummary, task: Task, scores: Sequence[_Score], lr_share: float, out: Path
+) -> Iterator[str]:
     """What may be wrong with a result.
 
     Args:
@@ -290,7 +296,8 @@ def _warnings_of_accuracy(found: TrainingSummary, best: _Score, end: _Score) -> 
     lost_most = best.accuracy > chance and end.accuracy - chance < 0.5 * (best.accuracy - chance)
     if lost_most and end.interval()[1] < best.interval()[0]:
         yield (
-            f"accuracy fell from {_percent(best.accuracy)} at step {best.step:,} to {_percent(end.accuracy)} at the end,"
+            f"accuracy fell from {_percent(best.accuracy)} at step {best.step:,} to {_percent(end.accuracy)} at the "
+            "end,"
             " so training may have diverged; try a lower --optimiser.lr or --optimiser.clip 1"
         )
     judged = best if found.validations else end

@@ -1,8 +1,9 @@
 """Signals that ask a run to stop.
 
-Ctrl-C, SIGTERM and SIGHUP mean the same: end after the update that is being made, save, and say how to go on. Before the first update
-there is nothing to save, and the run ends at once. `timeout` and Slurm send a signal twice or to every process of a group; later signals
-mean the same as the first. Only Ctrl-C, a second or more after the first signal, ends the run without saving.
+Ctrl-C, SIGTERM and SIGHUP mean the same: end after the update that is being made, save, and say how to go on. Before
+the first update there is nothing to save, and the run ends at once. `timeout` and Slurm send a signal twice or to every
+process of a group; later signals mean the same as the first. Only Ctrl-C, a second or more after the first signal, ends
+the run without saving.
 
 Example:
     >>> import os
@@ -45,7 +46,8 @@ class StopSignals:
     """Takes signals in a context, in the main thread, which alone gets them; then puts back who took them before.
 
     Args:
-        at_once: raise `Interrupted` for a signal that comes before `wait_for` is called. A process that others wait for must not.
+        at_once: raise `Interrupted` for a signal that comes before `wait_for` is called. A process that others wait for
+            must not.
 
     Attributes:
         number: of the first signal.
@@ -75,7 +77,9 @@ class StopSignals:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
 

@@ -1,14 +1,14 @@
 """The one Lightning task: any classifier that can be rolled out, any objective.
 
-To Lightning a run is a single long epoch, a `Stream` of batches; which epoch of the data a batch belongs to follows from
-its number. So there is one way to stop and one way to go on, and a resumed run is the same run to the last bit: batches
-follow from (seed, epoch, number), the draws of a sample from (seed, epoch, sample), torch's own from (seed, number).
+To Lightning a run is a single long epoch, a `Stream` of batches; which epoch of the data a batch belongs to follows
+from its number. So there is one way to stop and one way to go on, and a resumed run is the same run to the last bit:
+batches follow from (seed, epoch, number), the draws of a sample from (seed, epoch, sample), torch's own from (seed,
+number).
 
 Example:
     >>> from foveal.data import get_data
     >>> from foveal.models import create_classifier
-    >>> from foveal.policies import Policy
-from foveal.training.config import Training
+    >>> from foveal.training.config import Training
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
     >>> task = Task(model, model.default_objective(), data, Training(steps=3, batch_size=4))
@@ -81,13 +81,17 @@ class Stream:
 
 
 class Late:
-    """Reads numbers off a device one call late, so that nobody waits for what the device is doing now; off a CPU at once."""
+    """Reads numbers off a device one call late, so that nobody waits for what the device is doing now; off a CPU at
+    once.
+    """
 
     def __init__(self) -> None:
         self._waiting: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def put(self, value: Tensor, mark: int) -> tuple[float, int] | None:
-        """Hand in a scalar with a mark to know it by; returns the one that was handed in before, if it was not read yet."""
+        """Hand in a scalar with a mark to know it by; returns the one that was handed in before, if it was not read
+        yet.
+        """
         before = self.rest()
         if not value.is_cuda:
             return float(value), mark
@@ -134,7 +138,8 @@ class Task(pl.LightningModule):
         total_batches: of the run; `ENDLESS` where only time ends it.
         frozen: modules that the objective leaves as they are.
         validates: there are validation images.
-        bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of ``bad_images.csv``.
+        bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of
+            ``bad_images.csv``.
         left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
         stopping: the processes have agreed to stop.
@@ -181,11 +186,19 @@ class Task(pl.LightningModule):
         return self._loader("val") if self.validates else []
 
     def _loader(self, split: str, **options: Any) -> Any:
-        ranks: dict[str, Any] = {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        ranks: dict[str, Any] = (
+            {} if self._trainer is None else {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        )
         return self.data.loader(
-            split, batch_size=self.config.batch_size // ranks.get("world_size", 1), workers=self.config.workers, seed=self.config.seed,
-            first_looks=_in_mode(self.model, split == "train").first_looks, device=self.device, **ranks, **options,
-        )  # fmt: skip
+            split,
+            batch_size=self.config.batch_size // ranks.get("world_size", 1),
+            workers=self.config.workers,
+            seed=self.config.seed,
+            first_looks=_in_mode(self.model, split == "train").first_looks,
+            device=self.device,
+            **ranks,
+            **options,
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -225,7 +238,9 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimiser = build(self.model, self.model.parameter_groups(), self.config.optimiser)
-        self._groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
+        self._groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups
+        ]
         return optimiser
 
     @property
@@ -241,7 +256,12 @@ class Task(pl.LightningModule):
             group.update(wanted)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence((self.config.seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)[0]
+                >> 1
+            )
+        )
         self.train_mode()
         factor = lr_factor(self.config.optimiser, self.step, self.progress)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -298,11 +318,16 @@ class Task(pl.LightningModule):
             rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
             self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
             if batch.views.errors:
-                good = torch.tensor([i for i in range(len(batch)) if i not in batch.views.errors], dtype=torch.long, device=target.device)
+                good = torch.tensor(
+                    [i for i in range(len(batch)) if i not in batch.views.errors],
+                    dtype=torch.long,
+                    device=target.device,
+                )
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
         if not len(target):
-            # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this one; the last
-            # is mostly the classifier's, which every rollout uses, so that no parameter gets a gradient that it has not elsewhere.
+            # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this
+            # one; the last is mostly the classifier's, which every rollout uses, so that no parameter gets a gradient
+            # that it has not elsewhere.
             return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
@@ -363,7 +388,9 @@ class Task(pl.LightningModule):
         self._gather_bad_images()
         totals = torch.zeros(3, dtype=torch.float64)
         if self._validated:
-            totals = torch.tensor([self._validated_images, *torch.stack(self._validated).cpu().double().sum(0)], dtype=torch.float64)
+            totals = torch.tensor(
+                [self._validated_images, *torch.stack(self._validated).cpu().double().sum(0)], dtype=torch.float64
+            )
         if self.trainer.world_size > 1:
             totals = totals.to(self.device)
             dist.all_reduce(totals)
@@ -392,7 +419,9 @@ def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Mo
         groups = model.parameter_groups()
         for name in trains:
             if name not in groups:
-                raise ConfigError(f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}")
+                raise ConfigError(
+                    f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}"
+                )
         frozen = [p for name, parameters in groups.items() for p in parameters if name not in trains]
     for p in frozen:
         p.requires_grad_(False)
@@ -404,7 +433,9 @@ def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Mo
 
 
 def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:
-    """The same model in a mode of its own: a loader's workers ask it for looks whatever mode the model is in by then."""
+    """The same model in a mode of its own: a loader's workers ask it for looks whatever mode the model is in by
+    then.
+    """
     same = copy.copy(model)
     same.training = training
     return same

@@ -52,7 +52,9 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
             accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
             devices=_devices(config),
             # Where a policy is not yet trained its weights get no gradient, which plain DDP would wait for.
-            strategy="ddp_find_unused_parameters_true" if several and config.strategy in ("auto", "ddp") else config.strategy,
+            strategy="ddp_find_unused_parameters_true"
+            if several and config.strategy in ("auto", "ddp")
+            else config.strategy,
             precision={"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),  # type: ignore[arg-type]
             max_epochs=-1,
             max_steps=min(task.total_batches // config.accumulate, ENDLESS),
@@ -82,7 +84,9 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
             if children and not task.stopping:  # they may wait for this process in vain
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
             if resume and not task.begun and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
-                raise RunError(f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite") from error
+                raise RunError(
+                    f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite"
+                ) from error
             raise
 
 
@@ -125,14 +129,18 @@ def tensorboard(out: Path) -> Any:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on workers, logging intervals and hardware, and errors of TensorBoard's thread, which `storing` tells."""
+    """Hide Lightning's advice on workers, logging intervals and hardware, and errors of TensorBoard's thread, which
+    `storing` tells.
+    """
     excepthook = threading.excepthook
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        threading.excepthook = lambda error: None if type(error.thread).__name__ == "_AsyncWriterThread" else excepthook(error)
+        threading.excepthook = lambda error: (
+            None if type(error.thread).__name__ == "_AsyncWriterThread" else excepthook(error)
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield

@@ -31,14 +31,20 @@ def parameters(model):
 @pytest.mark.parametrize(
     "name, options, expected",
     [
-        ("expatt_resnet34", {}, 20_962_966), ("expatt_resnet34", {"basic_conv": 2}, 20_826_774), ("expatt_resnet50", {}, 24_586_134),
-        ("expatt_resnet101", {}, 42_718_504), ("expatt_resnet152", {}, 57_656_118), ("aa_resnet34", {}, 20_749_552),
-        ("aa_resnet50", {}, 25_813_872), ("aa_resnet101", {}, 45_391_208), ("aa_resnet152", {}, 61_622_496),
+        ("expatt_resnet34", {}, 20_962_966),
+        ("expatt_resnet34", {"basic_conv": 2}, 20_826_774),
+        ("expatt_resnet50", {}, 24_586_134),
+        ("expatt_resnet101", {}, 42_718_504),
+        ("expatt_resnet152", {}, 57_656_118),
+        ("aa_resnet34", {}, 20_749_552),
+        ("aa_resnet50", {}, 25_813_872),
+        ("aa_resnet101", {}, 45_391_208),
+        ("aa_resnet152", {}, 61_622_496),
         # Half of the tables of stage 2 are missing: 4 or 8 blocks of 56 rows of 20.
         ("aa_resnet50", {"aa_pool_stage2": True}, 25_813_872 - 4 * 56 * 20),
         ("aa_resnet152", {"aa_pool_stage2": True}, 61_622_496 - 8 * 56 * 20),
     ],
-)  # fmt: skip
+)
 def test_parameters(name, options, expected):
     assert parameters(meta(name, **options)) == expected
 
@@ -46,14 +52,20 @@ def test_parameters(name, options, expected):
 @pytest.mark.parametrize(
     "name, options, gflops, tolerance",
     [
-        ("expatt_resnet34", {"impl": "dense"}, 7.17, 0.005), ("expatt_resnet34", {"impl": "separable"}, 7.11, 0.005),
-        ("expatt_resnet50", {"impl": "dense"}, 7.99, 0.005), ("expatt_resnet50", {"impl": "separable"}, 7.93, 0.005),
-        ("expatt_resnet101", {"impl": "dense"}, 15.11, 0.005), ("expatt_resnet101", {"impl": "separable"}, 15.02, 0.005),
-        ("expatt_resnet152", {"impl": "dense"}, 22.29, 0.005), ("expatt_resnet152", {"impl": "separable"}, 22.12, 0.005),
-        ("aa_resnet152", {}, 26.4, 0.05), ("aa_resnet152", {"aa_pool_stage2": True}, 24.3, 0.05),
-        ("aa_resnet101", {"aa_pool_stage2": True}, 16.4, 0.05), ("aa_resnet50", {"aa_pool_stage2": True}, 8.4, 0.05),
+        ("expatt_resnet34", {"impl": "dense"}, 7.17, 0.005),
+        ("expatt_resnet34", {"impl": "separable"}, 7.11, 0.005),
+        ("expatt_resnet50", {"impl": "dense"}, 7.99, 0.005),
+        ("expatt_resnet50", {"impl": "separable"}, 7.93, 0.005),
+        ("expatt_resnet101", {"impl": "dense"}, 15.11, 0.005),
+        ("expatt_resnet101", {"impl": "separable"}, 15.02, 0.005),
+        ("expatt_resnet152", {"impl": "dense"}, 22.29, 0.005),
+        ("expatt_resnet152", {"impl": "separable"}, 22.12, 0.005),
+        ("aa_resnet152", {}, 26.4, 0.05),
+        ("aa_resnet152", {"aa_pool_stage2": True}, 24.3, 0.05),
+        ("aa_resnet101", {"aa_pool_stage2": True}, 16.4, 0.05),
+        ("aa_resnet50", {"aa_pool_stage2": True}, 8.4, 0.05),
     ],
-)  # fmt: skip
+)
 def test_flops(name, options, gflops, tolerance):
     stride = {"attn_stride": "pool"} if "expatt" in name else {}
     assert 2 * count_cost(meta(name, **options, **stride), 224).macs / 1e9 == pytest.approx(gflops, abs=tolerance)
@@ -63,7 +75,11 @@ def test_flops(name, options, gflops, tolerance):
     "argv, parameters, gflops",
     [
         (["expatt_resnet34", "--set", "attn_stride=pool", "--set", "impl=dense"], 20_962_966, 7.17),
-        (["expatt_resnet34", "--set", "basic_conv=2", "--set", "attn_stride=pool", "--set", "impl=separable"], 20_826_774, 7.08),
+        (
+            ["expatt_resnet34", "--set", "basic_conv=2", "--set", "attn_stride=pool", "--set", "impl=separable"],
+            20_826_774,
+            7.08,
+        ),
         (["aa_resnet50", "--set", "aa_pool_stage2=true"], 25_809_392, 8.43),
     ],
 )
@@ -77,8 +93,12 @@ def test_the_command_counts_the_same(argv, parameters, gflops, capsys):
 def test_the_layers_are_where_the_specification_wants_them():
     model = meta("aa_resnet50")
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, AttentionAugmentation)}
-    assert list(found) == [f"layer{stage}.{block}.conv2" for stage, blocks in ((2, 4), (3, 6), (4, 3)) for block in range(blocks)]
-    grids = {name: tuple((t.shape[1] + 1) // 2 for t in (layer.rel_height, layer.rel_width)) for name, layer in found.items()}
+    assert list(found) == [
+        f"layer{stage}.{block}.conv2" for stage, blocks in ((2, 4), (3, 6), (4, 3)) for block in range(blocks)
+    ]
+    grids = {
+        name: tuple((t.shape[1] + 1) // 2 for t in (layer.rel_height, layer.rel_width)) for name, layer in found.items()
+    }
     assert {grids[f"layer2.{b}.conv2"] for b in range(4)} == {(28, 28)}
     assert {grids[f"layer4.{b}.conv2"] for b in range(3)} == {(7, 7)}
     pooled = meta("aa_resnet50", aa_pool_stage2=True)
@@ -86,7 +106,9 @@ def test_the_layers_are_where_the_specification_wants_them():
 
 
 def test_options_reach_layer_and_network():
-    model = timm.create_model("test_expatt_resnet", heads=2, radius_init=0.25, radius_scope="global", drop_rate=0.5, in_chans=1)
+    model = timm.create_model(
+        "test_expatt_resnet", heads=2, radius_init=0.25, radius_scope="global", drop_rate=0.5, in_chans=1
+    )
     layers = [m for m in model.modules() if isinstance(m, ExplicitAttention)]
     assert len(layers) == 3 and len({id(layer.radius) for layer in layers}) == 1
     torch.testing.assert_close(layers[0].radius(), torch.tensor([0.25]))
@@ -105,7 +127,12 @@ def test_it_is_a_timm_model(name):
     for size in ((64, 64), (48, 80)):
         x = torch.randn(2, 3, *size)
         features = model.forward_features(x)
-        assert features.shape == (2, model.num_features, size[0] // 32 + size[0] % 32 // 16, size[1] // 32 + size[1] % 32 // 16)
+        assert features.shape == (
+            2,
+            model.num_features,
+            size[0] // 32 + size[0] % 32 // 16,
+            size[1] // 32 + size[1] % 32 // 16,
+        )
         assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
         model(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -138,5 +165,9 @@ def test_weights_of_explicit_attention_serve_any_size():
     for size in (64, 96):
         assert model(torch.randn(2, 3, size, size)).shape == (2, 4)
     assert {name: value.shape for name, value in model.state_dict().items()} == shapes
-    tables = {tuple(v.shape) for k, v in create_model("test_aa_resnet", img_size=128).state_dict().items() if "rel_height" in k}
+    tables = {
+        tuple(v.shape)
+        for k, v in create_model("test_aa_resnet", img_size=128).state_dict().items()
+        if "rel_height" in k
+    }
     assert tables == {(1, 31, 4), (1, 15, 4), (1, 7, 6)}

@@ -62,9 +62,14 @@ def blocks(net):
     return [block for stage in net.stages for block in stage]
 
 
-@pytest.mark.parametrize("name, classes, trainable, total", [
-    ("bagnet77_lowd", 1001, 20_574_249, 20_628_393), ("bagnet77_lowd", 1000, None, 20_627_880), ("bagnet77", 1001, None, 21_115_305),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, classes, trainable, total",
+    [
+        ("bagnet77_lowd", 1001, 20_574_249, 20_628_393),
+        ("bagnet77_lowd", 1000, None, 20_627_880),
+        ("bagnet77", 1001, None, 21_115_305),
+    ],
+)
 @pytest.mark.parametrize("downsample_bn", ["main", "shortcut"])
 def test_published_counts(name, classes, trainable, total, downsample_bn):
     with torch.device("meta"):
@@ -187,7 +192,9 @@ def test_the_second_norm_hides_the_scale_of_the_first_where_there_is_a_projectio
 def test_where_the_released_norm_is():
     for kind, in_main, in_shortcut in (("main", [3, 2], [1, 0]), ("shortcut", [2, 2], [2, 0])):
         stage = timm.create_model("test_bagnet", downsample_bn=kind).stages[0]
-        assert [len(block.conv3) for block in stage] == in_main and [len(block.shortcut) for block in stage] == in_shortcut
+        assert [len(block.conv3) for block in stage] == in_main and [
+            len(block.shortcut) for block in stage
+        ] == in_shortcut
 
 
 def test_a_zero_scale_that_the_second_norm_meets_has_316_times_the_gradient():
@@ -199,7 +206,9 @@ def test_a_zero_scale_that_the_second_norm_meets_has_316_times_the_gradient():
         with torch.no_grad():
             block.shortcut[0].weight.zero_()  # the shortcut is then 0 in both
             (block.conv3[2] if kind == "main" else block.shortcut[1]).bias.fill_(9.0)  # and the ReLU has no effect
-        (block(x) * torch.linspace(0, 1, x[0, 0, 1:-1:2, 1:-1:2].numel(), dtype=torch.float64).view(4, 4)).sum().backward()
+        (
+            block(x) * torch.linspace(0, 1, x[0, 0, 1:-1:2, 1:-1:2].numel(), dtype=torch.float64).view(4, 4)
+        ).sum().backward()
         gradients.append(block.conv3[1].weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1] / 1e-5**0.5)
 
@@ -250,12 +259,15 @@ def test_a_window_cut_out_has_the_features_of_its_cell():
     torch.testing.assert_close(alone[0, :, 0, 0], cells[0, :, 3, 1])
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"downsample_bn": "both"}, "downsample_bn='both' is unknown; use main or shortcut"),
-    ({"layers": (1, 1)}, "are of different lengths"),
-    ({"kernel3": (3, 1, 0, 0)}, "must be from 0 to layers"),
-    ({"layers": (2, 1, 0, 1)}, "must be from 0 to layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"downsample_bn": "both"}, "downsample_bn='both' is unknown; use main or shortcut"),
+        ({"layers": (1, 1)}, "are of different lengths"),
+        ({"kernel3": (3, 1, 0, 0)}, "must be from 0 to layers"),
+        ({"layers": (2, 1, 0, 1)}, "must be from 0 to layers"),
+    ],
+)
 def test_options_that_do_not_fit(options, says):
     with pytest.raises(ValueError, match=says):
         timm.create_model("test_bagnet", **options)

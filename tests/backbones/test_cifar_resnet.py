@@ -90,7 +90,9 @@ def test_macs_of_depth_110():
     assert round((attention - plain) / 1e6, 1) == 18.6
 
 
-@pytest.mark.parametrize("kind, options", [("resnet", {}), ("preresnet", {"preact": True}), ("seresnet", {"attention": "se"})])
+@pytest.mark.parametrize(
+    "kind, options", [("resnet", {}), ("preresnet", {"preact": True}), ("seresnet", {"attention": "se"})]
+)
 def test_shortcut_b_is_pytorchcvs_network(kind, options):
     provider = pytest.importorskip("pytorchcv.model_provider")
     with torch.device("meta"):
@@ -110,7 +112,10 @@ def test_every_name_is_registered_once_and_says_what_it_is():
     for depth in (20, 32, 44, 56, 110):
         for prefix in ("", "attn_", "se_", "cbam_", "ge_", "nl_", "expatt_", "aa_"):
             build = timm.model_entrypoint(f"{prefix}resnet{depth}_cifar")
-            assert build.__doc__.startswith(f"ResNet-{depth} for 32 px") and build.__name__ == f"{prefix}resnet{depth}_cifar"
+            assert (
+                build.__doc__.startswith(f"ResNet-{depth} for 32 px")
+                and build.__name__ == f"{prefix}resnet{depth}_cifar"
+            )
     with torch.device("meta"):
         assert len(timm.create_model("attn_resnet56_cifar").layer3) == 9
         assert timm.create_model("preact_resnet20_cifar").preact
@@ -127,7 +132,11 @@ def test_it_trains_wherever_attention_is(preact, attention, place):
     assert y.shape == (4, 10) and (y < 0).any()  # logits
     nn.functional.cross_entropy(y, torch.arange(4)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    layers = [m for m in model.modules() if isinstance(m, (SpatialSoftmaxAttention, timm.layers.SEModule, CBAM, GatherExcite, NonLocal))]
+    layers = [
+        m
+        for m in model.modules()
+        if isinstance(m, (SpatialSoftmaxAttention, timm.layers.SEModule, CBAM, GatherExcite, NonLocal))
+    ]
     assert len(layers) == (0 if attention is None else {"block": 3, "stage": 3, "middle": 2, "last": 1}[place])
 
 
@@ -171,13 +180,20 @@ def test_dropout_before_the_classifier():
 
 def test_names_tell_what_they_take():
     parameters = inspect.signature(timm.model_entrypoint("nl_resnet110_cifar")).parameters
-    assert (parameters["place"].default, parameters["depth"].default, parameters["shortcut"].default) == ("middle", 110, "A")
+    assert (parameters["place"].default, parameters["depth"].default, parameters["shortcut"].default) == (
+        "middle",
+        110,
+        "A",
+    )
 
 
 def test_which_blocks_a_non_local_block_follows():
     with torch.device("meta"):
         model = CifarResNet(110, attention="nl", place="middle")
-    assert [name for name, m in model.named_modules() if isinstance(m, NonLocal)] == ["layer2.8.after", "layer3.8.after"]
+    assert [name for name, m in model.named_modules() if isinstance(m, NonLocal)] == [
+        "layer2.8.after",
+        "layer3.8.after",
+    ]
 
 
 def test_shortcut_a_has_zeros_around_every_other_pixel():
@@ -188,7 +204,9 @@ def test_shortcut_a_has_zeros_around_every_other_pixel():
     assert not y[:, :2].any() and not y[:, 18:].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"attn_input": "uniform"}, {"attn_input": "fixed"}, {"mode": "gate", "init": "random"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"attn_input": "uniform"}, {"attn_input": "fixed"}, {"mode": "gate", "init": "random"}]
+)
 @pytest.mark.parametrize("preact", [False, True])
 def test_attention_starts_as_the_plain_network(options, preact):
     plain, ours = tiny(preact=preact), tiny(preact=preact, attention="softmax", attention_options=options)
@@ -201,7 +219,9 @@ def test_attention_starts_as_the_plain_network(options, preact):
 
 def branches(mode: str | None) -> torch.Tensor:
     """Standard deviation of the first residual branch of each stage at initialisation."""
-    model = tiny(widths=(16, 32, 64), **({} if mode is None else {"attention": "softmax", "attention_options": {"mode": mode}}))
+    model = tiny(
+        widths=(16, 32, 64), **({} if mode is None else {"attention": "softmax", "attention_options": {"mode": mode}})
+    )
     seen = []
     for stage in (model.layer1, model.layer2, model.layer3):
         stage[0].attention.register_forward_hook(lambda _, __, y: seen.append(y.std()))
@@ -246,7 +266,10 @@ def test_heads(head, features):
 
 def public(model: nn.Module) -> dict[str, torch.Tensor]:
     """A state with the keys of public weights."""
-    return {f"module.{'linear' + key[2:] if key.startswith('fc.') else key}": value for key, value in model.state_dict().items()}
+    return {
+        f"module.{'linear' + key[2:] if key.startswith('fc.') else key}": value
+        for key, value in model.state_dict().items()
+    }
 
 
 def test_public_weights_load(tmp_path):
@@ -256,7 +279,9 @@ def test_public_weights_load(tmp_path):
     ours = foveal.create_model("resnet20_cifar", pretrained=str(tmp_path / "resnet20.th")).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(ours(x), theirs(x))
-    assert foveal.create_model("resnet20_cifar", num_classes=3, pretrained=tmp_path / "resnet20.th").fc.out_features == 3
+    assert (
+        foveal.create_model("resnet20_cifar", num_classes=3, pretrained=tmp_path / "resnet20.th").fc.out_features == 3
+    )
     with pytest.raises(ConfigError, match="resnet32_cifar"):
         foveal.create_model("resnet32_cifar", pretrained=tmp_path / "resnet20.th")
     with pytest.raises(ConfigError, match="give a local file"):

@@ -8,8 +8,13 @@ from foveal.prediction.cost import count_cost
 
 
 def test_published_counts():
-    assert count_cost(timm.create_model("resnetv2_50_slim", num_classes=1001), 224).parameters_and_statistics == 25_615_849
-    assert count_cost(timm.create_model("resnetv2_50_slim", num_classes=0, in_chans=15), 77).parameters_and_statistics == 23_602_432
+    assert (
+        count_cost(timm.create_model("resnetv2_50_slim", num_classes=1001), 224).parameters_and_statistics == 25_615_849
+    )
+    assert (
+        count_cost(timm.create_model("resnetv2_50_slim", num_classes=0, in_chans=15), 77).parameters_and_statistics
+        == 23_602_432
+    )
 
 
 def test_sides_of_the_feature_maps():
@@ -22,7 +27,10 @@ def test_sides_of_the_feature_maps():
 
 def test_timm_has_the_same_network_but_for_strides_and_biases():
     torch.manual_seed(0)
-    ours, theirs = timm.create_model("resnetv2_50_slim", num_classes=0).eval(), timm.create_model("resnetv2_50", num_classes=0).eval()
+    ours, theirs = (
+        timm.create_model("resnetv2_50_slim", num_classes=0).eval(),
+        timm.create_model("resnetv2_50", num_classes=0).eval(),
+    )
     for i, (mine, their) in enumerate(zip(ours.stages, theirs.stages, strict=True)):
         if i < 3:
             mine[-1].stride, mine[-1].conv2.stride = 1, (1, 1)

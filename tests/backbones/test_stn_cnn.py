@@ -79,7 +79,9 @@ def test_its_map():
     torch.testing.assert_close(maps["transformer"], expected, rtol=0, atol=1e-5)
 
 
-def distort(images: torch.Tensor, draw: torch.Generator, side: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def distort(
+    images: torch.Tensor, draw: torch.Generator, side: int = 32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Digits rotated by up to 45 degrees, 0.3 to 0.5 of the canvas wide, anywhere; their centres and sizes."""
     angle = (torch.rand(len(images), generator=draw) * 2 - 1) * math.pi / 4
     scale = 0.3 + 0.2 * torch.rand(len(images), generator=draw)

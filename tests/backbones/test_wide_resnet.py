@@ -40,9 +40,12 @@ def test_outputs_are_pytorchcvs():
     block = timm.create_model("test_wrn_cifar").layer1[0].eval()
     unit = theirs.PreResUnit(in_channels=16, out_channels=32, stride=1, bottleneck=False, conv1_stride=True).eval()
     for target, source in (
-        (unit.body.conv1.bn, block.bn1), (unit.body.conv1.conv, block.conv1), (unit.body.conv2.bn, block.bn2),
-        (unit.body.conv2.conv, block.conv2), (unit.identity_conv, block.shortcut),
-    ):  # fmt: skip
+        (unit.body.conv1.bn, block.bn1),
+        (unit.body.conv1.conv, block.conv1),
+        (unit.body.conv2.bn, block.bn2),
+        (unit.body.conv2.conv, block.conv2),
+        (unit.identity_conv, block.shortcut),
+    ):
         for tensor in (t for t in source.state_dict().values() if t.is_floating_point()):
             tensor.copy_(torch.rand_like(tensor))
         target.load_state_dict(source.state_dict())
@@ -57,12 +60,15 @@ def test_augmented_parameters_are_the_published_ones():
     assert parameters(meta("aa_wrn_28_10_cifar", num_classes=100)) == 36_312_660
     plain, explicit = (parameters(meta(name)) for name in ("wrn_28_10_cifar", "expatt_wrn_28_10_cifar"))
     saved = sum(
-        8 * c_in * d - d**2 - 1 for c_in, d in ((16, 16), *[(160, 16)] * 3, (160, 32), *[(320, 32)] * 3, (320, 64), *[(640, 64)] * 3)
+        8 * c_in * d - d**2 - 1
+        for c_in, d in ((16, 16), *[(160, 16)] * 3, (160, 32), *[(320, 32)] * 3, (320, 64), *[(640, 64)] * 3)
     )
     assert plain - explicit == saved
 
 
-@pytest.mark.parametrize("name, kind", [("aa_wrn_28_10_cifar", AttentionAugmentation), ("expatt_wrn_28_10_cifar", ExplicitAttention)])
+@pytest.mark.parametrize(
+    "name, kind", [("aa_wrn_28_10_cifar", AttentionAugmentation), ("expatt_wrn_28_10_cifar", ExplicitAttention)]
+)
 def test_the_first_convolution_of_every_block_attends(name, kind):
     layers = augmented(meta(name), kind)
     assert list(layers) == [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(4)]
@@ -71,7 +77,9 @@ def test_the_first_convolution_of_every_block_attends(name, kind):
         assert [layer.rel_width.shape[1] for layer in layers.values()] == [63] * 4 + [31] * 4 + [15] * 4
 
 
-@pytest.mark.parametrize("options", [{}, {"conv": "expatt"}, {"conv": "aa", "conv_options": {"heads": 2, "min_key_channels": 4}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"conv": "expatt"}, {"conv": "aa", "conv_options": {"heads": 2, "min_key_channels": 4}}]
+)
 def test_it_is_a_timm_model(options):
     torch.manual_seed(0)
     model = timm.create_model("test_wrn_cifar", num_classes=5, **options)

@@ -28,7 +28,11 @@ def save_image(path: Path, key: int) -> tuple[int, int]:
 
 
 def make_folder(
-    root: Path, classes: int = 2, images: int = 3, splits: tuple[str, ...] = ("train", "val", "test"), suffix: str = ".jpg"
+    root: Path,
+    classes: int = 2,
+    images: int = 3,
+    splits: tuple[str, ...] = ("train", "val", "test"),
+    suffix: str = ".jpg",
 ) -> Path:
     """root/<split>/class_<c>/<n>.jpg, or root/class_<c>/<n>.jpg if ``splits`` is empty."""
     key = 0
@@ -40,7 +44,11 @@ def make_folder(
 
 
 def make_manifest(
-    root: Path, classes: int = 2, images: int = 3, splits: tuple[str, ...] = ("train", "val", "test"), parquet: bool = False
+    root: Path,
+    classes: int = 2,
+    images: int = 3,
+    splits: tuple[str, ...] = ("train", "val", "test"),
+    parquet: bool = False,
 ) -> Path:
     """root/images/<n>.jpg and root/manifest.csv (or .parquet) with path, label and, if ``splits``, split."""
     rows = []
@@ -96,9 +104,17 @@ def make_imagenet(root: Path, classes: int = 2, images: int = 3, layout: str = "
 
         # The devkit numbers classes in another order and lists inner nodes of the hierarchy after them.
         ids = {wnid: classes - c for c, wnid in enumerate(wnids)}
-        synsets = np.zeros(classes + 1, dtype=[(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")])
+        synsets = np.zeros(
+            classes + 1, dtype=[(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+        )
         for row, (wnid, number) in zip(synsets, sorted(ids.items(), key=lambda pair: pair[1]), strict=False):
-            row["ILSVRC2012_ID"], row["WNID"], row["words"], row["gloss"], row["num_children"] = number, wnid, "a thing", "some thing", 0
+            row["ILSVRC2012_ID"], row["WNID"], row["words"], row["gloss"], row["num_children"] = (
+                number,
+                wnid,
+                "a thing",
+                "some thing",
+                0,
+            )
         last = synsets[-1]
         last["ILSVRC2012_ID"], last["WNID"], last["words"], last["gloss"], last["num_children"] = (
             classes + 1,
@@ -121,7 +137,10 @@ def _write_voc(path: Path, size: tuple[int, int], box: tuple[int, int, int, int]
     for name, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
         ElementTree.SubElement(bounds, name).text = str(value)
     sides = ElementTree.SubElement(top, "size")
-    ElementTree.SubElement(sides, "width").text, ElementTree.SubElement(sides, "height").text = str(size[1]), str(size[0])
+    ElementTree.SubElement(sides, "width").text, ElementTree.SubElement(sides, "height").text = (
+        str(size[1]),
+        str(size[0]),
+    )
     ElementTree.ElementTree(top).write(path)
 
 
@@ -149,7 +168,11 @@ def make_fmow(root: Path, classes: int = 2, images: int = 3) -> Path:
                 _write_json(place / f"{place.name}_0_rgb.json", size, [{"ID": b["ID"], "box": b["box"]} for b in boxes])
                 truth = root / "test_gt" / name / f"{name}_{n}"
                 truth.mkdir(parents=True)
-                _write_json(truth / f"{truth.name}_0_rgb.json", size, [{"ID": -1, "category": name, "box": [0, 0, 9, 9]}, *boxes])
+                _write_json(
+                    truth / f"{truth.name}_0_rgb.json",
+                    size,
+                    [{"ID": -1, "category": name, "box": [0, 0, 9, 9]}, *boxes],
+                )
                 mapping.append({"input": f"test_gt/{name}/{truth.name}", "output": f"test/{place.name}"})
     (root / "test_gt_mapping.json").write_text(json.dumps(mapping))
     return root
@@ -158,7 +181,14 @@ def make_fmow(root: Path, classes: int = 2, images: int = 3) -> Path:
 def _write_json(path: Path, size: tuple[int, int], boxes: list[dict]) -> None:
     # In the real files a single box is sometimes not in a list.
     path.write_text(
-        json.dumps({"gsd": 0.5, "img_width": size[1], "img_height": size[0], "bounding_boxes": boxes if len(boxes) > 1 else boxes[0]})
+        json.dumps(
+            {
+                "gsd": 0.5,
+                "img_width": size[1],
+                "img_height": size[0],
+                "bounding_boxes": boxes if len(boxes) > 1 else boxes[0],
+            }
+        )
     )
 
 
@@ -173,16 +203,23 @@ def make_cub(root: Path, classes: int = 2, images: int = 3) -> Path:
 
 def make_nabirds(root: Path, classes: int = 2, images: int = 3) -> Path:
     """NABirds: like `make_cub`, but with UUIDs, and with inner nodes of the hierarchy in classes.txt."""
-    names = {"0": "Birds", "1": "Ducks, Geese, and Swans"} | {str(817 + 3 * c): f"Oak Titmouse (Adult {c})" for c in range(classes)}
+    names = {"0": "Birds", "1": "Ducks, Geese, and Swans"} | {
+        str(817 + 3 * c): f"Oak Titmouse (Adult {c})" for c in range(classes)
+    }
     labels = list(names)[2:]
-    listed = [(f"{i:08x}-21dc-4d0c-bfe1-4cae3c85c829", labels[i % classes], i // classes % 2) for i in range(classes * 2 * images)]
+    listed = [
+        (f"{i:08x}-21dc-4d0c-bfe1-4cae3c85c829", labels[i % classes], i // classes % 2)
+        for i in range(classes * 2 * images)
+    ]
     files = {image: f"{int(label):04d}/{image.replace('-', '')}.jpg" for image, label, _ in listed}
     _write_birds(root, names, listed, files, "{:.0f}")
     (root / "hierarchy.txt").write_text("".join(f"{label} 1\n" for label in labels) + "1 0\n")
     return root
 
 
-def _write_birds(root: Path, names: dict[str, str], listed: list[tuple[str, str, int]], files: dict[str, str], number: str) -> None:
+def _write_birds(
+    root: Path, names: dict[str, str], listed: list[tuple[str, str, int]], files: dict[str, str], number: str
+) -> None:
     sizes = {image: save_image(root / "images" / files[image], key) for key, (image, _, _) in enumerate(listed)}
     box = {image: " ".join(number.format(v) for v in (5, 8, w - 20, h - 15)) for image, (h, w) in sizes.items()}
     for file, lines in (
@@ -198,15 +235,21 @@ def _write_birds(root: Path, names: dict[str, str], listed: list[tuple[str, str,
 def make_cifar10(root: Path, classes: int = 2, images: int = 4) -> Path:
     """Unpacked CIFAR-10 with ``images`` per file. Tests must disable the checksums of torchvision."""
     files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    return _write_cifar(root / "cifar-10-batches-py", files, "batches.meta", "labels", "label_names", classes, images, root)
+    return _write_cifar(
+        root / "cifar-10-batches-py", files, "batches.meta", "labels", "label_names", classes, images, root
+    )
 
 
 def make_cifar100(root: Path, classes: int = 2, images: int = 4) -> Path:
     """CIFAR-100 likewise."""
-    return _write_cifar(root / "cifar-100-python", ["train", "test"], "meta", "fine_labels", "fine_label_names", classes, images, root)
+    return _write_cifar(
+        root / "cifar-100-python", ["train", "test"], "meta", "fine_labels", "fine_label_names", classes, images, root
+    )
 
 
-def _write_cifar(folder: Path, files: list[str], meta: str, labels: str, names: str, classes: int, images: int, root: Path) -> Path:
+def _write_cifar(
+    folder: Path, files: list[str], meta: str, labels: str, names: str, classes: int, images: int, root: Path
+) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for file in files:
@@ -228,5 +271,7 @@ def make_mnist(root: Path) -> Path:
         images, rows = rng.integers(0, 256, (count, 28, 28), np.uint8), first + np.arange(count)
         images[:, 0, :2] = np.stack([rows // 200, rows % 200], axis=1)
         (folder / f"{half}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
-        (folder / f"{half}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + (rows % 10).astype(np.uint8).tobytes())
+        (folder / f"{half}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 2049, count) + (rows % 10).astype(np.uint8).tobytes()
+        )
     return root

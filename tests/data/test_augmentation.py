@@ -128,7 +128,9 @@ def test_a_shift_moves_down_and_right_before_the_rotation():
     assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 0)[0].nonzero().tolist() == [[12, 15]]
     angle = math.radians(90)
     down, right = 2 * math.cos(angle) - 5 * math.sin(angle), 2 * math.sin(angle) + 5 * math.cos(angle)
-    assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 90)[0].nonzero().tolist() == [[10 + round(down), 10 + round(right)]]
+    assert rotate_and_shift(pixels, (2 / 21, 5 / 21), 90)[0].nonzero().tolist() == [
+        [10 + round(down), 10 + round(right)]
+    ]
     # Pixels shifted out of the frame stay lost after the rotation.
     edge = torch.ones(1, 21, 21)
     assert rotate_and_shift(edge, (0, 10 / 21), 180)[0, :, -10:].sum() == 0
@@ -154,7 +156,12 @@ def test_inception_crops_are_torchvisions(size):
         torch.manual_seed(seed)
         assert inception_crop((0, 0, *size), TorchsDraws()) == (top, left, top + height, left + width)
         torch.manual_seed(seed)
-        assert inception_crop((7, 5, 7 + size[0], 5 + size[1]), TorchsDraws()) == (top + 7, left + 5, top + height + 7, left + width + 5)
+        assert inception_crop((7, 5, 7 + size[0], 5 + size[1]), TorchsDraws()) == (
+            top + 7,
+            left + 5,
+            top + height + 7,
+            left + width + 5,
+        )
 
 
 def test_inception_mirrors_half_and_is_reached_by_its_name():

@@ -11,7 +11,10 @@ from torchvision import datasets
 from foveal.data import get_data
 from foveal.errors import ConfigError, DataError
 
-KINDS = {"cifar10": (datasets.CIFAR10, "labels", "label_names"), "cifar100": (datasets.CIFAR100, "fine_labels", "fine_label_names")}
+KINDS = {
+    "cifar10": (datasets.CIFAR10, "labels", "label_names"),
+    "cifar100": (datasets.CIFAR100, "fine_labels", "fine_label_names"),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -54,7 +57,11 @@ def test_images_are_torchvisions(name, root):
 
 
 def test_validation_images_are_held_out_and_the_first_of_the_rest_used(root):
-    whole = get_data("cifar10", root=str(root)) if (root / "cifar-10-batches-py").exists() else get_data("cifar100", root=str(root))
+    whole = (
+        get_data("cifar10", root=str(root))
+        if (root / "cifar-10-batches-py").exists()
+        else get_data("cifar100", root=str(root))
+    )
     name = whole.name
     some = get_data(name, root=str(root), val=6, train=9)
     every = get_data(name, root=str(root), val=6)
@@ -74,7 +81,8 @@ def test_more_than_there_is_cannot_be_had(name, root, options):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"train": 0}, "train=0 leaves .*; give 1 or more"), ({"val": -1}, "val=-1 is .*; give 0 for none")]
+    ("options", "said"),
+    [({"train": 0}, "train=0 leaves .*; give 1 or more"), ({"val": -1}, "val=-1 is .*; give 0 for none")],
 )
 def test_too_few_cannot_be_had(name, root, options, said):
     with pytest.raises(ConfigError, match=rf"^data cifar100?: {said}[^\n]*$"):
@@ -82,7 +90,9 @@ def test_too_few_cannot_be_had(name, root, options, said):
 
 
 def test_an_unknown_augmentation(name, root):
-    with pytest.raises(ConfigError, match=r"^data: there is no augmentation 'light' for images in memory; use none or crop_flip$"):
+    with pytest.raises(
+        ConfigError, match=r"^data: there is no augmentation 'light' for images in memory; use none or crop_flip$"
+    ):
         get_data(name, root=str(root), augmentation="light")
 
 
@@ -94,12 +104,17 @@ def test_files_that_are_not_there_or_damaged(name, root, harm, monkeypatch):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-7] + b"garbage")
-    with pytest.raises(DataError, match=r"^\S+: there is no CIFAR100? in this folder, or a file is damaged; correct the path[^\n]*$"):
+    with pytest.raises(
+        DataError, match=r"^\S+: there is no CIFAR100? in this folder, or a file is damaged; correct the path[^\n]*$"
+    ):
         get_data(name, root=str(root), download=False)
 
     def offline(self):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(kind, "download", offline)
-    with pytest.raises(DataError, match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); copy its files there$"):
+    with pytest.raises(
+        DataError,
+        match=r"^\S+: CIFAR100? cannot be downloaded to this folder \(no route to host\); copy its files there$",
+    ):
         get_data(name, root=str(root))

@@ -49,7 +49,8 @@ def test_val_is_taken_from_train_when_there_is_only_test(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "held"), [(10, 0.3, 3), (2, 0.1, 1), (1, 0.5, 0), (5, 0.0, 0), (5, 0.99, 4), (5, 1.0, 5), (1, 1.0, 1)]
+    ("count", "fraction", "held"),
+    [(10, 0.3, 3), (2, 0.1, 1), (1, 0.5, 0), (5, 0.0, 0), (5, 0.99, 4), (5, 1.0, 5), (1, 1.0, 1)],
 )
 def test_how_many_are_held_out(count, fraction, held):
     targets = np.repeat([0, 2], count)
@@ -70,8 +71,14 @@ def test_nested_folders_are_searched_and_other_files_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "train" / "class_9").mkdir(), r"class_9: there is no image in this class folder; add some or remove"),
-        (lambda root: save_image(root / "val" / "class_9" / "x.jpg", 0), r"val/class_9: there is no training image of the class 'class_9'"),
+        (
+            lambda root: (root / "train" / "class_9").mkdir(),
+            r"class_9: there is no image in this class folder; add some or remove",
+        ),
+        (
+            lambda root: save_image(root / "val" / "class_9" / "x.jpg", 0),
+            r"val/class_9: there is no training image of the class 'class_9'",
+        ),
         (lambda root: root.rename(root.parent / "away"), r"there is no such file or folder; correct the path"),
     ],
 )
@@ -160,7 +167,9 @@ def test_names_and_options_that_do_not_exist():
 
 
 def test_unknown_augmentations_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="there is no augmentation 'heavy'; use one of none, light, inception, tnet, tnet_birds"):
+    with pytest.raises(
+        ConfigError, match="there is no augmentation 'heavy'; use one of none, light, inception, tnet, tnet_birds"
+    ):
         get_data("folder", root=str(make_folder(tmp_path)), augmentation="heavy")
 
 
@@ -218,7 +227,9 @@ def test_splits_are_recognised_under_usual_names(tmp_path, names, expected):
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
     root = make_folder(tmp_path, splits=("train", "val", "validation"))
-    with pytest.raises(DataError, match="val: this folder and 'validation' are both the val split; keep one of them, or merge them"):
+    with pytest.raises(
+        DataError, match="val: this folder and 'validation' are both the val split; keep one of them, or merge them"
+    ):
         get_data("folder", root=str(root))
 
 
@@ -278,16 +289,23 @@ def test_labels_in_two_unicode_forms_are_one_class(tmp_path):
 def test_classes_that_differ_in_case_or_spaces_only_are_told(tmp_path, name):
     root = make_folder(tmp_path, splits=("train", "val"))
     (root / "val" / "class_0").rename(root / "val" / name)
-    advice = rf"the class {name!r}; training has 'class_0', which differs in case or spaces only: give both the same name"
+    advice = (
+        rf"the class {name!r}; training has 'class_0', which differs in case or spaces only: give both the same name"
+    )
     with pytest.raises(DataError, match=rf"val/{name}: there is no training image of {advice}"):
         get_data("folder", root=str(root))
     save_image(root / "train" / name / "1.jpg", 1)
-    assert any("differ in case or spaces only, and are two classes" in note for note in get_data("folder", root=str(root)).notes)
+    assert any(
+        "differ in case or spaces only, and are two classes" in note
+        for note in get_data("folder", root=str(root)).notes
+    )
 
 
 def test_a_manifest_may_call_splits_by_their_other_names(tmp_path):
     table = make_manifest(tmp_path, images=2) / "manifest.csv"
-    table.write_text(table.read_text().replace(",train", ",Training").replace(",val", ",validation").replace(",test", ",TEST"))
+    table.write_text(
+        table.read_text().replace(",train", ",Training").replace(",val", ",validation").replace(",test", ",TEST")
+    )
     assert counts(get_data("manifest", file=str(table))) == (4, 4, 4)
 
 
@@ -295,7 +313,10 @@ def test_labels_that_differ_in_case_only_are_told(tmp_path):
     root = make_manifest(tmp_path, splits=("train", "val"))
     table = root / "manifest.csv"
     table.write_text(table.read_text().replace("class_1,val", "Class_1,val"))
-    with pytest.raises(DataError, match=r"the label 'Class_1', which no training row has; training has 'class_1', which differs in case"):
+    with pytest.raises(
+        DataError,
+        match=r"the label 'Class_1', which no training row has; training has 'class_1', which differs in case",
+    ):
         get_data("manifest", file=str(table))
 
 
@@ -319,13 +340,21 @@ def test_a_class_of_files_that_are_no_images_says_what_they_are(tmp_path):
     for n in range(2):
         (root / "drawings" / f"{n}.xcf").touch()
     left_out = rf"left out 2 \(suffix of no image format\): {root / 'drawings'}/0.xcf, \.\.\."
-    with pytest.raises(DataError, match=rf"drawings: there is no image in this class folder, {left_out}; add some or remove the folder"):
+    with pytest.raises(
+        DataError, match=rf"drawings: there is no image in this class folder, {left_out}; add some or remove the folder"
+    ):
         get_data("folder", root=str(root))
 
 
 def test_other_programs_folders_and_loops_do_no_harm(tmp_path):
     root = make_folder(tmp_path, images=2, splits=())
-    for name in ("__MACOSX/class_0/._0.jpg", "@eaDir/x.jpg", "class_0/@eaDir/0.jpg", "$RECYCLE.BIN/1.jpg", ".ipynb_checkpoints/1.jpg"):
+    for name in (
+        "__MACOSX/class_0/._0.jpg",
+        "@eaDir/x.jpg",
+        "class_0/@eaDir/0.jpg",
+        "$RECYCLE.BIN/1.jpg",
+        ".ipynb_checkpoints/1.jpg",
+    ):
         save_image(root / name, 1)
     (root / "class_0" / "up").symlink_to("..")
     (root / "class_1" / "same").symlink_to(".")

@@ -42,7 +42,9 @@ def test_a_batch_shows_the_files(paths):
     for n, i in enumerate((4, 1)):
         pixels = torch.from_numpy(np.asarray(Image.open(paths[i])).copy()).permute(2, 0, 1) / 255
         assert tuple(batch.views.sizes[n]) == pixels.shape[1:]
-        seen = batch.views.look(np.array([n]), np.array([[0, 0, *pixels.shape[1:]]], dtype=float), tuple(pixels.shape[1:]))
+        seen = batch.views.look(
+            np.array([n]), np.array([[0, 0, *pixels.shape[1:]]], dtype=float), tuple(pixels.shape[1:])
+        )
         torch.testing.assert_close(seen[0], pixels, atol=1e-6, rtol=0)
 
 
@@ -156,7 +158,9 @@ def test_shift_and_rotation_of_view_and_pixels_agree(tmp_path):
     change = Change((0.0, 0.0, 64.0, 64.0), mirrored=True, shift=(4 / 64, -6 / 64), degrees=17.0)
     seen = change_view(change, image).look(np.array([[0, 0, 64, 64]], dtype=float), (64, 64))[0]
     assert (seen - change_pixels(change, image, 64)).abs().max() < 0.08
-    assert (seen - change_pixels(Change(change.crop, mirrored=True, shift=change.shift, degrees=-17.0), image, 64)).abs().max() > 0.3
+    assert (
+        seen - change_pixels(Change(change.crop, mirrored=True, shift=change.shift, degrees=-17.0), image, 64)
+    ).abs().max() > 0.3
 
 
 def test_images_of_one_size_are_bilinear_and_unaugmented_in_evaluation(paths):
@@ -174,9 +178,12 @@ def test_images_of_one_size_follow_the_drawn_change(paths):
     kernels = set()
     for epoch in range(30):
         change = draw_change(
-            "tnet", (0, 0, *open_image(paths[0]).size), None, generator(1, epoch, 0, "augmentation"),
+            "tnet",
+            (0, 0, *open_image(paths[0]).size),
+            None,
+            generator(1, epoch, 0, "augmentation"),
             ("bilinear", "lanczos3", "lanczos5", "bicubic", "gaussian", "mitchell", "nearest", "area"),
-        )  # fmt: skip
+        )
         kernels.add(change.kernel)
         pixels = data.batch(epoch, [0], 1).views.images[0]
         assert torch.equal(pixels, change_pixels(change, open_image(paths[0]), 20))
@@ -200,8 +207,12 @@ def test_the_shorter_side_is_bounded_first(paths):
     whole_box = (0.0, 0.0, float(height), float(width))
     small = image.look(np.array([whole_box]), (20, round(width * 20 / height)))[0]
     expected = F.interpolate(small[None], (32, 32), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(change_pixels(Change(whole_box), image, 32, shorter_side=20), expected, atol=5e-6, rtol=0)
-    assert torch.equal(change_pixels(Change(whole_box), image, 32, shorter_side=500), change_pixels(Change(whole_box), image, 32))
+    torch.testing.assert_close(
+        change_pixels(Change(whole_box), image, 32, shorter_side=20), expected, atol=5e-6, rtol=0
+    )
+    assert torch.equal(
+        change_pixels(Change(whole_box), image, 32, shorter_side=500), change_pixels(Change(whole_box), image, 32)
+    )
 
 
 def test_regions_are_all_that_is_seen(paths):

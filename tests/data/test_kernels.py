@@ -31,7 +31,9 @@ def test_nearest_and_area_are_torchs(photograph, size):
     torch.testing.assert_close(resize(photograph, size, "area"), brute, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("kernel", "pillow"), [("bicubic", Image.Resampling.BICUBIC), ("lanczos3", Image.Resampling.LANCZOS)])
+@pytest.mark.parametrize(
+    ("kernel", "pillow"), [("bicubic", Image.Resampling.BICUBIC), ("lanczos3", Image.Resampling.LANCZOS)]
+)
 def test_enlarging_is_pillows(photograph, kernel, pillow):
     # Filters of Pillow are wider for reduction only; for enlargement they equal the kernels.
     channel = photograph[0].numpy()

@@ -76,7 +76,9 @@ def test_drop_last():
     assert len(loader) == len(indices(loader)) == 5
 
 
-@pytest.mark.parametrize(("count", "world_size", "drop_last"), [(23, 2, False), (23, 3, True), (9, 4, False), (24, 2, False)])
+@pytest.mark.parametrize(
+    ("count", "world_size", "drop_last"), [(23, 2, False), (23, 3, True), (9, 4, False), (24, 2, False)]
+)
 def test_processes_share_the_batches_of_one(count, world_size, drop_last):
     data = numbered(count)
     alone = indices(Loader(data, batch_size=2 * world_size, shuffle=True, seed=1, drop_last=drop_last))
@@ -114,7 +116,10 @@ def test_moving_a_batch_moves_pixels_and_labels():
 def test_a_batch_that_is_there_already_is_not_copied():
     batch = numbered().batch(0, [1, 2], 0)
     moved = batch.to("cpu")
-    assert moved.views.images.data_ptr() == batch.views.images.data_ptr() and moved.target.data_ptr() == batch.target.data_ptr()
+    assert (
+        moved.views.images.data_ptr() == batch.views.images.data_ptr()
+        and moved.target.data_ptr() == batch.target.data_ptr()
+    )
 
 
 def test_a_device_takes_the_images_once_and_the_data_set_stays_where_it_is():
@@ -141,7 +146,9 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     other = pixels(loader)
     assert sum(torch.equal(whole[i], other[i]) for i in range(23)) < 5
     expected = crop_flip(
-        augmented().images, draw_crop_flip(23, generator(5, 0, 0, "crop_flip")), augmented().images.float().mean((0, 2, 3)).round()
+        augmented().images,
+        draw_crop_flip(23, generator(5, 0, 0, "crop_flip")),
+        augmented().images.float().mean((0, 2, 3)).round(),
     )
     assert all(torch.equal(whole[i], expected[i]) for i in range(23))
     # Started later, with another batch size and process: samples have the same images.

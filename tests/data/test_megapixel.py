@@ -88,7 +88,11 @@ def test_batches_travel_to_workers_and_are_the_same_there(root):
     for one, other in zip(here, there, strict=True):
         assert one.index.tolist() == other.index.tolist() and torch.equal(one.target, other.target)
         which = np.arange(len(one))
-        seen = [b.views.look(which, np.repeat(box, len(b), 0), size) for b in (one, other) for size in ((64, 64), (125, 125))]
+        seen = [
+            b.views.look(which, np.repeat(box, len(b), 0), size)
+            for b in (one, other)
+            for size in ((64, 64), (125, 125))
+        ]
         assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
     assert whole(pickle.loads(pickle.dumps(module.train.open(2)))).tobytes() == whole(module.train.open(2)).tobytes()
 
@@ -155,12 +159,16 @@ def test_files_that_are_not_there_or_damaged(tmp_path, monkeypatch):
     file = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-7])
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match=r"^\S+: there is no MNIST in this folder, or a file is damaged; correct the path[^\n]*$"):
+        with pytest.raises(
+            DataError, match=r"^\S+: there is no MNIST in this folder, or a file is damaged; correct the path[^\n]*$"
+        ):
             data(folder)
 
     def offline(self):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(MNIST, "download", offline)
-    with pytest.raises(DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); copy its files there$"):
+    with pytest.raises(
+        DataError, match=r"^\S+: MNIST cannot be downloaded to this folder \(no route to host\); copy its files there$"
+    ):
         data(tmp_path / "nowhere", download=True)

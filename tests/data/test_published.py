@@ -103,11 +103,14 @@ def test_fmow_boxes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("side", "extra"), [(50, 0.15), (49, 0.2), (40, 0.2), (39, 0.3), (30, 0.3), (29, 0.5), (20, 0.5), (19, 1), (10, 1), (9, 2)]
+    ("side", "extra"),
+    [(50, 0.15), (49, 0.2), (40, 0.2), (39, 0.3), (30, 0.3), (29, 0.5), (20, 0.5), (19, 1), (10, 1), (9, 2)],
 )
 def test_context_of_boxes_follows_the_table(side, extra):
     half = int(side * extra / 2)
-    assert with_context((1000, 1000, side * 30, side), (3000, 100 * 30)) == with_context((1000, 1000, side * 30, side), (3000, 3000))
+    assert with_context((1000, 1000, side * 30, side), (3000, 100 * 30)) == with_context(
+        (1000, 1000, side * 30, side), (3000, 3000)
+    )
     y0, x0, y1, x1 = with_context((40, 30, side, side), (100, 100))
     assert (y0, y1) == (max(0, 30 - half), min(100, 30 + side + half))
     assert (x0, x1) == (max(0, 40 - half), min(100, 40 + side + half))
@@ -125,7 +128,9 @@ def test_fmow_test_images_with_class_folders_or_without_truth(tmp_path):
         get_data("fmow", root=str(root))
     mapping.write_text(content)
     (root / "test" / "0000019").rename(root / "gone")
-    with pytest.raises(DataError, match=r"test/0000019: this folder of test images, named in test_gt_mapping.json, is missing"):
+    with pytest.raises(
+        DataError, match=r"test/0000019: this folder of test images, named in test_gt_mapping.json, is missing"
+    ):
         get_data("fmow", root=str(root))
     mapping.unlink()
     (root / "test").rename(root / "numbers")

@@ -20,9 +20,25 @@ from foveal.runs import Run, load
 from tests.images.files import photo, write_pyramid
 
 FIT = [
-    "--model", "test_resnet", "--model.image_size", "64", "--model.in_chans", "1", "--data.channels", "1", "--data.augmentation", "none",
-    "--steps", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu",
-]  # fmt: skip
+    "--model",
+    "test_resnet",
+    "--model.image_size",
+    "64",
+    "--model.in_chans",
+    "1",
+    "--data.channels",
+    "1",
+    "--data.augmentation",
+    "none",
+    "--steps",
+    "2",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 LOW, HIGH = 300, 3900  # in a 12-bit camera image stored as 16 bits
 
 
@@ -53,7 +69,9 @@ def notes(root, **options) -> list[str]:
 
 def test_16_bit_images_that_use_a_small_part_get_a_suggestion(dark):
     (note,) = notes(dark)
-    assert note.startswith("the values of 10 uint16 images looked at lie between ") or note.startswith("the values of 9 uint16")
+    assert note.startswith("the values of 10 uint16 images looked at lie between ") or note.startswith(
+        "the values of 9 uint16"
+    )
     assert "a small part of 0 to 65535" in note
     assert note.endswith("; set --data.value_range 0,4095")
     # With the suggested range there is no further note.
@@ -79,10 +97,14 @@ def test_8_bit_images_are_never_nagged_about(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "low", "high", "suggested"),
     [
-        (np.float32, 0.0, 0.93, "0,1"), (np.float32, -0.98, 0.97, "-1,1"), (np.int16, -1000, 2960, "-1000,3000"),
-        (np.float64, 0, 254.7, "0,255"), (np.float32, 270.2, 309.8, "270,310"), (np.uint32, 0, 9900, "0,10000"),
+        (np.float32, 0.0, 0.93, "0,1"),
+        (np.float32, -0.98, 0.97, "-1,1"),
+        (np.int16, -1000, 2960, "-1000,3000"),
+        (np.float64, 0, 254.7, "0,255"),
+        (np.float32, 270.2, 309.8, "270,310"),
+        (np.uint32, 0, 9900, "0,10000"),
     ],
-)  # fmt: skip
+)
 def test_types_without_a_range_get_one_suggested(tmp_path, dtype, low, high, suggested):
     for i in range(4):
         pixels = low + photo(50, 60, 1, np.float64, i) * (high - low)
@@ -110,11 +132,19 @@ def test_images_of_two_types_are_told_instead(dark):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0, 4095], (0, 4095)), ([12, 3970], (0, 4095)), ([0, 1020], (0, 1023)), ([0, 16000], (0, 16383)), ([0, 9800], (0, 10_000)),
-        ([0, 65535], (0, 65535)), ([20_100, 22_300], (20_000, 22_500)), ([-90, -10], (-90, -10)), ([0, 0.61], (0, 0.7)),
-        ([1e-7, 9.2e-6], (0, 1e-5)), ([3, 190], (0, 200)),
+        ([0, 4095], (0, 4095)),
+        ([12, 3970], (0, 4095)),
+        ([0, 1020], (0, 1023)),
+        ([0, 16000], (0, 16383)),
+        ([0, 9800], (0, 10_000)),
+        ([0, 65535], (0, 65535)),
+        ([20_100, 22_300], (20_000, 22_500)),
+        ([-90, -10], (-90, -10)),
+        ([0, 0.61], (0, 0.7)),
+        ([1e-7, 9.2e-6], (0, 1e-5)),
+        ([3, 190], (0, 200)),
     ],
-)  # fmt: skip
+)
 def test_ranges_are_round_and_hold_the_values(values, expected):
     assert sensible_range(np.linspace(*values, 5000)) == pytest.approx(expected, rel=1e-9)
 
@@ -176,7 +206,9 @@ def test_slides_are_read_through_coarse_levels_and_nothing_is_converted(tmp_path
 def test_no_data_does_not_count(tmp_path):
     pixels = twelve_bits(0)
     pixels[:30] = 65_000
-    tifffile.imwrite(tmp_path / "a.tif", pixels.squeeze(), photometric="minisblack", extratags=[(42113, 2, 6, "65000", True)])
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels.squeeze(), photometric="minisblack", extratags=[(42113, 2, 6, "65000", True)]
+    )
     with open_image(tmp_path / "a.tif") as image:
         assert image.sample().max() <= HIGH
     values = photo(40, 40, 1, np.float32)
@@ -189,7 +221,10 @@ def test_no_data_does_not_count(tmp_path):
 def test_images_that_cannot_be_read_are_told(tmp_path, dark):
     (dark / "plain" / "0.tif").write_bytes(b"")
     (first, _) = value_notes(get_data("folder", root=str(dark), val_fraction=0))
-    assert first == f"1 of 12 images looked at cannot be read, the first: {dark / 'plain' / '0.tif'}: the file is empty; copy it again"
+    assert (
+        first == "1 of 12 images looked at cannot be read, the first: "
+        f"{dark / 'plain' / '0.tif'}: the file is empty; copy it again"
+    )
 
 
 def test_training_on_images_of_which_none_can_be_read_is_refused(capsys, tmp_path):
@@ -207,7 +242,22 @@ def test_training_on_images_of_which_none_can_be_read_is_refused(capsys, tmp_pat
         assert not out.exists()
     # One readable image is enough to train on.
     save(tmp_path / "bands" / "0" / "grey.tif", photo(40, 40, 1))
-    assert main(["fit", "--data.root", str(tmp_path / "bands"), *FIT, "--quiet", "--data.val_fraction", "0", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "--data.root",
+                str(tmp_path / "bands"),
+                *FIT,
+                "--quiet",
+                "--data.val_fraction",
+                "0",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_data_set_in_memory_is_not_looked_at():
@@ -259,9 +309,27 @@ def test_pages_and_pictures_show_what_the_model_sees(capsys, dark, tmp_path):
     import re
 
     out, image = tmp_path / "run", dark / "bright" / "1.tif"
-    assert main(["fit", "--data.root", str(dark), *FIT, "--data.value_range", "0,4095", "--quiet", "--out", str(out)]) == 0
+    assert (
+        main(["fit", "--data.root", str(dark), *FIT, "--data.value_range", "0,4095", "--quiet", "--out", str(out)]) == 0
+    )
     page, overlay = tmp_path / "page.html", tmp_path / "overlay.png"
-    assert main(["explain", str(out), str(image), "--out", str(page), "--overlay", str(overlay), "--device", "cpu", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                str(out),
+                str(image),
+                "--out",
+                str(page),
+                "--overlay",
+                str(overlay),
+                "--device",
+                "cpu",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     expected = tifffile.imread(image) / 4095 * 255
     drawn = [np.asarray(Image.open(overlay).convert("L"))]
     for encoded in re.findall(r"data:image/\w+;base64,([^\"]+)", page.read_text()):
@@ -276,7 +344,9 @@ def test_pages_and_pictures_show_what_the_model_sees(capsys, dark, tmp_path):
 
 def test_another_data_set_is_read_as_the_models_images_were(capsys, dark, tmp_path):
     out = tmp_path / "run"
-    assert main(["fit", "--data.root", str(dark), *FIT, "--data.value_range", "0,4095", "--quiet", "--out", str(out)]) == 0
+    assert (
+        main(["fit", "--data.root", str(dark), *FIT, "--data.value_range", "0,4095", "--quiet", "--out", str(out)]) == 0
+    )
     table = tmp_path / "labels.csv"
     rows = [f"{path},{path.parent.name},test" for path in sorted(dark.rglob("*.tif"))]
     table.write_text("\n".join(["path,label,split", *rows]))
@@ -287,6 +357,7 @@ def test_another_data_set_is_read_as_the_models_images_were(capsys, dark, tmp_pa
     own = _data_of(Run(out), [])
     check_values(load(out), own)
     with pytest.raises(
-        ConfigError, match=r"read with the value range none, the model was trained with 0,4095; set --data.value_range 0,40"
+        ConfigError,
+        match=r"read with the value range none, the model was trained with 0,4095; set --data.value_range 0,40",
     ):
         check_values(load(out), get_data("manifest", file=str(table), channels=1))

@@ -18,7 +18,9 @@ from foveal.training.task import Late, _in_mode
 
 
 def images(count: int = 5, height: int = 32, width: int = 32, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    made = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = torch.randint(
+        0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return made if dtype == torch.uint8 else made.to(dtype) / 255
 
 
@@ -31,7 +33,9 @@ def test_one_box_for_all_images_is_the_same_as_one_for_each(dtype, size, box):
     fill = torch.tensor([0.1, 0.5, 0.9])
     together = views.look(which, boxes, size, fill=fill)
     # With a different box, each look is planned separately.
-    apart = TensorViews(images(dtype=dtype)).look(np.append(which, 0), np.vstack([boxes, [1, 1, 9, 9]]), size, fill=fill)
+    apart = TensorViews(images(dtype=dtype)).look(
+        np.append(which, 0), np.vstack([boxes, [1, 1, 9, 9]]), size, fill=fill
+    )
     assert torch.equal(together, apart[:4])
 
 
@@ -54,7 +58,9 @@ def test_the_crop_is_that_of_resize_and_centre_crop(size):
     height, width = (round(s / scale) for s in size)
     top, left = round((height - 224) / 2), round((width - 224) / 2)
     assert np.abs(np.array([y0, x0, y1, x1]) / scale - (top, left, top + 224, left + 224)).max() <= 1
-    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)), size, mode="bicubic")
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)), size, mode="bicubic"
+    )
     image = (smooth.clamp(0, 1) * 255).byte()
     theirs = pil_to_tensor(CenterCrop(224)(Resize(256)(to_pil_image(image[0])))) / 255
     ours = TensorViews(image).look(np.array([0]), np.array([[y0, x0, y1, x1]]), (224, 224))[0]
@@ -68,7 +74,9 @@ def test_training_sees_all_that_augmentation_left():
     assert model.eval().root(sizes).tolist() == [[20 - 13.125, 15 - 13.125, 20 + 13.125, 15 + 13.125], [4, 4, 60, 60]]
     for training in (False, True):
         looks = _in_mode(model, training).first_looks((64, 64))
-        assert looks == [Look((0.0, 0.0, 64.0, 64.0) if training else (4.0, 4.0, 60.0, 60.0), (32, 32), model._fill, True)]
+        assert looks == [
+            Look((0.0, 0.0, 64.0, 64.0) if training else (4.0, 4.0, 60.0, 60.0), (32, 32), model._fill, True)
+        ]
     assert not model.training and not model.network.training
 
 
@@ -95,7 +103,9 @@ def test_nothing_waits_for_the_gpu():
     loader = Loader(data, batch_size=16, seed=1, shuffle=True, device="cuda")
     model, late = dense(image_size=32).cuda(), Late()
     expected = {
-        int(i): image for batch in Loader(data, batch_size=16, seed=1) for i, image in zip(batch.index, batch.views.images, strict=True)
+        int(i): image
+        for batch in Loader(data, batch_size=16, seed=1)
+        for i, image in zip(batch.index, batch.views.images, strict=True)
     }
     seen, read = [], []
     next(iter(loader)).to("cuda")
@@ -103,9 +113,15 @@ def test_nothing_waits_for_the_gpu():
     try:
         for step, batch in enumerate(loader):
             batch = batch.to("cuda")
-            seen.append((batch.index, batch.views.images, model.see(batch.views, np.arange(16), model.root(batch.views.sizes))))
+            seen.append(
+                (batch.index, batch.views.images, model.see(batch.views, np.arange(16), model.root(batch.views.sizes)))
+            )
             read.append(late.put(batch.target.float().sum(), step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(image.cpu(), expected[int(i)]) for index, pixels, _ in seen for i, image in zip(index, pixels, strict=True))
+    assert all(
+        torch.equal(image.cpu(), expected[int(i)])
+        for index, pixels, _ in seen
+        for i, image in zip(index, pixels, strict=True)
+    )
     assert read[0] is None and [mark for _, mark in read[1:]] == [0, 1, 2] and late.rest()[1] == 3

@@ -52,7 +52,9 @@ def tnet(**options):
 
 def pareto_by_force(costs, values):
     points = list(zip(costs, values, strict=True))
-    return [not any((c <= cost and v >= value) and (c, v) != (cost, value) for c, v in points) for cost, value in points]
+    return [
+        not any((c <= cost and v >= value) and (c, v) != (cost, value) for c, v in points) for cost, value in points
+    ]
 
 
 def test_the_front_is_what_nothing_dominates():
@@ -77,7 +79,10 @@ class Counting(WholeImage):
 
 def test_models_are_timed_in_turn():
     calls, rounds = [], []
-    trials = [Trial(Counting(calls, name), lambda n: TensorViews(torch.zeros(n, 3, 8, 8)), n) for name, n in [("a", 1), ("b", 4)]]
+    trials = [
+        Trial(Counting(calls, name), lambda n: TensorViews(torch.zeros(n, 3, 8, 8)), n)
+        for name, n in [("a", 1), ("b", 4)]
+    ]
     found = measure_in_turn(trials, seconds=1e-9, on_round=lambda: rounds.append(0))
     assert calls == ["a", "b", "a", "a", "b", "b", *["a", "b"] * 5]  # once for memory, to warm up, five rounds
     assert [(m.batch_size, m.repeats) for m in found] == [(1, 5), (4, 5)] and len(rounds) == 5
@@ -104,13 +109,25 @@ def value(point, name):
 def test_points(comparison):
     models, result, _, told = comparison
     points = result.points
-    assert [(p.model, p.locations) for p in points] == [("model", ()), ("model", (2,)), ("model 1", ()), ("test_resnet", ())]
+    assert [(p.model, p.locations) for p in points] == [
+        ("model", ()),
+        ("model", (2,)),
+        ("model 1", ()),
+        ("test_resnet", ()),
+    ]
     setting = Setting(device="cpu", batch_size=7)
-    expected = evaluate(models[0], data(), locations=[(), (2,)], against=[models[1]], measure="none", setting=setting).points
+    expected = evaluate(
+        models[0], data(), locations=[(), (2,)], against=[models[1]], measure="none", setting=setting
+    ).points
     learned = {(p.name, p.locations): p for p in expected if p.kind in ("learned", "against")}
     for p in points[:3]:
         same = learned[p.model, p.locations]
-        assert (p.accuracy, p.interval, p.macs, p.parameters) == (same.accuracy, same.interval, same.macs, same.parameters)
+        assert (p.accuracy, p.interval, p.macs, p.parameters) == (
+            same.accuracy,
+            same.interval,
+            same.macs,
+            same.parameters,
+        )
         assert {name: p.metrics[name] for name in same.metrics} == same.metrics
         assert p.images == 30 and p.total_locations == same.total_locations
         assert 0 <= value(p, "ece") <= 1 and 0.05 <= p.temperature <= 20 and 0 <= value(p, "ece_after") <= 1
@@ -121,14 +138,19 @@ def test_points(comparison):
     assert low <= gap <= high
     assert value(points[0], "random") is value(points[2], "random") is None
     bare = points[3]
-    assert {metric.value for metric in bare.metrics.values()} == {None} and bare.metrics.keys() == points[1].metrics.keys()
+    assert {metric.value for metric in bare.metrics.values()} == {None} and bare.metrics.keys() == points[
+        1
+    ].metrics.keys()
     assert bare.images is None and bare.front == () and bare.single.p50 > 0
     assert bare.macs == count_cost(as_classifier(create_model("test_resnet", num_classes=6)), 8).macs
-    # Looks at three batches of validation and five of test images: 1 and 3, and 3 random ones; then 1 of the dense network.
+    # Looks at three batches of validation and five of test images: 1 and 3, and 3 random ones; then 1 of the dense
+    # network.
     first = [i for batch in range(3) for i in (4 * batch + 1, 4 * batch + 4)]
     first += [12 + 7 * batch + done for batch in range(5) for done in (1, 4, 7)]
     total = 3 * 4 + 5 * 7 + 3 + 5
-    assert [step for step in told if step[2] == "accuracy"] == [(i, total, "accuracy") for i in (*first, *range(48, total + 1))]
+    assert [step for step in told if step[2] == "accuracy"] == [
+        (i, total, "accuracy") for i in (*first, *range(48, total + 1))
+    ]
     # Then three searches and five rounds, two of which are left out where time is up.
     assert told[-1][1:] == (8, "timings") and [i for i, *_, part in told if part == "timings"][:6] == [1, 2, 3, 4, 5, 6]
 
@@ -159,14 +181,25 @@ def test_files(comparison):
     assert {"device", "machine", "foveal", "torch", "seed", "precision", "how"} < set(stored)
     told, *at_bounds = stored["notes"]
     assert told == "test_resnet: has no weights, so that only its cost is given; train it by foveal fit"
-    bound = {p.model for p in result.points if p.temperature in (pytest.approx(COLDEST, rel=0.01), pytest.approx(HOTTEST, rel=0.01))}
+    bound = {
+        p.model
+        for p in result.points
+        if p.temperature in (pytest.approx(COLDEST, rel=0.01), pytest.approx(HOTTEST, rel=0.01))
+    }
     assert {note.partition(": no temperature between")[0] for note in at_bounds} == bound
     assert stored["points"][1]["gap"] == value(result.points[1], "gap") and stored["points"][3]["accuracy"] is None
     assert Image.open(folder / "comparison.png").size == (1600, 600)
 
 
 def test_ticks_have_no_exponents():
-    assert [plain_number(x) for x in (2e6, 500.0, 1.0, 0.3, 5e-6, 0.1 + 0.2)] == ["2,000,000", "500", "1", "0.3", "0.000005", "0.3"]
+    assert [plain_number(x) for x in (2e6, 500.0, 1.0, 0.3, 5e-6, 0.1 + 0.2)] == [
+        "2,000,000",
+        "500",
+        "1",
+        "0.3",
+        "0.000005",
+        "0.3",
+    ]
 
 
 def test_one_point_is_drawn_without_a_warning(comparison, tmp_path, monkeypatch):
@@ -209,7 +242,11 @@ def test_sweeps_are_for_those_that_can_meet_them():
     ("name", "options", "own"),
     [
         ("saccader", {"backbone": "test_bagnet_lowd", "image_size": 32, "locations": (3,)}, [(), (3,)]),
-        ("dram", {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (3,)}, [(), (3,)]),
+        (
+            "dram",
+            {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (3,)},
+            [(), (3,)],
+        ),
     ],
 )
 def test_any_model_that_looks(name, options, own):
@@ -231,24 +268,39 @@ def test_files_and_the_bytes_that_were_read(tmp_path, monkeypatch):
     assert [p.images for p in found.points] == [11] * 3
     assert [path for path, _ in found.errors] == [paths[5]]
     sizes = [Path(path).stat().st_size for i, path in enumerate(paths) if i != 5]
-    assert [p.batched.bytes_read for p in found.points] == pytest.approx([np.mean(sizes[: p.batched.batch_size]) for p in found.points])
+    assert [p.batched.bytes_read for p in found.points] == pytest.approx(
+        [np.mean(sizes[: p.batched.batch_size]) for p in found.points]
+    )
     assert found.about["image_size"] == [40, 48]
 
 
 def test_without_other_validation_images_there_is_no_temperature():
     dense = create_model("test_resnet", num_classes=6)
-    for splits, reason in [({"val": None}, "there are no validation images"), ({"test": None}, "the validation images are those compared")]:
+    for splits, reason in [
+        ({"val": None}, "there are no validation images"),
+        ({"test": None}, "the validation images are those compared"),
+    ]:
         found = compare([dense], data(**splits), measure="none", setting=CPU)
         assert found.about["notes"] == [f"no temperature was fitted: {reason}"]
-        assert found.points[0].temperature is value(found.points[0], "nll_after") is value(found.points[0], "ece_after") is None
-        assert value(found.points[0], "nll") > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
+        assert (
+            found.points[0].temperature
+            is value(found.points[0], "nll_after")
+            is value(found.points[0], "ece_after")
+            is None
+        )
+        assert (
+            value(found.points[0], "nll") > 0 and found.points[0].single is None and found.points[0].front == ("macs",)
+        )
 
 
 def test_images_that_are_read_otherwise_are_told():
     model = as_classifier(create_model("test_resnet", num_classes=6))
     model.image_size = 64  # as it is in a run whose images were resized
     found = compare([model], data(val=None), measure="none", setting=CPU)
-    told = "model: was trained on images resized to 64 px first, and these are of their own size; that may cost it accuracy"
+    told = (
+        "model: was trained on images resized to 64 px first, and these are of their own size; that may cost it "
+        "accuracy"
+    )
     assert told in found.about["notes"]
 
 
@@ -264,11 +316,23 @@ class Squeamish(Looker):
 
 def test_an_image_that_one_model_cannot_read_counts_for_none():
     found = compare(
-        [Looker(), Squeamish()], data(test=split(5, Spoilt, bad=(0, 4)), val=None), locations=[(6,)], measure="none", setting=CPU
+        [Looker(), Squeamish()],
+        data(test=split(5, Spoilt, bad=(0, 4)), val=None),
+        locations=[(6,)],
+        measure="none",
+        setting=CPU,
     )
     # Of 30 images two cannot be opened, and five are of the class that the second model cannot read.
     assert [p.images for p in found.points] == [23, 23] and [p.accuracy for p in found.points] == [1, 1]
-    assert [name for name, _ in found.errors] == ["0.png", "4.png", "image 3", "image 9", "image 15", "image 21", "image 27"]
+    assert [name for name, _ in found.errors] == [
+        "0.png",
+        "4.png",
+        "image 3",
+        "image 9",
+        "image 15",
+        "image 21",
+        "image 27",
+    ]
 
 
 def test_a_limit_holds_for_all_models_and_splits():
@@ -278,7 +342,11 @@ def test_a_limit_holds_for_all_models_and_splits():
     drawn = generator(0, 0, 0, "order").permutation(30)[:10]
     assert [p.images for p in found.points] == [10, 10] and found.about["limit"] == 10
     assert [p.accuracy for p in found.points] == [(data().test.targets[drawn] < 3).mean()] * 2
-    assert told[-1] == (24, 24, "accuracy")  # two models, of each 4 learned looks on two splits and 4 random ones on one
+    assert told[-1] == (
+        24,
+        24,
+        "accuracy",
+    )  # two models, of each 4 learned looks on two splits and 4 random ones on one
 
 
 def test_what_does_not_fit_is_told():
@@ -304,7 +372,9 @@ class Nothing(Looker):
 
     def forward(self, images, **options):
         found = super().forward(images, **{**options, "locations": (6,), "policy": "greedy"})
-        images.errors.update({i: "too dark" for i, says in enumerate(found.logits.argmax(1).tolist()) if says in self.classes})
+        images.errors.update(
+            {i: "too dark" for i, says in enumerate(found.logits.argmax(1).tolist()) if says in self.classes}
+        )
         return found
 
 
@@ -331,7 +401,22 @@ def runs(tmp_path_factory):
     short = ["--steps", "1", "--batch-size", "8", *TINY, *HERE]
     looks = ["--model.backbone", "plain_convnet_32", "--model.locations", "2"]
     assert main(["fit", "demo", *looks, *short, "--out", str(folder / "looks")]) == 0
-    assert main(["fit", "demo", "--model", "plain_convnet_32", "--model.image_size", "32", *short, "--out", str(folder / "dense")]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "demo",
+                "--model",
+                "plain_convnet_32",
+                "--model.image_size",
+                "32",
+                *short,
+                "--out",
+                str(folder / "dense"),
+            ]
+        )
+        == 0
+    )
     return folder
 
 

@@ -52,9 +52,18 @@ class Seer(Spotter):
         looks = seen.glimpses
         if self.additive:
             box = looks.box.reshape(len(views), 4, 4)[:, [0, 3, 2, 1]].reshape(-1, 4)
-            added = torch.tensor([9.0, 0.0, 0.1, 0.2]).repeat(len(views))  # the first look, the thumbnail, is never ranked
-            looks = type(looks)(looks.image, box, looks.size, looks.level, looks.parent, looks.probability, F.one_hot(torch.zeros(
-                len(added), dtype=torch.long), len(CLASSES)) * added[:, None])  # fmt: skip
+            added = torch.tensor([9.0, 0.0, 0.1, 0.2]).repeat(
+                len(views)
+            )  # the first look, the thumbnail, is never ranked
+            looks = type(looks)(
+                looks.image,
+                box,
+                looks.size,
+                looks.level,
+                looks.parent,
+                looks.probability,
+                F.one_hot(torch.zeros(len(added), dtype=torch.long), len(CLASSES)) * added[:, None],
+            )
         return Classification(logits, looks, (), bytes_read=None)
 
 
@@ -176,7 +185,9 @@ def test_regions_moved_by_every_distance_cover_everything_alike():
 def test_what_is_shown_and_what_is_hidden_make_up_the_image():
     views, boxes = TensorViews(torch.rand(2, 3, 12, 10)), np.array([[[1, 2, 5, 6.0]], [[0, 0, 0, 0]]])
     whole, fill = np.array([[0, 0, 12, 10.0]] * 2), torch.tensor([0.1, 0.2, 0.3])
-    hidden, shown = (Occluded(views, boxes, inverse).look(np.arange(2), whole, (12, 10), fill=fill) for inverse in (False, True))
+    hidden, shown = (
+        Occluded(views, boxes, inverse).look(np.arange(2), whole, (12, 10), fill=fill) for inverse in (False, True)
+    )
     torch.testing.assert_close(hidden + shown, views.images + fill[:, None, None])
     assert torch.equal(shown[0, :, 1:5, 2:6], views.images[0, :, 1:5, 2:6]) and torch.equal(hidden[1], views.images[1])
 
@@ -237,7 +248,9 @@ def test_the_object_inside_the_regions_pixel_by_pixel():
             for row, mask in zip(expected, (shown, np.roll(shown, tuple(move), (0, 1))), strict=True):
                 row[step] += mask[y0:y1, max(x0, 0) : x1].sum() >= (y1 - y0) * (x1 - x0) / 2
     assert result.found.images == 50 and result.found.share == result.curves[0].share
-    assert result.found.half == pytest.approx(expected[0] / 50) and result.found.random_half == pytest.approx(expected[1] / 50)
+    assert result.found.half == pytest.approx(expected[0] / 50) and result.found.random_half == pytest.approx(
+        expected[1] / 50
+    )
     assert 0 < result.found.random_half[3] < result.found.half[3]
 
 
@@ -247,7 +260,9 @@ def test_no_boxes_no_game():
     assert without.pointing == () and without.found is None and without.as_dict()["found"] is None
     some = TensorDataset(*squares(20)[:2], CLASSES)
     some.boxes = [np.empty((0, 4))] * 15 + [np.array([[0, 0, 24, 24.0]])] * 5
-    (at, _) = evaluate_faithfulness(Seer(), DataModule(classes=CLASSES, test=some, name="squares"), setting=CPU).pointing
+    (at, _) = evaluate_faithfulness(
+        Seer(), DataModule(classes=CLASSES, test=some, name="squares"), setting=CPU
+    ).pointing
     assert (at.images, at.share, at.random) == (5, 1, 1)
 
 
@@ -303,7 +318,8 @@ def test_grad_cam_of_global_average_pooling(frozen):
     # dy/dA = w / (h w) everywhere, so that is the weight of a map (equation 1).
     expected = torch.einsum("bk,bkyx->byx", network.head.weight[target], maps) / (8 * 6)
     torch.testing.assert_close(grad_cam(network, "act", images, target), expected)
-    # Before the ReLU a gradient is w / (h w) where the map is above 0: what comes after in place must not spoil the map.
+    # Before the ReLU a gradient is w / (h w) where the map is above 0: what comes after in place must not spoil the
+    # map.
     with torch.no_grad():
         before = network.conv(images)
     weight = network.head.weight[target] * (before > 0).float().mean((2, 3)) / (8 * 6)
@@ -316,7 +332,9 @@ def test_grad_cam_ranks_the_cells_of_a_dense_network():
     result = evaluate_faithfulness(model, data(60), cam="last", setting=CPU)
     assert result.about["regions"] == "cam last" and result.curves[0].auc < 0.2 < 0.4 < result.curves[0].auc_random
     with pytest.raises(ConfigError, match="`cam` head: this module gives no maps"):
-        evaluate_faithfulness(WholeImage(Pooled(), image_size=24, mean=(0.5,), std=(0.5,)), data(4), cam="head", setting=CPU)
+        evaluate_faithfulness(
+            WholeImage(Pooled(), image_size=24, mean=(0.5,), std=(0.5,)), data(4), cam="head", setting=CPU
+        )
 
 
 def test_without_captum_the_extra_is_named(monkeypatch):
@@ -331,10 +349,14 @@ def test_without_captum_the_extra_is_named(monkeypatch):
 def test_judges_answer_for_the_class_that_the_model_predicted():
     class Certain(Seer):
         def forward(self, *args, **kwargs):
-            return Classification(torch.tensor([[0, 3.0, 0, 0, 0, 0]]).expand(len(args[0]), 6), super().forward(*args, **kwargs).glimpses)
+            return Classification(
+                torch.tensor([[0, 3.0, 0, 0, 0, 0]]).expand(len(args[0]), 6), super().forward(*args, **kwargs).glimpses
+            )
 
     curves = evaluate_faithfulness(Seer(), data(20), judges=[Certain()], setting=CPU).curves
-    assert [(c.judge, c.change) for c in curves] == [(j, c) for j in ("model", "model 1") for c in ("deletion", "insertion")]
+    assert [(c.judge, c.change) for c in curves] == [
+        (j, c) for j in ("model", "model 1") for c in ("deletion", "insertion")
+    ]
     assert curves[2].probability == pytest.approx([1 / (5 + np.exp(3))] * 4) and curves[2].accuracy == (0, 0, 0, 0)
 
 
@@ -348,7 +370,9 @@ def test_bad_images_cost_themselves_alone(tmp_path):
     result = evaluate_faithfulness(
         Seer(), DataModule(classes=CLASSES, test=dataset, name="files"), setting=Setting(device="cpu", batch_size=5)
     )
-    assert result.about["images"] == result.pointing[0].images == 11 and result.curves[0].auc == pytest.approx(1 / 6, abs=2e-6)
+    assert result.about["images"] == result.pointing[0].images == 11 and result.curves[0].auc == pytest.approx(
+        1 / 6, abs=2e-6
+    )
     assert len(result.errors) == 1 and str(paths[4]) in result.errors[0][1]
     for path in paths:
         path.write_bytes(b"")
@@ -400,14 +424,32 @@ def test_the_command(capsys, runs, tmp_path):
 @pytest.mark.parametrize("name", ["faithfulness", "faithful"])
 def test_errors_of_the_command_name_its_flags(capsys, runs, name):
     assert main([name, str(runs[1]), "--map", "nowhere", "--cam", "stages.2", "--device", "cpu"]) == 1
-    assert capsys.readouterr().err.startswith("foveal: --map nowhere and --cam stages.2: regions are ranked by one of them")
+    assert capsys.readouterr().err.startswith(
+        "foveal: --map nowhere and --cam stages.2: regions are ranked by one of them"
+    )
     assert main([name, str(runs[0]), "--cam", "stages.2", "--device", "cpu"]) == 1
     assert capsys.readouterr().err.endswith("its looks are ranked; leave --map and --cam out\n")
 
 
 def test_the_command_with_grad_cam(runs, tmp_path):
     pytest.importorskip("captum")
-    assert main(["faithfulness", str(runs[1]), "--cam", "stages.2", "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "faithfulness",
+                str(runs[1]),
+                "--cam",
+                "stages.2",
+                "--limit",
+                "4",
+                "--out",
+                str(tmp_path),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     stored = json.loads((tmp_path / "faithfulness.json").read_text())
     assert stored["regions"] == "cam stages.2" and stored["curves"][0]["share"][-1] == pytest.approx(1)
 
@@ -418,7 +460,10 @@ def test_the_table_has_a_row_a_curve():
     rows = [re.split(" {2,}", line) for line in shown.export_text().splitlines()]
     curves = [[change, judge] for judge in ("model", "model 1") for change in ("deletion", "insertion")]
     assert [row[:2] for row in rows if row[0] in ("deletion", "insertion")] == curves
-    assert [row[0] for row in rows if row[0].startswith(("centre", "half"))] == ["centre on the object", "half of the object covered"]
+    assert [row[0] for row in rows if row[0].startswith(("centre", "half"))] == [
+        "centre on the object",
+        "half of the object covered",
+    ]
 
 
 @pytest.mark.parametrize(

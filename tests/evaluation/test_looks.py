@@ -53,7 +53,8 @@ def test_equals_painting_a_mask(count):
 
 @pytest.mark.parametrize("released", [True, False])
 def test_random_windows_cover_what_they_should(released):
-    # Distinct cells of a 19 x 19 grid of windows of 77 px in 224 px, where they are, or where Saccader's released code draws them.
+    # Distinct cells of a 19 x 19 grid of windows of 77 px in 224 px, where they are, or where Saccader's released code
+    # draws them.
     p = np.linspace(-1, 1, 19)
     first = np.trunc((224 * ((1 - 77 / 224) * p + 3) - 77) / 2) - 224 if released else 8.0 * np.arange(19)
     rng = np.random.default_rng(0)
@@ -61,7 +62,9 @@ def test_random_windows_cover_what_they_should(released):
     cells = rng.random((draws, 361)).argsort(1)
     corner = first[np.stack([cells // 19, cells % 19], -1)]
     boxes, sizes = np.concatenate([corner, corner + 77], -1), np.full((draws, 2), 224)
-    assert coverage(boxes[:1], sizes[:1])[0] == (1 if released else (221 / 224) ** 2)  # true windows end three pixels before the edge
+    assert coverage(boxes[:1], sizes[:1])[0] == (
+        1 if released else (221 / 224) ** 2
+    )  # true windows end three pixels before the edge
     rows = (first[:, None] <= np.arange(224)) & (np.arange(224) < first[:, None] + 77)
     over = np.outer(rows.sum(0), rows.sum(0))  # windows that cover each pixel
     for count, published in {1: 11.8, 2: 21.6, 4: 36.9, 6: 47.4, 8: 55.8, 12: 66.3, 20: 77.3}.items():
@@ -87,7 +90,9 @@ def test_diversity_is_the_mean_over_pairs():
     got = diversity(boxes, sizes)
     for n, (b, s) in enumerate(zip(boxes[:2], sizes, strict=False)):
         centres = [((y0 + y1) / s[0] - 1, (x0 + x1) / s[1] - 1) for y0, x0, y1, x1 in b[~np.isnan(b[:, 0])]]
-        assert got[n] == pytest.approx(np.mean([np.hypot(a[0] - c[0], a[1] - c[1]) for a, c in combinations(centres, 2)]))
+        assert got[n] == pytest.approx(
+            np.mean([np.hypot(a[0] - c[0], a[1] - c[1]) for a, c in combinations(centres, 2)])
+        )
     assert np.isnan(got[2])
     corners = np.array([[[0, 0, 0, 0], [8, 8, 8, 8]]], dtype=float)
     assert diversity(corners, np.array([[8, 8]]))[0] == pytest.approx(8**0.5)
@@ -96,9 +101,13 @@ def test_diversity_is_the_mean_over_pairs():
 def test_only_looks_beyond_the_first_are_chosen():
     box = np.arange(20.0).reshape(5, 4)
     looks = Glimpses(
-        image=np.array([0, 0, 0, 1, 1]), box=box, size=np.array([8, 8]), level=np.array([1, 2, 3, 1, 2]),
-        parent=np.array([-1, 0, 1, -1, 0]), probability=torch.ones(5),
-    )  # fmt: skip
+        image=np.array([0, 0, 0, 1, 1]),
+        box=box,
+        size=np.array([8, 8]),
+        level=np.array([1, 2, 3, 1, 2]),
+        parent=np.array([-1, 0, 1, -1, 0]),
+        probability=torch.ones(5),
+    )
     got = chosen_boxes(looks, 3)
     np.testing.assert_array_equal(got[0], box[1:3])
     np.testing.assert_array_equal(got[1, 0], box[4])

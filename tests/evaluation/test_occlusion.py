@@ -37,7 +37,13 @@ def verdicts(result):
 
 def test_hiding_what_matters_destroys_and_hiding_at_random_does_not():
     found = verdicts(occlude(Spotter(), data(), locations=[(1,), (3,)], setting=CPU))
-    assert [key[:2] for key in found] == [("whole", ()), ("learned", (1,)), ("learned", (3,)), ("random", (1,)), ("random", (3,))]
+    assert [key[:2] for key in found] == [
+        ("whole", ()),
+        ("learned", (1,)),
+        ("learned", (3,)),
+        ("random", (1,)),
+        ("random", (3,)),
+    ]
     assert [p.images for p in found.values()] == [120] * 5
     assert found["whole", (), "model"].accuracy == 1 and found["whole", (), "model"].hidden == 0
     for kind in ("learned", "random"):
@@ -47,7 +53,9 @@ def test_hiding_what_matters_destroys_and_hiding_at_random_does_not():
     assert found["learned", (1,), "model"].accuracy == pytest.approx(1 / 6)
     for k in (1, 3):  # the square is hidden in k cases of nine, of which one of six is guessed
         expected = 1 - k / 9 * 5 / 6
-        assert found["random", (k,), "model"].accuracy == pytest.approx(expected, abs=3 * (expected * (1 - expected) / 120) ** 0.5)
+        assert found["random", (k,), "model"].accuracy == pytest.approx(
+            expected, abs=3 * (expected * (1 - expected) / 120) ** 0.5
+        )
 
 
 def test_judges_see_the_same_images_at_their_own_budget():
@@ -59,7 +67,9 @@ def test_judges_see_the_same_images_at_their_own_budget():
             return super().forward(images, locations, policy, draws, contributions)
 
     judge = Judge()
-    found = verdicts(occlude(Spotter(), data(30), locations=[(2,)], judges=[judge], setting=Setting(batch_size=30, device="cpu")))
+    found = verdicts(
+        occlude(Spotter(), data(30), locations=[(2,)], judges=[judge], setting=Setting(batch_size=30, device="cpu"))
+    )
     assert seen == [(None, "greedy")] * 3
     for kind, budget in [("whole", ()), ("learned", (2,)), ("random", (2,))]:
         assert found[kind, budget, "model"].accuracy == found[kind, budget, "model 1"].accuracy
@@ -73,7 +83,11 @@ def tnet():
 def test_everything_hidden_leaves_one_answer():
     model, saw = tnet(), []
     keep = model.register_forward_hook(lambda module, args, seen: saw.append(seen.logits))
-    found = verdicts(occlude(model, data(30), locations=[(1,)], policies=("exhaustive",), setting=Setting(batch_size=30, device="cpu")))
+    found = verdicts(
+        occlude(
+            model, data(30), locations=[(1,)], policies=("exhaustive",), setting=Setting(batch_size=30, device="cpu")
+        )
+    )
     keep.remove()
     assert found["exhaustive", (9,), "model"].hidden == 1
     judged = saw[-1]  # that of the last plan
@@ -129,7 +143,9 @@ def test_a_limit_draws_images_by_the_seed():
 def test_files_table_and_progress(tmp_path):
     told = []
     setting = Setting(batch_size=16, device="cpu", on_progress=lambda *step: told.append(step))
-    result = occlude(Spotter(), data(40), locations=[(1,), (2,), (3,)], policies=("centre",), judges=[Spotter()], setting=setting)
+    result = occlude(
+        Spotter(), data(40), locations=[(1,), (2,), (3,)], policies=("centre",), judges=[Spotter()], setting=setting
+    )
     result.write(tmp_path)
     assert told == [(1, 3, "occluding"), (2, 3, "occluding"), (3, 3, "occluding")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["occlusion.json", "occlusion.png"]

@@ -22,22 +22,46 @@ WRAPPER = {"image_size": None, "mean": None, "std": None, "squash": False, "anti
 
 
 def make_run(
-    folder, accuracy, *, seed=0, model=None, epoch=200, schedule="step", images=10_000, split="test", data=None, top5=0.99,
-    optimiser=None, seconds=900, machine=("cpu", "laptop"), **config,
-):  # fmt: skip
+    folder,
+    accuracy,
+    *,
+    seed=0,
+    model=None,
+    epoch=200,
+    schedule="step",
+    images=10_000,
+    split="test",
+    data=None,
+    top5=0.99,
+    optimiser=None,
+    seconds=900,
+    machine=("cpu", "laptop"),
+    **config,
+):
     """A run folder as training and evaluation leave it, without weights that anybody could load."""
     folder.mkdir(parents=True)
     model = {"pretrained": False, **WRAPPER, **(model or {"name": "resnet20_cifar"})}
     config = {
-        "model": model, "data": {"name": "cifar10", "root": f"somewhere/{seed}", "train": None, "augmentation": "crop_flip"} | (data or {}),
-        "epochs": 200, "steps": None, "max_time": None, "batch_size": 128, "precision": "32", "log_every": 50, "init_from": None,
-        "seed": seed, "device": "cuda" if seed else "cpu",
+        "model": model,
+        "data": {"name": "cifar10", "root": f"somewhere/{seed}", "train": None, "augmentation": "crop_flip"}
+        | (data or {}),
+        "epochs": 200,
+        "steps": None,
+        "max_time": None,
+        "batch_size": 128,
+        "precision": "32",
+        "log_every": 50,
+        "init_from": None,
+        "seed": seed,
+        "device": "cuda" if seed else "cpu",
         "optimiser": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4, "schedule": schedule} | (optimiser or {}),
-    } | config  # fmt: skip
+    } | config
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     card = {key: value for key, value in model.items() if key != "pretrained"}
     (folder / "config.json").write_text(json.dumps({"model": card, "class_names": []}))
-    (folder / "metrics.csv").write_text(f"step,epoch,seconds\n50,0.128,5.0\n100,0.256,10.0\n{391 * epoch},{epoch},{seconds}\n")
+    (folder / "metrics.csv").write_text(
+        f"step,epoch,seconds\n50,0.128,5.0\n100,0.256,10.0\n{391 * epoch},{epoch},{seconds}\n"
+    )
     (folder / "model.safetensors").write_bytes(b"")
     point = {"kind": "learned", "images": images, "accuracy": accuracy, "top5": top5, "batched": {"p50": 0.5 + seed}}
     about = {"split": split, "device": machine[0], "machine": machine[1]}
@@ -60,10 +84,14 @@ def test_claims_are_the_documents():
     """Specification of the attention-based CNN, 4.1: table 1, table 3, and the ablations of tables 2 and 4."""
     found = paper_table("cifar", "nowhere")
     wanted = {
-        "ResNet-110": ((93.6,), (72.7,)), "DenseNet-BC-100-12": ((94.4, 95.0), (73.3, 76.4)), "SE-ResNet-110": ((95.2, 95.3), (75.7, 77.1)),
-        "CBAM-ResNet-110": ((95.5,), (76.1,)), "attention CNN": ((96.2,), (80.5,)), "without attention": ((93.8,), (73.6, 74.3)),
+        "ResNet-110": ((93.6,), (72.7,)),
+        "DenseNet-BC-100-12": ((94.4, 95.0), (73.3, 76.4)),
+        "SE-ResNet-110": ((95.2, 95.3), (75.7, 77.1)),
+        "CBAM-ResNet-110": ((95.5,), (76.1,)),
+        "attention CNN": ((96.2,), (80.5,)),
+        "without attention": ((93.8,), (73.6, 74.3)),
         "with, in every block": ((96.2,), (80.5,)),
-    }  # fmt: skip
+    }
     for name, (ten, hundred) in wanted.items():
         assert (row_of(found, name).claimed, row_of(found, name, "cifar100").claimed) == (ten, hundred)
     assert {row.name for row in found.rows if row.claimed} == set(wanted)
@@ -72,10 +100,15 @@ def test_claims_are_the_documents():
 def test_published_accuracies_are_the_published_errors():
     """The same, section 6."""
     errors = {
-        ("ResNet-110", "cifar10"): 6.43, ("ResNet-110, pre-activation", "cifar10"): 6.37, ("DenseNet-BC-100-12", "cifar10"): 4.51,
-        ("DenseNet-BC-100-12", "cifar100"): 22.27, ("SE-ResNet-110", "cifar10"): 5.21, ("SE-ResNet-110", "cifar100"): 23.85,
-        ("Residual Attention Network, 92", "cifar10"): 4.99, ("Residual Attention Network, 92", "cifar100"): 21.71,
-    }  # fmt: skip
+        ("ResNet-110", "cifar10"): 6.43,
+        ("ResNet-110, pre-activation", "cifar10"): 6.37,
+        ("DenseNet-BC-100-12", "cifar10"): 4.51,
+        ("DenseNet-BC-100-12", "cifar100"): 22.27,
+        ("SE-ResNet-110", "cifar10"): 5.21,
+        ("SE-ResNet-110", "cifar100"): 23.85,
+        ("Residual Attention Network, 92", "cifar10"): 4.99,
+        ("Residual Attention Network, 92", "cifar100"): 21.71,
+    }
     found = paper_table("cifar", "nowhere")
     for (name, data), error in errors.items():
         assert row_of(found, name, data).published[0].value == pytest.approx(100 - error, abs=1e-9)
@@ -96,11 +129,30 @@ def test_columns_are_never_mixed(tmp_path):
     head = next(line for line in lines if "claimed" in line)
     line = next(line for line in lines if "SE-ResNet-110" in line)
     assert re.split(" {2,}", head.strip()) == [
-        "claimed", "published", "source", "measured", "runs", "best", "ms", "on", "parameters", "GMAC",
-    ]  # fmt: skip
+        "claimed",
+        "published",
+        "source",
+        "measured",
+        "runs",
+        "best",
+        "ms",
+        "on",
+        "parameters",
+        "GMAC",
+    ]
     assert re.split(" {2,}", line.strip()) == [
-        "SE-ResNet-110", "95.2 / 95.3", "94.79", "se", "91.23", "1", "91.23", "0.500", "cpu", "1,742,200", "0.253",
-    ]  # fmt: skip
+        "SE-ResNet-110",
+        "95.2 / 95.3",
+        "94.79",
+        "se",
+        "91.23",
+        "1",
+        "91.23",
+        "0.500",
+        "cpu",
+        "1,742,200",
+        "0.253",
+    ]
     assert "not found" in next(line for line in lines if "CBAM-ResNet-110" in line)
     assert "SE-ResNet-110, cifar10, 91.23: 200 epochs, step, batches of 128" in lines
 
@@ -133,12 +185,15 @@ def test_seeds_are_averaged_and_nothing_else(tmp_path):
     found = paper_table("cifar", tmp_path)
     assert not found.left_out
     step, *others = row_of(found, "ResNet-20").measured
-    assert step.mean == pytest.approx(100 * statistics.fmean(values)) and step.deviation == pytest.approx(100 * statistics.stdev(values))
+    assert step.mean == pytest.approx(100 * statistics.fmean(values)) and step.deviation == pytest.approx(
+        100 * statistics.stdev(values)
+    )
     assert (step.best, step.seeds, step.milliseconds, step.device) == (pytest.approx(92.0), (0, 1, 2), 0.5, "cpu")
     assert step.how == "200 epochs, step, batches of 128"
     assert {(group.how, round(group.mean), group.deviation) for group in others} == {
-        ("200 epochs, cosine, batches of 128", 95, None), ("200 epochs of 10,000 images, step, batches of 128", 80, None),
-    }  # fmt: skip
+        ("200 epochs, cosine, batches of 128", 95, None),
+        ("200 epochs of 10,000 images, step, batches of 128", 80, None),
+    }
     text = printed(found)
     assert "91.50 ± 0.50" in text and "10,000 images" in text
     assert json.loads(json.dumps(found.as_dict()))["rows"][0]["published"] == [{"value": 93.57, "source": "resnet"}]
@@ -152,7 +207,11 @@ def test_one_model_may_be_in_two_sections(tmp_path):
 
 def test_options_decide_the_row(tmp_path):
     make_run(tmp_path / "a", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful"}})
-    make_run(tmp_path / "b", 0.5, model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful", "count": 2}})
+    make_run(
+        tmp_path / "b",
+        0.5,
+        model={"name": "attn_resnet110_cifar", "attention_options": {"mode": "faithful", "count": 2}},
+    )
     found = paper_table("cifar", tmp_path)
     assert [row.name for row in found.rows if row.measured] == ["attention CNN, faithful"]
     ((folder, reason),) = found.left_out
@@ -198,12 +257,22 @@ def test_damaged_and_old_evaluations_are_left_out(tmp_path):
     assert all(f"foveal evaluate {tmp_path / name}" in reason for name, reason in reasons.items())
 
 
-@pytest.mark.parametrize("damage", [
-    ("metrics.csv", "step,epoch,seconds\n50,0.128,5.0\n78200"), ("metrics.csv", "step,epoch\nmany,\x01\n"), ("metrics.csv", "\n\n1,2\n"),
-    ("config.yaml", "data: cifar10"), ("config.yaml", "data: {name: cifar10}"), ("config.yaml", "- a"), ("config.yaml", "data: {name: [}"),
-    ("config.json", "[]"), ("config.json", '{"model": {"name": "resnet20_cifar"}, "class_names": 3}'),
-    ("evaluation.json", "[]"), ("evaluation.json", '{"split": "test", "points": [{"kind": "learned", "images": "all"}]}'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("metrics.csv", "step,epoch,seconds\n50,0.128,5.0\n78200"),
+        ("metrics.csv", "step,epoch\nmany,\x01\n"),
+        ("metrics.csv", "\n\n1,2\n"),
+        ("config.yaml", "data: cifar10"),
+        ("config.yaml", "data: {name: cifar10}"),
+        ("config.yaml", "- a"),
+        ("config.yaml", "data: {name: [}"),
+        ("config.json", "[]"),
+        ("config.json", '{"model": {"name": "resnet20_cifar"}, "class_names": 3}'),
+        ("evaluation.json", "[]"),
+        ("evaluation.json", '{"split": "test", "points": [{"kind": "learned", "images": "all"}]}'),
+    ],
+)
 def test_a_bad_folder_is_left_out_and_hides_no_other(tmp_path, damage):
     make_run(tmp_path / "a", 0.5)
     make_run(tmp_path / "b", 0.9)
@@ -219,7 +288,10 @@ def test_time_ends_a_run_too(tmp_path, seconds):
     """The last line may be as far from the end as the line before is from it."""
     run = make_run(tmp_path / "a", 0.5, epoch=30, max_time=36_000)
     (run / "metrics.csv").write_text(f"step,epoch,seconds\n50,14,17000\n100,28,34000\n11000,30,{seconds}\n")
-    assert row_of(paper_table("cifar", tmp_path), "ResNet-20").measured[0].how == "200 epochs or 36,000 s, step, batches of 128"
+    assert (
+        row_of(paper_table("cifar", tmp_path), "ResNet-20").measured[0].how
+        == "200 epochs or 36,000 s, step, batches of 128"
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,13 +342,22 @@ def test_the_usual_settings_are_those_of_the_recipes():
 def test_a_written_default_is_no_difference(tmp_path):
     make_run(tmp_path / "a", 0.90)
     run = make_run(tmp_path / "b", 0.91, seed=1, precision="32-true")
-    config = yaml.safe_load((run / "config.yaml").read_text()) | {"model": {"name": "resnet20_cifar", "num_classes": None}}
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {
+        "model": {"name": "resnet20_cifar", "num_classes": None}
+    }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert row_of(paper_table("cifar", tmp_path), "ResNet-20").measured[0].seeds == (0, 1)
 
 
 def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(tmp_path):
-    written = {"place": "block", "shortcut": "A", "in_chans": 3, "widths": [16, 32, 64], "conv_options": {}, "drop_rate": 0.0}
+    written = {
+        "place": "block",
+        "shortcut": "A",
+        "in_chans": 3,
+        "widths": [16, 32, 64],
+        "conv_options": {},
+        "drop_rate": 0.0,
+    }
     for seed, more in enumerate(({}, written, {"attention_options": {}})):
         make_run(tmp_path / f"attn{seed}", 0.9, seed=seed, model={"name": "attn_resnet110_cifar", **more})
     for seed, clip in enumerate((4, 4.0)):
@@ -322,12 +403,19 @@ def test_imagenet_has_two_tables(tmp_path):
     make_run(tmp_path / "a", 0.77, top5=0.93, model=model, images=50_000, data=data, split="val")
     make_run(tmp_path / "b", 0.77, top5=0.93, model=model, images=50_000, data=data, split="test")
     found = paper_table("imagenet", tmp_path)
-    assert [row_of(found, "SE-ResNet-50", data).measured[0].mean for data in ("top1", "top5")] == [pytest.approx(77), pytest.approx(93)]
+    assert [row_of(found, "SE-ResNet-50", data).measured[0].mean for data in ("top1", "top5")] == [
+        pytest.approx(77),
+        pytest.approx(93),
+    ]
     assert row_of(found, "SE-ResNet-50", "top1").measured[0].how == "200 epochs, step, batches of 128"
     ((folder, reason),) = found.left_out
     assert folder == str(tmp_path / "b") and "not on the 50,000 val images" in reason
     assert row_of(found, "ExpAtt-ResNet-152", "top1").claimed == (80.0,)
-    assert row_of(found, "ExpAtt-ResNet-152", "top5").claimed == row_of(found, "ExpAtt-ResNet-50", "top1").published == NOT_FOUND
+    assert (
+        row_of(found, "ExpAtt-ResNet-152", "top5").claimed
+        == row_of(found, "ExpAtt-ResNet-50", "top1").published
+        == NOT_FOUND
+    )
     assert row_of(found, "attention CNN", "top1").model is None
 
 
@@ -339,7 +427,9 @@ def test_no_such_table():
 
 
 def costed(every):
-    rows = [row for name in table_names() for row in paper_table(name, "nowhere").rows if row.model and row.data != "top5"]
+    rows = [
+        row for name in table_names() for row in paper_table(name, "nowhere").rows if row.model and row.data != "top5"
+    ]
     assert all(row.parameters for row in rows)
     wanted = ("ResNet-110", "SE-ResNet-20", "with, after each stage")
     return [row for row in rows if every or (row.name in wanted and row.data == "cifar10")]

@@ -35,7 +35,10 @@ def test_scores_are_those_of_counting_by_hand(batch_size):
 
 
 def test_random_looks_do_not_depend_on_the_batch():
-    scores = [score_batches(Looker(), data(50).loader("test", batch_size=n), [Strategy((2,), "random")], seed=3).scores[0] for n in (1, 64)]
+    scores = [
+        score_batches(Looker(), data(50).loader("test", batch_size=n), [Strategy((2,), "random")], seed=3).scores[0]
+        for n in (1, 64)
+    ]
     assert scores[0].answers.correct.tolist() == scores[1].answers.correct.tolist()
     assert 0.05 < scores[0].answers.correct.mean() < 0.35
 
@@ -49,13 +52,17 @@ class Spoiled(BlankViews):
 
 
 def test_images_that_fail_count_nowhere():
-    good = Batch(Spoiled(4, (8, 8)), torch.arange(4), np.arange(4), [("first.tif", "first.tif: is empty; copy it again")])
+    good = Batch(
+        Spoiled(4, (8, 8)), torch.arange(4), np.arange(4), [("first.tif", "first.tif: is empty; copy it again")]
+    )
     found = score_batches(Looker(), [good], [Strategy((6,)), Strategy(())])
     assert [(len(s.answers), s.answers.correct.sum()) for s in found.scores] == [(3, 3), (3, 1)]
     assert found.places.tolist() == [0, 2, 3]
     assert [reason.split(":")[0] for _, reason in found.errors] == ["first.tif", "second.tif"]
     with pytest.raises(DataError, match="none of the 1 images"):
-        score_batches(Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Strategy(())])
+        score_batches(
+            Looker(), [Batch(BlankViews(0, (8, 8)), torch.arange(0), np.arange(0), good.errors)], [Strategy(())]
+        )
 
 
 # ---- images that are not square
@@ -64,7 +71,10 @@ def test_images_that_fail_count_nowhere():
 def long_and_square():
     """Images of which three cells are distinct, and one of which nine are."""
     rng = np.random.default_rng(0)
-    images = [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [(48, 120), (48, 120), (90, 90), (120, 48)]]
+    images = [
+        ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in [(48, 120), (48, 120), (90, 90), (120, 48)]
+    ]
     return DataModule(tuple("abcdef"), test=OpenImages(images), name="long and square")
 
 
@@ -75,7 +85,9 @@ def test_looks_are_counted_as_images_have_cells():
     scores = score_batches(model, long_and_square().loader("test", batch_size=4), plans).scores
     assert [score.looks.number.tolist() for score in scores] == [[3, 3, 5, 3], [6, 6, 10, 6], [3, 3, 9, 3], [2] * 4]
     assert [score.locations for score in scores] == [(5,), (5, 1), (9,), (2,)]
-    assert scores[0].looks.coverage.sum() > 3 and scores[2].looks.coverage == pytest.approx(1)  # all cells cover an image
+    assert scores[0].looks.coverage.sum() > 3 and scores[2].looks.coverage == pytest.approx(
+        1
+    )  # all cells cover an image
 
 
 def test_hiding_and_showing_what_was_looked_at():

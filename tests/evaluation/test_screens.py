@@ -32,9 +32,13 @@ from foveal.metrics import Metric
 from foveal.prediction import Exit
 
 ABOUT = {
-    "model": "runs/demo", "data": "digits", "split": "test", "image_size": [256, 256], "machine": "a processor, 2 threads",
+    "model": "runs/demo",
+    "data": "digits",
+    "split": "test",
+    "image_size": [256, 256],
+    "machine": "a processor, 2 threads",
     "measure": "quick",
-}  # fmt: skip
+}
 LONG = "runs/photographs/of/the/whole/country/tnet_with_a_pretrained_backbone_at_a_low_rate_seed_" + "x" * 60
 COUNTRY = {**ABOUT, "model": LONG, "data": "photographs of the whole country " * 5, "image_size": [36_000, 118_000]}
 
@@ -60,30 +64,51 @@ def check(result, names=()):
         assert not numbers[whole] - numbers[narrow], numbers[whole] - numbers[narrow]
         assert not re.search(r"\de[+-]?\d", whole) and not re.search(r"(?<![\d:.])[-+]0(\.0*)?(?![\d.])", whole)
         headers = cells_of(whole)
-        assert all(header in narrow for header in headers if header not in names and re.fullmatch(r"[A-Za-z]\D{0,20}", header)), headers
+        assert all(
+            header in narrow for header in headers if header not in names and re.fullmatch(r"[A-Za-z]\D{0,20}", header)
+        ), headers
     return printed(result.table(), 80)
 
 
 # ---- evaluate
 
 
-def point(budget=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more):
+def point(
+    budget=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more
+):
     looks = float(sum(budget))
     timed = None if p50 is None else Timing(1, p50, 1.1 * p50, 5, memory, 12_345.6)
     batched = None if p50 is None else Timing(64, p50 / 2, p50 / 1.9, 5, memory, 12_345.6)
     interval = (accuracy - 0.022, min(accuracy + 0.019, 1))
     metrics = {"accuracy": Metric(accuracy, interval), "top5": Metric(0.99), "nll": Metric(0.25), "ece": Metric(0.07)}
     return EvaluatedPoint(
-        kind=kind, name=name, locations=budget, total_locations=looks, coverage=0.3, diversity=0.5 if looks > 1 else None, images=500,
-        metrics=metrics, macs=macs, parameters=123_456, single=timed, batched=batched, **more,
-    )  # fmt: skip
+        kind=kind,
+        name=name,
+        locations=budget,
+        total_locations=looks,
+        coverage=0.3,
+        diversity=0.5 if looks > 1 else None,
+        images=500,
+        metrics=metrics,
+        macs=macs,
+        parameters=123_456,
+        single=timed,
+        batched=batched,
+        **more,
+    )
 
 
 def evaluation(**more):
-    points = [point((k,) if k else (), accuracy=0.6 + 0.09 * k, macs=10_900_000 * (k + 1), p50=2.14 * (k + 1)) for k in range(5)]
+    points = [
+        point((k,) if k else (), accuracy=0.6 + 0.09 * k, macs=10_900_000 * (k + 1), p50=2.14 * (k + 1))
+        for k in range(5)
+    ]
     points += [point((k,), "random", accuracy=0.6 + 0.01 * k, p50=None) for k in range(1, 5)]
     points.append(point((), "against", 0.951, "runs/dense", 698_000_000, 30.1))
-    dense = (DenseCost("dense, thumbnail", (32, 32), 10_900_000, 99), DenseCost("dense, full size", (256, 256), 698_000_000, 99))
+    dense = (
+        DenseCost("dense, thumbnail", (32, 32), 10_900_000, 99),
+        DenseCost("dense, full size", (256, 256), 698_000_000, 99),
+    )
     return replace(Evaluation(about=ABOUT, points=tuple(points), dense=dense), **more)
 
 
@@ -93,10 +118,23 @@ def test_evaluate():
     assert lines[1].split() == ["locations", "accuracy,", "%", "random", "looks,", "%", "MMAC", "ms", "MB"]
     assert [line.split() for line in lines[3:8]] == [
         ["0", "60.0", "±", "2.2", "10.9", "2.14", "3.30"],
-        *([str(k), f"{60 + 9 * k:.1f}", "±", "2.2", f"{60 + k:.1f}", "±", "2.2", f"{10.9 * (k + 1):.3g}", f"{2.14 * (k + 1):.3g}", "3.30"]
-          for k in range(1, 4)),
+        *(
+            [
+                str(k),
+                f"{60 + 9 * k:.1f}",
+                "±",
+                "2.2",
+                f"{60 + k:.1f}",
+                "±",
+                "2.2",
+                f"{10.9 * (k + 1):.3g}",
+                f"{2.14 * (k + 1):.3g}",
+                "3.30",
+            ]
+            for k in range(1, 4)
+        ),
         ["4", "96.0", "±", "2.2", "64.0", "±", "2.2", "54.5", "10.7", "3.30"],
-    ]  # fmt: skip
+    ]
     assert lines[9].split() == ["runs/dense", "95.1", "±", "2.2", "698", "30.1", "3.30"]
     assert lines[12].split() == ["dense,", "256", "x", "256", "px", "698"]
     assert len(lines) < 24
@@ -108,14 +146,20 @@ def test_evaluate_awkwardly():
         point((), accuracy=0.0, macs=77_200, p50=0.00123, memory=0, name=LONG),
         replace(point((1,), p50=None), metrics=point().metrics | {"top5": Metric()}),
         *(point((k,), "random", 0.1, p50=None) for k in range(1, 40)),
-        *(point((k,), kind, 0.1, p50=None) for kind in ("ordered_logits", "exhaustive", "centre", "sampled") for k in range(1, 40)),
+        *(
+            point((k,), kind, 0.1, p50=None)
+            for kind in ("ordered_logits", "exhaustive", "centre", "sampled")
+            for k in range(1, 40)
+        ),
         *(point((), "against", 0.5, f"{LONG}{end}") for end in "ab"),
     ]
     dense = (DenseCost("dense, full size", (36_000, 118_000), None, None),)
     found = Evaluation(about=COUNTRY, points=tuple(points), dense=dense)
     text = check(found, [LONG + "a"])
     assert "takes no image" in text and "77.2" in text and "2,050,000" in text
-    assert len({line.split()[0] for line in text.splitlines() if "…" in line and "50.0 ±" in line}) == 2  # runs are told apart
+    assert (
+        len({line.split()[0] for line in text.splitlines() if "…" in line and "50.0 ±" in line}) == 2
+    )  # runs are told apart
 
 
 def test_evaluate_one_point_without_times():
@@ -127,23 +171,41 @@ def test_evaluate_one_point_without_times():
 
 
 METRICS = {
-    "accuracy": Metric(0.934, (0.91, 0.95)), "top5": Metric(0.99, (0.97, 0.995)), "nll": Metric(0.2512), "ece": Metric(0.04),
-    "random": Metric(0.64), "gap": Metric(0.294, (0.25, 0.33)), "nll_after": Metric(0.24), "ece_after": Metric(0.031),
-}  # fmt: skip
+    "accuracy": Metric(0.934, (0.91, 0.95)),
+    "top5": Metric(0.99, (0.97, 0.995)),
+    "nll": Metric(0.2512),
+    "ece": Metric(0.04),
+    "random": Metric(0.64),
+    "gap": Metric(0.294, (0.25, 0.33)),
+    "nll_after": Metric(0.24),
+    "ece_after": Metric(0.031),
+}
 
 
 def compared(model, budget, metrics=(), **more):
     timed = Timing(1, 4.8, 5.9, 5, 3_300_000, None)
     known = ComparedPoint(
-        model=model, locations=budget, total_locations=float(sum(budget)), images=500, metrics=METRICS | dict(metrics), temperature=1.5,
-        macs=10_900_000 * (sum(budget) + 1), parameters=123_456, single=timed, batched=timed, front=("macs", "ms"),
-    )  # fmt: skip
+        model=model,
+        locations=budget,
+        total_locations=float(sum(budget)),
+        images=500,
+        metrics=METRICS | dict(metrics),
+        temperature=1.5,
+        macs=10_900_000 * (sum(budget) + 1),
+        parameters=123_456,
+        single=timed,
+        batched=timed,
+        front=("macs", "ms"),
+    )
     return replace(known, **more)
 
 
 def comparison():
     about = {**ABOUT, "images": 500, "notes": ["runs/b: a note"]}
-    points = [*(compared("runs/tnet", (k,) if k else ()) for k in (0, 4)), compared("runs/dense", (), {"random": Metric()}, front=())]
+    points = [
+        *(compared("runs/tnet", (k,) if k else ()) for k in (0, 4)),
+        compared("runs/dense", (), {"random": Metric()}, front=()),
+    ]
     return Comparison(about=about, points=tuple(points))
 
 
@@ -151,14 +213,25 @@ def test_compare():
     lines = check(comparison(), ["tnet", "dense"]).splitlines()
     assert lines[1].split() == ["model", "locations", "accuracy,", "%", "random,", "%", "MMAC", "ms", "MB"]
     assert lines[3].split() == ["tnet", "0", "93.4", "±", "2.4", "64.0", "10.9", "*", "4.80", "*", "3.30"]
-    assert lines[5].split() == ["dense", "0", "93.4", "±", "2.4", "10.9", "4.80", "3.30"] and lines[-1].rstrip() == "runs/b: a note"
+    assert (
+        lines[5].split() == ["dense", "0", "93.4", "±", "2.4", "10.9", "4.80", "3.30"]
+        and lines[-1].rstrip() == "runs/b: a note"
+    )
 
 
 def test_compare_awkwardly():
     points = [
         compared(LONG + "/a", (3, 2, 1), {"gap": Metric(-0.0001, (-0.05, 0.05)), "nll": Metric(12_345.6)}),
         compared(LONG + "/b/a", (3, 2, 1), macs=7 * 10**12),
-        compared("nfnet_" + "very_" * 30 + "deep", (), **WITHOUT_WEIGHTS, temperature=None, single=None, batched=None, front=()),
+        compared(
+            "nfnet_" + "very_" * 30 + "deep",
+            (),
+            **WITHOUT_WEIGHTS,
+            temperature=None,
+            single=None,
+            batched=None,
+            front=(),
+        ),
     ]
     notes = [f"{LONG}: was trained on images of another size; that may cost it accuracy"]
     check(Comparison(about={**COUNTRY, "images": 1, "notes": notes}, points=tuple(points)))
@@ -168,7 +241,9 @@ def test_compare_awkwardly():
 
 
 def way(name, stops, looks, macs, ms):
-    return ExitPoint(name=name, stops=stops, locations=looks, macs=macs, images=500, metrics=METRICS, milliseconds=ms, batch_size=8)
+    return ExitPoint(
+        name=name, stops=stops, locations=looks, macs=macs, images=500, metrics=METRICS, milliseconds=ms, batch_size=8
+    )
 
 
 def early_exit(**more):
@@ -208,7 +283,9 @@ def occlusion(judges, kinds, budgets, about=ABOUT):
 
 
 def test_occlude():
-    lines = check(occlusion(["runs/demo", "runs/dense"], ["learned", "random"], [(1,), (2,)]), ["runs/dense"]).splitlines()
+    lines = check(
+        occlusion(["runs/demo", "runs/dense"], ["learned", "random"], [(1,), (2,)]), ["runs/dense"]
+    ).splitlines()
     assert lines[1].split() == ["judged", "by", "locations", "hidden,", "%", "learned", "random"]
     assert lines[3].split() == ["runs/demo", "0", "0.0", "90.0", "±", "5.0"]
     assert lines[4].split() == ["runs/demo", "1", "17.6", "90.0", "±", "5.0", "90.0", "±", "5.0"]
@@ -225,10 +302,12 @@ def test_occlude_awkwardly():
 def faithfulness(judges, regions="looks", about=ABOUT, **more):
     curves = [
         Curve(judge, change, (0.0, 0.4), (0.9, 0.5), (0.9, 0.5), (0.9, 0.8), (0.9, 0.8), 0.7, 0.85, -0.15, (-0.2, -0.1))
-        for judge in judges for change in ("deletion", "insertion")
-    ]  # fmt: skip
+        for judge in judges
+        for change in ("deletion", "insertion")
+    ]
     hits = [
-        PointingGame(what, 500, 0.8, (0.75, 0.84), 0.2, (0.17, 0.24)) for what in ("centre on the object", "half of the object covered")
+        PointingGame(what, 500, 0.8, (0.75, 0.84), 0.2, (0.17, 0.24))
+        for what in ("centre on the object", "half of the object covered")
     ]
     found = ObjectInside(500, (0.0, 0.2, 0.4), (0.0, 0.6, 0.8), (0.0, 0.1, 0.2))
     about = {**about, "images": 500, "regions": regions}
@@ -242,7 +321,10 @@ def test_faithfulness():
 
 def test_faithfulness_awkwardly():
     judges = [f"{LONG}/{i}" for i in range(5)]
-    check(faithfulness(judges, "map stages.3.blocks.17.attention.relative_positions", COUNTRY, pointing=(), found=None), [LONG])
+    check(
+        faithfulness(judges, "map stages.3.blocks.17.attention.relative_positions", COUNTRY, pointing=(), found=None),
+        [LONG],
+    )
 
 
 @pytest.mark.parametrize("size", [(500, 1260), 3])
@@ -272,5 +354,7 @@ def test_every_result_is_a_file_and_a_picture(result, points, tmp_path):
     for point, written in zip(getattr(result, points), stored[points], strict=True):
         for name, (value, interval) in getattr(point, "metrics", {}).items():
             assert written[name] == value
-            assert written.get("interval" if name == "accuracy" else f"{name}_interval") == (interval and list(interval))
+            assert written.get("interval" if name == "accuracy" else f"{name}_interval") == (
+                interval and list(interval)
+            )
         assert "metrics" not in written and len(written) > 5

@@ -51,9 +51,13 @@ def test_budgets_are_met_in_looks_and_in_products():
     model, images = tnet(), data(5)
     price = [count_cost(model, 8, (k,) if k else ()).macs for k in range(4)]
     budgets = ["3locations", f"{price[3]}mac", "1.5locations", f"{(price[1] + price[2]) // 2}mac", f"{price[0]}mac"]
-    whole, all_products, some, some_products, least = find_thresholds(model, images, budgets, setting=Setting(split="test", device="cpu"))
+    whole, all_products, some, some_products, least = find_thresholds(
+        model, images, budgets, setting=Setting(split="test", device="cpu")
+    )
     assert whole.threshold == all_products.threshold == NEVER_SURE and (whole.cost, all_products.cost) == (3, price[3])
-    assert 0 < some.cost <= 1.5 and price[0] < some_products.cost <= (price[1] + price[2]) / 2 and least.cost == price[0]
+    assert (
+        0 < some.cost <= 1.5 and price[0] < some_products.cost <= (price[1] + price[2]) / 2 and least.cost == price[0]
+    )
     assert least.threshold < some.threshold < NEVER_SURE and some.images == 30
 
 
@@ -61,7 +65,9 @@ def test_images_with_fewer_cells_than_looks_are_counted_as_they_were_looked_at()
     """Of images of 1 : 2.5 three cells are distinct, of square ones nine; five looks are offered to each."""
     model = tnet()
     rng = np.random.default_rng(0)
-    images = [ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [*[(48, 120)] * 7, *[(90, 90)] * 3]]
+    images = [
+        ArrayPyramid(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in [*[(48, 120)] * 7, *[(90, 90)] * 3]
+    ]
     splits = {"val": OpenImages(images[:7]), "test": OpenImages(images)}
     mixed = DataModule(tuple("abcdef"), **splits, name="mixed")
     exits = find_thresholds(model, mixed, ["2.5locations"], locations=(5,), setting=CPU)
@@ -78,14 +84,19 @@ def test_images_with_fewer_cells_than_looks_are_counted_as_they_were_looked_at()
 
 def test_the_report(tmp_path):
     result = evaluate_early_exit(
-        tnet(), replace(data(4), val=data(4).test), ["1locations", "1000ms"], setting=Setting(split="test", device="cpu", batch_size=7)
+        tnet(),
+        replace(data(4), val=data(4).test),
+        ["1locations", "1000ms"],
+        setting=Setting(split="test", device="cpu", batch_size=7),
     )
     result.write(tmp_path)
     fixed, early = [w for w in result.ways if not w.stops], [w for w in result.ways if w.stops]
     assert [w.name for w in fixed] == ["0", "1", "2", "3"] and [w.locations for w in fixed] == [0, 1, 2, 3]
     assert [w.macs for w in fixed] == [count_cost(tnet(), 8, (k,)).macs for k in range(4)]
     assert [w.name for w in early] == ["1locations", "1000ms"] and early[1].locations == 3
-    assert all(w.images == 24 and w.milliseconds > 0 and w.interval[0] <= w.accuracy <= w.interval[1] for w in result.ways)
+    assert all(
+        w.images == 24 and w.milliseconds > 0 and w.interval[0] <= w.accuracy <= w.interval[1] for w in result.ways
+    )
     stored = json.loads((tmp_path / "early_exit.json").read_text())
     assert stored["ways"][0]["name"] == "0" and stored["exits"][1]["machine"]
     shown = Console(width=80, record=True, file=io.StringIO())
@@ -98,7 +109,11 @@ def test_the_report(tmp_path):
     ("model", "budget", "message"),
     [
         (tnet, "1mac", r"`budgets` 1mac: the first look alone costs \d.*MMAC; allow more"),
-        (lambda: create_model("test_efficientnet", num_classes=6), "1ms", "with one look there is nothing to leave out"),
+        (
+            lambda: create_model("test_efficientnet", num_classes=6),
+            "1ms",
+            "with one look there is nothing to leave out",
+        ),
         (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop early; use `locations` instead"),
         (tnet, "many", "--budget many: is no cost"),
     ],

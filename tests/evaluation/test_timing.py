@@ -46,11 +46,14 @@ def test_time_an_image():
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "largest", "best"), [([9, 6, 4, 3.9, 1], 64, 4), ([9, 6, 4, 2], 4, 4), ([9, 9], 64, 1), ([9], 1, 1)]
+    ("milliseconds", "largest", "best"),
+    [([9, 6, 4, 3.9, 1], 64, 4), ([9, 6, 4, 2], 4, 4), ([9, 9], 64, 1), ([9], 1, 1)],
 )
 def test_the_best_batch_is_where_doubling_no_longer_helps(monkeypatch, milliseconds, largest, best):
     told = iter(milliseconds)
-    monkeypatch.setattr(timing, "measure", lambda model, views_of, n, **_: timing.Timing(n, next(told), 0, 5, None, None))
+    monkeypatch.setattr(
+        timing, "measure", lambda model, views_of, n, **_: timing.Timing(n, next(told), 0, 5, None, None)
+    )
     assert timing.best_batch(WholeImage(Slow(), image_size=8), views, largest).batch_size == best
 
 
@@ -79,7 +82,12 @@ def test_bytes_are_those_of_the_first_call():
         def bytes_read(self):
             return np.full(len(self), 1234)
 
-    assert measure(WholeImage(Slow(), image_size=8), lambda n: FromFiles(torch.zeros(n, 3, 8, 8)), 2, seconds=0.01).bytes_read == 1234
+    assert (
+        measure(
+            WholeImage(Slow(), image_size=8), lambda n: FromFiles(torch.zeros(n, 3, 8, 8)), 2, seconds=0.01
+        ).bytes_read
+        == 1234
+    )
 
 
 # ---- every budget of several models
@@ -110,7 +118,10 @@ def clock(monkeypatch):
 
 
 def timed(clock, seconds, budgets, models=1):
-    return [TimedModel(Clocked(clock, seconds), [(k,) if k else () for k in range(budgets)], views, 1000) for _ in range(models)]
+    return [
+        TimedModel(Clocked(clock, seconds), [(k,) if k else () for k in range(budgets)], views, 1000)
+        for _ in range(models)
+    ]
 
 
 @pytest.mark.parametrize("models", [1, 3])
@@ -144,7 +155,9 @@ def test_models_and_budgets_are_timed_in_turn(clock):
     both = timed(clock, 1.0, 2, models=2)
     order = []
     for name, one in zip("ab", both, strict=True):
-        one.model.calls = type("Log", (list,), {"append": lambda self, call, name=name: order.append((name, call[1]))})()
+        one.model.calls = type(
+            "Log", (list,), {"append": lambda self, call, name=name: order.append((name, call[1]))}
+        )()
     measure_locations(both, "quick")
     assert order[-12:] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)] * 3
 

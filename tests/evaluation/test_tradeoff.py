@@ -37,12 +37,18 @@ def evaluation(tmp_path_factory):
 def test_points(evaluation):
     points = evaluation[0].points
     assert [(p.kind, p.locations, p.total_locations) for p in points] == [
-        ("learned", (), 0), ("learned", (2, 1), 4), ("random", (2, 1), 4), ("against", (), 0),
-    ]  # fmt: skip
+        ("learned", (), 0),
+        ("learned", (2, 1), 4),
+        ("random", (2, 1), 4),
+        ("against", (), 0),
+    ]
     model = tnet(locations=(2, 1))
     assert [p.macs for p in points[:3]] == [count_cost(model, 8, budget).macs for budget in [(), (2, 1), (2, 1)]]
     assert points[1].parameters == count_cost(model, 8).parameters
-    assert all(p.interval[0] <= p.accuracy <= p.interval[1] and p.images == 30 and 0 < p.metrics["top5"].value <= 1 for p in points)
+    assert all(
+        p.interval[0] <= p.accuracy <= p.interval[1] and p.images == 30 and 0 < p.metrics["top5"].value <= 1
+        for p in points
+    )
     assert points[0].single.batch_size == 1 and points[1].batched.batch_size >= 1 and points[2].single is None
 
 
@@ -79,7 +85,10 @@ def test_learned_looks_beat_random_ones_where_they_should():
 def test_every_budget_up_to_its_own_unless_told():
     points = evaluate(tnet(locations=(2, 1)), data(), measure="none", setting=CPU).points
     assert [p.locations for p in points if p.kind == "learned"] == [(), (1, 1), (2, 1)]
-    assert [p.locations for p in evaluate(create_model("test_resnet", num_classes=6), data(), measure="none", setting=CPU).points] == [()]
+    assert [
+        p.locations
+        for p in evaluate(create_model("test_resnet", num_classes=6), data(), measure="none", setting=CPU).points
+    ] == [()]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -120,8 +129,11 @@ def test_times_are_of_learned_looks_and_told_in_the_file(monkeypatch):
     dense = create_model("test_resnet", num_classes=6)
     result = evaluate(tnet(), data(), locations=[(), (2,)], against=dense, setting=setting)
     assert [(p.kind, p.single is not None, p.batched is not None) for p in result.points] == [
-        ("learned", True, True), ("learned", True, True), ("random", False, False), ("against", True, True),
-    ]  # fmt: skip
+        ("learned", True, True),
+        ("learned", True, True),
+        ("random", False, False),
+        ("against", True, True),
+    ]
     assert result.as_dict()["measure"] == "quick"
     parts = [part for *_, part in told]
     assert parts == sorted(parts) and told[-1][1:] == (2 + 5, "timings")  # two models and five rounds
@@ -147,14 +159,22 @@ def test_what_does_not_fit_is_told():
 def several():
     """A TNet, its policies and what they came to."""
     budgets = [(), (1,), (3,), (2, 1), (1, 2)]
-    return evaluate(tnet(locations=(3,)), data(), locations=budgets, policies=("centre", "exhaustive"), measure="none", setting=CPU)
+    return evaluate(
+        tnet(locations=(3,)), data(), locations=budgets, policies=("centre", "exhaustive"), measure="none", setting=CPU
+    )
 
 
 def test_every_policy_at_every_budget(several):
     points = {(p.kind, p.locations): p for p in several.points}
     assert len(points) == len(several.points) == 5 + 4 + 4 + 2
     for policy in ("learned", "random", "centre"):
-        assert {b for kind, b in points if kind == policy} == {(1,), (3,), (2, 1), (1, 2), *([()] if policy == "learned" else [])}
+        assert {b for kind, b in points if kind == policy} == {
+            (1,),
+            (3,),
+            (2, 1),
+            (1, 2),
+            *([()] if policy == "learned" else []),
+        }
     assert [points["centre", b].total_locations for b in [(1,), (3,), (2, 1), (1, 2)]] == [1, 3, 4, 3]
     # Every cell, whatever the budget: once for each number of levels.
     assert [b for kind, b in points if kind == "exhaustive"] == [(9,), (9, 9)]

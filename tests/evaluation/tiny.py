@@ -14,7 +14,9 @@ CLASSES = tuple("abcdef")
 
 
 class Looker(WholeImage):
-    """Says its images' class, which is their first pixel, where that is below the number of looks; chance for random looks."""
+    """Says its images' class, which is their first pixel, where that is below the number of looks; chance for random
+    looks.
+    """
 
     locations = (2,)
 
@@ -32,9 +34,13 @@ class Looker(WholeImage):
         if policy == "random" and draws is not None:  # whoever counts the cost has no draws
             says = torch.from_numpy((draws.uniform("guess")[:] * self.num_classes).astype(int))
         looks = Glimpses(
-            image=np.repeat(np.arange(count), k + 1), box=np.zeros((count * (k + 1), 4)), size=(8, 8), level=np.tile([1] + [2] * k, count),
-            parent=np.tile([-1] + [0] * k, count), probability=torch.ones(count * (k + 1)),
-        )  # fmt: skip
+            image=np.repeat(np.arange(count), k + 1),
+            box=np.zeros((count * (k + 1), 4)),
+            size=(8, 8),
+            level=np.tile([1] + [2] * k, count),
+            parent=np.tile([-1] + [0] * k, count),
+            probability=torch.ones(count * (k + 1)),
+        )
         logits = 2.0 * F.one_hot(says, self.num_classes).float() - 0.01 * torch.arange(self.num_classes)
         return Classification(logits, looks, self.class_names, bytes_read=views.bytes_read)
 
@@ -58,7 +64,9 @@ def data(per_class=5, classes=6):
 
 
 class Spotter(WholeImage):
-    """Looks at the whole image for the one bright square of its 3 x 3, whose brightness is the class, and points at it."""
+    """Looks at the whole image for the one bright square of its 3 x 3, whose brightness is the class, and points at
+    it.
+    """
 
     locations = (1,)
 
@@ -79,7 +87,13 @@ class Spotter(WholeImage):
         box = np.concatenate([whole[:, None], np.concatenate([corner, corner + 8], -1)], 1)
         says = (bright.amax(1) * 255 / 40).round().long().sub(1).clamp(0)
         looks = Glimpses(
-            image=np.repeat(np.arange(count), k + 1), box=box.reshape(-1, 4), size=np.array([8, 8]), level=np.tile([1] + [2] * k, count),
-            parent=np.tile([-1] + [0] * k, count), probability=torch.ones(count * (k + 1)),
-        )  # fmt: skip
-        return Classification(F.one_hot(says, len(CLASSES)).float(), looks, self.class_names, bytes_read=views.bytes_read)
+            image=np.repeat(np.arange(count), k + 1),
+            box=box.reshape(-1, 4),
+            size=np.array([8, 8]),
+            level=np.tile([1] + [2] * k, count),
+            parent=np.tile([-1] + [0] * k, count),
+            probability=torch.ones(count * (k + 1)),
+        )
+        return Classification(
+            F.one_hot(says, len(CLASSES)).float(), looks, self.class_names, bytes_read=views.bytes_read
+        )

@@ -99,7 +99,9 @@ def test_every_look_is_on_the_page_with_its_box(page, seen):
     assert looks == list("01234") and boxes == list("1234")
     for attributes, glimpse in zip(page.of("rect"), list(seen.glimpses)[1:], strict=True):
         y0, x0, y1, x1 = glimpse.box
-        assert [float(attributes[key]) for key in ("y", "x", "height", "width")] == pytest.approx([y0, x0, y1 - y0, x1 - x0], rel=1e-5)
+        assert [float(attributes[key]) for key in ("y", "x", "height", "width")] == pytest.approx(
+            [y0, x0, y1 - y0, x1 - x0], rel=1e-5
+        )
     assert page.of("svg")[0]["viewbox"] == "0 0 128 96"
 
 
@@ -115,7 +117,11 @@ def test_contributions_add_up_to_the_logits(page, seen):
 
 
 def test_costs(page):
-    assert "160 GMAC, 16.0 times as many" in page.text and "1.02 kB of 4.10 kB, 25.0 %" in page.text and "0.250 s, model warm" in page.text
+    assert (
+        "160 GMAC, 16.0 times as many" in page.text
+        and "1.02 kB of 4.10 kB, 25.0 %" in page.text
+        and "0.250 s, model warm" in page.text
+    )
 
 
 def test_no_number_on_the_page_has_an_exponent_or_is_minus_zero(image, seen, tmp_path):
@@ -199,13 +205,17 @@ def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
     said = {name: f"radius <{i}> px" for i, name in enumerate(names)}
     text = report(image, whole, tmp_path / "page.html", captions=said).read_text(encoding="utf-8")
     page = Page(text)
-    assert len(page.of("figure")) == 54 and [a["class"] for a in page.of("div") if "maps" in a.get("class", "")] == ["maps many coarse"] * 3
+    assert (
+        len(page.of("figure")) == 54
+        and [a["class"] for a in page.of("div") if "maps" in a.get("class", "")] == ["maps many coarse"] * 3
+    )
     assert [text.count(f"<h3>layer{stage}</h3>") for stage in (1, 2, 3)] == [1, 1, 1]
     assert all(words in page.text for words in said.values())
     text = report(image, whole, tmp_path / "page.html").read_text(encoding="utf-8")
     mean = maps[names[0]].mean(0)
     assert (
-        f"<figcaption>0.attention<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} times the mean" in text
+        f"<figcaption>0.attention<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} "
+        "times the mean" in text
     )
     assert len(text) < 500_000
 
@@ -236,7 +246,9 @@ def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
 
 
 def test_a_dense_network_has_a_page_too(image, tmp_path):
-    page = Page(report(image, classify(create_model("test_resnet", num_classes=2), image), tmp_path / "page.html").read_text())
+    page = Page(
+        report(image, classify(create_model("test_resnet", num_classes=2), image), tmp_path / "page.html").read_text()
+    )
     assert len(page.of("article")) == 1 and not page.of("g")
 
 
@@ -260,10 +272,14 @@ def made(logits, contribution, boxes=None, names=(), level=None):
     """A classification of one image with the given contributions (looks, classes)."""
     count = len(contribution)
     looks = Glimpses(
-        np.zeros(count, int), np.array(boxes if boxes is not None else [[0.0, 0, 64, 64]] * count), (32, 32),
-        np.array(level or [1] + [2] * (count - 1)), np.array([-1] + [0] * (count - 1)), torch.full((count,), 0.1851),
+        np.zeros(count, int),
+        np.array(boxes if boxes is not None else [[0.0, 0, 64, 64]] * count),
+        (32, 32),
+        np.array(level or [1] + [2] * (count - 1)),
+        np.array([-1] + [0] * (count - 1)),
+        torch.full((count,), 0.1851),
         torch.tensor(contribution),
-    )  # fmt: skip
+    )
     return Classification(torch.tensor(logits), looks, tuple(names))
 
 
@@ -299,7 +315,9 @@ def test_looks_fit_a_terminal_whatever_they_added(scale, wide):
     assert not numbers[1] - numbers[0] and (scale < 1e-4 or sum(numbers[0].values()) > 160)
     order = np.argsort(-shares.sum(0))[: 5 if wide else 2]
     shown = [float(cell.replace(",", "")) for cell in rows[3] if re.fullmatch(r"[-+]?\d[\d,.]*", cell)]
-    assert shown[-len(order) :] == pytest.approx(shares[0, order].tolist(), abs=max(0.01 * float(np.abs(shares[:, order]).max()), 6e-5))
+    assert shown[-len(order) :] == pytest.approx(
+        shares[0, order].tolist(), abs=max(0.01 * float(np.abs(shares[:, order]).max()), 6e-5)
+    )
 
 
 def test_one_class_or_no_numbers_can_be_shown():
@@ -322,11 +340,17 @@ def test_one_image_at_a_time(image):
 def test_explaining_a_file(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    seen = explain(model, tmp_path / "photo.png", tmp_path / "report.html", device="cpu", overlay_out=tmp_path / "boxes.png")
+    seen = explain(
+        model, tmp_path / "photo.png", tmp_path / "report.html", device="cpu", overlay_out=tmp_path / "boxes.png"
+    )
     assert torch.allclose(seen.logits, classify(model, tmp_path / "photo.png").logits, atol=1e-5)
     assert Image.open(tmp_path / "boxes.png").size == (150, 200)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert len(page.of("article")) == 5 and "dense backbone at full size" in page.text and "read from the file" in page.text
+    assert (
+        len(page.of("article")) == 5
+        and "dense backbone at full size" in page.text
+        and "read from the file" in page.text
+    )
     with pytest.raises(ImageError, match=r"none\.png"):
         explain(model, tmp_path / "none.png", tmp_path / "other.html", device="cpu")
     with pytest.raises(StorageError, match="cannot be written"):
@@ -337,9 +361,15 @@ def test_explaining_a_file(model, tmp_path):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ({"out": "g.png"}, r"g\.png: the page is HTML; give --out a name that ends in \.html, and --overlay one for the picture alone"),
+        (
+            {"out": "g.png"},
+            r"g\.png: the page is HTML; give --out a name that ends in \.html, and --overlay one for the picture alone",
+        ),
         ({"out": "page"}, r"page: the page is HTML; give --out a name that ends in \.html"),
-        ({"overlay_out": "g.html"}, r"g\.html: pictures are written as \.png, \.jpg, \.jpeg, \.webp; give --overlay a name with one of"),
+        (
+            {"overlay_out": "g.html"},
+            r"g\.html: pictures are written as \.png, \.jpg, \.jpeg, \.webp; give --overlay a name with one of",
+        ),
         ({"overlay_out": "photo.png"}, r"photo\.png: this is the image itself; give --overlay another name"),
     ],
 )
@@ -363,7 +393,11 @@ def test_the_overlay_is_of_the_kind_of_its_suffix(model, tmp_path, suffix, kind)
 def test_images_in_memory_are_explained(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     pages = {}
-    for name, image in {"array": pixels, "picture": Image.fromarray(pixels), "tensor": torch.from_numpy(pixels).permute(2, 0, 1)}.items():
+    for name, image in {
+        "array": pixels,
+        "picture": Image.fromarray(pixels),
+        "tensor": torch.from_numpy(pixels).permute(2, 0, 1),
+    }.items():
         seen = explain(model, image, tmp_path / f"{name}.html", device="cpu")
         assert torch.equal(seen.logits, classify(model, pixels).logits)
         page = Page((tmp_path / f"{name}.html").read_text(encoding="utf-8"))
@@ -382,7 +416,10 @@ def test_the_page_says_how_large_a_pixel_is(tmp_path):
     seen = explain(model, tmp_path / "slide.tif", tmp_path / "report.html", device="cpu")
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "256 × 256 px, 0.5 µm per pixel, 3 looks" in text
-    assert text.count("seen at 32 × 32 px, 4 µm per pixel") == 1 and text.count("seen at 32 × 32 px, 1.5 µm per pixel") == 2
+    assert (
+        text.count("seen at 32 × 32 px, 4 µm per pixel") == 1
+        and text.count("seen at 32 × 32 px, 1.5 µm per pixel") == 2
+    )
     assert {g.box[2] - g.box[0] for g in list(seen.glimpses)[1:]} == {96}
     raster = ArrayPyramid(pixels, metadata={"mpp": 10e6})
     dense = create_model("test_resnet", num_classes=4)

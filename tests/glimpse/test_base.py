@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage, enclosing_square, per_band, whole_image
 from foveal.glimpse.saccader import ReleasedCentre

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from foveal.cli import main
 from foveal.draws import Draws
 from foveal.errors import ConfigError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from foveal.errors import ConfigError
 from foveal.glimpse.grid import Grid, outside, share_inside
 

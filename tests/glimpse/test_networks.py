@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+
 from benchmarks.networks import OTHER, backbone, dense, members, row
 from foveal.errors import ConfigError
 from foveal.glimpse.base import size_options

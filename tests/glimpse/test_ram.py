@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.ram import RAM

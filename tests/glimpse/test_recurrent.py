@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal
+
 from foveal.draws import Draws
 from foveal.glimpse.dram import DRAM
 from foveal.glimpse.ram import RAM
 from foveal.glimpse.recurrent import GaussianPolicy, LSTMCell
 from foveal.policies import find_policy
-from torch.distributions import Normal
 
 
 def test_the_cell_is_that_of_torch_with_one_vector_of_biases():

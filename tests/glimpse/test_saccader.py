@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import foveal.glimpse.saccader
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+
+import foveal.glimpse.saccader
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _Seen

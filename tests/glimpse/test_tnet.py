@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.glimpse.registry import MODELS
@@ -19,7 +21,6 @@ from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.prediction import classify
 from foveal.prediction.cost import count_cost
 from foveal.testing import CountingViews, GlimpseClassifierTester
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class TestTNet(GlimpseClassifierTester):

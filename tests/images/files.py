@@ -24,7 +24,9 @@ def halve(pixels: np.ndarray) -> np.ndarray:
     return (np.rint(small) if pixels.dtype.kind != "f" else small).astype(pixels.dtype)
 
 
-def write_pyramid(path, pixels: np.ndarray, levels: int = 3, *, tile: int = 64, subifds: bool = False, **options) -> list[np.ndarray]:
+def write_pyramid(
+    path, pixels: np.ndarray, levels: int = 3, *, tile: int = 64, subifds: bool = False, **options
+) -> list[np.ndarray]:
     """A tiled TIFF of halved levels, as SubIFDs or as pages; gives the levels."""
     stack = [pixels]
     while len(stack) < levels:

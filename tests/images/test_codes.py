@@ -12,10 +12,14 @@ from foveal.images import jpeg
 from tests.images.files import photo
 
 KINDS = {
-    "progressive": {"progressive": True}, "progressive, 4:4:4": {"progressive": True, "subsampling": 0, "quality": 92},
-    "progressive, grey": {"progressive": True}, "baseline": {}, "optimised": {"optimize": True},
-    "restarts in a row": {"restart_marker_blocks": 3}, "a restart each row": {"restart_marker_rows": 1},
-}  # fmt: skip
+    "progressive": {"progressive": True},
+    "progressive, 4:4:4": {"progressive": True, "subsampling": 0, "quality": 92},
+    "progressive, grey": {"progressive": True},
+    "baseline": {},
+    "optimised": {"optimize": True},
+    "restarts in a row": {"restart_marker_blocks": 3},
+    "a restart each row": {"restart_marker_rows": 1},
+}
 
 
 def _jpeg(kind):
@@ -63,7 +67,9 @@ def test_damage_that_leaves_codes_over_is_told_from_stray_bytes(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stray", [bytes(1), bytes(300), b"\x20" * 7, b"text of a camera", bytes(range(1, 120)), b"\xfe" * 9])
+@pytest.mark.parametrize(
+    "stray", [bytes(1), bytes(300), b"\x20" * 7, b"text of a camera", bytes(range(1, 120)), b"\xfe" * 9]
+)
 def test_stray_bytes_lose_nothing(kind, stray):
     data, colours = _jpeg(kind)
     assert np.array_equal(jpeg.decode(data[:-2] + stray + data[-2:], colours), simplejpeg.decode_jpeg(data, colours))

@@ -43,7 +43,9 @@ def test_cielab_is_as_a_colour_profile_shows_it(tmp_path):
     _, seen = _read(path)
     to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
     difference = np.abs(seen.astype(int) - np.asarray(ImageCms.applyTransform(Image.open(path), to_rgb)))
-    assert difference.mean() < 0.6 and np.percentile(difference, 95) <= 3  # colours that sRGB lacks are cut off differently
+    assert (
+        difference.mean() < 0.6 and np.percentile(difference, 95) <= 3
+    )  # colours that sRGB lacks are cut off differently
     assert np.abs(seen.astype(int) - picture()).mean() < 0.6
 
 

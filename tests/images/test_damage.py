@@ -97,11 +97,20 @@ def _damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["zeroed", "half zeroed", "scrambled"])
-@pytest.mark.parametrize("options", [
-    {"compression": "jpeg"}, {"compression": "jpeg", "photometric": "ycbcr"}, {"compression": "deflate"}, {"compression": "lzw"},
-    {"compression": "zstd"}, {"compression": "jpeg2000"}, {"compression": "lzma"},
-    {"compression": "webp", "compressionargs": {"lossless": True}},
-], ids=lambda o: "-".join(str(v) for v in o.values() if isinstance(v, str)))  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "jpeg"},
+        {"compression": "jpeg", "photometric": "ycbcr"},
+        {"compression": "deflate"},
+        {"compression": "lzw"},
+        {"compression": "zstd"},
+        {"compression": "jpeg2000"},
+        {"compression": "lzma"},
+        {"compression": "webp", "compressionargs": {"lossless": True}},
+    ],
+    ids=lambda o: "-".join(str(v) for v in o.values() if isinstance(v, str)),
+)
 def test_damage_in_a_needed_tile_is_noticed_and_the_rest_stays_readable(tmp_path, options, how):
     if (options["compression"], how) == ("webp", "half zeroed"):
         pytest.skip("libwebp decodes it; the documentation says so")
@@ -132,7 +141,9 @@ def _set_tag(path, code, value):
         file.pages[0].tags[code].overwrite(value)
 
 
-@pytest.mark.parametrize(("code", "value"), [(256, 0), (257, 0), (322, 1 << 20), (323, 0), (256, 1 << 20), (277, 40), (262, 7)])
+@pytest.mark.parametrize(
+    ("code", "value"), [(256, 0), (257, 0), (322, 1 << 20), (323, 0), (256, 1 << 20), (277, 40), (262, 7)]
+)
 def test_headers_that_lie(tmp_path, code, value):
     write_pyramid(tmp_path / "a.tif", photo(256, 256), 1)
     _set_tag(tmp_path / "a.tif", code, value)
@@ -172,14 +183,17 @@ def test_random_bytes_behind_every_magic_number(tmp_path):
         b"P6 ",
     ]
     for i in range(90):
-        (tmp_path / "a").write_bytes(starts[i % len(starts)] + rng.integers(0, 256, int(rng.integers(0, 300)), dtype=np.uint8).tobytes())
+        (tmp_path / "a").write_bytes(
+            starts[i % len(starts)] + rng.integers(0, 256, int(rng.integers(0, 300)), dtype=np.uint8).tobytes()
+        )
         with pytest.raises(FovealError, match="/a: "):
             open_image(tmp_path / "a").look(WHOLE, (8, 8))
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "cut by 40 bytes", "second half zeroed"])
 @pytest.mark.parametrize(
-    "codec", ["packbits", "lzw", "deflate", "zstd", "lzma", "lerc", "jpegxl", "png", "jpegxr", "group3", "group4", "ccitt"]
+    "codec",
+    ["packbits", "lzw", "deflate", "zstd", "lzma", "lerc", "jpegxl", "png", "jpegxr", "group3", "group4", "ccitt"],
 )
 def test_data_cut_short_are_refused_whatever_the_codec(tmp_path, codec, damage):
     from PIL import Image

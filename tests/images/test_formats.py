@@ -1,4 +1,6 @@
-"""Every suffix of the list has a reader, the documentation has the same list, and what is no regular file is refused at once."""
+"""Every suffix of the list has a reader, the documentation has the same list, and what is no regular file is refused at
+once.
+"""
 
 import os
 import re
@@ -20,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_documentation_has_the_same_list():
-    lines = [line for line in (ROOT / "docs" / "images.md").read_text().splitlines() if line.startswith("| ") and "`." in line]
+    lines = [
+        line
+        for line in (ROOT / "docs" / "images.md").read_text().splitlines()
+        if line.startswith("| ") and "`." in line
+    ]
     found, named = ([re.findall(r"`(\.\w+)`", line.split("|")[column]) for line in lines] for column in (3, 4))
     assert found == [list(BASE), *(list(extra.suffixes) for extra in EXTRAS.values())]
     assert named == [[], *(list(extra.by_name) for extra in EXTRAS.values())]
@@ -36,7 +42,9 @@ def write(path: Path, pixels: np.ndarray) -> None:
     else:
         kinds = {".png": "PNG", ".apng": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF"}
         kinds |= dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM")
-        Image.fromarray(pixels).save(path, kinds.get(path.suffix, "JPEG"), **({"lossless": True} if path.suffix == ".webp" else {}))
+        Image.fromarray(pixels).save(
+            path, kinds.get(path.suffix, "JPEG"), **({"lossless": True} if path.suffix == ".webp" else {})
+        )
 
 
 @pytest.mark.parametrize("suffix", BASE)
@@ -48,7 +56,9 @@ def test_base_formats_are_read(tmp_path, suffix):
     assert np.abs(seen.astype(int) - pixels).mean() < (12 if suffix == ".gif" else 8)
 
 
-@pytest.mark.parametrize(("suffix", "module"), [(s, e.module) for e in EXTRAS.values() for s in (*e.suffixes, *e.by_name)])
+@pytest.mark.parametrize(
+    ("suffix", "module"), [(s, e.module) for e in EXTRAS.values() for s in (*e.suffixes, *e.by_name)]
+)
 def test_other_formats_go_to_the_reader_of_their_extra(tmp_path, monkeypatch, suffix, module):
     (tmp_path / f"a{suffix}").write_bytes(b"some unknown content" * 10)
     monkeypatch.setitem(sys.modules, module, None)
@@ -75,9 +85,13 @@ def test_jpeg_xl_is_exact(tmp_path, dtype, bands, container):
 @pytest.mark.parametrize("size", [(8, 8), (64, 96), (30, 40), (1080, 1920), (100, 200), (77, 513), (9000, 3), (1, 1)])
 @pytest.mark.parametrize("container", [False, True])
 def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(tmp_path, size, container):
-    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(np.zeros((*size, 3), np.uint8), usecontainer=container, effort=1))
+    (tmp_path / "a.jxl").write_bytes(
+        imagecodecs.jpegxl_encode(np.zeros((*size, 3), np.uint8), usecontainer=container, effort=1)
+    )
     assert jxl.read_size(str(tmp_path / "a.jxl")) == size
-    with pytest.raises(ImageError, match=rf"claims {size[1]} x {size[0]} pixels, which take .* bytes, more than the limit of 7;"):
+    with pytest.raises(
+        ImageError, match=rf"claims {size[1]} x {size[0]} pixels, which take .* bytes, more than the limit of 7;"
+    ):
         open_image(tmp_path / "a.jxl", max_bytes=7)
 
 
@@ -99,7 +113,9 @@ def test_jpeg_xl_cut_short_is_damaged(tmp_path, keep, container):
         open_image(tmp_path / "a.jxl", cache_dir=tmp_path / "cache").look(np.array([[0, 0, 60, 50]]), (8, 8))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/dev/tty")])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/dev/tty")]
+)
 def test_pipes_and_devices_are_refused_at_once(tmp_path, make):
     make(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"a\.png: is no file but a pipe, a socket or a device; write"):

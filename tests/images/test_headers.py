@@ -16,8 +16,16 @@ def test_outline_says_what_the_file_says(tmp_path, byteorder, bigtiff, subifds):
     with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=byteorder, bigtiff=bigtiff) as writer:
         for i, n in enumerate((300, 150, 75)):
             text = "a description " * 9 if i == 0 else None
-            writer.write(photo(n, n + 20), tile=(32, 48), compression="deflate", photometric="rgb", description=text, metadata=None,
-                         subifds=2 if subifds and i == 0 else None, resolution=(1e4, 1e4))  # fmt: skip
+            writer.write(
+                photo(n, n + 20),
+                tile=(32, 48),
+                compression="deflate",
+                photometric="rgb",
+                description=text,
+                metadata=None,
+                subifds=2 if subifds and i == 0 else None,
+                resolution=(1e4, 1e4),
+            )
     descriptor = os.open(tmp_path / "a.tif", os.O_RDONLY)
     small, lists = outline(descriptor)
     assert len(small) < 4000
@@ -28,7 +36,10 @@ def test_outline_says_what_the_file_says(tmp_path, byteorder, bigtiff, subifds):
                 for code in {tag.code for tag in one.tags} - {324, 325, 330}:
                     assert one.tags[code].value == other.tags[code].value
                 offsets, counts = lists[other.offset]
-                assert tuple(offsets.all(descriptor)) == one.dataoffsets and tuple(counts.all(descriptor)) == one.databytecounts
+                assert (
+                    tuple(offsets.all(descriptor)) == one.dataoffsets
+                    and tuple(counts.all(descriptor)) == one.databytecounts
+                )
                 assert offsets.get(descriptor, len(offsets) - 1) == one.dataoffsets[-1]
     os.close(descriptor)
 

@@ -42,7 +42,7 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(pixels), -1, 0)))
 
 
-# -------------------------------------------------------------------------------------- the same pixels, the same answer
+# ------------------------------------------------------------------------------------- the same pixels, the same answer
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -86,10 +86,15 @@ def _pictures() -> dict[str, Image.Image]:
     half = grey.copy()
     half.putalpha(clear)
     return {
-        "1": grey.convert("1"), "L": grey, "P": colour.convert("P"), "P of grey": grey.convert("P"),
-        "RGB": colour, "RGBA": seen, "LA": half,
+        "1": grey.convert("1"),
+        "L": grey,
+        "P": colour.convert("P"),
+        "P of grey": grey.convert("P"),
+        "RGB": colour,
+        "RGBA": seen,
+        "LA": half,
         "I;16": Image.fromarray(photo(H, W, 1, np.uint16)[..., 0]),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("mode", _pictures())
@@ -113,7 +118,11 @@ def test_a_transparent_colour_is_outside(tmp_path, model, mode, key):
 
 @pytest.mark.parametrize("kind", ["gif", "bmp", "ppm", "pgm", "webp"])
 def test_pillow_images_of_other_files(tmp_path, model, kind):
-    picture = Image.fromarray(photo(H, W, 1, np.uint16)[..., 0]).convert("I") if kind == "pgm" else Image.fromarray(photo(H, W))
+    picture = (
+        Image.fromarray(photo(H, W, 1, np.uint16)[..., 0]).convert("I")
+        if kind == "pgm"
+        else Image.fromarray(photo(H, W))
+    )
     picture.save(tmp_path / f"a.{kind}", **({"lossless": True} if kind == "webp" else {}))
     same(model, tmp_path / f"a.{kind}", Image.open(tmp_path / f"a.{kind}"))
 
@@ -136,7 +145,9 @@ def test_premultiplied_and_palettes_with_alpha(model, mode):
 def test_pillow_images_are_turned_as_exif_says(tmp_path, model, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(H, W)).save(tmp_path / f"a.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    Image.fromarray(photo(H, W)).save(
+        tmp_path / f"a.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {})
+    )
     opened = Image.open(tmp_path / f"a.{kind}")
     assert as_image(opened).size == (W, H)
     turned = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{kind}"))
@@ -152,10 +163,13 @@ def _odd_arrays() -> dict[str, np.ndarray]:
     wide = np.zeros((H, 2 * W, 3), np.uint8)
     wide[:, ::2] = pixels
     return {
-        "negative strides": pixels[::-1, ::-1].copy()[::-1, ::-1], "read-only": locked, "every other column": wide[:, ::2],
-        "Fortran's order": np.asfortranarray(pixels), "a view of channels first": np.moveaxis(np.moveaxis(pixels, -1, 0).copy(), 0, -1),
+        "negative strides": pixels[::-1, ::-1].copy()[::-1, ::-1],
+        "read-only": locked,
+        "every other column": wide[:, ::2],
+        "Fortran's order": np.asfortranarray(pixels),
+        "a view of channels first": np.moveaxis(np.moveaxis(pixels, -1, 0).copy(), 0, -1),
         "no mask set": np.ma.array(pixels),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("how", _odd_arrays())
@@ -173,17 +187,22 @@ def test_arrays_of_any_byte_order(model, dtype):
 def _odd_tensors() -> dict[str, torch.Tensor]:
     x = tensor(photo(H, W, dtype=np.float32))
     return {
-        "with a gradient": x.clone().requires_grad_(), "a parameter": torch.nn.Parameter(x.clone()),
+        "with a gradient": x.clone().requires_grad_(),
+        "a parameter": torch.nn.Parameter(x.clone()),
         "a result": x.clone().requires_grad_() * 1,
-        "not contiguous": x.transpose(1, 2).contiguous().transpose(1, 2), "double": x.double(), "made for inference": x[:],
-    }  # fmt: skip
+        "not contiguous": x.transpose(1, 2).contiguous().transpose(1, 2),
+        "double": x.double(),
+        "made for inference": x[:],
+    }
 
 
 @pytest.mark.parametrize("how", _odd_tensors())
 def test_tensors_of_any_kind(model, how):
     x = tensor(photo(H, W, dtype=np.float32))
     same(model, x, _odd_tensors()[how])
-    torch.testing.assert_close(classify(model, [_odd_tensors()[how]])[0].logits, classify(model, x).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        classify(model, [_odd_tensors()[how]])[0].logits, classify(model, x).logits, rtol=0, atol=1e-5
+    )
 
 
 def test_black_and_white(model):
@@ -191,7 +210,9 @@ def test_black_and_white(model):
     same(model, mask, mask.astype(np.uint8) * 255, torch.from_numpy(mask)[None], Image.fromarray(mask))
 
 
-@pytest.mark.parametrize("x", [photo(H, W), photo(H, W, dtype=np.uint16), photo(H, W, dtype=np.float32)], ids=["uint8", "uint16", "float"])
+@pytest.mark.parametrize(
+    "x", [photo(H, W), photo(H, W, dtype=np.uint16), photo(H, W, dtype=np.float32)], ids=["uint8", "uint16", "float"]
+)
 def test_what_is_given_stays_as_it_is(x):
     """Also for a model with a value range, whatever is looked at."""
     ranged, before, t = make(value_range=(0.0, 0.5 if x.dtype.kind == "f" else 200.0)), x.copy(), tensor(x)
@@ -204,7 +225,9 @@ def test_masked_pixels_are_outside(model):
     pixels = photo(H, W, dtype=np.float32)
     pixels[:20] = -9999
     masked = np.ma.masked_equal(pixels, -9999)
-    expected = ArrayPyramid(np.where(pixels < 0, 0, pixels), (pixels[..., 0] >= 0).astype(np.float32), value_range=(0, 1))
+    expected = ArrayPyramid(
+        np.where(pixels < 0, 0, pixels), (pixels[..., 0] >= 0).astype(np.float32), value_range=(0, 1)
+    )
     same(model, masked, expected)
 
 
@@ -222,18 +245,30 @@ def test_any_number_of_bands_for_a_model_of_as_many(tmp_path, bands):
     same(model, tmp_path / "a.tif", pixels, tensor(pixels))
 
 
-# ------------------------------------------------------------------------------------------------------------ value range
+# ---------------------------------------------------------------------------------------------------------- value range
 
 
 def test_values_in_the_range_that_the_model_was_trained_on(tmp_path):
-    """A file, integers, floats and an image that was opened without a range are the same image; so is what was scaled for another model."""
+    """A file, integers, floats and an image that was opened without a range are the same image; so is what was scaled
+    for another model.
+    """
     pixels = photo(H, W, dtype=np.uint16) // 40
     ranged = make(value_range=(100.0, 1500.0))
     tifffile.imwrite(tmp_path / "u.tif", pixels, photometric="rgb")
     tifffile.imwrite(tmp_path / "f.tif", pixels.astype(np.float32), photometric="rgb")
-    forms = [tmp_path / "u.tif", tmp_path / "f.tif", pixels, pixels.astype(np.int16), pixels.astype(np.int64), pixels.astype(np.uint32),
-             pixels.astype(np.float64), tensor(pixels), tensor(pixels.astype(np.float32)), open_image(tmp_path / "u.tif"),
-             open_image(tmp_path / "u.tif", value_range=(100, 1500))]  # fmt: skip
+    forms = [
+        tmp_path / "u.tif",
+        tmp_path / "f.tif",
+        pixels,
+        pixels.astype(np.int16),
+        pixels.astype(np.int64),
+        pixels.astype(np.uint32),
+        pixels.astype(np.float64),
+        tensor(pixels),
+        tensor(pixels.astype(np.float32)),
+        open_image(tmp_path / "u.tif"),
+        open_image(tmp_path / "u.tif", value_range=(100, 1500)),
+    ]
     same(ranged, *forms)
     scaled = np.clip((pixels.astype(np.float32) - 100) / 1400, 0, 1)
     torch.testing.assert_close(classify(ranged, pixels).logits, classify(make(), scaled).logits, rtol=0, atol=1e-5)
@@ -262,10 +297,22 @@ def test_masks_of_zeros_and_ones_over_their_range(tmp_path):
 FEW = photo(H, W, dtype=np.float32)
 UNTRAINED = {
     "8 bits where 12 were trained": (photo(H, W), (0, 4095), "uint8 pixels, which end at 255, were given"),
-    "8 bits where shares were trained": (photo(H, W), (0, 1), r"(values from 0 to 255|uint8 pixels up to 255) were given"),
-    "16 bits where shares were trained": (photo(H, W, dtype=np.uint16), (0, 1), r"values from 0 to 6.554e\+04 were given"),
+    "8 bits where shares were trained": (
+        photo(H, W),
+        (0, 1),
+        r"(values from 0 to 255|uint8 pixels up to 255) were given",
+    ),
+    "16 bits where shares were trained": (
+        photo(H, W, dtype=np.uint16),
+        (0, 1),
+        r"values from 0 to 6.554e\+04 were given",
+    ),
     "integers where shares were trained": (photo(H, W).astype(np.int64), (0, 1), r"values from 0 to 255 were given"),
-    "integers that end too early": (photo(H, W).astype(np.int16), (0, 50000), "int16 pixels, which end at 32767, were given"),
+    "integers that end too early": (
+        photo(H, W).astype(np.int16),
+        (0, 50000),
+        "int16 pixels, which end at 32767, were given",
+    ),
     "shares where 12 bits were trained": (FEW, (0, 4095), "values from 0 to 1 were given"),
     "all above": (1000 + photo(H, W, dtype=np.uint16) // 100, (0, 255), r"values from 1000 to 1655 were given"),
     "all below": (-5 - FEW, (0, 255), r"values from -6 to -5 were given"),
@@ -276,7 +323,9 @@ UNTRAINED = {
 def test_values_that_cannot_be_those_of_training(tmp_path, case):
     pixels, value_range, sentence = UNTRAINED[case]
     ranged = make(value_range=value_range)
-    expected = rf"^\S+: {sentence}, and the model was trained on values from 0 to {value_range[1]}; give values in that range$"
+    expected = (
+        rf"^\S+: {sentence}, and the model was trained on values from 0 to {value_range[1]}; give values in that range$"
+    )
     forms = [pixels, tensor(pixels)]
     if pixels.dtype == np.uint8:
         Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -291,7 +340,7 @@ def test_one_black_tile_is_an_image():
     same(ranged, np.zeros((H, W, 3), np.uint16), np.zeros((H, W, 3), np.float32), torch.zeros(3, H, W))
 
 
-# ---------------------------------------------------------------------------------------------------------- what is no image
+# ----------------------------------------------------------------------------------------------------- what is no image
 
 
 def changed(x: np.ndarray, value: float) -> np.ndarray:
@@ -303,23 +352,44 @@ def changed(x: np.ndarray, value: float) -> np.ndarray:
 SHARES = "and floats are taken from 0 to 1;"
 BAD = {
     "floats to 255": (255 * FEW, rf"float values from 0 to 255 were given, {SHARES} divide them by 255, or give uint8"),
-    "floats to 65535": (65535 * FEW, rf"float values from 0 to 6.554e\+04 were given, {SHARES} divide them by the value that is white"),
-    "normalised": (4 * FEW - 2, rf"float values from -2 to 2 were given, {SHARES} give the image before it is normalised"),
+    "floats to 65535": (
+        65535 * FEW,
+        rf"float values from 0 to 6.554e\+04 were given, {SHARES} divide them by the value that is white",
+    ),
+    "normalised": (
+        4 * FEW - 2,
+        rf"float values from -2 to 2 were given, {SHARES} give the image before it is normalised",
+    ),
     "one bright value": (changed(FEW, 1.5), rf"float values from 0 to 1.5 were given, {SHARES}"),
     "one NaN": (changed(FEW, np.nan), "some values are NaN or infinite; replace them"),
     "one infinity": (changed(FEW, -np.inf), "some values are NaN or infinite; replace them"),
     "too large for float32": (changed(FEW.astype(np.float64), 1e300), "some values are NaN or infinite; replace them"),
-    "bands first": (np.moveaxis(photo(H, W), -1, 0), r"an array of shape \(3, 90, 70\) has its bands first, .*; give numpy.moveaxis"),
+    "bands first": (
+        np.moveaxis(photo(H, W), -1, 0),
+        r"an array of shape \(3, 90, 70\) has its bands first, .*; give numpy.moveaxis",
+    ),
     "grey bands first": (np.zeros((1, H, W), np.uint8), r"an array of shape \(1, 90, 70\) has its bands first"),
     "seven bands": (np.zeros((H, W, 7), np.uint8), "has 7 bands where 3 are expected"),
     "two bands": (np.zeros((H, W, 2), np.uint8), "has 2 bands where 3 are expected"),
-    "four bands": (np.zeros((H, W, 4), np.uint8), r"has 4 bands where 3 are expected; if the fourth is alpha, give x\[..., :3\], or PIL"),
-    "a batch": (np.zeros((2, H, W, 3), np.uint8), r"an array of shape \(2, 90, 70, 3\) was given, .*; give one image, or a list of images"),
-    "a line": (np.zeros(7, np.uint8), r"an array of shape \(7,\) was given, and an array is taken as \(H, W\) or \(H, W, C\)"),
+    "four bands": (
+        np.zeros((H, W, 4), np.uint8),
+        r"has 4 bands where 3 are expected; if the fourth is alpha, give x\[..., :3\], or PIL",
+    ),
+    "a batch": (
+        np.zeros((2, H, W, 3), np.uint8),
+        r"an array of shape \(2, 90, 70, 3\) was given, .*; give one image, or a list of images",
+    ),
+    "a line": (
+        np.zeros(7, np.uint8),
+        r"an array of shape \(7,\) was given, and an array is taken as \(H, W\) or \(H, W, C\)",
+    ),
     "a number": (np.array(7), r"an array of shape \(\) was given"),
     "no rows": (np.zeros((0, W, 3), np.uint8), r"an array of shape \(0, 70, 3\) has no pixels"),
     "no bands": (np.zeros((H, W, 0), np.uint8), r"an array of shape \(90, 70, 0\) has no pixels"),
-    "integers": (np.zeros((H, W, 3), np.int64), "pixels of the type int64 were given; give uint8, uint16, or floats from 0 to 1"),
+    "integers": (
+        np.zeros((H, W, 3), np.int64),
+        "pixels of the type int64 were given; give uint8, uint16, or floats from 0 to 1",
+    ),
     "long integers": (np.zeros((H, W, 3), np.uint32), "pixels of the type uint32 were given"),
     "complex": (np.zeros((H, W, 3), np.complex64), "pixels of the type complex64 were given"),
     "objects": (np.full((H, W, 3), None), "pixels of the type object were given"),
@@ -329,25 +399,38 @@ BAD = {
     "tensor, floats to 255": (255 * tensor(FEW), rf"float values from 0 to 255 were given, {SHARES}"),
     "tensor, one NaN": (tensor(changed(FEW, np.nan)), "some values are NaN or infinite"),
     "tensor, bands last": (
-        torch.from_numpy(photo(H, W)), r"a tensor of shape \(90, 70, 3\) has its bands last, .*; give x.permute\(2, 0, 1\)",
+        torch.from_numpy(photo(H, W)),
+        r"a tensor of shape \(90, 70, 3\) has its bands last, .*; give x.permute\(2, 0, 1\)",
     ),
-    "tensor without bands": (torch.zeros(H, W), r"a tensor of shape \(90, 70\) was given, .*; give x\[None\] for a grey image"),
+    "tensor without bands": (
+        torch.zeros(H, W),
+        r"a tensor of shape \(90, 70\) was given, .*; give x\[None\] for a grey image",
+    ),
     "tensor of five dimensions": (torch.zeros(1, 1, 3, H, W), r"a tensor of shape \(1, 1, 3, 90, 70\) was given"),
     "tensor, seven bands": (torch.zeros(7, H, W), "has 7 bands where 3 are expected"),
-    "tensor, four bands": (torch.zeros(4, H, W), r"has 4 bands where 3 are expected; if the fourth is alpha, give x\[:3\]"),
+    "tensor, four bands": (
+        torch.zeros(4, H, W),
+        r"has 4 bands where 3 are expected; if the fourth is alpha, give x\[:3\]",
+    ),
     "tensor without columns": (torch.zeros(3, H, 0), r"a tensor of shape \(3, 90, 0\) has no pixels"),
     "tensor of labels": (torch.zeros(3, H, W, dtype=torch.int32), "pixels of the type int32 were given"),
     "complex tensor": (torch.zeros(3, H, W, dtype=torch.complex64), "pixels of the type complex64 were given"),
     "meta tensor": (torch.zeros(3, H, W, device="meta"), "the tensor is on the meta device"),
     "sparse tensor": (torch.zeros(3, H, W).to_sparse(), "the tensor is sparse or nested"),
     "a Pillow image without columns": (Image.new("RGB", (0, H)), r"an image of shape \(90, 0, 3\) has no pixels"),
-    "a Pillow image of floats to 255": (Image.fromarray(255 * FEW[..., 0]), r"float values from 2.7\d+ to 237.4 were given"),
-    "a Pillow image of 32 bits": (Image.fromarray(np.full((H, W), 70000, np.int32)), "a Pillow image of 32-bit integers has values beyond"),
+    "a Pillow image of floats to 255": (
+        Image.fromarray(255 * FEW[..., 0]),
+        r"float values from 2.7\d+ to 237.4 were given",
+    ),
+    "a Pillow image of 32 bits": (
+        Image.fromarray(np.full((H, W), 70000, np.int32)),
+        "a Pillow image of 32-bit integers has values beyond",
+    ),
     "None": (None, "None was given; give a path, a Pillow image, a NumPy array"),
     "bytes": (b"\xff\xd8", "an object of the type bytes was given"),
     "a dictionary": ({"a": 1}, "an object of the type dict was given"),
     "a number alone": (7, "an object of the type int was given"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -359,14 +442,24 @@ def test_what_cannot_be_the_image_gets_one_sentence(model, case, recwarn):
     rows = predict(model, [good, image, tensor(good)], device="cpu").rows
     assert [row["path"] for row in rows] == ["[0]", "[1]", "[2]"]
     assert re.search(rf"^\[1\]: {sentence}[^\n]*$", rows[1]["error"]) and rows[1]["label"] is None
-    assert rows[0]["error"] is rows[2]["error"] is None and rows[0]["probability"] == pytest.approx(rows[2]["probability"])
+    assert rows[0]["error"] is rows[2]["error"] is None and rows[0]["probability"] == pytest.approx(
+        rows[2]["probability"]
+    )
     assert not list(recwarn)
 
 
 def test_colours_for_a_model_of_one_band(tmp_path):
     Image.fromarray(photo(H, W)).save(tmp_path / "a.png")
-    for image in (photo(H, W), tensor(photo(H, W)), Image.fromarray(photo(H, W)), tmp_path / "a.png", open_image(tmp_path / "a.png")):
-        with pytest.raises(ImageError, match=r": has 3 bands where 1 are expected; convert it, or use a model made for 3$"):
+    for image in (
+        photo(H, W),
+        tensor(photo(H, W)),
+        Image.fromarray(photo(H, W)),
+        tmp_path / "a.png",
+        open_image(tmp_path / "a.png"),
+    ):
+        with pytest.raises(
+            ImageError, match=r": has 3 bands where 1 are expected; convert it, or use a model made for 3$"
+        ):
             classify(make(1), image)
 
 
@@ -391,7 +484,9 @@ def test_a_damaged_file_that_pillow_opened(tmp_path, model):
     Image.fromarray(photo(H, W)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageError, match=r"^image: the Pillow image cannot be read \(.*\); open it again, or give its path$"):
+    with pytest.raises(
+        ImageError, match=r"^image: the Pillow image cannot be read \(.*\); open it again, or give its path$"
+    ):
         classify(model, Image.open(tmp_path / "a.png"))
 
 
@@ -417,7 +512,10 @@ def test_a_list_of_everything(tmp_path, model):
     summary = predict(model, (image for image in everything), device="cpu", batch_size=3)
     names = [str(tmp_path / "a.png"), "[1]", "[2]", "[3]", "[4][0]", "[4][1]", "[5]"]
     assert [row["path"] for row in summary.rows] == names and not summary.failed
-    assert all(row["probability"] == pytest.approx(float(together[i].probability), abs=1e-5) for i, row in enumerate(summary.rows))
+    assert all(
+        row["probability"] == pytest.approx(float(together[i].probability), abs=1e-5)
+        for i, row in enumerate(summary.rows)
+    )
     assert all(row["error"] is None for row in summary.rows)
     assert classify(model, [View(open_image(tmp_path / "a.png"))]).logits.shape == (1, 3)
 
@@ -431,9 +529,13 @@ def test_one_image_is_one_row(tmp_path, model):
 
 
 def test_one_image_several_times(tmp_path, model):
-    """In a list, whose images are opened by several threads; an iterator that does so has put others into the same object."""
+    """In a list, whose images are opened by several threads; an iterator that does so has put others into the same
+    object.
+    """
     Image.fromarray(photo(H, W)).save(tmp_path / "a.png")
-    Image.fromarray(photo(H, W)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(photo(H, W, seed=1))])
+    Image.fromarray(photo(H, W)).save(
+        tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(photo(H, W, seed=1))]
+    )
     rows = predict(model, [Image.open(tmp_path / "a.png")] * 8, device="cpu").rows
     assert len({row["probability"] for row in rows}) == 1 and not any(row["error"] for row in rows)
     with pytest.raises(ConfigError, match=r"^the iterator gives one object several times, .*; give copies of it$"):
@@ -447,7 +549,10 @@ def test_rows_of_images_in_memory_are_not_continued(tmp_path, model):
     assert predict(model, tmp_path / "a.png", device="cpu", out=out).predicted == 1
     assert predict(model, images, device="cpu", out=out).predicted == 2
     before = out.read_bytes()
-    with pytest.raises(ConfigError, match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may have been another one; choose"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may have been another one; choose",
+    ):
         predict(model, images[::-1], device="cpu", out=out)
     assert out.read_bytes() == before
     assert predict(model, images, device="cpu", out=out, resume=False).predicted == 2
@@ -466,7 +571,8 @@ def test_a_run_folder_is_a_model(tmp_path, form):
 def test_a_model_that_is_none(model):
     for call in (classify, predict):
         with pytest.raises(
-            ConfigError, match=r"^model: an object of the type ndarray was given; give a network, or the path of a run folder$"
+            ConfigError,
+            match=r"^model: an object of the type ndarray was given; give a network, or the path of a run folder$",
         ):
             call(photo(H, W), model)
         with pytest.raises(FovealError, match=r"nowhere: there is no such run folder"):
@@ -485,14 +591,16 @@ def test_images_that_are_squashed_first(tmp_path):
     assert classify(model, tensor(pixels)).glimpses[0].box == (0, 0, 48, 48)
 
 
-# ------------------------------------------------------------------------------------------------------ the model itself
+# ----------------------------------------------------------------------------------------------------- the model itself
 
 
 @pytest.mark.parametrize("scale", [255.0, -1.0])
 def test_a_model_that_is_called_itself_refuses_floats_that_are_no_shares(model, scale):
     batch = scale * torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        with pytest.raises(ImageError, match=r"^images: float values from .* were given, and floats are taken from 0 to 1;"):
+        with pytest.raises(
+            ImageError, match=r"^images: float values from .* were given, and floats are taken from 0 to 1;"
+        ):
             model(batch)
         assert model(batch / scale).logits.shape == (2, 3)
         assert model(TensorViews(batch)).logits.shape == (2, 3)  # whoever makes views knows what they hold

@@ -15,9 +15,12 @@ from foveal.images import jpeg, open_image
 from tests.images.files import photo
 
 KINDS = {
-    "baseline": {}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+    "baseline": {},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "progressive": {"progressive": True},
     "restarts": {"restart_marker_rows": 1},
-}  # fmt: skip
+}
 
 
 def _jpeg(kind="baseline", mode="RGB", size=(120, 104)):
@@ -56,15 +59,19 @@ def _unknown_transform(data):
 
 ACCEPTED = {
     "extraneous bytes before marker": [
-        lambda data: data[:-2] + bytes(range(1, 60)) + data[-2:], lambda data: data[:-2] + b"\x11\x22\x33" + data[-2:],
-        lambda data: data[:-2] + bytes(20) + data[-2:], _before(0xDB, b"\1\2"), _before(0xC4, b"\1\2"), _before(0xDA, b"\1\2"),
+        lambda data: data[:-2] + bytes(range(1, 60)) + data[-2:],
+        lambda data: data[:-2] + b"\x11\x22\x33" + data[-2:],
+        lambda data: data[:-2] + bytes(20) + data[-2:],
+        _before(0xDB, b"\1\2"),
+        _before(0xC4, b"\1\2"),
+        _before(0xDA, b"\1\2"),
     ],
     "Premature end of JPEG file": [lambda data: data[:-2], lambda data: data[:-1]],
     "unknown JFIF revision number": [_patched(b"JFIF\0", 5, b"\3")],
     "Unknown Adobe color transform code": [_unknown_transform],
     "Invalid SOS parameters for sequential JPEG": [_bad_parameters],
     "bad ICC marker": [lambda data: data[:2] + b"\xff\xe2\0\x14ICC_PROFILE\0\5\1abcd" + data[2:]],
-}  # fmt: skip
+}
 
 
 def test_every_harmless_warning_has_an_input():
@@ -85,7 +92,12 @@ def test_what_loses_no_pixel_is_read(warning, kind, monkeypatch):
 def test_bytes_after_the_end_and_filling_bytes_are_read(monkeypatch):
     for kind in KINDS:
         data = _jpeg(kind)
-        for changed in (data + b"trailer" * 20, data + bytes(7), data[:-2] + b"\xff" * 7 + data[-2:], data[:-2] + b"\x55" + data[-2:]):
+        for changed in (
+            data + b"trailer" * 20,
+            data + bytes(7),
+            data[:-2] + b"\xff" * 7 + data[-2:],
+            data[:-2] + b"\x55" + data[-2:],
+        ):
             assert np.array_equal(jpeg.decode(changed, "RGB"), simplejpeg.decode_jpeg(data))
 
 
@@ -114,7 +126,9 @@ REFUSED = {
     "cut": lambda data: data[: len(data) * 3 // 4],
     "cut, end marker kept": lambda data: data[: len(data) * 3 // 4] + b"\xff\xd9",
     "a few bytes cut": lambda data: data[:-8] + b"\xff\xd9",
-    "second half zeroed": lambda data: data[: sum(_scan(data)) // 2] + bytes(_scan(data)[1] - sum(_scan(data)) // 2) + b"\xff\xd9",
+    "second half zeroed": lambda data: (
+        data[: sum(_scan(data)) // 2] + bytes(_scan(data)[1] - sum(_scan(data)) // 2) + b"\xff\xd9"
+    ),
     "second half and end zeroed": lambda data: data[: sum(_scan(data)) // 2] + bytes(len(data) - sum(_scan(data)) // 2),
     "harmless, then cut": lambda data: _before(0xDB, b"\1\2")(data)[: len(data) * 3 // 4] + b"\xff\xd9",
     "unsupported marker": lambda data: data[: sum(_scan(data)) // 2] + b"\xff\x02" + data[sum(_scan(data)) // 2 :],
@@ -132,7 +146,11 @@ def test_what_loses_pixels_is_refused(damage, kind):
 def test_lost_and_wrong_restart_markers_are_refused():
     data = _jpeg("restarts")
     at = data.index(b"\xff\xd3")
-    for damaged in (_lost_marker(data), data[: at + 1] + b"\xd5" + data[at + 2 :], _before(0xD3, b"\1\2")(_lost_marker(data))):
+    for damaged in (
+        _lost_marker(data),
+        data[: at + 1] + b"\xd5" + data[at + 2 :],
+        _before(0xD3, b"\1\2")(_lost_marker(data)),
+    ):
         with pytest.raises(ValueError, match="marker"):
             jpeg.decode(damaged, "RGB")
 
@@ -166,7 +184,9 @@ def test_a_missing_scan_is_refused():
 
 @pytest.mark.parametrize("factors", [(0x22, 0x12, 0x21), (0x41, 0x21, 0x11)])
 def test_rare_sampling_factors_are_decoded_and_checked(factors):
-    """One colour all over, coded by hand with the standard tables: simplejpeg knows no such sampling, other libraries do."""
+    """One colour all over, coded by hand with the standard tables: simplejpeg knows no such sampling, other libraries
+    do.
+    """
     blocks = [(f >> 4) * (f & 15) for f in factors]
     units = (64 // (8 * (factors[0] >> 4))) * (64 // (8 * (factors[0] & 15)))
     rest = "0000" * sum(blocks[1:])
@@ -183,7 +203,11 @@ def test_rare_sampling_factors_are_decoded_and_checked(factors):
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(data)
     pixels = jpeg.decode(data, "RGB")
-    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)))) and pixels.std() == 0 and pixels[0, 0, 0] != 128
+    assert (
+        np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data))))
+        and pixels.std() == 0
+        and pixels[0, 0, 0] != 128
+    )
     with pytest.raises(ValueError, match="premature"):
         jpeg.decode(bytes(head) + codes[: len(codes) // 2] + b"\xff\xd9", "RGB")
 
@@ -192,14 +216,19 @@ def _tiles(pixels, side=64):
     padded = np.pad(pixels, ((0, -pixels.shape[0] % side), (0, -pixels.shape[1] % side), (0, 0)), mode="edge")
     return [
         np.ascontiguousarray(padded[y : y + side, x : x + side])
-        for y in range(0, padded.shape[0], side) for x in range(0, padded.shape[1], side)
-    ]  # fmt: skip
+        for y in range(0, padded.shape[0], side)
+        for x in range(0, padded.shape[1], side)
+    ]
 
 
 def _write(path, tiles, shape, meaning, **options):
-    """A TIFF of tiles that are coded already; its photometric is set afterwards, since tifffile has a mind of its own."""
+    """A TIFF of tiles that are coded already; its photometric is set afterwards, since tifffile has a mind of its
+    own.
+    """
     with tifffile.TiffWriter(path) as writer:
-        writer.write(iter(tiles), shape=shape, dtype=np.uint8, tile=(64, 64), compression="jpeg", metadata=None, **options)
+        writer.write(
+            iter(tiles), shape=shape, dtype=np.uint8, tile=(64, 64), compression="jpeg", metadata=None, **options
+        )
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags[262].overwrite(meaning)
 
@@ -209,9 +238,16 @@ def test_the_tiff_says_what_the_components_are(tmp_path, marks):
     """As in libtiff, and so in OpenSlide, libvips and GDAL: the notes of the JPEG itself do not count."""
     pixels = photo(150, 200)
     for photometric, colours in ((2, "RGB"), (6, "YCBCR")):
-        tiles = [imagecodecs.jpeg8_encode(t, 95, colorspace="RGB", outcolorspace=colours, subsampling="444") for t in _tiles(pixels)]
+        tiles = [
+            imagecodecs.jpeg8_encode(t, 95, colorspace="RGB", outcolorspace=colours, subsampling="444")
+            for t in _tiles(pixels)
+        ]
         bare = [t[:2] + t[2 + 2 + struct.unpack(">H", t[4:6])[0] :] if t[3] in (0xE0, 0xEE) else t for t in tiles]
-        note = {"none": b"", "JFIF": b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0", "Adobe": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"}[marks]
+        note = {
+            "none": b"",
+            "JFIF": b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0",
+            "Adobe": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0",
+        }[marks]
         note += bytes([photometric == 2]) if marks == "Adobe" else b""  # the opposite of the truth
         path = tmp_path / f"{photometric}.tif"
         extra = {"photometric": "ycbcr", "subsampling": (1, 1)}
@@ -230,15 +266,19 @@ def test_damaged_tiles_are_refused_in_every_colour_space(tmp_path, kind, damage)
     pixels, path = photo(150, 200, shape), tmp_path / "a.tif"
     space = {"RGB": "RGB", "CMYK": "CMYK"}.get(kind)
     options = {
-        "RGB": {"photometric": "rgb"}, "grey": {"photometric": "minisblack"}, "CMYK": {"photometric": "separated"},
+        "RGB": {"photometric": "rgb"},
+        "grey": {"photometric": "minisblack"},
+        "CMYK": {"photometric": "separated"},
         "grey and alpha": {"photometric": "minisblack", "extrasamples": [2], "planarconfig": "contig"},
-    }.get(kind)  # fmt: skip
+    }.get(kind)
     if options is None:
         more = {"compressionargs": {"bitspersample": 12}} if kind == "12 bits" else {"planarconfig": "separate"}
         source = pixels.astype(np.uint16) * 16 if kind == "12 bits" else pixels.transpose(2, 0, 1)
         tifffile.imwrite(path, source, tile=(64, 64), compression="jpeg", photometric="rgb", metadata=None, **more)
     else:
-        tiles = [imagecodecs.jpeg8_encode(t.squeeze(), 95, colorspace=space, outcolorspace=space) for t in _tiles(pixels)]
+        tiles = [
+            imagecodecs.jpeg8_encode(t.squeeze(), 95, colorspace=space, outcolorspace=space) for t in _tiles(pixels)
+        ]
         _write(path, tiles, pixels.squeeze().shape, {"RGB": 2, "CMYK": 5}.get(kind, 1), **options)
     image = open_image(path)
     seen = image.read(0, (0, 0, 150, 200))

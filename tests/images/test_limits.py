@@ -21,9 +21,17 @@ def _sparse(path, side, tile):
     count = (-(-side // tile)) ** 2
     lists = 8 + 2 + 12 * 10 + 4
     tags = [
-        (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1), (322, 4, 1, tile),
-        (323, 4, 1, tile), (324, 4, count, lists), (325, 4, count, lists),
-    ]  # fmt: skip
+        (256, 4, 1, side),
+        (257, 4, 1, side),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (277, 3, 1, 1),
+        (322, 4, 1, tile),
+        (323, 4, 1, tile),
+        (324, 4, count, lists),
+        (325, 4, count, lists),
+    ]
     body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + body + bytes(4 * count))
 
@@ -74,11 +82,16 @@ def _strip(path, side):
 
 
 BOMBS = {
-    "tiles left out": lambda p: _sparse(p, 20_000, 4096), "tiles left out, larger": lambda p: _sparse(p, 131_072, 16_384),
-    "PNG": lambda p: _png(p, 12_000), "JPEG": lambda p: _jpeg(p, 65_000), "WebP": lambda p: _webp(p, 16_383),
-    "BMP": lambda p: _bmp(p, 30_000), "GIF": lambda p: _gif(p, 65_000), "PPM": lambda p: p.write_bytes(b"P6 99999 99999 255\n"),
+    "tiles left out": lambda p: _sparse(p, 20_000, 4096),
+    "tiles left out, larger": lambda p: _sparse(p, 131_072, 16_384),
+    "PNG": lambda p: _png(p, 12_000),
+    "JPEG": lambda p: _jpeg(p, 65_000),
+    "WebP": lambda p: _webp(p, 16_383),
+    "BMP": lambda p: _bmp(p, 30_000),
+    "GIF": lambda p: _gif(p, 65_000),
+    "PPM": lambda p: p.write_bytes(b"P6 99999 99999 255\n"),
     "one strip": lambda p: _strip(p, 60_000),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -133,7 +146,9 @@ def test_a_look_that_needs_too_much_is_refused(tmp_path):
     """Whatever reads the file: a level that is too large to be seen whole is only looked at in parts."""
     image = ArrayPyramid(photo(100, 100), max_bytes=3 * 50 * 50)
     assert image.look(np.array([[0, 0, 50, 50.0]]), (10, 10)).shape == (1, 3, 10, 10)
-    with pytest.raises(ImageError, match=r"a look needs 100 x 100 pixels of level 0, 30,000 bytes, more than the limit of 7,500"):
+    with pytest.raises(
+        ImageError, match=r"a look needs 100 x 100 pixels of level 0, 30,000 bytes, more than the limit of 7,500"
+    ):
         image.look(np.array([[0, 0, 100, 100.0]]), (10, 10))
     write_pyramid(tmp_path / "a.tif", photo(256, 256), 3)
     tiled = open_image(tmp_path / "a.tif", max_bytes=100_000)
@@ -154,7 +169,9 @@ def test_one_large_strip_is_decoded_once_for_its_conversion(tmp_path, monkeypatc
     monkeypatch.setattr(plain, "LARGE", 10_000)
     monkeypatch.setattr(tiff, "_KEPT", 1000)
     decoded, real = [], tiff.decode
-    monkeypatch.setattr(tiff, "decode", lambda level, data, index: decoded.append(level.file) or real(level, data, index))
+    monkeypatch.setattr(
+        tiff, "decode", lambda level, data, index: decoded.append(level.file) or real(level, data, index)
+    )
     pixels = photo(600, 200)
     tifffile.imwrite(tmp_path / "a.tif", pixels, rowsperstrip=600, photometric="rgb", compression="zlib")
     image = open_image(tmp_path / "a.tif", cache_dir=tmp_path / "cache")

@@ -36,7 +36,9 @@ def _tag(path, code):
     data = path.read_bytes()
     first = struct.unpack("<I", data[4:8])[0]
     count = struct.unpack("<H", data[first : first + 2])[0]
-    return next(at for at in range(first + 2, first + 2 + 12 * count, 12) if struct.unpack("<H", data[at : at + 2])[0] == code)
+    return next(
+        at for at in range(first + 2, first + 2 + 12 * count, 12) if struct.unpack("<H", data[at : at + 2])[0] == code
+    )
 
 
 def _patch(path, at, new):
@@ -45,9 +47,18 @@ def _patch(path, at, new):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(("code", "at", "new"), [
-    (262, 0, b"\xff\xff"), (258, 0, b"\xff\xff"), (284, 4, b"\2"), (284, 8, b"\7"), (277, 4, b"\2"), (258, 4, b"\2"), (258, 8, b"\xff" * 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "at", "new"),
+    [
+        (262, 0, b"\xff\xff"),
+        (258, 0, b"\xff\xff"),
+        (284, 4, b"\2"),
+        (284, 8, b"\7"),
+        (277, 4, b"\2"),
+        (258, 4, b"\2"),
+        (258, 8, b"\xff" * 4),
+    ],
+)
 def test_a_header_that_no_longer_says_what_a_pixel_is(tmp_path, code, at, new):
     tifffile.imwrite(tmp_path / "a.tif", photo(64, 64), tile=(32, 32), photometric="rgb", metadata=None)
     _patch(tmp_path / "a.tif", _tag(tmp_path / "a.tif", code) + at, new)
@@ -114,7 +125,9 @@ def test_flipped_bits_of_a_fax_are_told_where_libtiff_tells_them(tmp_path, title
     assert told > 10
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:700] + b"\x12\x34\x56" + d[700:], lambda d: d[:700] + d[740:], lambda d: d[:-300]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:700] + b"\x12\x34\x56" + d[700:], lambda d: d[:700] + d[740:], lambda d: d[:-300]]
+)
 @pytest.mark.parametrize("title", ["rasters JPEG 2000, lossless", "rasters JPEG 2000 codestream"])
 def test_jpeg_2000_out_of_place(tmp_path, title, damage):
     pytest.importorskip("rasterio")
@@ -127,7 +140,9 @@ def _bmp(tmp_path, rows, end=b"\0\1"):
     body = b"".join(rows) + end
     head = struct.pack("<IiiHHIIiiII", 40, 6, 3, 1, 8, 1, len(body), 0, 0, 2, 0)
     start = 14 + 40 + 8
-    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + head + b"\0\0\0\0\xff\0\0\0" + body)
+    (tmp_path / "a.bmp").write_bytes(
+        struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + head + b"\0\0\0\0\xff\0\0\0" + body
+    )
     return tmp_path / "a.bmp"
 
 
@@ -137,7 +152,12 @@ def test_run_lengths_of_a_bmp(tmp_path):
     assert np.array_equal(seen, np.asarray(Image.open(tmp_path / "a.bmp").convert("RGB"))) and seen.shape == (3, 6, 3)
     jump = b"\2\1\0\2\4\0\0\0"
     assert _read(_bmp(tmp_path, [row, jump, row])).shape == (3, 6, 3)
-    for rows, end in (([row, b"\5\1\0\0", row], b"\0\1"), ([row, row], b"\0\1"), ([row, b"\7\1\0\0", row], b"\0\1"), ([row] * 3, b"")):
+    for rows, end in (
+        ([row, b"\5\1\0\0", row], b"\0\1"),
+        ([row, row], b"\0\1"),
+        ([row, b"\7\1\0\0", row], b"\0\1"),
+        ([row] * 3, b""),
+    ):
         _refused(_bmp(tmp_path, rows, end), "run lengths")
 
 

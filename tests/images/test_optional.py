@@ -12,11 +12,17 @@ from foveal.images import open_image, optional
 from tests.images.files import photo, write_pyramid
 
 
-@pytest.mark.parametrize(("name", "head", "module", "extra"), [
-    ("a.mrxs", b"\xff\xd8\xff\xe0 a thumbnail", "openslide", "openslide"), ("a.ndpi", b"II*\0\x08\0\0\0", "openslide", "openslide"),
-    ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n", "rasterio", "geo"), ("a.vrt", b"<VRTDataset>", "rasterio", "geo"),
-    ("a.avif", b"\0\0\0\x20ftypavif", "pyvips", "vips"), ("a.heic", b"\0\0\0\x20ftypheic", "pyvips", "vips"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "head", "module", "extra"),
+    [
+        ("a.mrxs", b"\xff\xd8\xff\xe0 a thumbnail", "openslide", "openslide"),
+        ("a.ndpi", b"II*\0\x08\0\0\0", "openslide", "openslide"),
+        ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n", "rasterio", "geo"),
+        ("a.vrt", b"<VRTDataset>", "rasterio", "geo"),
+        ("a.avif", b"\0\0\0\x20ftypavif", "pyvips", "vips"),
+        ("a.heic", b"\0\0\0\x20ftypheic", "pyvips", "vips"),
+    ],
+)
 def test_absent_extra_is_named(tmp_path, monkeypatch, name, head, module, extra):
     (tmp_path / name).write_bytes(head + bytes(100))
     monkeypatch.setitem(sys.modules, module, None)
@@ -38,8 +44,16 @@ def test_openslide_agrees_with_our_own_reader(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.svs") as writer:
         for i, level in enumerate((pixels, pixels[::4, ::4])):
             text = "Aperio Image Library v1\n|AppMag = 20|MPP = 0.5"
-            writer.write(level, tile=(128, 128), compression="jpeg", photometric="ycbcr", subsampling=(1, 1), metadata=None,
-                         subfiletype=int(i > 0), description=text)  # fmt: skip
+            writer.write(
+                level,
+                tile=(128, 128),
+                compression="jpeg",
+                photometric="ycbcr",
+                subsampling=(1, 1),
+                metadata=None,
+                subfiletype=int(i > 0),
+                description=text,
+            )
     slide, own = optional.OpenSlidePyramid(str(tmp_path / "a.svs")), open_image(tmp_path / "a.svs")
     assert slide.level_sizes == own.level_sizes and slide.channels == 3
     for level, box in ((0, (100, 200, 300, 450)), (1, (0, 0, 128, 160))):
@@ -70,7 +84,11 @@ def test_vips_converts_in_a_child_once(tmp_path):
     except Exception:
         pytest.skip("no AVIF encoder here")
     image = open_image(tmp_path / "a.avif", cache_dir=tmp_path / "cache")
-    assert image.size == (90, 60) and image.path.endswith("a.avif") and "pyvips" not in sys.modules.get("__main__").__dict__
+    assert (
+        image.size == (90, 60)
+        and image.path.endswith("a.avif")
+        and "pyvips" not in sys.modules.get("__main__").__dict__
+    )
     assert np.abs(image.read(0, (0, 0, 90, 60)).astype(int) - pixels).mean() < 6
     with pytest.raises(ImageError, match=r"more than the limit of 100\)"):
         open_image(tmp_path / "a.avif", cache_dir=tmp_path / "other", max_bytes=100)

@@ -82,7 +82,9 @@ def test_channels_that_are_pages_are_bands(tmp_path, kind, bands):
             writer.write(planes, subifds=1, metadata={"axes": "CYX"}, **options)
             writer.write(coarse, subfiletype=1, **options)
     elif kind.startswith("ImageJ"):
-        tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"}, **({"contiguous": True} if "one" in kind else {}))
+        tifffile.imwrite(
+            path, planes, imagej=True, metadata={"axes": "CYX"}, **({"contiguous": True} if "one" in kind else {})
+        )
         if "one" in kind:  # ImageJ leaves out the pages of stacks that are larger than classic TIFF
             with tifffile.TiffFile(path) as file:
                 first = file.pages[0]
@@ -157,12 +159,18 @@ def test_levels_that_are_padded_to_whole_tiles(tmp_path, size):
     stack = _padded_levels(pixels, tile, 6)
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for i, level in enumerate(stack):
-            writer.write(level, tile=(tile, tile), photometric="rgb", subfiletype=int(i > 0), metadata=None, compression="zlib")
+            writer.write(
+                level, tile=(tile, tile), photometric="rgb", subfiletype=int(i > 0), metadata=None, compression="zlib"
+            )
     image = open_image(tmp_path / "a.tif")
     expected = [tuple(-(-n // 2**k) for n in size) for k in range(6)]
     assert image.level_sizes == tuple(expected)
     plain = open_image_of(pixels)
-    for box, out in (((0, 0, *size), (16, 16)), ((size[0] - 64, size[1] - 64, *size), (16, 16)), ((32, 32, 96, 96), (8, 8))):
+    for box, out in (
+        ((0, 0, *size), (16, 16)),
+        ((size[0] - 64, size[1] - 64, *size), (16, 16)),
+        ((32, 32, 96, 96), (8, 8)),
+    ):
         one, other = (v.look(np.array([box], float), out) for v in (image, plain))
         assert (one - other).abs().max() < 0.03, "no white from the padding, and nothing shifted"
 

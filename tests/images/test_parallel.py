@@ -1,4 +1,6 @@
-"""One image shared by threads, inherited by forked processes, pickled and handed to loaders' workers: always the same pixels."""
+"""One image shared by threads, inherited by forked processes, pickled and handed to loaders' workers: always the same
+pixels.
+"""
 
 import multiprocessing
 import pickle

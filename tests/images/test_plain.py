@@ -106,7 +106,15 @@ def _interlaced(pixels):
     """Adam7 written by hand: Pillow cannot."""
     h, w = pixels.shape[:2]
     rows = b""
-    for y0, x0, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)):
+    for y0, x0, dy, dx in (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ):
         part = pixels[y0::dy, x0::dx]
         rows += b"".join(b"\0" + row.tobytes() for row in part if row.size)
     return _png(w, h, 8, 2, zlib.compress(rows), interlace=1)
@@ -156,7 +164,9 @@ def test_decompression_bombs_are_refused_by_their_headers(tmp_path):
         with pytest.raises(ImageError, match=rf"{name}: claims .* FOVEAL_MAX_BYTES"):
             open_image(tmp_path / name)
     Image.new("L", (100, 100)).save(tmp_path / "small.png")
-    with pytest.raises(ImageError, match=r"convert it to a tiled TIFF with levels, or raise --max-bytes or FOVEAL_MAX_BYTES$"):
+    with pytest.raises(
+        ImageError, match=r"convert it to a tiled TIFF with levels, or raise --max-bytes or FOVEAL_MAX_BYTES$"
+    ):
         open_image(tmp_path / "small.png", max_bytes=9999)
     assert open_image(tmp_path / "small.png", max_bytes=10000).size == (100, 100)
 
@@ -179,7 +189,9 @@ def test_zero_sized(tmp_path):
     ppm, png = b"P6\n0 10\n255\n", _png(0, 10, 8, 2, zlib.compress(b""))
     for content in (png, jpeg, ppm):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(ImageError, match=r"/a: the image is 0 x 10 pixels; there is nothing to see, make it again$"):
+        with pytest.raises(
+            ImageError, match=r"/a: the image is 0 x 10 pixels; there is nothing to see, make it again$"
+        ):
             open_image(tmp_path / "a")
 
 
@@ -197,7 +209,9 @@ def test_large_is_converted_once_and_said(tmp_path, monkeypatch, caplog, kind):
     assert not caplog.records, "the second time it is there"
     monkeypatch.setattr(plain, "LARGE", 10**8)
     direct = open_image(tmp_path / "a")
-    assert image.size == direct.size == (530, 700) and len(image.level_sizes) == 3 and stored.path == str(tmp_path / "a")
+    assert (
+        image.size == direct.size == (530, 700) and len(image.level_sizes) == 3 and stored.path == str(tmp_path / "a")
+    )
     fill = torch.tensor([0.2, 0.3, 0.4])
     for box in [(0, 0, 530, 700), (10, 20, 110, 120), (400, 500, 600, 800)]:
         box = np.array([box], dtype=float)
@@ -212,7 +226,9 @@ def test_changed_file_is_converted_again(tmp_path, monkeypatch):
     for seed in (0, 1):
         Image.fromarray(photo(64, 64, seed=seed)).save(tmp_path / "a.png")
         os.utime(tmp_path / "a.png", ns=(seed, seed))
-        assert np.array_equal(_whole(open_image(tmp_path / "a.png", cache_dir=tmp_path / "cache")), photo(64, 64, seed=seed))
+        assert np.array_equal(
+            _whole(open_image(tmp_path / "a.png", cache_dir=tmp_path / "cache")), photo(64, 64, seed=seed)
+        )
 
 
 def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
@@ -220,7 +236,8 @@ def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
     place = tmp_path / "cache"
     place.mkdir()
     left, alive, older, new = (
-        place / name for name in (f".{'0' * 32}.tif.12.unfinished", f".{'1' * 32}.tif.13.unfinished", "tmpab.part", "tmpcd.part")
+        place / name
+        for name in (f".{'0' * 32}.tif.12.unfinished", f".{'1' * 32}.tif.13.unfinished", "tmpab.part", "tmpcd.part")
     )
     for file in (left, alive, older, new):
         file.touch()
@@ -251,7 +268,16 @@ def test_cache_is_bounded_and_drops_the_least_recently_used(tmp_path, monkeypatc
     made = []
     for i in range(3):
         (tmp_path / f"{i}").write_text("image")
-        made.append(Path(cached(str(tmp_path / f"{i}"), tmp_path / "cache", lambda target: Path(target).write_bytes(bytes(1000)), "test")))
+        made.append(
+            Path(
+                cached(
+                    str(tmp_path / f"{i}"),
+                    tmp_path / "cache",
+                    lambda target: Path(target).write_bytes(bytes(1000)),
+                    "test",
+                )
+            )
+        )
         os.utime(made[-1], (i, i))
     assert [m.exists() for m in made] == [False, True, True]
 
@@ -271,7 +297,9 @@ def test_failed_conversion_leaves_nothing(tmp_path):
 def test_restart_markers_give_access_to_parts(tmp_path, monkeypatch, bands):
     monkeypatch.setattr(plain, "LARGE", 10_000)
     y, x = np.mgrid[:500, :640]
-    smooth = np.stack([np.sin(y / 40) * 100 + 120, np.cos(x / 50) * 100 + 120, (y + x) / 6], -1).astype(np.uint8)[..., :bands]
+    smooth = np.stack([np.sin(y / 40) * 100 + 120, np.cos(x / 50) * 100 + 120, (y + x) / 6], -1).astype(np.uint8)[
+        ..., :bands
+    ]
     options = {"quality": 90, "restart_marker_rows": 1}
     Image.fromarray(smooth.squeeze()).save(tmp_path / "a.jpg", **options)
     image = open_image(tmp_path / "a.jpg", cache_dir=tmp_path / "never")
@@ -304,7 +332,10 @@ def test_squashing_is_what_training_on_squashed_images_sees(tmp_path):
         image = open_image(tmp_path / "a.png", channels=3)
         squashed = squash(image, 32, shorter_side)
         trained = change_pixels(
-            draw_change("none", (0, 0, *image.size), None, np.random.default_rng(0), ("bilinear",)), image, 32, shorter_side
+            draw_change("none", (0, 0, *image.size), None, np.random.default_rng(0), ("bilinear",)),
+            image,
+            32,
+            shorter_side,
         )
         assert squashed.size == (32, 32) and squashed.path.endswith("a.png") and squashed.bytes_read > 0
         torch.testing.assert_close(squashed.look(np.array([[0, 0, 32, 32.0]]), (32, 32))[0], trained, rtol=0, atol=1e-5)
@@ -360,7 +391,9 @@ def test_a_bmp_whose_fourth_byte_is_zero_is_shown(tmp_path, alpha):
     body = np.concatenate([pixels[..., ::-1], fourth], 2).astype(np.uint8)[::-1].tobytes()
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     head = struct.pack("<IiiHHIIiiII", 108, 30, 20, 1, 32, 3, len(body), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
-    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body)
+    (tmp_path / "a.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body
+    )
     image = open_image(tmp_path / "a.bmp")
     assert np.array_equal(_whole(image), pixels)
     seen = image.look(np.array([[0, 0, 20, 30.0]]), (20, 30), fill=torch.ones(3))[0].permute(1, 2, 0).numpy()
@@ -368,7 +401,9 @@ def test_a_bmp_whose_fourth_byte_is_zero_is_shown(tmp_path, alpha):
     assert np.allclose(seen, shown, atol=1e-6)
 
 
-@pytest.mark.parametrize("note", [b"\xff\xe1\0\x10Exif\0\0nonsens", b"\xff\xed\0\x08Photo", b"\xff\xe2\0\x10MPF\0nonsense12"])
+@pytest.mark.parametrize(
+    "note", [b"\xff\xe1\0\x10Exif\0\0nonsens", b"\xff\xed\0\x08Photo", b"\xff\xe2\0\x10MPF\0nonsense12"]
+)
 def test_broken_notes_of_a_jpeg_are_no_reason_to_refuse_it(tmp_path, note):
     data = io.BytesIO()
     Image.fromarray(photo(48, 70)).save(data, "JPEG")

@@ -31,7 +31,9 @@ def _whole(path, data):
 
 NOTES = {
     "text of two megabytes": _chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"x" * 2_000_000)),
-    "international text of two megabytes": _chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"y" * 2_000_000)),
+    "international text of two megabytes": _chunk(
+        b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"y" * 2_000_000)
+    ),
     "long text": _chunk(b"tEXt", b"workflow\0" + b"x" * 3_000_000),
     "wrong checksum": _chunk(b"tEXt", b"a\0b")[:-1] + b"?",
     "broken compression": _chunk(b"zTXt", b"a\0\0nonsense"),
@@ -54,17 +56,31 @@ def test_notes_are_no_reason_to_refuse_pixels(tmp_path, capfd, note, place):
 def _with_pixels(data, change):
     at = data.index(b"IDAT")
     length = struct.unpack(">I", data[at - 4 : at])[0]
-    return data[: at - 4] + b"".join(_chunk(b"IDAT", part) for part in change(data[at + 4 : at + 4 + length])) + data[at + 8 + length :]
+    return (
+        data[: at - 4]
+        + b"".join(_chunk(b"IDAT", part) for part in change(data[at + 4 : at + 4 + length]))
+        + data[at + 8 + length :]
+    )
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize("damage", ["wrong Adler-32", "wrong Adler-32 in a chunk of its own", "wrong checksum", "no Adler-32", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["wrong Adler-32", "wrong Adler-32 in a chunk of its own", "wrong checksum", "no Adler-32", "cut"]
+)
 def test_damaged_pixels_are_refused(tmp_path, damage, interlaced):
     data = _png()
     if interlaced:
         rows = b"".join(
             b"\0" + photo(8, 8)[y::dy, x::dx][i].tobytes()
-            for y, x, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+            for y, x, dy, dx in (
+                (0, 0, 8, 8),
+                (0, 4, 8, 8),
+                (4, 0, 8, 4),
+                (0, 2, 4, 4),
+                (2, 0, 4, 2),
+                (0, 1, 2, 2),
+                (1, 0, 2, 1),
+            )
             for i in range(-(-(8 - y) // dy))
         )
         head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 1))
@@ -87,11 +103,18 @@ def test_damaged_pixels_are_refused(tmp_path, damage, interlaced):
 
 def test_pixels_in_many_chunks_and_more_data_than_pixels_are_read(tmp_path):
     data = _png()
-    for change in (lambda z: [z[i : i + 7] for i in range(0, len(z), 7)], lambda z: [z, b""], lambda z: [z + b"trailing"]):
+    for change in (
+        lambda z: [z[i : i + 7] for i in range(0, len(z), 7)],
+        lambda z: [z, b""],
+        lambda z: [z + b"trailing"],
+    ):
         assert np.array_equal(_whole(tmp_path / "a.png", _with_pixels(data, change)), photo(48, 70))
     longer = photo(49, 70)
     assert np.array_equal(
-        _whole(tmp_path / "a.png", data[:8] + _chunk(b"IHDR", struct.pack(">IIBBBBB", 70, 48, 8, 2, 0, 0, 0)) + _png(longer)[33:]),
+        _whole(
+            tmp_path / "a.png",
+            data[:8] + _chunk(b"IHDR", struct.pack(">IIBBBBB", 70, 48, 8, 2, 0, 0, 0)) + _png(longer)[33:],
+        ),
         longer[:48],
     )
     assert np.array_equal(_whole(tmp_path / "a.png", data[:-12]), photo(48, 70)), "no end chunk"
@@ -118,7 +141,11 @@ def _exif(orientation):
 def _orientation_chunks(orientation):
     exif = _exif(orientation)
     hexadecimal = exif.hex().encode()
-    profile = b"\nexif\n%8d\n" % len(exif) + b"\n".join(hexadecimal[i : i + 72] for i in range(0, len(hexadecimal), 72)) + b"\n"
+    profile = (
+        b"\nexif\n%8d\n" % len(exif)
+        + b"\n".join(hexadecimal[i : i + 72] for i in range(0, len(hexadecimal), 72))
+        + b"\n"
+    )
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
     element = b"<rdf:Description><tiff:Orientation>%d</tiff:Orientation></rdf:Description>" % orientation
     return {

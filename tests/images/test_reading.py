@@ -1,4 +1,6 @@
-"""One boundary around reading: whatever a file does names the file, at every look; mistakes of a program keep their traceback."""
+"""One boundary around reading: whatever a file does names the file, at every look; mistakes of a program keep their
+traceback.
+"""
 
 import os
 import struct
@@ -21,7 +23,14 @@ def _pyramid(path, bigtiff=False):
     pixels = photo(256, 256)
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
         for level in (pixels, halve(pixels), halve(halve(pixels))):
-            writer.write(level, tile=(64, 64), photometric="rgb", compression="jpeg", subfiletype=int(level is not pixels), metadata=None)
+            writer.write(
+                level,
+                tile=(64, 64),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=int(level is not pixels),
+                metadata=None,
+            )
 
 
 def _set(path, code, value):
@@ -97,7 +106,14 @@ def test_a_file_that_is_gone_at_the_second_look(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("what a codec says"), OverflowError("too large"), MemoryError(), struct.error("short"), OSError(5, "disk")]
+    "error",
+    [
+        RuntimeError("what a codec says"),
+        OverflowError("too large"),
+        MemoryError(),
+        struct.error("short"),
+        OSError(5, "disk"),
+    ],
 )
 def test_whatever_reading_raises_names_the_file(tmp_path, monkeypatch, error):
     write_pyramid(tmp_path / "a.tif", photo(64, 64), 1)
@@ -185,7 +201,9 @@ def test_an_image_in_which_nothing_can_be_seen_is_an_error(tmp_path):
     Image.fromarray(rgba).save(tmp_path / "transparent.png")
     tifffile.imwrite(tmp_path / "alpha.tif", rgba, photometric="rgb", extrasamples=["unassalpha"], tile=(32, 32))
     nothing = np.full((64, 64), -9999, np.float32)
-    tifffile.imwrite(tmp_path / "nodata.tif", nothing, tile=(32, 32), extratags=[(42113, 2, None, "-9999", True)], metadata=None)
+    tifffile.imwrite(
+        tmp_path / "nodata.tif", nothing, tile=(32, 32), extratags=[(42113, 2, None, "-9999", True)], metadata=None
+    )
     tifffile.imwrite(tmp_path / "nan.tif", np.full((64, 64), np.nan, np.float32), tile=(32, 32))
     tifffile.imwrite(tmp_path / "absent.tif", np.zeros((64, 64), np.uint8), tile=(32, 32), metadata=None)
     with tifffile.TiffFile(tmp_path / "absent.tif", mode="r+") as file:
@@ -195,7 +213,10 @@ def test_an_image_in_which_nothing_can_be_seen_is_an_error(tmp_path):
     tifffile.imwrite(tmp_path / "nearly.tif", rgba, photometric="rgb", extrasamples=["unassalpha"], tile=(32, 32))
     files = sorted(tmp_path.iterdir())
     views = ImageViews(
-        [open_image(f, channels=3, value_range=(0, 255) if f.name[0] == "n" and f.suffix == ".tif" else None) for f in files]
+        [
+            open_image(f, channels=3, value_range=(0, 255) if f.name[0] == "n" and f.suffix == ".tif" else None)
+            for f in files
+        ]
     )
     corner = np.array([[32, 32, 64, 64.0]]).repeat(len(files), 0)
     for boxes in (corner, np.array([[0, 0, 64, 64.0]]).repeat(len(files), 0)):
@@ -213,6 +234,10 @@ def test_a_few_numbers_that_are_none_are_no_data():
     broken[3:5, 7, 1] = np.nan
     broken[20, 20] = np.inf
     shown, alpha = without_gaps(broken, None)
-    assert np.isfinite(shown).all() and (alpha == 0).sum() == 3 and np.array_equal(shown[alpha == 1], pixels[alpha == 1])
-    seen = ArrayPyramid(shown, alpha, value_range=(0, 1)).look(np.array([[0, 0, 32, 32.0]]), (32, 32), fill=torch.zeros(3))
+    assert (
+        np.isfinite(shown).all() and (alpha == 0).sum() == 3 and np.array_equal(shown[alpha == 1], pixels[alpha == 1])
+    )
+    seen = ArrayPyramid(shown, alpha, value_range=(0, 1)).look(
+        np.array([[0, 0, 32, 32.0]]), (32, 32), fill=torch.zeros(3)
+    )
     assert seen.isfinite().all()

@@ -32,7 +32,9 @@ def test_outside_is_fill_as_if_padded_first(box, antialias):
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("box", [(0.3, 1.7, 60.2, 65.9), (10.25, 10.5, 18.75, 15.5), (-5.5, 20.1, 30.3, 80.8), (4.2, 4.2, 4.6, 4.7)])
+@pytest.mark.parametrize(
+    "box", [(0.3, 1.7, 60.2, 65.9), (10.25, 10.5, 18.75, 15.5), (-5.5, 20.1, 30.3, 80.8), (4.2, 4.2, 4.6, 4.7)]
+)
 def test_fractional_box_equals_the_rule_written_out(box, antialias):
     fill = torch.tensor([0.2, 0.4, 0.6])
     got = resample(PIXELS.double(), box, (9, 7), fill=fill, antialias=antialias)
@@ -88,7 +90,9 @@ def test_wholly_outside_is_exactly_fill():
 
 
 def test_tiny_errors_of_float_arithmetic_change_nothing():
-    assert torch.equal(resample(PIXELS, (10 + 1e-9, 20, 74, 60 - 1e-9), (32, 20)), resample(PIXELS, (10, 20, 74, 60), (32, 20)))
+    assert torch.equal(
+        resample(PIXELS, (10 + 1e-9, 20, 74, 60 - 1e-9), (32, 20)), resample(PIXELS, (10, 20, 74, 60), (32, 20))
+    )
 
 
 def test_box_edges_act_smoothly():
@@ -101,7 +105,9 @@ def test_box_edges_act_smoothly():
 @pytest.mark.parametrize(("rows", "cols"), [(2, 2), (8, 4), (16, 1), (64, 128)])
 def test_shrink_averages_blocks(rows, cols, dtype, layout):
     values = np.random.default_rng(0).integers(0, 255, (1, 3, 83, 61))
-    pixels = torch.from_numpy(values.astype({torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}[dtype]))
+    pixels = torch.from_numpy(
+        values.astype({torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}[dtype])
+    )
     if layout == "pixels":
         pixels = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     expected = F.avg_pool2d(torch.from_numpy(values).double(), (rows, cols), ceil_mode=True, count_include_pad=False)

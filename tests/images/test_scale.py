@@ -21,8 +21,12 @@ def written(path, **options):
 
 def test_plain_tiff_says_its_resolution(tmp_path):
     assert written(tmp_path / "cm.tif", resolution=(20_000, 20_000), resolutionunit="CENTIMETER") == pytest.approx(0.5)
-    assert written(tmp_path / "inch.tif", resolution=(50_800, 50_800), resolutionunit="INCH", tile=(64, 64)) == pytest.approx(0.5)
-    assert written(tmp_path / "uneven.tif", resolution=(20_000, 5_000), resolutionunit="CENTIMETER") == pytest.approx(1.0)
+    assert written(
+        tmp_path / "inch.tif", resolution=(50_800, 50_800), resolutionunit="INCH", tile=(64, 64)
+    ) == pytest.approx(0.5)
+    assert written(tmp_path / "uneven.tif", resolution=(20_000, 5_000), resolutionunit="CENTIMETER") == pytest.approx(
+        1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,12 @@ def test_descriptions(description, mpp):
 
 
 def test_files_of_tifffile(tmp_path):
-    size = {"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "\u00b5m", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "\u00b5m"}
+    size = {
+        "PhysicalSizeX": 0.25,
+        "PhysicalSizeXUnit": "\u00b5m",
+        "PhysicalSizeY": 0.25,
+        "PhysicalSizeYUnit": "\u00b5m",
+    }
     assert written(tmp_path / "a.ome.tif", metadata={"axes": "YXS", **size}, tile=(64, 64)) == pytest.approx(0.25)
     tifffile.imwrite(tmp_path / "ij.tif", PIXELS[..., 0], imagej=True, resolution=(2.0, 2.0), metadata={"unit": "um"})
     with open_image(tmp_path / "ij.tif") as image:
@@ -73,7 +82,12 @@ def test_files_of_tifffile(tmp_path):
 
 @pytest.mark.parametrize(
     "epsg, unit, expected",
-    [(32618, "metre", 10e6), (2263, "US survey foot", 10e6 * 1200 / 3937), (4326, "degree", None), (3857, "metre", None)],
+    [
+        (32618, "metre", 10e6),
+        (2263, "US survey foot", 10e6 * 1200 / 3937),
+        (4326, "degree", None),
+        (3857, "metre", None),
+    ],
 )
 def test_rasters_say_their_size_on_the_ground(tmp_path, epsg, unit, expected):
     rasterio = pytest.importorskip("rasterio")
@@ -101,7 +115,15 @@ def test_a_turned_raster(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     transform = rasterio.Affine(6, 8, 5e5, 8, -6, 4e6)  # turned, with pixels of 10 m
     with rasterio.open(
-        tmp_path / "a.tif", "w", driver="GTiff", height=96, width=128, count=3, dtype="uint8", crs="EPSG:32618", transform=transform
+        tmp_path / "a.tif",
+        "w",
+        driver="GTiff",
+        height=96,
+        width=128,
+        count=3,
+        dtype="uint8",
+        crs="EPSG:32618",
+        transform=transform,
     ) as file:
         file.write(PIXELS.transpose(2, 0, 1))
     with open_image(tmp_path / "a.tif") as image:

@@ -18,7 +18,9 @@ def _as_seen(pixels):
     return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / np.iinfo(pixels.dtype).max
 
 
-@pytest.mark.parametrize("compression", [None, "packbits", "lzw", "deflate", "zstd", "lzma", "lerc", "webp", "jpeg2000", "jpegxl"])
+@pytest.mark.parametrize(
+    "compression", [None, "packbits", "lzw", "deflate", "zstd", "lzma", "lerc", "webp", "jpeg2000", "jpegxl"]
+)
 def test_lossless_codecs_give_the_very_pixels(tmp_path, compression):
     pixels = photo(150, 200)
     options = {"compressionargs": {"lossless": True}} if compression in ("webp", "jpegxl") else {}
@@ -35,7 +37,15 @@ def test_lossless_codecs_give_the_very_pixels(tmp_path, compression):
 def test_jpeg_tiles_are_those_that_tifffile_decodes(tmp_path, photometric, subsampling):
     pixels = photo(150, 200, 1 if photometric == "minisblack" else 3)
     options = {"subsampling": subsampling} if photometric == "ycbcr" else {}
-    write_pyramid(tmp_path / "a.tif", pixels, 1, compression="jpeg", compressionargs={"level": 85}, photometric=photometric, **options)
+    write_pyramid(
+        tmp_path / "a.tif",
+        pixels,
+        1,
+        compression="jpeg",
+        compressionargs={"level": 85},
+        photometric=photometric,
+        **options,
+    )
     expected = tifffile.imread(tmp_path / "a.tif").reshape(pixels.shape)
     assert np.array_equal(open_image(tmp_path / "a.tif").read(0, (0, 0, 150, 200)), expected)
 
@@ -56,7 +66,14 @@ def _ycbcr(pixels):
 def _write_coded(path, tiles, compression, photometric, shape=(128, 128, 3), **options):
     with tifffile.TiffWriter(path) as writer:
         writer.write(
-            iter(tiles), shape=shape, dtype=np.uint8, tile=(128, 128), compression=compression, photometric="rgb", metadata=None, **options
+            iter(tiles),
+            shape=shape,
+            dtype=np.uint8,
+            tile=(128, 128),
+            compression=compression,
+            photometric="rgb",
+            metadata=None,
+            **options,
         )
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags[262].overwrite(photometric)
@@ -66,7 +83,9 @@ def _write_coded(path, tiles, compression, photometric, shape=(128, 128, 3), **o
 @pytest.mark.parametrize("transform", [False, True])
 @pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33005, 2), (34712, 2), (34712, 6), (33003, 6)])
 def test_jpeg2000_is_converted_once(tmp_path, compression, photometric, transform, boxed):
-    """Stored as RGB, as YCbCr that only the TIFF tells of, or with the transform that the codestream tells of and the decoder undoes."""
+    """Stored as RGB, as YCbCr that only the TIFF tells of, or with the transform that the codestream tells of and the
+    decoder undoes.
+    """
     pixels = photo(128, 128)
     ycbcr = (compression == 33003 or photometric == 6) and not transform
     stored = _ycbcr(pixels) if ycbcr else pixels
@@ -82,7 +101,11 @@ def test_jpeg2000_with_fewer_colours_than_pixels_is_what_openslide_reads(tmp_pat
     pixels = np.kron(np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
     options = {"driver": "JP2OpenJPEG", "height": 128, "width": 128, "count": 3, "dtype": "uint8", "photometric": "RGB"}
     with rasterio.open(tmp_path / "a.jp2", "w", YCBCR420="YES", REVERSIBLE="NO", QUALITY="100", **options) as file:
-        file.colorinterp = [rasterio.enums.ColorInterp.red, rasterio.enums.ColorInterp.green, rasterio.enums.ColorInterp.blue]
+        file.colorinterp = [
+            rasterio.enums.ColorInterp.red,
+            rasterio.enums.ColorInterp.green,
+            rasterio.enums.ColorInterp.blue,
+        ]
         file.write(pixels.transpose(2, 0, 1))
     data = (tmp_path / "a.jp2").read_bytes()
     text = "Aperio Image Library v10.0.50\r\n128x128 [0,0 128x128] (128x128) J2K/YUV16 Q=70|AppMag = 20|MPP = 0.5"
@@ -101,7 +124,11 @@ def test_types_bands_and_byte_orders(tmp_path, dtype, bands, byteorder, predicto
     extra = {"extrasamples": [0]} if bands == 4 else {"extrasamples": [0] * 6} if bands == 7 else {}
     stored = pixels.astype(np.dtype(dtype).newbyteorder(byteorder))
     with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=byteorder) as writer:
-        options = {"planarconfig": "contig" if bands > 1 else None, "photometric": "rgb" if bands in (3, 4) else "minisblack", **extra}
+        options = {
+            "planarconfig": "contig" if bands > 1 else None,
+            "photometric": "rgb" if bands in (3, 4) else "minisblack",
+            **extra,
+        }
         flat = stored[..., 0] if bands == 1 else stored
         writer.write(flat, tile=(32, 48), compression="deflate", predictor=predictor, metadata=None, **options)
     image = open_image(tmp_path / "a.tif")
@@ -112,7 +139,9 @@ def test_types_bands_and_byte_orders(tmp_path, dtype, bands, byteorder, predicto
 
 def test_planes_apart(tmp_path):
     pixels = photo(100, 90)
-    tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(2, 0, 1), tile=(32, 32), planarconfig="separate", photometric="rgb")
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels.transpose(2, 0, 1), tile=(32, 32), planarconfig="separate", photometric="rgb"
+    )
     image = open_image(tmp_path / "a.tif")
     assert np.array_equal(image.read(0, (10, 10, 80, 90)), pixels[10:80, 10:90])
 
@@ -186,14 +215,18 @@ def test_costs_do_not_grow_with_the_area(tmp_path):
 def test_grey_is_repeated_where_three_are_asked_for(tmp_path):
     pixels = photo(64, 64, 1)
     write_pyramid(tmp_path / "a.tif", pixels, 1)
-    seen = open_image(tmp_path / "a.tif", channels=3).look(np.array([[0, 0, 80, 64]]), (80, 64), fill=torch.tensor([0.1, 0.2, 0.3]))
+    seen = open_image(tmp_path / "a.tif", channels=3).look(
+        np.array([[0, 0, 80, 64]]), (80, 64), fill=torch.tensor([0.1, 0.2, 0.3])
+    )
     assert torch.equal(seen[0, :, :64], _as_seen(pixels).expand(3, -1, -1))
     assert torch.equal(seen[0, :, 64:], torch.tensor([0.1, 0.2, 0.3])[:, None, None].expand(3, 16, 64))
 
 
 @pytest.mark.parametrize(("bands", "wanted"), [(4, 3), (3, 1), (3, 4)])
 def test_wrong_number_of_bands(tmp_path, bands, wanted):
-    write_pyramid(tmp_path / "a.tif", photo(64, 64, bands), 1, **({"extrasamples": [0]} if bands == 4 else {}), photometric="rgb")
+    write_pyramid(
+        tmp_path / "a.tif", photo(64, 64, bands), 1, **({"extrasamples": [0]} if bands == 4 else {}), photometric="rgb"
+    )
     with pytest.raises(ImageError, match=rf"a.tif: has {bands} bands where {wanted} are expected"):
         open_image(tmp_path / "a.tif", channels=wanted)
 
@@ -202,23 +235,36 @@ def test_floats_need_a_range_and_their_gaps_are_no_data(tmp_path):
     pixels = photo(64, 64, 1, np.float32) * 50 - 10
     pixels[:16] = np.nan
     write_pyramid(tmp_path / "a.tif", pixels, 1)
-    with pytest.raises(ImageError, match=r"train with --data.value_range BLACK,WHITE, .* in Python by open_image\(..., value_range="):
+    with pytest.raises(
+        ImageError, match=r"train with --data.value_range BLACK,WHITE, .* in Python by open_image\(..., value_range="
+    ):
         open_image(tmp_path / "a.tif")
-    seen = open_image(tmp_path / "a.tif", value_range=(-10, 30)).look(np.array([[0, 0, 64, 64]]), (64, 64), fill=torch.tensor([0.7]))[0]
+    seen = open_image(tmp_path / "a.tif", value_range=(-10, 30)).look(
+        np.array([[0, 0, 64, 64]]), (64, 64), fill=torch.tensor([0.7])
+    )[0]
     expected = torch.from_numpy(np.clip((pixels + 10) / 40, 0, 1)).permute(2, 0, 1)
     torch.testing.assert_close(seen[:, 16:], expected[:, 16:], atol=1e-6, rtol=0)
     assert torch.allclose(seen[:, :16], torch.tensor(0.7))
 
 
 def test_unsigned_integers_may_have_a_narrower_range(tmp_path):
-    write_pyramid(tmp_path / "a.tif", np.array([0, 1000, 3000, 65535], np.uint16).repeat(16).reshape(64, 1, 1).repeat(64, 1), 1)
+    write_pyramid(
+        tmp_path / "a.tif", np.array([0, 1000, 3000, 65535], np.uint16).repeat(16).reshape(64, 1, 1).repeat(64, 1), 1
+    )
     seen = open_image(tmp_path / "a.tif", value_range=(1000, 3000)).look(np.array([[0, 0, 64, 64]]), (64, 64))
     assert seen[0, 0, ::16, 0].tolist() == [0, 0, 1, 1]
 
 
 def test_twelve_bits_span_twelve_bits(tmp_path):
     pixels = photo(64, 64, 1, np.uint16) >> 4
-    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), compression="jpegxl", bitspersample=12, compressionargs={"lossless": True})
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pixels,
+        tile=(64, 64),
+        compression="jpegxl",
+        bitspersample=12,
+        compressionargs={"lossless": True},
+    )
     image = open_image(tmp_path / "a.tif")
     assert image.value_range[1] in (4095.0, 65535.0)
     if tifffile.TiffFile(tmp_path / "a.tif").pages[0].bitspersample == 12:
@@ -258,7 +304,9 @@ def test_alpha_is_composited_over_the_fill(tmp_path, dtype, associated):
     stored = colours * alpha[..., None] if associated else colours
     pixels = np.rint(np.concatenate([stored, alpha[..., None]], -1) * top).astype(dtype)
     kind = "assocalpha" if associated else "unassalpha"
-    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(32, 32), photometric="rgb", extrasamples=[kind], planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, tile=(32, 32), photometric="rgb", extrasamples=[kind], planarconfig="contig"
+    )
     image = open_image(tmp_path / "a.tif", channels=3)
     fill = torch.tensor([0.2, 0.5, 0.8])
     seen = image.look(np.array([[0, 0, 64, 64]]), (64, 64), fill=fill)[0]
@@ -274,9 +322,15 @@ def test_no_data_and_absent_tiles_are_fill(tmp_path):
     pixels[:20, :30] = 0
     tiles = [pixels[:64, :64], None, pixels[64:, :64], pixels[64:, 64:]]
     options = {"shape": (128, 128, 3), "dtype": np.uint16, "tile": (64, 64), "photometric": "rgb", "metadata": None}
-    for name, tags in (("declared.tif", [(42113, 2, None, "0", True)]), ("not.tif", []), ("unfit.tif", [(42113, 2, None, "-9999", True)])):
+    for name, tags in (
+        ("declared.tif", [(42113, 2, None, "0", True)]),
+        ("not.tif", []),
+        ("unfit.tif", [(42113, 2, None, "-9999", True)]),
+    ):
         tifffile.imwrite(tmp_path / name, iter(tiles), compression="deflate", extratags=tags, **options)
-        seen = open_image(tmp_path / name).look(np.array([[0, 0, 128, 128]]), (128, 128), fill=torch.tensor([0.5, 0.5, 0.5]))[0]
+        seen = open_image(tmp_path / name).look(
+            np.array([[0, 0, 128, 128]]), (128, 128), fill=torch.tensor([0.5, 0.5, 0.5])
+        )[0]
         assert (seen[:, :64, 64:] == 0.5).all()
         assert (seen[:, :20, :30] == (0.5 if name == "declared.tif" else 0)).all()
         assert torch.equal(seen[:, 64:], _as_seen(pixels)[:, 64:])
@@ -286,10 +340,22 @@ def test_gdal_mask_levels_are_alpha(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     pixels, mask = photo(256, 256), np.full((256, 256), 255, np.uint8)
     mask[:, :100] = 0
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
-        tmp_path / "a.tif", "w", driver="GTiff", width=256, height=256, count=3, dtype="uint8", tiled=True, blockxsize=64, blockysize=64,
-        photometric="rgb",
-    ) as file:  # fmt: skip
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            tmp_path / "a.tif",
+            "w",
+            driver="GTiff",
+            width=256,
+            height=256,
+            count=3,
+            dtype="uint8",
+            tiled=True,
+            blockxsize=64,
+            blockysize=64,
+            photometric="rgb",
+        ) as file,
+    ):
         file.write(pixels.transpose(2, 0, 1))
         file.write_mask(mask)
     image = open_image(tmp_path / "a.tif")
@@ -335,7 +401,13 @@ def test_large_without_levels_is_converted_once(tmp_path, monkeypatch, caplog, t
     pixels = photo(600, 403, 3, np.uint16)
     options = {"tile": (64, 64)} if tiled else {"rowsperstrip": 16}
     tifffile.imwrite(
-        tmp_path / "a.tif", pixels, photometric="rgb", compression="deflate", extratags=[(274, 3, 1, 6, True)], metadata=None, **options
+        tmp_path / "a.tif",
+        pixels,
+        photometric="rgb",
+        compression="deflate",
+        extratags=[(274, 3, 1, 6, True)],
+        metadata=None,
+        **options,
     )
     with caplog.at_level(logging.WARNING):
         image = open_image(tmp_path / "a.tif", cache_dir=tmp_path / "cache")
@@ -364,11 +436,20 @@ def test_no_data_with_a_palette(tmp_path):
     index = photo(64, 64, 1)[..., 0]
     index[:20] = 7
     index[20:][index[20:] == 7] = 8
-    options = {"photometric": "palette", "colormap": colours * 257, "metadata": None, "extratags": [(42113, 2, None, "7", True)]}
+    options = {
+        "photometric": "palette",
+        "colormap": colours * 257,
+        "metadata": None,
+        "extratags": [(42113, 2, None, "7", True)],
+    }
     tifffile.imwrite(tmp_path / "a.tif", index, tile=(32, 32), **options)
-    seen = open_image(tmp_path / "a.tif").look(np.array([[0, 0, 64, 64.0]]), (64, 64), fill=torch.tensor([0.1, 0.2, 0.3]))[0]
+    seen = open_image(tmp_path / "a.tif").look(
+        np.array([[0, 0, 64, 64.0]]), (64, 64), fill=torch.tensor([0.1, 0.2, 0.3])
+    )[0]
     assert (seen[:, :20] == torch.tensor([0.1, 0.2, 0.3])[:, None, None]).all()
-    assert torch.allclose(seen[:, 20:], torch.from_numpy(colours.T[index[20:]].astype(np.float32)).permute(2, 0, 1) / 255, atol=1e-6)
+    assert torch.allclose(
+        seen[:, 20:], torch.from_numpy(colours.T[index[20:]].astype(np.float32)).permute(2, 0, 1) / 255, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("overviews", [False, True])

@@ -15,7 +15,9 @@ FILL = torch.tensor([0.2, 0.4, 0.6])
 
 
 def _whole(transform, size=None, fill=FILL):
-    return View(ArrayPyramid(PIXELS), transform).look(np.array([[0, 0, *transform.size]]), size or transform.size, fill=fill)[0]
+    return View(ArrayPyramid(PIXELS), transform).look(
+        np.array([[0, 0, *transform.size]]), size or transform.size, fill=fill
+    )[0]
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3, 5])
@@ -36,7 +38,9 @@ def test_order_of_changes_is_the_order_of_calls():
 
 
 def test_beside_a_crop_is_outside():
-    seen = View(ArrayPyramid(PIXELS), START.crop((20, 10, 60, 50))).look(np.array([[-8, -8, 48, 48]]), (56, 56), fill=FILL)[0]
+    seen = View(ArrayPyramid(PIXELS), START.crop((20, 10, 60, 50))).look(
+        np.array([[-8, -8, 48, 48]]), (56, 56), fill=FILL
+    )[0]
     assert torch.equal(seen[:, 8:48, 8:48], IMAGE[:, 20:60, 10:50])
     assert torch.equal(seen[:, :8], FILL[:, None, None].expand(3, 8, 56))
 
@@ -60,8 +64,12 @@ def test_resize_squashes_the_frame():
 def test_rotation_follows_torchvision(degrees):
     from torchvision.transforms.v2.functional import InterpolationMode, rotate
 
-    smooth = (np.stack([np.sin(np.mgrid[:96, :96][i % 2] / (9.0 + i)) for i in range(3)], -1) * 100 + 120).astype(np.uint8)
-    seen = View(ArrayPyramid(smooth), Transform.identity((96, 96)).rotate(degrees)).look(np.array([[0, 0, 96, 96]]), (96, 96))[0]
+    smooth = (np.stack([np.sin(np.mgrid[:96, :96][i % 2] / (9.0 + i)) for i in range(3)], -1) * 100 + 120).astype(
+        np.uint8
+    )
+    seen = View(ArrayPyramid(smooth), Transform.identity((96, 96)).rotate(degrees)).look(
+        np.array([[0, 0, 96, 96]]), (96, 96)
+    )[0]
     expected = rotate(torch.from_numpy(smooth).permute(2, 0, 1) / 255, degrees, InterpolationMode.BILINEAR)
     disc = torch.from_numpy(np.hypot(*(np.mgrid[:96, :96] - 47.5)) < 46)
     assert ((seen - expected).abs() * disc).max() < 0.02
@@ -75,14 +83,20 @@ def _corner_is_fill(pixels, degrees):
 
 
 def test_rotation_by_a_quarter_is_a_turn():
-    seen = View(ArrayPyramid(PIXELS[:64]), Transform.identity((64, 64)).rotate(90.0001)).look(np.array([[0, 0, 64, 64]]), (64, 64))[0]
+    seen = View(ArrayPyramid(PIXELS[:64]), Transform.identity((64, 64)).rotate(90.0001)).look(
+        np.array([[0, 0, 64, 64]]), (64, 64)
+    )[0]
     expected = torch.rot90(IMAGE[:, :64], 1, (1, 2))
     torch.testing.assert_close(seen[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], atol=0.01, rtol=0)
 
 
 def test_details_and_thumbnail_of_a_rotated_view_show_the_same_picture():
-    smooth = (np.stack([np.sin(np.mgrid[:256, :256][i % 2] / (25.0 + i)) for i in range(3)], -1) * 100 + 120).astype(np.uint8)
-    view = View(ArrayPyramid(smooth), Transform.identity((256, 256)).crop((10, 20, 240, 250)).rotate(17).resize((224, 224)))
+    smooth = (np.stack([np.sin(np.mgrid[:256, :256][i % 2] / (25.0 + i)) for i in range(3)], -1) * 100 + 120).astype(
+        np.uint8
+    )
+    view = View(
+        ArrayPyramid(smooth), Transform.identity((256, 256)).crop((10, 20, 240, 250)).rotate(17).resize((224, 224))
+    )
     thumbnail = view.look(np.array([[0, 0, 224, 224]]), (56, 56), fill=FILL)[0]
     detail = view.look(np.array([[56, 84, 140, 168]]), (84, 84), fill=FILL)
     torch.testing.assert_close(F.avg_pool2d(detail, 4)[0], thumbnail[:, 14:35, 21:42], atol=0.02, rtol=0)

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from foveal.errors import ImageError
-from foveal.images import ArrayPyramid, BlankViews, ImageViews, Look, Occluded, TensorViews, View, as_views, open_image, resample
+from foveal.images import (
+    ArrayPyramid,
+    BlankViews,
+    ImageViews,
+    Look,
+    Occluded,
+    TensorViews,
+    View,
+    as_views,
+    open_image,
+    resample,
+)
 from tests.images.files import photo, write_pyramid
 
 FILL = torch.tensor([0.1, 0.5, 0.9])
@@ -20,11 +31,15 @@ def _boxes(n, h, w, seed=0):
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.uint16])
 def test_tensor_views_equal_one_box_at_a_time(dtype, antialias):
-    pixels = np.stack([photo(100, 130, seed=s, dtype=np.uint16 if dtype == torch.uint16 else np.uint8) for s in range(4)])
+    pixels = np.stack(
+        [photo(100, 130, seed=s, dtype=np.uint16 if dtype == torch.uint16 else np.uint8) for s in range(4)]
+    )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     floats = images.float() / torch.iinfo(images.dtype).max
     which = np.random.default_rng(1).integers(0, 4, 40)
-    boxes = np.vstack([_boxes(10, 100, 130), np.tile([[8, 16, 40, 48]], (10, 1)), _grid(10), np.tile([[300, 300, 340, 340]], (10, 1))])
+    boxes = np.vstack(
+        [_boxes(10, 100, 130), np.tile([[8, 16, 40, 48]], (10, 1)), _grid(10), np.tile([[300, 300, 340, 340]], (10, 1))]
+    )
     views = TensorViews(floats if dtype == torch.float32 else images)
     seen = views.look(which, boxes, (32, 32), fill=FILL, antialias=antialias)
     assert seen.dtype == torch.float32 and seen.is_contiguous()
@@ -68,14 +83,17 @@ def test_large_boxes_of_a_large_image_touch_little_memory():
 
 
 @pytest.mark.parametrize(
-    "box", [(0, 0, 512, 384), (64, 32, 320, 288), (-64, -64, 448, 448), (33.3, 40.4, 300.9, 333.3), (100, 100, 164, 164)]
+    "box",
+    [(0, 0, 512, 384), (64, 32, 320, 288), (-64, -64, 448, 448), (33.3, 40.4, 300.9, 333.3), (100, 100, 164, 164)],
 )
 def test_memory_and_file_agree(tmp_path, box):
     pixels = photo(512, 384)
     write_pyramid(tmp_path / "a.tif", pixels, 4, tile=64, compression="deflate")
     boxes = np.array([box], dtype=float)
     from_file = open_image(tmp_path / "a.tif").look(boxes, (64, 64), fill=FILL)
-    from_memory = TensorViews(torch.from_numpy(pixels).permute(2, 0, 1)[None]).look(np.array([0]), boxes, (64, 64), fill=FILL)
+    from_memory = TensorViews(torch.from_numpy(pixels).permute(2, 0, 1)[None]).look(
+        np.array([0]), boxes, (64, 64), fill=FILL
+    )
     from_array = ArrayPyramid(pixels).look(boxes, (64, 64), fill=FILL)
     torch.testing.assert_close(from_array, from_memory, atol=1e-6, rtol=0)
     aligned = all(v % 8 == 0 for v in box)
@@ -146,7 +164,10 @@ def test_as_views():
 @pytest.mark.gpu
 def test_tensor_views_on_a_gpu_equal_those_on_a_cpu():
     images = torch.rand(8, 3, 200, 180)
-    which, boxes = np.random.default_rng(0).integers(0, 8, 60), np.vstack([_boxes(30, 200, 180), np.round(_boxes(30, 200, 180, 1))])
+    which, boxes = (
+        np.random.default_rng(0).integers(0, 8, 60),
+        np.vstack([_boxes(30, 200, 180), np.round(_boxes(30, 200, 180, 1))]),
+    )
     boxes[40:] = np.hstack([boxes[40:, :2], boxes[40:, :2] + 64])
     for antialias in (True, False):
         seen = TensorViews(images.cuda()).look(which, boxes, (32, 32), fill=FILL, antialias=antialias)
@@ -161,7 +182,15 @@ def test_a_level_left_by_the_thumbnail_changes_no_look(dtype, side):
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images if dtype == torch.float32 else (255 * images).to(dtype)
     boxes = np.array(
-        [[0, 0, 128, 128], [64, 128, 192, 250], [3, 5, 131, 133], [96, 96, 160, 160], [-16, 0, 112, 128], [0, 0, 32, 32]], float
+        [
+            [0, 0, 128, 128],
+            [64, 128, 192, 250],
+            [3, 5, 131, 133],
+            [96, 96, 160, 160],
+            [-16, 0, 112, 128],
+            [0, 0, 32, 32],
+        ],
+        float,
     )
     which = np.array([0, 1, 1, 0, 1, 0])
     fresh = TensorViews(images).look(which, boxes, (32, 32), fill=torch.full((3,), 0.5))
@@ -188,7 +217,10 @@ def test_occlusion_is_painting_the_pixels(tmp_path, fill):
     painted[0, :, 8:20, 4:30] = painted[0, :, 12:30, 20:] = painted[1, :, :6, :7] = ground
     for i, image in enumerate(pixels):
         write_pyramid(tmp_path / f"{i}.tif", image.permute(1, 2, 0).numpy())
-    which, boxes = np.array([0, 1, 0, 1]), np.array([[0, 0, 48, 64], [0, 0, 48, 64], [4, 10, 52, 74], [-4, -4, 44, 60.0]])
+    which, boxes = (
+        np.array([0, 1, 0, 1]),
+        np.array([[0, 0, 48, 64], [0, 0, 48, 64], [4, 10, 52, 74], [-4, -4, 44, 60.0]]),
+    )
     expected = TensorViews(painted).look(which, boxes, (48, 64), fill=fill)
     for views in (TensorViews(pixels), ImageViews([open_image(tmp_path / f"{i}.tif") for i in range(2)])):
         occluded = Occluded(views, hidden)
@@ -204,5 +236,6 @@ def test_pixels_of_a_smaller_look_are_hidden_by_their_centres():
     expected[0, 0] = 0
     assert torch.equal(seen, expected)
     assert torch.equal(
-        Occluded(views.views, np.empty((1, 0, 4))).look(np.array([0]), np.array([[0, 0, 8, 8.0]]), (4, 4)), torch.ones(1, 1, 4, 4)
+        Occluded(views.views, np.empty((1, 0, 4))).look(np.array([0]), np.array([[0, 0, 8, 8.0]]), (4, 4)),
+        torch.ones(1, 1, 4, 4),
     )

@@ -28,9 +28,19 @@ def test_images_are_found_to_the_bottom_folder_by_folder(tmp_path):
 
 def test_what_is_left_out_is_counted_by_reason_with_an_example(tmp_path):
     make(
-        tmp_path, "1.png", "notes.txt", "deep/more.xml", "table.h5", ".DS_Store", "._1.png", ".cache/2.png", "@eaDir/1.png/thumb.jpg",
-        "deep/__MACOSX/1.png", "Thumbs.db", "#recycle/3.png",
-    )  # fmt: skip
+        tmp_path,
+        "1.png",
+        "notes.txt",
+        "deep/more.xml",
+        "table.h5",
+        ".DS_Store",
+        "._1.png",
+        ".cache/2.png",
+        "@eaDir/1.png/thumb.jpg",
+        "deep/__MACOSX/1.png",
+        "Thumbs.db",
+        "#recycle/3.png",
+    )
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
     (tmp_path / "itself.png").symlink_to("itself.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -53,10 +63,19 @@ def test_counts_of_several_walks_add_up():
     assert one == {"hidden": (2, "a"), "special": (5, "c")}
 
 
-@pytest.mark.parametrize("links", [
-    {"cat/up": ".."}, {"cat/same": "."}, {"cat/dog": "../dog", "dog/cat": "../cat"}, {"all": ".", "cat/all": "../all"},
-    {"abroad": "../elsewhere"}, {"again": "cat", "more": "dog"}, {"up": ".."}, {"cat/further_up": "../.."},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"cat/up": ".."},
+        {"cat/same": "."},
+        {"cat/dog": "../dog", "dog/cat": "../cat"},
+        {"all": ".", "cat/all": "../all"},
+        {"abroad": "../elsewhere"},
+        {"again": "cat", "more": "dog"},
+        {"up": ".."},
+        {"cat/further_up": "../.."},
+    ],
+)
 def test_links_lead_to_every_image_once(tmp_path, links):
     root = tmp_path / "root"
     make(root, "cat/1.png", "cat/2.png", "dog/1.png")
@@ -95,7 +114,9 @@ def test_a_folder_that_cannot_be_searched_is_named(tmp_path):
     make(tmp_path, "1.png")
     result = walk(tmp_path / "1.png")
     ((path, reason),) = result.unreadable
-    assert path == str(tmp_path / "1.png") and reason.startswith(f"{path}: the folder cannot be searched (Not a directory)")
+    assert path == str(tmp_path / "1.png") and reason.startswith(
+        f"{path}: the folder cannot be searched (Not a directory)"
+    )
 
 
 def test_paths_longer_than_the_system_takes_are_named(tmp_path, monkeypatch):
@@ -116,9 +137,23 @@ def test_paths_longer_than_the_system_takes_are_named(tmp_path, monkeypatch):
 
 
 PATTERNS = [
-    "*.png", "*", "deep/*", "**/*.png", "deep/**/*.png", "**/d*/*.png", "d*/**/?.png", "**/[12].*", "**/deep/**/4.png", "**", "deep/**",
-    "**/**/*.png", "no*/**/*.png", "x**/*.png", "deep/more/*", "**/more/**/*.png",
-]  # fmt: skip
+    "*.png",
+    "*",
+    "deep/*",
+    "**/*.png",
+    "deep/**/*.png",
+    "**/d*/*.png",
+    "d*/**/?.png",
+    "**/[12].*",
+    "**/deep/**/4.png",
+    "**",
+    "deep/**",
+    "**/**/*.png",
+    "no*/**/*.png",
+    "x**/*.png",
+    "deep/more/*",
+    "**/more/**/*.png",
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -145,7 +180,17 @@ def test_patterns_do_not_run_in_circles(tmp_path):
 
 
 def test_patterns_leave_out_what_folders_leave_out(tmp_path):
-    make(tmp_path, "1.png", "notes.txt", "Thumbs.db", "@eaDir/1.png", ".hidden/1.png", "deep/@eaDir/2.png", "deep/2.png", "deep/2.xyz")
+    make(
+        tmp_path,
+        "1.png",
+        "notes.txt",
+        "Thumbs.db",
+        "@eaDir/1.png",
+        ".hidden/1.png",
+        "deep/@eaDir/2.png",
+        "deep/2.png",
+        "deep/2.xyz",
+    )
     assert found_in(tmp_path, match(f"{tmp_path}/*")) == ["1.png", "deep/2.png"]
     assert found_in(tmp_path, match(f"{tmp_path}/**")) == ["1.png", "deep/2.png"]
     assert match(f"{tmp_path}/*").left_out[FOREIGN][0] == 3

@@ -57,10 +57,13 @@ def narrow() -> nn.Module:
 @pytest.mark.parametrize(
     "depth, basic_conv, count, dense, separable",
     [
-        (34, 1, 20_962_966, 7.17, 7.11), (34, 2, 20_826_774, 7.14, 7.08), (50, 1, 24_586_134, 7.99, 7.93),
-        (101, 1, 42_718_504, 15.11, 15.02), (152, 1, 57_656_118, 22.29, 22.12),
+        (34, 1, 20_962_966, 7.17, 7.11),
+        (34, 2, 20_826_774, 7.14, 7.08),
+        (50, 1, 24_586_134, 7.99, 7.93),
+        (101, 1, 42_718_504, 15.11, 15.02),
+        (152, 1, 57_656_118, 22.29, 22.12),
     ],
-)  # fmt: skip
+)
 def test_parameters_and_flops_as_expected(depth, basic_conv, count, dense, separable):
     for impl, expected in (("dense", dense), ("separable", separable)):
         model = expatt(depth, basic_conv, impl=impl, attn_stride="pool")
@@ -73,9 +76,11 @@ def test_parameters_and_flops_as_expected(depth, basic_conv, count, dense, separ
 @pytest.mark.parametrize(
     "options, stages, count",
     [
-        ({}, (1, 2, 3, 4), 57.647), ({"output_projection": False}, (2, 3, 4), 57.625), ({"heads": 8}, (2, 3, 4), 57.796),
+        ({}, (1, 2, 3, 4), 57.647),
+        ({"output_projection": False}, (2, 3, 4), 57.625),
+        ({"heads": 8}, (2, 3, 4), 57.796),
     ],
-)  # fmt: skip
+)
 def test_variants_at_depth_152(options, stages, count):
     with torch.device("meta"):
         model = augment_convs(timm.create_model("resnet152"), partial(ExplicitAttention, ratio=0.1, **options), stages)
@@ -87,7 +92,9 @@ def test_which_convolutions(narrow):
     assert list(augmented(narrow)) == [f"layer{stage}.{block}.conv1" for stage in (2, 3, 4) for block in (0, 1)]
     both = augment_convs(timm.create_model("resnet18", **NARROW), ExplicitAttention, stages=(3,), basic_conv="both")
     assert list(augmented(both)) == [f"layer3.{block}.conv{conv}" for block in (0, 1) for conv in (1, 2)]
-    assert list(augmented(expatt(50))) == [f"layer{s}.{b}.conv2" for s, blocks in ((2, 4), (3, 6), (4, 3)) for b in range(blocks)]
+    assert list(augmented(expatt(50))) == [
+        f"layer{s}.{b}.conv2" for s, blocks in ((2, 4), (3, 6), (4, 3)) for b in range(blocks)
+    ]
 
 
 def test_an_augmented_network_is_trained_and_still_a_timm_model(narrow):
@@ -141,13 +148,17 @@ def test_antialiased_blocks_keep_their_pooling():
 @pytest.mark.parametrize(
     "name, options, arguments, word",
     [
-        ("resnet18", {}, {"stages": (5,)}, "no stage 5; choose among 1, 2, 3, 4"), ("resnet18", {}, {"stages": 3}, "stages=3 names"),
+        ("resnet18", {}, {"stages": (5,)}, "no stage 5; choose among 1, 2, 3, 4"),
+        ("resnet18", {}, {"stages": 3}, "stages=3 names"),
         ("resnet18", {}, {"stages": ()}, r"stages=\(\) names no stage"),
-        ("resnet18", {}, {"basic_conv": 3}, "basic_conv"), ("resnext50_32x4d", {}, {}, r"layer2.0.conv2 is grouped"),
-        ("resnet50", {"output_stride": 8}, {}, "dilated"), ("test_vit", {}, {}, "no stage 2"), ("res2net50_26w_4s", {}, {}, "missing"),
+        ("resnet18", {}, {"basic_conv": 3}, "basic_conv"),
+        ("resnext50_32x4d", {}, {}, r"layer2.0.conv2 is grouped"),
+        ("resnet50", {"output_stride": 8}, {}, "dilated"),
+        ("test_vit", {}, {}, "no stage 2"),
+        ("res2net50_26w_4s", {}, {}, "missing"),
         ("test_resnet", {}, {"make": "swap"}, "ExplicitAttention"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_swapped(name, options, arguments, word):
     with torch.device("meta"):
         model = timm.create_model(name, **options)
@@ -173,7 +184,9 @@ def test_radii_are_shared(narrow, scope, count):
     model(x).square().sum().backward()
     assert all(r.grad is not None for r in radii)
     torch.testing.assert_close(radii[0].exp(), torch.full_like(radii[0], 0.2))
-    other = share_radius(augment_convs(timm.create_model("resnet18", **NARROW), partial(ExplicitAttention, ratio=0.25, heads=4)), scope)
+    other = share_radius(
+        augment_convs(timm.create_model("resnet18", **NARROW), partial(ExplicitAttention, ratio=0.25, heads=4)), scope
+    )
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.eval()(x), model.eval()(x))
 

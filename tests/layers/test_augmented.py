@@ -38,7 +38,9 @@ def by_loops(layer, x):
 
 def small(size=(3, 5), seed=0, **options):
     torch.manual_seed(seed)
-    return AttentionAugmentation(6, 8, size=size, **{"ratio": 0.5, "heads": 2, "min_key_channels": 3, **options}).double()
+    return AttentionAugmentation(
+        6, 8, size=size, **{"ratio": 0.5, "heads": 2, "min_key_channels": 3, **options}
+    ).double()
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -59,7 +61,9 @@ def test_the_fused_form_is_the_explicit_one_forward_and_backward():
     layer, x = small(size=(7, 4)), torch.randn(2, 6, 7, 4, dtype=torch.float64, requires_grad=True)
 
     def explicit():
-        q, k, v = (p.reshape(2, 2, -1, 28).mT for p in layer.qkv(x).split([layer.key_channels, layer.key_channels, 4], 1))
+        q, k, v = (
+            p.reshape(2, 2, -1, 28).mT for p in layer.qkv(x).split([layer.key_channels, layer.key_channels, 4], 1)
+        )
         logits = (q @ k.mT + layer.relative_logits(q, (7, 4))) / math.sqrt(layer.key_channels // 2)
         attended = layer.project((logits.softmax(-1) @ v).mT.reshape(2, 4, 7, 4))
         return torch.cat([layer.conv(x), attended], 1)
@@ -117,7 +121,9 @@ def test_shapes_are_those_of_the_convolution(size, stride, pool):
     x = torch.randn(2, 16, *size)
     conv = nn.Conv2d(16, 32, 3, stride, 1)
     for ratio, parts in ((0.5, True), (0.0, False), (1.0, True)):
-        layer = AttentionAugmentation(16, 32, stride=stride, size=size, ratio=ratio, heads=4, min_key_channels=3, pool=pool)
+        layer = AttentionAugmentation(
+            16, 32, stride=stride, size=size, ratio=ratio, heads=4, min_key_channels=3, pool=pool
+        )
         assert layer(x).shape == conv(x).shape
         assert hasattr(layer, "qkv") is parts and (layer.conv is None) is (ratio == 1)
         grid = [-(-side // (stride * (1 + pool))) for side in size]
@@ -132,12 +138,17 @@ def test_stride_averages_first_and_pool_attends_on_a_coarser_grid():
     x = torch.randn(2, 6, 9, 12, dtype=torch.float64)
     strided = small(size=(9, 12), stride=2)
     cells = torch.stack(
-        [torch.stack([x[:, :, y : y + 2, c : c + 2].mean((2, 3)) for c in range(0, 12, 2)], -1) for y in range(0, 9, 2)], -2
+        [
+            torch.stack([x[:, :, y : y + 2, c : c + 2].mean((2, 3)) for c in range(0, 12, 2)], -1)
+            for y in range(0, 9, 2)
+        ],
+        -2,
     )
     torch.testing.assert_close(strided(x)[:, 4:], by_loops(strided, cells)[0], rtol=0, atol=1e-13)
     pooled = small(size=(9, 12), pool=True)
     near = [
-        [x[:, :, max(0, y - 1) : y + 2, max(0, c - 1) : c + 2].mean((2, 3)) for c in range(0, 12, 2)] for y in range(0, 9, 2)
+        [x[:, :, max(0, y - 1) : y + 2, max(0, c - 1) : c + 2].mean((2, 3)) for c in range(0, 12, 2)]
+        for y in range(0, 9, 2)
     ]  # padding is not counted
     coarse = by_loops(pooled, torch.stack([torch.stack(row, -1) for row in near], -2))[0]
     wanted = F.interpolate(coarse, (9, 12), mode="bilinear")
@@ -179,7 +190,9 @@ def test_autocast_and_channels_last():
     layer = AttentionAugmentation(32, 64, size=(8, 8), ratio=0.25)
     x = torch.randn(2, 32, 8, 8)
     exact = layer(x)
-    torch.testing.assert_close(layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), exact)
+    torch.testing.assert_close(
+        layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), exact
+    )
     with torch.autocast("cpu", torch.bfloat16):
         rough = layer(x)
     rough.float().sum().backward()
@@ -189,7 +202,14 @@ def test_autocast_and_channels_last():
 
 @pytest.mark.parametrize(
     "options",
-    [{"kernel_size": 2}, {"ratio": 1.5}, {"heads": 0}, {"size": (0, 4)}, {"key_ratio": 0.0, "min_key_channels": 0}, {"ratio": 0.01}],
+    [
+        {"kernel_size": 2},
+        {"ratio": 1.5},
+        {"heads": 0},
+        {"size": (0, 4)},
+        {"key_ratio": 0.0, "min_key_channels": 0},
+        {"ratio": 0.01},
+    ],
 )
 def test_impossible_options_are_one_sentence(options):
     with pytest.raises(ValueError, match=r"; .*\."):

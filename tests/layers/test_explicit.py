@@ -45,12 +45,17 @@ def centres(cells: int, stride: int) -> list[float]:
 def by_loops(kernel: str, radius: float, height: int, width: int, stride: int = 1) -> torch.Tensor:
     rows = []
     for y, x in product(centres(height, stride), centres(width, stride)):
-        row = torch.tensor([ON_PAPER[kernel](y - b, x - a, radius) for b, a in product(range(height), range(width))], dtype=torch.float64)
+        row = torch.tensor(
+            [ON_PAPER[kernel](y - b, x - a, radius) for b, a in product(range(height), range(width))],
+            dtype=torch.float64,
+        )
         rows.append(row / row.sum())
     return torch.stack(rows)
 
 
-def only_mixing(radius: float = 2.3, channels: int = 3, dtype: torch.dtype = torch.float64, **options) -> ExplicitAttention:
+def only_mixing(
+    radius: float = 2.3, channels: int = 3, dtype: torch.dtype = torch.float64, **options
+) -> ExplicitAttention:
     """A layer that computes A V only, with its radius in pixels."""
     options = {"coord": "pixel", "ratio": 1, "output_projection": False, "radius_init": radius} | options
     layer = ExplicitAttention(channels, channels, **options).to(dtype)
@@ -83,7 +88,9 @@ def test_a_radius_of_nothing_still_reaches_a_pixel(kernel):
         torch.testing.assert_close(out, torch.ones_like(out), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": 3}, {"stride": 2}, {"stride": 2, "attn_stride": "pool"}, {"output_projection": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"heads": 3}, {"stride": 2}, {"stride": 2, "attn_stride": "pool"}, {"output_projection": False}]
+)
 def test_has_the_shape_of_the_convolution_that_it_stands_for(options):
     for k, size in product((1, 3, 5), ((7, 10), (8, 5))):  # odd and even, height and width apart
         layer = ExplicitAttention(6, 20, k, ratio=0.3, **options)
@@ -122,13 +129,22 @@ def test_parameters_are_those_of_the_formula():
 @pytest.mark.parametrize(
     "options, word",
     [
-        ({"kernel": "sinc"}, "kernel"), ({"coord": "mm"}, "coord"), ({"attn_stride": "skip"}, "attn_stride"), ({"impl": "fast"}, "impl"),
-        ({"kernel_size": 2}, "odd"), ({"kernel": "disc", "impl": "separable"}, "not separable"), ({"ratio": 1.2}, "ratio"),
-        ({"value_channels": 5, "heads": 2}, "heads"), ({"radius_init": 0.0}, "radius_init"), ({"radius_param": "exp"}, "radius_param"),
-        ({"radius_init": "wide"}, "radius_init"), ({"heads": 0}, "heads=0"), ({"ratio": 0.05}, "ratio=0 for the plain"),
+        ({"kernel": "sinc"}, "kernel"),
+        ({"coord": "mm"}, "coord"),
+        ({"attn_stride": "skip"}, "attn_stride"),
+        ({"impl": "fast"}, "impl"),
+        ({"kernel_size": 2}, "odd"),
+        ({"kernel": "disc", "impl": "separable"}, "not separable"),
+        ({"ratio": 1.2}, "ratio"),
+        ({"value_channels": 5, "heads": 2}, "heads"),
+        ({"radius_init": 0.0}, "radius_init"),
+        ({"radius_param": "exp"}, "radius_param"),
+        ({"radius_init": "wide"}, "radius_init"),
+        ({"heads": 0}, "heads=0"),
+        ({"ratio": 0.05}, "ratio=0 for the plain"),
         ({"heads": 16}, "fewer heads"),
     ],
-)  # fmt: skip
+)
 def test_impossible_options(options, word):
     with pytest.raises(ValueError, match=word):
         ExplicitAttention(16, 16, **({"ratio": 0.5} | options))
@@ -155,7 +171,10 @@ def test_equals_torchs_attention_without_queries_and_keys():
     x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     v = layer.value(x).view(2, 2, 2, 54).mT  # (B, heads, N, c)
     position = torch.tensor(list(product(range(6), range(9))), dtype=torch.float64) / 9
-    logits = -torch.cdist(position, position).square() / (2 * torch.tensor([0.15, 0.6], dtype=torch.float64).square())[:, None, None]
+    logits = (
+        -torch.cdist(position, position).square()
+        / (2 * torch.tensor([0.15, 0.6], dtype=torch.float64).square())[:, None, None]
+    )
     nothing = torch.zeros(2, 2, 54, 1, dtype=torch.float64)
     attended = F.scaled_dot_product_attention(nothing, nothing, v, attn_mask=logits.expand(2, 2, 54, 54))
     torch.testing.assert_close(layer(x), layer.project(attended.mT.reshape(2, 4, 6, 9)), rtol=0, atol=1e-12)
@@ -165,7 +184,9 @@ def test_limits_are_identity_and_global_average():
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     wide = only_mixing(1e6)(x)
     torch.testing.assert_close(wide, x.mean((2, 3), keepdim=True).expand_as(x), rtol=0, atol=1e-10)
-    torch.testing.assert_close(only_mixing(kernel="uniform")(x), x.mean((2, 3), keepdim=True).expand_as(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        only_mixing(kernel="uniform")(x), x.mean((2, 3), keepdim=True).expand_as(x), rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(only_mixing(kernel="identity")(x), x, rtol=0, atol=0)
     # A radius below 0.3 px counts as 0.3 px.
     torch.testing.assert_close(only_mixing(1e-3)(x), only_mixing(0.3)(x), rtol=0, atol=1e-12)
@@ -189,8 +210,10 @@ def test_is_a_gaussian_blur_away_from_the_borders():
 def test_dense_equals_separable(kernel, dtype, tolerance):
     torch.manual_seed(2)
     for size, stride, heads, memory_format in (
-        ((14, 9), 1, 1, torch.channels_last), ((9, 14), 2, 2, torch.contiguous_format), ((30, 30), 1, 1, torch.channels_last),
-    ):  # fmt: skip
+        ((14, 9), 1, 1, torch.channels_last),
+        ((9, 14), 2, 2, torch.contiguous_format),
+        ((30, 30), 1, 1, torch.channels_last),
+    ):
         layer = only_mixing(channels=4, dtype=dtype, kernel=kernel, stride=stride, heads=heads)
         x = torch.randn(3, 4, *size, dtype=dtype).to(memory_format=memory_format)
         results = []
@@ -208,8 +231,12 @@ def test_dense_equals_separable(kernel, dtype, tolerance):
 
 def test_auto_is_separable_but_for_heads_on_small_grids():
     for kernel, heads, size, expected in (
-        ("gauss", 1, 7, True), ("gauss", 2, 7, False), ("gauss", 2, 11, True), ("cone", 1, 30, False), ("uniform", 2, 7, True),
-    ):  # fmt: skip
+        ("gauss", 1, 7, True),
+        ("gauss", 2, 7, False),
+        ("gauss", 2, 11, True),
+        ("cone", 1, 30, False),
+        ("uniform", 2, 7, True),
+    ):
         layer = ExplicitAttention(4, 4, ratio=1, kernel=kernel, heads=heads).eval()
         with torch.no_grad():
             layer(torch.randn(1, 4, size, size))
@@ -363,7 +390,12 @@ def test_folded_it_gives_the_same():
 def test_weights_serve_every_resolution():
     layer = ExplicitAttention(6, 20, ratio=0.5)
     state = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
-    assert state == {"conv.weight": (10, 6, 3, 3), "radius.raw": (1,), "value.weight": (10, 6, 1, 1), "project.weight": (10, 10, 1, 1)}
+    assert state == {
+        "conv.weight": (10, 6, 3, 3),
+        "radius.raw": (1,),
+        "value.weight": (10, 6, 1, 1),
+        "project.weight": (10, 10, 1, 1),
+    }
     for size in ((5, 5), (31, 17)):
         assert layer(torch.randn(1, 6, *size)).shape == (1, 20, *size)
 
@@ -465,13 +497,17 @@ def test_threads_may_share_a_layer():
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
-@pytest.mark.parametrize("make", [ExplicitAttention, partial(AttentionAugmentation, size=(9, 9), heads=2, min_key_channels=4)])
+@pytest.mark.parametrize(
+    "make", [ExplicitAttention, partial(AttentionAugmentation, size=(9, 9), heads=2, min_key_channels=4)]
+)
 def test_it_can_be_traced_and_exported_for_any_number_of_images(make):
     layer, x, more = make(8, 8, ratio=0.5).eval(), torch.randn(2, 8, 9, 9), torch.randn(5, 8, 9, 9)
     with torch.no_grad():
         traced = torch.jit.trace(layer, x)
         torch.testing.assert_close(traced(more), layer(more))
-        exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},)).module()
+        exported = torch.export.export(
+            layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},)
+        ).module()
         torch.testing.assert_close(exported(more), layer(more))
 
 
@@ -495,7 +531,9 @@ def test_runs_for_many_models_at_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"impl": "separable"}, {"impl": "dense"}, {"stride": 2, "heads": 2}, {"kernel": "disc"}])
+@pytest.mark.parametrize(
+    "options", [{"impl": "separable"}, {"impl": "dense"}, {"stride": 2, "heads": 2}, {"kernel": "disc"}]
+)
 def test_compiles_in_one_graph(options):
     torch.manual_seed(6)
     layer = ExplicitAttention(4, 8, ratio=0.5, **options)
@@ -505,7 +543,9 @@ def test_compiles_in_one_graph(options):
     wanted = torch.autograd.grad(expected.square().sum(), [p for p in layer.parameters() if p.requires_grad])
     got = compiled(x)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(got.square().sum(), [p for p in layer.parameters() if p.requires_grad]), wanted, strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got.square().sum(), [p for p in layer.parameters() if p.requires_grad]), wanted, strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(layer.eval(), fullgraph=True)(x), expected, rtol=1e-4, atol=1e-5)

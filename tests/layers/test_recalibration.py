@@ -29,7 +29,10 @@ def test_cbam_is_the_authors_module():
     ours, x = CBAM(32).double(), features(2, 32, 6, 5)
     assert count(ours) == count(theirs)
     state = dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True))
-    state["mlp.0.weight"], state["mlp.2.weight"] = state["mlp.0.weight"][..., None, None], state["mlp.2.weight"][..., None, None]
+    state["mlp.0.weight"], state["mlp.2.weight"] = (
+        state["mlp.0.weight"][..., None, None],
+        state["mlp.2.weight"][..., None, None],
+    )
     state["conv.weight"] = state["conv.weight"].flip(1)  # pytorchcv concatenates the maximum first
     ours.load_state_dict(state)
     assert torch.allclose(ours(x), theirs(x), atol=1e-12)
@@ -123,9 +126,14 @@ def test_learned_global_gathering_is_one_number_a_channel():
 def test_squeeze_and_excitation_is_gathering_everything_with_its_bottleneck():
     # theta-plus with an averaging global kernel is squeeze-and-excitation
     x = features(2, 32, 4, 4)
-    ge, se = GatherExcite(32, 0, "theta_plus", size=(4, 4)).double().eval(), timm.layers.SEModule(32, rd_divisor=1).double()
+    ge, se = (
+        GatherExcite(32, 0, "theta_plus", size=(4, 4)).double().eval(),
+        timm.layers.SEModule(32, rd_divisor=1).double(),
+    )
     nn.init.constant_(ge.gather[0].weight, (1 + 1e-5) ** 0.5 / 16)
-    ge.mlp.load_state_dict({f"{i}.{key}": value for i, fc in ((0, se.fc1), (2, se.fc2)) for key, value in fc.state_dict().items()})
+    ge.mlp.load_state_dict(
+        {f"{i}.{key}": value for i, fc in ((0, se.fc1), (2, se.fc2)) for key, value in fc.state_dict().items()}
+    )
     assert torch.allclose(ge(x), se(x), atol=1e-12)
 
 

@@ -51,9 +51,16 @@ def test_modes_in_terms_of_the_weights():
     x = features(2, 8, 3, 5)
     faithful = attention(maps="one", mode="faithful")
     a = faithful(x) / x
-    expected = {"scaled": 15 * a, "residual": 1 + a, "gate": 1 + 0.3 * (15 * a - 1), "sigmoid": faithful.conv(x).sigmoid()}
+    expected = {
+        "scaled": 15 * a,
+        "residual": 1 + a,
+        "gate": 1 + 0.3 * (15 * a - 1),
+        "sigmoid": faithful.conv(x).sigmoid(),
+    }
     for mode, multiplier in expected.items():
-        assert torch.allclose(attention(maps="one", mode=mode, **({"gate": 0.3} if mode == "gate" else {}))(x), x * multiplier, atol=1e-7)
+        assert torch.allclose(
+            attention(maps="one", mode=mode, **({"gate": 0.3} if mode == "gate" else {}))(x), x * multiplier, atol=1e-7
+        )
     assert torch.allclose(attention(maps="one", clip=1.01)(x), x * (15 * a).clamp(max=1.01), atol=1e-12)
     assert torch.allclose(attention(maps="one", mode="pool")(x), (x * a).sum((2, 3)), atol=1e-12)
 
@@ -72,7 +79,9 @@ def test_temperatures():
     assert attention(16, mode="gate").no_weight_decay == ("gate",)
 
 
-@pytest.mark.parametrize("options", [{}, {"maps": "mean"}, {"mode": "gate"}, {"attn_input": "uniform"}, {"softmax_axis": "channel"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"maps": "mean"}, {"mode": "gate"}, {"attn_input": "uniform"}, {"softmax_axis": "channel"}]
+)
 def test_it_starts_as_the_identity(options):
     layer = SpatialSoftmaxAttention(16, **options)
     x = torch.randn(2, 16, 8, 16)
@@ -156,7 +165,9 @@ def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
         layer(x)
     share = layer.weights(layer.logits(x)).flatten(2)
     entropy = -(share * share.log()).sum(2).mean() / math.log(16)
-    torch.testing.assert_close(layer.figures(), {"entropy": entropy, "peak": 16 * share.max()}, check_dtype=False, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        layer.figures(), {"entropy": entropy, "peak": 16 * share.max()}, check_dtype=False, rtol=1e-5, atol=0
+    )
 
 
 def test_half_precision_holds_maps_of_many_positions():

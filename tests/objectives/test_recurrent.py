@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
 

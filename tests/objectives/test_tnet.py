@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from foveal.objectives.rollout import MASKED, Rollout
 from foveal.objectives.tnet import (
     ReferenceTNetObjective,

@@ -42,7 +42,8 @@ def test_cost_follows_looks_and_not_the_image():
     assert count_cost(model, 60_000, (2, 1)).macs == macs[2, 1]
     assert count_cost(model, 128).macs == macs[2, 1]
     looks = macs[2,] - macs[1,]
-    # One more look without a grid of its own; the last of two levels has none either, but the first then scores two grids more.
+    # One more look without a grid of its own; the last of two levels has none either, but the first then scores two
+    # grids more.
     assert 0 < looks < macs[1,]
     assert macs[2, 1] > macs[2,] + 2 * looks
 

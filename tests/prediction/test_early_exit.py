@@ -14,17 +14,31 @@ from foveal.errors import ConfigError, RunError
 from foveal.images import ImageViews, open_image
 from foveal.models import create_model
 from foveal.prediction import count_cost, predict
-from foveal.prediction.early_exit import Exit, confidence, format_cost, look_until, parse_cost, read_exits, turns, write_exits
+from foveal.prediction.early_exit import (
+    Exit,
+    confidence,
+    format_cost,
+    look_until,
+    parse_cost,
+    read_exits,
+    turns,
+    write_exits,
+)
 from tests.images.files import photo, write_pyramid
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("2.0GMAC", (2e9, "macs")), ("20 mmacs", (2e7, "macs")), ("1TMAC", (1e12, "macs")), ("500mac", (500.0, "macs")),
-        ("15ms", (15.0, "ms")), ("3locations", (3.0, "locations")), ("1.5 location", (1.5, "locations")),
+        ("2.0GMAC", (2e9, "macs")),
+        ("20 mmacs", (2e7, "macs")),
+        ("1TMAC", (1e12, "macs")),
+        ("500mac", (500.0, "macs")),
+        ("15ms", (15.0, "ms")),
+        ("3locations", (3.0, "locations")),
+        ("1.5 location", (1.5, "locations")),
     ],
-)  # fmt: skip
+)
 def test_costs_as_people_type_them(text, expected):
     cost, unit = parse_cost(text)
     assert (cost, unit) == (pytest.approx(expected[0]), expected[1])
@@ -32,7 +46,9 @@ def test_costs_as_people_type_them(text, expected):
 
 @pytest.mark.parametrize("text", ["3", "GMAC", "2,1", "0ms", "-1ms", "2Gms", "15 s", "2ducks", ""])
 def test_what_is_no_cost_gets_a_sentence(text):
-    with pytest.raises(ConfigError, match=r"is no cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations"):
+    with pytest.raises(
+        ConfigError, match=r"is no cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations"
+    ):
         parse_cost(text)
 
 
@@ -57,7 +73,11 @@ def test_images_leave_as_soon_as_they_are_sure(model):
 
 @pytest.mark.parametrize("name", ["tnet", "saccader", "saccader_separate"])
 def test_what_is_left_after_the_first_look_costs_no_more(name):
-    options = {"backbone": "test_efficientnet", "base_size": 32} if name == "tnet" else {"backbone": "test_bagnet_lowd", "image_size": 45}
+    options = (
+        {"backbone": "test_efficientnet", "base_size": 32}
+        if name == "tnet"
+        else {"backbone": "test_bagnet_lowd", "image_size": 45}
+    )
     options |= {"classifier": "test_resnet", "glimpse_size": 32} if name == "saccader_separate" else {}
     model = create_model(name, num_classes=3, locations=(2,), **options).eval()
     for threshold, budget in ((0.0, ()), (2.0, (2,))):
@@ -84,13 +104,19 @@ def test_rows_say_what_each_image_cost(model, folder):
         ends[threshold] = predict(model, folder, until=until, device="cpu").rows
     fixed = [predict(model, folder, locations=budget, device="cpu").rows for budget in ((), (2, 1))]
     for rows, expected in zip(ends.values(), fixed, strict=True):
-        assert [(r["locations"], r["macs"], r["label"]) for r in rows] == [(r["locations"], r["macs"], r["label"]) for r in expected]
+        assert [(r["locations"], r["macs"], r["label"]) for r in rows] == [
+            (r["locations"], r["macs"], r["label"]) for r in expected
+        ]
 
 
 def test_costs_are_told_as_they_are_typed():
     assert [format_cost(*parse_cost(text)) for text in ("1.93GMAC", "10.9MMAC", "2kMAC", "15ms", "3locations")] == [
-        "1.93GMAC", "10.9MMAC", "2kMAC", "15ms", "3locations"
-    ]  # fmt: skip
+        "1.93GMAC",
+        "10.9MMAC",
+        "2kMAC",
+        "15ms",
+        "3locations",
+    ]
     assert format_cost(12.0, "macs") == "12MAC"
 
 

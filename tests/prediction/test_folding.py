@@ -1,4 +1,6 @@
-"""Batch norms folded into convolutions: the same answers, from fewer layers, and hands off where it would not be the same."""
+"""Batch norms folded into convolutions: the same answers, from fewer layers, and hands off where it would not be the
+same.
+"""
 
 import copy
 
@@ -42,14 +44,32 @@ def dense(name, size=64, **options):
 @pytest.mark.parametrize(
     ("name", "size", "left"),
     [
-        ("resnet18", 64, 0), ("seresnet50", 64, 0), ("resnet50d", 64, 0), ("mobilenetv2_100", 64, 0), ("mobilenetv3_small_100", 64, 0),
-        ("efficientnet_b0", 64, 0), ("tf_efficientnet_b0", 64, 0), ("regnety_002", 64, 0), ("repvgg_a0", 64, 17),
-        ("resnetv2_50d_evos", 64, 0), ("densenet121", 64, 62), ("convnext_atto", 64, 0), ("vit_tiny_patch16_224", 224, 0),
-        ("resnet20_cifar", 32, 0), ("preact_resnet110_cifar", 32, 55), ("densenet_bc_100_12_cifar", 32, 51), ("stn_cnn", 32, 0),
-        ("expatt_resnet34", 64, 13), ("aa_resnet34", 64, 13), ("cbam_resnet20_cifar", 32, 0), ("attention56_cifar", 32, 36),
-        ("bagnet_small", 64, 4), ("plain_convnet_32", 32, 0), ("wrn_28_10_cifar", 32, 12),
+        ("resnet18", 64, 0),
+        ("seresnet50", 64, 0),
+        ("resnet50d", 64, 0),
+        ("mobilenetv2_100", 64, 0),
+        ("mobilenetv3_small_100", 64, 0),
+        ("efficientnet_b0", 64, 0),
+        ("tf_efficientnet_b0", 64, 0),
+        ("regnety_002", 64, 0),
+        ("repvgg_a0", 64, 17),
+        ("resnetv2_50d_evos", 64, 0),
+        ("densenet121", 64, 62),
+        ("convnext_atto", 64, 0),
+        ("vit_tiny_patch16_224", 224, 0),
+        ("resnet20_cifar", 32, 0),
+        ("preact_resnet110_cifar", 32, 55),
+        ("densenet_bc_100_12_cifar", 32, 51),
+        ("stn_cnn", 32, 0),
+        ("expatt_resnet34", 64, 13),
+        ("aa_resnet34", 64, 13),
+        ("cbam_resnet20_cifar", 32, 0),
+        ("attention56_cifar", 32, 36),
+        ("bagnet_small", 64, 4),
+        ("plain_convnet_32", 32, 0),
+        ("wrn_28_10_cifar", 32, 12),
     ],
-)  # fmt: skip
+)
 def test_a_network_says_the_same(name, size, left):
     model = dense(name, size, **({"img_size": size} if name == "aa_resnet34" else {}))
     before = copy.deepcopy(model.state_dict())
@@ -58,7 +78,9 @@ def test_a_network_says_the_same(name, size, left):
         expected, found = model(images).logits, folded(images).logits
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert len(norms_of(folded)) == left
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model itself is as it was
+    assert all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )  # the model itself is as it was
     assert count_cost(model, size).macs == count_cost(folded, size).macs
 
 
@@ -66,14 +88,27 @@ def test_a_network_says_the_same(name, size, left):
     ("name", "options"),
     [
         ("tnet", {"backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1)}),
-        ("tnet", {"backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1), "location_features": "conv_stem"}),
+        (
+            "tnet",
+            {"backbone": "test_efficientnet", "base_size": 32, "locations": (2, 1), "location_features": "conv_stem"},
+        ),
         ("saccader", {"backbone": "test_bagnet", "image_size": 64, "locations": (3,)}),
-        ("saccader_separate", {
-            "backbone": "test_bagnet", "image_size": 64, "locations": (2,), "classifier": "test_resnet", "glimpse_size": 32,
-        }),
-        ("dram", {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (2,)}),
+        (
+            "saccader_separate",
+            {
+                "backbone": "test_bagnet",
+                "image_size": 64,
+                "locations": (2,),
+                "classifier": "test_resnet",
+                "glimpse_size": 32,
+            },
+        ),
+        (
+            "dram",
+            {"backbone": "test_resnetv2_slim", "image_size": 64, "base_size": 24, "hidden": 16, "locations": (2,)},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_model_that_looks_looks_at_the_same_places(name, options):
     torch.manual_seed(0)
     model = worn(create_model(name, num_classes=4, **options))
@@ -135,11 +170,23 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("way", "left"),
     [
-        ("plain", 1), ("no scale", 1), ("another name", 1), ("read", 1), ("shared weights", 1),
-        ("used beside", 2), ("two norms", 2), ("used again", 2), ("norm again", 2), ("written", 2),
-        ("weights made anew", 2), ("another argument", 2), ("parametrized", 2), ("hooked", 2), ("split", None),
+        ("plain", 1),
+        ("no scale", 1),
+        ("another name", 1),
+        ("read", 1),
+        ("shared weights", 1),
+        ("used beside", 2),
+        ("two norms", 2),
+        ("used again", 2),
+        ("norm again", 2),
+        ("written", 2),
+        ("weights made anew", 2),
+        ("another argument", 2),
+        ("parametrized", 2),
+        ("hooked", 2),
+        ("split", None),
     ],
-)  # fmt: skip
+)
 def test_only_what_stays_the_same_is_folded(way, left):
     model = worn(WholeImage(Net(way), image_size=16))
     folded, images = fold_norms(model), torch.rand(2, 3, 16, 16)
@@ -162,4 +209,6 @@ def test_predictions_are_those_of_the_model(tmp_path):
     assert len(rows) == FOLD_FROM
     for row in rows:
         seen = classify(model, row["path"])
-        assert row["label"] == seen.label and row["probability"] == pytest.approx(float(seen.probabilities.max()), abs=1e-5)
+        assert row["label"] == seen.label and row["probability"] == pytest.approx(
+            float(seen.probabilities.max()), abs=1e-5
+        )

@@ -1,4 +1,6 @@
-"""Whatever ends a prediction, the call repeated gives the rows of one that was not ended: each once, in order, every bit."""
+"""Whatever ends a prediction, the call repeated gives the rows of one that was not ended: each once, in order, every
+bit.
+"""
 
 import errno
 import json
@@ -214,7 +216,9 @@ def test_one_call_at_a_time_writes_to_an_output(folder, model, tmp_path, name):
     (tmp_path / "linked").symlink_to(".")
     out = tmp_path / "rows.csv"
     with Output(out, {}):  # in this process
-        with pytest.raises(StorageError, match="another call writes predictions there; wait for its end, or choose another --out"):
+        with pytest.raises(
+            StorageError, match="another call writes predictions there; wait for its end, or choose another --out"
+        ):
             Output(tmp_path / name, {})
 
         def as_another_process():
@@ -230,7 +234,12 @@ def test_one_call_at_a_time_writes_to_an_output(folder, model, tmp_path, name):
 
 def test_a_killed_call_leaves_no_lock_and_no_temporary_files(folder, model, tmp_path):
     out = tmp_path / "[rows].csv"
-    for name in (".[rows].csv.77.unfinished", ".[rows].csv.77", "..[rows].csv.foveal.77.unfinished", "..[rows].csv.foveal.77"):
+    for name in (
+        ".[rows].csv.77.unfinished",
+        ".[rows].csv.77",
+        "..[rows].csv.foveal.77.unfinished",
+        "..[rows].csv.foveal.77",
+    ):
         (tmp_path / name).write_text("half")
     others = [".[rows].csv.mine", ".r.csv.77.unfinished", "rows.csv.77"]
     for name in others:
@@ -242,7 +251,9 @@ def test_a_killed_call_leaves_no_lock_and_no_temporary_files(folder, model, tmp_
 
     assert in_child(hold) == -signal.SIGKILL
     predict(model, folder, out=out, **BATCH)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "[rows].csv", ".[rows].csv.foveal", "images"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [*others, "[rows].csv", ".[rows].csv.foveal", "images"]
+    )
 
 
 # ---- changed by others
@@ -276,7 +287,9 @@ def test_an_output_that_changed_between_calls_is_told(folder, model, begun, chan
     kept = begun.read_bytes()
     do(begun)
     changed = begun.exists() and begun.read_bytes()
-    with pytest.raises(StorageError, match=f"rows.csv: {says}; the rows of 3 images are safe in .rows.csv.foveal; put the file back as"):
+    with pytest.raises(
+        StorageError, match=f"rows.csv: {says}; the rows of 3 images are safe in .rows.csv.foveal; put the file back as"
+    ):
         predict(model, folder, out=begun, **BATCH)
     assert (begun.exists() and begun.read_bytes()) == changed
     begun.write_bytes(kept)
@@ -288,7 +301,9 @@ def test_an_output_that_changed_between_calls_is_told(folder, model, begun, chan
 def test_an_output_that_changed_during_a_call_is_told(folder, model, begun, change, whole):
     do, says = CHANGES[change]
     kept = begun.read_bytes()
-    with pytest.raises(StorageError, match=f"rows.csv: {says}; the rows of 4 images are safe in .rows.csv.foveal; put the file back as"):
+    with pytest.raises(
+        StorageError, match=f"rows.csv: {says}; the rows of 4 images are safe in .rows.csv.foveal; put the file back as"
+    ):
         predict(model, folder, out=begun, **BATCH, on_progress=lambda *_: do(begun))
     begun.write_bytes(kept)
     assert predict(model, folder, out=begun, **BATCH).predicted == 0
@@ -298,7 +313,8 @@ def test_an_output_that_changed_during_a_call_is_told(folder, model, begun, chan
 def test_a_file_that_another_program_puts_there_is_not_overwritten(folder, model, tmp_path):
     out = tmp_path / "rows.csv"
     with pytest.raises(
-        StorageError, match=r"was put there by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it"
+        StorageError,
+        match=r"was put there by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it",
     ):
         predict(model, folder, out=out, **BATCH, on_progress=lambda *_: out.write_text("mine"))
     assert out.read_text() == "mine"
@@ -329,7 +345,10 @@ def test_a_journal_that_is_edited_during_a_call_is_told(folder, model, begun, wh
         with journal.open("r+") as file:
             file.write("".join([lines[0], lines[1].replace("0", "1"), *lines[2:]]))
 
-    with pytest.raises(StorageError, match="another program changed it while this call ran; the rows before the change are safe; repeat"):
+    with pytest.raises(
+        StorageError,
+        match="another program changed it while this call ran; the rows before the change are safe; repeat",
+    ):
         predict(model, folder, out=begun, **BATCH, on_progress=change)
     predict(model, folder, out=begun, **BATCH)
     assert rows_of(begun) == whole(model, folder, ".csv")
@@ -344,10 +363,14 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
     assert "another program changed it; what follows its first" in caplog.text
     assert rows_of(out) == whole(model, folder, ".jsonl")
     journal.write_text("{half\n")
-    with pytest.raises(ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another --out, or replace it by"):
+    with pytest.raises(
+        ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another --out, or replace it by"
+    ):
         predict(model, folder, out=out, **BATCH)
     journal.unlink()
-    with pytest.raises(ConfigError, match=r"is not known to be a file of predictions, since .rows.jsonl.foveal is not beside it"):
+    with pytest.raises(
+        ConfigError, match=r"is not known to be a file of predictions, since .rows.jsonl.foveal is not beside it"
+    ):
         predict(model, folder, out=out, **BATCH)
 
 

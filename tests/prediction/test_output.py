@@ -22,10 +22,21 @@ def some_rows(n):
         {"box": [0.0, 0.0, 32.0, 32.0], "level": 2, "probability": 0.25, "mpp": 1.0},
     ]
     good = {
-        "path": "", "label": 'a "b", c\n', "probability": 0.5, "top_k": [{"label": "x", "probability": 0.5}], "locations": 1,
-        "glimpses": glimpses, "mpp": 0.5, "macs": 10**10, "bytes_read": None, "seconds": 0.125, "error": None,
-    }  # fmt: skip
-    bad = {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {"error": "x: is empty; copy it again"}
+        "path": "",
+        "label": 'a "b", c\n',
+        "probability": 0.5,
+        "top_k": [{"label": "x", "probability": 0.5}],
+        "locations": 1,
+        "glimpses": glimpses,
+        "mpp": 0.5,
+        "macs": 10**10,
+        "bytes_read": None,
+        "seconds": 0.125,
+        "error": None,
+    }
+    bad = {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {
+        "error": "x: is empty; copy it again"
+    }
     return [(bad if i % 3 == 2 else good) | {"path": f"\u00fc {i}.tif"} for i in range(n)]
 
 
@@ -95,7 +106,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, model, tmp_path, su
     with (tmp_path / f".rows{suffix}.foveal").open("a") as journal:
         journal.write('{"path": "half a li')
     summary = predict(
-        model, folder, out=out, batch_size=2, device="cpu", on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows)
+        model,
+        folder,
+        out=out,
+        batch_size=2,
+        device="cpu",
+        on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows),
     )
     assert (summary.images, summary.predicted, summary.skipped) == (7, 3, 4)
     assert len(seen) == len(set(seen)) == 7
@@ -123,7 +139,12 @@ def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request
         seen.clear()
         given = [folder, missing]
         return predict(
-            model, given, out=out, device="cpu", **options, on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows)
+            model,
+            given,
+            out=out,
+            device="cpu",
+            **options,
+            on_progress=lambda done, total, rows: seen.extend(r["path"] for r in rows),
         )
 
     good = (folder / "3.png").read_bytes()
@@ -189,7 +210,9 @@ def test_a_damaged_output_is_told(tmp_path):
         output.add(some_rows(1))
         output.finish()
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(StorageError, match="was changed by another program; put the file back as it was and repeat the command, choose"):
+    with pytest.raises(
+        StorageError, match="was changed by another program; put the file back as it was and repeat the command, choose"
+    ):
         Output(tmp_path / "rows.parquet", {})
 
 

@@ -18,7 +18,9 @@ def test_images_are_found_once_in_folders_patterns_and_by_name(folder):
     everything = [str(folder / f"{i}.png") for i in range(5)] + [str(folder / "deep" / f"{i}.png") for i in (5, 6)]
     assert find_images([folder]) == [(path, None) for path in everything]
     assert find_images([f"{folder}/**/*.png"]) == [(path, None) for path in everything]
-    assert [path for path, _ in find_images([folder / "3.png", f"{folder}/*.png"])] == [everything[i] for i in (3, 0, 1, 2, 4)]
+    assert [path for path, _ in find_images([folder / "3.png", f"{folder}/*.png"])] == [
+        everything[i] for i in (3, 0, 1, 2, 4)
+    ]
     assert find_images([folder / "notes.txt"]) == [(str(folder / "notes.txt"), None)]
 
 
@@ -51,11 +53,16 @@ def test_rows_are_what_classifying_one_by_one_gives(folder, model):
 def test_rows_tell_the_looks_that_an_image_has_cells_for(tmp_path, model):
     """An image of 1 : 2.5 has three distinct cells, a square one nine."""
     for name, size in (("long", (48, 120)), ("square", (90, 90)), ("upright", (120, 48))):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
     long, square, upright = predict(model, tmp_path, locations=(5, 1), device="cpu").rows
     assert (long["locations"], square["locations"], upright["locations"]) == (6, 10, 6)
     assert [len(row["glimpses"]) for row in (long, square, upright)] == [7, 11, 7]
-    assert long["macs"] == upright["macs"] == count_cost(model, 90, (3, 1)).macs and square["macs"] == count_cost(model, 90, (5, 1)).macs
+    assert (
+        long["macs"] == upright["macs"] == count_cost(model, 90, (3, 1)).macs
+        and square["macs"] == count_cost(model, 90, (5, 1)).macs
+    )
 
 
 def test_rows_carry_the_size_of_a_pixel(tmp_path):
@@ -73,7 +80,10 @@ def test_rows_carry_the_size_of_a_pixel(tmp_path):
         assert thumbnail["mpp"] == pytest.approx(row["mpp"] * (800 / 32 * 400 / 32) ** 0.5)
         assert [g["mpp"] for g in looks] == pytest.approx([2.0 if g["level"] == 2 else 1.0 for g in looks])
         assert row["macs"] == count_cost(closer, (800, 400), mpp=row["mpp"]).macs
-    assert rows[2]["error"].startswith(f"{tmp_path / 'c.png'}: does not say how large its pixels are") and rows[2]["glimpses"] == []
+    assert (
+        rows[2]["error"].startswith(f"{tmp_path / 'c.png'}: does not say how large its pixels are")
+        and rows[2]["glimpses"] == []
+    )
     # A model whose cells are shares of the image needs no scale, and tells of one.
     plain = predict(create_model("test_resnet", num_classes=3), tmp_path, device="cpu").rows
     assert [row["error"] for row in plain] == [None] * 3
@@ -83,7 +93,10 @@ def test_rows_carry_the_size_of_a_pixel(tmp_path):
 
 def test_random_looks_do_not_depend_on_the_batch(folder, model):
     boxes = [
-        {row["path"]: row["glimpses"][1]["box"] for row in predict(model, folder, batch_size=n, policy="random", device="cpu", seed=4).rows}
+        {
+            row["path"]: row["glimpses"][1]["box"]
+            for row in predict(model, folder, batch_size=n, policy="random", device="cpu", seed=4).rows
+        }
         for n in (2, 7)
     ]
     assert boxes[0] == boxes[1]
@@ -95,7 +108,13 @@ def test_bad_images_are_rows_and_spoil_no_other(folder, model):
     (folder / "2.png").write_bytes(b"")
     (folder / "4.png").write_text("this is not an image")
     summary = predict(model, [folder, folder / "missing.png", f"{folder}/*.svs"], batch_size=4, device="cpu")
-    bad = [str(folder / "1.png"), str(folder / "2.png"), str(folder / "4.png"), str(folder / "missing.png"), f"{folder}/*.svs"]
+    bad = [
+        str(folder / "1.png"),
+        str(folder / "2.png"),
+        str(folder / "4.png"),
+        str(folder / "missing.png"),
+        f"{folder}/*.svs",
+    ]
     assert sorted(path for path, _ in summary.failed) == sorted(bad)
     assert (summary.images, summary.predicted) == (9, 4)
     for row in summary.rows:
@@ -136,7 +155,9 @@ def test_no_more_than_two_batches_are_open(folder, model, monkeypatch):
 
 
 def test_bfloat16(folder, model):
-    exact, rounded = (predict(model, folder / "0.png", device="cpu", precision=p, locations=()).rows[0] for p in ("32", "bf16"))
+    exact, rounded = (
+        predict(model, folder / "0.png", device="cpu", precision=p, locations=()).rows[0] for p in ("32", "bf16")
+    )
     assert rounded["probability"] == pytest.approx(exact["probability"], abs=0.02)
 
 
@@ -161,7 +182,10 @@ def test_weights_that_are_no_numbers_are_an_error_of_the_run(folder):
 
 
 def test_every_path_has_a_text_of_its_own():
-    names = [os.fsdecode(name) for name in (b"a\xff", b"a\xfe", b"a\\udcff", b"a\\\\udcff", b"a\\\xff", b"a\\\\\xff", b"a\\b", b"a")]
+    names = [
+        os.fsdecode(name)
+        for name in (b"a\xff", b"a\xfe", b"a\\udcff", b"a\\\\udcff", b"a\\\xff", b"a\\\\\xff", b"a\\b", b"a")
+    ]
     texts = [as_text(name) for name in names]
     assert len(set(texts)) == len(names) and all(text.encode() for text in texts)
     assert texts[-2:] == ["a\\b", "a"]

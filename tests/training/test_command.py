@@ -31,7 +31,10 @@ def photos(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 5
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("command")
-    assert main(["fit", "--data.root", str(photos(folder / "photos")), *TINY, "--out", str(folder / "run"), "--quiet"]) == 0
+    assert (
+        main(["fit", "--data.root", str(photos(folder / "photos")), *TINY, "--out", str(folder / "run"), "--quiet"])
+        == 0
+    )
     return folder / "run"
 
 
@@ -103,7 +106,10 @@ def test_devices_are_as_many_as_there_are(monkeypatch):
 def test_a_processor_may_have_a_number(tmp_path):
     from foveal.recipes.config import fit_config
 
-    assert fit_config(config(device="cpu:0", epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True).summary["step"] == 1
+    assert (
+        fit_config(config(device="cpu:0", epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True).summary["step"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,12 +119,18 @@ def test_a_processor_may_have_a_number(tmp_path):
         (["photos/cat/"], "photos/cat/: this is not a recipe, but a folder; use --data.root photos/cat"),
         (["run"], "run: this is not a recipe, but a run folder; continue the run with foveal fit --resume --out run"),
         (["labels.csv"], "labels.csv: this is not a recipe, but a table; use --data manifest --data.file labels.csv"),
-        (["photos/cat/0.png"], "photos/cat/0.png: this is not a recipe, but a file of another kind; give a file that ends in .yaml"),
+        (
+            ["photos/cat/0.png"],
+            "photos/cat/0.png: this is not a recipe, but a file of another kind; give a file that ends in .yaml",
+        ),
         (
             ["--epochs", "3", "photos"],
             "photos: not expected here; the recipe comes first, then values after --key; give a folder of images",
         ),
-        (["--data", "photos"], "photos: there is no data set of this name; use --data.root photos for the images in this folder"),
+        (
+            ["--data", "photos"],
+            "photos: there is no data set of this name; use --data.root photos for the images in this folder",
+        ),
     ],
 )
 def test_a_folder_where_a_recipe_belongs(run, capsys, monkeypatch, argv, words):
@@ -142,7 +154,20 @@ def test_one_class_only(capsys, tmp_path):
 
 def test_what_cannot_be_trained_leaves_the_run_in_the_way(run, capsys):
     before = (run / "model.safetensors").read_bytes()
-    batch = ["--model", "test_resnet", "--model.image_size", "16", "--batch-size", "1", "--steps", "2", "--device", "cpu"]
+    batch = [
+        "--model",
+        "test_resnet",
+        "--model.image_size",
+        "16",
+        "--batch-size",
+        "1",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     said = failure(capsys, "fit", "--data.root", run.parent / "photos", *batch, "--out", run, "--overwrite")
-    assert said.startswith("batch_size: 1 leaves one image, of which batch norm in test_resnet sees a single value per channel")
+    assert said.startswith(
+        "batch_size: 1 leaves one image, of which batch norm in test_resnet sees a single value per channel"
+    )
     assert (run / "model.safetensors").read_bytes() == before

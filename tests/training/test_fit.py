@@ -45,7 +45,9 @@ def last(folder: Path) -> dict:
 
 def test_it_learns_and_the_run_says_so(tmp_path):
     run = fit_config(
-        config(model=NORM_FREE, epochs=None, steps=120, batch_size=22, accumulate=1, ema=None, log_every=20), tmp_path / "run", quiet=True
+        config(model=NORM_FREE, epochs=None, steps=120, batch_size=22, accumulate=1, ema=None, log_every=20),
+        tmp_path / "run",
+        quiet=True,
     )
     validated = [float(row["val_accuracy"]) for row in read(run.path / "metrics.csv") if row["val_accuracy"]]
     assert validated[-1] == 1.0
@@ -64,7 +66,10 @@ def test_it_learns_and_the_run_says_so(tmp_path):
 def test_metrics_tell_of_the_last_steps_too(tmp_path):
     """Also of a run with fewer steps than lie between two lines."""
     short = {"epochs": None, "steps": 5, "accumulate": 1, "ema": None, "data": {"name": "tiny_images", "val": 0}}
-    told = {n: read(fit_config(config(**short, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 3, 50)}
+    told = {
+        n: read(fit_config(config(**short, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv")
+        for n in (1, 3, 50)
+    }
     assert [[int(row["step"]) for row in rows] for rows in told.values()] == [[1, 2, 3, 4, 5], [3, 5], [5]]
     losses = [float(row["loss"]) for row in told[1]]
     assert float(told[3][-1]["loss"]) == pytest.approx(np.mean(losses[3:]), rel=1e-4)
@@ -74,8 +79,19 @@ def test_metrics_tell_of_the_last_steps_too(tmp_path):
 def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
     """The policy is trained from the middle of the run on, and only then has a loss of its own."""
     data = {"name": "tiny_images", "bad": [0, 4, 8], "val": 0}  # so that updates have different numbers of images
-    changes = {"model": NORM_FREE, "data": data, "epochs": None, "steps": 7, "accumulate": 1, "ema": None, "objective": {"warm_up": 0.5}}
-    each, whole = (read(fit_config(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv") for n in (1, 100))
+    changes = {
+        "model": NORM_FREE,
+        "data": data,
+        "epochs": None,
+        "steps": 7,
+        "accumulate": 1,
+        "ema": None,
+        "objective": {"warm_up": 0.5},
+    }
+    each, whole = (
+        read(fit_config(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv")
+        for n in (1, 100)
+    )
     loader = foveal.data.get_data(**data).loader("train", batch_size=4, seed=3, drop_last=True)
     images = []
     for epoch in (0, 1):
@@ -84,18 +100,26 @@ def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
     assert len(each) == 7 and len(whole) == 1 and len(set(images[4:7])) > 1
     assert [sum(bool(row[key]) for row in each) for key in ("loss", "credit", "baseline")] == [7, 3, 3]
     for key in ("loss", "accuracy", "entropy", "loss_perception", "credit", "baseline"):
-        values, counts = zip(*((float(row[key]), n) for row, n in zip(each, images, strict=False) if row[key]), strict=True)
+        values, counts = zip(
+            *((float(row[key]), n) for row, n in zip(each, images, strict=False) if row[key]), strict=True
+        )
         assert float(whole[0][key]) == pytest.approx(np.average(values, weights=counts), rel=1e-4), key
 
 
 def test_validation_is_of_the_deployed_model(tmp_path):
     """The figure in metrics.csv is that of the greedy model that is written, averaged weights and all."""
     run = fit_config(config(), tmp_path / "run", quiet=True)
-    best = max((float(row["val_accuracy"]), -float(row["val_loss"])) for row in read(run.path / "metrics.csv") if row["val_accuracy"])
+    best = max(
+        (float(row["val_accuracy"]), -float(row["val_loss"]))
+        for row in read(run.path / "metrics.csv")
+        if row["val_accuracy"]
+    )
     data = foveal.data.get_data("tiny_images").val
     logits = foveal.prediction.classify(run.load_model(), data.images).logits
     target = torch.from_numpy(data.targets)
-    assert best == pytest.approx(((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4)
+    assert best == pytest.approx(
+        ((logits.argmax(1) == target).float().mean().item(), -F.cross_entropy(logits, target).item()), rel=1e-4
+    )
 
 
 def test_validation_keeps_no_attention_maps(tmp_path, monkeypatch):
@@ -123,7 +147,10 @@ def test_average_is_the_recursion(tmp_path, monkeypatch):
     end = Task.on_train_batch_end if "on_train_batch_end" in vars(Task) else None
     assert end is None
     monkeypatch.setattr(
-        Task, "on_train_batch_end", lambda self, *_: seen.append(self.model.classifier.bias.detach().clone()), raising=False
+        Task,
+        "on_train_batch_end",
+        lambda self, *_: seen.append(self.model.classifier.bias.detach().clone()),
+        raising=False,
     )
     run = fit_config(config(ema=0.7, accumulate=1, epochs=None, steps=5), tmp_path / "run", quiet=True)
     expected = seen[0]
@@ -134,7 +161,14 @@ def test_average_is_the_recursion(tmp_path, monkeypatch):
 
 
 def test_accumulation_is_a_larger_batch(tmp_path):
-    common = {"model": NORM_FREE, "ema": None, "precision": "64", "epochs": None, "steps": 3, "objective": {"name": "cross_entropy"}}
+    common = {
+        "model": NORM_FREE,
+        "ema": None,
+        "precision": "64",
+        "epochs": None,
+        "steps": 3,
+        "objective": {"name": "cross_entropy"},
+    }
     data = {"name": "tiny_images", "count": 24}
     one = fit_config(config(**common, data=data, batch_size=8, accumulate=1), tmp_path / "one", quiet=True)
     two = fit_config(config(**common, data=data, batch_size=4, accumulate=2), tmp_path / "two", quiet=True)
@@ -155,7 +189,13 @@ def test_two_processes_are_one(tmp_path):
         "save_every": 100,
     }
     one = fit_config(config(**changes), tmp_path / "one", quiet=True).path
-    command = [sys.executable, "-m", "tests.training.tiny", str(tmp_path / "two"), json.dumps({**changes, "devices": 2})]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.tiny",
+        str(tmp_path / "two"),
+        json.dumps({**changes, "devices": 2}),
+    ]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"
@@ -164,7 +204,10 @@ def test_two_processes_are_one(tmp_path):
         for name, value in last(one)[part].items():
             assert value.dtype == torch.float64 or "n_averaged" in name
             torch.testing.assert_close(last(two)[part][name], value, rtol=0, atol=1e-10, msg=name)
-    figures = [[(float(r["val_accuracy"]), float(r["val_loss"])) for r in read(run / "metrics.csv") if r["val_loss"]] for run in (one, two)]
+    figures = [
+        [(float(r["val_accuracy"]), float(r["val_loss"])) for r in read(run / "metrics.csv") if r["val_loss"]]
+        for run in (one, two)
+    ]
     assert len(figures[0]) == 2  # written with six digits, of which the last may round either way
     np.testing.assert_allclose(figures[0], figures[1], rtol=0, atol=1.5e-5)
     recorded = [sorted(r["path"] for r in read(run / "bad_images.csv")) for run in (one, two)]
@@ -177,15 +220,22 @@ def test_two_processes_are_one(tmp_path):
 def test_bad_images_cost_themselves(tmp_path):
     """A run with images that cannot be opened equals one whose data never had them in its batches."""
     common = {"model": NORM_FREE, "ema": None, "epochs": None, "steps": 3, "batch_size": 6, "accumulate": 1}
-    run = fit_config(config(**common, data={"name": "tiny_images", "count": 6, "bad": [2, 3]}), tmp_path / "run", quiet=True)
+    run = fit_config(
+        config(**common, data={"name": "tiny_images", "count": 6, "bad": [2, 3]}), tmp_path / "run", quiet=True
+    )
     rows = read(run.path / "bad_images.csv")
-    assert sorted(row["path"] for row in rows) == ["2.png", "3.png"] and rows[0]["reason"] == "the file is empty; copy it again"
+    assert (
+        sorted(row["path"] for row in rows) == ["2.png", "3.png"]
+        and rows[0]["reason"] == "the file is empty; copy it again"
+    )
     assert len(read(run.path / "metrics.csv")) > 3
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_from_files(tmp_path, workers):
-    """Pixels come from files, some of which are broken; floats over a recorded range come out the same when deployed."""
+    """Pixels come from files, some of which are broken; floats over a recorded range come out the same when
+    deployed.
+    """
     tifffile = pytest.importorskip("tifffile")
     rng = np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 2)):
@@ -268,7 +318,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     }
     with monkeypatch.context() as patch:
         patch.setattr(CrossEntropy, "__call__", diverging)
-        with pytest.raises(RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume") as error:
+        with pytest.raises(
+            RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume"
+        ) as error:
             fit_config(config(**changes), tmp_path / "run", quiet=True)
     assert str(tmp_path / "run") in str(error.value)
     assert last(tmp_path / "run")["global_step"] == 3
@@ -277,7 +329,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     resumed = fit_config(config(**changes), tmp_path / "run", resume=True, quiet=True)
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
     assert (resumed.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
-    assert [row["loss"] for row in read(resumed.path / "metrics.csv")] == [row["loss"] for row in read(plain.path / "metrics.csv")]
+    assert [row["loss"] for row in read(resumed.path / "metrics.csv")] == [
+        row["loss"] for row in read(plain.path / "metrics.csv")
+    ]
 
 
 class Delayed(Late):
@@ -305,7 +359,13 @@ def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, mon
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
     monkeypatch.setattr("foveal.training.task.Late", Delayed)
-    changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 6, "ema": None}
+    changes = {
+        "model": {"name": "test_resnet", "image_size": 16},
+        "accumulate": 1,
+        "epochs": None,
+        "steps": 6,
+        "ema": None,
+    }
     if frozen:
         monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure=None: closure())
     with pytest.raises(RunError, match="the loss is nan in step 4; try a lower"):
@@ -325,7 +385,13 @@ def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
     monkeypatch.setattr("foveal.training.task.Late", Delayed)
-    changes = {"model": {"name": "test_resnet", "image_size": 16}, "accumulate": 1, "epochs": None, "steps": 3, "ema": None}
+    changes = {
+        "model": {"name": "test_resnet", "image_size": 16},
+        "accumulate": 1,
+        "epochs": None,
+        "steps": 3,
+        "ema": None,
+    }
     with pytest.raises(RunError, match="the loss is inf in step 3; try a lower"):
         fit_config(config(**changes, save_every=100), tmp_path / "run", quiet=True)
 
@@ -346,7 +412,9 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     fit_config(short, tmp_path / "run", quiet=True)
     before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
     with pytest.raises(
-        RunError, match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out$"
+        RunError,
+        match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another "
+        r"--out$",
     ):
         fit_config(short, tmp_path / "run", quiet=True)
     assert (tmp_path / "run/last.ckpt").stat().st_mtime_ns == before
@@ -368,12 +436,18 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         ({"optimiser": {"l2": 1.0}}, "optimiser.l2: is a term of the loss"),
         ({"optimiser": {"nesterov": True}}, "optimiser.nesterov: is a kind of momentum of sgd"),
         ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are no shares of the run"),
-        ({"optimiser": {"group_lr": {"hed": 1.0}}}, "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head"),
+        (
+            {"optimiser": {"group_lr": {"hed": 1.0}}},
+            "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head",
+        ),
         ({"class_weights": [1.0]}, "class_weights: 1 weights for 3 classes"),
         ({"objective": {"warmup": 1}}, "objective: .*'warmup'"),
         ({"objective": {"name": "x"}}, "objective.name: there is no objective 'x'"),
         ({"model": {"name": "tnet", "num_classes": 9}}, "model.num_classes: is 9, but tiny_images has 3 classes"),
-        ({"model": {**NORM_FREE, "in_chans": 4}}, "tiny_images: its images have 3 bands, the model takes 4; set --model.in_chans 3"),
+        (
+            {"model": {**NORM_FREE, "in_chans": 4}},
+            "tiny_images: its images have 3 bands, the model takes 4; set --model.in_chans 3",
+        ),
         ({"init_from": "nowhere"}, "nowhere: there is no such file of weights"),
     ],
 )
@@ -444,7 +518,9 @@ def test_a_model_that_no_name_makes(tmp_path):
 
     settings = Training(steps=2, device="cpu", batch_size=4, optimiser=Optimiser(schedule="constant"))
     run = fit(classifier(), mine(), tmp_path / "run", training=settings, quiet=True)
-    with pytest.raises(RunError, match=r"config.json: the model was made in Python, as foveal.glimpse.base.WholeImage; give it"):
+    with pytest.raises(
+        RunError, match=r"config.json: the model was made in Python, as foveal.glimpse.base.WholeImage; give it"
+    ):
         run.load_model()
     image = torch.rand(3, 16, 16)
     loaded = foveal.runs.load(run.path, model=classifier())
@@ -466,21 +542,33 @@ def test_a_model_that_no_name_makes(tmp_path):
 )
 def test_objects_that_do_not_fit(tmp_path, changes, sentence):
     bands = {"in_chans": changes["in_chans"]} if "in_chans" in changes else {}
-    model = foveal.models.create_classifier("test_resnet", num_classes=changes.get("classes", 2), image_size=16, **bands)
+    model = foveal.models.create_classifier(
+        "test_resnet", num_classes=changes.get("classes", 2), image_size=16, **bands
+    )
     with pytest.raises(ConfigError, match=sentence):
         fit(model, mine(), tmp_path / "run", training=Training(steps=changes.get("steps", 1), device="cpu"), quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_dense_network_with_smoothed_labels(tmp_path):
-    flags = ["--model", "test_resnet", "--model.image_size", "16", "--objective.label_smoothing", "0.1", "--data", "tiny_images"]
+    flags = [
+        "--model",
+        "test_resnet",
+        "--model.image_size",
+        "16",
+        "--objective.label_smoothing",
+        "0.1",
+        "--data",
+        "tiny_images",
+    ]
     wanted, _, _ = configure("demo", [*flags, "--optimiser.step_at", "0.5,0.75", "--steps", "1", "--device", "cpu"])
     assert wanted.optimiser.step_at == (0.5, 0.75)
     task = Task(
         foveal.models.create_classifier("test_resnet", num_classes=3, image_size=16),
         make_objective(foveal.models.create_classifier("test_resnet", num_classes=3), wanted.objective),
-        foveal.data.get_data("tiny_images"), wanted,
-    )  # fmt: skip
+        foveal.data.get_data("tiny_images"),
+        wanted,
+    )
     assert task.objective.label_smoothing == 0.1
     run = fit_config(replace(wanted, epochs=None, batch_size=4), tmp_path / "run", quiet=True)
     assert yaml.safe_load((run.path / "config.yaml").read_text())["objective"]["label_smoothing"] == 0.1
@@ -488,8 +576,15 @@ def test_a_dense_network_with_smoothed_labels(tmp_path):
 
 def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = DataModule(("a", "b"), TensorDataset(images, np.arange(20) % 2, ("a", "b"), augmentation="crop_flip"), name="mine")
-    small = {"model": {"name": "test_resnet", "image_size": 16, "crop": 1.0}, "accumulate": 1, "ema": None, "data": {"name": "mine"}}
+    data = DataModule(
+        ("a", "b"), TensorDataset(images, np.arange(20) % 2, ("a", "b"), augmentation="crop_flip"), name="mine"
+    )
+    small = {
+        "model": {"name": "test_resnet", "image_size": 16, "crop": 1.0},
+        "accumulate": 1,
+        "ema": None,
+        "data": {"name": "mine"},
+    }
     small["optimiser"] = {"schedule": "constant"}
     whole = fit_config(config(**small, epochs=2), tmp_path / "whole", quiet=True, data=data)
     fit_config(config(**small, epochs=None, steps=3), tmp_path / "part", quiet=True, data=data)
@@ -499,14 +594,18 @@ def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
     assert last(part.path)["global_step"] == 10
     model = part.load_model()
     assert model.crop == 1.0 and json.loads((part.path / "config.json").read_text())["model"]["crop"] == 1.0
-    for (name, a), b in zip(last(whole.path)["state_dict"].items(), last(part.path)["state_dict"].values(), strict=True):
+    for (name, a), b in zip(
+        last(whole.path)["state_dict"].items(), last(part.path)["state_dict"].values(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
 def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):
     first = fit_config(config(ema=None), tmp_path / "first", quiet=True)
     begun = fit_config(
-        config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)), tmp_path / "second", quiet=True
+        config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)),
+        tmp_path / "second",
+        quiet=True,
     )
     source = first.load_model().state_dict()
     for name, parameter in begun.load_model().named_parameters():
@@ -535,8 +634,8 @@ def test_precision_has_one_spelling_in_a_run(short, long):
     assert replace(other, precision=short) == other
 
 
-# Not the usual tiny model in bfloat16: torch 2.15 takes memory it never wrote into the gradient of a depthwise convolution that
-# sees single pixels on a CPU.
+# Not the usual tiny model in bfloat16: torch 2.15 takes memory it never wrote into the gradient of a depthwise
+# convolution that sees single pixels on a CPU.
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,4 +1,6 @@
-"""A run that is killed at any of its file operations is repeated, or gone on with, as it says, and is the run that was not killed."""
+"""A run that is killed at any of its file operations is repeated, or gone on with, as it says, and is the run that was
+not killed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,17 @@ NETWORK = {"name": "test_resnet_cifar", "image_size": 32, "attention": "softmax"
 def short(seed: int = 3) -> FitConfig:
     """Two updates, validations and images that cannot be read."""
     data = {"name": "tiny_images", "count": 8, "bad": [2, 5]}
-    return config(model=NETWORK, data=data, ema=None, epochs=None, steps=2, val_every=1, accumulate=1, optimiser={"lr": 0.01}, seed=seed)
+    return config(
+        model=NETWORK,
+        data=data,
+        ema=None,
+        epochs=None,
+        steps=2,
+        val_every=1,
+        accumulate=1,
+        optimiser={"lr": 0.01},
+        seed=seed,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,20 @@ MODELS = [
     ({"name": "test_resnet", "image_size": 64}, ("greedy",)),
     ({"name": "tnet", "backbone": "test_efficientnet", "base_size": 16, "locations": [2]}, ("random",)),
     ({"name": "tnet", "backbone": "test_efficientnet", "base_size": 16, "locations": [2]}, ("sampled", "greedy")),
-    ({"name": "tnet", "backbone": "test_efficientnet", "base_size": 64, "locations": [2, 1], "level_statistics": True}, ("sampled",)),
-    ({"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32, "locations": [3]}, ("exhaustive", "ordered_logits")),
+    (
+        {
+            "name": "tnet",
+            "backbone": "test_efficientnet",
+            "base_size": 64,
+            "locations": [2, 1],
+            "level_statistics": True,
+        },
+        ("sampled",),
+    ),
+    (
+        {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32, "locations": [3]},
+        ("exhaustive", "ordered_logits"),
+    ),
     ({"name": "ram", "locations": [2], "in_chans": 3}, ("sampled",)),
     (NORM_FREE, ("sampled",)),
 ]
@@ -37,9 +49,13 @@ MODELS = [
 
 @pytest.mark.parametrize(("options", "plan"), MODELS)
 def test_it_says_what_torch_will_say(options, plan):
-    """On noise, not on the black image that it tries itself; and leaves weights, statistics and randomness as they were."""
+    """On noise, not on the black image that it tries itself; and leaves weights, statistics and randomness as they
+    were.
+    """
     torch.manual_seed(0)
-    model = create_classifier(options["name"], num_classes=3, **{k: v for k, v in options.items() if k != "name"}).train()
+    model = create_classifier(
+        options["name"], num_classes=3, **{k: v for k, v in options.items() if k != "name"}
+    ).train()
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     said = takes_one_image(model, plan)
     assert torch.equal(torch.get_rng_state(), random)
@@ -87,11 +103,16 @@ def test_a_batch_of_which_bad_files_left_one_image_is_left_out_and_told(tmp_path
 def test_statistics_are_untouched_by_a_batch_that_is_left_out(tmp_path):
     """As if the one image of it could not have been read either."""
     changes, images = one_good_image(1)
-    loader, bad = get_data(**changes["data"]).loader("train", batch_size=4, seed=3, drop_last=True), changes["data"]["bad"]
+    loader, bad = (
+        get_data(**changes["data"]).loader("train", batch_size=4, seed=3, drop_last=True),
+        changes["data"]["bad"],
+    )
     (image,) = [batch.index for batch in loader][images.index(1)].tolist()
     states = []
     for lost in (bad, [*bad, image]):
-        run = fit_config(config(**{**changes, "data": {**changes["data"], "bad": lost}}), tmp_path / str(len(lost)), quiet=True)
+        run = fit_config(
+            config(**{**changes, "data": {**changes["data"], "bad": lost}}), tmp_path / str(len(lost)), quiet=True
+        )
         states.append(torch.load(run.path / "last.ckpt", weights_only=True)["state_dict"])
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -108,18 +129,33 @@ def test_the_count_survives_resuming(tmp_path):
 
 def test_one_image_is_trained_on_where_norms_see_enough_of_it(tmp_path):
     changes, _ = one_good_image()
-    run = fit_config(config(**{**changes, "model": {"name": "test_resnet", "image_size": 64}}), tmp_path / "run", quiet=True)
+    run = fit_config(
+        config(**{**changes, "model": {"name": "test_resnet", "image_size": 64}}), tmp_path / "run", quiet=True
+    )
     assert run.summary["left_out"] == 0
-    run = fit_config(config(epochs=None, steps=2, accumulate=1, ema=None, batch_size=1, model=NORM_FREE), tmp_path / "free", quiet=True)
+    run = fit_config(
+        config(epochs=None, steps=2, accumulate=1, ema=None, batch_size=1, model=NORM_FREE),
+        tmp_path / "free",
+        quiet=True,
+    )
     assert run.summary["step"] == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"batch_size": 1}, "batch_size: 1 leaves one image, of which batch norm in test_resnet sees .*; set --batch-size to 2 or more"),
-        ({"data": {"name": "tiny_images", "count": 1}}, "tiny_images: 1 training image leaves one image, of which .*; add images"),
-        ({"batch_size": 2, "devices": 2}, "batch_size: 2 leaves one image for each device, .*; set --batch-size to 4 or more"),
+        (
+            {"batch_size": 1},
+            "batch_size: 1 leaves one image, of which batch norm in test_resnet sees .*; set --batch-size to 2 or more",
+        ),
+        (
+            {"data": {"name": "tiny_images", "count": 1}},
+            "tiny_images: 1 training image leaves one image, of which .*; add images",
+        ),
+        (
+            {"batch_size": 2, "devices": 2},
+            "batch_size: 2 leaves one image for each device, .*; set --batch-size to 4 or more",
+        ),
     ],
 )
 def test_batches_that_never_hold_more_than_one_image_get_one_sentence(tmp_path, changes, sentence):

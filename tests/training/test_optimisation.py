@@ -31,7 +31,9 @@ def test_l2_is_the_gradient_of_its_term_in_the_loss(named):
     results = []
     for explicit in (False, True):
         net = network()
-        optimiser = build(net, groups(net), Optimiser(name="adam", lr=0.1, l2=0.0 if explicit else lam, l2_groups=named))
+        optimiser = build(
+            net, groups(net), Optimiser(name="adam", lr=0.1, l2=0.0 if explicit else lam, l2_groups=named)
+        )
         for _ in range(3):
             optimiser.zero_grad()
             loss = net(images).square().mean()
@@ -78,7 +80,9 @@ def rates(optimiser: Optimiser, epochs: int, batches: int) -> list[float]:
 
 @pytest.mark.parametrize("batches", [1, 7, 390, 391, 5004])
 def test_several_drops_come_exactly_at_their_epochs(batches):
-    """Attention-based CNN, T1: 0.1, a tenth of it from epoch 100, a hundredth from epoch 150 of 200; ImageNet: 30 and 60 of 90."""
+    """Attention-based CNN, T1: 0.1, a tenth of it from epoch 100, a hundredth from epoch 150 of 200; ImageNet: 30 and
+    60 of 90.
+    """
     cifar = Optimiser(lr=0.1, schedule="step", step_at=(0.5, 0.75))
     assert rates(cifar, 200, batches) == pytest.approx([0.1] * 200 + [0.01] * 100 + [0.001] * 100)
     imagenet = Optimiser(lr=0.1, schedule="step", step_at=(0.3333333, 0.6666667))
@@ -161,13 +165,19 @@ def test_adam_takes_its_epsilon_from_the_configuration():
 
 
 def test_configurations_survive_being_written():
-    config = FitConfig(optimiser=Optimiser(betas=(0.5, 0.9), l2_groups=("head",), group_lr={"backbone": 1e-4}), locations=(2, 1), epochs=3)
+    config = FitConfig(
+        optimiser=Optimiser(betas=(0.5, 0.9), l2_groups=("head",), group_lr={"backbone": 1e-4}),
+        locations=(2, 1),
+        epochs=3,
+    )
     assert FitConfig.from_dict(config.to_dict()) == config
     dropping = FitConfig(optimiser=Optimiser(step_at=(0.5, 0.75), warmup_factor=0.1))
     assert FitConfig.from_dict(dropping.to_dict()) == dropping
     assert FitConfig.from_dict({"optimiser": {"step_at": [0.5, 0.75]}}).optimiser.step_at == (0.5, 0.75)
     assert all(not isinstance(v, tuple) for v in config.to_dict()["optimiser"].values())
-    with pytest.raises(ConfigError, match=r"^optimiser.learning_rate: there is no such option; foveal fit --help lists them$"):
+    with pytest.raises(
+        ConfigError, match=r"^optimiser.learning_rate: there is no such option; foveal fit --help lists them$"
+    ):
         FitConfig.from_dict({"optimiser": {"learning_rate": 1}})
     with pytest.raises(ConfigError, match=r"^bach_size: there is no such option; did you mean batch_size$"):
         FitConfig.from_dict({"bach_size": 1})

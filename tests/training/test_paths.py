@@ -14,7 +14,19 @@ from foveal.cli import main
 from foveal.models import create_model
 from foveal.runs import with_absolute_paths
 
-FIT = ["--model", "test_resnet", "--model.image_size", "32", "--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet"]
+FIT = [
+    "--model",
+    "test_resnet",
+    "--model.image_size",
+    "32",
+    "--steps",
+    "1",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 
 
 @pytest.fixture
@@ -51,7 +63,9 @@ def stored(run: Path) -> dict:
 )
 def test_the_data_of_a_run_are_found_from_anywhere(home, monkeypatch, flags, paths):
     assert main(["fit", *flags, *FIT, "--out", "run"]) == 0
-    assert {key: stored(home / "run")["data"][key] for key in paths} == {key: path and str(home / path) for key, path in paths.items()}
+    assert {key: stored(home / "run")["data"][key] for key in paths} == {
+        key: path and str(home / path) for key, path in paths.items()
+    }
     monkeypatch.chdir(home.parent / "elsewhere")
     assert main(["data", str(home / "run"), "--export", "samples", "--split", "val", "--count", "1"]) == 0
     assert len(list(Path("samples").iterdir())) == 1
@@ -78,7 +92,10 @@ def test_runs_with_relative_paths_work_where_they_were_trained(home, monkeypatch
     capsys.readouterr()
     assert main(["evaluate", str(home / "run"), "--quiet"]) == 1
     said = capsys.readouterr().err.strip()
-    assert "\n" not in said and f"{home / 'run'}: was trained on photos, a path from the folder where training was started" in said
+    assert (
+        "\n" not in said
+        and f"{home / 'run'}: was trained on photos, a path from the folder where training was started" in said
+    )
     assert said.endswith("run the command there, or give --data.root PATH")
     assert main(["data", str(home / "run"), "--data.root", str(home / "photos")]) == 0
 

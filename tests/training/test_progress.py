@@ -59,7 +59,11 @@ def test_the_shown_loss_is_a_mean_over_recent_updates(tmp_path, capsys, monkeypa
 
 def test_a_terminal_of_80_columns_gets_a_bar_with_the_values_below(tmp_path, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80, height=24, color_system=None))
+    monkeypatch.setattr(
+        progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=80, height=24, color_system=None),
+    )
     monkeypatch.setattr(progress, "REDRAW", 0.0)
     states, show = [], progress._Bar.show_values
 
@@ -101,7 +105,9 @@ def test_the_bar_is_taken_down_where_a_run_fails(tmp_path, monkeypatch):
 
 
 def test_a_dumb_terminal_gets_lines(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"}))
+    monkeypatch.setattr(
+        progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    )
     fit_config(config(**TEN), tmp_path / "run")
     assert "step 10/10" in capsys.readouterr().err
 
@@ -135,7 +141,14 @@ def test_time_left_is_that_of_the_bound_that_is_reached_first(given, expected):
 
 def test_numbers_are_written_so_that_they_say_something():
     assert [as_rate(x) for x in (0.004, 0.34, 9.87, 12.3, 4321.0)] == ["0.004", "0.34", "9.9", "12", "4321"]
-    assert [as_duration(x) for x in (0.2, 59.6, 61, 3599, 3600, 100_000)] == ["0:00", "1:00", "1:01", "59:59", "1:00:00", "27:46:40"]
+    assert [as_duration(x) for x in (0.2, 59.6, 61, 3599, 3600, 100_000)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "59:59",
+        "1:00:00",
+        "27:46:40",
+    ]
     assert as_line({"step": "1"}, 0.0, 3) == "step 1  0:03 left"  # no image could be read: there is no speed
 
 

@@ -38,7 +38,8 @@ def lines_of(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory) -> Run:
     return fit_config(
-        config(**{**SHORT, "steps": 60, "batch_size": 22, "val_every": 20, "ema": 0.5}), tmp_path_factory.mktemp("runs") / "run"
+        config(**{**SHORT, "steps": 60, "batch_size": 22, "val_every": 20, "ema": 0.5}),
+        tmp_path_factory.mktemp("runs") / "run",
     )
 
 
@@ -54,7 +55,9 @@ def test_a_summary_says_what_the_kept_model_does(learnt):
     assert told["kept_step"] == max(validated)[2] and told["last_accuracy"] == pytest.approx(validated[-1][0], abs=1e-6)
     assert told["training_accuracy"] == float([row[4] for row in rows[1:] if row[4]][-1])
     low, high = told["interval"]
-    for bound in (low, high) if 0 < told["accuracy"] < 1 else (low,):  # Wilson: where a test of the proportion stops to reject it
+    for bound in (
+        (low, high) if 0 < told["accuracy"] < 1 else (low,)
+    ):  # Wilson: where a test of the proportion stops to reject it
         assert abs(told["accuracy"] - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / 6), rel=1e-3)
     assert told["commonest_share"] == pytest.approx(1 / 3) and told["commonest"] == "red"
 
@@ -65,7 +68,9 @@ def test_what_is_printed_at_the_end(tmp_path, capsys):
     told = TrainingSummary(**run.summary)
     assert told.result() in said
     assert f"kept   weights of step 3 in {run.path}/model.safetensors" in said
-    assert f"next   foveal evaluate '{run.path}'\n       foveal predict '{run.path}' IMAGES" in said  # as a shell takes it
+    assert (
+        f"next   foveal evaluate '{run.path}'\n       foveal predict '{run.path}' IMAGES" in said
+    )  # as a shell takes it
     assert "at step 3, the best of 1 validation\n" in said
     assert all(len(line) <= 80 for line in lines_of(told.result()))
 
@@ -87,13 +92,19 @@ def test_without_validation_images_the_training_accuracy_is_told(tmp_path, capsy
     said = capsys.readouterr().out
     rows = [line.split(",") for line in (run.path / "metrics.csv").read_text().splitlines()]
     accuracy = float(rows[-1][4])
-    assert f"nothing was validated: there are no validation images that can be read\n       accuracy {100 * accuracy:.1f} % on the" in said
+    assert (
+        "nothing was validated: there are no validation images that can be read\n       accuracy "
+        f"{100 * accuracy:.1f} % on the" in said
+    )
     assert run.summary["accuracy"] is None and run.summary["interval"] is None and run.summary["kept_step"] == 5
 
 
 def test_a_run_that_ended_before_its_first_validation_says_so(tmp_path):
     found, _ = told(tmp_path, "interrupted", best=None, last=None, rows=[(50, 0.9)])
-    assert "result nothing was validated before the run ended\n       accuracy 90.0 % on the training images" in found.result()
+    assert (
+        "result nothing was validated before the run ended\n       accuracy 90.0 % on the training images"
+        in found.result()
+    )
 
 
 def test_warnings_are_wrapped_on_a_terminal_alone(tmp_path, capsys, monkeypatch):
@@ -113,9 +124,14 @@ def test_validation_images_that_cannot_be_read_are_none(tmp_path):
     val = type(train)(train.images[:3], train.targets[:3], train.classes)
     val.bad = (0, 1, 2)
     data = DataModule(train.classes, train, val, name="mine")
-    run = fit_config(config(**SHORT, data={"name": "mine"}, steps=4, val_every=2), tmp_path / "run", quiet=True, data=data)
+    run = fit_config(
+        config(**SHORT, data={"name": "mine"}, steps=4, val_every=2), tmp_path / "run", quiet=True, data=data
+    )
     assert run.summary["accuracy"] is None and run.summary["kept_step"] == 4 and not (run.path / "best.ckpt").exists()
-    assert run.summary["unread"] == 3 and run.summary["warnings"][-1] == f"3 images could not be read; see {run.path / 'bad_images.csv'}"
+    assert (
+        run.summary["unread"] == 3
+        and run.summary["warnings"][-1] == f"3 images could not be read; see {run.path / 'bad_images.csv'}"
+    )
 
 
 def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, monkeypatch):
@@ -128,7 +144,10 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, 
 
     monkeypatch.setattr(Task, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit_config(config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}), tmp_path / "run")
+        fit_config(
+            config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}),
+            tmp_path / "run",
+        )
     said, told = capsys.readouterr(), Run(tmp_path / "run").summary
     assert (told["ended"], told["step"], told["kept_step"], told["validations"]) == ("interrupted", 8, 5, 1)
     assert "8 updates, 1.6 epochs" in said.out and ", interrupted" in said.out
@@ -181,7 +200,9 @@ def test_a_run_that_time_ended_says_so(tmp_path):
 
 def test_one_class_is_no_data_to_learn_from(tmp_path):
     data = DataModule(("cat",), TensorDataset(torch.rand(4, 3, 16, 16), [0] * 4, ("cat",)), name="photos")
-    with pytest.raises(DataError, match=r"^photos: there is only one class, 'cat'; give images of two classes or more$"):
+    with pytest.raises(
+        DataError, match=r"^photos: there is only one class, 'cat'; give images of two classes or more$"
+    ):
         fit_config(config(**SHORT, steps=1), tmp_path / "run", data=data, quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -189,7 +210,17 @@ def test_one_class_is_no_data_to_learn_from(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- warnings
 
 
-def told(out: Path, ended: str = "finished", *, step: int = 1000, best=(0.9, -0.1), last=(0.9, -0.1), images: int = 500, rows=(), **more):
+def told(
+    out: Path,
+    ended: str = "finished",
+    *,
+    step: int = 1000,
+    best=(0.9, -0.1),
+    last=(0.9, -0.1),
+    images: int = 500,
+    rows=(),
+    **more,
+):
     """The summary of a run of 1,000 steps that ended in some way, and its warnings as one text."""
     optimiser = Optimiser(**more.pop("optimiser", {}))
     targets = np.array([0] * 60 + [1] * 40)
@@ -198,14 +229,25 @@ def told(out: Path, ended: str = "finished", *, step: int = 1000, best=(0.9, -0.
     settings = config(optimiser={}, accumulate=1, epochs=None, steps=1000, max_time=more.pop("max_time", None))
     settings.optimiser = optimiser
     task = SimpleNamespace(
-        config=settings, data=data, validates=best is not None, objective=more.pop("objective", CrossEntropy()),
-        total_batches=more.pop("total", 1000), batches_per_epoch=25,
-    )  # fmt: skip
+        config=settings,
+        data=data,
+        validates=best is not None,
+        objective=more.pop("objective", CrossEntropy()),
+        total_batches=more.pop("total", 1000),
+        batches_per_epoch=25,
+    )
     facts = {
-        "step": step, "elapsed": 10.0, "left_out": more.pop("left_out", 0), "averaged": False, "lr_share": more.pop("lr_share", 0.0),
-        "best": best, "last": last, "images": images, "validations": more.pop("validations", 1),
+        "step": step,
+        "elapsed": 10.0,
+        "left_out": more.pop("left_out", 0),
+        "averaged": False,
+        "lr_share": more.pop("lr_share", 0.0),
+        "best": best,
+        "last": last,
+        "images": images,
+        "validations": more.pop("validations", 1),
         "window": more.pop("window", {}),
-    }  # fmt: skip
+    }
     out.mkdir(exist_ok=True)
     if rows:
         (out / "metrics.csv").write_text("step,accuracy\n" + "".join(f"{a},{b}\n" for a, b in rows))
@@ -230,14 +272,22 @@ def test_a_good_run_has_no_warning(tmp_path):
         (0.70, 20, 1, True),
     ],
 )
-def test_a_result_within_its_interval_of_the_commonest_class_is_warned_of(tmp_path, accuracy, images, validations, warned):
+def test_a_result_within_its_interval_of_the_commonest_class_is_warned_of(
+    tmp_path, accuracy, images, validations, warned
+):
     found, text = told(tmp_path, best=(accuracy, -1.0), last=(accuracy, -1.0), images=images, validations=validations)
-    assert ("is not clearly better than that of always predicting the commonest class, 'common' (60.0 %); train longer" in text) == warned
+    assert (
+        "is not clearly better than that of always predicting the commonest class, 'common' (60.0 %); train longer"
+        in text
+    ) == warned
     assert found.commonest == "common"
 
 
 def test_the_training_accuracy_is_compared_where_nothing_was_validated(tmp_path):
-    assert "always predicting the commonest class" in told(tmp_path, best=None, last=None, rows=[(50, 0.61), (100, 0.6)])[1]
+    assert (
+        "always predicting the commonest class"
+        in told(tmp_path, best=None, last=None, rows=[(50, 0.61), (100, 0.6)])[1]
+    )
     assert told(tmp_path, best=None, last=None, rows=[(50, 0.6), (100, 0.9)])[1] == ""
 
 
@@ -255,14 +305,18 @@ def test_the_training_accuracy_is_compared_where_nothing_was_validated(tmp_path)
             {"last": (0.62, -9.0)},
             "accuracy fell from 90.0 % at step 500 to 62.0 % at the end, so training may have diverged; try a lower",
         ),
-        ({"best": None, "last": None, "rows": [(50, 0.9), (100, 0.6)]}, "accuracy fell from 90.0 % at step 50 to 60.0 % at the end"),
+        (
+            {"best": None, "last": None, "rows": [(50, 0.9), (100, 0.6)]},
+            "accuracy fell from 90.0 % at step 50 to 60.0 % at the end",
+        ),
         (
             {"step": 400, "ended": "interrupted", "objective": TNetObjective(warm_up=0.5)},
             "the objective had not reached its last phase (looks: whole, later sampled); go on with --resume",
         ),
         (
             {"left_out": 1},
-            "1 batch was left out: of the one image in a batch, batch norm sees one value per channel; set a larger --batch-size",
+            "1 batch was left out: of the one image in a batch, batch norm sees one value per channel; set a larger "
+            "--batch-size",
         ),
         ({"left_out": 2000}, "2,000 batches were left out"),
     ],

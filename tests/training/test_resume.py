@@ -58,7 +58,9 @@ def same_runs(one: Path, other: Path) -> None:
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,9 @@ def test_killed_and_resumed(tmp_path, whole):
     same_runs(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("batch", [2, 6, 11, 13])  # within the first update, after a validation, within an update, in the last epoch
+@pytest.mark.parametrize(
+    "batch", [2, 6, 11, 13]
+)  # within the first update, after a validation, within an update, in the last epoch
 def test_cut_in_a_step(tmp_path, monkeypatch, whole, batch):
     same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", batch), whole)
 
@@ -120,7 +124,13 @@ def test_cut_between_sparse_checkpoints(tmp_path, monkeypatch):
 
 def test_attention_is_followed_in_a_resumed_run_too(tmp_path, monkeypatch):
     """Every second update, once each; the last radius is the one that the run ends with."""
-    options = {"name": "test_resnet_cifar", "image_size": 32, "attention": "softmax", "conv": "expatt", "conv_options": {"ratio": 0.25}}
+    options = {
+        "name": "test_resnet_cifar",
+        "image_size": 32,
+        "attention": "softmax",
+        "conv": "expatt",
+        "conv_options": {"ratio": 0.25},
+    }
     changes = {"model": options, "save_every": 3, "val_every": 100, "ema": None, "log_every": 2}
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
     run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes)
@@ -168,7 +178,10 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, monkeypatch, capsys):
     monkeypatch.setattr(Task, "training_step", None)
     fit_config(None, whole, resume=True)
     said = capsys.readouterr()
-    assert said.err.startswith(f"{whole}: finished already, after step 8; to train on, ") and "resume after" not in said.out
+    assert (
+        said.err.startswith(f"{whole}: finished already, after step 8; to train on, ")
+        and "resume after" not in said.out
+    )
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
@@ -185,12 +198,23 @@ def test_resuming_says_where_it_goes_on_and_what_has_changed(tmp_path, capsys):
     short = {"ema": None, "epochs": None}
     fit_config(config(**short, steps=2), tmp_path / "run", quiet=True)
     assert capsys.readouterr().out == ""
-    fit_config(config(**short, steps=3, log_every=5, optimiser={"lr": 0.002, "warmup": 2}), tmp_path / "run", resume=True)
+    fit_config(
+        config(**short, steps=3, log_every=5, optimiser={"lr": 0.002, "warmup": 2}), tmp_path / "run", resume=True
+    )
     said = capsys.readouterr().out.splitlines()
     told = said.index("resume after step 2; changed:")
-    assert sorted(said[told + 1 : told + 4]) == ["       log_every: 1 -> 5", "       optimiser.lr: 0.01 -> 0.002", "       steps: 2 -> 3"]
+    assert sorted(said[told + 1 : told + 4]) == [
+        "       log_every: 1 -> 5",
+        "       optimiser.lr: 0.01 -> 0.002",
+        "       steps: 2 -> 3",
+    ]
     assert said[told + 4].startswith("run    3 updates")
-    fit_config(config(**short, steps=4, log_every=5, optimiser={"lr": 0.002, "warmup": 2}), tmp_path / "run", resume=True, quiet=True)
+    fit_config(
+        config(**short, steps=4, log_every=5, optimiser={"lr": 0.002, "warmup": 2}),
+        tmp_path / "run",
+        resume=True,
+        quiet=True,
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -205,7 +229,9 @@ def test_resuming_without_a_change_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
-    """They counted the images of all columns together, within a window too, and knew of validations the best score alone."""
+    """They counted the images of all columns together, within a window too, and knew of validations the best score
+    alone.
+    """
     changes = {"ema": None, "accumulate": 1, "log_every": 4, "save_every": 1, "objective": {"name": "cross_entropy"}}
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
     with monkeypatch.context() as patch:
@@ -224,7 +250,9 @@ def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
     run = fit_config(None, tmp_path / "run", resume=True, quiet=True)
     assert (run.path / "model.safetensors").read_bytes() == (plain.path / "model.safetensors").read_bytes()
     assert metrics(run.path) == metrics(plain.path)
-    assert run.summary["accuracy"] == plain.summary["accuracy"] and run.summary["kept_step"] == plain.summary["kept_step"]
+    assert (
+        run.summary["accuracy"] == plain.summary["accuracy"] and run.summary["kept_step"] == plain.summary["kept_step"]
+    )
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -232,7 +260,12 @@ def test_another_seed_is_another_run(tmp_path):
     with pytest.raises(ConfigError, match=r"^seed: differs from the run that is to be resumed"):
         fit_config(config(epochs=None, steps=2, seed=4), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(ConfigError, match=r"^model.base_size: differs"):
-        fit_config(config(epochs=None, steps=2, model={**config().model, "base_size": 24}), tmp_path / "run", resume=True, quiet=True)
+        fit_config(
+            config(epochs=None, steps=2, model={**config().model, "base_size": 24}),
+            tmp_path / "run",
+            resume=True,
+            quiet=True,
+        )
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -252,7 +285,12 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_was(tmp_path, given):
     resumed, whole = (load(tmp_path / name, which="last").state_dict() for name in ("run", "whole"))
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
     with pytest.raises(ConfigError, match=r"^model.fit_grid: differs"):
-        fit_config(config(epochs=None, steps=3, model={**short.model, "fit_grid": True}), tmp_path / "run", resume=True, quiet=True)
+        fit_config(
+            config(epochs=None, steps=3, model={**short.model, "fit_grid": True}),
+            tmp_path / "run",
+            resume=True,
+            quiet=True,
+        )
 
 
 class Hostile:
@@ -270,7 +308,9 @@ def test_a_hostile_checkpoint_is_refused(tmp_path):
     torch.load(run.path / "last.ckpt", weights_only=False)
     assert (tmp_path / "touched").exists()  # the trap works
     (tmp_path / "touched").unlink()
-    with pytest.raises(RunError, match=r"last.ckpt: holds more than tensors and plain values and was not opened; [^\n]*$"):
+    with pytest.raises(
+        RunError, match=r"last.ckpt: holds more than tensors and plain values and was not opened; [^\n]*$"
+    ):
         fit_config(config(epochs=None, steps=2), run.path, resume=True, quiet=True)
     assert not (tmp_path / "touched").exists()
 
@@ -289,7 +329,9 @@ def test_damaged_checkpoints(tmp_path):
     checkpoint = torch.load(run.path / "best.ckpt", weights_only=True)
     checkpoint["state_dict"]["model.classifier.bias"] = torch.zeros(7)
     torch.save(checkpoint, run.path / "last.ckpt")
-    with pytest.raises(RunError, match=r"the weights do not fit the model, model.classifier.bias is \(7,\) where the model has \(3,\)"):
+    with pytest.raises(
+        RunError, match=r"the weights do not fit the model, model.classifier.bias is \(7,\) where the model has \(3,\)"
+    ):
         fit_config(more, run.path, resume=True, quiet=True)
     (run.path / "last.ckpt").unlink()
     with pytest.raises(RunError, match=r"there is no last.ckpt to go on from"):

@@ -1,4 +1,6 @@
-"""Signals to a run, alone or with its workers: it ends after the update, saves, and is gone on with as if nothing had been."""
+"""Signals to a run, alone or with its workers: it ends after the update, saves, and is gone on with as if nothing had
+been.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def photos(tmp_path_factory) -> Path:
 
 def of_files(photos: Path, workers: int, **changes: object) -> FitConfig:
     data = {"name": "folder", "root": str(photos)}
-    return config(model=NORM_FREE, data=data, workers=workers, accumulate=1, epochs=None, steps=6, val_every=4, **changes)
+    return config(
+        model=NORM_FREE, data=data, workers=workers, accumulate=1, epochs=None, steps=6, val_every=4, **changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,12 @@ def test_a_signal_in_a_step(tmp_path, monkeypatch, photos, whole, number, worker
 
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved"),
-    [(Task, "validation_step", 1, 4), (Checkpoints, "save", 1, 2), (Task, "on_save_checkpoint", 2, 3), (Task, "training_step", 1, 1)],
+    [
+        (Task, "validation_step", 1, 4),
+        (Checkpoints, "save", 1, 2),
+        (Task, "on_save_checkpoint", 2, 3),
+        (Task, "training_step", 1, 1),
+    ],
 )
 def test_a_signal_elsewhere(tmp_path, monkeypatch, photos, whole, owner, name, call, saved):
     with monkeypatch.context() as patch:
@@ -103,7 +112,9 @@ def test_a_signal_elsewhere(tmp_path, monkeypatch, photos, whole, owner, name, c
     same_runs(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Task, "configure_optimizers"), (Task, "on_train_start"), (Task, "transfer_batch_to_device")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Task, "configure_optimizers"), (Task, "on_train_start"), (Task, "transfer_batch_to_device")]
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_signal_before_the_first_update(tmp_path, monkeypatch, capsys, photos, owner, name, workers):
     """Nothing is left of the run; a run that is resumed stays."""
@@ -111,7 +122,9 @@ def test_a_signal_before_the_first_update(tmp_path, monkeypatch, capsys, photos,
         at(patch, owner, name, 1, signal.SIGHUP, signal.SIGHUP, group=True)
         stopped(tmp_path / "made" / "run", of_files(photos, workers), signal.SIGHUP)
     assert not list(tmp_path.iterdir())
-    before = fit_config(FitConfig.from_dict({**of_files(photos, 0).to_dict(), "steps": 2}), tmp_path / "run", quiet=True).path
+    before = fit_config(
+        FitConfig.from_dict({**of_files(photos, 0).to_dict(), "steps": 2}), tmp_path / "run", quiet=True
+    ).path
     weights = (before / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         at(patch, owner, name, 1, signal.SIGTERM)
@@ -170,12 +183,16 @@ def test_workers_end_with_a_killed_parent_and_leave_no_lock(tmp_path, photos):
         Task.training_step = marked
         fit_config(of_files(Path({str(photos)!r}), 2), {str(tmp_path / "run")!r}, quiet=True)
     """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     workers = ended.stdout.split()
     assert len(workers) >= 2
     fit_config(None, tmp_path / "run", resume=True, quiet=True)
-    while any("python" in Path(f"/proc/{worker}/comm").read_text() for worker in workers if Path(f"/proc/{worker}").exists()):
+    while any(
+        "python" in Path(f"/proc/{worker}/comm").read_text() for worker in workers if Path(f"/proc/{worker}").exists()
+    ):
         time.sleep(0.1)  # until the watch has looked; a test that hangs here has failed
     assert len(metrics(tmp_path / "run")) == 6 + 2
 
@@ -204,7 +221,9 @@ def test_the_second_of_two_runs_in_a_folder_is_told(tmp_path, monkeypatch):
 
 def test_data_are_read_while_signals_wait(photos):
     """A worker that is asked to end by its parent ends; by anybody else it does not."""
-    loader = get_data("folder", root=str(photos)).loader("train", batch_size=2, workers=1, seed=0, first_looks=None, device="cpu")
+    loader = get_data("folder", root=str(photos)).loader(
+        "train", batch_size=2, workers=1, seed=0, first_looks=None, device="cpu"
+    )
     batches = iter(loader)
     next(batches)
     (worker,) = loader.workers._iterator._workers

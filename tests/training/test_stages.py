@@ -41,7 +41,9 @@ def test_a_stage_leaves_what_it_does_not_train_as_it_was(stages):
 def test_stage_one_leaves_the_policy_as_it_was(stages, tmp_path):
     still = {"name": "sgd", "lr": 0.0}
     untouched = (
-        stage(tmp_path / "0", {"name": "cross_entropy", "policy": "exhaustive"}, optimiser=still).load_model(which="last").state_dict()
+        stage(tmp_path / "0", {"name": "cross_entropy", "policy": "exhaustive"}, optimiser=still)
+        .load_model(which="last")
+        .state_dict()
     )
     assert changed(untouched, stages[0][0]) == {"backbone"}
 
@@ -49,7 +51,9 @@ def test_stage_one_leaves_the_policy_as_it_was(stages, tmp_path):
 def test_parts_that_the_other_run_lacks_begin_anew(stages, tmp_path):
     _, source = stages
     separate = {**SACCADER, "name": "saccader_separate", "classifier": "test_resnet", "glimpse_size": 32}
-    run = stage(tmp_path / "separate", {"name": "cross_entropy", "trains": ["classifier"]}, separate, init_from=str(source.path))
+    run = stage(
+        tmp_path / "separate", {"name": "cross_entropy", "trains": ["classifier"]}, separate, init_from=str(source.path)
+    )
     weights, before = run.load_model(which="last").state_dict(), source.load_model().state_dict()
     assert changed(before, weights) == set() and any(name.startswith("classifier") for name in weights)
 

@@ -65,10 +65,16 @@ def test_every_file_of_a_run(tmp_path, monkeypatch, whole, name, after, saved):
             fit_config(short(), out, quiet=True)
     first = f"{out / name}: cannot be written (No space left on device); "
     if saved is None:
-        safe = "nothing was saved before, and nothing is left of the run; make room or choose another --out, and start again"
+        safe = (
+            "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+            "start again"
+        )
         assert not out.exists()
     else:
-        safe = f"the run is safe in {out / 'last.ckpt'}, of step {saved}; when there is room, go on with: foveal fit --resume --out {out}"
+        safe = (
+            f"the run is safe in {out / 'last.ckpt'}, of step {saved}; when there is room, go on with: foveal fit "
+            f"--resume --out {out}"
+        )
         assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == saved
     assert str(told.value) == first + safe
     fit_config(short(), out, resume=saved is not None, quiet=True)
@@ -81,7 +87,9 @@ def test_a_limit_of_the_size_of_files(tmp_path, whole):
     size = (whole / "last.ckpt").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
-        with pytest.raises(StorageError, match=r"last\.ckpt: cannot be written \(File too large\); nothing was saved before"):
+        with pytest.raises(
+            StorageError, match=r"last\.ckpt: cannot be written \(File too large\); nothing was saved before"
+        ):
             fit_config(short(), tmp_path / "run", quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -129,8 +137,31 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     fill(monkeypatch, "last.ckpt")
-    data = ["--data.canvas", "96", "--data.digit", "[12, 16]", "--data.distractors", "1", "--data.train", "8", "--data.val", "4"]
-    network = ["--model", "test_resnet", "--model.image_size", "32", "--batch-size", "4", "--steps", "1", "--device", "cpu", "--quiet"]
+    data = [
+        "--data.canvas",
+        "96",
+        "--data.digit",
+        "[12, 16]",
+        "--data.distractors",
+        "1",
+        "--data.train",
+        "8",
+        "--data.val",
+        "4",
+    ]
+    network = [
+        "--model",
+        "test_resnet",
+        "--model.image_size",
+        "32",
+        "--batch-size",
+        "4",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert main(["fit", "--data", "digits", *data, *network, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"foveal: {tmp_path / 'run' / 'last.ckpt'}: cannot be written (No space left on device); ")

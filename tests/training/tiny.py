@@ -25,7 +25,10 @@ class NormFree(nn.Module):
     def __init__(self, num_classes: int = 3, in_chans: int = 3) -> None:
         super().__init__()
         self.num_classes, self.num_features = num_classes, 16
-        self.feature_info = [{"num_chs": 8, "reduction": 2, "module": "first"}, {"num_chs": 16, "reduction": 4, "module": "second"}]
+        self.feature_info = [
+            {"num_chs": 8, "reduction": 2, "module": "first"},
+            {"num_chs": 16, "reduction": 4, "module": "second"},
+        ]
         self.first = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2, 1), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         self.classifier = nn.Linear(16, num_classes) if num_classes else nn.Identity()
@@ -45,7 +48,13 @@ class NormFree(nn.Module):
 
 
 default_cfgs = {
-    "norm_free_16": {"url": "", "num_classes": 3, "input_size": (3, 16, 16), "first_conv": "first.0", "classifier": "classifier"}
+    "norm_free_16": {
+        "url": "",
+        "num_classes": 3,
+        "input_size": (3, 16, 16),
+        "first_conv": "first.0",
+        "classifier": "classifier",
+    }
 }
 
 
@@ -77,17 +86,33 @@ def _split(count: int, seed: int, bad: tuple[int, ...] = ()) -> Dataset:
 
 @DATA_SETS.register
 def tiny_images(count: int = 22, bad: tuple[int, ...] = (), val: int = 6, seed: int = 0) -> DataModule:
-    return DataModule(("red", "green", "blue"), _split(count, seed, bad), _split(val, seed + 1) if val else None, name="tiny_images")
+    return DataModule(
+        ("red", "green", "blue"), _split(count, seed, bad), _split(val, seed + 1) if val else None, name="tiny_images"
+    )
 
 
 def config(**changes: Any) -> FitConfig:
     """A configuration of everything that a resumed run could get wrong, with some values changed."""
     values: dict[str, Any] = {
-        "model": {"name": "tnet", "backbone": "test_efficientnet", "base_size": 16, "locations": [2], "head_dropout": 0.3, "std": [0.25]},
+        "model": {
+            "name": "tnet",
+            "backbone": "test_efficientnet",
+            "base_size": 16,
+            "locations": [2],
+            "head_dropout": 0.3,
+            "std": [0.25],
+        },
         "data": {"name": "tiny_images"},
         "optimiser": {"lr": 0.01, "warmup": 2},
-        "batch_size": 4, "accumulate": 2, "epochs": 3, "ema": 0.8, "save_every": 1, "log_every": 1, "device": "cpu", "seed": 3,
-    }  # fmt: skip
+        "batch_size": 4,
+        "accumulate": 2,
+        "epochs": 3,
+        "ema": 0.8,
+        "save_every": 1,
+        "log_every": 1,
+        "device": "cpu",
+        "seed": 3,
+    }
     return FitConfig.from_dict({**values, **changes})
 
 
