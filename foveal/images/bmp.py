@@ -3,8 +3,8 @@
 Example:
     >>> row = bytes([3, 7, 0, 0])  # three pixels of colour 7, end of the row
     >>> head = struct.pack("<2s8xIIiiHHI20x", b"BM", 54, 40, 3, 2, 1, 8, 1)
-    >>> check_runs(head + row + row + bytes([0, 1]))
-    >>> check_runs(head + row + bytes([2, 7, 0, 0, 0, 1]))
+    >>> check_bmp(head + row + row + bytes([0, 1]))
+    >>> check_bmp(head + row + bytes([2, 7, 0, 0, 0, 1]))
     Traceback (most recent call last):
     ...
     ValueError: its run lengths do not fill its rows
@@ -16,7 +16,7 @@ import struct
 from typing import Any
 
 
-def check_runs(data: Any) -> None:
+def check_bmp(data: Any) -> None:
     """Raise ValueError where a BMP is run-length encoded and its runs do not fill its rows exactly.
 
     Pixels may be passed over by a code of their own; where there is any, rows need not be full.

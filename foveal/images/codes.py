@@ -8,12 +8,12 @@ of a progressive JPEG, the best one for its symbols; when some of them are damag
 Example:
     >>> import io
     >>> from PIL import Image
-    >>> from foveal.images.jpeg import parse
+    >>> from foveal.images.jpeg import parse_jpeg
     >>> file = io.BytesIO()
     >>> Image.linear_gradient("L").save(file, "JPEG", progressive=True)
     >>> data = file.getvalue()
-    >>> check(parse(data[:-2] + b"stray" + data[-2:]))
-    >>> check(parse(data[:-9] + data[-2:]))
+    >>> check_codes(parse_jpeg(data[:-2] + b"stray" + data[-2:]))
+    >>> check_codes(parse_jpeg(data[:-9] + data[-2:]))
     Traceback (most recent call last):
     ...
     ValueError: Corrupt JPEG data: premature end of data segment
@@ -29,7 +29,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal.images.jpeg import Scan, Stream
+    from foveal.images.jpeg import ParsedJpeg, Scan
 
 Blocks = list[tuple[list[int], list[int] | None]]
 
@@ -38,7 +38,7 @@ _NO_CODE = "Corrupt JPEG data: bad Huffman code"
 _OVER = "Corrupt JPEG data: codes are left over"
 
 
-def check(stream: Stream, *, cut: bool = False) -> None:
+def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
     """Read every code of a JPEG, of whatever sampling, number of components and bits.
 
     Stray bytes after the last code of a part are accepted, unless they look like the rest of damaged data.

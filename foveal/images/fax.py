@@ -1,11 +1,11 @@
 """Codes of faxes (ITU-T T.4 and T.6) read one by one: decoders go on after damage, and the rows are then others.
 
 Example:
-    >>> check(bytes([0b00110101, 0b00110100, 0b10000000]), 2, 1, 8)  # no white, 2 black, 6 white
+    >>> check_fax(bytes([0b00110101, 0b00110100, 0b10000000]), 2, 1, 8)  # no white, 2 black, 6 white
     Traceback (most recent call last):
     ...
     ValueError: fax data are damaged in row 0
-    >>> check(bytes([0b00110101, 0b11111000]), 2, 1, 8)  # no white, 2 black, 6 white
+    >>> check_fax(bytes([0b00110101, 0b11111000]), 2, 1, 8)  # no white, 2 black, 6 white
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ _MODES = {
 }
 
 
-def check(data: bytes, compression: int, height: int, width: int, *, options: int = 0, reverse: bool = False) -> None:
+def check_fax(
+    data: bytes, compression: int, height: int, width: int, *, options: int = 0, reverse: bool = False
+) -> None:
     """Raise ValueError where codes do not exist, do not fill a row exactly, or end before the last row.
 
     Args:

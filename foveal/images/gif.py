@@ -5,8 +5,8 @@ Example:
     >>> from PIL import Image
     >>> file = io.BytesIO()
     >>> Image.linear_gradient("L").save(file, "GIF")
-    >>> check(file.getvalue())
-    >>> check(file.getvalue()[:2000] + bytes(1))
+    >>> check_gif(file.getvalue())
+    >>> check_gif(file.getvalue()[:2000] + bytes(1))
     Traceback (most recent call last):
     ...
     ValueError: the blocks of its pixels are cut short
@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 
-def check(data: bytes) -> None:
+def check_gif(data: bytes) -> None:
     """Raise ValueError where bytes before the first picture belong to no block, or its codes do not make all of its
     pixels.
     """

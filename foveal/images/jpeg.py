@@ -5,7 +5,7 @@ error, what does not is accepted. `HARMLESS` lists the warnings of the second ki
 
 libjpeg tells the first warning only, and a harmless one may hide a serious one. So after a harmless warning the headers
 are written anew without their faults and the data are decoded again. Where stray bytes lie among the coded data,
-`check` reads all codes itself: it knows where each part ends, and what comes after the end is stray.
+`check_codes` reads all codes itself: it knows where each part ends, and what comes after the end is stray.
 
 Example:
     >>> import io
@@ -13,9 +13,9 @@ Example:
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (16, 8), (255, 0, 0)).save(file, "JPEG")
     >>> data = file.getvalue()
-    >>> decode(data[:-2] + b"stray" + data[-2:], "RGB").shape
+    >>> decode_jpeg(data[:-2] + b"stray" + data[-2:], "RGB").shape
     (8, 16, 3)
-    >>> decode(data[:-9] + data[-2:], "RGB")
+    >>> decode_jpeg(data[:-9] + data[-2:], "RGB")
     Traceback (most recent call last):
     ...
     ValueError: Corrupt JPEG data: premature end of data segment
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from foveal.images.codes import check
+from foveal.images.codes import check_codes
 
 HARMLESS = {
     "extraneous bytes before marker": "stray bytes before a marker: cameras pad their data",
@@ -48,7 +48,7 @@ _COMPONENTS = {"Gray": 1, "GRAY": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "YCCK": 4}
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 
 
-def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.ndarray:
+def decode_jpeg(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.ndarray:
     """Decode a JPEG.
 
     Args:
@@ -74,7 +74,7 @@ def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.
     return pixels[::smaller, ::smaller]
 
 
-def header(data: bytes) -> tuple[int, int, int, str]:
+def read_jpeg_header(data: bytes) -> tuple[int, int, int, str]:
     """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the
     headers.
 
@@ -85,7 +85,7 @@ def header(data: bytes) -> tuple[int, int, int, str]:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         return height, width, _COMPONENTS[colours], colours
     except (ValueError, KeyError):
-        stream = parse(data)
+        stream = parse_jpeg(data)
         return stream.height, stream.width, len(stream.components), ""
 
 
@@ -120,7 +120,7 @@ def decode_segment(
     if not data.startswith(b"\xff\xd8"):
         raise ValueError("it does not begin as a JPEG does")
     whole = tables[:-2] + data[2:] if tables else data
-    height, width, found, colours = header(whole)
+    height, width, found, colours = read_jpeg_header(whole)
     if (height, width) not in shapes or found != components:
         promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
         raise ValueError(
@@ -132,7 +132,7 @@ def decode_segment(
             (b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:])
         )
     if bits == 8 and components in (1, 3, 4):
-        return decode(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
+        return decode_jpeg(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
     pixels = _by_imagecodecs(whole, "RGB" if components == 3 else None, bits)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -153,20 +153,20 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
     """Pixels of what libjpeg warned of, if it is harmless through and through."""
     if not _harmless(warning):
         raise ValueError(warning)
-    stream = parse(data)
+    stream = parse_jpeg(data)
     stream.require_all_scans("extraneous" in warning)
     if stream.progressive and "extraneous" in warning:
-        check(stream)
+        check_codes(stream)
     ended, data = stream.ended, stream.mended()
     if not ended:
-        check(parse(data), cut=True)
+        check_codes(parse_jpeg(data), cut=True)
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
         warning = str(error)
     if "extraneous bytes before marker" not in warning or not ended:
         raise ValueError(warning)
-    check(parse(data))
+    check_codes(parse_jpeg(data))
     return simplejpeg.decode_jpeg(data, colours, strict=False)
 
 
@@ -174,10 +174,10 @@ def _by_imagecodecs(data: bytes, colours: str | None, bits: int = 8) -> np.ndarr
     """Decode what simplejpeg cannot: other sampling factors, numbers of components and bits."""
     import imagecodecs
 
-    stream = parse(data)
+    stream = parse_jpeg(data)
     stream.require_all_scans()
     if bits == 8 or not _sound(stream.with_precision(8)):
-        check(stream)
+        check_codes(stream)
     wanted = {"GRAY": "GRAYSCALE", "RGB": "RGB"}.get(colours or "")
     if colours == "RGB" and len(stream.components) == 4:
         raise ValueError("four components with rare sampling factors; convert it to RGB")
@@ -218,7 +218,7 @@ class Scan:
 
 
 @dataclass
-class Stream:
+class ParsedJpeg:
     """A JPEG taken apart.
 
     Attributes:
@@ -295,7 +295,7 @@ class Stream:
         return b"".join([*parts, b"\xff\xd9"])
 
 
-def parse(data: Any, *, headers: bool = False) -> Stream:
+def parse_jpeg(data: Any, *, headers: bool = False) -> ParsedJpeg:
     """Take a JPEG apart as libjpeg does: bytes between its segments are passed over.
 
     Args:
@@ -305,7 +305,7 @@ def parse(data: Any, *, headers: bool = False) -> Stream:
     Raises:
         ValueError: there is no frame, or a segment goes past the end.
     """
-    stream, tables, interval, at = Stream(data), dict[int, bytes](), 0, 2
+    stream, tables, interval, at = ParsedJpeg(data), dict[int, bytes](), 0, 2
     while not stream.ended and (at := data.find(b"\xff", at)) >= 0:
         while at + 1 < len(data) and data[at + 1] == 0xFF:
             at += 1
@@ -365,7 +365,7 @@ def _end_of_data(data: bytes, at: int) -> int:
     return len(data)
 
 
-def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> Scan:
+def _scan(stream: ParsedJpeg, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> Scan:
     count = body[0]
     names = {c.name: c for c in stream.components}
     parts = []

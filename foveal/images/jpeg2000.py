@@ -3,8 +3,8 @@
 Example:
     >>> import imagecodecs, numpy as np
     >>> data = imagecodecs.jpeg2k_encode(np.zeros((8, 8), np.uint8), codecformat="j2k")
-    >>> check(data, 0)
-    >>> check(data[:20] + data[28:], 0)
+    >>> check_jpeg2000(data, 0)
+    >>> check_jpeg2000(data[:20] + data[28:], 0)
     Traceback (most recent call last):
     ...
     ValueError: JPEG 2000 data cut short or put out of place
@@ -19,7 +19,7 @@ from typing import Any
 START = b"\xff\x4f\xff\x51"
 
 
-def check(data: Any, start: int) -> None:
+def check_jpeg2000(data: Any, start: int) -> None:
     """Raise ValueError where a codestream is not as long as its parts say; openjpeg makes up what is missing.
 
     Args:

@@ -5,7 +5,7 @@ Example:
     >>> with tempfile.NamedTemporaryFile(suffix=".jxl") as file:
     ...     written = file.write(imagecodecs.jpegxl_encode(np.zeros((30, 40, 3), np.uint8)))
     ...     file.flush()
-    ...     read_size(file.name), decode(file.name)[0].shape
+    ...     read_jxl_size(file.name), decode_jxl(file.name)[0].shape
     ((30, 40), (30, 40, 3))
 """
 
@@ -32,7 +32,7 @@ def is_jxl(head: bytes) -> bool:
     return head.startswith((STREAM, CONTAINER))
 
 
-def read_size(path: str) -> tuple[int, int]:
+def read_jxl_size(path: str) -> tuple[int, int]:
     """(height, width) as stored, which decoding may exchange.
 
     Raises:
@@ -81,7 +81,7 @@ def _size(stream: bytes) -> tuple[int, int]:
     return height, height * ratio[0] // ratio[1] if ratio else side()
 
 
-def decode(path: str) -> Stored:
+def decode_jxl(path: str) -> Stored:
     """(h, w, bands) pixels and (h, w) float32 alpha, or None where all is opaque; of an animation the first frame.
 
     Raises:

@@ -96,7 +96,7 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
 def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
-    layout = tiff.parse(name)
+    layout = tiff.parse_tiff(name)
     size = layout.levels[0].height, layout.levels[0].width
     small = (
         layout.looking_cost(-1) <= options["max_bytes"]
@@ -144,10 +144,10 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
     image = plain.PlainPyramid(name, header, **options)
 
     def make(target: str) -> None:
-        stored, alpha, _ = plain.decode(name, header)
+        stored, alpha, _ = plain.decode_plain(name, header)
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            return _packed(plain.split(stored[y0:y1], alpha), alpha, False)
+            return _packed(plain.split_alpha(stored[y0:y1], alpha), alpha, False)
 
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
@@ -158,18 +158,18 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
 def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
-    size = height, width = jxl.read_size(name)
+    size = height, width = jxl.read_jxl_size(name)
     check_claim(
         name, size, 8 * height * width, options["max_bytes"]
     )  # its bands and bits come later; these are 4 of 16
     if height * width <= plain.LARGE:
-        pixels, alpha = jxl.decode(name)
+        pixels, alpha = jxl.decode_jxl(name)
         image = ArrayPyramid(pixels, alpha, path=name, **options)
         image._count(Path(name).stat().st_size, 1)
         return image
 
     def make(target: str) -> None:
-        pixels, alpha = jxl.decode(name)
+        pixels, alpha = jxl.decode_jxl(name)
 
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
@@ -183,7 +183,7 @@ def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any])
         )
 
     file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels", convert)
-    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)
+    return tiff.TiffPyramid(name, tiff.parse_tiff(file, name), file=file, halved=True, **options)
 
 
 def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any]) -> Pyramid:
@@ -194,7 +194,7 @@ def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any
     given = options["value_range"] is not None
     if not given and original.dtype != bool:
         options = {**options, "value_range": original.value_range}
-    converted = tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted = tiff.TiffPyramid(name, tiff.parse_tiff(file, name), file=file, **options, **kept)
     converted._range_was_given = given
     return converted
 

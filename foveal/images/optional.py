@@ -108,7 +108,7 @@ def _check_jpeg2000(path: str) -> None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         if data[:2] == b"\xff\x4f" or data[4:8] == b"jP  ":
-            jpeg2000.check(data, max(data.find(jpeg2000.START), 0))
+            jpeg2000.check_jpeg2000(data, max(data.find(jpeg2000.START), 0))
 
 
 def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
@@ -126,7 +126,7 @@ def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) 
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
 
     file = cached(path, cache_dir, make, "this format", convert)
-    layout = tiff.parse(file, path)
+    layout = tiff.parse_tiff(file, path)
     layout.premultiplied = layout.alpha is not None
     return tiff.TiffPyramid(path, layout, file=file, **options)
 

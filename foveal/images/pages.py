@@ -11,7 +11,7 @@ Example:
     ...         writer.write(np.zeros((side, side), np.uint8), tile=(16, 16), subfiletype=reduced, metadata=None)
     >>> _ = file.seek(0)
     >>> with tifffile.TiffFile(file) as opened:
-    ...     picture = find(opened)
+    ...     picture = find_picture(opened)
     >>> [level.pages[0].imagewidth for level in picture.levels]
     [64, 32]
 """
@@ -55,7 +55,7 @@ class Picture:
     channels: int = 1
 
 
-def find(file: tifffile.TiffFile) -> Picture:
+def find_picture(file: tifffile.TiffFile) -> Picture:
     """Find the picture among the pages of a file.
 
     Raises:
@@ -63,7 +63,7 @@ def find(file: tifffile.TiffFile) -> Picture:
     """
     top = [page.aspage() for page in file.pages]
     everyone = [page for parent in top for page in (parent, *_children(parent))]
-    masks = [page for page in everyone if kind(page) & _MASK]
+    masks = [page for page in everyone if page_kind(page) & _MASK]
     main = _main(top, everyone)
     pages, channels = _channels(file, top, main)
     picture = Picture([PageLevel(pages, _mask_of(main, masks))], top[0], channels)
@@ -91,7 +91,7 @@ def _add_levels(picture: Picture, pool: list[tifffile.TiffPage], masks: list[tif
             picture.levels.append(PageLevel(same, _mask_of(page, masks), size))
 
 
-def kind(page: tifffile.TiffPage) -> int:
+def page_kind(page: tifffile.TiffPage) -> int:
     """Bits of the header that say what a page is: 1 a reduced copy, 4 a mask. An older tag says the same in other
     words.
     """
@@ -114,14 +114,14 @@ def _area(page: tifffile.TiffPage) -> int:
 
 def _main(top: list[tifffile.TiffPage], everyone: list[tifffile.TiffPage]) -> tifffile.TiffPage:
     first = top[0]
-    whole = [page for page in everyone if not kind(page) & (_REDUCED | _MASK)]
-    if kind(first) & (_REDUCED | _MASK):
-        return max(whole or [page for page in everyone if not kind(page) & _MASK] or everyone, key=_area)
+    whole = [page for page in everyone if not page_kind(page) & (_REDUCED | _MASK)]
+    if page_kind(first) & (_REDUCED | _MASK):
+        return max(whole or [page for page in everyone if not page_kind(page) & _MASK] or everyone, key=_area)
     # From small to large without a word of it: tiled pages of which each is a whole number of times the one before.
     last = first
     for page in top[1:]:
         times = page.imagewidth / last.imagewidth if last.imagewidth else 0
-        fits = page.is_tiled and _alike(page, last) and round(times) >= 2 and not kind(page) & _MASK
+        fits = page.is_tiled and _alike(page, last) and round(times) >= 2 and not page_kind(page) & _MASK
         if (
             not fits
             or abs(page.imagewidth - round(times) * last.imagewidth) >= round(times)
@@ -175,7 +175,7 @@ def _unpadded(page: tifffile.TiffPage, main: tifffile.TiffPage, previous: tuple[
     """
     tile = page.tilelength, page.tilewidth
     stated, full = _size(page), _size(main)
-    if not kind(page) & _REDUCED or full[0] % main.tilelength or full[1] % main.tilewidth or min(tile) < 1:
+    if not page_kind(page) & _REDUCED or full[0] % main.tilelength or full[1] % main.tilewidth or min(tile) < 1:
         return None
     for halvings in range(1, 32):
         size = math.ceil(full[0] / 2**halvings), math.ceil(full[1] / 2**halvings)

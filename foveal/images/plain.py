@@ -110,7 +110,7 @@ def read_header(path: str, kind: str, max_bytes: int) -> Header:
 
 
 def _jpeg_header(data: Any) -> Header:
-    stream = jpeg.parse(data, headers=True)
+    stream = jpeg.parse_jpeg(data, headers=True)
     if (stream.bits, len(stream.components)) not in ((8, 1), (8, 3), (8, 4), (12, 1), (12, 3)):
         raise ValueError(
             f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB"
@@ -127,7 +127,7 @@ def _jpeg_header(data: Any) -> Header:
 
 
 def _png_header(data: Any) -> Header:
-    found = png.read(data)
+    found = png.parse_png(data)
     dtype = np.uint16 if found.depth == 16 else np.uint8
     metadata = {"orientation": _orientation(found.exif, found.xmp)}
     alpha = found.colour in (4, 6) or any(name == b"tRNS" for name, *_ in found.chunks)
@@ -236,7 +236,7 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     """Decode a whole image.
 
     Returns:
@@ -249,9 +249,9 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
         data = Path(path).read_bytes()
     with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
-            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
+            pixels = jpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
         elif header.kind == "PNG":
-            pixels = png.decode(png.read(data))  # Pillow makes 8 bits out of 16-bit colour
+            pixels = png.decode_png(png.parse_png(data))  # Pillow makes 8 bits out of 16-bit colour
         elif header.kind == "WEBP":
             import imagecodecs
 
@@ -276,7 +276,7 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     return pixels, alpha, len(data)
 
 
-def split(stored: np.ndarray, alpha: bool) -> Stored:
+def split_alpha(stored: np.ndarray, alpha: bool) -> Stored:
     """(h, w, bands), and (h, w) float32 alpha or None."""
     if not alpha:
         return without_gaps(stored, None)
@@ -285,9 +285,9 @@ def split(stored: np.ndarray, alpha: bool) -> Stored:
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
     if kind == "BMP":
-        bmp.check_runs(data)
+        bmp.check_bmp(data)
     if kind == "GIF":
-        gif.check(data)
+        gif.check_gif(data)
     with _pillow(io.BytesIO(data), kind) as image:
         colours = len(image.palette.palette) // 4 if kind == "BMP" and image.palette is not None else 256
         if colours < 256 and np.asarray(image).max() >= colours:
@@ -328,8 +328,8 @@ class PlainPyramid(ArrayPyramid):
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                stored, alpha, length = decode(self.path, self._header)
-                self._fill_with(*split(stored, alpha))
+                stored, alpha, length = decode_plain(self.path, self._header)
+                self._fill_with(*split_alpha(stored, alpha))
                 self._count(length, 1)
         return super()._read_stored(requests)
 
@@ -342,7 +342,7 @@ class PlainPyramid(ArrayPyramid):
 
 
 @dataclass
-class _Segments:
+class _RestartSegments:
     """Where the restart segments of a baseline JPEG lie.
 
     Attributes:
@@ -365,7 +365,7 @@ class _Segments:
     scan: bytes
 
 
-def find_segments(data: np.ndarray) -> _Segments | None:
+def find_segments(data: np.ndarray) -> _RestartSegments | None:
     """Index a JPEG's restart segments; None where it has none that could be decoded alone.
 
     Args:
@@ -404,7 +404,9 @@ def find_segments(data: np.ndarray) -> _Segments | None:
     if len(final) == 0 or len(restart) + 1 != rows * (columns // interval):
         return None
     start, end = np.concatenate([[0], restart + 2]) + at, np.concatenate([restart, final[-1:]]) + at
-    return _Segments(unit, (rows, columns // interval), interval * unit[1], interval, start, end, tables, frame, part)
+    return _RestartSegments(
+        unit, (rows, columns // interval), interval * unit[1], interval, start, end, tables, frame, part
+    )
 
 
 class RestartJpeg(Pyramid):
@@ -421,7 +423,7 @@ class RestartJpeg(Pyramid):
         options: see `Pyramid`.
     """
 
-    def __init__(self, path: str, header: Header, segments: _Segments, **options: Any) -> None:
+    def __init__(self, path: str, header: Header, segments: _RestartSegments, **options: Any) -> None:
         h, w = header.size
         sizes = [(h, w), (-(-h // 8), -(-w // 8))]
         super().__init__(
@@ -445,7 +447,7 @@ class RestartJpeg(Pyramid):
         y0, x0, y1, x1 = box
         if self._eighth is None:
             data = Path(self.path).read_bytes()
-            self._eighth = jpeg.decode(data, self._colours, smaller=8)
+            self._eighth = jpeg.decode_jpeg(data, self._colours, smaller=8)
             self._count(len(data), 1)
         return self._eighth[y0:y1, x0:x1]
 
@@ -471,7 +473,7 @@ class RestartJpeg(Pyramid):
                     parts.append(read_at(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
                     parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
                 data = b"".join(parts)
-                pixels = jpeg.decode(data, self._colours)
+                pixels = jpeg.decode_jpeg(data, self._colours)
                 self._count(len(data), last - first + 1)
                 left = max(x0, column * s.width)
                 right = min(x1, (column + 1) * s.width)

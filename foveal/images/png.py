@@ -10,8 +10,8 @@ Example:
     >>> from PIL import Image
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 2), (255, 0, 0)).save(file, "PNG")
-    >>> header = read(file.getvalue())
-    >>> header.size, header.depth, decode(header)[0, 0].tolist()
+    >>> header = parse_png(file.getvalue())
+    >>> header.size, header.depth, decode_png(header)[0, 0].tolist()
     ((2, 4), 8, [255, 0, 0])
 """
 
@@ -87,7 +87,7 @@ class Png:
         return sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in parts if rows > 0 and columns > 0)
 
 
-def read(data: Any) -> Png:
+def parse_png(data: Any) -> Png:
     """Find the chunks of a PNG; its pixels are not touched.
 
     Args:
@@ -135,7 +135,7 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj().decompress(data, _LONGEST_NOTE)
 
 
-def decode(png: Png) -> np.ndarray:
+def decode_png(png: Png) -> np.ndarray:
     """(h, w) or (h, w, bands) uint8 or uint16; palettes become colours, and transparency a last band.
 
     Raises:

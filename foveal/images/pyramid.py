@@ -33,7 +33,7 @@ from torch import Tensor
 from foveal.errors import ConfigError, ImageError
 from foveal.images.notices import noting
 from foveal.images.reading import memory_limit, reading
-from foveal.images.resample import Plan, composite, cut, plan
+from foveal.images.resample import ResamplePlan, composite, cut, plan
 
 Window = tuple[int, int, int, int]
 Stored = tuple[np.ndarray, np.ndarray | None]
@@ -60,7 +60,7 @@ class Cut(NamedTuple):
         alpha: (h, w) float32 share of each pixel that counts, or None where all do.
     """
 
-    plan: Plan
+    plan: ResamplePlan
     pixels: np.ndarray | None
     alpha: np.ndarray | None
 
@@ -170,11 +170,11 @@ class Pyramid(ABC):
             ImageError: the file is damaged where the boxes lie.
         """
         out = torch.empty(len(boxes), self.channels, *size)
-        for slot, piece in zip(out, self.gather(boxes, size, antialias=antialias), strict=True):
-            slot.copy_(composite(*self.develop(piece), fill))
+        for slot, piece in zip(out, self.read_cuts(boxes, size, antialias=antialias), strict=True):
+            slot.copy_(composite(*self.resample_cut(piece), fill))
         return out
 
-    def gather(
+    def read_cuts(
         self, boxes: np.ndarray, size: tuple[int, int], *, antialias: bool = True, bounds: Sequence[float] | None = None
     ) -> list[Cut]:
         """First half of `look`: read what the boxes need, each tile once.
@@ -211,7 +211,7 @@ class Pyramid(ABC):
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 
-    def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
+    def resample_cut(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
         """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width)
         cover.
 
@@ -249,7 +249,7 @@ class Pyramid(ABC):
             self._blank = False
         elif self._blank is None:
             whole = np.array([[0, 0, *self.size]], dtype=np.float64)
-            around = self.gather(whole, (64, 64))[0]
+            around = self.read_cuts(whole, (64, 64))[0]
             self._blank = around.alpha is not None and not around.alpha.any()
         if self._blank:
             raise ImageError(

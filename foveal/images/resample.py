@@ -70,7 +70,7 @@ class Axis(NamedTuple):
         return self.low == -math.inf and self.high == math.inf
 
 
-class Plan(NamedTuple):
+class ResamplePlan(NamedTuple):
     """How a box is served: by which pixels, and how they are weighed."""
 
     y: Axis
@@ -86,15 +86,15 @@ class Plan(NamedTuple):
     def empty(self) -> bool:
         return self.y.last <= self.y.first or self.x.last <= self.x.first
 
-    def at_origin(self) -> Plan:
+    def at_origin(self) -> ResamplePlan:
         """The same plan for pixels of which only the window is there."""
         y, x = (a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x))
-        return Plan(y, x, self.antialias)
+        return ResamplePlan(y, x, self.antialias)
 
-    def on_level(self, by: int) -> Plan:
+    def on_level(self, by: int) -> ResamplePlan:
         """The same plan, at the origin, for pixels that were averaged by ``by`` already, which divides it."""
         y, x = (a._replace(last=a.last // by, factor=a.factor // by) for a in (self.y, self.x))
-        return Plan(y, x, self.antialias)
+        return ResamplePlan(y, x, self.antialias)
 
 
 def plan(
@@ -104,7 +104,7 @@ def plan(
     *,
     antialias: bool = True,
     shrink: bool = False,
-) -> Plan:
+) -> ResamplePlan:
     """Find the pixels that serve a box.
 
     Args:
@@ -117,7 +117,9 @@ def plan(
     y0, x0, y1, x1 = box
     low_y, low_x, high_y, high_x = bounds
     shrink = shrink and antialias
-    return Plan(_axis(y0, y1, size[0], low_y, high_y, shrink), _axis(x0, x1, size[1], low_x, high_x, shrink), antialias)
+    return ResamplePlan(
+        _axis(y0, y1, size[0], low_y, high_y, shrink), _axis(x0, x1, size[1], low_x, high_x, shrink), antialias
+    )
 
 
 def _axis(start: float, stop: float, count: int, low: float, high: float, shrink: bool) -> Axis:
@@ -135,7 +137,7 @@ def _axis(start: float, stop: float, count: int, low: float, high: float, shrink
     return Axis(first, last, factor, start, stop, low, high, count)
 
 
-def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
+def cut(window: Tensor, how: ResamplePlan) -> tuple[Tensor, Tensor | None]:
     """Resample a window that was planned.
 
     Args:

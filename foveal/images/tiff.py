@@ -40,7 +40,7 @@ from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import open_file, read_at, reading
-from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
+from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
 # tifffile logs what it makes of damaged files; without any handler Python prints that. We raise instead.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -61,7 +61,7 @@ _NAMES = {
 
 
 @dataclass
-class Layout:
+class TiffLayout:
     """What the headers of a TIFF say.
 
     Attributes:
@@ -126,7 +126,7 @@ class Layout:
         }
 
 
-def parse(path: str, name: str | None = None) -> Layout:
+def parse_tiff(path: str, name: str | None = None) -> TiffLayout:
     """Read the headers.
 
     Args:
@@ -154,7 +154,7 @@ def _open(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
     return Source(path, name, lists), tifffile.TiffFile(io.BytesIO(small))
 
 
-def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: str) -> None:
+def _add_files_beside(layout: TiffLayout, picture: pages.Picture, path: str, name: str) -> None:
     """Levels in ``.ovr`` and masks in ``.msk``, as GDAL writes them beside a file."""
     if layout.tiled and Path(path + ".ovr").exists():
         source, file = _open(path + ".ovr", name)
@@ -179,11 +179,11 @@ def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: s
         layout.levels, layout.masks = [layout.levels[i] for i in kept], [layout.masks[i] for i in kept]
 
 
-def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Picture]:
+def _layout(source: Source, file: tifffile.TiffFile) -> tuple[TiffLayout, pages.Picture]:
     name = source.name
     if len(file.pages) == 0:
         raise ImageError(f"{name}: has no readable image; the file is cut short, copy it again")
-    picture = pages.find(file)
+    picture = pages.find_picture(file)
     first = picture.levels[0].pages[0]
     height, width, photometric = first.imagelength, first.imagewidth, int(first.photometric)
     if height < 1 or width < 1:
@@ -206,7 +206,7 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
-    layout = Layout(
+    layout = TiffLayout(
         levels,
         masks,
         tiled=bool(first.is_tiled),
@@ -288,7 +288,7 @@ class TiffPyramid(Pyramid):
     def __init__(
         self,
         path: str,
-        layout: Layout,
+        layout: TiffLayout,
         *,
         file: str | None = None,
         channels: int | None = None,
@@ -308,7 +308,7 @@ class TiffPyramid(Pyramid):
         }
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
-        self._layout: Layout | None = layout
+        self._layout: TiffLayout | None = layout
         self._descriptors: dict[str, int] = {}
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
         self._kept_bytes = 0
@@ -344,10 +344,10 @@ class TiffPyramid(Pyramid):
         level = self._headers().levels[0]
         return not level.counts.all(self._descriptor(level.file)).all()
 
-    def _headers(self) -> Layout:
+    def _headers(self) -> TiffLayout:
         with self._lock:
             if self._layout is None:
-                self._layout = parse(self._file, self.path)
+                self._layout = parse_tiff(self._file, self.path)
             return self._layout
 
     def _descriptor(self, file: str) -> int:
@@ -426,7 +426,7 @@ class TiffPyramid(Pyramid):
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
-            tile = decode(level, data, index)
+            tile = decode_tile(level, data, index)
         self._count(length, 1)
         with self._lock:
             self._kept[key] = tile
@@ -436,7 +436,7 @@ class TiffPyramid(Pyramid):
         return tile
 
 
-def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:
+def _show(layout: TiffLayout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:
     """Colours and alpha of stored samples."""
     highest = (1 << layout.bits) - 1
     pixels = stored if layout.alpha is None else np.delete(stored, layout.alpha, axis=2)

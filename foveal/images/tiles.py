@@ -5,12 +5,12 @@ What a decoder returns is compared with what the header promises: size, number o
 Example:
     >>> import numpy as np, tempfile, tifffile
     >>> from foveal.images.reading import read_at
-    >>> from foveal.images.tiff import parse
+    >>> from foveal.images.tiff import parse_tiff
     >>> with tempfile.NamedTemporaryFile(suffix=".tif") as file:
     ...     tifffile.imwrite(file, np.zeros((64, 64), np.uint8), tile=(16, 16), compression="zlib")
-    ...     level = parse(file.name).levels[0]
+    ...     level = parse_tiff(file.name).levels[0]
     ...     data = read_at(file.fileno(), level.counts.get(file.fileno(), 5), level.offsets.get(file.fileno(), 5))
-    >>> level.columns, decode(level, data, 5).shape
+    >>> level.columns, decode_tile(level, data, 5).shape
     (4, (16, 16, 1))
 """
 
@@ -262,7 +262,7 @@ def _check_header(name: str, page: tifffile.TiffPage) -> None:
         raise ImageError(f"{name}: contradicts itself on what a pixel is; the header is damaged, copy the file again")
 
 
-def decode(level: Level, data: bytes, index: int) -> np.ndarray:
+def decode_tile(level: Level, data: bytes, index: int) -> np.ndarray:
     """(h, w, samples) of one tile's bytes.
 
     Raises:
@@ -280,14 +280,14 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
         tile = level.decode(data, place, jpegtables=tables)[0][0]
         if level.compression in _FAX:
             coding, order = level.fax
-            fax.check(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
+            fax.check_fax(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
         return tile
     if (start := data.find(jpeg2000.START, 0, 200)) >= 0:
-        jpeg2000.check(data, start)
+        jpeg2000.check_jpeg2000(data, start)
     if data.startswith(_JPEG_XR):
         _check_jpegxr(data)
     if data.startswith(png.SIGNATURE):
-        tile = png.decode(png.read(data))
+        tile = png.decode_png(png.parse_png(data))
     else:
         options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
         tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)

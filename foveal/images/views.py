@@ -35,7 +35,7 @@ from foveal.host import to_device
 from foveal.images.inputs import check_sample
 from foveal.images.pyramid import Cut, Pyramid
 from foveal.images.reading import reading
-from foveal.images.resample import Plan, composite, cut, plan, shrink
+from foveal.images.resample import ResamplePlan, composite, cut, plan, shrink
 from foveal.images.transform import Transform
 
 _GATHERED = 1 << 20  # elements of windows that are copied together at once: they stay in the cache
@@ -150,7 +150,7 @@ class TensorViews(Views):
         size = (int(size[0]), int(size[1]))
         bounds = (0, 0, *self.images.shape[-2:])
         rows = np.asarray(boxes, dtype=np.float64).tolist()
-        alike: dict[Plan, list[int]] = defaultdict(list)
+        alike: dict[ResamplePlan, list[int]] = defaultdict(list)
         corners = np.zeros((len(rows), 2), np.int64)
         # Whole images share one box: to plan it for each of them would take longer than to look.
         one = len(rows) > 0 and rows.count(rows[0]) == len(rows)
@@ -183,7 +183,7 @@ class TensorViews(Views):
             out[to_device(torch.tensor(members), out.device)] = seen
         return out if len(alike) != 0 else self.images.new_empty((0, self.channels, *size), dtype=torch.float32)
 
-    def _serving(self, how: Plan, which: np.ndarray, corners: np.ndarray) -> tuple[Tensor, int]:
+    def _serving(self, how: ResamplePlan, which: np.ndarray, corners: np.ndarray) -> tuple[Tensor, int]:
         """The pixels to cut from, the images or their level, and how many times smaller these are."""
         height, width = self.images.shape[-2:]
         factor = min(how.y.factor, how.x.factor)
@@ -196,7 +196,7 @@ class TensorViews(Views):
                 return pixels, by
         return self.images, 1
 
-    def _finish(self, windows: Tensor, how: Plan, fill: Tensor | None) -> Tensor:
+    def _finish(self, windows: Tensor, how: ResamplePlan, fill: Tensor | None) -> Tensor:
         seen, cover = cut(windows, how)
         if not self.images.is_floating_point():
             seen = (seen / torch.iinfo(self.images.dtype).max).clamp_(0, 1)
@@ -265,16 +265,16 @@ class View:
     ) -> Tensor:
         """(n, channels, height, width) float32 in [0, 1]; see `Views.look`."""
         out = torch.empty(len(boxes), self.channels, *size)
-        pieces = self.gather(boxes, size, antialias)
+        pieces = self.read_cuts(boxes, size, antialias)
         for slot, box, piece in zip(out, boxes, pieces, strict=True):
-            slot.copy_(composite(*self.develop(piece, box, size), fill))
+            slot.copy_(composite(*self.resample_cut(piece, box, size), fill))
         return out
 
     def ahead(self, box: np.ndarray, size: tuple[int, int], fill: Tensor | None, antialias: bool) -> Tensor | None:
         """(channels, height, width) of a look that was read ahead, or None."""
         return self._ahead.get(_key(box, size, fill, antialias)) if self._ahead else None
 
-    def gather(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
+    def read_cuts(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
         """First half of `look`, the reading; safe in threads."""
         colour = self.transform.colour
         if colour is not None and self._means is None:
@@ -283,7 +283,7 @@ class View:
             self._means = colour.means(_uncovered(pixels, cover), cover)
         return self._read(boxes, size, antialias)
 
-    def develop(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def resample_cut(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Second half of `look`: (channels, height, width), 0 where nothing covers, and the (height, width) cover."""
         pixels, cover = self._place(piece, box, size)
         if self.transform.colour is not None and self._means is not None:
@@ -301,18 +301,18 @@ class View:
             bounds = [*frame_low[0], *frame_high[0]]
             if t.bounds is not None:
                 bounds = [*np.maximum(bounds[:2], t.bounds[:2]), *np.minimum(bounds[2:], t.bounds[2:])]
-            return self.image.gather(
+            return self.image.read_cuts(
                 np.hstack([low, high]), size if a else (size[1], size[0]), antialias=antialias, bounds=bounds
             )
         pieces = []
         for box in boxes:
             around, raster = _enclosing(t, box, size)
-            pieces += self.image.gather(around[None], raster, antialias=antialias, bounds=t.bounds)
+            pieces += self.image.read_cuts(around[None], raster, antialias=antialias, bounds=t.bounds)
         return pieces
 
     def _place(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Resample a piece and bring it into the view's frame."""
-        pixels, cover = self.image.develop(piece)
+        pixels, cover = self.image.resample_cut(piece)
         t = self.transform
         if not t.aligned:
             return _sample(t, np.asarray(box, dtype=np.float64), size, pixels, cover)
@@ -388,13 +388,13 @@ class ImageViews(Views):
 
         def gather(item: tuple[int, list[int]]) -> list[Cut] | None:
             i, places = item
-            return guarded(i, lambda: self.views[i].gather(boxes[places], size, antialias))
+            return guarded(i, lambda: self.views[i].read_cuts(boxes[places], size, antialias))
 
         parallel = self.threads > 1 and len(missing) > 1
         found = _pool(self.threads).map(gather, missing.items()) if parallel else map(gather, missing.items())
         for (i, places), pieces in zip(missing.items(), found, strict=True):
             for n, piece in zip(places, pieces or (), strict=bool(pieces)):
-                if seen := guarded(i, partial(self.views[i].develop, piece, boxes[n], size)):
+                if seen := guarded(i, partial(self.views[i].resample_cut, piece, boxes[n], size)):
                     pixels, cover = seen
                     out[n] = composite(pixels, cover, fill)
             if i in self.errors:

@@ -89,7 +89,7 @@ class LeftOut(dict[str, tuple[int, str]]):
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """What a walk found.
 
     Attributes:
@@ -102,14 +102,14 @@ class Found:
     left_out: LeftOut = field(default_factory=LeftOut)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def join(self, other: Found) -> None:
+    def join(self, other: FoundFiles) -> None:
         """Take in what another walk found, after one's own."""
         self.paths += other.paths
         self.left_out.join(other.left_out)
         self.unreadable += other.unreadable
 
 
-def walk(top: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> Found:
+def walk(top: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> FoundFiles:
     """Find the images in a folder and the folders in it.
 
     Args:
@@ -119,7 +119,9 @@ def walk(top: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> Found:
     return search([top], Path(os.path.realpath(top)).parents, suffixes)
 
 
-def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> Found:
+def search(
+    tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES
+) -> FoundFiles:
     """`walk` through several folders, none of them twice.
 
     Args:
@@ -127,7 +129,7 @@ def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: t
         above: real paths of folders that links may lead to but that are not searched, because they hold the others.
         suffixes: see `walk`.
     """
-    found = Found()
+    found = FoundFiles()
     starts = [(os.fspath(top), os.path.realpath(top)) for top in tops]
     searched = set(map(str, above))
     # Links wait until everything else is searched: of two paths to an image the one without a link is found.
@@ -160,7 +162,7 @@ def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: t
     return found
 
 
-def match(pattern: str) -> Found:
+def match(pattern: str) -> FoundFiles:
     """Find files by a pattern such as ``scans/**/*.svs``, in which ``**`` stands for any number of folders.
 
     Of folders that the pattern matches, the images in them are found. A file that it matches may have any suffix,

@@ -88,7 +88,7 @@ def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(tmp_path, size, conta
     (tmp_path / "a.jxl").write_bytes(
         imagecodecs.jpegxl_encode(np.zeros((*size, 3), np.uint8), usecontainer=container, effort=1)
     )
-    assert jxl.read_size(str(tmp_path / "a.jxl")) == size
+    assert jxl.read_jxl_size(str(tmp_path / "a.jxl")) == size
     with pytest.raises(
         ImageError, match=rf"claims {size[1]} x {size[0]} pixels, which take .* bytes, more than the limit of 7;"
     ):

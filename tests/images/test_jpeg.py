@@ -86,7 +86,7 @@ def test_what_loses_no_pixel_is_read(warning, kind, monkeypatch):
     for change in ACCEPTED[warning]:
         for mode, colours in (("RGB", "RGB"), ("L", "GRAY")):
             data = change(_jpeg(kind, mode))
-            assert np.array_equal(jpeg.decode(data, colours), _as_pillow_reads_it(data, mode, monkeypatch))
+            assert np.array_equal(jpeg.decode_jpeg(data, colours), _as_pillow_reads_it(data, mode, monkeypatch))
 
 
 def test_bytes_after_the_end_and_filling_bytes_are_read(monkeypatch):
@@ -98,7 +98,7 @@ def test_bytes_after_the_end_and_filling_bytes_are_read(monkeypatch):
             data[:-2] + b"\xff" * 7 + data[-2:],
             data[:-2] + b"\x55" + data[-2:],
         ):
-            assert np.array_equal(jpeg.decode(changed, "RGB"), simplejpeg.decode_jpeg(data))
+            assert np.array_equal(jpeg.decode_jpeg(changed, "RGB"), simplejpeg.decode_jpeg(data))
 
 
 def test_stray_bytes_in_every_restart_interval_are_read():
@@ -108,7 +108,7 @@ def test_stray_bytes_in_every_restart_interval_are_read():
     for number in range(8):
         marker = bytes([0xFF, 0xD0 + number])
         scan = scan.replace(marker, b"\xaa\xbb" + marker)
-    assert np.array_equal(jpeg.decode(data[:start] + scan + b"\xff\xd9", "RGB"), simplejpeg.decode_jpeg(data))
+    assert np.array_equal(jpeg.decode_jpeg(data[:start] + scan + b"\xff\xd9", "RGB"), simplejpeg.decode_jpeg(data))
 
 
 def _scan(data):
@@ -140,7 +140,7 @@ REFUSED = {
 def test_what_loses_pixels_is_refused(damage, kind):
     for mode, colours in (("RGB", "RGB"), ("L", "GRAY"), ("CMYK", "RGB")):
         with pytest.raises(ValueError, match=r"\w"):
-            jpeg.decode(REFUSED[damage](_jpeg(kind, mode)), colours)
+            jpeg.decode_jpeg(REFUSED[damage](_jpeg(kind, mode)), colours)
 
 
 def test_lost_and_wrong_restart_markers_are_refused():
@@ -152,7 +152,7 @@ def test_lost_and_wrong_restart_markers_are_refused():
         _before(0xD3, b"\1\2")(_lost_marker(data)),
     ):
         with pytest.raises(ValueError, match="marker"):
-            jpeg.decode(damaged, "RGB")
+            jpeg.decode_jpeg(damaged, "RGB")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -169,7 +169,7 @@ def test_codes_that_damage_leaves_over_are_not_taken_for_stray_bytes(mode):
         except ValueError as error:
             told += "extraneous" in str(error)
             with pytest.raises(ValueError, match=r"\w"):
-                jpeg.decode(bytes(damaged), colours)
+                jpeg.decode_jpeg(bytes(damaged), colours)
     assert told > 5
 
 
@@ -177,9 +177,9 @@ def test_a_missing_scan_is_refused():
     data = _jpeg("progressive")
     scans = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
     with pytest.raises(ValueError, match="last scans"):
-        jpeg.decode(data[: data.rindex(b"\xff\xc4")], "RGB")
+        jpeg.decode_jpeg(data[: data.rindex(b"\xff\xc4")], "RGB")
     with pytest.raises(ValueError, match=r"\w"):
-        jpeg.decode(data[: scans[2]] + data[scans[3] :], "RGB")
+        jpeg.decode_jpeg(data[: scans[2]] + data[scans[3] :], "RGB")
 
 
 @pytest.mark.parametrize("factors", [(0x22, 0x12, 0x21), (0x41, 0x21, 0x11)])
@@ -202,14 +202,14 @@ def test_rare_sampling_factors_are_decoded_and_checked(factors):
     data = bytes(head) + codes + b"\xff\xd9"
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(data)
-    pixels = jpeg.decode(data, "RGB")
+    pixels = jpeg.decode_jpeg(data, "RGB")
     assert (
         np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data))))
         and pixels.std() == 0
         and pixels[0, 0, 0] != 128
     )
     with pytest.raises(ValueError, match="premature"):
-        jpeg.decode(bytes(head) + codes[: len(codes) // 2] + b"\xff\xd9", "RGB")
+        jpeg.decode_jpeg(bytes(head) + codes[: len(codes) // 2] + b"\xff\xd9", "RGB")
 
 
 def _tiles(pixels, side=64):

@@ -168,9 +168,9 @@ def test_one_large_strip_is_decoded_once_for_its_conversion(tmp_path, monkeypatc
 
     monkeypatch.setattr(plain, "LARGE", 10_000)
     monkeypatch.setattr(tiff, "_KEPT", 1000)
-    decoded, real = [], tiff.decode
+    decoded, real = [], tiff.decode_tile
     monkeypatch.setattr(
-        tiff, "decode", lambda level, data, index: decoded.append(level.file) or real(level, data, index)
+        tiff, "decode_tile", lambda level, data, index: decoded.append(level.file) or real(level, data, index)
     )
     pixels = photo(600, 200)
     tifffile.imwrite(tmp_path / "a.tif", pixels, rowsperstrip=600, photometric="rgb", compression="zlib")

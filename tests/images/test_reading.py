@@ -122,7 +122,7 @@ def test_whatever_reading_raises_names_the_file(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(tiff, "decode", fail)
+    monkeypatch.setattr(tiff, "decode_tile", fail)
     views.look(np.array([0]), np.array([[0, 0, 64, 64.0]]), SMALL)
     assert views.errors[0].startswith(f"{tmp_path / 'a.tif'}: tile 0 of level 0 cannot be decoded")
 
@@ -142,7 +142,7 @@ def test_mistakes_of_a_program_are_not_called_damage(tmp_path, monkeypatch, bug)
 
     write_pyramid(tmp_path / "a.tif", photo(64, 64), 1)
     views = ImageViews([open_image(tmp_path / "a.tif")])
-    monkeypatch.setattr(tiff, "decode", fail)
+    monkeypatch.setattr(tiff, "decode_tile", fail)
     with pytest.raises((NameError, TypeError, AttributeError, AssertionError, ImportError)):
         views.look(np.array([0]), np.array([[0, 0, 64, 64.0]]), SMALL)
     monkeypatch.setattr(tiff, "outline", fail)
