@@ -4,6 +4,7 @@ import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,7 @@ def test_a_changed_mask_is_another_pyramid(tmp_path):
     made = []
 
     def make(target):
+        Path(target).write_bytes(b"pyramid")
         made.append(target)
 
     for _ in range(2):
