@@ -1,4 +1,4 @@
-"""The first picture of a GIF, followed to its last pixel: Pillow leaves black what damage took away.
+"""Check of the first frame of a GIF. Pillow fills the pixels of damaged blocks with black without an error.
 
 Example:
     >>> import io
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 
 def check_gif(data: bytes) -> None:
-    """Raise ValueError where bytes before the first picture belong to no block, or its codes do not make all of its
-    pixels.
+    """Check that the first frame is complete.
+
+    Raises:
+        ValueError: bytes before the first frame belong to no block, or the codes do not fill the frame.
     """
 
     import imagecodecs
@@ -31,11 +33,11 @@ def check_gif(data: bytes) -> None:
     if data[at] != 0x2C:
         raise ValueError("it has bytes that belong to no block")
     end = _blocks(data, at + 11 + colours(data[at + 9]))
-    imagecodecs.gif_decode(data[:end] + b";", index=0)  # giflib is strict, but of the other pictures, too
+    imagecodecs.gif_decode(data[:end] + b";", index=0)  # without later frames, which giflib would check too
 
 
 def _blocks(data: bytes, at: int) -> int:
-    """Position after blocks that begin at ``at``, of which the last is empty."""
+    """Position after a sequence of sub-blocks that begins at ``at`` and ends with an empty one."""
     while at < len(data) and data[at]:
         at += 1 + data[at]
     if at >= len(data):

@@ -19,7 +19,7 @@ WHOLE = np.array([[0, 0, 64, 64]], dtype=float)
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    notices._say.cache_clear()
+    notices._log_once.cache_clear()
 
 
 @pytest.fixture
