@@ -227,9 +227,7 @@ def damage_reports(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
 
 
 def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
-    """First warning of libjpeg, from simplejpeg; warnings that may be harmless are ignored unless ``all_warnings`` is
-    True.
-    """
+    """First warning of libjpeg, from simplejpeg; possibly harmless ones only if ``all_warnings`` is True."""
     import simplejpeg
 
     try:

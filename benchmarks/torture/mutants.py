@@ -186,9 +186,7 @@ class Others:
         self._intact: dict[str, dict[str, Any]] = {}
 
     def __call__(self, task: tuple[str, str]) -> dict[str, Any]:
-        """Return which libraries report damage and which read the intact pixels, of a task (path, path of the intact
-        file).
-        """
+        """Return which libraries report damage or read the intact pixels, of a task (path, path of intact file)."""
         path, intact = task
         if intact not in self._intact:
             self._intact[intact] = {name: read_by(name, Path(intact)) for name in READERS}

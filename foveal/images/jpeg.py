@@ -119,10 +119,8 @@ def decode_segment(
     whole = tables[:-2] + data[2:] if tables else data
     height, width, found, colours = read_jpeg_header(whole)
     if (height, width) not in shapes or found != components:
-        promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
-        raise ValueError(
-            f"it has {width} x {height} pixels with {found} components where the header promises {promised}"
-        )
+        expected = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
+        raise ValueError(f"it has {width} x {height} pixels with {found} components where the header has {expected}")
     if components > 1 and colours != ("YCbCr" if transformed else {3: "RGB", 4: "CMYK"}.get(components)):
         # The Adobe transform code is 0 for untransformed components and 1 for YCbCr.
         whole = b"".join(
@@ -245,9 +243,7 @@ class ParsedJpeg:
         return None
 
     def with_precision(self, bits: int) -> bytes:
-        """The JPEG with another precision in its header. Damage of the codes is detected as before; the pixels are
-        wrong.
-        """
+        """The JPEG with another precision in its header. Its codes can be checked; its pixels are wrong."""
         return self.data[: self.frame_at + 4] + bytes([bits]) + self.data[self.frame_at + 5 :]
 
     @property

@@ -56,14 +56,14 @@ def _stream(file: BinaryIO) -> bytes:
         if name in (b"jxlc", b"jxlp"):  # jxlp is a part of the codestream, with a number of four bytes
             return head[content + 4 * (name == b"jxlp") :]
         if length < content:
-            raise ValueError("no image in it")
+            raise ValueError("it has no image")
         at += length
 
 
 def _size(stream: bytes) -> tuple[int, int]:
     """(height, width) from the start of a codestream, whose bits are read least significant first."""
     if not stream.startswith(STREAM):
-        raise ValueError("no image in it")
+        raise ValueError("it has no image")
     bits = int.from_bytes(stream[2:16], "little")
 
     def take(count: int) -> int:

@@ -118,7 +118,7 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
     check_claim(name, size, cost, options["max_bytes"] * _PIECEWISE)
     if cost > _MOST_COMPRESSED * max(Path(name).stat().st_size, 1 << 16):
         claim = f"claims {width} x {height} pixels, {cost:,} bytes, in a file of {Path(name).stat().st_size:,}"
-        raise ImageError(f"{name}: {claim}: almost all tiles are left out; crop it to the others, or add levels to it")
+        raise ImageError(f"{name}: {claim}: almost all tiles are missing; crop it to the others, or add levels to it")
 
     def make(target: str) -> None:
         gaps = image.has_gaps or layout.masks[0] is not None or image.dtype.kind == "f"

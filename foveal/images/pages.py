@@ -94,9 +94,7 @@ def _add_levels(picture: Picture, pool: list[tifffile.TiffPage], masks: list[tif
 
 
 def page_kind(page: tifffile.TiffPage) -> int:
-    """Bits of the tag NewSubfileType: 1 for a reduced copy, 4 for a mask. The older tag SubfileType is used if it is
-    missing.
-    """
+    """Bits of the tag NewSubfileType, or else of SubfileType: 1 for a reduced copy, 4 for a mask."""
     if page.tags.valueof(254) is None and page.tags.valueof(255) == 2:
         return _REDUCED
     return int(page.subfiletype)
@@ -150,9 +148,7 @@ def _same_shape(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
 def _is_level(
     page: tifffile.TiffPage, main: tifffile.TiffPage, finer: PageLevel
 ) -> tuple[bool, tuple[int, int] | None]:
-    """Whether a page is a coarser level, rather than a thumbnail, label, macro or focal plane; and its size without
-    padding.
-    """
+    """Whether a page is a coarser level (not a thumbnail, label, macro or focal plane), and its unpadded size."""
     previous = finer.size or _size(finer.pages[0])
     if (
         not page.is_tiled
@@ -232,9 +228,7 @@ def _series(file: tifffile.TiffFile) -> Any:
 def _siblings(
     page: tifffile.TiffPage, main: tifffile.TiffPage, pages: list[tifffile.TiffPage], pool: list[tifffile.TiffPage]
 ) -> list[tifffile.TiffPage]:
-    """The pages of a level for the channels of level 0: their SubIFDs at the same index, or as many pages of equal
-    size.
-    """
+    """The pages of a level, one for each channel: SubIFDs at the same index, or pages of equal size."""
     children = [_children(p) for p in pages]
     if page in children[0]:
         place = children[0].index(page)

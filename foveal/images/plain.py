@@ -158,7 +158,7 @@ def _webp_header(data: Any) -> Header:
             xmp = data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
     if size is None:
-        raise ValueError("no picture in it")
+        raise ValueError("it has no image")
     # Some encoders omit the padding byte of the last chunk, and some do not count it.
     if not end - 1 <= at <= end + 1 or end > len(data) + 1:
         raise ValueError(f"it claims {end} bytes, its chunks take {at}, and the file has {len(data)}")
@@ -260,9 +260,9 @@ def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     bands = pixels.shape[2] - alpha
     if (*pixels.shape[:2], bands) != (*header.size, header.bands) or pixels.dtype != header.dtype:
         found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {bands} bands of {pixels.dtype}"
-        raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
+        raise ImageError(f"{path}: has {found}, which does not match its header; save it again")
     if alpha and pixels[..., -1].max() == 0 and header.kind != "BMP":
-        raise ImageError(f"{path}: is wholly transparent; there is nothing to see, make it again")
+        raise ImageError(f"{path}: is wholly transparent, with nothing to see; save it again")
     # Many programs write 32-bit BMPs whose fourth byte is zero and not alpha.
     if (
         alpha

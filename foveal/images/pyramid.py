@@ -245,9 +245,7 @@ class Pyramid(ABC):
         return seen.expand(self.channels, -1, -1), cover
 
     def _refuse_blank(self, cover: Tensor) -> None:
-        """Raise ImageError if all of the image is transparent or no data. This is checked once, after the first empty
-        look.
-        """
+        """Raise ImageError if all of the image is transparent or no data; checked once, after an empty look."""
         if self._blank is None and bool(cover.max() > 0):
             self._blank = False
         elif self._blank is None:
@@ -256,7 +254,7 @@ class Pyramid(ABC):
             self._blank = around.alpha is not None and not around.alpha.any()
         if self._blank:
             raise ImageError(
-                f"{self.path}: is wholly transparent, masked or no data; there is nothing to see, make it again"
+                f"{self.path}: is wholly transparent, masked or no data, with nothing to see; save it again"
             )
 
     def read(self, level: int, box: Window) -> np.ndarray:
@@ -365,9 +363,7 @@ class Pyramid(ABC):
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
 
     def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        """Like `_read_stored`, after orientation. Errors of the file are raised as `ImageError`; warnings name the
-        file.
-        """
+        """Like `_read_stored`, after orientation. Errors are raised as `ImageError`; warnings name the file."""
         if self._orientation == 1:
             with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)

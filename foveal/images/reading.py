@@ -97,7 +97,7 @@ def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None
     """
     height, width = size
     if height < 1 or width < 1:
-        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+        raise ImageError(f"{path}: the image is {width} x {height} pixels, with nothing to see; save it again")
     if cost > limit:
         claim = f"claims {width} x {height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}"
         advice = "if it is genuine, convert it to a tiled TIFF with levels, or raise --max-bytes or FOVEAL_MAX_BYTES"

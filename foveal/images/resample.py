@@ -221,9 +221,7 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _total(x: Tensor, dim: int, by: int) -> Tensor:
-    """Sums of runs of ``by``, a power of two, along a dimension. The sum of a shorter last run is scaled to ``by``
-    elements.
-    """
+    """Sums of runs of ``by``, a power of two, along a dimension; that of a shorter last run is scaled to ``by``."""
     if by == 1:
         return x
     full = x.shape[dim] // by

@@ -80,9 +80,7 @@ def on_the_ground(tags: Mapping[str, Any]) -> float | None:
 
 
 def of_raster(crs: Any, transform: Any) -> float | None:
-    """µm of ground per pixel from a coordinate system and transform of rasterio; None if the coordinates are not
-    lengths.
-    """
+    """µm of ground per pixel from rasterio's coordinate system and transform; None if its unit is no length."""
     if not crs or not crs.is_projected or crs.to_epsg() in _MERCATOR:
         return None
     return _mean([1e6 * crs.linear_units_factor[1] * math.sqrt(abs(transform.determinant))])

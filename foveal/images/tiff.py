@@ -191,7 +191,7 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[TiffLayout, pages.
     first = picture.levels[0].pages[0]
     height, width, photometric = first.imagelength, first.imagewidth, int(first.photometric)
     if height < 1 or width < 1:
-        raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+        raise ImageError(f"{name}: the image is {width} x {height} pixels, with nothing to see; save it again")
     if first.dtype is None:
         raise ImageError(
             f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; "
@@ -378,9 +378,7 @@ class TiffPyramid(Pyramid):
     def _paste(
         self, levels: Any, requests: list[tuple[int, Window]], buffers: list[np.ndarray], mask: bool
     ) -> list[np.ndarray | None]:
-        """Fill the buffers tile by tile, each tile once, in the order of the file; return masks of the missing tiles,
-        or None.
-        """
+        """Fill the buffers, reading each tile once, in file order; return masks of missing tiles, or None."""
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (number, (y0, x0, y1, x1)) in enumerate(requests):
             level = levels[number]

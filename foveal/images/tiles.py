@@ -229,9 +229,7 @@ class Level:
         return level
 
     def shapes(self, index: int) -> list[tuple[int, int]]:
-        """Sizes (height, width) that a decoded tile may have: the full size, and those cropped at the lower and right
-        edges.
-        """
+        """Valid sizes (height, width) of a decoded tile: full, or cropped at the lower and right edges."""
         row, column = divmod(index % (self.rows * self.columns), self.columns)
         height, width = self.tile
         least = min(height, self.height - row * height), min(width, self.width - column * width)
@@ -296,7 +294,7 @@ def decode_tile(level: Level, data: bytes, index: int) -> np.ndarray:
     tile = tile[..., None] if tile.ndim == 2 else tile
     if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
         what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
-        raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
+        raise ValueError(f"it has {what} where the header has {samples} of {level.dtype}")
     ycbcr = level.compression == 33003 or level.photometric == 6
     if ycbcr and samples == 3 and start >= 0 and jpeg2000.is_ycbcr(data, start):
         tile = from_ycbcr(tile)

@@ -1,4 +1,4 @@
-"""Stray bytes in a JPEG against the rest of damaged data, for every kind of scan."""
+"""Distinction of padding in a JPEG from the remainder of damaged data, for every kind of scan."""
 
 import io
 import random
@@ -30,7 +30,7 @@ def _jpeg(kind):
 
 
 def _damaged(data, draw):
-    """One change in the coded data, half of the time in its last scan."""
+    """Change the coded data at one position, with probability 1/2 in the last scan."""
     scans = data.index(b"\xff\xda"), data.rindex(b"\xff\xda")
     changed, at = bytearray(data), draw.randrange(draw.choice(scans) + 12, len(data) - 3)
     count = min(draw.choice((1, 2, 8, 60)), len(data) - 2 - at)

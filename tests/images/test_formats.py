@@ -1,6 +1,4 @@
-"""Every suffix of the list has a reader, the documentation has the same list, and what is no regular file is refused at
-once.
-"""
+"""Every suffix has a reader and is in the documentation; pipes and devices are refused."""
 
 import os
 import re
@@ -34,7 +32,7 @@ def test_the_documentation_has_the_same_list():
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
-    """Pixels in the format that the suffix stands for."""
+    """Write pixels in the format of the suffix."""
     if path.suffix in (".tif", ".tiff", ".btf", ".tf8", ".ptif", ".ptiff", ".svs", ".qptiff"):
         tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", bigtiff=path.suffix in (".btf", ".tf8"))
     elif path.suffix == ".jxl":
@@ -52,7 +50,7 @@ def test_base_formats_are_read(tmp_path, suffix):
     pixels = photo(90, 70)
     write(tmp_path / f"a{suffix}", pixels)
     seen = open_image(tmp_path / f"a{suffix}", channels=3).read(0, (0, 0, 90, 70))
-    # JPEG and the palette of GIF lose a little.
+    # JPEG and the palette of GIF are lossy.
     assert np.abs(seen.astype(int) - pixels).mean() < (12 if suffix == ".gif" else 8)
 
 

@@ -1,6 +1,4 @@
-"""One boundary around reading: whatever a file does names the file, at every look; mistakes of a program keep their
-traceback.
-"""
+"""Errors of files are raised as `ImageError` with the path, at every look; programming errors are not converted."""
 
 import os
 import struct
@@ -34,7 +32,7 @@ def _pyramid(path, bigtiff=False):
 
 
 def _set(path, code, value):
-    """The entry of the first tile in a list of level 0."""
+    """Replace the entry of the first tile in a list of level 0."""
     with tifffile.TiffFile(path) as file:
         tag = file.pages[0].tags[code]
         size = {3: 2, 4: 4, 16: 8}[int(tag.dtype)]
@@ -157,7 +155,7 @@ def test_errors_are_one_short_line():
 
 
 def test_systems_without_positional_reads(tmp_path, monkeypatch):
-    """As Windows; many threads share the one place in the file."""
+    """As on Windows; many threads share one file position."""
     levels = write_pyramid(tmp_path / "a.tif", photo(500, 500), 3, compression="deflate")
     monkeypatch.delattr(os, "pread")
     image = open_image(tmp_path / "a.tif")
