@@ -53,6 +53,7 @@ def _patch(path, at, new):
     [
         (262, 0, b"\xff\xff"),
         (258, 0, b"\xff\xff"),
+        (258, 2, b"\x03\x20"),  # of a type that does not exist
         (284, 4, b"\2"),
         (284, 8, b"\7"),
         (277, 4, b"\2"),
