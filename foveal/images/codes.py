@@ -93,7 +93,7 @@ def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
         if any(over) and not all(over):  # an encoder pads all restart intervals or none
             raise ValueError(_OVER)
         if symbols:
-            fitting.append(_is_best(scan.parts[0][2], symbols))
+            fitting.append(_is_optimal(scan.parts[0][2], symbols))
     # An encoder without optimal tables has several tables that are not optimal.
     if fitting.count(False) == 1 and len(fitting) > 1:
         raise ValueError(_OVER)
@@ -123,7 +123,7 @@ def _codes(table: bytes) -> list[int]:
     return (codes + [-1] * 65536)[:65536]
 
 
-def _is_best(table: bytes, symbols: Counter[int]) -> bool:
+def _is_optimal(table: bytes, symbols: Counter[int]) -> bool:
     """Whether a Huffman table is optimal for these counts of symbols, as libjpeg computes it."""
     lengths = dict(zip(table[16:], (n for n, count in enumerate(table[:16], 1) for _ in range(count)), strict=False))
     if lengths.keys() != symbols.keys():
