@@ -13,11 +13,9 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -27,13 +25,12 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
+from foveal.glimpse.networks import channels_last
 from foveal.images.views import Look, Views, as_views
-from foveal.importing import fast_imports
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
-from foveal.registry import UnknownName
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
@@ -394,155 +391,6 @@ class WholeImage(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return self.network
-
-
-def networks() -> ModuleType:
-    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network
-    is needed."""
-    with fast_imports():
-        import timm
-
-        import foveal.backbones  # noqa: F401  (registers ours)
-    return timm
-
-
-def create_network(
-    name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any], size: int | None = None
-) -> nn.Module:
-    """A network of timm's or ours for a model that looks.
-
-    Args:
-        name: timm name.
-        in_chans: bands of its input.
-        pretrained: load timm's pretrained weights, or those of this file.
-        options: further keywords for `timm.create_model`.
-        size: side of its input; its own if None.
-
-    Raises:
-        ConfigError: an unknown name, or a size that it does not take.
-    """
-    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
-    options = {"in_chans": in_chans, **options}
-    if size is not None:
-        options |= size_options(name, (size, size), options)
-    if isinstance(pretrained, str):
-        options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return networks().create_model(name, pretrained=bool(pretrained), **options)
-
-
-def check_network(
-    name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = (), kind: str = "backbone"
-) -> None:
-    """See that timm, with our backbones, has a network of this name.
-
-    Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
-
-    Args:
-        name: of a network, with the tag of its weights or without.
-        what: what errors begin with.
-        unknown: what they say where there is none of this name.
-        elsewhere: what they end with where no name is near.
-        ours: further names that may be meant.
-        kind: of `foveal.registry.UnknownName`.
-
-    Raises:
-        UnknownName: it has none.
-        ConfigError: the name leads elsewhere.
-    """
-    timm = networks()
-    source, _, place = name.rpartition(":")
-    if source or "/" in place:
-        here = place.rpartition("/")[2].partition("@")[0]
-        advice = "give the name of its architecture in timm, and its file of weights by --model.pretrained FILE"
-        if _has_network(here):
-            advice = f"give {here}, and --model.pretrained true for its weights"
-        raise ConfigError(f"{what}: a model of the Hugging Face Hub or of a folder is not loaded by its name; {advice}")
-    if _has_network(name):
-        return
-    architecture, _, tag = name.partition(".")
-    tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
-    # Names of ours come first: among timm's thousand names some are always closer.
-    near = [
-        match
-        for names in (tags or ours, tags or timm.list_models())
-        for match in difflib.get_close_matches(name, names, 3)
-    ]
-    advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
-    raise UnknownName(f"{what}: {unknown}; {advice}", kind, name)
-
-
-def _has_network(name: str) -> bool:
-    timm, (architecture, _, tag) = networks(), name.partition(".")
-    return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
-
-
-def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
-    """What a network has to be told so that it takes images of a size: nothing, or ``img_size``.
-
-    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the
-    meta device.
-
-    Args:
-        name: timm name.
-        size: (height, width) of the images.
-        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or
-            ``dynamic_img_size``.
-
-    Raises:
-        ConfigError: it takes no images of this size in any case.
-    """
-    timm = networks()
-    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    own = tuple(card.input_size[1:]) if card is not None else None
-    if size == own:
-        return {}
-    options = {
-        key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"
-    }
-    told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
-    reasons: list[Exception] = []
-    for more in ({}, told) if options.keys().isdisjoint(("img_size", "dynamic_img_size")) else ({},):
-        try:
-            with torch.random.fork_rng(devices=()), torch.device("meta"):
-                network = timm.create_model(name, **options, **more).eval()
-        except Exception as error:
-            if not more:
-                return {}  # creating it in earnest will fail as well, and say why
-            reasons.append(error)
-            break
-        if (refusal := _refusal(network, size)) is None:
-            return more
-        reasons.append(refusal)
-    # The error of the second attempt is more specific, unless ``img_size`` is not an option.
-    reason = next((e for e in reversed(reasons) if not isinstance(e, TypeError)), reasons[0])
-    text = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
-    choice = f"choose {own[0]}, its own size, or another network" if own else "choose another size"
-    raise ConfigError(f"{name}: does not take images of {size[0]} x {size[1]} px ({text}); {choice}") from reason
-
-
-def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
-    """Why a network on the meta device does not take images of a size, or None."""
-    channels = (
-        getattr(network, "in_chans", None)
-        or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
-    )
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, channels, *size, device="meta"))
-    except NotImplementedError:  # it cannot be tried without numbers
-        return None
-    except Exception as error:
-        return None if "meta tensor" in str(error) else error
-    return None
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are
-    3-d convolutions."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    return network
 
 
 def on_host(cells: Tensor) -> np.ndarray:

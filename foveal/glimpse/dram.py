@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import channels_last, create_network, per_band
+from foveal.glimpse.base import per_band
+from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.glimpse.registry import MODELS
 from foveal.host import to_device

@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
+from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
+from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.networks import OTHER, backbone, dense, members, row
 from foveal.errors import ConfigError
-from foveal.glimpse.base import size_options
+from foveal.glimpse.networks import size_options
 from foveal.glimpse.saccader import SaccaderSeparate
 from foveal.glimpse.tnet import TNet, _as_map
 from foveal.models import create_classifier
