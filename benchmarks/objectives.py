@@ -30,7 +30,7 @@ from foveal.draws import Draws
 from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
-from foveal.objectives.objective import perception
+from foveal.objectives.objective import classification_loss
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.policies import find_policy, plackett_luce
@@ -114,7 +114,7 @@ class TwoRollouts(TNetObjective):
         return super().plan(progress) * 2
 
     def __call__(self, rollouts, target, state):
-        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
+        perceived = sum(classification_loss(tried, target, self.image_share) for tried in rollouts) / 2
         if not rollouts[0].policy.sampled:
             return perceived, state, {"loss": perceived.detach()}
         one, other = (self.credit(tried, target) for tried in rollouts)
@@ -134,7 +134,7 @@ class SelfCritical(TNetObjective):
     def __call__(self, rollouts, target, state):
         if len(rollouts) == 1:
             return super().__call__(rollouts, target, state)
-        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
+        perceived = sum(classification_loss(tried, target, self.image_share) for tried in rollouts) / 2
         with torch.no_grad():
             sampled, greedy = (F.cross_entropy(tried.logits, target, reduction="none") for tried in rollouts)
         policy = -((greedy - sampled)[:, None] * rollouts[0].log_probability).sum(1).mean()
@@ -163,7 +163,7 @@ class Teacher(TNetObjective):
             by_cell = torch.empty_like(loss).scatter_(1, tried.cells, -loss)
             wanted = (by_cell / 0.5).softmax(1)
         policy = F.kl_div(tried.scores[0][:, 0], wanted, reduction="batchmean")
-        loss = perception(tried, target, self.image_share) + self.policy_weight * policy
+        loss = classification_loss(tried, target, self.image_share) + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
 

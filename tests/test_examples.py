@@ -78,7 +78,7 @@ def run(names, tmp_path_factory):
 
 
 class TestCornerNet(GlimpseClassifierTester):
-    budgets = ((), (1,), (4,), (9,))
+    locations = ((), (1,), (4,), (9,))
 
     def make(self):
         return import_module(str(EXAMPLE)).CornerNet(num_classes=3)
