@@ -35,7 +35,7 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.glimpse.networks import check_network, import_timm, size_options
+from foveal.glimpse.networks import check_backbone, check_network, import_timm, size_options
 from foveal.glimpse.registry import MODELS
 from foveal.signatures import chain_of, hints_of, misfit
 from foveal.strict import Malformed
@@ -281,7 +281,7 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it
     takes anything.
     """
-    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    check_backbone(name)
     make = inspect.signature(import_timm().model_entrypoint(name.partition(".")[0]))
     kind = make.return_annotation
     if isinstance(kind, str):

@@ -52,13 +52,18 @@ def create_network(
     Raises:
         ConfigError: the name is unknown, or the network does not accept the size.
     """
-    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
+    check_backbone(name)
     options = {"in_chans": in_chans, **options}
     if size is not None:
         options |= size_options(name, (size, size), options)
     if isinstance(pretrained, str):
         options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
     return import_timm().create_model(name, pretrained=bool(pretrained), **options)
+
+
+def check_backbone(name: str) -> None:
+    """Raise an error unless there is a backbone of this name; see `check_network`."""
+    check_network(name, f"backbone {name}", "there is no backbone of this name", "foveal models '*' lists them")
 
 
 def check_network(

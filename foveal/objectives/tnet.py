@@ -119,10 +119,10 @@ def credit(rollout: Rollout, target: Tensor) -> Tensor:
     The value of a set of looks is the log-probability of the right class after averaging their logits. The head is
     additive, so the value of any subset needs no forward pass. The context of a choice is the set of looks that do not
     depend on it, that is without later choices from the same grid and without their descendants. The expected value is
-    ``(1 - p) value(context + next) + p value(context + choice)`` where ``next`` is the following choice from the same
-    grid, which is sampled without replacement from the remaining cells. In expectation this is the value under the
-    policy, independent of the chosen cell. The policy gradient is therefore unbiased, and its variance is low because
-    the credit is close to the loss of leaving the choice out.
+    ``(1 - p) value(context + next) + p value(context + choice)``, where p is the probability of the choice and ``next``
+    is the following choice from the same grid, sampled without replacement from the remaining cells. In expectation
+    this is the value under the policy, independent of the chosen cell. The policy gradient is therefore unbiased, and
+    its variance is low because the credit is close to the loss of leaving the choice out.
 
     Args:
         rollout: rollout of N looks with an additive head.

@@ -511,7 +511,7 @@ def test_the_separate_classifier_finds_locations_as_saccader_does():
     ("options", "message"),
     [
         ({"backbone": "resnet18"}, "backbone resnet18: is not a BagNet; use one, such as bagnet77_lowd"),
-        ({"backbone": "bagnet7"}, "backbone bagnet7: timm knows no such model; did you mean bagnet"),
+        ({"backbone": "bagnet7"}, "backbone bagnet7: there is no backbone of this name; did you mean bagnet"),
         (
             {"image_size": 12},
             "image_size 12: test_bagnet_lowd needs at least its window of 13 px; choose a larger image_size",
