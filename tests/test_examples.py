@@ -94,7 +94,7 @@ def test_the_command_knows_its_names(names, capsys):
     assert "corner_net" in capsys.readouterr().out.split()
     assert cli.main(["fit", "--import", str(EXAMPLE), "--data", "digits", "--model", "corner_net", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "--model.grid N (default: 3)" in told and "--objective.margin X by how much the logit" in told
+    assert "--model.grid N (default: 3)" in told and "--objective.margin X minimum difference between the logit" in told
 
 
 def test_a_run_of_it_is_evaluated_and_explained(run, tmp_path, capsys):
