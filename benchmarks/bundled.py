@@ -1,13 +1,12 @@
-"""What does looking buy on the bundled digits, and what makes them learnable in minutes?
+"""Does looking help on the bundled digits, and which ingredients make them learnable in minutes?
 
-Trains the demo for each seed, for the updates of its recipe. Then trains, for as much processor time:
+Trains the demo for each seed, with the number of updates of its recipe. Then trains, for the same processor time:
 
-- what a user would pick instead: the same network on thumbnails only, with looks taken at random, or on the whole
-image;
-- the demo with one ingredient taken out, or with one changed.
+- alternatives of a user: the same network on thumbnails only, with random looks, or on the whole image;
+- the demo with one ingredient removed or changed.
 
-How many updates fit the time is found by short trials, so that other work on the machine takes nothing from anyone. Two
-trainings run at a time, one thread each. Rows that are in ``--out`` already are kept.
+The number of updates that fit the time is estimated by short trials, so other load on the machine does not reduce it.
+Two trainings run at a time, with one thread each. Rows that exist in ``--out`` are kept.
 
     python benchmarks/bundled.py --seeds 0 1 2 3 4 --other-seeds 0 1 --folder runs/bundled --out
     benchmarks/results/bundled.json

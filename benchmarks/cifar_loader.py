@@ -1,8 +1,8 @@
-"""Is an epoch of CIFAR bound by the network or by the loader?
+"""Is training on CIFAR bound by the network or by the loader?
 
-Times, in turn: picking and augmenting a batch, looking at it and normalising it (all that happens before the network),
-and the training step of a network with its batch already there. Random pixels stand for CIFAR's 50,000 images: their
-content does not matter here.
+Times in alternation: picking and augmenting a batch, looking at it and normalising it (all steps before the network),
+and the training step of a network on a batch in memory. Random pixels replace the 50,000 images of CIFAR; the times do
+not depend on them.
 
     python benchmarks/cifar_loader.py --model resnet20_cifar --device cuda --out benchmarks/results/cifar_loader.json
 """

@@ -1,7 +1,7 @@
-"""Do the public CIFAR-10 ResNets err as published through our model, our loader and our evaluation?
+"""Do public CIFAR-10 ResNets reach their published error with the models, loader and evaluation of this package?
 
 The weights are those of https://github.com/akamaster/pytorch_resnet_cifar10 (BSD-2), trained on images normalised with
-ImageNet's mean and standard deviation. The root may already hold CIFAR-10; nothing is downloaded.
+ImageNet's mean and standard deviation. The root may already contain CIFAR-10; nothing is downloaded.
 
     python benchmarks/cifar_weights.py --root data/cifar10 --weights weights/cifar10-resnet --out
     benchmarks/results/cifar_weights.json

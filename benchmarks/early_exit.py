@@ -1,12 +1,11 @@
-"""What does leaving each image once it is sure buy beside fixed budgets, in accuracy and in wall time? TNet on the
-bundled digits.
+"""Early exit compared with fixed locations, in accuracy and wall time: TNet on the bundled digits.
 
-Trains the TNet of digits.yaml (``small``: looks of 32 px at images of 256 px), and goes on from there with looks of 64
-px at images of 512 px (``large``: the same digits, four times the work a look). Thresholds are found on the validation
-images. The test images are then classified by the fixed budgets and by early exit, batch by batch in turn, at 1, 32 and
-128 images at a time, on one thread. Rounds are repeated, and each batch counts with its fastest: by the clock (``ms``),
-and by the thread's own time (``processor_ms``), which is what the clock would show if nothing else ran. Runs that are
-finished are not trained again, and rows that are there are kept.
+Trains the TNet of digits.yaml (``small``: looks of 32 px, images of 256 px), then continues with looks of 64 px and
+images of 512 px (``large``: the same digits, four times the work per look). Thresholds are determined on the validation
+images. The test images are then classified with fixed locations and with early exit, batch by batch in alternation,
+with batches of 1, 32 and 128 images, on one thread. Rounds are repeated, and the fastest time of each batch counts:
+wall time (``ms``) and the time of the thread (``processor_ms``), which is the wall time without other load. Finished
+runs and existing rows are kept.
 
     python benchmarks/early_exit.py --out benchmarks/results/early_exit.json
 """
@@ -37,7 +36,7 @@ MOST = (4,)
 BATCHES = (1, 32, 128)
 LEFT = (1, 8, 32, 128)
 MEAN_LOOKS = (0.5, 1, 1.5, 2, 3)
-TASKS: dict[str, dict[str, Any]] = {  # what differs from digits.yaml
+TASKS: dict[str, dict[str, Any]] = {  # changes to digits.yaml
     "small": {"canvas": 256, "test": 1000, "seeds": (0, 1), "steps": 2571, "flags": []},
     "large": {
         "canvas": 512,
@@ -60,7 +59,7 @@ TASKS: dict[str, dict[str, Any]] = {  # what differs from digits.yaml
 
 
 def run_of(folder: Path, task: str, seed: int) -> Path:
-    """A run, trained unless it is finished."""
+    """Load a run, after training it if needed."""
     out, how = folder / f"{task}_{seed}", TASKS[task]
     if not (out / WEIGHTS).is_file():
         after = ["--init_from", str(run_of(folder, how["after"], seed))] if "after" in how else []
@@ -77,15 +76,13 @@ def data_of(task: str, val: int, test: int) -> Any:
 def take(
     model: GlimpseClassifier, data: Any, ways: list[dict[str, Any]], macs: np.ndarray, batch_size: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """What each way spends on the mean test image, and how many it gets right; ``rounds_ms`` are the milliseconds of
-    every round.
-    """
+    """Mean cost and number of right predictions of each strategy; ``rounds_ms`` are the milliseconds of every round."""
     images = len(data.test)
     starts = range(0, images, batch_size)
     wall, busy = np.empty((2, rounds, len(ways), len(starts)))
     right, looks = np.empty((2, len(ways), len(starts)), int)
     products = np.empty((len(ways), len(starts)))
-    for r in range(-1, rounds):  # the first round warms up on a few batches
+    for r in range(-1, rounds):  # the first round is a warm-up on a few batches
         for b, start in enumerate(starts if r >= 0 else starts[:4]):
             rows = list(range(start, min(start + batch_size, images)))
             for w in np.roll(np.arange(len(ways)), b):
@@ -115,7 +112,8 @@ def take(
 
 
 def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]]:
-    """Fixed budgets; exits at a mean number of looks or products; exits at the time that fixed budgets take."""
+    """Rows of fixed locations, of exits at a mean number of looks or MACs, and of exits at the time of fixed
+    locations."""
     data, model = data_of(task, 500, TASKS[task]["test"]), fold_norms(load(run, device="cpu").eval())
     macs = np.array([count_cost(model, TASKS[task]["canvas"], end).macs for end in turns(MOST, 1)])
 
@@ -149,9 +147,8 @@ def rows_of(task: str, seed: int, run: Path, rounds: int) -> list[dict[str, Any]
 
 
 def turns_of(task: str, run: Path) -> list[dict[str, Any]]:
-    """What one more look at every image takes, as one of a budget and as a turn of its own, by the images that are left
-    in the batch.
-    """
+    """Time of one more look at every image, as part of fixed locations and as a separate step, by the number of images
+    left in the batch."""
     data, model = data_of(task, 0, max(LEFT)), fold_norms(load(run, device="cpu").eval())
     rows = []
     for images in LEFT:
@@ -159,7 +156,7 @@ def turns_of(task: str, run: Path) -> list[dict[str, Any]]:
         def call(looks: int, exits: bool, images: int = images) -> None:
             views = data.test.batch(0, list(range(images)), 0).views
             if exits:
-                look_until(model, views, 2.0, (looks,))  # never so sure
+                look_until(model, views, 2.0, (looks,))  # this confidence is never reached
             else:
                 model(views, locations=(looks,), contributions=False)
 

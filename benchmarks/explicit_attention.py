@@ -1,23 +1,26 @@
-"""What does explicitly modelled attention cost: beside the N x N form, beside attention augmentation, and in a whole
-network?
+"""Cost of explicitly modelled attention compared with the N x N form, with attention augmentation, and in a whole
+network.
 
-Four questions, what is compared is taken in turn in one run. In (a) to (c) every form is called once more right before
-it is timed: the dense map is larger than the caches and would slow down whatever comes after it. In (a) `unsettled` is
-the ratio without that.
+Each of the four questions measures its alternatives in alternation in one run. In (a) to (c) every form is called once
+more immediately before it is timed, because the dense map is larger than the caches and would slow down the following
+call. In (a) `unsettled` is the ratio without this.
 
-(a) mixing: forward and backward of the averaging alone, the map's making included: dense, separable, and as `auto`
-chooses (b) branch: forward and backward of the attending branch alone, its 1x1 convolutions included: dense, separable,
-as `auto` chooses, and
-            attention augmentation (d_k = 160 in 8 heads, values a multiple of 8), on the grids of a ResNet; time and
-            peak memory
-(c) layer:  forward and backward of the layer over those of the 3x3 convolution that it stands for
-(d) step:   one SGD step of expatt_resnet50 over one of resnet50, same batch
+(a) mixing: forward and backward of the averaging only, including the computation of the map: dense, separable, and as
+`auto` chooses
+
+(b) branch: forward and backward of the attention branch only, including its 1x1 convolutions: dense, separable, as
+`auto` chooses, and attention augmentation (d_k = 160 in 8 heads, values a multiple of 8), on the grids of a ResNet;
+time and peak memory
+
+(c) layer: forward and backward of the layer, relative to those of the 3x3 convolution that it replaces
+
+(d) step: one SGD step of expatt_resnet50, relative to one of resnet50 with the same batch
 
     python benchmarks/explicit_attention.py mixing branch layer step --out benchmarks/results/explicit_attention.json
     python benchmarks/explicit_attention.py mixing branch layer step --device cuda --batch 1 16 128 --step-batch 128
 
-Memory is the most that torch's allocator held during a step, beyond what it held before; what libraries take for
-themselves is not in it.
+Memory is the peak of torch's allocator during a step, minus its memory before the step. Memory allocated by libraries
+is not included.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ LARGEST = 4 * 2**30
 
 
 def branches(grid: int, batch: int) -> dict[str, nn.Module]:
-    """The forms, with no convolution beside them."""
+    """The forms of the attention branch, without a parallel convolution."""
     from foveal.layers import AttentionAugmentation
 
     width = WIDTHS[grid]
@@ -58,13 +61,13 @@ def branches(grid: int, batch: int) -> dict[str, nn.Module]:
 
 
 def once(module: nn.Module, x: Tensor, precision: str) -> Callable[[], None]:
-    """A forward and a backward pass of a module and, as inside a network, to its input."""
+    """A forward and a backward pass of a module, including the gradient of its input as inside a network."""
 
     def task() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
             out = module(x)
         out.backward(torch.ones_like(out))
-        # At the end, so that every call begins with the same memory.
+        # At the end, so every call starts with the same memory.
         module.zero_grad()
         x.grad = None
 
@@ -95,9 +98,8 @@ def compare(
     channels: int | None = None,
     settle: bool = True,
 ) -> tuple[dict, dict[str, int]]:
-    """Times and peak bytes of forward and backward of each module on the same input, the ResNet's unless it has other
-    channels.
-    """
+    """Times and peak bytes of forward and backward of each module on the same input, which has the channels of the
+    ResNet by default."""
     x = (
         torch.randn(batch, channels or WIDTHS[grid], grid, grid, device=args.device)
         .to(memory_format=torch.channels_last)
@@ -126,7 +128,7 @@ def mixing(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def forms(times: dict[str, Any], peaks: dict[str, int]) -> dict[str, Any]:
-    """How the forms compare."""
+    """Ratios between the forms."""
     faster = min(("dense", "separable"), key=lambda impl: milliseconds(times[impl]))
     return {
         "ms": {name: milliseconds(t) for name, t in times.items()},

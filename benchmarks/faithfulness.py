@@ -1,11 +1,11 @@
-"""Do answers depend on what a model points at? Looks, attention maps and Grad-CAM on the bundled digits, beside random
-regions.
+"""Do predictions depend on the regions that a model highlights? Looks, attention maps and Grad-CAM on the bundled
+digits, compared with random regions.
 
-Trains three networks for about the same processor time on canvases of 128 px: TNet, which points at the looks it takes;
-its backbone on the whole image (at 64 px), explained by Grad-CAM; and a ResNet-8 with attention pooling (at 48 px),
-explained by its attention map and by Grad-CAM. On test images then: deletion and insertion, the pointing game, and at
-equal area, that of TNet's first look, how often half of the digit lies inside and what becomes of the accuracy. Runs
-that are finished are not trained again, and rows that are there are kept.
+Trains three networks for about the same processor time on canvases of 128 px: TNet, which highlights its looks; its
+backbone on the whole image (at 64 px), explained by Grad-CAM; and a ResNet-8 with attention pooling (at 48 px),
+explained by its attention map and by Grad-CAM. Measures on test images: deletion and insertion; the pointing game; and,
+at the area of the first look of TNet, how often half of the digit is inside and the accuracy. Finished runs and
+existing rows are kept.
 
     python benchmarks/faithfulness.py --seeds 0 1 --out benchmarks/results/faithfulness.json
 """
@@ -29,7 +29,7 @@ from foveal.recipes import load_recipe
 from foveal.runs import WEIGHTS
 
 DATA: dict[str, Any] = {"canvas": 128, "digit": (20, 28), "distractors": 2}
-CONTENDERS: dict[str, dict[str, Any]] = {  # how it is trained, and the ways to explain it
+CONTENDERS: dict[str, dict[str, Any]] = {  # options of training, and explanations
     "tnet": {"steps": 1800, "flags": [], "ways": {"two looks": {}, "four looks": {"locations": (4,)}}},
     "dense": {
         "steps": 1500,
@@ -54,7 +54,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {  # how it is trained, and the ways to 
 
 
 def run_of(folder: Path, name: str, seed: int) -> Path:
-    """A run, trained unless it is finished; the processor time it took is kept beside it."""
+    """Load a run, after training it if needed. Its processor time is stored in the run folder."""
     out = folder / f"{name}_{seed}"
     if not (out / WEIGHTS).is_file() or not (out / "processor_seconds").is_file():
         drawn = [part for key, value in DATA.items() for part in (f"--data.{key}", json.dumps(value))]
@@ -64,9 +64,8 @@ def run_of(folder: Path, name: str, seed: int) -> Path:
 
 
 def row_of(name: str, seed: int, way: str, run: Path, data: Any, images: int, area: float | None) -> dict[str, Any]:
-    """What one way to explain a run gives; at ``area``, or that of the first region if None, between steps by straight
-    lines.
-    """
+    """Results of one explanation of a run at ``area``, or at that of the first region if None, linearly interpolated
+    between steps."""
     model = load(run, device="cpu").eval()
     setting = Setting(limit=images, batch_size=100, device="cpu", seed=seed)
     found = evaluate_faithfulness(model, data, **CONTENDERS[name]["ways"][way], setting=setting)

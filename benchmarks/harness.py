@@ -1,4 +1,4 @@
-"""What every benchmark needs: times of several things taken in turn, and a result file that says how it was made."""
+"""Common parts of the benchmarks: timing in alternation, and result files with the circumstances of the measurement."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def in_turn(
     least: int = 5,
     settle: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each task, one call of each in every round, so that what else the machine does falls on all alike.
+    """Time tasks in alternation: seconds of each task, one call of each per round, so other load affects all tasks
+    equally.
 
-    Rounds go on until ``seconds`` have passed, but at least ``least`` times; each has an order of its own, drawn with a
-    fixed seed, so that what one leaves in the caches does not always fall on the same other one. Freed memory is kept,
-    as ``foveal`` itself does.
+    Rounds are repeated until ``seconds`` have passed, but at least ``least`` times. The order in each round is random,
+    with a fixed seed, so no task always follows the same other one. Freed memory is kept, as in ``foveal``.
 
     Args:
-        tasks: by name.
+        tasks: functions by name.
         seconds, least: see above.
-        device: what the tasks run on.
-        warm_up: rounds before the first that is timed.
-        settle: call each task once more right before it is timed, so that what another leaves in the caches falls on
-            none: for short tasks beside one that works through much memory.
+        device: device of the tasks.
+        warm_up: number of rounds before the first timed one.
+        settle: call each task once more immediately before it is timed, so caches do not depend on the previous task.
+            For short tasks that alternate with one that uses much memory.
     """
     keep_freed_memory()
     for _ in range(warm_up):
@@ -69,7 +69,7 @@ def in_turn(
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float]:
-    """Median of the rounds' ratios with their quartiles: rounds are pairs, taken one right after the other."""
+    """Median and quartiles of the ratios in each round, which pairs calls in immediate succession."""
     quarter, middle, three_quarters = np.percentile(above / below, (25, 50, 75))
     return {
         "median": round(float(middle), 4),
@@ -84,13 +84,13 @@ def milliseconds(times: np.ndarray, images: int = 1) -> float:
 
 
 def write(out: str | os.PathLike[str] | None, results: Any, *, device: str = "cpu", seed: int | None = 0) -> None:
-    """Write ``results`` with what is needed to make them again: command, versions, machine, seed."""
+    """Write ``results`` with the circumstances of the measurement: command, versions, machine, seed."""
     if out is None:
         return
     versions = {"python": platform.python_version()} | {
         name: version(name) for name in ("torch", "torchvision", "timm")
     }
-    versions["foveal"] = __version__  # which may run from where it lies, without being installed
+    versions["foveal"] = __version__  # may run from a checkout without being installed
     name = (
         torch.cuda.get_device_name()
         if device.startswith("cuda")

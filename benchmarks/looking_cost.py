@@ -1,9 +1,8 @@
-"""What does a prediction cost from disk as images grow? Saccader as released, Saccader with a separate classifier, and
-TNet.
+"""Cost of a prediction from disk by image size: Saccader as released, Saccader with a separate classifier, and TNet.
 
-One tiled pyramidal JPEG file a size, in the page cache; a prediction opens it, reads and classifies. The released form
-of Saccader sees the whole image at the size it is given: at 224 px, whatever the file has, and at the file's own size.
-Weights are random: cost does not depend on them. What is too large to run is counted only.
+One tiled pyramidal JPEG file per size, in the page cache. A prediction opens, reads and classifies it. Saccader as
+released processes the whole image: once at 224 px for any file, and once at the full size of the file. Weights are
+random; the cost does not depend on them. For models too large to run, only the MACs are counted.
 
     python benchmarks/looking_cost.py --folder runs/pyramids --seconds 10 --out benchmarks/results/looking_cost.json
 """
@@ -27,11 +26,11 @@ from foveal.prediction import Predictor
 from foveal.prediction.cost import count_cost
 
 SIDES = (224, 896, 4096)
-LARGEST = 896  # side that the released form is run at; beyond, its activations take gigabytes
+LARGEST = 896  # largest side for the released model; above it, activations take gigabytes
 
 
 def contenders(side: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name and options of every model that is asked at this side."""
+    """Name and options of every model for images of this side."""
     found: dict[str, tuple[str, dict[str, Any]]] = {
         "saccader_bagnet77.reference, sees 224 px": ("saccader_bagnet77.reference", {}),
         "saccader_separate, resnet50, 6 glimpses": ("saccader_separate", {}),

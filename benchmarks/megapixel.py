@@ -1,12 +1,12 @@
-"""What does looking cost, and deliver, as the canvas grows? TNet on megapixel MNIST, by canvas size and task.
+"""Cost and accuracy of TNet on megapixel MNIST, by canvas size and task.
 
-Trains each recipe for the given seconds on one thread, from the weights that its ``init_from`` names, whose run is
-trained first: of the next smaller canvas, or of one digit on the same. Then, on the test canvases: accuracy at the
-recipe's budget, at random looks of as many, of the thumbnail alone and at other budgets; how many of the digits that
-count the last looks held, and how that decides; milliseconds, peak memory, multiply-accumulates and bytes for one
-image; and the same costs of the backbone pushed over the whole canvas. Pixels are those of an uncompressed pyramid, a
-byte each: canvases are drawn where they are looked at, which the milliseconds include. Runs that are finished are not
-trained again, and rows that are there are kept but for their costs, which are measured in turn.
+Trains each recipe for the given seconds on one thread, from the weights of its ``init_from``, whose run is trained
+first: that of the next smaller canvas, or of one digit on the same canvas. Measures on the test canvases: accuracy with
+the recipe's locations, with the same number of random looks, of the thumbnail alone and with other locations; the share
+of the relevant digits inside the last looks, and the accuracy depending on it; milliseconds, peak memory,
+multiply-accumulates and bytes for one image; and the same costs of the backbone on the whole canvas. Bytes are those of
+an uncompressed pyramid with one byte per pixel. Canvases are drawn when they are read, which the milliseconds include.
+Finished runs and existing rows are kept, except for costs, which are measured in alternation.
 
     python benchmarks/megapixel.py --root data --seeds 0 1 2 --seconds 1800 --out benchmarks/results/megapixel.json
 """
@@ -47,11 +47,11 @@ def run_of(recipe: str, seed: int, folder: Path) -> Path:
 
 
 def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tuple[Path, float]:
-    """Train a run and those that it follows from, unless they are finished.
+    """Train a run and the runs it starts from, unless they are finished.
 
     Returns:
-        Its folder, and the seconds of training of all of them. Processor time is that of the training, not of the wall
-        clock, and is kept beside the run.
+        Run folder, and total training seconds of all of these runs. Processor time of the training is stored in the run
+        folder.
     """
     out, spent = run_of(recipe, seed, folder), 0.0
     command = [
@@ -87,12 +87,12 @@ def trained(run: Path) -> tuple[int, float]:
 
 
 def found(model: GlimpseClassifier, data: Any) -> dict[str, Any]:
-    """Of how many of the digits that count some last look held all but 3 px, as the recipes' grids allow, and what
-    comes of it.
+    """Share of the relevant digits inside a last look, up to 3 px, which the grids of the recipes allow, and its effect
+    on accuracy.
 
     Returns:
-        The share of all; and by how many were found in an image, from none to all, the images and the share of them
-        that were right.
+        The share over all images; and for each number of digits found in an image, the number of images and their
+        accuracy.
     """
     count, right = [], []
     for batch in data.loader("test", batch_size=50):
@@ -137,17 +137,17 @@ def row_of(task: str, canvas: int, seed: int, run: Path, chain: float, root: str
 
 
 def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
-    """Measure one image at a time, all rows in turn, and write it into them."""
+    """Measure the cost of one image for all rows in alternation, and add it to the rows."""
     kinds, trials = ("looking", "whole_canvas"), []
     for row in rows:
         data = get_data(**{**load_recipe(row["recipe"])["data"], "root": root, "train": 0, "val": 0, "test": 1})
         model = load(run_of(row["recipe"], row["seed"], folder), device="cpu").eval()
         dense = model.dense()
-        dense.in_chans = model.channels  # WholeImage would take it for a network of three bands
+        dense.in_chans = model.channels  # otherwise WholeImage assumes three bands
         whole = WholeImage(dense, row["canvas"], mean=model.mean.tolist(), std=model.std.tolist()).eval()
         trials += [Trial(m, lambda n, test=data.test: test.batch(0, range(n), 0).views) for m in (model, whole)]
     for trial in trials[:2]:
-        trial.model(trial.views_of(1))  # what a process allocates once is no model's memory
+        trial.model(trial.views_of(1))  # memory that a process allocates once does not count
     measured = measure_in_turn(trials, seconds=3)
     for (row, kind), trial, m in zip(product(rows, kinds), trials, measured, strict=True):
         macs = count_cost(trial.model, row["canvas"]).macs

@@ -1,12 +1,12 @@
-"""MobileNetV2 from a file of eight-bit weights, as timm's ``mobilenetv2_100`` with ``pad_type="same"``.
+"""Convert MobileNetV2 from an archive of eight-bit weights to timm's ``mobilenetv2_100`` with ``pad_type="same"``.
 
-The file, a NumPy archive, holds the 52 convolutions and the classifier in forward order, batch norms folded into them:
-``wNN`` int8 (out, in, h, w), ``sNN`` a float scale and ``bNN`` a float bias for each output. That network wants images
-from -1 to 1; the converted one wants them normalised as timm normalises them.
+The NumPy archive contains the 52 convolutions and the classifier in forward order, with folded batch norms: ``wNN``
+int8 (out, in, h, w), ``sNN`` a float scale and ``bNN`` a float bias for each output. The archived network expects
+images from -1 to 1; the converted network expects the normalisation of timm.
 
-A folded network cannot be trained as it is: its batch norms would normalise what was normalised already. So each one
-gets the mean and the variance that its convolution has on some images, and a gain and a bias that undo them: the
-outputs stay what they were.
+A folded network cannot be trained directly, because new batch norms would normalise twice. Each batch norm therefore
+gets the mean and the variance of its convolution on some images, and a gain and a bias that undo them, so the outputs
+stay the same.
 
     python benchmarks/mobilenet_int8.py weights.npz --images photos/train --out mobilenetv2.safetensors
     foveal fit --data.root photos --model mobilenetv2_100 --model.pad_type same --model.pretrained
@@ -32,14 +32,14 @@ from foveal.files import replacing
 from foveal.images import as_views
 
 SIDE = 224
-LEAST_VARIANCE = 1e-3  # of a channel that hardly varies on the images, and may elsewhere
+LEAST_VARIANCE = 1e-3  # of channels that are nearly constant on these images, but may vary on others
 
 
 def convert(file: str | os.PathLike[str]) -> nn.Module:
-    """The network with its batch norms doing nothing but add the biases, in evaluation mode.
+    """The network in evaluation mode, with batch norms that only add the biases.
 
     Raises:
-        ValueError: the archive is not of this network.
+        ValueError: the archive does not belong to this network.
     """
     network = timm.create_model("mobilenetv2_100", pad_type="same").eval()
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -68,9 +68,8 @@ def convert(file: str | os.PathLike[str]) -> nn.Module:
 
 @torch.no_grad()
 def unfold(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give each batch norm the statistics of its input on these normalised images, (B, 3, h, w) each; the outputs stay
-    the same.
-    """
+    """Set the statistics of each batch norm to those of its input on normalised images, (B, 3, h, w) each. The outputs
+    stay the same."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     sums: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 
@@ -96,7 +95,7 @@ def unfold(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def look_at(paths: Sequence[str], network: nn.Module, side: int = SIDE, batch_size: int = 32) -> Iterable[Tensor]:
-    """Whole images, normalised as the network wants them."""
+    """Whole images with the normalisation of the network."""
     mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     for start in range(0, len(paths), batch_size):
         views = as_views([open_image(path) for path in paths[start : start + batch_size]])
@@ -105,11 +104,11 @@ def look_at(paths: Sequence[str], network: nn.Module, side: int = SIDE, batch_si
 
 
 def write(file: str | os.PathLike[str], images: Sequence[str], out: Path) -> None:
-    """Convert an archive into a file of weights that ``--model.pretrained`` takes.
+    """Convert an archive to a weights file for ``--model.pretrained``.
 
     Args:
         file: the archive.
-        images: training images for the batch norms' statistics, a few hundred.
+        images: a few hundred training images for the statistics of the batch norms.
         out: a ``.safetensors`` file.
     """
     network = convert(file)

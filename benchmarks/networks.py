@@ -1,9 +1,9 @@
-"""Which of timm's networks take images of another size, as dense networks and as TNet's backbone?
+"""Which networks of timm accept images of another size, as dense networks and as backbones of TNet?
 
     python benchmarks/networks.py [--out benchmarks/results/networks.json] [--only swin_transformer ...]
 
-A small network of each family (and several where a family holds different kinds) is built on the meta device, once for
-its own size and once for another, by the options that a user has: ``image_size`` and TNet's ``base_size``.
+One small network of each family (several for families with different kinds) is created on the meta device, for its
+default size and for another, with the options of a user: ``image_size`` and ``base_size`` of TNet.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ MEMBERS = {
 
 
 def members(family: str) -> list[str]:
-    """Networks that stand for a module of timm."""
+    """Networks that represent a module of timm."""
     return [name for name in MEMBERS.get(family, ()) if timm.is_model(name)] or timm.list_models(module=family)[:1]
 
 
@@ -86,7 +86,7 @@ def own_size(name: str) -> int:
 
 
 def dense(name: str, size: int) -> str | None:
-    """Why a network does not classify images of a size, or None."""
+    """Error message of a dense network for images of a size, or None."""
     try:
         with torch.device("meta"):
             model = create_classifier(name, num_classes=3, image_size=size).eval()
@@ -98,7 +98,7 @@ def dense(name: str, size: int) -> str | None:
 
 
 def backbone(name: str, size: int) -> str | None:
-    """Why a network cannot be TNet's backbone for looks of a size, or None."""
+    """Error message of TNet with this backbone for looks of a size, or None."""
     try:
         with torch.device("meta"):
             TNet(num_classes=3, backbone=name, base_size=size, locations=(2,))

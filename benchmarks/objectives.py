@@ -1,9 +1,9 @@
-"""What teaches TNet where to look? The published objective, ours, and what ours could have been, at equal cost.
+"""Which objective trains the policy of TNet? The published objective, the default and its alternatives, at equal cost.
 
-Every variant trains the network of digits.yaml on its digits, but on a 3 x 3 grid of halves, where all of them get
-going sooner; with the same learning rates and for the same number of looks (a variant that looks more often per image
-gets fewer steps). Variants that are not in the package live here. Two
-run at a time, each on one thread.
+Every variant trains the network of digits.yaml on its digits, but on a 3 x 3 grid with cells of half the side, where
+all variants leave the plateau earlier. Learning rates and the number of looks are the same, so a variant with more
+looks per image gets fewer steps. Variants that are not in the package are defined here. Two trainings run at a time,
+with one thread each.
 
     python benchmarks/objectives.py --seeds 0 1 2 --out benchmarks/results/objectives.json
 """
@@ -30,7 +30,7 @@ from foveal.draws import Draws
 from foveal.glimpse.tnet import TNet
 from foveal.host import keep_freed_memory
 from foveal.images.views import TensorViews
-from foveal.objectives.objective import perception
+from foveal.objectives.objective import classification_loss
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.policies import find_policy, plackett_luce
@@ -42,7 +42,7 @@ MODEL = {k: v for k, v in RECIPE["model"].items() if k != "name"} | {"grid": 3, 
 
 
 class Correctness(TNetObjective):
-    """The published reward, 1 for a right answer of the whole and of each look alone, on sampled looks."""
+    """The published reward on sampled looks: 1 for a right prediction of the whole rollout and of each look alone."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         whole = (tried.logits.argmax(-1) == target).float()
@@ -51,7 +51,7 @@ class Correctness(TNetObjective):
 
 
 class RewardToCome(TNetObjective):
-    """What this look and those after it gained in cross-entropy: unbiased too, but the later looks are noise."""
+    """Decrease in cross-entropy by this look and later ones: unbiased, but with the noise of the later looks."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
@@ -61,7 +61,7 @@ class RewardToCome(TNetObjective):
 
 
 class GainInProbability(TNetObjective):
-    """What looking on gained in probability of the right class, which is bounded, rather than in cross-entropy."""
+    """Increase in the probability of the right class, which is bounded, instead of the decrease in cross-entropy."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
@@ -71,7 +71,7 @@ class GainInProbability(TNetObjective):
 
 
 class ProbabilityToCome(TNetObjective):
-    """Probability of the right class: of the whole, and of this look and those chosen after it alone."""
+    """Probability of the right class: of the whole rollout, and of this look and later ones alone."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone, whole = tried.glimpse_logits.detach().softmax(-1), tried.logits.detach().softmax(-1)
@@ -81,7 +81,7 @@ class ProbabilityToCome(TNetObjective):
 
 
 class LeaveOneOut(TNetObjective):
-    """Each look is credited with what the rest loses without it: nearly ours, but biased."""
+    """Credit of a look: the loss of the other looks without it. Similar to the default, but biased."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         alone = tried.glimpse_logits.detach()
@@ -90,8 +90,8 @@ class LeaveOneOut(TNetObjective):
         return loss[:, 1:] - F.cross_entropy(alone.mean(1), target, reduction="none")[:, None]
 
 
-class EveryBudget(TNetObjective):
-    """Ours, for the mean over budgets: of the first look, of the first two, ..."""
+class EveryPrefix(TNetObjective):
+    """The default credit, averaged over prefixes of the rollout: the first look, the first two, ..."""
 
     def credit(self, tried: Rollout, target: Tensor) -> Tensor:
         total, looks = torch.zeros_like(tried.log_probability), tried.glimpses_per_image - 1
@@ -108,13 +108,13 @@ class EveryBudget(TNetObjective):
 
 
 class TwoRollouts(TNetObjective):
-    """Two sampled rollouts of each image, each the other's baseline."""
+    """Two sampled rollouts of each image; each is the baseline of the other."""
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return super().plan(progress) * 2
 
     def __call__(self, rollouts, target, state):
-        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
+        perceived = sum(classification_loss(tried, target, self.image_share) for tried in rollouts) / 2
         if not rollouts[0].policy.sampled:
             return perceived, state, {"loss": perceived.detach()}
         one, other = (self.credit(tried, target) for tried in rollouts)
@@ -134,7 +134,7 @@ class SelfCritical(TNetObjective):
     def __call__(self, rollouts, target, state):
         if len(rollouts) == 1:
             return super().__call__(rollouts, target, state)
-        perceived = sum(perception(tried, target, self.image_share) for tried in rollouts) / 2
+        perceived = sum(classification_loss(tried, target, self.image_share) for tried in rollouts) / 2
         with torch.no_grad():
             sampled, greedy = (F.cross_entropy(tried.logits, target, reduction="none") for tried in rollouts)
         policy = -((greedy - sampled)[:, None] * rollouts[0].log_probability).sum(1).mean()
@@ -143,7 +143,7 @@ class SelfCritical(TNetObjective):
 
 
 class Teacher(TNetObjective):
-    """On one batch in four every cell is looked at, and the policy is pulled to those that would help."""
+    """On one batch in four every cell is looked at, and the policy imitates the cells with the lowest loss."""
 
     calls = 0
 
@@ -163,12 +163,12 @@ class Teacher(TNetObjective):
             by_cell = torch.empty_like(loss).scatter_(1, tried.cells, -loss)
             wanted = (by_cell / 0.5).softmax(1)
         policy = F.kl_div(tried.scores[0][:, 0], wanted, reduction="batchmean")
-        loss = perception(tried, target, self.image_share) + self.policy_weight * policy
+        loss = classification_loss(tried, target, self.image_share) + self.policy_weight * policy
         return loss, state, {"loss": loss.detach()}
 
 
 class Random(TNetObjective):
-    """Looks at random from beginning to end: the policy is never taught."""
+    """Random looks throughout training; the policy is not trained."""
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return ("random",)
@@ -195,7 +195,7 @@ VARIANTS = {
     "ours, unit-norm scores": Variant(TNetObjective(**LOOKS), {"score_scale": None}),
     "ours, no warm-up": Variant(TNetObjective(warm_up=0.0)),
     "leave-one-out credit": Variant(LeaveOneOut(**LOOKS)),
-    "ours, every budget": Variant(EveryBudget(**LOOKS)),
+    "ours, every budget": Variant(EveryPrefix(**LOOKS)),
     "two rollouts, each the other's baseline": Variant(TwoRollouts(**LOOKS), looks=5),
     "self-critical": Variant(SelfCritical(**LOOKS), looks=5),
     "exhaustive teacher on 1 batch in 4": Variant(Teacher(**LOOKS), looks=3 * 0.75 + 10 * 0.25),
@@ -262,7 +262,7 @@ def train(
 
 @cache
 def bundled() -> Any:
-    """The data, made once in each process."""
+    """The data, created once in each process."""
     return get_data(**DATA)
 
 

@@ -1,13 +1,13 @@
-"""Photographs: is it better to look, or to push the whole image through the same backbone?
+"""Photographs: TNet and Saccader, or the whole image through the same backbone?
 
 RSSCN7, 2,800 aerial scenes of 400 px in 7 classes. TNet, Saccader with a separate classifier, and the dense network on
-a thumbnail, at half and at full resolution, all with MobileNetV2; trained from ImageNet's weights, the same for twice
-as long, and from nothing, all for the same processor time of one core. Images with odd numbers are for training, the
-last 40 odd ones of each class among them for validation, even ones are the test.
+a thumbnail, at half and at full resolution, all with MobileNetV2. Trained from ImageNet weights, from ImageNet weights
+for twice as long, and from random weights, each for the same processor time of one core. Images with odd numbers are
+for training, the last 40 of them in each class for validation; images with even numbers are for testing.
 
-Then, on the test images: accuracy at every budget, at random looks, and with images left as soon as they are sure, at
-thresholds found on the validation images; and, for the first seed, milliseconds an image from opening its file to its
-class, all contenders in turn. Runs that are finished are not trained again, and rows that are there are kept.
+Measures on the test images: accuracy for all locations, with random looks, and with early exit at thresholds determined
+on the validation images; and, for the first seed, milliseconds per image from opening its file to its class, with all
+contenders in alternation. Finished runs and existing rows are kept.
 
     python benchmarks/photographs.py --root rsscn7 --weights imagenet-mobilenetv2-int8.npz --out
     benchmarks/results/photographs.json
@@ -46,7 +46,7 @@ from foveal.runs import WEIGHTS
 
 SIDE = 400
 LAST_TRAINING = 320  # images with odd numbers after it are for validation
-SCALES = 4  # of each class, images 1 to 100 are of the first, 101 to 200 of the second, and so on
+SCALES = 4  # images 1 to 100 of each class have the first scale, 101 to 200 the second, ...
 LONGER = 2  # times the steps
 TRAININGS = {
     "pretrained": "from ImageNet's weights",
@@ -54,12 +54,12 @@ TRAININGS = {
     "scratch": "from nothing",
 }
 MOST = 4  # looks
-RANDOM = (2, MOST)  # looks that are also taken at random
+RANDOM = (2, MOST)  # numbers of looks that are also measured with random looks
 EXITS = (0.5, 1.0, 1.5, 2.0, 3.0)  # looks of the mean image
 JUDGED = 16  # images at a time
 BATCHES = (1, 16)  # images at a time, timed
 YARDSTICK = "dense 400"
-PARTS = 10  # that the timed images are divided into, for the spread
+PARTS = 10  # of the timed images, for the spread
 
 COMMON = [
     "--data",
@@ -88,7 +88,7 @@ COMMON = [
 
 
 class Phase(NamedTuple):
-    """A run of training: its share of the time, its flags, and whether its backbone begins with ImageNet's weights."""
+    """A training phase: share of the time, flags, and whether the backbone starts from ImageNet weights."""
 
     share: float
     flags: list[str]
@@ -112,7 +112,7 @@ TNET = [
     "[2]",
 ]
 CONTENDERS = {
-    # As published: the policy trains the location module alone. Its warm-up has random looks.
+    # As published: the policy gradient trains the location module only. The warm-up has random looks.
     "tnet": [Phase(1, [*TNET, "--model.detached_policy", "true", "--objective.warm_up_looks", "random"])],
     "tnet, default": [Phase(1, TNET)],
     # The locator's windows are 33 px of 96, so that a glimpse is a third of the image's side.
@@ -169,7 +169,7 @@ CONTENDERS = {
 
 
 def number_of(path: str) -> int:
-    """1 to 400: ``aGrass/a017.webp`` is the 17th of its class."""
+    """Number of an image in its class, 1 to 400: ``aGrass/a017.webp`` is number 17."""
     return int("".join(filter(str.isdigit, Path(path).stem)))
 
 
@@ -214,7 +214,7 @@ def flags_of(job: Job, phase: int, table: Path, weights: Path, folder: Path) -> 
 
 
 def train(job: Job, steps: Sequence[int], table: Path, weights: Path, folder: Path) -> None:
-    """All phases of a contender that are not there yet; how long each took is kept beside its weights."""
+    """Train all missing phases of a contender. The time of each is stored beside its weights."""
     for phase, afforded in enumerate(steps):
         most = afforded * (LONGER if job.training == "longer" else 1)
         out = job.run(folder, phase)
@@ -226,21 +226,21 @@ def train(job: Job, steps: Sequence[int], table: Path, weights: Path, folder: Pa
 # -------------------------------------------------------------------------------------------------------------- judging
 
 
-def budgets_of(model: GlimpseClassifier) -> list[tuple[int, ...]]:
+def locations_of(model: GlimpseClassifier) -> list[tuple[int, ...]]:
     return [(k,) if k else () for k in range(MOST + 1)] if model.locations else [()]
 
 
 def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Iterator[dict[str, Any]]:
-    """A row for each budget, each number of random looks, and each way of leaving images early."""
-    budgets = budgets_of(model)
-    plans = [Strategy(budget) for budget in budgets]
+    """A row for each value of ``locations``, each number of random looks, and each threshold of early exit."""
+    all_locations = locations_of(model)
+    plans = [Strategy(locations) for locations in all_locations]
     drawn = [Strategy((k,), "random") for k in RANDOM if model.locations]
     loader = data.loader("test", batch_size=JUDGED)
     found = score_batches(model, loader, [*plans, *drawn], seed=job.seed, keep_logits=True)
     kept = [scores.logits for scores in found.scores]
     target = np.asarray(data.test.targets)[found.places]
     scale = np.array([(number_of(data.test.path(i)) - 1) // 100 for i in range(len(data.test))])[found.places]
-    macs = np.array([count_cost(model, SIDE, budget).macs for budget in budgets])
+    macs = np.array([count_cost(model, SIDE, locations).macs for locations in all_locations])
 
     def row(policy: str, asked: float, answer: np.ndarray, looks: float, cost: float, **more: Any) -> dict[str, Any]:
         right = answer == target
@@ -260,7 +260,7 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
     for plan, logits in zip([*plans, *drawn], kept, strict=True):
         looks = sum(plan.locations)
         yield row(plan.policy if looks else "none", looks, logits.argmax(-1).numpy(), looks, macs[looks])
-    if job.contender == "tnet":  # the walk's turns are the fixed budgets, as greedy looks are nested
+    if job.contender == "tnet":  # greedy looks are nested, so steps of the walk are fixed locations
         known = score_batches(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
         sure = np.stack([confidence(scores.logits).numpy() for scores in known.scores], 1)
         seen = np.stack([confidence(logits).numpy() for logits in kept[: len(plans)]], 1)
@@ -280,15 +280,14 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
 def time_rows(
     jobs: Sequence[Job], folder: Path, data: DataModule, rows: list[dict[str, Any]], batch: int, images: int
 ) -> Iterator[dict[str, Any]]:
-    """Milliseconds of the mean image for each of these runs, batch by batch in turn; ratios are to dense 400, part by
-    part.
-    """
+    """Milliseconds per image of these runs, batch by batch in alternation. Ratios are relative to dense 400, for each
+    part of the images."""
     ways: dict[tuple[str, str, float], Callable[[Views], Classification]] = {}
     for job in jobs:
         model = fold_norms(load(job.run(folder), device="cpu").eval())
-        for budget in budgets_of(model):
-            ways[job.contender, "greedy" if budget else "none", sum(budget)] = lambda views, m=model, b=budget: m(
-                views, b, contributions=False
+        for locations in locations_of(model):
+            ways[job.contender, "greedy" if locations else "none", sum(locations)] = (
+                lambda views, m=model, b=locations: m(views, b, contributions=False)
             )
         for row in rows:
             if row["policy"] == "exit" and (row["contender"], row["training"], row["seed"]) == job:
@@ -296,17 +295,17 @@ def time_rows(
                 ways[key] = lambda views, m=model, r=row: look_until(m, views, r["threshold"], (MOST,))
     some = np.random.default_rng(0).permutation(len(data.test))[:images]
     batches = [some[i : i + batch] for i in range(0, len(some), batch)]
-    took = {key: np.empty((2, len(batches))) for key in ways}  # by the clock, and by what the process worked
+    took = {key: np.empty((2, len(batches))) for key in ways}  # wall time and processor time
     with torch.inference_mode():
         for number, which in [
             (0, batches[0]),
             *enumerate(batches),
-        ]:  # the first is taken twice, and counts the second time
+        ]:  # the first is called twice, and the second call counts
             for key, classify in ways.items():
                 began, worked = time.perf_counter(), time.process_time()
                 classify(data.test.batch(0, which.tolist(), 0).views).logits.argmax(-1).tolist()
                 took[key][:, number] = time.perf_counter() - began, time.process_time() - worked
-    # Images that are left early differ too much from each other for pairs of batches to be compared.
+    # With early exit, batches differ too much to be compared in pairs.
     parts = {
         key: np.stack([part.sum(1) for part in np.array_split(mine, PARTS, axis=1)], 1) for key, mine in took.items()
     }

@@ -1,9 +1,9 @@
-"""Do the readers give the right pixels? Every image of a folder, compared with a library that is exact for it.
+"""Do the readers give the right pixels? Compares every image of a folder with a library that reads it exactly.
 
     python benchmarks/readers.py FOLDER [--out benchmarks/results/readers.json]
 
-rasterio is exact for rasters (16 bits, strips, deflate), OpenSlide for slides with JPEG and JPEG 2000 tiles where it
-opens them, tifffile's decoding of a whole page for the rest. Of each level up to 9 windows of 256 pixels are compared.
+rasterio is exact for rasters (16 bits, strips, deflate), OpenSlide for slides with JPEG and JPEG 2000 tiles that it
+opens, and tifffile, which decodes whole pages, for the rest. Up to 9 windows of 256 pixels of each level are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDE = 256
 
 
 def windows(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Corners, edges and middle of a level."""
+    """Windows at corners, edges and centre of a level."""
     starts = [sorted({0, max(0, (n - SIDE) // 2), max(0, n - SIDE)}) for n in size]
     return [(y, x, min(y + SIDE, size[0]), min(x + SIDE, size[1])) for y in starts[0] for x in starts[1]]
 
@@ -50,7 +50,7 @@ def by_openslide(path: Path, level: int, box: tuple[int, int, int, int], image: 
         down = slide.level_downsamples[level]
         if down == round(down):
             return np.asarray(slide.read_region((round(x0 * down), round(y0 * down)), level, (x1 - x0, y1 - y0)))
-        # Corners are given in pixels of level 0: any but the first would shift by a part of a pixel and interpolate.
+        # Corners are in pixels of level 0, so other corners would be shifted by a fraction of a pixel and interpolated.
         return np.asarray(slide.read_region((0, 0), level, (x1, y1)))[y0:, x0:]
 
 

@@ -1,6 +1,6 @@
-"""Writes the measured numbers of the docs, from the JSON files under ``benchmarks/results``.
+"""Write the measured numbers of the docs from the JSON files under ``benchmarks/results``.
 
-In a Markdown file this script owns what stands between a pair of marks: a table, on lines of its own, or a figure in a
+In Markdown files this script fills the text between a pair of marks: a table on separate lines, or a figure in a
 sentence.
 
     <!-- table: bundled -->
@@ -8,10 +8,10 @@ sentence.
     A step took <!-- value: expatt_step -->1.10<!-- end --> times as long.
 
     python benchmarks/render.py            fills all marks of README.md, benchmarks/README.md and docs/*.md
-    python benchmarks/render.py --check    writes nothing; shows what differs, and exits with 1 where something does
+    python benchmarks/render.py --check    writes nothing; shows differences, and exits with 1 if there are any
 
-Each name is a function below, from what a results file holds to the rows of a table (the first is its head) or to a
-text. Only the standard library is needed.
+Each name of a mark is a function below, which converts the content of a results file to the rows of a table, header
+first, or to a text. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 OPEN, END = r"<!-- *(\w+): *(\S+) *-->", "<!-- *end *-->"
 MARKED = re.compile(rf"{OPEN}(.*?)({END}|(?={OPEN})|\Z)|{END}", re.DOTALL)
 
-Number = Decimal | float  # results are read as decimals, so that what ends in a 5 is rounded as one expects
+Number = Decimal | float  # results are read as decimals, so numbers that end in 5 are rounded exactly
 Row = Sequence[object]
-MARKS: dict[tuple[str, str], tuple[str, Callable[[Any], str]]] = {}  # (kind, name) -> results file, what it becomes
+MARKS: dict[tuple[str, str], tuple[str, Callable[[Any], str]]] = {}  # (kind, name) -> results file, function
 
 
 def table(name: str, file: str) -> Callable[[Callable[[Any], Iterable[Row]]], Callable[[Any], Iterable[Row]]]:
@@ -61,7 +61,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def number(x: Number) -> str:
-    """Three digits, or all that stand before the point; two of what is small."""
+    """Three significant digits, or all digits before the point; two for small numbers."""
     exact = Decimal(x)
     size = abs(exact)
     return f"{exact:.2g}" if size < 0.1 else f"{exact:,.{2 if size < 10 else 1 if size < 100 else 0}f}"
@@ -73,9 +73,7 @@ def by_seed(shares: Iterable[Number | None]) -> str:
 
 
 def spread(shares: Sequence[Number | None]) -> str:
-    """Mean and standard deviation of shares over the seeds, in %; a dash where a run diverged, nothing where there was
-    none.
-    """
+    """Mean and standard deviation over the seeds, in %; a dash where a run diverged, nothing where there was none."""
     known = [100 * Decimal(share) for share in shares if share is not None]
     if len(known) < len(shares):
         return "–"
@@ -83,14 +81,12 @@ def spread(shares: Sequence[Number | None]) -> str:
 
 
 def ratio(found: dict[str, Number]) -> str:
-    """The median of ratios with their quartiles."""
+    """Median of ratios with quartiles."""
     return f"{number(found['median'])} ({number(found['q1'])} to {number(found['q3'])})"
 
 
 def groups(rows: Iterable[dict], *keys: str, order: Iterable[str] = ()) -> dict[Any, list[dict]]:
-    """Rows that agree in ``keys``, in the order of their first one; those whose first key is in ``order`` come
-    first.
-    """
+    """Group rows by ``keys``, in order of first appearance; groups whose first key is in ``order`` come first."""
     found: dict[Any, list[dict]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]], []).append(row)
@@ -128,7 +124,7 @@ INGREDIENTS = (
 
 
 def trained(record: Any, rows: Sequence[tuple[str, str, str]], head: str) -> Iterator[Row]:
-    """Updates and accuracies of the contenders that were trained on the bundled digits."""
+    """Updates and accuracies of the contenders on the bundled digits."""
     runs = groups(record["results"]["runs"], "contender")
     yield head, "updates", "seconds", "accuracy by seed, %"
     for contender, key, label in rows:
@@ -428,9 +424,7 @@ def looks_of(row: dict) -> str:
 
 
 def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
-    """The value at ``x`` on straight lines between points, of which the first pair around it counts; None beyond them
-    all.
-    """
+    """Linear interpolation at ``x`` between points; the first interval that contains it counts. None outside of all."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if min(x0, x1) <= x <= max(x0, x1):
             return y0 if x0 == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
@@ -438,9 +432,8 @@ def between(x: float, points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def beside_fixed(exits: Sequence[dict], fixed: Sequence[dict], cost: str) -> str:
-    """What exits gain in accuracy on fixed budgets mixed to cost as much, and save in % on those mixed to be as
-    accurate; means.
-    """
+    """Mean gains of early exit: in accuracy over mixtures of fixed locations at equal cost, and in cost (%) at equal
+    accuracy."""
     gained: list[float | None] = []
     saved: list[float | None] = []
     for row in exits:
@@ -457,7 +450,7 @@ def beside_fixed(exits: Sequence[dict], fixed: Sequence[dict], cost: str) -> str
 
 
 def signed(values: Sequence[float | None], digits: int) -> str:
-    """Their mean, or a dash where one is missing."""
+    """Mean with its sign, or a dash if a value is missing."""
     known = [value for value in values if value is not None]
     return f"{mean(known):+.{digits}f}" if len(known) == len(values) else "–"
 
@@ -496,7 +489,7 @@ for task in ("small", "large"):
 
 
 def kept(record: Any) -> str:
-    """From how little to how much of a budget in milliseconds was spent, by the clock."""
+    """Range of the share of a time budget that was used, in wall time."""
     found = [row for row in record["results"]["ways"] if row.get("budget", "").endswith("ms")]
     shares = sorted(float(row["ms"]) / float(row["budget"].removesuffix("ms")) for row in found)
     return f"{shares[0]:.1f} and {shares[-1]:.1f}"
@@ -518,7 +511,7 @@ def early_exit_turns(record: Any) -> Iterator[Row]:
 
 
 def beside(rows: Sequence[dict], what: str) -> Callable[[str, str], str]:
-    """Shares in % by seed, and those of random regions behind them."""
+    """Shares in % by seed, followed by those of random regions."""
 
     def told(key: str, random: str) -> str:
         return " (".join(by_seed(row[what][name] for row in rows) for name in (key, random)) + ")"
@@ -570,7 +563,7 @@ WAYS = {
 
 
 def photograph_ways(record: Any, training: str) -> Iterator[tuple[str, list[dict], dict[int, dict]]]:
-    """What each way to classify is called, its rows by seed, and its times by batch."""
+    """Label, rows by seed, and times by batch size of each way to classify."""
     keys = "contender", "policy", "asked"
     timed = groups(record["results"].get("times", []), *keys)
     found = groups((row for row in record["results"]["rows"] if row["training"] == training), *keys)
@@ -727,7 +720,7 @@ def networks(record: Any) -> Iterator[Row]:
 
 
 def yes_or_why(refusal: str | None) -> str:
-    """What stands in the brackets of a refusal."""
+    """The reason of a refusal, from the parentheses of its message."""
     return "yes" if refusal is None else f"no: {refusal.partition('(')[2].rpartition(')')[0] or refusal}"
 
 
@@ -829,7 +822,7 @@ for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", 
 
 
 def content(kind: str, name: str, where: str) -> tuple[str, str]:
-    """What belongs between the marks, and the results file that says so."""
+    """Text between the marks, and the results file it comes from."""
     if (kind, name) not in MARKS:
         raise SystemExit(
             f"{where}: benchmarks/render.py knows no {kind} {name!r}; correct the mark or write the function"
@@ -845,7 +838,7 @@ def content(kind: str, name: str, where: str) -> tuple[str, str]:
 
 
 def render(page: str, text: str) -> tuple[str, list[str]]:
-    """The page with all marks filled, and a unified diff for each one that was not as it should be."""
+    """The page with all marks filled, and a unified diff for each mark that changed."""
     differences: list[str] = []
 
     def fill(mark: re.Match[str]) -> str:
@@ -876,7 +869,7 @@ def main() -> int:
     )
     check = parser.parse_args().check
     pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    # All pages are rendered before the first is written: a mistake in one leaves all as they are.
+    # All pages are rendered before the first is written, so an error leaves all of them unchanged.
     rendered = {page: render(page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")) for page in pages}
     for page, (text, differences) in rendered.items():
         if check:

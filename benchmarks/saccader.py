@@ -1,10 +1,9 @@
-"""Does Saccader's training teach where to look? Its three stages on CIFAR-10, beside policies that need no learning and
-DRAM.
+"""Does training improve the locations of Saccader? Its three stages on CIFAR-10, compared with policies without
+learning and with DRAM.
 
-Stage 1 is trained once; what follows from it, and DRAM, once for each seed. Accuracy and coverage of the test images by
-number of glimpses, for: the three stages; the same without stage 2; after stage 2 alone; all stages in one run; ordered
-logits, Sobel and random looks of the BagNet of stage 1; DRAM. Runs that are finished are not trained again, and rows
-that are there are kept.
+Stage 1 is trained once; the following stages, and DRAM, once for each seed. Measures accuracy and coverage of the test
+images by number of glimpses, for: the three stages; the same without stage 2; after stage 2 only; all stages in one
+run; ordered logits, Sobel and random looks with the BagNet of stage 1; DRAM. Finished runs and existing rows are kept.
 
     python benchmarks/saccader.py --root data/cifar10 --folder runs/saccader --seeds 0 1 2 --out
     benchmarks/results/saccader.json
@@ -30,9 +29,9 @@ from foveal.evaluation import chosen_boxes, coverage
 from foveal.runs import METRICS, WEIGHTS
 
 GLIMPSES = (1, 2, 4, 6, 8, 12, 20)
-COVERED = 1000  # images that coverage is the mean of
+COVERED = 1000  # number of images for coverage
 UNLEARNED = ("ordered_logits", "random", "random_released", "sobel_mean", "sobel_var")
-CHAINS = {  # recipe, and the run it begins with
+CHAINS = {  # recipe, and the run it starts from
     "stage 2": ("cifar10/saccader_stage2", "stage 1"),
     "saccader": ("cifar10/saccader_stage3", "stage 2"),
     "without stage 2": ("cifar10/saccader_stage3", "stage 1"),
@@ -46,7 +45,7 @@ def folder_of(folder: Path, name: str, seed: int) -> Path:
 
 
 def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None:
-    """Train a run, unless it is finished; goes on with one that was interrupted."""
+    """Train a run unless it is finished; continue interrupted training."""
     recipe, before = CHAINS.get(name, ("cifar10/saccader_stage1", None))
     out = folder_of(folder, name, seed)
     if (out / WEIGHTS).is_file():
@@ -70,8 +69,8 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
     subprocess.run([*command, *flags], check=True)
 
 
-def true_indices(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
-    """Accuracy and coverage by policy and number of glimpses: those of fewer glimpses are the first of the most."""
+def measure(run: Path, name: str, seed: int, data: Any, batch_size: int, device: str) -> list[dict[str, Any]]:
+    """Accuracy and coverage by policy and number of glimpses. Fewer glimpses are prefixes of the largest number."""
     model = load(run, device=device)
     policies = {"stage 1": UNLEARNED, "saccader": ("greedy", "ordered_logits", "random")}.get(
         name, ("greedy", "random")
@@ -105,7 +104,7 @@ def true_indices(run: Path, name: str, seed: int, data: Any, batch_size: int, de
 
 
 def seconds_of(run: Path) -> float:
-    """Seconds of training, from the last line of a run's metrics."""
+    """Training seconds, from the last line of the run's metrics."""
     return float((run / METRICS).read_text().strip().splitlines()[-1].split(",")[2])
 
 
@@ -143,7 +142,7 @@ def main() -> None:
         for seed in [0] if name == "stage 1" else args.seeds:
             if any((row["run"], row["seed"]) == (name, seed) for row in rows):
                 continue
-            rows += true_indices(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
+            rows += measure(folder_of(args.folder, name, seed), name, seed, data, 500, args.device)
             write(args.out, rows, device=args.device, seed=None)
             for row in rows[-len(GLIMPSES) :]:
                 print(

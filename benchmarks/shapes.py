@@ -1,21 +1,19 @@
-"""Images that are not square: what should TNet's looks cover?
+"""What should the looks of TNet cover in images that are not square?
 
 KolektorSDD, 399 grey photographs of 500 x 1240 to 1270 px, of which 52 show a crack. Four geometries of TNet, each with
-MobileNetV2 from ImageNet's weights, the same images in the same order and the same number of updates:
+MobileNetV2 and ImageNet weights, the same images in the same order and the same number of updates:
 
-- square: the first look is the square around the image, and the cells are laid over this square, as versions before had
-it.
+- square: the first look is the square around the image, and the cells divide this square, as in earlier versions.
 - letterbox: the first look is the same; the cells are squares inside the image.
 - fit: the first look is the whole image, squashed; the cells are squares inside the image. This is the default.
-- squash: the first look is the whole image, squashed; the cells have the image's aspect ratio and are squashed as well.
+- squash: the first look is the whole image, squashed; the cells have the image's aspect ratio and are squashed too.
 
-Nothing is chosen on validation images, so that models are judged on them too: 143 images with 18 cracks that training
-has not seen; and on the 79 test images alone. Beside this, how much of the looks lies inside the image, also for images
-of other shapes. Runs that are finished are not trained again.
+Nothing is selected on validation images, so the models are evaluated on them too: 143 images with 18 cracks outside the
+training set, and the 79 test images alone. Also measures the share of the looks inside the image, for images of other
+shapes too. Finished runs are kept.
 
     python benchmarks/shapes.py --root kolektorsdd --weights imagenet-mobilenetv2-int8.npz --raster
-    rio-tiler-cog_world.tif \\
-        --out benchmarks/results/shapes.json
+    rio-tiler-cog_world.tif --out benchmarks/results/shapes.json
 """
 
 from __future__ import annotations
@@ -45,15 +43,15 @@ from foveal.glimpse.tnet import TNet
 from foveal.recipes.config import FitConfig, fit_config
 from foveal.runs import WEIGHTS
 
-FOLDS = 5  # every so many-th training image of a class is for validation
+FOLDS = 5  # every fifth training image of a class is for validation
 BUDGETS = (0, 1, 2, 3)
-RANDOM = 2  # looks that are also taken at random
+RANDOM = 2  # number of looks that is also measured with random looks
 JUDGED = 16  # images at a time
 
 
 @MODELS.register("tnet_letterbox")
 class Letterbox(TNet):
-    """TNet with cells inside the image, whose first look is the square around it."""
+    """TNet with cells inside the image and a first look at the square around it."""
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return enclosing_square(sizes)
@@ -112,9 +110,7 @@ def train(way: str, seed: int, steps: int, table: Path, weights: Path, out: Path
 
 
 def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[dict[str, Any]]:
-    """What a model is worth on the images that it was not trained on: a row for all of them, and one for the test
-    images alone.
-    """
+    """Metrics on the images outside the training set: one row for all of them, and one for the test images alone."""
     positive = data.classes.index("crack")
     scores, cracks, test, shares, covered, taken = [], [], [], [], [], []
     for split in ("val", "test"):
@@ -152,9 +148,8 @@ def judged(model: TNet, data: DataModule, looks: int, policy: str) -> Iterator[d
 
 
 def shares(way: str, name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """How much of each look lies inside an image: of the first, of all cells that can be chosen, of all cells of
-    these.
-    """
+    """Share of each look inside an image: of the first look, of all its cells that can be chosen, and of all cells of
+    these."""
     options = dict(WAYS[way])
     model = {"tnet": TNet, "tnet_letterbox": Letterbox}[options.pop("name")](
         2, backbone="test_efficientnet", base_size=32, **options

@@ -1,10 +1,10 @@
-"""Does soft attention help where everyone can check it? ResNet-20-sized nets on part of CIFAR-10, same recipe, several
+"""Does soft attention help? Networks of the size of ResNet-20 on part of CIFAR-10, with the same recipe and several
 seeds.
 
-Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule, one of them also at a
-lower learning rate, and some with other options; the test accuracy is the last epoch's. Two run at a time, each on one
-thread. Runs that are there, made by the same command, are not trained again, so that an interrupted benchmark goes on
-where it was.
+Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule; one of them also with a
+lower learning rate, and some with other options. The test accuracy is that of the last epoch. Two trainings run at a
+time, with one thread each. Runs that were made by the same command are kept, so an interrupted benchmark can be
+continued.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out
     benchmarks/results/soft_attention.json
@@ -45,7 +45,7 @@ CONTENDERS = {
     "CBAM": ["cbam_resnet20"],
     "ExpAtt": ["expatt_resnet20"],
 }
-SLOWER = 0.2  # of the learning rate, where the name says so
+SLOWER = 0.2  # factor on the learning rate of "slower" contenders
 
 
 def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
@@ -102,7 +102,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             subprocess.run(evaluate, check=True, env=environment, stdout=subprocess.DEVNULL)
         made_by.write_text(" ".join(wanted))
     if not (out / "evaluation.json").is_file():
-        row |= {"accuracy": None, "diverged": True}  # a result like any other
+        row |= {"accuracy": None, "diverged": True}  # divergence is a result too
         print(json.dumps(row), flush=True)
         return row
     *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
@@ -112,7 +112,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def accuracy_of(evaluation: dict[str, Any]) -> float:
-    """Share of the test images that the trained network has right."""
+    """Test accuracy of the trained network, from 0 to 1."""
     (point,) = [point for point in evaluation["points"] if point["kind"] == "learned"]
     return float(point["accuracy"])
 

@@ -1,6 +1,5 @@
-"""Runs of ``foveal fit`` for benchmarks: one thread each, and as many steps as fit a processor time, which load does
-not change.
-"""
+"""Runs of ``foveal fit`` for benchmarks, with one thread each and a given processor time, which other load does not
+change."""
 
 from __future__ import annotations
 
@@ -11,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DIGITS = str(Path(__file__).with_name("digits.yaml"))
-TRIAL = 8  # seconds that two trial runs must differ by
+TRIAL = 8  # minimum difference of two trial runs in seconds
 
 
 def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
-    """Train, and return the seconds of processor time that it took.
+    """Train, and return the processor time in seconds.
 
     Args:
-        flags: of ``foveal fit``, the recipe first where there is one.
-        out: run folder; what is there is replaced.
-        steps: updates of the weights.
-        seed: of the run.
+        flags: flags of ``foveal fit``, starting with the recipe if there is one.
+        out: run folder; an existing one is replaced.
+        steps: number of updates.
+        seed: seed of the run.
     """
     command = [
         sys.executable,
@@ -39,7 +38,7 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
     run = subprocess.Popen(
         [*command, "--out", str(out), "--overwrite", "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    _, status, used = os.wait4(run.pid, 0)  # of this run alone, while others may end beside it
+    _, status, used = os.wait4(run.pid, 0)  # of this run only, while others may end at the same time
     run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:
         raise subprocess.CalledProcessError(run.returncode, command)
@@ -47,7 +46,8 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
 
 
 def affordable(flags: Sequence[str], seconds: float, folder: Path) -> int:
-    """Steps that fit; what comes before the first one is not counted. Trial runs go into ``folder``."""
+    """Number of steps that fit the processor time. Start-up time is not counted. Trial runs are written to
+    ``folder``."""
     few = more = 5
     start = fit(flags, folder, steps=few)
     took = 0.0

@@ -1,16 +1,18 @@
-"""What does looking cost beside the backbone it looks with?
+"""Cost of TNet compared with its backbone.
 
-Four questions, each answered against a floor that is measured in the same run:
+Four questions, each with a reference that is measured in the same run:
 
-(a) memory:   TNet's prediction over the bare backbone on the same crops, in the same batches
-(b) dense:    TNet's prediction against the dense backbone on the whole image, beside the ratio of their MACs
-(c) disk:     one whole prediction (open, read, classify) of a tiled pyramid over the bare backbone on the same crops
+(a) memory: prediction of TNet, relative to the backbone on the same crops in the same batches
 
-In (a) and (c) the floor is the backbone as timm has it, and once more with its batch norms folded as in predictions; in
-(b) all are folded.
+(b) dense: prediction of TNet, relative to the dense backbone on the whole image, with the ratio of their MACs
 
-(d) training: the share of a training step that is not the backbone's forward and backward; the dense backbone's step
-beside it
+(c) disk: a complete prediction (open, read, classify) of a tiled pyramid, relative to the backbone on the same crops
+
+(d) training: share of a training step outside the forward and backward pass of the backbone, and the step of the dense
+backbone
+
+In (a) and (c) the reference is the unmodified backbone, and once more with folded batch norms as in predictions; in (b)
+all batch norms are folded.
 
     python benchmarks/traversal.py memory dense training --out benchmarks/results/traversal.json
     python benchmarks/traversal.py disk --folder runs/pyramids --out benchmarks/results/traversal_disk.json
@@ -49,7 +51,7 @@ def build(preset: str, device: str) -> TNet:
 
 
 class Recording(Views):
-    """Keeps what was asked for and seen, so that the floor sees the very same crops."""
+    """Views that record all looks, so the reference processes the same crops."""
 
     def __init__(self, views: Views) -> None:
         self.views, self.sizes, self.channels, self.errors = views, views.sizes, views.channels, {}
@@ -225,9 +227,10 @@ def training(device: str, batches: list[int], seconds: float, precision: str) ->
 
 
 def write_pyramid(path: Path, side: int, seed: int = 0) -> None:
-    """A tiled pyramidal JPEG file of ``side`` squared: real photographs in tiles of 256 px, levels down to one tile.
+    """Write a tiled pyramidal JPEG file of ``side`` squared: photographs in tiles of 256 px, with levels down to one
+    tile.
 
-    Tiles are encoded once and reused in a random order: a reader pays for each all the same.
+    Tiles are encoded once and reused in random order, which costs a reader the same.
     """
     import imagecodecs
     import tifffile
@@ -267,7 +270,7 @@ def write_pyramid(path: Path, side: int, seed: int = 0) -> None:
 
 
 def native(side: int) -> tuple[int, ...]:
-    """A budget with levels added until the last look is at native resolution."""
+    """Locations with levels added until the last look is at native resolution."""
     levels = max(1, round(np.log2(side / 224)))
     return (2,) + (1,) * (levels - 1)
 
@@ -280,7 +283,7 @@ def disk(folder: Path, seconds: float) -> Iterator[dict]:
     for preset in PRESETS:
         for name, sides in (("(2,1)", (4096, 16384, 32768)), ("native", (4096, 16384, 32768))):
             for side in sides:
-                # A process of its own for each file: what one leaves behind is not the next one's memory.
+                # One process per file, so memory of earlier files does not count.
                 locations = map(str, (2, 1) if name == "(2,1)" else native(side))
                 command = [
                     sys.executable,
@@ -321,7 +324,7 @@ def one_file(folder: Path, preset: str, side: int, locations: tuple[int, ...], s
             for boxes, size in wanted:
                 views.look(np.zeros(len(boxes), dtype=int), boxes, size)
 
-    # The smallest file warms the process whatever is measured, so that growth is due to the file alone.
+    # Warm up with the smallest file, so later growth of memory is due to the measured file.
     for _ in range(5):
         predict(folder / "4096.tif")
     before = memory_kib("VmRSS")

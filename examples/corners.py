@@ -1,4 +1,4 @@
-"""A policy, an objective and a model of one's own, for ``--import examples/corners.py``.
+"""A custom policy, objective and model, for ``--import examples/corners.py``.
 
 Example:
     >>> model = CornerNet(num_classes=3).eval()
@@ -27,7 +27,7 @@ from foveal.policies import POLICIES, CellPolicy, Policy, certain, equal, placke
 
 @POLICIES.register
 class Corners(CellPolicy):
-    """The cells farthest from the middle first."""
+    """Cells in order of descending distance from the centre."""
 
     name, likelihood = "corners", certain
 
@@ -39,10 +39,11 @@ class Corners(CellPolicy):
 @OBJECTIVES.register("margin")
 @dataclass(frozen=True)
 class Margin:
-    """The right class must lead by a margin, and looks that led to a right answer become more probable.
+    """Multi-class margin loss, and REINFORCE with reward 1 for a right prediction.
 
     Args:
-        margin: by how much the logit of the right class must exceed each other.
+        margin: minimum difference between the logit of the right class and each other logit.
+        policy_weight: weight of the policy gradient.
     """
 
     trains: tuple[str, ...] | None = None
@@ -56,16 +57,16 @@ class Margin:
         return torch.zeros(0)
 
     def __call__(self, rollouts: list[Rollout], target: Tensor, state: Tensor):
-        (tried,) = rollouts
-        reward = (tried.logits.argmax(-1) == target).float()
-        loss = F.multi_margin_loss(tried.logits, target, margin=self.margin)
-        loss = loss - self.policy_weight * ((reward - reward.mean()) * tried.log_probability.sum(1)).mean()
+        (rollout,) = rollouts
+        reward = (rollout.logits.argmax(-1) == target).float()
+        loss = F.multi_margin_loss(rollout.logits, target, margin=self.margin)
+        loss = loss - self.policy_weight * ((reward - reward.mean()) * rollout.log_probability.sum(1)).mean()
         return loss, state, {"loss": loss.detach(), "reward": reward.mean()}
 
 
 @MODELS.register("corner_net")
 class CornerNet(GlimpseClassifier):
-    """A thumbnail and some of its cells, seen by one convolution; the mean of their logits."""
+    """A thumbnail and some of its cells, processed by one convolution. Their logits are averaged."""
 
     objective = Margin
 
@@ -92,28 +93,28 @@ class CornerNet(GlimpseClassifier):
         logits = self.classifier(torch.cat([thumbnail[:, None], looks], 1))
         return logits, np.concatenate([first[:, None], boxes], axis=1), log_p, cells
 
-    def classify(self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool):
-        k, images = sum(budget), len(views)
+    def classify(self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool):
+        k, images = sum(locations), len(views)
         logits, boxes, log_p, cells = self.traverse(views, k, policy, draws)
-        chance = (policy.likelihood or plackett_luce)(log_p, cells).exp()
+        probability = (policy.likelihood or plackett_luce)(log_p, cells).exp()
         glimpses = Glimpses(
             image=np.repeat(np.arange(images), 1 + k),
             box=boxes.reshape(-1, 4),
             size=np.array(self.size),
             level=np.tile([1] + [2] * k, images),
             parent=np.tile([-1] + [0] * k, images),
-            probability=F.pad(chance, (1, 0), value=1.0).flatten(),
+            probability=F.pad(probability, (1, 0), value=1.0).flatten(),
             contribution=(logits / (1 + k)).flatten(0, 1) if contributions else None,
         )
         return Classification(logits.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
 
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
-        level, tried = np.array([1] + [2] * sum(budget)), []
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        level, rollouts = np.array([1] + [2] * sum(locations)), []
         for number, policy in enumerate(policies):
-            logits, _, log_p, cells = self.traverse(views, sum(budget), policy, draws, number)
+            logits, _, log_p, cells = self.traverse(views, sum(locations), policy, draws, number)
             chosen, scores = plackett_luce(log_p, cells), [log_p[:, None]]
-            tried.append(Rollout(logits.mean(1), logits, level, chosen, scores, level - 2, cells, policy=policy))
-        return tried
+            rollouts.append(Rollout(logits.mean(1), logits, level, chosen, scores, level - 2, cells, policy=policy))
+        return rollouts
 
     def dense(self) -> nn.Module:
         return nn.Sequential(self.features, self.classifier)

@@ -34,7 +34,8 @@ import foveal.glimpse.ram
 import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.networks import check_backbone, check_network, import_timm, size_options
 from foveal.glimpse.registry import MODELS
 from foveal.signatures import chain_of, hints_of, misfit
 from foveal.strict import Malformed
@@ -43,7 +44,7 @@ from foveal.strict import Malformed
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
     ours = MODELS.names()
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
+    return fnmatch.filter([*ours, *(name for name in import_timm().list_models() if name not in MODELS)], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -57,7 +58,7 @@ def constructor(name: str) -> Callable[..., Any]:
     check_network(
         name, name, "there is no model of this name", "foveal models lists them", MODELS.names(), kind="model"
     )
-    return networks().model_entrypoint(name.partition(".")[0])
+    return import_timm().model_entrypoint(name.partition(".")[0])
 
 
 def create_model(
@@ -97,7 +98,7 @@ def create_model(
             }
     try:
         with _hub_at_once() if pretrained is True else nullcontext():
-            model = build(**options) if name in MODELS else networks().create_model(name, **options)
+            model = build(**options) if name in MODELS else import_timm().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
     except ValueError as error:
@@ -280,11 +281,11 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it
     takes anything.
     """
-    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
-    make = inspect.signature(networks().model_entrypoint(name.partition(".")[0]))
+    check_backbone(name)
+    make = inspect.signature(import_timm().model_entrypoint(name.partition(".")[0]))
     kind = make.return_annotation
     if isinstance(kind, str):
-        kind = getattr(sys.modules[networks().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
+        kind = getattr(sys.modules[import_timm().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
     spec = {} if kind is make.empty else inspect.signature(kind).parameters
     takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
     named = {
@@ -300,7 +301,7 @@ def _reserved() -> set[str]:
     """Keywords by which timm finds and reads files, and wraps networks."""
     from timm.models import build_model_with_cfg
 
-    makers = (networks().create_model, build_model_with_cfg)
+    makers = (import_timm().create_model, build_model_with_cfg)
     return {key for make in makers for key in inspect.signature(make).parameters} | {
         "pruned",
         "features_only",
@@ -348,7 +349,7 @@ def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
     """The number of classes of a file of weights, without which timm takes that of its own and may drop the
     classifier.
     """
-    card = networks().get_pretrained_cfg(name, allow_unregistered=True)
+    card = import_timm().get_pretrained_cfg(name, allow_unregistered=True)
     classifier = f"{card and card.classifier}.weight"
     heads = [w for key, w in weights.items() if key.endswith(classifier)] or [
         w for w in weights.values() if w.ndim == 2

@@ -78,7 +78,7 @@ def run(names, tmp_path_factory):
 
 
 class TestCornerNet(GlimpseClassifierTester):
-    budgets = ((), (1,), (4,), (9,))
+    locations = ((), (1,), (4,), (9,))
 
     def make(self):
         return import_module(str(EXAMPLE)).CornerNet(num_classes=3)
@@ -94,7 +94,7 @@ def test_the_command_knows_its_names(names, capsys):
     assert "corner_net" in capsys.readouterr().out.split()
     assert cli.main(["fit", "--import", str(EXAMPLE), "--data", "digits", "--model", "corner_net", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "--model.grid N (default: 3)" in told and "--objective.margin X by how much the logit" in told
+    assert "--model.grid N (default: 3)" in told and "--objective.margin X minimum difference between the logit" in told
 
 
 def test_a_run_of_it_is_evaluated_and_explained(run, tmp_path, capsys):

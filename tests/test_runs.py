@@ -212,8 +212,8 @@ def test_networks_that_timm_does_not_know(name, sentence):
     separate = {"name": "saccader_separate", "backbone": "test_bagnet_lowd", "image_size": 32}
     for options, who, unknown in (
         ({"name": name}, name, "there is no model of this name"),
-        ({"name": "tnet", "backbone": name}, f"backbone {name}", "timm knows no such model"),
-        ({**separate, "classifier": name}, f"backbone {name}", "timm knows no such model"),
+        ({"name": "tnet", "backbone": name}, f"backbone {name}", "there is no backbone of this name"),
+        ({**separate, "classifier": name}, f"backbone {name}", "there is no backbone of this name"),
     ):
         with pytest.raises(ConfigError, match=rf"^{re.escape(who)}: {sentence.replace('UNKNOWN', unknown)}[^\n]*$"):
             models.create_model(**options)

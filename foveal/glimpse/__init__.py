@@ -1,4 +1,4 @@
-"""The classifiers that look: their contract, their geometry, their policies, and the models themselves.
+"""Classifiers that choose where to look, their base class, and their grids.
 
 Example:
     >>> import torch

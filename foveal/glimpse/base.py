@@ -1,8 +1,7 @@
-"""What every classifier that looks has in common.
+"""Base class of the classifiers that choose where to look.
 
-A classifier is handed `Views` and asks for boxes; it normalises what it sees; it returns a `Classification` when it
-predicts and `Rollout`s when it is trained. A dense network fits the same contract: it looks once, at the whole image
-(`WholeImage`).
+A classifier reads boxes of images through `Views` and normalises them. It returns a `Classification` for prediction and
+`Rollout`s for training. `WholeImage` wraps a dense network as a classifier with one look at the whole image.
 
 Example:
     >>> import timm, torch
@@ -13,11 +12,9 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -27,20 +24,19 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
+from foveal.glimpse.networks import channels_last
 from foveal.images.views import Look, Views, as_views
-from foveal.importing import fast_imports
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
-from foveal.registry import UnknownName
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
 
 
 def enclosing_square(sizes: np.ndarray) -> np.ndarray:
-    """(B, 4) the centred square around each image of ``sizes`` (B, 2), at whole pixels."""
+    """Centred square around each image, at whole pixels: sizes (B, 2) to boxes (B, 4)."""
     sizes = np.asarray(sizes, dtype=np.float64)
     side = sizes.max(1, keepdims=True)
     first = np.floor((sizes - side) / 2)
@@ -48,53 +44,55 @@ def enclosing_square(sizes: np.ndarray) -> np.ndarray:
 
 
 def whole_image(sizes: np.ndarray) -> np.ndarray:
-    """(B, 4) the box of each whole image; resampling it to a square squashes what is not square."""
+    """Box of each whole image: sizes (B, 2) to boxes (B, 4)."""
     sizes = np.asarray(sizes, dtype=np.float64)
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
 
 
 def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
-    """(B, 4) the centred square of a share of each image's shorter side."""
+    """Centred square whose side is a share of the image's shorter side: sizes (B, 2) to boxes (B, 4)."""
     sizes = np.asarray(sizes, dtype=np.float64)
     half = share / 2 * sizes.min(1, keepdims=True)
     return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
 
 
 class _Policies:
-    """Names of the registered policies whose class is in ``policy_kinds`` of the model."""
+    """Names of all registered policies whose class is in ``policy_kinds`` of the model."""
 
     def __get__(self, model: GlimpseClassifier | None, kind: type[GlimpseClassifier]) -> tuple[str, ...]:
         return tuple(name for name in POLICIES if issubclass(POLICIES.get(name), kind.policy_kinds))
 
 
 class GlimpseClassifier(nn.Module, ABC):
-    """A classifier that looks at boxes of images. A model says how it does three things: `classify`, `roll_out` and
-    `dense`.
+    """Base class of classifiers that look at boxes of images.
+
+    Subclasses implement `classify`, `roll_out` and `dense`.
 
     Args:
-        num_classes: classes.
+        num_classes: number of classes.
         size: (height, width) that every look is resampled to.
-        mean, std: normalisation, per channel, of values in [0, 1].
-        squash: the first look is the whole image, squashed to ``size``, instead of the centred square around it.
+        mean, std: normalisation per channel, for values in [0, 1].
+        squash: resample the whole image to ``size`` for the first look, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: the first look is the centred square of this share of the image's shorter side, and in training mode all
-            of what augmentation left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``.
+        crop: in evaluation mode, the first look is the centred square whose side is this share of the image's shorter
+            side. In training mode it is the whole image, squashed. ImageNet's usual recipe is 0.875 with the
+            augmentation ``inception``.
 
     Raises:
-        ConfigError: ``crop`` is not a share, or ``squash`` is asked for as well.
+        ConfigError: ``crop`` is not in (0, 1], or is combined with ``squash``.
 
     Attributes:
-        locations: default budget, looks per grid at each processing level; empty for models that choose nothing.
-        policies: names of the policies that the model knows: those of a kind in ``policy_kinds``.
-        rollout_policies: names of further ones that only `rollouts` knows.
-        most_levels: how many levels of locations there can be; None for any number.
-        most_cells: how many locations each grid has; None for any number.
-        objective: kind of objective that it is trained with unless told otherwise.
-        formerly: options that earlier versions did not have, with the values that describe what models did then. The
-            model has an attribute of the same name for each, which run folders store.
-        class_names: set when trained or loaded.
-        spec: ``name`` and options that `foveal.models.create_classifier` makes the same model of; empty where it was
-            made in another way.
+        locations: default number of looks per grid at each processing level; empty for models without locations.
+        policies: names of the supported policies, which are those of a class in ``policy_kinds``.
+        rollout_policies: names of further policies that only `rollouts` supports.
+        most_levels: maximum number of levels with locations; None for any number.
+        most_cells: number of cells of each grid; None for any number of locations.
+        objective: class of the default objective.
+        formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
+            has an attribute of the same name for each option. Run folders store it.
+        class_names: set when the model is trained or loaded.
+        spec: ``name`` and options with which `foveal.models.create_classifier` creates the same model; empty if the
+            model was created in another way.
     """
 
     locations: tuple[int, ...] = ()
@@ -132,7 +130,7 @@ class GlimpseClassifier(nn.Module, ABC):
         self.spec: dict[str, Any] = {}
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
-        # Looks run in data-loader workers and threads; a tuple saves them a transfer from the device.
+        # A tuple, because data-loader workers and threads read it without a copy from the device.
         self._fill = tuple(map(float, mean))
 
     @property
@@ -144,23 +142,31 @@ class GlimpseClassifier(nn.Module, ABC):
         return None
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
-        """(B, 4) box of the first look at images of ``sizes`` (B, 2)."""
+        """Box of the first look: sizes (B, 2) of images to boxes (B, 4)."""
         if self.squash or (self.crop is not None and self.training):
             return whole_image(sizes)
         return enclosing_square(sizes) if self.crop is None else centred_square(sizes, self.crop)
 
     def first_looks(self, size: tuple[int, int]) -> list[Look]:
-        """Looks that do not depend on a forward pass. Data loaders read them ahead."""
+        """Looks that do not depend on a forward pass, which data loaders read in advance."""
         return [Look(tuple(self.root(np.array([size]))[0]), self.size, self._fill, self.antialias)]
 
     def see(self, views: Views, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
-        """Look at boxes and normalise: (N, C, height, width), 0 outside the image; at the model's ``size`` unless told
-        otherwise.
+        """Read and normalise boxes of images.
 
-        Channels come last in memory: convolutions take half the time so, on a CPU and on a GPU.
+        The result is in channels-last memory format, which halves the time of convolutions on CPUs and GPUs.
+
+        Args:
+            views: the images.
+            which: (N,) index of the image of each box.
+            boxes: (N, 4) boxes.
+            size: (height, width) to resample to; ``size`` of the model if None.
+
+        Returns:
+            (N, C, height, width), 0 outside the image.
 
         Raises:
-            ImageError: the images have another number of bands than the model.
+            ImageError: the number of bands of the images differs from that of the model.
         """
         if views.channels != self.channels:
             raise ImageError(
@@ -173,7 +179,7 @@ class GlimpseClassifier(nn.Module, ABC):
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
 
-    # ---- the interface, and what each model implements
+    # ---- forward pass and rollouts
 
     def forward(
         self,
@@ -183,18 +189,17 @@ class GlimpseClassifier(nn.Module, ABC):
         draws: Draws | None = None,
         contributions: bool = True,
     ) -> Classification:
-        """Classify.
+        """Classify images.
 
         Args:
             images: views, or a (B, C, H, W) tensor in [0, 1].
-            locations: budget, looks per grid at each level; the model's own if None; () is the first look only.
-            policy: how locations are selected: one of ``policies`` or its name.
-            draws: randomness for policies that need it; a fixed seed if None.
-            contributions: say what each glimpse added to the logits, and keep the maps of attention layers; False
-                spares that.
+            locations: number of looks per grid at each level; the model's default if None; () for the first look only.
+            policy: policy that selects locations, or its name, see ``policies``.
+            draws: random numbers for policies that need them; drawn with seed 0 if None.
+            contributions: return the contribution of each glimpse to the logits, and the attention maps.
 
         Raises:
-            ConfigError: a budget that cannot be met, or a policy that the model does not know.
+            ConfigError: the model does not support the locations or the policy.
         """
         views, (policy,) = as_views(images), self.check_policies([policy])
         draws = draws or Draws(0, 0, np.arange(len(views)))
@@ -202,9 +207,9 @@ class GlimpseClassifier(nn.Module, ABC):
 
     @abstractmethod
     def classify(
-        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        """Classify. The arguments of `forward` have been checked."""
+        """Classify images; see `forward`, which checks the arguments."""
 
     def walk(
         self,
@@ -213,28 +218,28 @@ class GlimpseClassifier(nn.Module, ABC):
         at_once: int = 1,
         contributions: bool = True,
     ) -> Walk:
-        """Classify greedily, a few looks at a time; whoever drives this says which images are worth looking at further.
+        """Classify greedily, a few looks at a time. The caller decides before each step which images get more looks.
 
         Args:
             images: see `forward`.
-            locations: the most looks to take.
-            at_once: cells of the first grid to look into before asking again.
+            locations: maximum number of looks per grid at each level.
+            at_once: cells of the first grid to look at in one step.
             contributions: see `forward`.
 
         Yields:
-            Which images are looked at still, (n,) int, and their logits so far, (n, classes); first after the first
-            look, last before the last looks. It wants to be sent (n,) bool: which of them go on. Models that cannot
-            stop on the way yield nothing.
+            Indices (n,) of the images that still get looks and their current logits (n, classes): after the first look,
+            and before every further step. The generator expects (n,) bool in return, True for images that get more
+            looks. Models that cannot stop early yield nothing.
 
         Returns:
-            The classification of all images, each with the looks that it got.
+            The classification of all images.
         """
         return (yield from self.classify_in_turns(as_views(images), self.budget(locations), at_once, contributions))
 
-    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `walk`. Override it in a model that can stop early."""
+    def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `walk`. Models that can stop early override this."""
         yield from ()
-        return self(views, budget, contributions=contributions)
+        return self(views, locations, contributions=contributions)
 
     def rollouts(
         self,
@@ -243,14 +248,14 @@ class GlimpseClassifier(nn.Module, ABC):
         draws: Draws,
         locations: Sequence[int] | None = None,
     ) -> list[Rollout]:
-        """One rollout of the batch for each policy, with gradients."""
+        """One rollout of the batch for each policy, with gradients. For the arguments see `forward`."""
         return self.roll_out(
             as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws
         )
 
     @abstractmethod
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
-        """One rollout for each policy. The arguments of `rollouts` have been checked."""
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        """One rollout for each policy; see `rollouts`, which checks the arguments."""
 
     def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
         """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is
@@ -299,31 +304,30 @@ class GlimpseClassifier(nn.Module, ABC):
         return [find_policy(policy) for policy in policies]
 
     def default_objective(self) -> Objective:
-        """The objective that this model is trained with by default."""
+        """The objective that the model is trained with by default."""
         return self.objective()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by group name, for learning rates and weight decay of their own."""
+        """Trainable parameters by group, for separate learning rates and weight decay."""
         return {"head": [p for p in self.parameters() if p.requires_grad]}
 
     @abstractmethod
     def dense(self) -> nn.Module:
-        """The backbone with a linear classifier, without glimpses, as a baseline."""
+        """The backbone with a linear classifier, as a baseline without glimpses."""
 
 
 class WholeImage(GlimpseClassifier):
-    """A dense network as a classifier that looks once, at the whole image.
+    """A dense network as a classifier with one look at the whole image.
 
     Args:
-        network: (B, C, h, w) normalised images to (B, classes) logits, as timm's models do.
-        image_size: side, or (height, width), that the whole image is resampled to; the network's own if None.
-        mean, std: normalisation, per band; the network's own if None, or 0.5 where it has none.
-        squash: squash the whole image to ``size``, instead of the centred square around it.
+        network: maps (B, C, h, w) normalised images to (B, classes) logits.
+        image_size: side, or (height, width), that the image is resampled to; the network's input size if None.
+        mean, std: normalisation per band; that of the network if None, or 0.5 if it has none.
+        squash: resample the whole image to ``image_size``, instead of the centred square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share of the image's shorter side, and in training mode at all of what
-            augmentation
-            left, squashed: ImageNet's usual recipe, with 0.875 and the augmentation ``inception``. The whole image if
-                None.
+        crop: in evaluation mode, look at the centred square whose side is this share of the image's shorter side. In
+            training mode look at the whole image, squashed. ImageNet's usual recipe is 0.875 with the augmentation
+            ``inception``. The whole image in both modes if None.
     """
 
     def __init__(
@@ -337,15 +341,15 @@ class WholeImage(GlimpseClassifier):
         antialias: bool = True,
         crop: float | None = None,
     ) -> None:
-        card = getattr(network, "pretrained_cfg", None) or {}
-        channels = getattr(network, "in_chans", None) or (card.get("input_size") or (3,))[0]
-        size = image_size or tuple(card.get("input_size", (3, 224, 224))[1:])
+        config = getattr(network, "pretrained_cfg", None) or {}
+        channels = getattr(network, "in_chans", None) or (config.get("input_size") or (3,))[0]
+        size = image_size or tuple(config.get("input_size", (3, 224, 224))[1:])
         classes = getattr(network, "num_classes", None) or 1000
         super().__init__(
             classes,
             (size, size) if isinstance(size, int) else tuple(size),
-            per_band(mean or card.get("mean", (0.5,)), channels),
-            per_band(std or card.get("std", (0.5,)), channels),
+            per_band(mean or config.get("mean", (0.5,)), channels),
+            per_band(std or config.get("std", (0.5,)), channels),
             squash=squash,
             antialias=antialias,
             crop=crop,
@@ -357,11 +361,11 @@ class WholeImage(GlimpseClassifier):
         return len(self.locations)
 
     def classify(
-        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
         which, box = np.arange(len(views)), self.root(views.sizes)
-        with ExitStack() as asked:
-            maps = asked.enter_context(attention_maps(self.network)) if contributions else {}
+        with ExitStack() as stack:
+            maps = stack.enter_context(attention_maps(self.network)) if contributions else {}
             logits = self.network(self.see(views, which, box))
         looks = Glimpses(
             image=which,
@@ -374,13 +378,12 @@ class WholeImage(GlimpseClassifier):
         )
         return Classification(logits, looks, self.class_names, maps, views.bytes_read)
 
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``head``, ``backbone``, and parts of the network that its attribute ``groups`` names, as group to
-        submodule."""
+        """``head``, ``backbone``, and the groups of the network's attribute ``groups`` (group name to submodule)."""
         head = getattr(self.network, "get_classifier", lambda: None)()
         parts = {name: self.network.get_submodule(part) for name, part in getattr(self.network, "groups", {}).items()}
         if isinstance(head, nn.Module):
@@ -396,160 +399,11 @@ class WholeImage(GlimpseClassifier):
         return self.network
 
 
-def networks() -> ModuleType:
-    """timm, with which our networks are registered. Importing it takes longer than importing torch: ask when a network
-    is needed."""
-    with fast_imports():
-        import timm
-
-        import foveal.backbones  # noqa: F401  (registers ours)
-    return timm
-
-
-def create_network(
-    name: str, in_chans: int, pretrained: bool | str, options: dict[str, Any], size: int | None = None
-) -> nn.Module:
-    """A network of timm's or ours for a model that looks.
-
-    Args:
-        name: timm name.
-        in_chans: bands of its input.
-        pretrained: load timm's pretrained weights, or those of this file.
-        options: further keywords for `timm.create_model`.
-        size: side of its input; its own if None.
-
-    Raises:
-        ConfigError: an unknown name, or a size that it does not take.
-    """
-    check_network(name, f"backbone {name}", "timm knows no such model", "foveal models '*' lists those there are")
-    options = {"in_chans": in_chans, **options}
-    if size is not None:
-        options |= size_options(name, (size, size), options)
-    if isinstance(pretrained, str):
-        options = {**options, "pretrained_cfg_overlay": {"file": pretrained}}
-    return networks().create_model(name, pretrained=bool(pretrained), **options)
-
-
-def check_network(
-    name: str, what: str, unknown: str, elsewhere: str, ours: Collection[str] = (), kind: str = "backbone"
-) -> None:
-    """See that timm, with our backbones, has a network of this name.
-
-    Models of the Hugging Face Hub and of folders are refused: a run must be rebuilt from its own files.
-
-    Args:
-        name: of a network, with the tag of its weights or without.
-        what: what errors begin with.
-        unknown: what they say where there is none of this name.
-        elsewhere: what they end with where no name is near.
-        ours: further names that may be meant.
-        kind: of `foveal.registry.UnknownName`.
-
-    Raises:
-        UnknownName: it has none.
-        ConfigError: the name leads elsewhere.
-    """
-    timm = networks()
-    source, _, place = name.rpartition(":")
-    if source or "/" in place:
-        here = place.rpartition("/")[2].partition("@")[0]
-        advice = "give the name of its architecture in timm, and its file of weights by --model.pretrained FILE"
-        if _has_network(here):
-            advice = f"give {here}, and --model.pretrained true for its weights"
-        raise ConfigError(f"{what}: a model of the Hugging Face Hub or of a folder is not loaded by its name; {advice}")
-    if _has_network(name):
-        return
-    architecture, _, tag = name.partition(".")
-    tags = timm.list_pretrained(f"{architecture}.*") if tag and timm.is_model(architecture) else []
-    # Names of ours come first: among timm's thousand names some are always closer.
-    near = [
-        match
-        for names in (tags or ours, tags or timm.list_models())
-        for match in difflib.get_close_matches(name, names, 3)
-    ]
-    advice = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}" if near else elsewhere
-    raise UnknownName(f"{what}: {unknown}; {advice}", kind, name)
-
-
-def _has_network(name: str) -> bool:
-    timm, (architecture, _, tag) = networks(), name.partition(".")
-    return timm.is_model(architecture) and (not tag or name in timm.list_pretrained(f"{architecture}.*"))
-
-
-def size_options(name: str, size: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
-    """What a network has to be told so that it takes images of a size: nothing, or ``img_size``.
-
-    Some networks, such as ViT, Swin and Mixer, are built for one size. Whether this is one of them is tried, on the
-    meta device.
-
-    Args:
-        name: timm name.
-        size: (height, width) of the images.
-        options: keywords for `timm.create_model`. Nothing is added where they have ``img_size`` or
-            ``dynamic_img_size``.
-
-    Raises:
-        ConfigError: it takes no images of this size in any case.
-    """
-    timm = networks()
-    card = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    own = tuple(card.input_size[1:]) if card is not None else None
-    if size == own:
-        return {}
-    options = {
-        key: value for key, value in options.items() if not key.startswith("pretrained") and key != "checkpoint_path"
-    }
-    told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
-    reasons: list[Exception] = []
-    for more in ({}, told) if options.keys().isdisjoint(("img_size", "dynamic_img_size")) else ({},):
-        try:
-            with torch.random.fork_rng(devices=()), torch.device("meta"):
-                network = timm.create_model(name, **options, **more).eval()
-        except Exception as error:
-            if not more:
-                return {}  # creating it in earnest will fail as well, and say why
-            reasons.append(error)
-            break
-        if (refusal := _refusal(network, size)) is None:
-            return more
-        reasons.append(refusal)
-    # The error of the second attempt is more specific, unless ``img_size`` is not an option.
-    reason = next((e for e in reversed(reasons) if not isinstance(e, TypeError)), reasons[0])
-    text = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
-    choice = f"choose {own[0]}, its own size, or another network" if own else "choose another size"
-    raise ConfigError(f"{name}: does not take images of {size[0]} x {size[1]} px ({text}); {choice}") from reason
-
-
-def _refusal(network: nn.Module, size: tuple[int, int]) -> Exception | None:
-    """Why a network on the meta device does not take images of a size, or None."""
-    channels = (
-        getattr(network, "in_chans", None)
-        or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
-    )
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, channels, *size, device="meta"))
-    except NotImplementedError:  # it cannot be tried without numbers
-        return None
-    except Exception as error:
-        return None if "meta tensor" in str(error) else error
-    return None
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network, with the weights of its convolutions channels last in memory. `nn.Module.to` fails where there are
-    3-d convolutions."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    return network
-
-
 def on_host(cells: Tensor) -> np.ndarray:
-    """Chosen cells, for the geometry; shapes alone are counted on the meta device, where any cell will do."""
+    """Copy chosen cells to the host, for the geometry. Tensors on the meta device become zeros."""
     return np.zeros(cells.shape, dtype=np.int64) if cells.is_meta else cells.cpu().numpy()
 
 
 def per_band(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One value per channel; statistics of another number of channels are replaced by their mean."""
+    """One value per channel: ``values``, or their mean where their number differs from that of the channels."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

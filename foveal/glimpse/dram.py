@@ -1,13 +1,13 @@
-"""DRAM, the deep recurrent attention model: one network for glimpses, one memory for what was seen and one for where.
+"""DRAM, the Deep Recurrent Attention Model.
 
 "Multiple Object Recognition with Visual Attention", Ba, Mnih and Kavukcuoglu, ICLR 2015, arXiv 1412.7755, in the form
-that Saccader's authors compare with on ImageNet (arXiv 1908.07644; released code of google-research/saccader). It looks
-at the image once, at a fixed size, and cuts what it attends to from that look: three windows around a place, from fine
-to whole, with the coordinates of every pixel as two more bands. A context step in the middle sees all three and tells
-the location memory where to begin. In the steps after it only the fine window can be used to classify: of the others
-the mean colour is left.
+that the authors of Saccader compare with on ImageNet (arXiv 1908.07644; released code google-research/saccader). The
+model reads the image once, at a fixed size. A glimpse is cut from this image: three concentric windows around a place,
+from fine to the whole image, with the coordinates of every pixel as two further bands. A first step, the context step,
+sees all three windows around the centre and initialises the location LSTM. In the following steps only the finest
+window is used for classification; the other windows are reduced to their mean colour.
 
-`dram` is our default: it learns to predict after every step. ``dram.reference`` follows the published code.
+`dram` trains the prediction after every step. ``dram.reference`` follows the released code.
 
 Example:
     >>> import torch
@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import channels_last, create_network, per_band
+from foveal.glimpse.base import per_band
+from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.glimpse.registry import MODELS
 from foveal.host import to_device
@@ -44,7 +45,7 @@ WINDOWS = 3
 
 
 def with_coordinates(seen: Tensor) -> Tensor:
-    """(B, C, h, w) with two more bands, the row and the column of each pixel from -1 to 1."""
+    """Append two bands to (B, C, h, w): the row and the column of each pixel, from -1 to 1."""
     h, w = seen.shape[-2:]
     line = partial(torch.linspace, -1, 1, dtype=seen.dtype, device=seen.device)
     rows, columns = torch.meshgrid(line(h), line(w), indexing="ij")
@@ -52,22 +53,22 @@ def with_coordinates(seen: Tensor) -> Tensor:
 
 
 def windows(field: Tensor, where: Tensor, sides: Sequence[float], size: int) -> Tensor:
-    """Concentric windows, resampled bilinearly; what lies outside repeats the edge.
+    """Concentric windows, resampled bilinearly. Outside the field, values of the edge are repeated.
 
     Args:
         field: (R, C, h, w).
-        where: (R, 2) their middles, y and x from -1 to 1, the borders of the field.
-        sides: of the windows, as shares of the field's.
-        size: side that each is resampled to.
+        where: (R, 2) centres of the windows, y and x; -1 and 1 are the borders of the field.
+        sides: sides of the windows as shares of the side of the field.
+        size: side in pixels that each window is resampled to.
 
     Returns:
-        (R, len(sides) * C, size, size), window by window.
+        (R, len(sides) * C, size, size), one window after another.
     """
     unit = (torch.arange(size, device=field.device, dtype=where.dtype) * 2 + 1) / size - 1
     axis = to_device(torch.tensor(sides, dtype=where.dtype), where.device)[:, None] * unit
     y, x = (axis + at[:, None, None] for at in where.unbind(1))  # (R, windows, size)
     grid = torch.stack([x[:, :, None, :].expand(-1, -1, size, -1), y[..., None].expand(-1, -1, -1, size)], -1)
-    exact = torch.promote_types(field.dtype, torch.float32)  # halves cannot tell places apart
+    exact = torch.promote_types(field.dtype, torch.float32)  # float16 is too coarse for coordinates
     seen = F.grid_sample(
         field.to(exact), grid.flatten(1, 2).to(exact), mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -75,7 +76,7 @@ def windows(field: Tensor, where: Tensor, sides: Sequence[float], size: int) -> 
 
 
 def finest_only(seen: Tensor) -> Tensor:
-    """Of all but the first window leave the mean of each band, without a gradient (``limit_classification_rf``)."""
+    """Replace all windows but the first by the mean of each band, without gradient (``limit_classification_rf``)."""
     fine, coarse = seen.split([seen.shape[1] // WINDOWS, seen.shape[1] - seen.shape[1] // WINDOWS], 1)
     return torch.cat([fine, coarse.detach().mean((2, 3), keepdim=True).expand_as(coarse)], 1)
 
@@ -85,27 +86,28 @@ def finest_only(seen: Tensor) -> Tensor:
 
 @MODELS.register("dram")
 class DRAM(RecurrentAttention):
-    """The deep recurrent attention model on any timm backbone.
+    """The Deep Recurrent Attention Model on any timm backbone.
 
     Args:
-        num_classes: classes.
-        backbone: timm name of the network that sees the windows of a glimpse, stacked as bands.
+        num_classes: number of classes.
+        backbone: timm name of the network for the windows of a glimpse, which are stacked as bands.
         backbone_options: further keywords for `timm.create_model`.
-        in_chans: bands of the images.
-        image_size: side that the image is looked at with.
-        base_size: side of a glimpse: of the finest window as it is cut, and of all windows after resampling.
-        locations: default budget: places that are looked at after the context step.
-        hidden: length of the two memories.
-        sd: standard deviation of the places that are tried in training, of 1 at the image's border.
-        aggregate: what is predicted: ``last``, after the last step, or ``mean``, the mean of the predictions after
-            each.
+        in_chans: number of bands of the images.
+        image_size: side in pixels that the image is resampled to.
+        base_size: side of a glimpse in pixels: of the finest window before resampling, and of all windows after it.
+        locations: default number of places after the context step.
+        hidden: length of the states of the two LSTMs.
+        sd: standard deviation of the sampled places in training; the border of the image is at 1.
+        aggregate: ``last`` predicts from the last step; ``mean`` averages the predictions after each step.
         mean, std: normalisation; the backbone's if None.
-        squash: squash the whole image into the look, rather than look at the square around it.
+        squash: resample the whole image to a square, instead of the square around it.
         antialias: resample with antialiasing.
-        crop: look at the centred square of this share of the image's shorter side; at all of it if None.
+        crop: look at the centred square whose side is this share of the image's shorter side; at the whole image if
+            None.
 
     Raises:
-        ConfigError: an unknown backbone, a glimpse that is as large as the image, or a budget of several levels.
+        ConfigError: the backbone is unknown, ``base_size`` is not below ``image_size``, or ``locations`` has several
+            levels.
     """
 
     image_share = 0.5
@@ -131,18 +133,18 @@ class DRAM(RecurrentAttention):
     ) -> None:
         if not 0 < base_size < image_size:
             raise ConfigError(
-                f"base_size={base_size} leaves no choice of places on image_size={image_size}; make it smaller"
+                f"base_size={base_size} must be above 0 and below image_size={image_size}; make it smaller"
             )
         options = backbone_options or {}
         network: Any = create_network(
             backbone, WINDOWS * (in_chans + 2), False, {"num_classes": 0, **options}, base_size
         )
-        card = getattr(network, "pretrained_cfg", None) or {}
+        config = getattr(network, "pretrained_cfg", None) or {}
         super().__init__(
             num_classes,
             (image_size, image_size),
-            per_band(mean or card.get("mean", (0.5,)), in_chans),
-            per_band(std or card.get("std", (0.5,)), in_chans),
+            per_band(mean or config.get("mean", (0.5,)), in_chans),
+            per_band(std or config.get("std", (0.5,)), in_chans),
             squash=squash,
             antialias=antialias,
             crop=crop,
@@ -151,7 +153,7 @@ class DRAM(RecurrentAttention):
         )
         self.base_size = base_size
         self.sides = tuple(float(side) for side in np.trunc(np.linspace(base_size, image_size, WINDOWS)) / image_size)
-        self._twin = partial(create_network, backbone, in_chans, False, {"num_classes": num_classes, **options})
+        self._create_dense = partial(create_network, backbone, in_chans, False, {"num_classes": num_classes, **options})
         self.backbone = channels_last(network)
         self.recognise = LSTMCell(getattr(network, "head_hidden_size", None) or network.num_features, hidden)
         self.locate = LSTMCell(hidden, hidden)
@@ -162,21 +164,21 @@ class DRAM(RecurrentAttention):
             nn.init.zeros_(layer.bias)
 
     def perceive(self, field: Tensor, where: Tensor, context: bool = False) -> Tensor:
-        """Pass windows of the field (R, C + 2, h, w) around places (R, 2) through the backbone: (R, D)."""
+        """Pass windows of the field (R, C + 2, h, w) around places (R, 2) through the backbone: features (R, D)."""
         seen = windows(field, where, self.sides, self.base_size)
         seen = (seen if context else finest_only(seen)).contiguous(memory_format=torch.channels_last)
         network: Any = self.backbone
         return network.forward_head(network.forward_features(seen), pre_logits=True)
 
     def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
-        images, tries = len(views), len(policies)
+        images, rollouts = len(views), len(policies)
         field = with_coordinates(self.see(views, np.arange(images), self.root(views.sizes)))
         seen = self.perceive(field, torch.zeros(images, 2, device=field.device), context=True)
         context, _ = self.recognise(seen, self.recognise.zeros(images))
-        # What the context step left in the classification memory is forgotten; the location memory reads its output
-        # first.
-        rows = images * tries
-        field, features = field.repeat(tries, 1, 1, 1), [context.repeat(tries, 1)]
+        # The state of the classification LSTM is reset after the context step. Only its output is kept, as the first
+        # input of the location LSTM.
+        rows = images * rollouts
+        field, features = field.repeat(rollouts, 1, 1, 1), [context.repeat(rollouts, 1)]
         state, memory = self.recognise.zeros(rows), self.locate.zeros(rows)
         places, densities = [self.mean.new_zeros(rows, 0, 2)], [self.mean.new_zeros(rows, 0)]
         for step in range(steps):
@@ -204,7 +206,7 @@ class DRAM(RecurrentAttention):
         return RecurrentObjective(policy_weight=0.1, image_share=self.image_share)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``; ``head``, the classification memory and the classifier; ``location``, the other memory and the
+        """``backbone``; ``head``, the classification LSTM and the classifier; ``location``, the location LSTM and the
         policy."""
         parts = {
             "backbone": [self.backbone],
@@ -212,23 +214,24 @@ class DRAM(RecurrentAttention):
             "location": [self.locate, self.where],
         }
         return {
-            name: [p for part in those for p in part.parameters() if p.requires_grad] for name, those in parts.items()
+            name: [p for part in modules for p in part.parameters() if p.requires_grad]
+            for name, modules in parts.items()
         }
 
     def dense(self) -> nn.Module:
-        return self._twin().to(self.mean.device)
+        return self._create_dense().to(self.mean.device)
 
 
 class ReferenceDRAM(DRAM):
-    """DRAM as published: only the prediction is trained, no step before it."""
+    """DRAM as published: cross-entropy of the final prediction only."""
 
     image_share = 1.0
 
 
 @MODELS.register("dram.reference")
 def dram(num_classes: int = 1000, **options: Any) -> ReferenceDRAM:
-    """ImageNet: a 224 px image, 77 px glimpses, slim's ResNet-v2-50. 45,610,219 parameters and statistics with 1,001
-    classes."""
+    """ImageNet: image of 224 px, glimpses of 77 px, ResNet-v2-50 of TF-Slim. 45,610,219 parameters and running
+    statistics with 1,001 classes."""
     preset = {"crop": 224 / 246, "antialias": False}
     if options.get("squash"):
         preset.pop("crop")

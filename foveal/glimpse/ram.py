@@ -1,10 +1,10 @@
-"""RAM, the recurrent attention model: small patches around one place after another, put together by a recurrent
-network.
+"""RAM, the Recurrent Attention Model.
 
-"Recurrent Models of Visual Attention", Mnih, Heess, Graves and Kavukcuoglu, NeurIPS 2014, arXiv 1406.6247. A glimpse is
-several patches around a place, each with twice the side of the one before and all resampled to the same few pixels, so
-that the place is seen sharply and its surroundings are not. Nothing else of the image is looked at: the cost is the
-same for images of any size.
+"Recurrent Models of Visual Attention", Mnih, Heess, Graves and Kavukcuoglu, NeurIPS 2014, arXiv 1406.6247. A glimpse
+consists of several patches around one place (section 3.1, glimpse sensor). Each patch has twice the side of the one
+before, and all are resampled to the same size, so resolution falls with the distance from the place. A recurrent
+network combines the glimpses and chooses the next place. No other part of the image is read, so the cost does not
+depend on the size of the image.
 
 Example:
     >>> import torch
@@ -33,25 +33,25 @@ from foveal.policies import Policy
 
 @MODELS.register("ram")
 class RAM(RecurrentAttention):
-    """The recurrent attention model. Its first look is at the middle; every glimpse is told by its finest patch.
+    """The Recurrent Attention Model. The first look is at the centre of the image.
 
-    Places are told from -1 to 1 across the image, whatever its shape, so that every glimpse has its middle in the
-    image.
+    Places are coordinates from -1 to 1 across the image, for any aspect ratio, so every glimpse is centred inside the
+    image. The box reported for a glimpse is that of its finest patch.
 
     Args:
-        num_classes: classes.
-        in_chans: bands of the images.
-        base_size: side that every patch is resampled to.
-        patches: patches of a glimpse.
+        num_classes: number of classes.
+        in_chans: number of bands of the images.
+        base_size: side in pixels that every patch is resampled to.
+        patches: number of patches of a glimpse.
         region: side of the finest patch as a share of the image's longer side, rounded to whole pixels.
-        locations: default budget: glimpses after the first.
-        sd: standard deviation of the places that are tried in training; the paper does not say its own, and ports tune
-            it.
+        locations: default number of glimpses after the first.
+        sd: standard deviation of the sampled places in training. The paper does not give its value; re-implementations
+            tune it.
         mean, std: normalisation.
         antialias: resample with antialiasing.
 
     Raises:
-        ConfigError: a ``region`` that is not a share, no patches, or a budget of several levels.
+        ConfigError: ``region`` is not in (0, 1], ``patches`` is less than 1, or ``locations`` has several levels.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RAM(RecurrentAttention):
     ) -> None:
         if not 0 < region <= 1 or patches < 1:
             raise ConfigError(
-                f"region={region} and patches={patches} make no glimpse; give a share up to 1, and a patch or more"
+                f"region={region} and patches={patches}: give a region above 0 and up to 1, and at least one patch"
             )
         size = (base_size, base_size)
         super().__init__(
@@ -95,40 +95,48 @@ class RAM(RecurrentAttention):
         return [Look(tuple(box), self.size, self._fill, self.antialias) for box in boxes.tolist()]
 
     def patch_boxes(self, sizes: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """(B, T, patches, 4) boxes around places (B, T, 2) of images of ``sizes`` (B, 2), finest first, which is at
-        whole pixels."""
+        """Boxes of the patches around places, finest first. The finest patch is at whole pixels.
+
+        Args:
+            sizes: (B, 2) (height, width) of the images.
+            where: (B, T, 2) places.
+
+        Returns:
+            (B, T, patches, 4).
+        """
         sizes = np.asarray(sizes, dtype=np.float64)
         side = np.maximum(1, np.round(self.region * sizes.max(1)))[:, None, None]
-        # Boxes at whole pixels can be cut together.
+        # Boxes at whole pixels are read without interpolation.
         middle = (np.round((where + 1) / 2 * sizes[:, None] - side / 2) + side / 2)[:, :, None]
         reach = side[..., None] / 2 * 2.0 ** np.arange(self.patches)[:, None]
         return np.concatenate([middle - reach, middle + reach], axis=3)
 
     def glance(self, views: Views, where: Tensor, state: Tensor) -> Tensor:
-        """Look at one place (R, 2) of each image, in every rollout, and remember it: the next state, (R, 256)."""
-        tries = len(where) // len(views)
-        boxes = self.patch_boxes(np.tile(views.sizes, (tries, 1)), on_host(where)[:, None])
-        which = np.tile(np.arange(len(views)), tries)
+        """Look at one place (R, 2) of each image in every rollout, and update the state (R, 256) of the core
+        network."""
+        rollouts = len(where) // len(views)
+        boxes = self.patch_boxes(np.tile(views.sizes, (rollouts, 1)), on_host(where)[:, None])
+        which = np.tile(np.arange(len(views)), rollouts)
         seen = self.see(views, np.repeat(which, self.patches), boxes.reshape(-1, 4))
         seen = seen.contiguous().unflatten(0, (-1, self.patches))
         glimpse = self.glimpse(torch.cat([self.what_seen(seen), self.where_seen(where.to(seen.dtype))], 1))
         return self.core(torch.cat([glimpse, state], 1))
 
     def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
-        images, tries = len(views), len(policies)
+        images, rollouts = len(views), len(policies)
         middle = torch.zeros(images, 2, device=self.mean.device)
-        state = self.glance(views, middle, self.mean.new_zeros(images, 256)).repeat(tries, 1)
-        rows, features = images * tries, [state]
+        state = self.glance(views, middle, self.mean.new_zeros(images, 256)).repeat(rollouts, 1)
+        rows, features = images * rollouts, [state]
         places, densities, values = (
             [state.new_zeros(rows, 0, 2)],
             [state.new_zeros(rows, 0)],
             [state.new_zeros(rows, 0)],
         )
         for step in range(steps):
-            # The policy and the baseline learn from what is known and do not change it.
-            known = state.detach()
-            place, density = self.decide(known, policies, draws, step)
-            values.append(self.baseline(known))
+            # The policy and the baseline are trained on the state without gradients into it.
+            detached = state.detach()
+            place, density = self.decide(detached, policies, draws, step)
+            values.append(self.baseline(detached))
             state = self.glance(views, place, state)
             features.append(state)
             places.append(place[:, None])
@@ -140,13 +148,13 @@ class RAM(RecurrentAttention):
         return first, self.patch_boxes(sizes, where)[:, :, 0]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``head``; ``location``, the policy and its baseline."""
+        """``head``, and ``location`` for the policy and its baseline."""
         location = [p for part in (self.where, self.baseline) for p in part.parameters() if p.requires_grad]
         ids = {id(p) for p in location}
         return {"head": [p for p in self.parameters() if p.requires_grad and id(p) not in ids], "location": location}
 
     def dense(self) -> nn.Module:
-        """The layers of a glimpse for the whole image, shrunk to one patch."""
+        """The layers of the glimpse network on the whole image, shrunk to one patch."""
         features = self.channels * self.size[0] * self.size[1]
         shrunk: list[nn.Module] = [nn.AdaptiveAvgPool2d(self.size), nn.Flatten(), nn.Linear(features, 128), nn.ReLU()]
         return nn.Sequential(*shrunk, nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, self.num_classes)).to(

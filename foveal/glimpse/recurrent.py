@@ -1,8 +1,7 @@
-"""What recurrent attention models have in common: they look, remember, and say where to look next as a point of the
-plane.
+"""Common parts of recurrent attention models, which choose each place from a memory of the previous looks.
 
-A network gives the mean of a Gaussian for the next place; in training the place is drawn from it, else it is the mean
-itself. The model classifies from what it remembers, after as many looks as the budget says.
+A network predicts the mean of a Gaussian over the next place, a point of the image plane. In training the place is
+sampled from the Gaussian; in evaluation it is the mean. After the last look the model classifies from its memory.
 
 Example:
     >>> import torch
@@ -41,11 +40,9 @@ Aggregate = Annotated[str, AGGREGATES]
 
 
 class LSTMCell(nn.Module):
-    """One step of an LSTM, with one vector of biases, as TensorFlow has it; the gate that forgets begins with a bias of
-    1.
+    """One step of an LSTM with one bias vector, as in TensorFlow. The bias of the forget gate is initialised to 1.
 
-    The weights are one linear layer, so that its cost is counted: gates to let in, forget, propose and give out, in
-    this order.
+    One linear layer computes the input, forget, cell and output gates, in this order, so that flop counters count it.
 
     Args:
         features: length of the input.
@@ -61,23 +58,23 @@ class LSTMCell(nn.Module):
         nn.init.ones_(self.gates.bias[hidden : 2 * hidden])
 
     def zeros(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The state before anything was seen."""
+        """The initial state: zeros."""
         return (self.gates.weight.new_zeros(rows, self.hidden),) * 2
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(R, features) and the state, to the next state: the (R, hidden) output, and the cell."""
+        """(R, features) input and the state to the next state: (R, hidden) output and (R, hidden) cell."""
         output, cell = state
-        let_in, forget, propose, give_out = self.gates(torch.cat([x, output.to(x.dtype)], 1)).chunk(4, 1)
-        cell = forget.sigmoid() * cell + let_in.sigmoid() * propose.tanh()
-        return give_out.sigmoid() * cell.tanh(), cell
+        input_gate, forget_gate, candidate, output_gate = self.gates(torch.cat([x, output.to(x.dtype)], 1)).chunk(4, 1)
+        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+        return output_gate.sigmoid() * cell.tanh(), cell
 
 
 class GaussianPolicy(nn.Module):
-    """Where to look next: a Gaussian with a learned mean and a fixed standard deviation, in both coordinates alike.
+    """A Gaussian over the next place with a learned mean and a fixed standard deviation, equal in both coordinates.
 
     Args:
-        features: length of what the mean is read from.
-        limit: largest coordinate, of 1 at the border of the image.
+        features: length of the input from which the mean is predicted.
+        limit: maximum absolute value of a coordinate; the border of the image is at 1.
         sd: standard deviation.
     """
 
@@ -87,29 +84,31 @@ class GaussianPolicy(nn.Module):
         self.emit = nn.Linear(features, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, features) to the (R, 2) mean, y and x within the limit."""
+        """(R, features) to the (R, 2) mean, y and x, within the limit."""
         emitted = self.emit(x)
         return self.limit * emitted.to(torch.promote_types(emitted.dtype, torch.float32)).tanh()
 
     def choose(self, policy: PlacePolicy, mean: Tensor, uniform: Tensor) -> Tensor:
-        """(R, 2) places that a policy chooses, see `foveal.policies.PlacePolicy.place`."""
+        """(R, 2) places chosen by a policy, see `foveal.policies.PlacePolicy.place`."""
         return policy.place(mean, uniform, self.sd, self.limit)
 
     def log_density(self, where: Tensor, mean: Tensor) -> Tensor:
-        """(R,) of places (R, 2), as if none had been moved to the limit; the gradient goes to the mean."""
+        """(R,) log-density of places (R, 2), ignoring that samples are clipped to the limit. Gradients flow to the
+        mean."""
         z = (where - mean) / self.sd
         return -(z.square() / 2 + math.log(self.sd * math.sqrt(2 * math.pi))).sum(1)
 
 
 @dataclass
 class Trace:
-    """T steps after the first look, for R rows: the images of each rollout in turn.
+    """T steps after the first look. The R rows are the images of the first rollout, then those of the second, and so
+    on.
 
     Attributes:
-        features: (R, 1 + T, D) what was known after each look, as the classifier reads it.
+        features: (R, 1 + T, D) input of the classifier after each look.
         where: (R, T, 2) places, y and x.
-        log_density: (R, T) of each under the learned policy.
-        values: (R, T) reward expected before each, or None.
+        log_density: (R, T) log-density of each place under the learned policy.
+        values: (R, T) predicted reward before each place, or None.
     """
 
     features: Tensor
@@ -119,22 +118,21 @@ class Trace:
 
 
 class RecurrentAttention(GlimpseClassifier):
-    """A classifier that looks once and then at one place after another, which it chooses by a `GaussianPolicy`.
+    """Base class of models that look once and then at one place after another, chosen by a `GaussianPolicy`.
 
-    A place has a density and no probability: the probability of every glimpse is 1.
+    A place has a density instead of a probability, so the probability of every glimpse is reported as 1.
 
     Args:
-        aggregate: what is predicted: ``last``, after the last look, or ``mean``, the mean of what is predicted after
-            each chosen one.
-        locations: default budget: one number.
-        options: of `GlimpseClassifier`.
+        aggregate: ``last`` predicts from the last look; ``mean`` averages the predictions after each chosen look.
+        locations: default number of looks after the first, as a sequence of one number.
+        options: see `GlimpseClassifier`.
 
     Attributes:
-        classifier: linear; reads `Trace.features`.
+        classifier: linear layer on `Trace.features`.
         where: the policy.
 
     Raises:
-        ConfigError: an unknown ``aggregate``, or a budget of several levels.
+        ConfigError: ``aggregate`` is unknown, or ``locations`` has several levels.
     """
 
     policy_kinds = (PlacePolicy,)
@@ -151,28 +149,28 @@ class RecurrentAttention(GlimpseClassifier):
 
     @abstractmethod
     def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:
-        """Look at a batch once per policy, ``steps`` times after the first look."""
+        """Look at a batch once per policy, with ``steps`` looks after the first."""
 
     @abstractmethod
     def boxes(self, sizes: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes of the looks at images of ``sizes`` (B, 2).
+        """Boxes of the looks.
 
         Args:
-            sizes: (height, width) of each.
+            sizes: (B, 2) (height, width) of the images.
             where: (B, T, 2) places.
 
         Returns:
-            (B, 4) of the first look, (B, T, 4) of those after it.
+            (B, 4) of the first look, and (B, T, 4) of the looks after it.
         """
 
     def glimpse_sizes(self, steps: int) -> np.ndarray:
-        """(1 + steps, 2) what each look is resampled to."""
+        """(1 + steps, 2) input size of each look."""
         return np.tile(np.array(self.size), (1 + steps, 1))
 
     def decide(
         self, policy_features: Tensor, policies: Sequence[Policy], draws: Draws, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Places of all rollouts in this step, (R, 2), and their log-density, (R,)."""
+        """Choose the next place in all rollouts: places (R, 2) and their log-densities (R,)."""
         mean = self.where(policy_features)
         drawn = [np.zeros((len(draws.samples), 2))] * len(policies)
         for i, policy in enumerate(policies):
@@ -186,9 +184,9 @@ class RecurrentAttention(GlimpseClassifier):
         return place, self.where.log_density(place, mean)
 
     def classify(
-        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        steps = sum(budget)
+        steps = sum(locations)
         seen = self.trace(views, steps, [policy], draws)
         chosen = self.classifier(seen.features[:, 1:] if steps and self.aggregate == "mean" else seen.features[:, -1:])
         contribution = None
@@ -209,14 +207,14 @@ class RecurrentAttention(GlimpseClassifier):
         )
         return Classification(chosen.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
 
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
-        tries, steps = len(policies), sum(budget)
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        count, steps = len(policies), sum(locations)
         seen = self.trace(views, steps, policies, draws)
         alone = self.classifier(seen.features)
         logits = alone[:, 1:].mean(1) if steps and self.aggregate == "mean" else alone[:, -1]
-        values = [None] * tries if seen.values is None else seen.values.chunk(tries)
+        values = [None] * count if seen.values is None else seen.values.chunk(count)
         parts = zip(
-            policies, logits.chunk(tries), alone.chunk(tries), seen.log_density.chunk(tries), values, strict=True
+            policies, logits.chunk(count), alone.chunk(count), seen.log_density.chunk(count), values, strict=True
         )
         return [
             Rollout(
@@ -227,7 +225,7 @@ class RecurrentAttention(GlimpseClassifier):
                 log_probability=log_density,
                 values=value,
                 additive=False,
-                policy=name,
+                policy=policy,
             )
-            for name, whole, each, log_density, value in parts
+            for policy, whole, each, log_density, value in parts
         ]

@@ -1,4 +1,4 @@
-"""Names of the classifiers that look: a model, or a model with a preset after a dot.
+"""Registry of classifiers that choose where to look. Presets have the name of the model and a suffix after a dot.
 
 Example:
     >>> MODELS.get("nonsense")
@@ -15,4 +15,4 @@ from typing import Any
 from foveal.registry import Registry
 
 MODELS: Registry[Callable[..., Any]] = Registry("model")
-"""Constructors, which are called with keywords; these are the model's options everywhere."""
+"""Constructors by name. Their keywords are the model's options in commands and recipes."""

@@ -1,17 +1,18 @@
-"""Saccader: hard attention that reads classes off a few windows of the image, chosen one after another.
+"""Saccader: hard attention over the windows of a BagNet.
 
 "Saccader: Improving Accuracy of Hard Attention Models for Vision", Elsayed, Kornblith and Le, NeurIPS 2019, arXiv
-1908.07644; the mechanics follow the released TensorFlow code (google-research/saccader). A BagNet, whose features see
-one window of the image each, gives what every cell of a map speaks for (*what*). A small convolutional network over
-its features says *where* to look; the cell picks one place at a time and never the same twice. The logits at the
-chosen cells are averaged: each glimpse's share of the answer is exact.
+1908.07644. Details follow the released TensorFlow code (google-research/saccader). The representation network is a
+BagNet, whose features each see one window of the image; it gives the *what* features of every cell. The attention
+network, a small convolutional network on features of the BagNet, gives the *where* features. The Saccader cell chooses
+one cell at a time, and never the same one twice. The logits at the chosen cells are averaged, so the contribution of
+each glimpse to the logits is exact.
 
-It is trained in three stages: classes from all cells; locations from the cells that speak most for the predicted
-class ("ordered logits"); then all together, by cross-entropy and policy gradient.
+Training has three stages: (1) cross-entropy of the mean over all cells; (2) the policy imitates *ordered logits*, the
+cells with the highest logits of the predicted class; (3) cross-entropy and policy gradient train the whole model.
 
-The released form sees the whole image before it chooses, so that it buys insight and no time. `saccader_separate`
-finds locations in a small version of the image and classifies what is there at full
-resolution, by a network of its own: its cost does not grow with the image.
+The released model computes features of the whole image before it chooses, so hard attention explains the prediction but
+saves no time. `saccader_separate` finds locations in a small version of the image and classifies the full-resolution
+glimpses with a second network. Its cost does not depend on the size of the image.
 
 Example:
     >>> import torch
@@ -38,8 +39,9 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band
+from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
+from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
@@ -50,17 +52,17 @@ from foveal.objectives.saccader import SaccaderObjective
 from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
 
 BARRED = 1e5
-"""Penalty on the scores of visited cells: finite, and exact in float32."""
+"""Penalty on the scores of barred cells: finite, and exact in float32."""
 
 _LARGEST_SHARE = 0.5
-"""Largest share of the image's side for a window without a warning: 77 px at 128 px overlap too much."""
+"""Windows with a larger share of the image's side cause a warning. Windows of 77 px overlap too much at 128 px."""
 
 _log = logging.getLogger("foveal.glimpse")
 
 
 @lru_cache
 def _advise(side: int, backbone: str, window: int, cells: int) -> None:
-    """Warn once that windows are large, and suggest the image size that gives the paper's share."""
+    """Warn once that windows are large, and suggest the image size with the share of the paper (77 px of 224 px)."""
     better = 8 * math.ceil(window * 224 / 77 / 8)
     smaller = next(
         (
@@ -72,7 +74,7 @@ def _advise(side: int, backbone: str, window: int, cells: int) -> None:
     )
     grid = "the one window" if cells == 1 else f"each of the {cells} x {cells} windows"
     _log.warning(
-        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so that looks hardly differ;"
+        "image_size %d: %s of %s has %d px, %.0f %% of the image's side, so glimpses overlap strongly;"
         " choose image_size %d%s",
         side,
         grid,
@@ -88,7 +90,8 @@ def _advise(side: int, backbone: str, window: int, cells: int) -> None:
 
 
 def attention_network(channels: int) -> nn.Sequential:
-    """*Where*: two groups of a 1x1 and a dilated 3x3 convolution, each with half the channels of the one before."""
+    """The attention network: two groups of a 1x1 and a dilated 3x3 convolution. Each group halves the number of
+    channels."""
     layers: list[nn.Module] = []
     for _ in range(2):
         width = channels // 2
@@ -100,13 +103,14 @@ def attention_network(channels: int) -> nn.Sequential:
 
 
 class SaccaderCell(nn.Module):
-    """Scores the cells for the next glimpse, from the same mixed features at every step.
+    """Scores the cells for the next glimpse.
 
-    A softmax over the cells pools a query, a softmax over its channels weighs them, and the weighted channels are the
-    scores. Visited cells take no part in the pooling and cannot be chosen again.
+    A softmax over the cells pools the mixed features. A softmax over the channels of the pooled vector gives channel
+    weights. The score of a cell is the weighted sum of its channels. Barred cells are excluded from the pooling and
+    cannot be chosen.
 
     Args:
-        channels: of the mixed features.
+        channels: number of channels of the mixed features.
     """
 
     def __init__(self, channels: int) -> None:
@@ -114,7 +118,15 @@ class SaccaderCell(nn.Module):
         self.query = nn.Parameter(torch.empty(1, channels))
 
     def forward(self, mixed: Tensor, barred: Tensor) -> Tensor:
-        """(B, N, C) and (B, N), 0 where a cell is free and 1 or more where it is not, to (B, N) scores."""
+        """Score cells.
+
+        Args:
+            mixed: (B, N, C) mixed features.
+            barred: (B, N), 0 for free cells and at least 1 for barred cells.
+
+        Returns:
+            (B, N) scores.
+        """
         penalty = BARRED * barred
         pooled = ((mixed @ self.query.T.to(mixed.dtype)).squeeze(-1) / math.sqrt(mixed.shape[-1]) - penalty).softmax(-1)
         channels = (pooled[:, None] @ mixed).softmax(-1)
@@ -126,41 +138,42 @@ class SaccaderCell(nn.Module):
 
 @dataclass
 class _Seen:
-    """Result of one look at a batch: F channels of features, N cells."""
+    """Features of a batch: F channels of features, N cells."""
 
     look: Tensor  # (B, C, S, S)
     root: np.ndarray  # (B, 4)
     features: Tensor  # (B, F, h, w)
     what: Tensor  # (B, N, D)
-    barred: Tensor  # (B, N), 1 where a window lies beside the image, or nearly so
+    barred: Tensor  # (B, N), 1 for windows outside the image or mostly outside it
 
     def rows(self, which: np.ndarray) -> _Seen:
-        """The same for some images."""
+        """Select images by index."""
         at = to_device(which, self.what.device)
         return _Seen(self.look[at], self.root[which], self.features[at], self.what[at], self.barred[at])
 
 
 @dataclass
 class _Saccades:
-    """Cells chosen one after another."""
+    """T cells chosen one after another."""
 
     cells: Tensor  # (B, T)
-    log_p: Tensor | None  # (B, T, N) of the learned policy, where it was asked
-    log_probability: Tensor  # (B, T) with which the policy in force chose
+    log_p: Tensor | None  # (B, T, N) of the learned policy, if computed
+    log_probability: Tensor  # (B, T) of the chosen cells under the policy that chose
 
     def rows(self, on: Tensor) -> _Saccades:
-        """The same for some images, (B,) bool."""
+        """Select images by index."""
         return _Saccades(self.cells[on], None if self.log_p is None else self.log_p[on], self.log_probability[on])
 
 
 class SaccaderPolicy(Policy):
-    """A policy for Saccader alone. It is not learned and may use the features of the image."""
+    """Base class of policies that only Saccader supports. They are not learned and may use the features of the
+    image."""
 
     likelihood = certain
 
     def cells(self, model: Saccader, seen: _Seen, count: int, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
-        """(B, count) cells, and the log-probability of each."""
-        with _exactly(seen.barred.device):  # the order of scores that are close must not be a matter of rounding
+        """Choose (B, count) cells, and return the log-probability of each."""
+        with _without_autocast(seen.barred.device):  # half precision would change the order of similar scores
             scores = self.scores(model, seen).to(seen.barred)
         scores = scores.masked_fill(seen.barred > 0, NEVER)
         cells = GREEDY.choose(scores, count)
@@ -173,38 +186,38 @@ class SaccaderPolicy(Policy):
 
 @POLICIES.register
 class OrderedLogits(SaccaderPolicy):
-    """Cells with the highest logit of the predicted class."""
+    """Cells in descending order of their logit of the predicted class."""
 
     name, teaches = "ordered_logits", True
 
     def scores(self, model: Saccader, seen: _Seen) -> Tensor:
-        return model.logits_of_the_answer(seen)
+        return model.logits_of_predicted_class(seen)
 
 
 @POLICIES.register
 class SobelMean(SaccaderPolicy):
-    """The windows with the strongest edges."""
+    """Windows in descending order of the mean magnitude of the Sobel gradient."""
 
     name = "sobel_mean"
 
     def scores(self, model: Saccader, seen: _Seen) -> Tensor:
-        return model.contrast(seen.look.to(seen.barred.dtype), variance=False)
+        return model.sobel(seen.look.to(seen.barred.dtype), variance=False)
 
 
 @POLICIES.register
 class SobelVariance(SaccaderPolicy):
-    """The windows with the most varied edges."""
+    """Windows in descending order of the variance of the magnitude of the Sobel gradient."""
 
     name = "sobel_var"
 
     def scores(self, model: Saccader, seen: _Seen) -> Tensor:
-        return model.contrast(seen.look.to(seen.barred.dtype), variance=True)
+        return model.sobel(seen.look.to(seen.barred.dtype), variance=True)
 
 
 @POLICIES.register
 class ReleasedRandom(SaccaderPolicy):
-    """Two uniform coordinates that are rounded, as the released code draws them: inner cells are favoured and may come
-    back."""
+    """Random cells as in the released code: two uniform coordinates, rounded. Inner cells are more probable than those
+    of the border, and cells may repeat."""
 
     name, draws = "random_released", True
 
@@ -219,7 +232,7 @@ class ReleasedRandom(SaccaderPolicy):
 
 @POLICIES.register
 class ReleasedCentre(SaccaderPolicy):
-    """The same middle cell each time, as in the released code."""
+    """The centre cell at every step, as in the released code."""
 
     name = "centre_released"
 
@@ -233,33 +246,34 @@ class ReleasedCentre(SaccaderPolicy):
 class Saccader(GlimpseClassifier):
     """Saccader on any BagNet.
 
-    Beside the usual policies it knows some that need no learning: ``ordered_logits``, the cells that
-    speak most for the predicted class; ``sobel_mean`` and ``sobel_var``, the windows with the most contrast, or the
-    most unequal; ``random_released`` and ``centre_released``, as the released code draws them: two uniform
-    coordinates that are rounded, which favours the inner cells and may come back, and the same middle cell each time.
+    Policies in addition to those of all models with a grid: ``ordered_logits`` chooses the cells with the highest
+    logits of the predicted class; ``sobel_mean`` and ``sobel_var`` the windows with the highest mean or variance of the
+    Sobel gradient; ``random_released`` draws two uniform coordinates and rounds them, so inner cells are more probable
+    and cells may repeat; ``centre_released`` repeats the centre cell. The last two follow the released code.
 
-    With no locations it is the BagNet itself, the mean over all cells.
+    Without locations the prediction is that of the BagNet, the mean over all cells.
 
     Args:
-        num_classes: classes.
-        backbone: a network of `foveal.backbones.bagnet`.
-        backbone_options: further keywords for it.
-        pretrained: load these weights into the backbone.
-        in_chans: bands of the images.
-        image_size: side that the image is resampled to; the backbone's own if None. It should be at least twice the
-            side of a window of the backbone; else there is little to choose from.
-        locations: default budget, glimpses.
-        released_boxes: say where a glimpse was by the released code's formula, up to 3 px off, not by the window that
-            was seen.
+        num_classes: number of classes.
+        backbone: name of a network of `foveal.backbones.bagnet`.
+        backbone_options: further keywords for the backbone.
+        pretrained: weights to load into the backbone.
+        in_chans: number of bands of the images.
+        image_size: side in pixels that the image is resampled to; the backbone's input size if None. At least twice the
+            side of the backbone's window is recommended.
+        locations: default number of glimpses.
+        released_boxes: report boxes by the formula of the released code, which is off by up to 3 px, instead of the
+            windows that the features see.
         mean, std: normalisation; the backbone's if None.
-        squash: squash the whole image, rather than look at the square around it.
+        squash: resample the whole image to a square, instead of the square around it.
         antialias: resample with antialiasing.
-        crop: look at a centred square of this share of the image's shorter side instead.
-        fit_grid: in images that are not square, offer only windows that see at least half as much of the image as the
-            best one does. False offers all windows that touch the image, as models of earlier versions do.
+        crop: look at the centred square whose side is this share of the image's shorter side.
+        fit_grid: for images that are not square, offer only windows that contain at least half as much of the image as
+            the best window. False offers all windows that overlap the image, as in earlier versions.
 
     Raises:
-        ConfigError: another backbone, images too small for its window, or a budget that the grid cannot meet.
+        ConfigError: the backbone is not a BagNet, ``image_size`` is smaller than its window, or ``locations`` exceeds
+            the number of cells.
     """
 
     objective: type[Any] = SaccaderObjective
@@ -290,13 +304,10 @@ class Saccader(GlimpseClassifier):
         from foveal.backbones.bagnet import BagNet
 
         if not isinstance(network, BagNet):
-            raise ConfigError(
-                f"backbone {backbone}: its features see more than a window of the image; use a bagnet,"
-                " say bagnet77_lowd"
-            )
-        card = getattr(network, "pretrained_cfg", None) or {}
-        side = image_size or card.get("input_size", (3, 224, 224))[-1]
-        mean, std = mean or card.get("mean", (0.5,)), std or card.get("std", (0.5,))
+            raise ConfigError(f"backbone {backbone}: is not a BagNet; use one, such as bagnet77_lowd")
+        config = getattr(network, "pretrained_cfg", None) or {}
+        side = image_size or config.get("input_size", (3, 224, 224))[-1]
+        mean, std = mean or config.get("mean", (0.5,)), std or config.get("std", (0.5,))
         super().__init__(
             num_classes,
             (side, side),
@@ -308,7 +319,8 @@ class Saccader(GlimpseClassifier):
         )
         if side < network.receptive_field:
             raise ConfigError(
-                f"image_size {side}: {backbone} looks at windows of {network.receptive_field} px; choose larger images"
+                f"image_size {side}: {backbone} needs at least its window of {network.receptive_field} px;"
+                " choose a larger image_size"
             )
         self.released_boxes = released_boxes
         self.fit_grid = fit_grid
@@ -341,22 +353,27 @@ class Saccader(GlimpseClassifier):
         what = self.backbone.reduce(features).flatten(2).transpose(1, 2)
         windows = self._windows(root)
         share = share_inside(windows, views.sizes)
-        beside = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
+        barred = share < share.max(1, keepdims=True) / 2 if self.fit_grid else outside(windows, views.sizes)
         return _Seen(
-            look, root, features, what, to_device(beside, what.device, torch.promote_types(what.dtype, torch.float32))
+            look, root, features, what, to_device(barred, what.device, torch.promote_types(what.dtype, torch.float32))
         )
 
-    def _mixed(self, seen: _Seen, imitating: bool) -> Tensor:
-        """(B, N, C) mixed features, in float32 or better. ``imitating`` detaches the features."""
+    def _mixed(self, seen: _Seen, detached: bool) -> Tensor:
+        """Mix *where* and *what* features: (B, N, C), in float32 or better.
+
+        Args:
+            seen: see `perceive`.
+            detached: detach the features of the BagNet.
+        """
         features, what = seen.features, seen.what.transpose(1, 2).unflatten(2, (self.side, self.side))
-        if imitating:
+        if detached:
             features, what = features.detach(), what.detach()
         mixed = self.mix(torch.cat([self.attention(features), what], dim=1))
         return mixed.flatten(2).transpose(1, 2).to(seen.barred.dtype)
 
     def _windows(self, root: np.ndarray) -> np.ndarray:
-        """(B, N, 4) the window of every cell, row by row, in full-resolution pixels of images seen in the boxes
-        ``root``."""
+        """Windows of all cells, row by row: (B, N, 4) in full-resolution pixels, for first looks at the boxes ``root``
+        (B, 4)."""
         window, size = self.backbone.receptive_field, self.size[0]
         start = self.backbone.jump * np.arange(self.side, dtype=np.float64)
         if self.released_boxes:
@@ -375,42 +392,44 @@ class Saccader(GlimpseClassifier):
         """Choose ``count`` cells.
 
         Args:
-            seen: of `perceive`.
-            policy: one that the model knows.
-            count: glimpses.
-            draws: randomness.
-            purpose: tells rollouts of the same images apart.
-            mixed: mixed features; if given the learned policy is asked for its opinion whichever policy chooses. If
-                None they are computed where the learned policy chooses.
+            seen: see `perceive`.
+            policy: policy that chooses.
+            count: number of glimpses.
+            draws: random numbers.
+            purpose: key of the random numbers, different for each rollout of the same images.
+            mixed: mixed features. If given, log-probabilities of the learned policy are computed for every policy. If
+                None, they are computed only where the learned policy chooses.
         """
         if not count:
             return _Saccades(
                 torch.empty(len(seen.what), 0, dtype=torch.long, device=seen.what.device), None, seen.barred[:, :0]
             )
-        given, chances = self._given(seen, policy, count, draws, purpose)
+        given, log_probability = self._cells_without_learning(seen, policy, count, draws, purpose)
         if given is None and mixed is None:
-            mixed = self._mixed(seen, imitating=False)
+            mixed = self._mixed(seen, detached=False)
         if mixed is None:
-            return _Saccades(cast(Tensor, given), None, chances)
+            return _Saccades(cast(Tensor, given), None, log_probability)
         noise = None
         if policy.sampled:
             noise = to_device(draws.gumbel(f"saccades {purpose}", count, mixed.shape[1]), mixed.device, mixed.dtype)
         barred, cells, log_p = seen.barred, [], []
-        with _exactly(mixed.device):
+        with _without_autocast(mixed.device):
             for t in range(count):
                 log_p.append(self.cell(mixed, barred).log_softmax(-1))
                 scores = log_p[-1].detach() if noise is None else log_p[-1].detach() + noise[:, t]
                 cells.append(scores.argmax(-1, keepdim=True) if given is None else given[:, t : t + 1])
-                # Visited cells are penalised more than cells beside the image.
+                # Visited cells get a higher penalty than cells outside the image.
                 barred = barred.scatter(1, cells[-1], 2.0)
         steps, chosen = torch.stack(log_p, 1), torch.cat(cells, 1)
-        return _Saccades(chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else chances)
+        return _Saccades(
+            chosen, steps, steps.gather(-1, chosen[..., None]).squeeze(-1) if given is None else log_probability
+        )
 
-    def _given(
+    def _cells_without_learning(
         self, seen: _Seen, policy: Policy, count: int, draws: Draws, purpose: str
     ) -> tuple[Tensor | None, Tensor]:
-        """(B, count) cells of a policy that needs no learning and the log-probability of each; no cells for one that
-        does."""
+        """Cells (B, count) and their log-probabilities, for policies that are not learned; no cells for learned
+        policies."""
         if policy.learned:
             return None, seen.barred.new_zeros(len(seen.what), count)
         if isinstance(policy, SaccaderPolicy):
@@ -421,16 +440,16 @@ class Saccader(GlimpseClassifier):
         cells = cast(CellPolicy, policy).choose(scores, count, noise)
         return cells, (policy.likelihood or certain)(scores, cells)
 
-    def logits_of_the_answer(self, seen: _Seen) -> Tensor:
-        """(B, N) each cell's logit of the class that the mean over all cells predicts, not of the label."""
+    def logits_of_predicted_class(self, seen: _Seen) -> Tensor:
+        """(B, N) logit of each cell for the class that the mean over all cells predicts."""
         head = cast(nn.Linear, self.backbone.fc)
         weight, what = head.weight.detach().to(seen.barred.dtype), seen.what.detach().to(seen.barred.dtype)
         bias = None if head.bias is None else head.bias.detach().to(what.dtype)
-        answer = F.linear(what.mean(1), weight, bias).argmax(-1)
-        return (what @ weight[answer][..., None]).squeeze(-1)  # the bias changes no order
+        predicted = F.linear(what.mean(1), weight, bias).argmax(-1)
+        return (what @ weight[predicted][..., None]).squeeze(-1)  # the bias does not change the order
 
-    def contrast(self, look: Tensor, variance: bool) -> Tensor:
-        """(B, N) mean, or variance, of the Sobel gradient's magnitude in each window."""
+    def sobel(self, look: Tensor, variance: bool) -> Tensor:
+        """(B, N) mean, or variance, of the magnitude of the Sobel gradient in each window."""
         grey = look.new_tensor((0.2989, 0.587, 0.114) if look.shape[1] == 3 else (1 / look.shape[1],) * look.shape[1])
         grey = (look * grey[:, None, None]).sum(1, keepdim=True)
         edge = look.new_tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
@@ -445,21 +464,21 @@ class Saccader(GlimpseClassifier):
     # ---- classification
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
-        """(R, T, classes) logits of each of the cells (R, T), alone, of images ``which`` (R,)."""
+        """Classify glimpses: logits (R, T, classes) of cells (R, T) of the images ``which`` (R,)."""
         return self.backbone.fc(seen.what[to_device(which, cells.device)[:, None], cells])
 
     def classify(
-        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        count, everyone, seen = sum(budget), np.arange(len(views)), self.perceive(views)
+        count, every_image, seen = sum(locations), np.arange(len(views)), self.perceive(views)
         chosen = self.saccade(seen, policy, count, draws)
-        alone = self.read(views, seen, everyone, chosen.cells) if count else self._whole(seen)[:, None]
+        alone = self.read(views, seen, every_image, chosen.cells) if count else self._whole(seen)[:, None]
         return self._classified(seen.root, chosen.cells, chosen.log_probability, alone, contributions, views.bytes_read)
 
-    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `GlimpseClassifier.walk`. Those that go on after the first look get all their cells chosen at once:
-        beside features and attention network that costs nothing. A separate classifier's looks are taken one by one."""
-        count = sum(budget)
+    def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `GlimpseClassifier.walk`. All cells are chosen after the first look, at the same cost as one cell. The
+        looks of `SaccaderSeparate` are taken a few at a time."""
+        count = sum(locations)
         which, done, seen = np.arange(len(views)), [], self.perceive(views)
         whole = self._whole(seen)
         chosen, alone = self.saccade(seen, GREEDY, 0, Draws(0, 0, which)), whole[:, None][:, :0]
@@ -485,7 +504,7 @@ class Saccader(GlimpseClassifier):
         return Classification.merge(done, views.bytes_read)
 
     def _whole(self, seen: _Seen) -> Tensor:
-        """(B, classes) logits of the BagNet itself: the mean over all cells."""
+        """(B, classes) logits of the BagNet: the mean over all cells."""
         return self.backbone.fc(seen.what.mean(1))
 
     def _classified(
@@ -497,8 +516,17 @@ class Saccader(GlimpseClassifier):
         contributions: bool,
         read: np.ndarray | None = None,
     ) -> Classification:
-        """What follows from cells (R, T) chosen with log-probabilities (R, T): the mean of logits ``alone`` (R, T,
-        classes), or (R, 1, classes) of the first look where nothing was chosen; else it adds nothing itself."""
+        """Average the logits of glimpses.
+
+        Args:
+            root: (R, 4) boxes of the first looks.
+            cells: (R, T) chosen cells.
+            log_p: (R, T) their log-probabilities.
+            alone: (R, T, classes) logits of each glimpse, or (R, 1, classes) of the first look if T is 0. The first
+                look contributes nothing otherwise.
+            contributions: return the contribution of each glimpse.
+            read: bytes read for each image.
+        """
         images, count = cells.shape
         share = alone / alone.shape[1] if contributions else None
         if share is not None and count:
@@ -515,35 +543,42 @@ class Saccader(GlimpseClassifier):
         return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=read)
 
     def boxes(self, root: np.ndarray, cells: Tensor) -> np.ndarray:
-        """(R, T, 4) where cells (R, T) look, in full-resolution pixels of images seen in the boxes ``root`` (R, 4)."""
+        """Windows of the chosen cells.
+
+        Args:
+            root: (R, 4) boxes of the first looks.
+            cells: (R, T) cells.
+
+        Returns:
+            (R, T, 4) in full-resolution pixels.
+        """
         return np.take_along_axis(self._windows(root), on_host(cells)[..., None], axis=1)
 
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
-        """Try the batch once for each policy.
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        """One rollout for each policy.
 
-        ``exhaustive`` is the BagNet itself: all cells are averaged before they are classified, and the policy is not
-        asked. Where a policy is there to be imitated, ``ordered_logits``, features get no gradient from the scores.
+        The policy ``exhaustive`` is the BagNet: the features of all cells are averaged and classified. If a policy is a
+        teacher (``ordered_logits``), the scores have no gradient into the features.
         """
-        count, seen = sum(budget), self.perceive(views)
-        choosing = not all(policy.every_cell for policy in policies)
-        if choosing and not count:
+        count, seen = sum(locations), self.perceive(views)
+        needs_scores = not all(policy.every_cell for policy in policies)
+        if needs_scores and not count:
             raise ConfigError(
-                "locations 0: with no glimpse there is nothing to learn from; train with 1 or more,"
-                " or by the policy exhaustive"
+                "locations 0: training needs at least one glimpse; give 1 or more, or use the policy exhaustive"
             )
-        mixed = self._mixed(seen, imitating=any(policy.teaches for policy in policies)) if choosing else None
-        tried = []
+        mixed = self._mixed(seen, detached=any(policy.teaches for policy in policies)) if needs_scores else None
+        rollouts = []
         for number, policy in enumerate(policies):
             if policy.every_cell:
                 whole = self._whole(seen)
-                tried.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=policy))
+                rollouts.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=policy))
                 continue
             chosen = self.saccade(seen, policy, count, draws, str(number), mixed)
-            tried.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, policy))
-        return tried
+            rollouts.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, policy))
+        return rollouts
 
     def _rollout(self, alone: Tensor, chosen: _Saccades, policy: Policy) -> Rollout:
-        """The rollout of glimpses whose logits (B, T, classes) are averaged."""
+        """The rollout of glimpses with logits (B, T, classes), which are averaged."""
         scores = cast(Tensor, chosen.log_p)
         return Rollout(
             logits=alone.mean(1),
@@ -559,7 +594,8 @@ class Saccader(GlimpseClassifier):
     # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``: the BagNet and its classifier. ``location``: attention and cell. Others by name."""
+        """``backbone``, the BagNet and its classifier; ``location``, attention network, mixing layer and cell; other
+        modules by name."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "location": []}
         for name, part in self.named_children():
             group = "location" if name in ("attention", "mix", "cell") else name
@@ -570,7 +606,7 @@ class Saccader(GlimpseClassifier):
         return self.backbone
 
 
-def _exactly(device: torch.device) -> torch.autocast:
+def _without_autocast(device: torch.device) -> torch.autocast:
     """A context without autocast."""
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
@@ -580,20 +616,20 @@ def _exactly(device: torch.device) -> torch.autocast:
 
 @MODELS.register("saccader_separate")
 class SaccaderSeparate(Saccader):
-    """Saccader that finds locations in a small version of the image and classifies what is there by another network.
+    """Saccader with a second network that classifies full-resolution glimpses (Saccader-NASNet in the paper).
 
-    Each glimpse is cut from the full-resolution image, resampled to the classifier's input and classified; the logits
-    are averaged. Training begins with the weights of a `Saccader` where there are some (``--init-from``), to which the
-    classifier is added. With no locations it is the BagNet on the small version.
+    The BagNet finds locations in a small version of the image. Each glimpse is cut from the full-resolution image,
+    resampled to the input size of the classifier and classified. The logits are averaged. Training usually starts from
+    the weights of a trained `Saccader` (``--init-from``). Without locations the prediction is that of the BagNet.
 
     Args:
-        num_classes: classes.
+        num_classes: number of classes.
         classifier: timm name of the network that classifies glimpses.
-        classifier_options: further keywords for it.
-        pretrained: load timm's pretrained weights into the classifier, or those of this file.
-        glimpse_size: side that a glimpse is resampled to; the classifier's own input size if None.
-        locator_pretrained: load these weights into the backbone, which finds the locations.
-        options: of `Saccader`.
+        classifier_options: further keywords for the classifier.
+        pretrained: True loads the weights that timm downloads into the classifier; a path loads that file.
+        glimpse_size: side in pixels that a glimpse is resampled to; the classifier's input size if None.
+        locator_pretrained: weights to load into the BagNet.
+        options: see `Saccader`.
 
     Raises:
         ConfigError: see `Saccader`.
@@ -642,29 +678,29 @@ class SaccaderSeparate(Saccader):
         )
         options = {"num_classes": num_classes, **(classifier_options or {})}
         network = create_network(classifier, in_chans, pretrained, options, glimpse_size)
-        card = getattr(network, "pretrained_cfg", None) or {}
-        side = glimpse_size or card.get("input_size", (3, 224, 224))[-1]
+        config = getattr(network, "pretrained_cfg", None) or {}
+        side = glimpse_size or config.get("input_size", (3, 224, 224))[-1]
         self.glimpse_size = (side, side)
         self.classifier = channels_last(network)
-        # Both networks see the same image, each normalised as it was trained.
-        own_mean, own_std = (torch.tensor(per_band(card.get(key, (0.5,)), in_chans)) for key in ("mean", "std"))
+        # Convert from the normalisation of the BagNet to that of the classifier.
+        own_mean, own_std = (torch.tensor(per_band(config.get(key, (0.5,)), in_chans)) for key in ("mean", "std"))
         self.register_buffer("gain", (self.std / own_std)[:, None, None], persistent=False)
         self.register_buffer("shift", ((self.mean - own_mean) / own_std)[:, None, None], persistent=False)
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
-        # Batch norms see whole rollouts in training; else there may be hundreds of cells, which memory does not hold.
+        # In training, batch norms need all glimpses at once. In evaluation, chunks of 16 cells limit the memory.
         return torch.cat(
             [
-                self._look_at(views, seen, which, part)
+                self._classify_glimpses(views, seen, which, part)
                 for part in cells.split(cells.shape[1] if self.training else 16, 1)
             ],
             1,
         )
 
-    def _look_at(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
+    def _classify_glimpses(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         boxes = self.boxes(seen.root[which], cells)
-        looked = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
-        return self.classifier(torch.addcmul(self.shift, looked, self.gain)).unflatten(0, (len(which), -1))
+        glimpses = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
+        return self.classifier(torch.addcmul(self.shift, glimpses, self.gain)).unflatten(0, (len(which), -1))
 
     def dense(self) -> nn.Module:
         return self.classifier
@@ -674,13 +710,13 @@ class SaccaderSeparate(Saccader):
 
 
 class ReferenceSaccader(Saccader):
-    """Saccader as released; its stages are three runs, see the recipes."""
+    """Saccader as released. Its three stages are separate runs, see the recipes."""
 
     def default_objective(self) -> Objective:
         return SaccaderObjective(pretraining=0.0)
 
 
-_AS_RELEASED: dict[str, Any] = {
+_RELEASED_OPTIONS: dict[str, Any] = {
     "backbone_options": {"downsample_bn": "main"},
     "released_boxes": True,
     "antialias": False,
@@ -691,13 +727,13 @@ _AS_RELEASED: dict[str, Any] = {
 
 @MODELS.register("saccader_bagnet77.reference")
 def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
-    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and statistics with 1,001
-    classes."""
-    return ReferenceSaccader(num_classes, locations=locations, **{**_AS_RELEASED, **options})
+    """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and running statistics with
+    1,001 classes."""
+    return ReferenceSaccader(num_classes, locations=locations, **{**_RELEASED_OPTIONS, **options})
 
 
 class ReferenceSaccaderSeparate(SaccaderSeparate):
-    """The separate classifier as published, tuned on the glimpses of a Saccader that is left as it is."""
+    """The separate classifier as published: fine-tuned on the glimpses of a frozen Saccader."""
 
     objective = CrossEntropy
 
@@ -709,7 +745,7 @@ class ReferenceSaccaderSeparate(SaccaderSeparate):
 def saccader_nasnetalarge(
     num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any
 ) -> ReferenceSaccaderSeparate:
-    """ImageNet: locations found at 224 px, what lies there seen at 113 px, about as in images of 331 px, by NASNet-A
-    (large)."""
-    preset = {**_AS_RELEASED, "classifier": "nasnetalarge", "glimpse_size": 113}
+    """ImageNet: locations at 224 px, classified by NASNet-A (large) from glimpses of 113 px, which is about their size
+    in images of 331 px."""
+    preset = {**_RELEASED_OPTIONS, "classifier": "nasnetalarge", "glimpse_size": 113}
     return ReferenceSaccaderSeparate(num_classes, locations=locations, **{**preset, **options})

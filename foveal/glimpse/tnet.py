@@ -1,17 +1,18 @@
-"""TNet, the Traversal Network: a thumbnail first, then the few regions worth a closer look, coarse to fine.
+"""TNet, the Traversal Network: looks at a thumbnail, then at the most informative regions, coarse to fine.
 
-"Hard-Attention for Scalable Image Classification", Papadopoulos, Korus and Memon, NeurIPS 2021, arXiv 2102.10212; the
-mechanics follow the released TensorFlow code (Tpap/TNet). One backbone sees every look, at one size. From each look it
-gives a feature vector, tagged with where and at which scale it was taken, and a distribution over a grid of overlapping
-regions of what it saw; the most probable are cut from the full-resolution image and looked at in turn. All vectors are
-averaged and classified by one linear layer. Cost follows the number of looks and not the size of the image.
+"Hard-Attention for Scalable Image Classification", Papadopoulos, Korus and Memon, NeurIPS 2021, arXiv 2102.10212.
+Details follow the released TensorFlow code (Tpap/TNet). The feature extraction module, one backbone with one input
+size, processes every look. It gives a feature vector, which the positional encoding module tags with the position and
+scale of the look, and the location module predicts a distribution over a grid of overlapping regions of the look. The
+most probable regions are cut from the full-resolution image and processed in the same way. The feature vectors of all
+looks are averaged and classified by a linear layer. The cost depends on the number of looks and not on the size of the
+image.
 
-`tnet` is our default; names with ``.reference`` follow the paper to the letter.
+`tnet` is the default of this package. Models with ``.reference`` in their name follow the paper.
 
-An image that is not square is squashed for the thumbnail alone. Closer looks are squares inside the image, and cells
-that nearly coincide are one (`foveal.glimpse.grid`). Where an image has fewer cells than the budget asks for, each is
-looked at once: the answer is the mean of the looks that were taken, and they are what glimpses, contributions and
-counts tell of.
+An image that is not square is squashed for the thumbnail only. Closer looks are squares inside the image, and cells
+that nearly coincide count as one (`foveal.glimpse.grid`). If an image has fewer cells than ``locations`` asks for, each
+is looked at once. The prediction, the glimpses, contributions and counts are those of the looks taken.
 
 Example:
     >>> import torch
@@ -39,8 +40,9 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, channels_last, create_network, on_host, per_band, whole_image
+from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
+from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
@@ -54,21 +56,21 @@ from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Rando
 
 
 def code_frequencies(dim: int) -> Tensor:
-    """(dim // 6,) frequencies of a position code, from 1 to 1/100: the released code's base is 100."""
+    """(dim // 6,) frequencies of the positional encoding, from 1 to 1/100. The released code uses base 100."""
     m = dim // 6
     return 100 ** (-torch.arange(m, dtype=torch.float32) / (m - 1))
 
 
 def position_code(position: Tensor, frequency: Tensor, dim: int) -> Tensor:
-    """Sinusoidal code of (y, x, scale) coordinates.
+    """Sinusoidal encoding of (y, x, scale) coordinates.
 
     Args:
         position: (..., 3).
-        frequency: of `code_frequencies`.
-        dim: length of the code, at least 12.
+        frequency: frequencies, see `code_frequencies`.
+        dim: length of the encoding, at least 12.
 
     Returns:
-        (..., dim): for each coordinate the sines, then the cosines of all frequencies; zeros fill up.
+        (..., dim): for each coordinate the sines, then the cosines of all frequencies; padded with zeros.
     """
     angle = position[..., None] * frequency
     code = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
@@ -76,11 +78,12 @@ def position_code(position: Tensor, frequency: Tensor, dim: int) -> Tensor:
 
 
 class PositionModule(nn.Module):
-    """Tags a feature vector with where and at which scale it was taken.
+    """The positional encoding module: adds position and scale of a look to its feature vector.
 
     Args:
-        features: length D of the vector.
-        concat: ``W [f; code] + c`` with a code of length D (ImageNet); else ``swish(f + W code + c)`` with D / 4.
+        features: length D of the feature vector.
+        concat: ``W [f; code] + c`` with a code of length D (ImageNet); otherwise ``swish(f + W code + c)`` with a code
+            of length D / 4.
     """
 
     frequency: Tensor
@@ -100,20 +103,19 @@ class PositionModule(nn.Module):
 
 
 class LocationModule(nn.Module):
-    """Scores the cells of a grid from one descriptor each.
+    """The location module: scores the cells of a grid from one descriptor per cell.
 
-    The 1x1 convolutions of the paper are linear layers over the cells here, which take a fraction of the time on so
-    small a grid.
+    The 1x1 convolutions of the paper are implemented as linear layers over the cells, which are faster on a small grid.
 
     Args:
         channels: length of a descriptor.
         side: cells per axis.
-        context: length of the look's feature vector, tiled over the grid, with LeakyReLU (ImageNet); 0 for a
-            squeeze-and-excitation over the grid instead, with swish.
-        scale: initial factor on the normalised scores, learned; None leaves them at unit norm, which bounds every
-            probability near uniform (the released code).
-        detached: the policy's gradient ends here (the paper); otherwise it trains the network that makes the
-            descriptors too.
+        context: length of the look's feature vector, which is concatenated to each descriptor, with LeakyReLU
+            (ImageNet). 0 uses squeeze-and-excitation over the grid instead, with swish.
+        scale: initial value of a learned factor on the normalised scores. None keeps unit norm, as in the released
+            code, which keeps every probability close to uniform.
+        detached: detach the inputs, so the policy gradient trains this module only (the paper). Otherwise it trains the
+            backbone too.
     """
 
     coordinates: Tensor
@@ -141,7 +143,7 @@ class LocationModule(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, descriptors: Tensor, feature: Tensor) -> Tensor:
-        """(N, side**2, channels) and (N, D) to (N, side**2) scores."""
+        """Descriptors (N, side**2, channels) and feature vectors (N, D) to scores (N, side**2)."""
         x, feature = (descriptors.detach(), feature.detach()) if self.detached else (descriptors, feature)
         where = self.coordinates * self.coordinate_gain + self.coordinate_bias
         where = where.to(x.dtype).expand(len(x), -1, -1)
@@ -153,13 +155,14 @@ class LocationModule(nn.Module):
             x = torch.cat([x, where], dim=-1)
         scores = self.score(self.act(self.hidden(x))).squeeze(-1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        # The floor is not in the paper: it keeps all-equal zero scores from dividing by zero.
+        # The minimum is not in the paper. It prevents a division by zero.
         scores = scores / scores.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return scores if self.log_scale is None else scores * self.log_scale.exp()
 
 
 class FeatureWeighting(nn.Module):
-    """Weights of the feature vectors of one image, instead of a plain mean (bird data sets)."""
+    """The feature weighting module: learned weights of the feature vectors of an image, instead of a mean (bird data
+    sets)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -168,15 +171,17 @@ class FeatureWeighting(nn.Module):
         self.score = nn.Linear(features, 1)
 
     def forward(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
-        """(B, N, D) to (B, N) weights that sum to 1; 0 for looks that were not ``taken``, (B, N) bool, if given."""
-        mean = features.mean(1) if taken is None else (_shares(taken, features.dtype)[..., None] * features).sum(1)
+        """(B, N, D) to (B, N) weights that sum to 1. Looks that were not ``taken``, (B, N) bool, get weight 0."""
+        mean = (
+            features.mean(1) if taken is None else (_equal_weights(taken, features.dtype)[..., None] * features).sum(1)
+        )
         gate = self.excite(F.silu(self.squeeze(mean))).sigmoid()
         scores = self.score(features * gate[:, None]).squeeze(-1)
         return (scores if taken is None else scores.masked_fill(~taken, -math.inf)).softmax(1)
 
 
-def _shares(taken: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, N) equal weights of the looks that were taken, (B, N) bool."""
+def _equal_weights(taken: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N) equal weights of the looks taken, (B, N) bool."""
     return taken.to(dtype) / taken.sum(1, keepdim=True)
 
 
@@ -185,9 +190,9 @@ def _shares(taken: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class _Traversal:
-    """What a traversal saw: rows are images (of every rollout in turn), columns glimpses.
+    """Looks of a traversal: rows are images (of each rollout in turn), columns are glimpses.
 
-    Images that are not square may have fewer cells than the budget asks for; then the last columns of a grid were not
+    Images that are not square may have fewer cells than ``locations`` asks for. The last columns of a grid are then not
     taken.
     """
 
@@ -195,12 +200,12 @@ class _Traversal:
     boxes: np.ndarray  # (R, N, 4)
     taken: np.ndarray  # (R, N) bool
     level: np.ndarray  # (N,)
-    parent: np.ndarray  # (N,), -1 for a look that was not chosen from any of these
+    parent: np.ndarray  # (N,), -1 for looks without a parent
     log_p: list[Tensor]  # for each level with grids: (R, n, K)
     cells: list[Tensor]  # for each level with grids: (R, n, k)
 
     def join(self, below: _Traversal) -> _Traversal:
-        """These looks, followed by looks that were chosen from the first one."""
+        """These looks, followed by looks that were chosen from the first of them."""
         return _Traversal(
             torch.cat([self.features, below.features], 1),
             np.concatenate([self.boxes, below.boxes], 1),
@@ -212,17 +217,18 @@ class _Traversal:
         )
 
     def rows(self, which: np.ndarray) -> _Traversal:
-        """Features and boxes of some images (bool); choices are dropped."""
+        """Features and boxes of some images, selected by a bool mask. Choices are dropped."""
         kept = true_indices(which, self.features.device)
         return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
 
     @property
     def mask(self) -> Tensor | None:
-        """`taken` on the device of the features; None where every look was taken."""
+        """`taken` on the device of the features; None if every look was taken."""
         return None if self.taken.all() else to_device(self.taken, self.features.device)
 
     def log_probability(self, likelihood: Likelihood) -> Tensor:
-        """(R, choices) of each choice given those before it in the same grid; 0 of no look."""
+        """(R, choices) log-probability of each choice given the earlier choices in the same grid; 0 for looks not
+        taken."""
         steps = [likelihood(p, c).flatten(1) for p, c in zip(self.log_p, self.cells, strict=True)]
         if not steps:
             return self.features.new_zeros((len(self.features), 0), dtype=torch.float32)
@@ -232,14 +238,14 @@ class _Traversal:
 
 @dataclass
 class _Grids:
-    """Grids laid over looks, n for each row."""
+    """Grids over looks, n for each row."""
 
-    boxes: np.ndarray  # (R, n, K, 4) of the cells
-    offered: np.ndarray  # (R, n, K) bool, cells that a look may be taken at
+    boxes: np.ndarray  # (R, n, K, 4) boxes of the cells
+    offered: np.ndarray  # (R, n, K) bool, whether a cell may be chosen
     log_p: Tensor  # (R, n, K)
 
     def rows(self, which: np.ndarray) -> _Grids:
-        """Selected rows (bool)."""
+        """Rows selected by a bool mask."""
         return _Grids(self.boxes[which], self.offered[which], self.log_p[true_indices(which, self.log_p.device)])
 
     def repeat(self, times: int) -> _Grids:
@@ -248,12 +254,14 @@ class _Grids:
         return _Grids(boxes, offered, self.log_p.repeat(times, 1, 1))
 
     def chosen(self, cells: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(R, n, k, 4) boxes of cells (R, n, k), and which of them are offered, (R, n, k) bool."""
-        # Shapes alone are counted on the meta device: as many cells as can be had.
-        known = (
+        """Boxes (R, n, k, 4) of cells (R, n, k), and whether each cell is offered, (R, n, k) bool."""
+        # On the meta device, which has no values, choose as many offered cells as possible.
+        chosen = (
             np.argsort(~self.offered, -1, kind="stable")[..., : cells.shape[-1]] if cells.is_meta else on_host(cells)
         )
-        return np.take_along_axis(self.boxes, known[..., None], axis=2), np.take_along_axis(self.offered, known, axis=2)
+        return np.take_along_axis(self.boxes, chosen[..., None], axis=2), np.take_along_axis(
+            self.offered, chosen, axis=2
+        )
 
 
 @MODELS.register("tnet")
@@ -261,49 +269,50 @@ class TNet(GlimpseClassifier):
     """The Traversal Network on any timm backbone.
 
     Args:
-        num_classes: classes.
-        backbone: timm name of the network that sees every look.
+        num_classes: number of classes.
+        backbone: timm name of the network that processes every look.
         backbone_options: further keywords for `timm.create_model`.
-        pretrained: load timm's pretrained weights into the backbone, or those of this file.
-        in_chans: bands of the images.
-        base_size: side that every look is resampled to; the backbone's own input size if None.
-        grid: cells per axis of the grid laid over each look.
+        pretrained: True loads the weights that timm downloads into the backbone; a path loads that file.
+        in_chans: number of bands of the images.
+        base_size: side in pixels that every look is resampled to; the backbone's input size if None.
+        grid: cells per axis of the grid over each look.
         region: side of a cell as a share of the side of the look.
-        locations: default budget: cells chosen from each grid of level 1, level 2, ...
-        location_features: module of the backbone whose output describes the cells; if None the deepest one that has at
+        locations: default number of cells chosen from each grid of level 1, level 2, ...
+        location_features: module of the backbone whose output describes the cells; if None, the deepest one with at
             least two rows per cell.
-        location_index: rows and columns of that map that stand for the cells; if None its average over each cell.
-        location_context: score the cells beside the look's feature vector (ImageNet's form of the location module).
-        score_scale: initial sharpness of the policy, learned; None keeps scores at unit norm, as released.
-        detached_policy: the policy's gradient trains the location module alone, as published. By default it trains the
-            backbone too, which then learns features to find objects by.
-        position_concat: concatenate the position code, with no activation (ImageNet's form), rather than add it.
-        weighting: weigh feature vectors by a learned gate rather than equally.
-        head_dropout: dropout before the classifier.
-        padded_grid: cells placed as the released code places them.
-        level_statistics: batch norms keep running statistics for each processing level of the budget trained with, as
-            their batches are of one level each: where thumbnails look unlike close looks, those of all together fit
-            neither. The paper keeps one set.
+        location_index: rows and columns of that feature map that describe the cells; if None, its average over each
+            cell.
+        location_context: concatenate the feature vector of the look to each descriptor (location module for ImageNet).
+        score_scale: initial value of a learned scale of the scores; None keeps unit norm, as in the released code.
+        detached_policy: the policy gradient trains the location module only, as in the paper. By default it trains the
+            backbone too, which then learns features for finding objects.
+        position_concat: concatenate the positional encoding, without activation (ImageNet), instead of adding it.
+        weighting: weigh feature vectors by the feature weighting module, instead of equally.
+        head_dropout: dropout rate before the classifier.
+        padded_grid: place cells as in the released code.
+        level_statistics: keep running statistics of batch norms for each processing level of ``locations``, instead of
+            one set as in the paper. Each batch holds looks of one level. Helps where thumbnails and close looks have
+            different statistics.
         mean, std: normalisation; the backbone's if None.
-        squash: squash the whole image into the first look, and cells as much, rather than look at the square around it.
+        squash: squash the whole image for the first look, and the cells with it, instead of looking at the square
+            around it.
         antialias: resample with antialiasing.
-        fit_grid: fit the grid to images that are not square, so that no look is spent on what lies outside them: the
-            first look is the whole image, squashed, and the cells are squares inside it (`foveal.glimpse.grid`). False
-            looks at the square around the image, as models of earlier versions do. Nothing changes for square images,
-            nor beside ``squash``, ``padded_grid`` and ``location_index``, which say how a paper places its cells.
-        region_mpp: micrometres per pixel of the closest looks, instead of cells that are shares of the image; the side
-            of such a look is base_size * region_mpp / (micrometres per pixel of the image) pixels of the image. The
-            closest looks are those of the last level of the default budget; at each level before them looks are 1 /
-            ``region`` times as coarse. Needs images whose files say how large a pixel is (`foveal.images.scale`); 1e6
-            is a metre, for rasters.
+        fit_grid: fit the grid to images that are not square: the first look is the whole image, squashed, and the cells
+            are squares inside it (`foveal.glimpse.grid`). False looks at the square around the image, as in earlier
+            versions. No effect on square images, or with ``squash``, ``padded_grid`` or ``location_index``.
+        region_mpp: micrometres per pixel of the closest looks. Cells then have a fixed physical size instead of being
+            shares of the image: the side of a closest look is base_size * region_mpp / (micrometres per pixel of the
+            image) pixels of the image. The closest looks are those of the last level of the default ``locations``; each
+            level before is coarser by 1 / ``region``. Requires images with a known pixel size (`foveal.images.scale`).
+            For rasters in metres, 1e6 is one metre.
 
     Raises:
-        ConfigError: an unknown backbone or location feature, a budget that no grid can meet, or a ``region_mpp`` that
-            cannot be kept to.
+        ConfigError: the backbone or the location features are unknown, ``locations`` exceeds the number of cells, or
+            ``region_mpp`` conflicts with other options.
 
     Attributes:
-        takes_whole: rollouts know the policy ``whole``, see `TNetObjective`; where the backbone takes one size only, or
-            looks have a physical size, that is ``random``.
+        takes_whole: rollouts support the policy ``whole``, see `TNetObjective`. Otherwise it falls back to ``random``:
+            for backbones of a fixed input size, and with ``region_mpp``.
     """
 
     objective: type[Any] = TNetObjective
@@ -344,10 +353,10 @@ class TNet(GlimpseClassifier):
         network = create_network(
             backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size
         )
-        card = getattr(network, "pretrained_cfg", None) or {}
-        side = base_size or card.get("input_size", (3, 224, 224))[-1]
-        mean = mean or card.get("mean", (0.5,))
-        std = std or card.get("std", (0.5,))
+        config = getattr(network, "pretrained_cfg", None) or {}
+        side = base_size or config.get("input_size", (3, 224, 224))[-1]
+        mean = mean or config.get("mean", (0.5,))
+        std = std or config.get("std", (0.5,))
         super().__init__(
             num_classes,
             (side, side),
@@ -362,7 +371,7 @@ class TNet(GlimpseClassifier):
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
         if region_mpp is not None and (region_mpp <= 0 or not self._fits):
             raise ConfigError(
-                f"region_mpp={region_mpp}: needs a number above 0 and cells that fit the image; leave fit_grid on,"
+                f"region_mpp={region_mpp}: must be above 0 and needs a fitted grid; leave fit_grid on,"
                 " and squash, padded_grid and location_index out"
             )
         self.region_mpp = region_mpp
@@ -372,7 +381,7 @@ class TNet(GlimpseClassifier):
             for name in ("running_mean", "running_var"):
                 for level in range(2, self.statistics + 1):
                     norm.register_buffer(f"{name}_{level}", norm.get_buffer(name).clone())
-        self.location_features = location_features or _descriptive_module(network, side, grid)
+        self.location_features = location_features or _default_location_features(network, side, grid)
         channels, map_side, features = self._probe(backbone, in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
         first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
@@ -385,7 +394,7 @@ class TNet(GlimpseClassifier):
         self.dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(features, num_classes)
         self.likelihood = independent if score_scale is None else plackett_luce
-        self.takes_whole = region_mpp is None and self._takes_whole(in_chans)
+        self.takes_whole = region_mpp is None and self._supports_whole(in_chans)
 
     @property
     def most_cells(self) -> int:
@@ -397,7 +406,7 @@ class TNet(GlimpseClassifier):
     # ---- one look
 
     def perceive(self, seen: Tensor, position: Tensor, level: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Pass looks through the backbone.
+        """Pass looks through the backbone and the positional encoding module.
 
         Args:
             seen: (N, C, h, w) normalised looks.
@@ -405,34 +414,42 @@ class TNet(GlimpseClassifier):
             level: processing level of the looks.
 
         Returns:
-            (N, D) tagged feature vectors, and what `score` takes.
+            (N, D) tagged feature vectors, and the inputs of `score`.
         """
-        tapped: list[Tensor] = []
-        tap = self.backbone.get_submodule(self.location_features).register_forward_hook(
-            lambda _m, _i, out: tapped.append(out)
+        outputs: list[Tensor] = []
+        hook = self.backbone.get_submodule(self.location_features).register_forward_hook(
+            lambda _m, _i, out: outputs.append(out)
         )
         try:
             with _running_statistics(self.backbone, min(level, self.statistics)):
                 feature = _embed(self.backbone, seen)
         finally:
-            tap.remove()
-        return self.position(feature, position), (_as_map(tapped[0], self.backbone), feature)
+            hook.remove()
+        return self.position(feature, position), (_as_map(outputs[0], self.backbone), feature)
 
     def score(self, features: Tensor, feature: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(N, channels, h, w) maps and (N, D) untagged feature vectors of looks to (N, side**2) scores of their cells;
-        see `describe`."""
+        """Score the cells of looks.
+
+        Args:
+            features: (N, channels, h, w) feature maps of the looks.
+            feature: (N, D) feature vectors without position.
+            weights: see `describe`.
+
+        Returns:
+            (N, side**2) scores.
+        """
         return self.location(self.describe(features, weights), feature)
 
     def describe(self, features: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Describe the cells of looks.
+        """Descriptors of the cells of looks.
 
         Args:
-            features: (N, channels, h, w) maps of the looks.
-            weights: (N, side, h) and (N, side, w), which average the map over each row and each column of cells; those
-                of square looks if None.
+            features: (N, channels, h, w) feature maps of the looks.
+            weights: (N, side, h) and (N, side, w) weights that average the map over each row and each column of cells;
+                those of square looks if None.
 
         Returns:
-            One descriptor for each cell, (N, side**2, channels).
+            (N, side**2, channels).
         """
         if self.location_index is not None:
             rows, columns = (
@@ -440,44 +457,44 @@ class TNet(GlimpseClassifier):
             )
             return features.index_select(2, rows).index_select(3, columns).flatten(2).transpose(1, 2)
         images, channels, _, width = features.shape
-        down, across = (of.to(features.dtype) for of in weights or (self.cell_weights,) * 2)
+        down, across = (w.to(features.dtype) for w in weights or (self.cell_weights,) * 2)
         if weights is not None:
             across = across.repeat_interleave(self.grid.side, 0)
-        # Channels are last in memory: averaged as they lie, down first, then across.
+        # The map is channels last in memory, so average over rows first, then over columns.
         rows = (down @ features.permute(0, 2, 3, 1).flatten(2)).reshape(-1, width, channels)
         return (across @ rows).reshape(images, -1, channels)
 
     # ---- the traversal
 
     def _traverse(self, views: Views, locations: Sequence[int], policies: Sequence[Policy], draws: Draws) -> _Traversal:
-        """Traverse a batch once per policy; rollouts share the thumbnail, and their looks share each backbone pass."""
-        tries = len(policies)
-        thumbnail, look = self._thumbnail(views, tries)
+        """Traverse a batch once per policy. Rollouts share the thumbnail and each pass through the backbone."""
+        count = len(policies)
+        thumbnail, look = self._thumbnail(views, count)
         if not locations:
             return thumbnail
 
         def select(log_p: Tensor, k: int, depth: int) -> Tensor:
-            parts = zip(policies, log_p.chunk(tries), strict=True)
-            return torch.cat([self._select(name, part, k, draws, depth, t) for t, (name, part) in enumerate(parts)])
+            parts = zip(policies, log_p.chunk(count), strict=True)
+            return torch.cat([self._select(policy, part, k, draws, depth, i) for i, (policy, part) in enumerate(parts)])
 
-        which = np.tile(np.arange(len(views)), tries)
+        which = np.tile(np.arange(len(views)), count)
         grids = self._grids(
             views, np.arange(len(views)), thumbnail.boxes[: len(views)], thumbnail.taken[: len(views)], look
-        ).repeat(tries)
+        ).repeat(count)
         return thumbnail.join(self._expand(views, which, grids, locations, select))
 
-    def _thumbnail(self, views: Views, tries: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
-        """The first look, repeated ``tries`` times, and the inputs of `score`, once."""
+    def _thumbnail(self, views: Views, count: int = 1) -> tuple[_Traversal, tuple[Tensor, Tensor]]:
+        """The first look, repeated for each rollout, and the inputs of `score`, not repeated."""
         if self.region_mpp is not None:
             for i in np.flatnonzero(np.isnan(views.mpp)).tolist():
-                what = "does not say how large its pixels are, which this model's region_mpp needs"
+                problem = "has no pixel size, which region_mpp of this model needs"
                 views.errors.setdefault(
-                    i, f"{views.name(i)}: {what}; give a file that does, or use a model without region_mpp"
+                    i, f"{views.name(i)}: {problem}; give a file with one, or use a model without region_mpp"
                 )
         boxes = self.root(views.sizes)
         position = torch.zeros(len(views), 3, device=self.mean.device)
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
-        features, boxes = tagged[:, None].repeat(tries, 1, 1), np.tile(boxes[:, None], (tries, 1, 1))
+        features, boxes = tagged[:, None].repeat(count, 1, 1), np.tile(boxes[:, None], (count, 1, 1))
         taken = np.ones(boxes.shape[:2], dtype=bool)
         return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
 
@@ -495,16 +512,15 @@ class TNet(GlimpseClassifier):
         Args:
             views: the images.
             which: (R,) image of each row.
-            boxes: (R, n, 4) of the looks.
-            taken: (R, n) bool, which of them were taken; the others get grids without a cell.
-            look: what `score` takes, of those that were taken.
+            boxes: (R, n, 4) boxes of the looks.
+            taken: (R, n) bool, whether each look was taken. Grids of looks not taken offer no cell.
+            look: inputs of `score`, for the looks taken.
             depth: processing level of the looks.
         """
         cells, offered = self.cells(boxes, views.sizes[which], views.mpp[which], depth)
         scores = _scatter(self.score(*look, self._weights(boxes[taken], cells[taken])), taken)
         log_p = scores.unflatten(0, taken.shape).masked_fill(to_device(~offered, scores.device), NEVER).log_softmax(-1)
-        # In a grid that is not fitted, cells outside the image come last, but are looked at where the budget asks for
-        # so many.
+        # In a grid that is not fitted, cells outside the image are the least probable, but can be chosen.
         return _Grids(cells, offered & taken[..., None] if self._fits else np.ones_like(offered), log_p)
 
     def cells(
@@ -513,13 +529,13 @@ class TNet(GlimpseClassifier):
         """Cells of the grids over looks.
 
         Args:
-            boxes: (R, n, 4) of the looks.
-            sizes: (R, 2) of the images.
-            mpp: (R,) micrometres per pixel of the images, NaN where it is not known; for models with ``region_mpp``.
+            boxes: (R, n, 4) boxes of the looks.
+            sizes: (R, 2) sizes of the images.
+            mpp: (R,) micrometres per pixel of the images, NaN if unknown; used with ``region_mpp``.
             depth: processing level of the looks.
 
         Returns:
-            (R, n, side**2, 4) boxes of the cells, and which of them are offered to the policy, (R, n, side**2) bool.
+            Boxes of the cells (R, n, side**2, 4), and whether each is offered to the policy, (R, n, side**2) bool.
         """
         if self._fits:
             given = None
@@ -531,20 +547,19 @@ class TNet(GlimpseClassifier):
         return cells, ~outside(cells, sizes)
 
     def _weights(self, boxes: np.ndarray, cells: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """Where cells (N, K, 4) lie on the maps of looks (N, 4), as `describe` wants it; None where all lie as in a
-        square look."""
-        usual = (cells == self.grid.boxes(boxes)).all((1, 2))
-        if usual.all() or not self._fits:
+        """Weights for `describe`, for cells (N, K, 4) of looks (N, 4); None if all cells lie as in a square look."""
+        as_square = (cells == self.grid.boxes(boxes)).all((1, 2))
+        if as_square.all() or not self._fits:
             return None
         cells = cells.reshape(-1, self.grid.side, self.grid.side, 4)
         device, length = self.cell_weights.device, self.cell_weights.shape[1]
         weights = []
         for axis, edges in enumerate((cells[:, :, 0], cells[:, 0])):
-            pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # of the image, for each of the map
+            pixels = (boxes[:, axis + 2] - boxes[:, axis])[:, None] / length  # pixels of the image per pixel of the map
             first, last = ((edges[..., i] - boxes[:, None, axis]) / pixels for i in (axis, axis + 2))
             weights.append(
                 torch.where(
-                    to_device(usual, device)[:, None, None],
+                    to_device(as_square, device)[:, None, None],
                     self.cell_weights,
                     to_device(_means(first, last, length), device),
                 )
@@ -559,21 +574,20 @@ class TNet(GlimpseClassifier):
         locations: Sequence[int],
         select: Callable[[Tensor, int, int], Tensor],
     ) -> _Traversal:
-        """Look into the first looks at images, level by level.
+        """Look at cells of the first looks, level by level.
 
         Args:
             views: the images.
             which: (R,) image of each row.
-            grids: over the first looks, one for each row.
-            locations: how many cells to choose from each grid of each level.
-            select: ``select(log_p, k, depth)`` chooses k cells, (R, n, k), of grids with these (R, n, K)
-                log-probabilities.
+            grids: grids over the first looks, one for each row.
+            locations: number of cells to choose from each grid of each level.
+            select: ``select(log_p, k, depth)`` chooses (R, n, k) cells of grids with (R, n, K) log-probabilities.
         """
         position = torch.zeros(len(which), 3, device=self.mean.device)
-        nothing = position.new_zeros(len(which), 0, self.classifier.in_features)
+        no_features = position.new_zeros(len(which), 0, self.classifier.in_features)
         empty = np.zeros((len(which), 0))
         found = _Traversal(
-            nothing, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], []
+            no_features, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], []
         )
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
@@ -616,34 +630,34 @@ class TNet(GlimpseClassifier):
     # ---- classification
 
     def _fuse(self, seen: _Traversal) -> tuple[Tensor, Tensor]:
-        """Fused (R, D) features, and the (R, N) weight of each look."""
+        """Fused features (R, D), and the weight (R, N) of each look."""
         features, mask = seen.features, seen.mask
         if self.weighting is not None:
             weight = self.weighting(features, mask)
         elif mask is None:
             weight = features.new_full(features.shape[:2], 1 / features.shape[1])
         else:
-            weight = _shares(mask, features.dtype)
+            weight = _equal_weights(mask, features.dtype)
         return (weight[..., None] * features).sum(1), weight
 
     def classify(
-        self, views: Views, budget: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
-        seen = self._traverse(views, budget, [policy], draws)
+        seen = self._traverse(views, locations, [policy], draws)
         log_p = seen.log_probability(policy.likelihood or self.likelihood)
         return self._classified(seen, log_p, contributions, views.bytes_read)
 
     def _classified(
         self, seen: _Traversal, log_p: Tensor, contributions: bool, read: np.ndarray | None = None
     ) -> Classification:
-        """Classification from the looks at a batch, chosen with log-probabilities (R, N - 1)."""
+        """Classify looks that were chosen with log-probabilities (R, N - 1)."""
         fused, weight = self._fuse(seen)
-        # The head is linear: each glimpse's share of the logits is exact, and the bias is shared out by weight.
+        # The head is linear, so contributions are exact. The bias is distributed by weight.
         contribution = (weight[..., None] * self.classifier(seen.features)).flatten(0, 1) if contributions else None
         images = len(seen.features)
-        # A look's place among those of its image that were taken; that of a parent, for each look.
-        place = np.cumsum(seen.taken, axis=1) - 1
-        parent = np.where(seen.parent < 0, -1, place[:, seen.parent])
+        # Index of each look among the looks taken of its image, and index of its parent.
+        index = np.cumsum(seen.taken, axis=1) - 1
+        parent = np.where(seen.parent < 0, -1, index[:, seen.parent])
         glimpses = Glimpses(
             image=np.repeat(np.arange(images), seen.taken.shape[1]),
             box=seen.boxes.reshape(-1, 4),
@@ -657,13 +671,13 @@ class TNet(GlimpseClassifier):
             glimpses = glimpses[seen.taken.ravel()]
         return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
 
-    def classify_in_turns(self, views: Views, budget: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
-        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in descending probability, each with what lies
-        below it."""
+    def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in order of descending probability, each with
+        all its descendants."""
         which, done = np.arange(len(views)), []
         known, look = self._thumbnail(views)
         chances = known.features.new_zeros(len(views), 0, dtype=torch.float32)
-        for start in range(0, budget[0] if budget else 0, at_once):
+        for start in range(0, locations[0] if locations else 0, at_once):
             going = yield which, self.classifier(self._fuse(known)[0])
             on = true_indices(going, chances.device)
             if not going.all():
@@ -672,21 +686,21 @@ class TNet(GlimpseClassifier):
                 which, known, chances = which[going], known.rows(going), chances[on]
             if not len(which):
                 break
-            if not start:  # where to look is worked out for those alone that go on
+            if not start:  # only images that get more looks are scored
                 grids = self._grids(views, which, known.boxes, known.taken, (look[0][on], look[1][on]))
-                order = GREEDY.choose(grids.log_p, budget[0])
+                order = GREEDY.choose(grids.log_p, locations[0])
                 turns = self.likelihood(grids.log_p, order)[:, 0]
             elif not going.all():
                 grids, order, turns = grids.rows(going), order[on], turns[on]
             cells = order[..., start : start + at_once]
             if not grids.chosen(cells)[1].any():
-                continue  # all cells of these images have been looked at
+                continue  # no offered cell is left
 
             def select(log_p: Tensor, k: int, depth: int, cells: Tensor = cells) -> Tensor:
                 return cells if depth == 1 else GREEDY.choose(log_p, k)
 
-            below = self._expand(views, which, grids, budget, select)
-            # Of the first level's choices the likelihood follows all that came before, not only these.
+            below = self._expand(views, which, grids, locations, select)
+            # Log-probabilities of the first level depend on all earlier choices, so they come from ``turns``.
             below.log_p, below.cells = below.log_p[1:], below.cells[1:]
             chance = below.log_probability(self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
@@ -694,14 +708,14 @@ class TNet(GlimpseClassifier):
             done.append((which, self._classified(known, chances, contributions)))
         return Classification.merge(done, views.bytes_read)
 
-    def roll_out(self, views: Views, budget: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         if any(policy.one_pass for policy in policies):
-            if self.takes_whole and budget:
+            if self.takes_whole and locations:
                 return [self._whole(views) for _ in policies]
             policies = [Random() if policy.one_pass else policy for policy in policies]
-        for policy in policies:  # rollouts side by side look equally often
-            budget = self.budget(budget, policy)
-        tries, seen = len(policies), self._traverse(views, budget, policies, draws)
+        for policy in policies:  # rollouts of one batch have the same number of looks
+            locations = self.budget(locations, policy)
+        count, seen = len(policies), self._traverse(views, locations, policies, draws)
         fused, _ = self._fuse(seen)
         logits, alone, mask = (
             self.classifier(self.dropout(fused)),
@@ -709,17 +723,16 @@ class TNet(GlimpseClassifier):
             seen.mask,
         )
         if mask is not None:
-            # The mean of all looks stands for one that was not taken: so the mean over the columns is that of the looks
-            # taken.
+            # Looks not taken get the mean logits, so the mean over all columns equals that over the looks taken.
             alone = torch.where(mask[..., None], alone, logits[:, None])
         parts = zip(
             policies,
-            logits.chunk(tries),
-            alone.chunk(tries),
-            seen.log_probability(self.likelihood).chunk(tries),
-            fused.chunk(tries),
-            zip(*(p.chunk(tries) for p in seen.log_p), strict=True) if seen.log_p else [()] * tries,
-            zip(*(c.flatten(1).chunk(tries) for c in seen.cells), strict=True) if seen.cells else [()] * tries,
+            logits.chunk(count),
+            alone.chunk(count),
+            seen.log_probability(self.likelihood).chunk(count),
+            fused.chunk(count),
+            zip(*(p.chunk(count) for p in seen.log_p), strict=True) if seen.log_p else [()] * count,
+            zip(*(c.flatten(1).chunk(count) for c in seen.cells), strict=True) if seen.cells else [()] * count,
             strict=True,
         )
         return [
@@ -731,22 +744,22 @@ class TNet(GlimpseClassifier):
                 log_probability=log_probability,
                 scores=list(scores),
                 cells=torch.cat(cells, 1) if cells else None,
-                fused=together,
+                fused=fused,
                 additive=self.weighting is None,
-                policy=name,
+                policy=policy,
             )
-            for name, logits, alone, log_probability, together, scores, cells in parts
+            for policy, logits, alone, log_probability, fused, scores, cells in parts
         ]
 
     def _whole(self, views: Views) -> Rollout:
-        """See every cell of the first grid at once: the whole image at the resolution of looks of level 2, in one pass.
+        """Rollout of the policy ``whole``: process the whole image at the resolution of looks of level 2, in one pass.
 
-        The pooled map of the whole image is classified. Each cell's part of the map is classified too, without
-        gradient, as an estimate of what a look at the cell would say. Costs as much as ``1 / region**2`` looks.
+        The pooled feature map is classified. The part of the map at each cell is classified too, without gradient, to
+        estimate the logits of a look at that cell. Costs as much as ``1 / region**2`` looks.
 
         Returns:
-            Logits of the whole image; as glimpses those of the K cells; as scores those that the thumbnail gives the
-            cells.
+            ``logits`` of the whole image, ``glimpse_logits`` of the K cells, and ``scores`` of the cells from the
+            thumbnail.
         """
         which, boxes = np.arange(len(views)), self.root(views.sizes)
         origin = torch.zeros(len(views), 3, device=self.mean.device)
@@ -775,17 +788,17 @@ class TNet(GlimpseClassifier):
         return round(height / self.grid.region), round(width / self.grid.region)
 
     def _pool(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) maps of the backbone to (N, D) feature vectors."""
+        """Pool feature maps (N, C, h, w) to feature vectors (N, D)."""
         return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
-    def _takes_whole(self, in_chans: int) -> bool:
-        """Whether the backbone takes the whole image at the resolution of its looks, and pools parts of its map: a
-        convolutional one."""
+    def _supports_whole(self, in_chans: int) -> bool:
+        """Whether the backbone accepts the whole image at the resolution of looks, and pools parts of its feature map.
+        This is tried on the meta device; convolutional networks do."""
         probe = copy.deepcopy(self.backbone).to("meta").eval()
         try:
             features = _features(probe, torch.zeros(1, in_chans, *self._whole_size(), device="meta"))
             vector = probe.forward_head(features[..., :1, :1], pre_logits=True)  # type: ignore[operator]
-        except Exception:  # whatever a network of others does with these images
+        except Exception:  # networks raise various exceptions for unsupported sizes
             return False
         channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
         return channels_first and vector.shape == (1, self.classifier.in_features)
@@ -807,28 +820,28 @@ class TNet(GlimpseClassifier):
         )
 
     def _probe(self, name: str, in_chans: int, side: int) -> tuple[int, int, int]:
-        """Channels and side of the descriptor map, and length of the feature vector, from shapes alone."""
+        """Channels and side of the descriptor map, and length of the feature vector, computed on the meta device."""
         probe = copy.deepcopy(self.backbone).to("meta").eval()
-        tapped: list[Any] = []
+        outputs: list[Any] = []
         try:
             module = probe.get_submodule(self.location_features)
         except AttributeError as error:
-            known = ", ".join(entry["module"] for entry in _listed_maps(probe)) or "its named_modules()"
+            known = ", ".join(entry["module"] for entry in _feature_info(probe)) or "its named_modules()"
             raise ConfigError(
                 f"location_features {self.location_features}: the backbone has no such module; try {known}"
             ) from error
-        module.register_forward_hook(lambda _m, _i, out: tapped.append(out))
+        module.register_forward_hook(lambda _m, _i, out: outputs.append(out))
         try:
             feature = _embed(probe, torch.zeros(1, in_chans, side, side, device="meta"))
-            if not tapped:
-                raise ValueError("it is not called as a module")
-            described = _as_map(tapped[0], probe)
+            if not outputs:
+                raise ValueError("the module is not called")
+            described = _as_map(outputs[0], probe)
             if feature.ndim != 2:
                 raise ValueError(f"the feature vector is {tuple(feature.shape)}")
-        except Exception as error:  # whatever a network of others does with these images
+        except Exception as error:  # networks raise various exceptions for unsupported sizes
             reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"backbone {name}: cannot look at {side} x {side} px and describe cells by {self.location_features}"
+                f"backbone {name}: does not process {side} x {side} px with location_features {self.location_features}"
                 f" ({reason}); choose another base_size, location_features or backbone"
             ) from error
         return described.shape[1], described.shape[2], feature.shape[1]
@@ -843,8 +856,8 @@ def _batch_norms(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
-    """Meanwhile batch norms use, and follow with, their running statistics of a processing level; level 1 has the usual
-    names."""
+    """Context in which batch norms use and update the running statistics of a processing level. Those of level 1 have
+    the usual names."""
 
     def swap() -> None:
         for norm in _batch_norms(network) if level > 1 else ():
@@ -860,7 +873,7 @@ def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
 
 
 class _Dense(nn.Module):
-    """The bare backbone with a linear classifier."""
+    """The backbone with a linear classifier."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
@@ -871,44 +884,42 @@ class _Dense(nn.Module):
 
 
 def _features(network: Any, x: Tensor) -> Tensor:
-    """(N, C, h, w) to the map of features of a timm network."""
+    """Images (N, C, h, w) to the final feature map of a timm network."""
     return network.forward_features(x)
 
 
 def _embed(network: Any, x: Tensor) -> Tensor:
-    """(N, C, h, w) to the (N, D) input of a timm network's classifier."""
+    """Images (N, C, h, w) to the pre-logits (N, D) of a timm network."""
     return network.forward_head(_features(network, x), pre_logits=True)
 
 
-def _descriptive_module(network: nn.Module, side: int, grid: int) -> str:
-    """The deepest module whose map still has two rows per cell of the grid."""
-    info = _listed_maps(network)
+def _default_location_features(network: nn.Module, side: int, grid: int) -> str:
+    """Name of the deepest module whose feature map has at least two rows per cell of the grid."""
+    info = _feature_info(network)
     if not info:
         name = type(network).__name__
-        raise ConfigError(
-            f"{name} does not list its feature maps; name the module that describes the cells as location_features"
-        )
+        raise ConfigError(f"{name} has no feature_info; give the module that describes the cells as location_features")
     fine = [f for f in info if side / f["reduction"] >= 2 * grid]
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 
 
-def _listed_maps(network: nn.Module) -> list[dict[str, Any]]:
-    """What timm lists of a network's feature maps, as far as they are modules of it: some lists speak of a part that is
-    wrapped."""
+def _feature_info(network: nn.Module) -> list[dict[str, Any]]:
+    """Entries of timm's ``feature_info`` that name a module of the network. For wrapped networks some names are
+    relative to the wrapped part."""
     names = {name for name, _ in network.named_modules()}
     return [entry for entry in getattr(network, "feature_info", None) or [] if entry["module"] in names]
 
 
 def _as_map(x: Any, network: nn.Module) -> Tensor:
-    """(B, C, h, w) from a convolutional map, a channels-last one, or tokens, of a square look.
+    """(B, C, h, w) from a channels-first map, a channels-last map, or tokens of a square look.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: ``x`` is none of these.
     """
-    if isinstance(x, tuple | list):  # beside the map some blocks give class tokens, or its size
+    if isinstance(x, tuple | list):  # some blocks also return class tokens or the size of the map
         x = next((part for part in x if isinstance(part, Tensor) and part.ndim in (3, 4)), None)
     if isinstance(x, Tensor) and x.ndim == 3:
-        # Class tokens come first. Some networks add them later than in the block asked.
+        # Class tokens come first. Some networks add them in a later block.
         tokens, declared = x.shape[1], getattr(network, "num_prefix_tokens", 0)
         patches = (
             tokens - declared
@@ -918,27 +929,27 @@ def _as_map(x: Any, network: nn.Module) -> Tensor:
         side = math.isqrt(patches)
         return x[:, tokens - patches :].transpose(1, 2).unflatten(2, (side, side))
     if isinstance(x, Tensor) and x.ndim == 4:
-        first, last = x.shape[2] == x.shape[3], x.shape[1] == x.shape[2]  # where its channels may be
+        first, last = x.shape[2] == x.shape[3], x.shape[1] == x.shape[2]  # whether channels may be first or last
         if first or last:
             channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" if first and last else last
             return x.permute(0, 3, 1, 2) if channels_last else x
     raise ValueError(
-        f"its output is no map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        f"its output is not a map of a square look but {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
     )
 
 
 def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: float) -> Tensor:
-    """The parts of maps that show some cells.
+    """Windows of feature maps at cells.
 
     Args:
-        features: (B, C, h, w) maps of the boxes ``roots`` (B, 4).
-        roots: what the maps show.
+        features: (B, C, h, w) feature maps.
+        roots: (B, 4) boxes that the maps show.
         cells: (B, K, 4) boxes of the cells.
-        region: side of a cell as a share of the side of the map, as a rule.
+        region: usual side of a cell as a share of the side of the map.
 
     Returns:
-        (B K, C, height, width) windows of the map that lie nearest the cells. A cell with another share of the map is
-        sampled at as many places as the others.
+        (B K, C, height, width) windows of the maps, at the positions closest to the cells. Cells of another size are
+        sampled at the same number of positions.
     """
     lines = []
     for axis, length in enumerate(features.shape[2:]):
@@ -947,7 +958,7 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
         extent = (roots[:, axis + 2] - roots[:, axis])[:, None]
         start, stop = ((cells[..., i] - roots[:, None, axis]) / extent * length for i in (axis, axis + 2))
         places = np.round(start).clip(0, length - window)[..., None] + steps
-        # Cells are at whole pixels, so that a share differs a little from image to image.
+        # Cells are at whole pixels, so their share of the map varies slightly.
         usual = np.abs(stop - start - region * length) <= length / extent
         start, stop = start.clip(0, length), stop.clip(0, length)
         sampled = np.floor(start[..., None] + (steps + 0.5) * ((stop - start) / window)[..., None]).clip(0, length - 1)
@@ -959,7 +970,7 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
 
 
 def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
-    """(..., length) weights that average a row of ``length`` values from ``first`` to ``last`` (...)."""
+    """(..., length) weights that average a row of ``length`` values from ``first`` (...) to ``last`` (...)."""
     edge = np.arange(length)
     overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
     weights = torch.from_numpy(overlap).clamp(min=0).float()
@@ -967,7 +978,7 @@ def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
 
 
 def _scatter(values: Tensor, taken: np.ndarray) -> Tensor:
-    """Scatter the values of taken looks to all looks (``taken`` flattened); 0 elsewhere."""
+    """Scatter values of the looks taken to all looks, with 0 for the others."""
     if taken.all():
         return values
     return values.new_zeros(taken.size, *values.shape[1:]).index_copy(
@@ -979,7 +990,7 @@ def _scatter(values: Tensor, taken: np.ndarray) -> Tensor:
 
 
 class ReferenceTNet(TNet):
-    """TNet as published; see the presets for what differs between data sets."""
+    """TNet as published. The presets set the options of each data set."""
 
     objective = ReferenceTNetObjective
 
@@ -992,7 +1003,7 @@ class ReferenceTNet(TNet):
             "antialias": False,
         }
         options = {**published, "mean": (0.5,), "std": (0.5,), **options}
-        # Before the network, so that help can ask for the default objective of a model that it does not make.
+        # Set before super().__init__, because help reads the default objective without creating the network.
         self._objective = objective
         super().__init__(num_classes, **options)
 
@@ -1002,7 +1013,7 @@ class ReferenceTNet(TNet):
 
 @MODELS.register("tnet_bagnet77.reference")
 def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), **options: Any) -> ReferenceTNet:
-    """ImageNet: BagNet-77 variant, 224 px in, 77 px looks, 5 x 5 grid. 21,859,949 parameters."""
+    """ImageNet: variant of BagNet-77, images of 224 px, looks of 77 px, 5 x 5 grid. 21,859,949 parameters."""
     preset = {
         "backbone": "bagnet77_tnet",
         "base_size": 77,
@@ -1023,10 +1034,11 @@ def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), *
 def tnet_fmow(
     num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any
 ) -> ReferenceTNet:
-    """fMoW: EfficientNet-B0, 224 px looks at 448 or 896 px images, 3 x 3 grid. 4,517,575 parameters with 62 classes.
+    """fMoW: EfficientNet-B0, looks of 224 px, images of 448 or 896 px, 3 x 3 grid. 4,517,575 parameters with 62
+    classes.
 
     Args:
-        depth_drop: largest rate of stochastic depth; 0.3 in the first step of training (448 px), 0.5 in the second.
+        depth_drop: maximum rate of stochastic depth; 0.3 in the first step of training (448 px), 0.5 in the second.
     """
     preset = {
         "grid": 3,
@@ -1049,12 +1061,13 @@ def _birds(
     depth_drop: float = 0.5,
     **options: Any,
 ) -> ReferenceTNet:
-    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, 224 px looks at 448 px images, 5 x 5 grid, feature weighting.
+    """CUB-200-2011 and NABirds: EfficientNet-B0 to B4, looks of 224 px, images of 448 px, 5 x 5 grid, feature
+    weighting.
 
     Args:
-        variant: which EfficientNet, 0 to 4.
-        contrastive: weight of the contrast between the images of a batch, in the objective.
-        depth_drop: largest rate of stochastic depth.
+        variant: number of the EfficientNet, 0 to 4.
+        contrastive: weight of the contrastive loss.
+        depth_drop: maximum rate of stochastic depth.
     """
     index = (2, 4, 6, 8, 10) if variant == 0 else (5, 9, 13, 17, 21)
     preset = {
@@ -1081,7 +1094,8 @@ for _variant in range(5):
 def _efficientnet(
     num_classes: int, variant: int, depth_drop: float, objective: dict[str, Any], **options: Any
 ) -> ReferenceTNet:
-    """TF-same padding throughout (the descriptors' index grids assume it) and Keras' batch norm."""
+    """TNet on EfficientNet with the "same" padding of TensorFlow, which ``location_index`` assumes, and Keras' batch
+    norm."""
     options.setdefault("backbone", f"tf_efficientnet_b{variant}")
     backbone_options = {"bn_momentum": 0.01, "bn_eps": 1e-3, **(options.pop("backbone_options", None) or {})}
     options = {"base_size": 224, **options}
@@ -1097,7 +1111,7 @@ def _efficientnet(
 
 
 def _stochastic_depth(network: nn.Module, largest: float) -> None:
-    """Rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (timm counts from 0)."""
+    """Set the rate largest * i / n for block i = 1..n, on blocks with an identity shortcut (timm counts from 0)."""
     from timm.layers import DropPath
 
     blocks = [block for stage in network.get_submodule("blocks").children() for block in stage.children()]
@@ -1107,10 +1121,10 @@ def _stochastic_depth(network: nn.Module, largest: float) -> None:
 
 
 def _keras_convolution(module: nn.Module) -> None:
-    """Truncated normal of variance 2 / fan_out; a linear layer over cells is a 1x1 convolution."""
+    """Truncated normal of variance 2 / fan_out. A linear layer over cells is a 1x1 convolution."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         fan_out = module.weight[:, 0].numel() // getattr(module, "groups", 1)
-        std = math.sqrt(2 / fan_out) / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
+        std = math.sqrt(2 / fan_out) / 0.87962566103423978  # standard deviation of a unit normal truncated at +-2
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

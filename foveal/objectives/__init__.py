@@ -1,4 +1,4 @@
-"""What is minimised: pure functions of rollouts.
+"""Objectives: pure functions from rollouts to a loss.
 
 Example:
     >>> TNetObjective(warm_up=0.2).plan(progress=0.1), TNetObjective(warm_up=0.2).plan(progress=0.5)

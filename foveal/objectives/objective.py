@@ -1,14 +1,14 @@
-"""The contract of an objective: a pure function from rollouts to a loss.
+"""The interface of objectives: pure functions from rollouts to a loss.
 
-An objective keeps no state. What it must remember from step to step (a moving-average baseline) is handed in and
-handed back, so that whoever trains can save it, and a test can call the function twice and get the same answer.
+An objective has no internal state. Its state, such as a moving-average baseline, is an argument and a return value, so
+the caller can save it.
 
 Example:
     >>> import numpy as np, torch
     >>> from foveal.objectives.rollout import Rollout
     >>> logits = torch.zeros(4, 2)
-    >>> tried = Rollout(logits=logits, glimpse_logits=logits[:, None], level=np.array([1]))
-    >>> loss, state, log = CrossEntropy()([tried], torch.tensor([0, 1, 1, 0]), torch.zeros(0))
+    >>> rollout = Rollout(logits=logits, glimpse_logits=logits[:, None], level=np.array([1]))
+    >>> loss, state, log = CrossEntropy()([rollout], torch.tensor([0, 1, 1, 0]), torch.zeros(0))
     >>> round(float(loss), 4), sorted(log)
     (0.6931, ['loss'])
 """
@@ -29,7 +29,7 @@ from foveal.policies import Policy
 from foveal.registry import Registry
 
 OBJECTIVES: Registry[type[Any]] = Registry("objective")
-"""Objectives by the name that recipes call them by: dataclasses, whose fields are the options."""
+"""Objectives by name. They are dataclasses whose fields are the options in recipes."""
 
 
 class Objective(Protocol):
@@ -37,29 +37,32 @@ class Objective(Protocol):
 
     @property
     def trains(self) -> tuple[str, ...] | None:
-        """Groups of the model's parameters that learn, see `GlimpseClassifier.parameter_groups`; all if None.
+        """Parameter groups that are trained, see `GlimpseClassifier.parameter_groups`; all if None.
 
-        The others are left as they are: they get no gradient, and what holds nothing else is in evaluation mode.
+        Other parameters are frozen. Fully frozen modules stay in evaluation mode.
         """
         ...
 
     def plan(self, progress: float) -> tuple[str | Policy, ...]:
-        """Policies of the rollouts wanted at this point of training (0 to 1), e.g. ``("sampled", "greedy")``."""
+        """Policies of the rollouts at this point of training (0 to 1), e.g. ``("sampled", "greedy")``."""
         ...
 
     def initial_state(self) -> Tensor:
-        """``state`` of the first call; shape (0,) for a stateless objective."""
+        """``state`` of the first call; shape (0,) for objectives without state."""
         ...
 
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return (scalar loss, next state, scalars to log).
+        """Compute the loss.
 
         Args:
-            rollouts: one for each policy of the plan, in its order.
+            rollouts: one for each policy of the plan, in the same order.
             target: (B,) int64 labels.
-            state: what the last call returned.
+            state: state returned by the previous call.
+
+        Returns:
+            Scalar loss, next state, and scalars to log.
         """
         ...
 
@@ -67,14 +70,14 @@ class Objective(Protocol):
 @OBJECTIVES.register("cross_entropy")
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of the whole rollout; what dense networks are trained with.
+    """Cross-entropy; the default for dense networks.
 
     Args:
-        label_smoothing: share of the probability spread over all classes.
-        image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
-        policy: how cells are chosen meanwhile, in models that choose.
-        trains: groups of the model's parameters that learn; all if None.
-        class_weights: weight of each class, in the order of the logits; equal weights if None.
+        label_smoothing: share of the probability that is spread over all classes.
+        image_share: weight of the cross-entropy of the whole rollout; the remaining weight is that of every look alone.
+        policy: policy that chooses cells, for models that choose.
+        trains: parameter groups that are trained; all if None.
+        class_weights: weight of each class, in the order of the logits; equal if None.
     """
 
     label_smoothing: float = 0.0
@@ -92,31 +95,31 @@ class CrossEntropy:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        (tried,) = rollouts
-        loss = perception(tried, target, self.image_share, self.class_weights, self.label_smoothing)
+        (rollout,) = rollouts
+        loss = classification_loss(rollout, target, self.image_share, self.class_weights, self.label_smoothing)
         return loss, state, {"loss": loss.detach()}
 
 
-def perception(
-    tried: Rollout,
+def classification_loss(
+    rollout: Rollout,
     target: Tensor,
     image_share: float,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of the whole rollout and, with the rest of the weight, of every look alone."""
-    whole = cross_entropy(tried.logits, target, class_weights, label_smoothing)
+    """Cross-entropy of the whole rollout, and with the remaining weight that of every look alone."""
+    whole = cross_entropy(rollout.logits, target, class_weights, label_smoothing)
     if image_share == 1:
         return whole
     return image_share * whole + (1 - image_share) * cross_entropy(
-        tried.glimpse_logits, target, class_weights, label_smoothing
+        rollout.glimpse_logits, target, class_weights, label_smoothing
     )
 
 
 def cross_entropy(
     logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy of (B, classes) or, each look against its image's label, (B, N, classes)."""
+    """Mean cross-entropy of logits (B, classes), or (B, N, classes) with the label of the image for every look."""
     if logits.ndim == 3:
         target = target[:, None].expand(logits.shape[:2]).flatten()
         logits = logits.flatten(0, 1)

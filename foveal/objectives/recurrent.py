@@ -1,7 +1,7 @@
-"""What recurrent attention minimises: cross-entropy, and a policy gradient for places that are drawn from a density.
+"""Objective of recurrent attention models: cross-entropy and REINFORCE.
 
-RAM ("Recurrent Models of Visual Attention", Mnih et al., 2014, arXiv 1406.6247) expects a reward by itself, which is
-learned beside; DRAM as Saccader's authors train it (arXiv 1908.07644, released code) compares with the mean reward of
+In RAM ("Recurrent Models of Visual Attention", Mnih et al., 2014, arXiv 1406.6247) the baseline is a learned prediction
+of the reward. In DRAM as trained by the authors of Saccader (arXiv 1908.07644, released code) it is the mean reward of
 the batch.
 
 Example:
@@ -9,10 +9,10 @@ Example:
     >>> from foveal.objectives.rollout import Rollout
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     >>> density = torch.zeros(2, 1, requires_grad=True)
-    >>> tried = Rollout(
+    >>> rollout = Rollout(
     ...     logits=logits, glimpse_logits=logits[:, None], level=np.array([1]), log_probability=density,
     ...     policy="sampled")
-    >>> loss, _, log = RecurrentObjective(policy_weight=0.1)([tried], torch.tensor([0, 0]), torch.zeros(0))
+    >>> loss, _, log = RecurrentObjective(policy_weight=0.1)([rollout], torch.tensor([0, 0]), torch.zeros(0))
     >>> float(log["reward"]), [round(g, 4) for g in torch.autograd.grad(loss, density)[0].flatten().tolist()]
     (0.5, [-0.025, 0.025])
 """
@@ -27,22 +27,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.objectives.objective import OBJECTIVES, perception
+from foveal.objectives.objective import OBJECTIVES, classification_loss
 from foveal.objectives.rollout import Rollout
 
 
 @OBJECTIVES.register("recurrent")
 @dataclass(frozen=True)
 class RecurrentObjective:
-    """Cross-entropy and REINFORCE, whose reward is 1 where the final prediction is right.
+    """Cross-entropy and REINFORCE, with reward 1 if the final prediction is right and 0 otherwise.
 
-    The baseline is what the model expects before each choice, fitted to the reward by its mean squared error, where it
-    says so (``Rollout.values``); else the mean reward of the batch.
+    The baseline is the model's prediction of the reward (``Rollout.values``), trained by its mean squared error, or the
+    mean reward of the batch for models without such a prediction.
 
     Args:
         policy_weight: weight of the policy gradient, which is a mean over images and choices.
-        image_share: share of the final prediction's cross-entropy; the rest goes to what was predicted after every
-            single look, which teaches the model to be stopped at any time.
+        image_share: weight of the cross-entropy of the final prediction. The remaining weight is that of the
+            predictions after every look, which allow the model to stop at any time.
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -60,17 +60,17 @@ class RecurrentObjective:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        (tried,) = rollouts
-        perceived = perception(tried, target, self.image_share, self.class_weights)
-        right = (tried.logits.argmax(-1) == target).float()
-        log = {"loss_perception": perceived.detach(), "reward": right.mean()}
-        if not tried.log_probability.shape[1]:
-            return perceived, state, {"loss": perceived.detach(), **log}
-        reward = right[:, None].expand_as(tried.log_probability)
-        expected = right.mean() if tried.values is None else tried.values.float()
-        loss = perceived - self.policy_weight * ((reward - expected).detach() * tried.log_probability).mean()
-        if tried.values is not None:
-            fit = F.mse_loss(expected, reward)
-            loss = loss + fit
-            log["loss_baseline"] = fit.detach()
+        (rollout,) = rollouts
+        loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
+        right = (rollout.logits.argmax(-1) == target).float()
+        log = {"loss_perception": loss_perception.detach(), "reward": right.mean()}
+        if not rollout.log_probability.shape[1]:
+            return loss_perception, state, {"loss": loss_perception.detach(), **log}
+        reward = right[:, None].expand_as(rollout.log_probability)
+        baseline = right.mean() if rollout.values is None else rollout.values.float()
+        loss = loss_perception - self.policy_weight * ((reward - baseline).detach() * rollout.log_probability).mean()
+        if rollout.values is not None:
+            loss_baseline = F.mse_loss(baseline, reward)
+            loss = loss + loss_baseline
+            log["loss_baseline"] = loss_baseline.detach()
         return loss, state, {"loss": loss.detach(), **log}

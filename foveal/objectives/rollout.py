@@ -1,9 +1,9 @@
-"""What an objective sees: one try at classifying a batch, with everything needed to judge it.
+"""A rollout: one classification of a batch with all values that objectives need.
 
 Example:
     >>> import numpy as np, torch
-    >>> tried = Rollout(logits=torch.zeros(2, 3), glimpse_logits=torch.zeros(2, 1, 3), level=np.array([1]))
-    >>> tried.glimpses_per_image, tried.log_probability.shape
+    >>> rollout = Rollout(logits=torch.zeros(2, 3), glimpse_logits=torch.zeros(2, 1, 3), level=np.array([1]))
+    >>> rollout.glimpses_per_image, rollout.log_probability.shape
     (1, torch.Size([2, 0]))
 """
 
@@ -18,29 +18,27 @@ from torch import Tensor
 from foveal.policies import GREEDY, Policy, find_policy
 
 MASKED = -1e8
-"""Log-probabilities below this are those of cells that cannot be chosen."""
+"""Log-probabilities below this value mark cells that cannot be chosen."""
 
 
 @dataclass
 class Rollout:
-    """One rollout of B images, N glimpses each, level by level, in the order they were chosen.
+    """One rollout of B images with N glimpses each, level by level, in the order they were chosen.
 
     Attributes:
         logits: (B, classes) of the whole rollout.
-        glimpse_logits: (B, N, classes) of each glimpse alone; where the head is additive and glimpses are averaged,
-            their mean is ``logits`` (see ``additive``).
+        glimpse_logits: (B, N, classes) of each glimpse alone.
         level: (N,) int, processing level of each glimpse; 1 is the thumbnail.
-        log_probability: (B, M) log probability (or density) with which each of the M chosen glimpses was chosen, given
-            the choices before it; carries the policy's gradient. A thumbnail is not chosen.
-        scores: for each level with a grid, (B, n, K) log-probabilities of all K cells of the n grids, or of the n
-            choices from one grid; below `MASKED` where a cell is masked.
-        parent: (N,) int, glimpse each was chosen from; -1 for the thumbnail.
-        cells: (B, M) int, cell chosen in the parent's grid.
-        fused: (B, D) the vector that was classified, or None.
-        additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, up to what dropout adds.
-        values: (B, M) reward that the model itself expects before each choice, or None.
-        policy: how the cells were chosen, a policy or its name; ``log_probability`` is the learned policy's all the
-            same.
+        log_probability: (B, M) log-probability, or log-density, of each of the M chosen glimpses under the learned
+            policy, given the earlier choices. It has the gradient of the policy. The thumbnail is not chosen.
+        scores: for each level with a grid, (B, n, K) log-probabilities of the K cells of the n grids, or of the n
+            choices from one grid; below `MASKED` for masked cells.
+        parent: (N,) int, index of the glimpse that each glimpse was chosen from; -1 for the thumbnail.
+        cells: (B, M) int, chosen cell in the grid of the parent.
+        fused: (B, D) input of the classifier, or None.
+        additive: ``logits`` is the mean of ``glimpse_logits`` over glimpses, apart from dropout.
+        values: (B, M) reward predicted by the model before each choice, or None.
+        policy: policy that chose the cells, or its name.
     """
 
     logits: Tensor
@@ -66,7 +64,7 @@ class Rollout:
 
     @property
     def entropy(self) -> Tensor | None:
-        """(B,) entropy of the policy in nats, averaged over grids; None without a grid. Detached."""
+        """(B,) entropy of the policy in nats, averaged over grids, detached; None without a grid."""
         if not self.scores:
             return None
         rows = [-(s.exp() * s).sum(-1) for s in self.scores]

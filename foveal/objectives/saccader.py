@@ -1,18 +1,20 @@
-"""What Saccader minimises, stage by stage.
+"""Objectives of the three training stages of Saccader (arXiv 1908.07644).
 
-Stage 1 learns classes from all cells: `CrossEntropy` with the policy ``exhaustive``. Stage 2 teaches the policy to
-follow the cells that speak most for the predicted class, in their order (`SaccaderLocations`). Stage 3 trains all by
-cross-entropy and policy gradient (`SaccaderObjective`), which can do the work of the first two in the same run.
+Stage 1: cross-entropy of the mean over all cells; this is `CrossEntropy` with the policy ``exhaustive``.
+Stage 2: the policy imitates ordered logits, the cells in descending order of their logit of the predicted class
+(`SaccaderLocations`).
+Stage 3: cross-entropy and policy gradient for the whole model (`SaccaderObjective`). It can also run stages 1 and 2
+first.
 
 Example:
     >>> import numpy as np, torch
     >>> from foveal.objectives.rollout import Rollout
     >>> scores = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    >>> tried = Rollout(
+    >>> rollout = Rollout(
     ...     logits=torch.zeros(1, 2), glimpse_logits=torch.zeros(1, 1, 2), level=np.array([2]),
     ...     cells=torch.tensor([[1]]), log_probability=scores[:, 1:2], scores=[scores[:, None]],
     ...     policy="ordered_logits")
-    >>> loss, _, _ = SaccaderLocations()([tried], torch.tensor([0]), torch.zeros(0))
+    >>> loss, _, _ = SaccaderLocations()([rollout], torch.tensor([0]), torch.zeros(0))
     >>> round(float(loss), 3)
     1.386
 """
@@ -30,33 +32,33 @@ from foveal.objectives.objective import OBJECTIVES, cross_entropy
 from foveal.objectives.rollout import Rollout
 
 
-def cell_surprise(tried: Rollout, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-probability of each wanted cell under the policy, step by step.
+def location_nll(rollout: Rollout, target_cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-probability of each target cell under the policy, step by step.
 
     Args:
-        tried: whose scores are judged; its own cells decide what was barred.
-        wanted: (B, T) cells, in order.
+        rollout: rollout with the scores of the policy. Its own cells are barred once visited.
+        target_cells: (B, T) target cells, in order.
 
     Returns:
-        (B, T) negative log-probability of each, and (B, T) whether it could still be chosen: a cell that the rollout
-        had visited before is barred, and its huge loss says nothing.
+        Negative log-probabilities (B, T), and whether each target cell was still free, (B, T) bool. The loss of a
+        barred cell is a large constant and has no meaning.
     """
-    cells = cast(Tensor, tried.cells)
-    loss = -tried.scores[0].gather(-1, wanted[..., None]).squeeze(-1)
-    before = torch.ones(wanted.shape[1], wanted.shape[1], device=wanted.device).tril(-1).bool()
-    visited = (wanted[..., None].eq(cells[:, None]) & before).any(-1)
+    cells = cast(Tensor, rollout.cells)
+    loss = -rollout.scores[0].gather(-1, target_cells[..., None]).squeeze(-1)
+    before = torch.ones(target_cells.shape[1], target_cells.shape[1], device=target_cells.device).tril(-1).bool()
+    visited = (target_cells[..., None].eq(cells[:, None]) & before).any(-1)
     return loss, ~visited
 
 
 @OBJECTIVES.register("saccader_locations")
 @dataclass(frozen=True)
 class SaccaderLocations:
-    """Stage 2: the locations that ordered logits choose, as a classification of cells, step by step.
+    """Stage 2: imitation of ordered logits, as a classification of cells at each step.
 
     Args:
-        rollout: ``teacher`` visits the wanted cells themselves; ``sampled`` what the policy draws, as released, so that
-            a wanted cell may be barred by then.
-        trains: groups of the model's parameters that learn; all if None.
+        rollout: ``teacher`` visits the target cells; ``sampled`` visits cells sampled from the policy, as in the
+            released code, so a target cell may already be barred.
+        trains: parameter groups that are trained; all if None.
     """
 
     rollout: Literal["teacher", "sampled"] = "teacher"
@@ -72,29 +74,32 @@ class SaccaderLocations:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        wanted = cast(Tensor, rollouts[-1].cells)
-        each, free = cell_surprise(rollouts[0], wanted)
-        best = rollouts[0].scores[0].argmax(-1)
-        mean_of_free = (each.detach() * free).sum() / free.sum().clamp(min=1)
-        log = {"loss": mean_of_free, "barred": 1 - free.float().mean(), "agreement": best.eq(wanted).float().mean()}
-        return each.mean(), state, log
+        target_cells = cast(Tensor, rollouts[-1].cells)
+        nll, free = location_nll(rollouts[0], target_cells)
+        most_probable = rollouts[0].scores[0].argmax(-1)
+        mean_nll = (nll.detach() * free).sum() / free.sum().clamp(min=1)
+        log = {
+            "loss": mean_nll,
+            "barred": 1 - free.float().mean(),
+            "agreement": most_probable.eq(target_cells).float().mean(),
+        }
+        return nll.mean(), state, log
 
 
 @OBJECTIVES.register("saccader")
 @dataclass(frozen=True)
 class SaccaderObjective:
-    """Stage 3: cross-entropy of the averaged glimpses, and REINFORCE for where they were taken.
+    """Stage 3: cross-entropy of the averaged logits, and REINFORCE for the locations.
 
-    loss = CE - w mean over images and steps of (reward - mean reward) log-probability, with the reward 1 for a right
-    answer. The mean reward is that of the images that one process holds: give each several.
+    loss = CE - w mean over images and steps of (reward - mean reward) log-probability. The reward is 1 for a right
+    prediction. The mean reward is that of the images of one process, so each process needs several images.
 
     Args:
-        pretraining: share of the run, from its beginning, that learns classes from all cells and from the glimpses of
-            ordered logits, and locations from ordered logits: stages 1 and 2 in the same run. 0 for a run that begins
-            with such weights.
-        policy_weight: w.
-        samples: rollouts of each image.
-        punish: reward -1, not 0, for a wrong answer.
+        pretraining: share of the run, from its start, that runs stages 1 and 2: cross-entropy of all cells and of the
+            glimpses of ordered logits, and imitation of ordered logits. 0 if the run starts from such weights.
+        policy_weight: weight w of the policy gradient.
+        samples: number of rollouts per image.
+        punish: reward -1 instead of 0 for a wrong prediction.
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -114,14 +119,16 @@ class SaccaderObjective:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        classes = torch.stack([cross_entropy(tried.logits, target, self.class_weights) for tried in rollouts]).mean()
-        log = {"loss_classes": classes.detach()}
+        loss_classes = torch.stack(
+            [cross_entropy(rollout.logits, target, self.class_weights) for rollout in rollouts]
+        ).mean()
+        log = {"loss_classes": loss_classes.detach()}
         if rollouts[-1].policy.teaches:
-            each = -rollouts[-1].log_probability
-            loss = classes + each.mean()
-            return loss, state, {"loss": loss.detach(), **log, "loss_locations": each.mean().detach()}
-        right = torch.stack([(tried.logits.argmax(-1) == target).float() for tried in rollouts])
+            loss_locations = -rollouts[-1].log_probability.mean()
+            loss = loss_classes + loss_locations
+            return loss, state, {"loss": loss.detach(), **log, "loss_locations": loss_locations.detach()}
+        right = torch.stack([(rollout.logits.argmax(-1) == target).float() for rollout in rollouts])
         reward = 2 * right - 1 if self.punish else right
-        log_p = torch.stack([tried.log_probability.mean(1) for tried in rollouts])
-        loss = classes - self.policy_weight * ((reward - reward.mean()) * log_p).mean()
+        log_p = torch.stack([rollout.log_probability.mean(1) for rollout in rollouts])
+        loss = loss_classes - self.policy_weight * ((reward - reward.mean()) * log_p).mean()
         return loss, state, {"loss": loss.detach(), **log, "reward": reward.mean()}

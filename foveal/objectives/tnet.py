@@ -1,16 +1,16 @@
-"""What TNet minimises: as published, and our default.
+"""Objectives of TNet: the published one, and the default.
 
-Both train the perception by cross-entropy, of the whole rollout and of every look alone (so that each attended region
-is informative by itself), and the policy by REINFORCE.
+Both train the classifier by cross-entropy of the whole rollout and of every look alone, so that each attended region is
+informative by itself. Both train the policy by REINFORCE.
 
 Example:
     >>> import numpy as np, torch
     >>> from foveal.objectives.rollout import MASKED, Rollout
     >>> looks = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [4.0, 1.0]]])
-    >>> tried = Rollout(
+    >>> rollout = Rollout(
     ...     logits=looks.mean(1), glimpse_logits=looks, level=np.array([1, 2, 2]), parent=np.array([-1, 0, 0]),
     ...     log_probability=torch.tensor([[-0.7, -0.7]]), policy="sampled")
-    >>> [round(c, 2) for c in credit(tried, torch.tensor([0]))[0].tolist()]
+    >>> [round(c, 2) for c in credit(rollout, torch.tensor([0]))[0].tolist()]
     [0.08, 0.14]
 """
 
@@ -27,19 +27,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.host import to_device
-from foveal.objectives.objective import OBJECTIVES, cross_entropy, perception
+from foveal.objectives.objective import OBJECTIVES, classification_loss, cross_entropy
 from foveal.objectives.rollout import MASKED, Rollout
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
-    """Cosine contrast of all ordered pairs (bird data sets).
+    """Contrastive loss on cosine similarities of all ordered pairs (bird data sets).
 
-    1 - cos for pairs of one class, max(cos - margin, 0) for others, averaged over the B^2 pairs of each group of
-    ``group`` images: the published runs had 16 images per device.
+    1 - cos for pairs of one class and max(cos - margin, 0) for others, averaged over the B^2 pairs of each group of
+    ``group`` images. The published runs had 16 images per device.
 
     Args:
-        fused: (B, D).
-        target: (B,).
+        fused: (B, D) features.
+        target: (B,) labels.
+        margin: cosine similarity up to which pairs of different classes have no loss.
+        group: number of images that are compared with each other.
     """
     total = fused.new_zeros(())
     for vectors, labels in zip(fused.split(group), target.split(group), strict=True):
@@ -55,15 +57,15 @@ def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int =
 class ReferenceTNetObjective:
     """The published objective.
 
-    loss = s CE_img + (1 - s) CE_feat + w [s RL_img + (1 - s) RL_feat] + c contrastive, with the reward 1 for a right
-    answer, one moving-average baseline for both policy terms, and deterministic top-k as the "sample".
+    loss = s CE_img + (1 - s) CE_feat + w [s RL_img + (1 - s) RL_feat] + c contrastive. The reward is 1 for a right
+    prediction. Both policy terms share a moving-average baseline, and the actions are the deterministic top-k cells.
 
     Args:
-        image_share: share of the whole rollout's terms; the rest goes to every look alone. s, the same for both halves
-            in the published runs (lambda_c = lambda_b).
-        policy_weight: weight of the policy gradient, w (lambda_r).
-        feature_levels: highest level whose looks are judged alone (H); all if None.
-        contrastive: weight of the contrast between the images of a batch, c (lambda_k).
+        image_share: weight s of the terms of the whole rollout; 1 - s is that of every look alone. The published runs
+            use the same value for cross-entropy and policy gradient (lambda_c = lambda_b).
+        policy_weight: weight w of the policy gradient (lambda_r).
+        feature_levels: highest level with terms for every look alone (H); all levels if None.
+        contrastive: weight c of the contrastive loss (lambda_k).
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -83,106 +85,105 @@ class ReferenceTNetObjective:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        (tried,) = rollouts
+        (rollout,) = rollouts
         weights, share = self.class_weights, self.image_share
-        right = (tried.logits.argmax(-1) == target).float()
-        loss_image = cross_entropy(tried.logits, target, weights)
+        right = (rollout.logits.argmax(-1) == target).float()
+        loss_image = cross_entropy(rollout.logits, target, weights)
         log = {"loss_image": loss_image.detach()}
-        extra: Tensor | float = 0.0
-        if self.contrastive and tried.fused is not None:
-            extra = self.contrastive * contrastive(tried.fused, target)
-        if tried.glimpses_per_image == 1:
-            # The released code skips every other term where there is only the thumbnail.
-            loss = share * loss_image + extra
+        loss_contrastive: Tensor | float = 0.0
+        if self.contrastive and rollout.fused is not None:
+            loss_contrastive = self.contrastive * contrastive(rollout.fused, target)
+        if rollout.glimpses_per_image == 1:
+            # With only the thumbnail, the released code skips all other terms.
+            loss = share * loss_image + loss_contrastive
             return loss, state, {"loss": loss.detach(), **log}
 
-        judged = np.flatnonzero(tried.level <= (self.feature_levels or tried.level.max()))
-        at = to_device(judged, target.device)
-        alone = tried.glimpse_logits.index_select(1, at)
+        looks = np.flatnonzero(rollout.level <= (self.feature_levels or rollout.level.max()))
+        at = to_device(looks, target.device)
+        alone = rollout.glimpse_logits.index_select(1, at)
         loss_feature = cross_entropy(alone, target, weights)
         right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
-        log_p = tried.log_probability
+        log_p = rollout.log_probability
         policy_image = ((right - state) * -log_p.sum(1)).mean()
         policy_feature = ((right_alone - state) * -log_p.index_select(1, at[1:] - 1)).mean()
         reward = share * right.mean() + (1 - share) * right_alone.mean()
-        loss = share * loss_image + (1 - share) * loss_feature + extra
+        loss = share * loss_image + (1 - share) * loss_feature + loss_contrastive
         loss = loss + self.policy_weight * (share * policy_image + (1 - share) * policy_feature)
         log |= {"loss_feature": loss_feature.detach(), "reward": reward, "baseline": state}
         return loss, 0.9 * state + 0.1 * reward.to(state), {"loss": loss.detach(), **log}
 
 
-def credit(tried: Rollout, target: Tensor) -> Tensor:
+def credit(rollout: Rollout, target: Tensor) -> Tensor:
     """Credit of each choice: the value of all looks minus the expected value without this choice.
 
-    The value of a set of looks is the log-probability of the right class after averaging them; the head is additive, so
-    that the value of any subset costs no forward pass. A choice is compared with its context: the looks that do not
-    follow from it (not those chosen later from the same grid, nor what descends from them). Where another cell was
-    chosen next from the same grid, drawn from what the choice left,
-    ``(1 - p) value(context + next) + p value(context + choice)`` is on average the value that the policy expects of
-    this draw, whichever cell it fell on. So the credit is nearly what leaving the choice out would cost, which carries
-    little noise, and yet keeps the policy gradient unbiased.
+    The value of a set of looks is the log-probability of the right class after averaging their logits. The head is
+    additive, so the value of any subset needs no forward pass. The context of a choice is the set of looks that do not
+    depend on it, that is without later choices from the same grid and without their descendants. The expected value is
+    ``(1 - p) value(context + next) + p value(context + choice)``, where p is the probability of the choice and ``next``
+    is the following choice from the same grid, sampled without replacement from the remaining cells. In expectation
+    this is the value under the policy, independent of the chosen cell. The policy gradient is therefore unbiased, and
+    its variance is low because the credit is close to the loss of leaving the choice out.
 
     Args:
-        tried: N looks, with an additive head.
-        target: (B,).
+        rollout: rollout of N looks with an additive head.
+        target: (B,) labels.
 
     Returns:
-        (B, N - 1), detached; positive where the choice helped.
+        (B, N - 1), detached; positive for choices that helped.
     """
-    logits = tried.glimpse_logits.detach()
+    logits = rollout.glimpse_logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    p = tried.log_probability.detach().exp().to(logits.dtype)
-    parent = cast(np.ndarray, tried.parent).tolist()
-    context, following = (to_device(mask, logits.device) for mask in _compared(tuple(parent)))
+    p = rollout.log_probability.detach().exp().to(logits.dtype)
+    parent = cast(np.ndarray, rollout.parent).tolist()
+    context, next_choice = (to_device(mask, logits.device) for mask in _context_and_next(tuple(parent)))
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[1:]
 
     def value(looks: Tensor) -> Tensor:
         share = looks.to(logits.dtype) / looks.sum(1, keepdim=True)
-        with torch.autocast(logits.device.type, enabled=False):  # differences of means, for which halves are too coarse
+        with torch.autocast(logits.device.type, enabled=False):  # half precision is too coarse for differences of means
             means = (share @ logits).transpose(1, 2)
         return -F.cross_entropy(means, target[:, None].expand(-1, len(share)), reduction="none")
 
     expected = torch.where(
-        following.any(1), (1 - p) * value(context | following) + p * value(context | own), value(context)
+        next_choice.any(1), (1 - p) * value(context | next_choice) + p * value(context | own), value(context)
     )
     return value(torch.ones_like(own)) - expected
 
 
 @cache
-def _compared(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For each choice among N looks: (N - 1, N) masks of its context, and of the look chosen next from the same
-    grid."""
+def _context_and_next(parent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For each choice among N looks: masks (N - 1, N) of its context, and of the next choice from the same grid."""
     count = len(parent)
-    context, following = np.ones((2, count - 1, count), dtype=bool)
-    following[:] = False
+    context, next_choice = np.ones((2, count - 1, count), dtype=bool)
+    next_choice[:] = False
     for j in range(1, count):
         later = [i for i in range(j, count) if parent[i] == parent[j]]
         if len(later) > 1:
-            following[j - 1, later[1]] = True
-        gone = set(later)
+            next_choice[j - 1, later[1]] = True
+        dependent = set(later)
         for i in range(j, count):
-            if parent[i] in gone:
-                gone.add(i)
-        context[j - 1, list(gone)] = False
-    return context, following
+            if parent[i] in dependent:
+                dependent.add(i)
+        context[j - 1, list(dependent)] = False
+    return context, next_choice
 
 
 @OBJECTIVES.register("tnet")
 @dataclass(frozen=True)
 class TNetObjective:
-    """Our default: a warm-up without choices, then looks sampled without replacement, each credited with what it gained
-    (`credit`).
+    """The default: a warm-up without choices, then REINFORCE with looks sampled without replacement and the `credit` of
+    each.
 
-    From nothing, a classifier of a few looks learns very slowly: most looks miss the object, and what they are taught
-    is noise. So the warm-up sees the whole image at the resolution of the looks, in one pass. The policy learns
-    meanwhile from the cells of the same pass: it is drawn to those that say most for the right class.
+    A classifier of a few looks learns very slowly from random weights, because most looks miss the object. The warm-up
+    therefore trains on the whole image at the resolution of the looks, in one pass. Meanwhile the policy imitates the
+    cells of this pass with the highest log-probability of the right class.
 
     Args:
-        image_share: share of the whole rollout's cross-entropy; the rest goes to every look alone.
-        policy_weight: weight of the policy gradient, whose baseline is a moving average of the credit.
-        warm_up: share of training that comes before the policy chooses.
-        warm_up_looks: what is seen meanwhile: ``whole``, all cells in one pass, where the backbone takes images of that
-            size; or ``random`` looks.
+        image_share: weight of the cross-entropy of the whole rollout; the remaining weight is that of every look alone.
+        policy_weight: weight of the policy gradient. The baseline is a moving average of the credit.
+        warm_up: share of training before the policy chooses looks.
+        warm_up_looks: looks of the warm-up: ``whole``, all cells in one pass, for backbones that accept images of that
+            size; or ``random``.
         class_weights: weight of each class in the cross-entropies.
     """
 
@@ -202,44 +203,51 @@ class TNetObjective:
     def __call__(
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        (tried,) = rollouts
-        if tried.policy.one_pass:
-            perceived = cross_entropy(tried.logits, target, self.class_weights)
-            taught = divergence_from_best_cells(tried, target)
-            loss = perceived + self.policy_weight * taught
+        (rollout,) = rollouts
+        if rollout.policy.one_pass:
+            loss_perception = cross_entropy(rollout.logits, target, self.class_weights)
+            loss_imitation = imitation_loss(rollout, target)
+            loss = loss_perception + self.policy_weight * loss_imitation
             return (
                 loss,
                 state,
-                {"loss": loss.detach(), "loss_perception": perceived.detach(), "loss_imitation": taught.detach()},
+                {
+                    "loss": loss.detach(),
+                    "loss_perception": loss_perception.detach(),
+                    "loss_imitation": loss_imitation.detach(),
+                },
             )
-        perceived = perception(tried, target, self.image_share, self.class_weights)
-        if not tried.policy.sampled or tried.glimpses_per_image == 1:
-            return perceived, state, {"loss": perceived.detach()}
-        credits = self.credit(tried, target)
-        loss = perceived - self.policy_weight * ((credits - state) * tried.log_probability).sum(1).mean()
+        loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
+        if not rollout.policy.sampled or rollout.glimpses_per_image == 1:
+            return loss_perception, state, {"loss": loss_perception.detach()}
+        credits = self.credit(rollout, target)
+        loss = loss_perception - self.policy_weight * ((credits - state) * rollout.log_probability).sum(1).mean()
         mean = credits.mean()
-        log = {"loss": loss.detach(), "loss_perception": perceived.detach(), "credit": mean, "baseline": state}
+        log = {"loss": loss.detach(), "loss_perception": loss_perception.detach(), "credit": mean, "baseline": state}
         return loss, 0.95 * state + 0.05 * mean.to(state), log
 
-    def credit(self, tried: Rollout, target: Tensor) -> Tensor:
-        """(B, N - 1) credit of each choice, detached."""
-        return credit(tried, target)
+    def credit(self, rollout: Rollout, target: Tensor) -> Tensor:
+        """Credit (B, N - 1) of each choice, detached; see `credit`."""
+        return credit(rollout, target)
 
 
-def divergence_from_best_cells(tried: Rollout, target: Tensor) -> Tensor:
-    """Divergence of the policy from the cells with the most evidence for the right class.
+def imitation_loss(rollout: Rollout, target: Tensor) -> Tensor:
+    """KL divergence of the policy from a teacher that prefers cells with evidence for the right class.
 
-    The teacher gives each of the K cells a probability in proportion to what the cell alone gives the right class; the
-    result is the mean Kullback-Leibler divergence of the policy from the teacher, in nats.
+    The teacher's probability of each of the K cells is proportional to the probability that the cell alone gives the
+    right class.
 
     Args:
-        tried: a rollout with the policy ``whole``.
-        target: (B,).
+        rollout: rollout of the policy ``whole``.
+        target: (B,) labels.
+
+    Returns:
+        Mean divergence in nats.
     """
-    log_p = tried.scores[0].flatten(0, 1)
-    speaks = tried.glimpse_logits.detach().to(log_p.dtype).log_softmax(-1)
-    speaks = speaks.gather(-1, target[:, None, None].expand(-1, speaks.shape[1], 1)).squeeze(-1)
+    log_p = rollout.scores[0].flatten(0, 1)
+    evidence = rollout.glimpse_logits.detach().to(log_p.dtype).log_softmax(-1)
+    evidence = evidence.gather(-1, target[:, None, None].expand(-1, evidence.shape[1], 1)).squeeze(-1)
     masked = log_p < MASKED
-    teacher = speaks.masked_fill(masked, -torch.inf).log_softmax(-1)
-    apart = teacher.exp() * (teacher - log_p)
-    return apart.masked_fill(masked, 0).sum(-1).mean()
+    teacher = evidence.masked_fill(masked, -torch.inf).log_softmax(-1)
+    divergence = teacher.exp() * (teacher - log_p)
+    return divergence.masked_fill(masked, 0).sum(-1).mean()

@@ -1,16 +1,16 @@
-"""Checks that a model or a network of yours must pass to work with every command. They need pytest.
+"""Test classes for models and backbones. They need pytest.
 
-Derive a class in a file of tests, say how the model is made, and pytest runs all checks on it:
+Derive a class, define how the model is made, and pytest runs all tests on it:
 
 Example:
     >>> from foveal.glimpse import RAM
-    >>> class TestMine(GlimpseClassifierTester):
-    ...     budgets = ((), (1,), (3,))
+    >>> class TestMyModel(GlimpseClassifierTester):
+    ...     locations = ((), (1,), (3,))
     ...     additive = False
     ...
     ...     def make(self):
     ...         return RAM(num_classes=3, base_size=6)
-    >>> TestMine().make().budget((3,))
+    >>> TestMyModel().make().budget((3,))
     (3,)
 """
 

@@ -1,9 +1,9 @@
-"""The checks that every backbone must pass: subclass, name it, and pytest runs them all.
+"""Tests for backbones. Derive a class and set ``name``.
 
 Example:
-    >>> class TestMine(BackboneTester):
+    >>> class TestMyBackbone(BackboneTester):
     ...     name = "plain_convnet_32"
-    >>> TestMine().make(num_classes=5).num_classes
+    >>> TestMyBackbone().make(num_classes=5).num_classes
     5
 """
 
@@ -24,12 +24,13 @@ from foveal.prediction.cost import count_cost
 
 
 class BackboneTester:
-    """Inherit and set ``name``; override other attributes if needed.
+    """Derive from this class and set ``name``; override other attributes if needed.
 
     Attributes:
-        name: as registered with timm.
-        options: keywords of its constructor.
-        odd_size: (height, width) of images that are not of the network's own size; None if it takes no others.
+        name: name registered with timm.
+        options: keywords of the constructor.
+        odd_size: (height, width) of test images that differ from the network's input size; None if it accepts one size
+            only.
     """
 
     name: str
@@ -49,20 +50,20 @@ class BackboneTester:
         return torch.randn(count, channels, *(size or own), generator=torch.Generator().manual_seed(1))
 
     def test_every_parameter_is_trained(self, net):
-        with torch.no_grad():  # a layer initialised with zero blocks gradients
+        with torch.no_grad():  # layers initialised with zeros block gradients
             for p in net.parameters():
                 p.add_(0.01 * torch.randn_like(p))
         net.train()(self.images(net)).square().mean().backward()
         assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
-    def test_images_of_another_size(self, net):
+    def test_other_image_size(self, net):
         if self.odd_size is None:
             pytest.skip("takes images of one size")
         with torch.inference_mode():
             logits = net.eval()(self.images(net, 1, self.odd_size))
         assert logits.shape == (1, 5) and logits.isfinite().all()
 
-    def test_features_and_head_make_the_network(self, net):
+    def test_forward_features_and_forward_head_equal_forward(self, net):
         x = self.images(net)
         with torch.inference_mode():
             features = net.eval().forward_features(x)
@@ -73,7 +74,7 @@ class BackboneTester:
             net, "feature_channels", net.num_features
         )
 
-    def test_feature_maps_have_the_shapes_of_its_modules(self, net):
+    def test_feature_info_matches_features_only(self, net):
         x, seen = self.images(net), []
         net.eval()
         for info in net.feature_info:
@@ -86,7 +87,7 @@ class BackboneTester:
             m.shape[1] for m in maps
         ]
 
-    def test_classifiers_come_and_go(self, net):
+    def test_reset_classifier(self, net):
         x = self.images(net, 1)
         with torch.inference_mode():
             pooled = net.eval().forward_head(net.forward_features(x), pre_logits=True)
@@ -96,12 +97,12 @@ class BackboneTester:
             torch.testing.assert_close(net(x), pooled)
             assert self.make(num_classes=0).eval()(x).shape == pooled.shape
 
-    def test_other_numbers_of_bands(self, net):
+    def test_other_number_of_bands(self, net):
         other = self.make(in_chans=2).eval()
         with torch.inference_mode():
             assert other(self.images(net, 1)[:, :2]).shape == (1, other.num_classes) and other.in_chans == 2
 
-    def test_weights_survive_saving(self, net):
+    def test_save_and_load(self, net):
         x = self.images(net)
         weights = load(save({k: v.contiguous() for k, v in net.state_dict().items()}))
         other = self.make(num_classes=5).eval()
@@ -109,10 +110,10 @@ class BackboneTester:
         with torch.inference_mode():
             torch.testing.assert_close(other(x), net.eval()(x), rtol=0, atol=0)
 
-    def test_activations_made_again_give_the_same_gradients(self, net):
+    def test_gradient_checkpointing(self, net):
         gradients = []
-        for again in (False, True):
-            net.set_grad_checkpointing(again)
+        for checkpointing in (False, True):
+            net.set_grad_checkpointing(checkpointing)
             net.zero_grad()
             torch.manual_seed(0)  # dropout
             net.train()(self.images(net)).square().mean().backward()
@@ -120,7 +121,7 @@ class BackboneTester:
         torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
     @pytest.mark.parametrize("coarse", [False, True])
-    def test_depth_of_its_parameters(self, net, coarse):
+    def test_parameter_depth(self, net, coarse):
         names = [name for name, _ in net.named_parameters()]
         depth = {name: d for d, group in group_parameters(net, net.group_matcher(coarse)).items() for name in group}
         last = depth[net.pretrained_cfg["classifier"] + ".weight"]
@@ -129,11 +130,10 @@ class BackboneTester:
         for i, info in enumerate(net.feature_info):
             own = [depth[name] for name in names if name.startswith(info["module"] + ".")]
             assert own == sorted(own) and (not coarse or set(own) <= {i, i + 1})
-            # timm's own networks may count their last norm to what is behind the stages, and name it as a feature all
-            # the same.
+            # Networks of timm may list their last norm in feature_info, but group it with the classifier.
             assert not isinstance(net, ClassifierBackbone) or all(d < last for d in own)
 
-    def test_its_card(self, net):
+    def test_pretrained_cfg(self, net):
         named = dict(net.named_modules())
         first = net.pretrained_cfg["first_conv"]
         for name in (first,) if isinstance(first, str) else first:
@@ -141,7 +141,7 @@ class BackboneTester:
         assert named[net.pretrained_cfg["classifier"]] is net.get_classifier()
         assert [info for info in net.feature_info if info["module"] not in named] == []
 
-    def test_channels_last_changes_nothing(self, net):
+    def test_channels_last_gives_the_same_output(self, net):
         x = self.images(net)
         with torch.inference_mode():
             expected = net.double().eval()(x.double())
@@ -149,6 +149,6 @@ class BackboneTester:
             actual = last(x.double().contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(actual, expected)
 
-    def test_cost_is_counted_without_numbers(self, net):
+    def test_cost_on_the_meta_device(self, net):
         cost = count_cost(net, self.images(net).shape[-2:])
         assert cost.macs > 0 and cost.parameters == sum(p.numel() for p in net.parameters())

@@ -1,4 +1,4 @@
-"""The checks that every classifier that looks must pass: subclass, give `make`, and pytest runs them all.
+"""Tests for classifiers that choose where to look. Derive a class and define `make`.
 
 Example:
     >>> views = CountingViews(torch.rand(1, 3, 8, 8))
@@ -24,7 +24,7 @@ from foveal.images.views import BlankViews, TensorViews, Views
 
 
 class CountingViews(TensorViews):
-    """Remembers every look, so that a test can say what was touched."""
+    """Views that record every look."""
 
     def __init__(self, images: torch.Tensor) -> None:
         super().__init__(images)
@@ -36,17 +36,17 @@ class CountingViews(TensorViews):
 
 
 class GlimpseClassifierTester:
-    """Inherit and define ``make``; override the attributes where the model is special.
+    """Derive from this class and define ``make``; override attributes if needed.
 
     Attributes:
         image: (channels, height, width) of test images.
-        budgets: that the model can meet.
-        additive: glimpses' contributions add up to the logits.
-        looks_once: the chosen glimpses are parts of the first look, at which no other look is taken.
+        locations: ``locations`` that the model is tested with.
+        additive: contributions of glimpses add up to the logits.
+        looks_once: chosen glimpses are parts of the first look, and no further look is read.
     """
 
     image = (3, 96, 96)
-    budgets: tuple[tuple[int, ...], ...] = ((),)
+    locations: tuple[tuple[int, ...], ...] = ((),)
     additive = True
     looks_once = False
 
@@ -66,12 +66,12 @@ class GlimpseClassifierTester:
         with torch.inference_mode():
             return model(images, **options)
 
-    def test_every_budget_with_one_checkpoint(self, model):
+    def test_all_locations_with_one_checkpoint(self, model):
         before = copy.deepcopy(model.state_dict())
-        for budget in self.budgets:
-            out = self.run(model, self.images(), locations=budget)
+        for locations in self.locations:
+            out = self.run(model, self.images(), locations=locations)
             assert out.logits.shape == (2, model.num_classes) and torch.isfinite(out.logits).all()
-            expected = sum(int(np.prod(budget[: i + 1])) for i in range(len(budget)))
+            expected = sum(int(np.prod(locations[: i + 1])) for i in range(len(locations)))
             assert out.locations.tolist() == [expected] * 2
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -84,17 +84,17 @@ class GlimpseClassifierTester:
             torch.testing.assert_close(total, one.logits, rtol=1e-5, atol=1e-6)
         assert self.run(model, self.images(), contributions=False).glimpses.contribution is None
 
-    def test_glimpses_are_what_was_looked_at(self, model):
+    def test_glimpses_equal_the_looks_taken(self, model):
         views = CountingViews(self.images())
         out = self.run(model, views)
-        told = sorted((g.image, g.box) for g in out.glimpses if g.level == 1 or not self.looks_once)
-        assert told == sorted(views.looks)
+        reported = sorted((g.image, g.box) for g in out.glimpses if g.level == 1 or not self.looks_once)
+        assert reported == sorted(views.looks)
         for one in out:
             for i, g in enumerate(one.glimpses):
                 assert (g.parent is None) == (i == 0) and (g.parent is None or g.parent < i)
                 assert 0 < g.probability <= 1 + 1e-6
 
-    def test_every_policy_is_known_and_no_other(self, model):
+    def test_policies(self, model):
         for policy in model.policies:
             out = self.run(model, self.images(), policy=policy, draws=Draws(0, 0, np.arange(2)))
             assert torch.isfinite(out.logits).all() and len(set(out.locations.tolist())) == 1
@@ -102,7 +102,7 @@ class GlimpseClassifierTester:
             with pytest.raises(ConfigError, match="does not know it; use one of greedy"):
                 self.run(model, self.images(), policy="clairvoyant")
 
-    def test_a_batch_is_its_images(self, model):
+    def test_batch_equals_single_images(self, model):
         images = self.images(3)
         together = self.run(model, images)
         for i, one in enumerate(together):
@@ -110,7 +110,7 @@ class GlimpseClassifierTester:
             torch.testing.assert_close(alone.logits, one.logits, rtol=1e-4, atol=1e-5)
             assert [g.box for g in alone.glimpses] == [g.box for g in one.glimpses]
 
-    def test_random_looks_follow_the_sample_and_nothing_else(self, model):
+    def test_random_looks_depend_on_the_sample_only(self, model):
         images = self.images(2)
         first = self.run(model, images, policy="random", draws=Draws(0, 0, np.array([5, 9])))
         swapped = self.run(model, images.flip(0), policy="random", draws=Draws(0, 0, np.array([9, 5])))
@@ -128,14 +128,14 @@ class GlimpseClassifierTester:
         huge = self.run(model, BlankViews(1, (100_000, 100_000), self.image[0]))
         assert len(small.glimpses) == len(huge.glimpses) and small.logits.shape == huge.logits.shape
 
-    def test_first_looks_are_taken(self, model):
+    def test_first_looks(self, model):
         views = CountingViews(self.images(1))
         self.run(model, views)
         assert {look.box for look in model.first_looks(self.image[1:])} <= {box for _, box in views.looks}
 
     def test_objective_trains_every_parameter(self, model):
         model.train()
-        with torch.no_grad():  # a layer that starts at zero blocks the gradient of those before it
+        with torch.no_grad():  # layers initialised with zeros block gradients
             for p in model.parameters():
                 p.add_(0.01 * torch.randn_like(p))
         objective = model.default_objective()
@@ -148,17 +148,17 @@ class GlimpseClassifierTester:
             assert torch.isfinite(loss) and torch.isfinite(state).all() and "loss" in log
             for name, p in model.named_parameters():
                 grads[name] |= p.grad is not None and bool(p.grad.abs().sum() > 0)
-        assert not [name for name, touched in grads.items() if not touched]
+        assert not [name for name, has_gradient in grads.items() if not has_gradient]
 
     def test_rollouts_agree_with_prediction(self, model):
         images = self.images()
         with torch.no_grad():
-            (tried,) = model.rollouts(images, ("greedy",), Draws(0, 0, np.arange(2)))
-        torch.testing.assert_close(tried.logits, self.run(model, images).logits)
-        if tried.additive:
-            torch.testing.assert_close(tried.glimpse_logits.mean(1), tried.logits, rtol=1e-5, atol=1e-6)
+            (rollout,) = model.rollouts(images, ("greedy",), Draws(0, 0, np.arange(2)))
+        torch.testing.assert_close(rollout.logits, self.run(model, images).logits)
+        if rollout.additive:
+            torch.testing.assert_close(rollout.glimpse_logits.mean(1), rollout.logits, rtol=1e-5, atol=1e-6)
 
-    def test_weights_survive_saving(self, model):
+    def test_save_and_load(self, model):
         weights = load(save({k: v.contiguous() for k, v in model.state_dict().items()}))
         torch.manual_seed(7)
         other = self.make().eval()
@@ -167,8 +167,8 @@ class GlimpseClassifierTester:
             self.run(other, self.images()).logits, self.run(model, self.images()).logits, rtol=0, atol=0
         )
 
-    def test_copies_are_independent(self, model):
-        twin = copy.deepcopy(model)
+    def test_deepcopy_and_pickle(self, model):
+        copied = copy.deepcopy(model)
         buffer = io.BytesIO()
         torch.save(model, buffer)
         buffer.seek(0)
@@ -177,55 +177,56 @@ class GlimpseClassifierTester:
         with torch.no_grad():
             for p in model.parameters():
                 p.zero_()
-        for copied in (twin, pickled):
-            torch.testing.assert_close(self.run(copied, self.images()).logits, expected, rtol=0, atol=0)
+        for other in (copied, pickled):
+            torch.testing.assert_close(self.run(other, self.images()).logits, expected, rtol=0, atol=0)
 
     def test_parameter_groups_partition_the_parameters(self, model):
         ids = [id(p) for group in model.parameter_groups().values() for p in group]
         assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
 
-    def test_dense_twin_has_the_same_classes(self, model):
+    def test_dense(self, model):
         dense = model.dense().eval()
         with torch.inference_mode():
             assert dense(torch.zeros(1, self.image[0], *model.size)).shape == (1, model.num_classes)
 
-    # ---- looking on, a few at a time
+    # ---- walk
 
     def drive(self, model, images, wanted, locations=None):
-        """Walk while ``wanted(image, turn)`` says so; returns the classification, and what was seen on the way."""
+        """Run `GlimpseClassifier.walk` with ``wanted(image, step)``; return the classification and all yielded
+        values."""
         with torch.inference_mode():
-            walk, told = model.walk(images, locations), []
+            walk, yielded = model.walk(images, locations), []
             try:
                 which, logits = next(walk)
                 while True:
-                    told.append((which.copy(), logits.clone()))
-                    which, logits = walk.send(np.array([wanted(int(i), len(told)) for i in which]))
+                    yielded.append((which.copy(), logits.clone()))
+                    which, logits = walk.send(np.array([wanted(int(i), len(yielded)) for i in which]))
             except StopIteration as end:
-                return end.value, told
+                return end.value, yielded
 
-    def test_a_walk_to_the_end_is_the_classification(self, model):
+    def test_complete_walk_equals_forward(self, model):
         images = self.images(3)
-        whole, told = self.drive(model, images, lambda image, turn: True)
-        straight = self.run(model, images)
-        torch.testing.assert_close(whole.logits, straight.logits, rtol=1e-4, atol=1e-5)
-        for one, other in zip(whole, straight, strict=True):
+        whole, yielded = self.drive(model, images, lambda image, step: True)
+        expected = self.run(model, images)
+        torch.testing.assert_close(whole.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        for one, other in zip(whole, expected, strict=True):
             assert sorted(g.box for g in one.glimpses) == sorted(g.box for g in other.glimpses)
-            probable = [sorted(round(g.probability, 5) for g in seen.glimpses) for seen in (one, other)]
-            assert probable[0] == pytest.approx(probable[1], abs=1e-4)
-        if told:
+            probabilities = [sorted(round(g.probability, 5) for g in seen.glimpses) for seen in (one, other)]
+            assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
+        if yielded:
             first = self.run(model, images, locations=())
-            torch.testing.assert_close(told[0][1], first.logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(yielded[0][1], first.logits, rtol=1e-4, atol=1e-5)
 
-    def test_a_walk_leaves_images_behind(self, model):
+    def test_walk_with_images_that_stop_early(self, model):
         images, size = self.images(3), model.locations[:1] or (0,)
-        if not self.drive(model, images, lambda image, turn: True)[1]:
-            pytest.skip("this model cannot stop on the way")
+        if not self.drive(model, images, lambda image, step: True)[1]:
+            pytest.skip("this model cannot stop early")
         views = CountingViews(images)
-        turns = {0: 0, 1: min(1, size[0]), 2: size[0]}  # how many turns each image gets
-        out, told = self.drive(model, views, lambda image, turn: turn <= turns[image])
+        steps = {0: 0, 1: min(1, size[0]), 2: size[0]}  # number of steps of each image
+        out, yielded = self.drive(model, views, lambda image, step: step <= steps[image])
         for i in range(3):
-            budget = (turns[i], *model.locations[1:]) if turns[i] else ()
-            alone = self.run(model, images[i : i + 1], locations=budget)[0]
+            locations = (steps[i], *model.locations[1:]) if steps[i] else ()
+            alone = self.run(model, images[i : i + 1], locations=locations)[0]
             torch.testing.assert_close(out[i].logits, alone.logits, rtol=1e-4, atol=1e-5)
             assert sorted(g.box for g in out[i].glimpses) == sorted(g.box for g in alone.glimpses)
             if self.additive:
@@ -233,6 +234,6 @@ class GlimpseClassifierTester:
                 torch.testing.assert_close(total, out[i].logits, rtol=1e-4, atol=1e-5)
             parents = [g.parent for g in out[i].glimpses]
             assert parents[0] is None and all(0 <= p < n for n, p in enumerate(parents) if n)
-        assert [which.tolist() for which, _ in told] == [[0, 1, 2], [1, 2], *[[2]] * (size[0] - 2)][: size[0]]
+        assert [which.tolist() for which, _ in yielded] == [[0, 1, 2], [1, 2], *[[2]] * (size[0] - 2)][: size[0]]
         if not self.looks_once:
             assert len(views.looks) == sum(len(one.glimpses) for one in out)

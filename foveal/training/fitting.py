@@ -33,7 +33,8 @@ from foveal.data import DataModule
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError
 from foveal.files import replacing, storing
-from foveal.glimpse.base import GlimpseClassifier, channels_last
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.networks import channels_last
 from foveal.host import end_with_parent
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective

@@ -27,7 +27,7 @@ def tiny(**changes) -> DRAM:
 
 
 class TestDRAM(GlimpseClassifierTester):
-    budgets = ((), (1,), (2,), (7,))
+    locations = ((), (1,), (2,), (7,))
     additive = False
     looks_once = True
 
@@ -49,7 +49,7 @@ class TestDRAM(GlimpseClassifierTester):
                     y0 - 1e-3 <= g.box[0] and x0 - 1e-3 <= g.box[1] and g.box[2] <= y1 + 1e-3 and g.box[3] <= x1 + 1e-3
                 )
 
-    def test_a_batch_is_its_images(self, model):
+    def test_batch_equals_single_images(self, model):
         """Places are points of the plane, which other sums round otherwise."""
         images = self.images(3)
         for i, one in enumerate(self.run(model, images)):
@@ -229,7 +229,7 @@ def test_the_reference_trains_the_prediction_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"base_size": 48}, "base_size=48 leaves no choice"),
+        ({"base_size": 48}, "base_size=48 must be above 0 and below image_size=48"),
         ({"aggregate": "first"}, "aggregate=first: is not known; use last or mean"),
         ({"locations": (2, 1)}, "locations 2,1: DRAM looks at one place after another"),
         ({"backbone": "resnet5"}, "backbone resnet5"),

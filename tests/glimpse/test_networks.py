@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.networks import OTHER, backbone, dense, members, row
 from foveal.errors import ConfigError
-from foveal.glimpse.base import size_options
+from foveal.glimpse.networks import size_options
 from foveal.glimpse.saccader import SaccaderSeparate
 from foveal.glimpse.tnet import TNet, _as_map
 from foveal.models import create_classifier
@@ -158,7 +158,7 @@ def test_maps_with_channels_first_or_last_are_told_by_their_sides():
 
 @pytest.mark.parametrize("x", [torch.rand(2, 12, 7, 5), torch.rand(2, 3), [], "text", (torch.rand(4), torch.rand(3))])
 def test_what_is_no_map_is_refused(x):
-    with pytest.raises(ValueError, match="its output is no map of a square look but"):
+    with pytest.raises(ValueError, match="its output is not a map of a square look but"):
         _as_map(x, Network())
 
 

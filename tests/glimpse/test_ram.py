@@ -16,13 +16,13 @@ from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
 class TestRAM(GlimpseClassifierTester):
-    budgets = ((), (1,), (2,), (7,))
+    locations = ((), (1,), (2,), (7,))
     additive = False
 
     def make(self) -> RAM:
         return RAM(num_classes=3, base_size=6, patches=2, locations=(2,))
 
-    def test_glimpses_are_what_was_looked_at(self, model):
+    def test_glimpses_equal_the_looks_taken(self, model):
         """Of each glimpse its finest patch is told; the others have the same middle and twice the side of the one
         before."""
         views = CountingViews(self.images())

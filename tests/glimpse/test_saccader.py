@@ -27,7 +27,7 @@ TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
 
 
 class TestSaccader(GlimpseClassifierTester):
-    budgets = ((), (1,), (3,), (20,))
+    locations = ((), (1,), (3,), (20,))
     looks_once = True
 
     def make(self):
@@ -36,7 +36,7 @@ class TestSaccader(GlimpseClassifierTester):
 
 class TestSaccaderWithBottleneckAndReleasedBoxes(GlimpseClassifierTester):
     image = (4, 70, 90)
-    budgets = ((2,),)
+    locations = ((2,),)
     looks_once = True
 
     def make(self):
@@ -45,7 +45,7 @@ class TestSaccaderWithBottleneckAndReleasedBoxes(GlimpseClassifierTester):
 
 
 class TestSaccaderSeparate(GlimpseClassifierTester):
-    budgets = ((), (1,), (6,))
+    locations = ((), (1,), (6,))
 
     def make(self):
         return awake(SaccaderSeparate(num_classes=4, classifier="test_resnet", glimpse_size=32, **TINY))
@@ -360,7 +360,7 @@ def test_policies_decide_in_full_precision(dtype):
 
 def test_nothing_can_be_learned_from_no_glimpse():
     model = Saccader(num_classes=2, **{**TINY, "locations": (0,)})
-    with pytest.raises(ConfigError, match="locations 0: with no glimpse there is nothing to learn from"):
+    with pytest.raises(ConfigError, match="locations 0: training needs at least one glimpse"):
         model.rollouts(torch.rand(2, 3, 45, 45), ("sampled",), draws())
     assert model.rollouts(torch.rand(2, 3, 45, 45), ("exhaustive",), draws())[0].logits.shape == (2, 2)
 
@@ -510,9 +510,12 @@ def test_the_separate_classifier_finds_locations_as_saccader_does():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet18"}, "backbone resnet18: its features see more than a window of the image; use a bagnet"),
-        ({"backbone": "bagnet7"}, "backbone bagnet7: timm knows no such model; did you mean bagnet"),
-        ({"image_size": 12}, "image_size 12: test_bagnet_lowd looks at windows of 13 px; choose larger images"),
+        ({"backbone": "resnet18"}, "backbone resnet18: is not a BagNet; use one, such as bagnet77_lowd"),
+        ({"backbone": "bagnet7"}, "backbone bagnet7: there is no backbone of this name; did you mean bagnet"),
+        (
+            {"image_size": 12},
+            "image_size 12: test_bagnet_lowd needs at least its window of 13 px; choose a larger image_size",
+        ),
         ({"locations": (2, 1)}, "locations 2,1: this model has one grid, of 81 cells; give one number, 0 to 81"),
         ({"locations": (82,)}, "locations 82: this model has one grid"),
         ({"crop": 0.9, "squash": True}, "crop=0.9 with squash=True cannot be done"),
@@ -530,25 +533,25 @@ def test_options_that_do_not_fit_get_a_sentence(options, message):
             "bagnet77_lowd",
             96,
             "image_size 96: each of the 3 x 3 windows of bagnet77_lowd has 77 px, 80 % of the image's side, "
-            "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
+            "so glimpses overlap strongly; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
         ),
         (
             "bagnet77_lowd",
             128,
             "image_size 128: each of the 7 x 7 windows of bagnet77_lowd has 77 px, 60 % of the image's side, "
-            "so that looks hardly differ; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
+            "so glimpses overlap strongly; choose image_size 224, or backbone bagnet33_lowd, whose windows are 33 px",
         ),
         (
             "bagnet77_lowd",
             77,
             "image_size 77: the one window of bagnet77_lowd has 77 px, 100 % of the image's side, "
-            "so that looks hardly differ; choose image_size 224, or backbone bagnet17_lowd, whose windows are 17 px",
+            "so glimpses overlap strongly; choose image_size 224, or backbone bagnet17_lowd, whose windows are 17 px",
         ),
         (
             "test_bagnet_lowd",
             20,
             "image_size 20: each of the 2 x 2 windows of test_bagnet_lowd has 13 px, 65 % of the image's side, "
-            "so that looks hardly differ; choose image_size 40",
+            "so glimpses overlap strongly; choose image_size 40",
         ),
         ("bagnet77_lowd", 224, None),
         ("bagnet33_lowd", 96, None),

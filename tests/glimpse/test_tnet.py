@@ -24,7 +24,7 @@ from foveal.testing import CountingViews, GlimpseClassifierTester
 
 
 class TestTNet(GlimpseClassifierTester):
-    budgets = ((), (1,), (3,), (9,), (2, 1), (1, 2, 2))
+    locations = ((), (1,), (3,), (9,), (2, 1), (1, 2, 2))
 
     def make(self):
         return TNet(num_classes=5, backbone="test_efficientnet", base_size=32, locations=(2, 1))
@@ -32,7 +32,7 @@ class TestTNet(GlimpseClassifierTester):
 
 class TestTNetOnPlainConvNet(GlimpseClassifierTester):
     image = (5, 96, 96)
-    budgets = ((), (2,))
+    locations = ((), (2,))
 
     def make(self):
         return TNet(num_classes=3, backbone="plain_convnet_32", in_chans=5, locations=(2,))
@@ -40,7 +40,7 @@ class TestTNetOnPlainConvNet(GlimpseClassifierTester):
 
 class TestReferenceOnBagNet(GlimpseClassifierTester):
     image = (3, 224, 224)
-    budgets = ((), (1,), (5,))
+    locations = ((), (1,), (5,))
 
     def make(self):
         # Dropping whole channels of so narrow a net can silence it: the drop rate is the only thing changed.
@@ -54,7 +54,7 @@ class TestReferenceOnBagNet(GlimpseClassifierTester):
 
 class TestReferenceWithWeighting(GlimpseClassifierTester):
     image = (3, 64, 64)
-    budgets = ((), (2,))
+    locations = ((), (2,))
 
     def make(self):
         return MODELS.get("tnet_efficientnet_b0.reference_cub")(
@@ -347,7 +347,7 @@ def test_a_thumbnail_alone_needs_no_whole_image():
 
 
 class TestTNetWithStatisticsOfLevels(GlimpseClassifierTester):
-    budgets = ((), (2,), (2, 1), (1, 1, 1))
+    locations = ((), (2,), (2, 1), (1, 1, 1))
 
     def make(self):
         return TNet(num_classes=4, backbone="plain_convnet_32", base_size=32, locations=(2, 1), level_statistics=True)
@@ -382,7 +382,7 @@ class TestTNetOnLongImages(GlimpseClassifierTester):
     """Every check with images of which only three cells are distinct."""
 
     image = (3, 48, 120)
-    budgets = ((), (1,), (3,), (2, 1), (3, 9))
+    locations = ((), (1,), (3,), (2, 1), (3, 9))
 
     def make(self):
         return TNet(num_classes=5, backbone="test_efficientnet", base_size=32, locations=(2, 1))
@@ -683,11 +683,9 @@ def test_an_image_without_a_scale_fails_alone_in_one_sentence():
     with torch.inference_mode():
         out = model(views)
     assert list(views.errors) == [1] and torch.isfinite(out.logits).all()
-    assert (
-        views.errors[1].startswith("photo.png: does not say how large its pixels are") and "\n" not in views.errors[1]
-    )
+    assert views.errors[1].startswith("photo.png: has no pixel size") and "\n" not in views.errors[1]
     assert out.locations.tolist() == [2, 2, 2]
-    with pytest.raises(ImageError, match=r"^image 0: does not say how large its pixels are"):
+    with pytest.raises(ImageError, match=r"^image 0: has no pixel size"):
         classify(model, torch.rand(3, 64, 64))
 
 

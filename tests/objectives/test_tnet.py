@@ -15,7 +15,7 @@ from foveal.objectives.tnet import (
     TNetObjective,
     contrastive,
     credit,
-    divergence_from_best_cells,
+    imitation_loss,
 )
 from foveal.policies import find_policy, plackett_luce
 
@@ -222,10 +222,8 @@ def test_imitation_is_the_divergence_from_what_cells_say():
     right = np.stack([F.softmax(alone[i], -1)[:, t].numpy() for i, t in enumerate(target)])
     teacher = right / right.sum(1, keepdims=True)
     expected = (teacher * (np.log(teacher) - log_p.numpy())).sum(1).mean()
-    assert divergence_from_best_cells(whole(log_p, alone), target).item() == pytest.approx(expected, rel=1e-12)
-    assert divergence_from_best_cells(whole(torch.from_numpy(np.log(teacher)), alone), target).item() == pytest.approx(
-        0, abs=1e-12
-    )
+    assert imitation_loss(whole(log_p, alone), target).item() == pytest.approx(expected, rel=1e-12)
+    assert imitation_loss(whole(torch.from_numpy(np.log(teacher)), alone), target).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_masked_cells_are_not_imitated():
@@ -233,10 +231,10 @@ def test_masked_cells_are_not_imitated():
     alone, scores = torch.randn(2, 4, 3, generator=g).double(), torch.randn(2, 4, generator=g).double()
     masked = torch.tensor([[False, False, True, True], [False] * 4])
     log_p = scores.masked_fill(masked, 10 * MASKED).log_softmax(1).requires_grad_()
-    loss = divergence_from_best_cells(whole(log_p, alone), torch.tensor([1, 1]))
+    loss = imitation_loss(whole(log_p, alone), torch.tensor([1, 1]))
     loss.backward()
-    few = divergence_from_best_cells(whole(scores[:1, :2].log_softmax(1), alone[:1, :2]), torch.tensor([1]))
-    all_four = divergence_from_best_cells(whole(scores[1:].log_softmax(1), alone[1:]), torch.tensor([1]))
+    few = imitation_loss(whole(scores[:1, :2].log_softmax(1), alone[:1, :2]), torch.tensor([1]))
+    all_four = imitation_loss(whole(scores[1:].log_softmax(1), alone[1:]), torch.tensor([1]))
     assert loss.item() == pytest.approx((few + all_four).item() / 2, rel=1e-12)
     assert log_p.grad.isfinite().all() and (log_p.grad[0, 2:] == 0).all()
 
