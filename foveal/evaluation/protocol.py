@@ -1,5 +1,4 @@
-"""What all evaluations share: the setting, models and images that are ready to use, and a pass of a model over images.
-images.
+"""What all evaluations share: the setting, loaded models with their images, and a pass of a model over images.
 
 Example:
     >>> from foveal.data import get_data
@@ -35,8 +34,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Look, Views
 from foveal.metrics import Answers
 from foveal.prediction.device import autocast, find_device, machine_name
-from foveal.prediction.predictor import Model
-from foveal.prediction.rows import check_locations, check_policies, ready
+from foveal.prediction.predictor import Model, Predictor
 from foveal.runs import Run
 
 Progress = Callable[[int, int, str], None]
@@ -255,7 +253,7 @@ def ready_for(model: Any, data: DataModule, device: torch.device) -> GlimpseClas
         DataError, ConfigError: it has other classes, or was trained on another range of values.
         RunError: the run folder is missing or damaged.
     """
-    classifier = ready(path_of(model), device)
+    classifier = Predictor(path_of(model), device=device).model
     if classifier.class_names:
         check_classes(classifier.class_names, data)
     elif classifier.num_classes != len(data.classes):
@@ -285,11 +283,11 @@ def strategies_of(
     Raises:
         ConfigError: locations or a policy that the model does not have.
     """
-    check_policies(model, policies)
+    model.check_policies(policies)
     if locations is None:
         first, *rest = model.locations or (0,)
         locations = [(k, *rest) if k else () for k in range(first + 1)]
-    learned = [Strategy(check_locations(model, each)) for each in locations]
+    learned = [Strategy(model.resolve_locations(each)) for each in locations]
     others = [p for p in dict.fromkeys(["random", *map(str, policies)]) if p in model.policies and p != "greedy"]
     further = [Strategy(each.locations, policy) for policy in others for each in learned if each.locations]
     # "exhaustive" depends on the number of levels alone: one strategy for each number is enough.

@@ -34,14 +34,13 @@ from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, Views
 from foveal.metrics import METRICS, Answers, compute_metrics
-from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import LookCounter, count_cost
 from foveal.prediction.device import autocast, machine_name
-from foveal.prediction.early_exit import Exit, budget_of, confidence, format_cost, look_until, parse_cost, turns
+from foveal.prediction.early_exit import Exit, confidence, format_cost, locations_of, look_until, parse_cost, turns
 from foveal.prediction.folding import fold_norms
+from foveal.prediction.locations import format_locations
 from foveal.prediction.output import fingerprint
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import check_locations
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -201,7 +200,7 @@ def _find_thresholds(
 ) -> list[Exit]:
     wanted, setting = [parse_cost(text) for text in budgets], bench.setting
     (model,) = bench.models.values()
-    ends = turns(check_locations(model, locations), at_once)
+    ends = turns(model.resolve_locations(locations), at_once)
     if len(ends) == 1:
         what = "with one look there is nothing to leave out"
         raise ConfigError(f"`budgets` {budgets[0]}: {what}; use a model that looks, and `locations` 1 or more")
@@ -285,14 +284,15 @@ def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
                 answers[i].append(Answers.of(seen.logits.cpu()[rows], batch.target.cpu()[rows]))
                 looks[i] += np.asarray(seen.locations)[rows].sum()
                 most = way.locations if isinstance(way, Exit) else way
-                macs[i] += sum(macs_of(seen[j], batch.views.sizes[j], budget_of(seen[j].glimpses, most)) for j in rows)
+                for j in rows:
+                    macs[i] += macs_of(seen[j], batch.views.sizes[j], locations_of(seen[j].glimpses, most))
             seconds[i] += took if number else 0
         step(1 if number else 0)
     images = sum(map(len, answers[0]))
     bench.check_read(images)
     return [
         ExitPoint(
-            name=way.budget if isinstance(way, Exit) else format_budget(way),
+            name=way.budget if isinstance(way, Exit) else format_locations(way),
             stops=isinstance(way, Exit),
             locations=looks[i] / images,
             macs=macs[i] / images,

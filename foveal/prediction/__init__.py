@@ -9,20 +9,20 @@
     locations, policy, ...) look_until(model, images, threshold, locations=None, at_once=1, contributions=False) ->
     Classification fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time;
     predict makes it for itself count_cost(model, image_size, locations=None, policy="greedy") -> Cost
-    parse_locations("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
-    parse_budget("2,1") -> (2, 1)                        # one budget, for everything else
+    parse_location_sweep("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
+    parse_locations("2,1") -> (2, 1)                        # one budget, for everything else
 
 Example:
-    >>> parse_locations("1..2,1")
+    >>> parse_location_sweep("1..2,1")
     [(1, 1), (2, 1)]
 """
 
 from foveal.images import SUFFIXES
-from foveal.prediction.budget import format_budget, parse_budget, parse_locations
 from foveal.prediction.cost import Cost, count_cost
 from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
+from foveal.prediction.locations import format_locations, parse_location_sweep, parse_locations
 from foveal.prediction.output import Summary, fingerprint, predict
 from foveal.prediction.predictor import Predictor, classify
 from foveal.prediction.rows import COLUMNS, find_images, predict_rows
@@ -41,12 +41,12 @@ __all__ = [
     "find_images",
     "fingerprint",
     "fold_norms",
-    "format_budget",
+    "format_locations",
     "look_until",
     "machine_name",
-    "parse_budget",
-    "parse_cost",
     "parse_locations",
+    "parse_cost",
+    "parse_location_sweep",
     "predict",
     "predict_rows",
     "read_exits",

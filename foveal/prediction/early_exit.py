@@ -140,7 +140,7 @@ def turns(locations: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
     return [(), *((min(k, first), *below) for k in range(at_once, first + at_once, at_once))]
 
 
-def budget_of(looks: Glimpses, locations: Sequence[int]) -> tuple[int, ...]:
+def locations_of(looks: Glimpses, locations: Sequence[int]) -> tuple[int, ...]:
     """The budget that the looks at one image amount to, of one that was ended early."""
     first = int((looks.level == 2).sum())
     return (first, *locations[1:]) if first else ()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, ImageError, RunError
+from foveal.errors import ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import (
     ImageViews,
@@ -102,10 +102,8 @@ class Predictor:
         Raises:
             ConfigError: they, or the policy, do not fit the model.
         """
-        if not self.model.locations and str(policy) != GREEDY.name:
-            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
         self.model.check_policies([policy])
-        return self.model.budget(locations)
+        return self.model.resolve_locations(locations)
 
     def open(self, image: Any, name: str = "image") -> Pyramid:
         """Open an image as the training images were opened: its bands, its range of values, its size if they had one.

@@ -19,25 +19,22 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import Found, match
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.early_exit import Exit, budget_of
+from foveal.prediction.early_exit import Exit, locations_of
 from foveal.prediction.predictor import Model, Predictor
-from foveal.runs import Run
 
 Row = dict[str, Any]
 
@@ -172,39 +169,6 @@ def _names(images: Sequence[Any]) -> Iterator[Named]:
             yield from (Named(name, one) for name, one in each(image, f"[{i}]"))
 
 
-def ready(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu"
-) -> GlimpseClassifier:
-    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in
-    evaluation mode.
-
-    Raises:
-        RunError: its weights are not all finite numbers.
-    """
-    return Predictor(model, device=device).model
-
-
-def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
-    """The budget to use: the model's own if None.
-
-    Raises:
-        ConfigError: the model cannot meet it.
-    """
-    return model.budget(locations)
-
-
-def check_policies(model: GlimpseClassifier, policies: Sequence[str | Policy]) -> None:
-    """See that a model can select cells in these ways.
-
-    Raises:
-        ConfigError: it does not know one, or does not choose where to look.
-    """
-    for policy in policies:
-        if str(policy) != GREEDY.name and not model.locations:
-            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
-    model.check_policies(policies)
-
-
 def predict_rows(
     model: Predictor | Model,
     images: Sequence[Any],
@@ -277,7 +241,7 @@ def predict_rows(
                             what = f"{image.path}: the model gives no finite answer for this image; check its values"
                             results[place] = failed_row(image.path, what)
                             continue
-                        spent = looks if until is None else budget_of(one.glimpses, until.locations)
+                        spent = looks if until is None else locations_of(one.glimpses, until.locations)
                         mpp = cast(View, image.view).mpp
                         cost = macs(one, views.sizes[i], spent, mpp)
                         results[place] = _row(image.path, one, top_k, mpp, cost, image.seconds + share)
