@@ -25,7 +25,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import wraps
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -250,8 +249,14 @@ def _run(argv: list[str], modules: list[str]) -> int:
 
 
 def _with_dashes(error: str) -> str:
-    """A sentence of the library, which speaks of locations and policy, as it is said of the flags."""
+    """An error of the library with flags in place of names of arguments. The library puts them in backquotes."""
+    error = re.sub(r"`([a-z][\w.]*)`", _flag, error)
     return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
+
+
+def _flag(name: re.Match[str]) -> str:
+    argument = FLAGS.get(name[1], name[1])
+    return f"--{argument}" if "." in argument else f"--{argument.replace('_', '-')}"
 
 
 def _import_modules(flags: Sequence[str]) -> None:
@@ -644,24 +649,8 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
     _add_running(parser, batch_size=32)
 
 
-def _with_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The same handler; errors of `foveal.evaluation`, which name arguments in backquotes, name the flags of the
-    command.
-    """
-
-    @wraps(run)
-    def handler(args: argparse.Namespace) -> int:
-        try:
-            return run(args)
-        except FovealError as error:
-            error.args = (re.sub(r"`(\w+)`", lambda found: f"--{FLAGS.get(found[1], found[1])}", str(error)),)
-            raise
-
-    return handler
-
-
 FLAGS = {"attention": "map", "budgets": "budget", "judges": "by", "policies": "policy"}
-"""Flags of arguments of another name."""
+"""Flags of arguments that have another name."""
 
 
 def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Setting:
@@ -679,7 +668,6 @@ def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Sett
     )
 
 
-@_with_flags
 def _evaluate(args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate
     from foveal.prediction import parse_location_sweep
@@ -822,7 +810,6 @@ run; --data and --data.KEY choose others, as for foveal fit.
     _add_running(parser, batch_size=32)
 
 
-@_with_flags
 def _compare(args: argparse.Namespace) -> int:
     from foveal.evaluation import compare, first_run
     from foveal.prediction import parse_location_sweep
@@ -874,7 +861,6 @@ of the run; --data and --data.KEY choose others, as for foveal fit.
     _add_judging(parser)
 
 
-@_with_flags
 def _occlude(args: argparse.Namespace) -> int:
     from foveal.evaluation import occlude
     from foveal.prediction import parse_location_sweep
@@ -929,7 +915,6 @@ others, as for foveal fit.
     _add_judging(parser)
 
 
-@_with_flags
 def _faithfulness(args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate_faithfulness
     from foveal.prediction import parse_locations

@@ -36,8 +36,8 @@ import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage, check_network, networks, size_options
 from foveal.glimpse.registry import MODELS
-from foveal.signatures import chain_of, hints_of, misfit
-from foveal.strict import Malformed
+from foveal.signatures import chain_of, hints_of, mismatch
+from foveal.strict import ContentError
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -108,7 +108,7 @@ def create_model(
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigError(
             f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            " by --model.pretrained FILE or in Python pretrained=FILE"
+            " by `model.pretrained` FILE or in Python pretrained=FILE"
         ) from error
     model.spec = spec
     return model
@@ -124,14 +124,16 @@ def _hub_at_once() -> Iterator[None]:
     offline = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        with hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
+        with without_warnings(
+            "huggingface_hub.utils._http"
+        ):  # what a dozen warnings would say is said once, at the end
             yield
     finally:
         constants.HF_HUB_OFFLINE = offline
 
 
 @contextmanager
-def hushed(logger: str) -> Iterator[None]:
+def without_warnings(logger: str) -> Iterator[None]:
     """Without warnings of a logger."""
     log = logging.getLogger(logger)
     level = log.level
@@ -235,12 +237,12 @@ def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -
         ConfigError: another one, or another type.
     """
     build = constructor(name)
-    fault = misfit(options, _option_types(name, build, options, stored))
+    fault = mismatch(options, _option_types(name, build, options, stored))
     for key, inner in options.items() if fault is None and name in MODELS else ():
         if key.endswith("_options") and inner:
             network = options.get(key.removesuffix("_options"))
             known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
-            fault = fault or misfit(inner, known, f"{key}.")
+            fault = fault or mismatch(inner, known, f"{key}.")
     for key, value in options.items():
         if fault is None and _too_large(value):
             fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
@@ -337,7 +339,7 @@ def unpickled(file: Path) -> Any:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise Malformed("is compressed, which torch.save does not do, and may be larger than memory")
+                raise ContentError("is compressed, which torch.save does not do, and may be larger than memory")
     with warnings.catch_warnings():
         # Said of a file that torch goes on to refuse.
         warnings.filterwarnings("ignore", "Detected pickle protocol")

@@ -22,40 +22,34 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import threading
-import unicodedata
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import (
-    LARGEST_OPTION,
-    Whole,
     as_classifier,
     check_options,
     constructor,
     create_classifier,
-    hushed,
     unpickled,
+    without_warnings,
 )
 from foveal.registry import UnknownName, imported, made_with
-from foveal.signatures import misfit
-from foveal.strict import Malformed, read_json, read_yaml
+from foveal.stored import card_error, check_outline, check_weights, checkpoint_error, limit_parameters
+from foveal.strict import ContentError, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml",
@@ -91,24 +85,6 @@ FOUND_OUT = (
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
 """Options of data sets that are paths."""
-
-
-class Card(TypedDict, total=False):
-    """Types of what ``config.json`` holds; the model and the names of its classes are required."""
-
-    foveal: str
-    imports: list[str]
-    model: dict[str, Any]
-    num_classes: Annotated[int, range(1, 1_000_001)]
-    class_names: list[str]
-    channels: Whole
-    size: tuple[Whole, Whole]
-    mean: list[float]
-    std: list[float]
-    value_range: tuple[float, float] | None
-    image_size: Whole | None
-    shorter_side: Whole | None
-    locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
 
 
 @dataclass(frozen=True)
@@ -281,11 +257,11 @@ class Run:
         file = self.file(CARD)
         try:
             card = read_json(file)
-        except (Malformed, OSError) as error:
+        except (ContentError, OSError) as error:
             raise RunError(
                 f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again"
             ) from error
-        if fault := _card_fault(card):
+        if fault := card_error(card):
             raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
 
@@ -302,7 +278,7 @@ class Run:
         again = f"foveal fit --out {self.path} --resume writes it again"
         try:
             summary = read_json(file)
-        except (Malformed, OSError) as error:
+        except (ContentError, OSError) as error:
             raise RunError(f"{file}: is damaged ({_reason(error)}); {again}") from error
         if not isinstance(summary, dict):
             raise RunError(f"{file}: is not a summary of a run; {again}")
@@ -329,17 +305,17 @@ class Run:
         file = self.file(WEIGHTS if which == "best" else LAST)
         shapes, weights = self._weights(file)
         if model is None:
-            # Without memory first: a configuration may ask for more than there is, and weights for less.
+            # On the meta device first: the configuration may describe a model that does not fit into memory.
             with (
                 torch.random.fork_rng(devices=()),
                 torch.device("meta"),
-                _at_most(ROOM * len(shapes) + MORE, self.path / CARD),
+                limit_parameters(len(shapes), self.path / CARD),
             ):
                 outline = self._build()
-            check_fit(outline, shapes, file)
-            self._check_outline(outline)
+            check_weights(outline, shapes, file)
+            check_outline(outline, self.card, self.path / CARD)
         classifier = self._build(model)
-        check_fit(classifier, shapes, file)
+        check_weights(classifier, shapes, file)
         classifier.load_state_dict(weights())
         return classifier.eval().to(device)
 
@@ -362,7 +338,7 @@ class Run:
         try:
             with (
                 made_with(card.get("imports")),
-                hushed("foveal.glimpse"),
+                without_warnings("foveal.glimpse"),
             ):  # advice on a model comes too late when it is trained
                 check_options(name, _but_name(card["model"]), stored=True)
                 options = as_written(card["model"])
@@ -380,40 +356,6 @@ class Run:
             raise RunError(
                 f"{file}: model {name} cannot be built of its options ({_reason(error)}); copy it again, or train again"
             ) from error
-
-    def _check_outline(self, model: GlimpseClassifier) -> None:
-        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is
-        not too large.
-        """
-        file, card = self.path / CARD, self.card
-        if self.class_names and len(self.class_names) != model.num_classes:
-            told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
-            raise RunError(f"{file}: {told}; give one name for each class")
-        for key, has in (("channels", model.channels), ("size", list(model.size))):
-            if card.get(key, has) != has:
-                raise RunError(
-                    f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or "
-                    "train again"
-                )
-        stored = model.state_dict()
-        beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
-        look = 4 * model.channels * model.size[0] * model.size[1]
-        if max(beside, look) > LARGEST_LOOK:
-            what = (
-                f"size: a look of {model.size[0]} x {model.size[1]} px"
-                if look > beside
-                else "model: what it keeps beside its weights"
-            )
-            raise RunError(
-                f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller "
-                "model"
-            )
-        try:
-            looks = _most_looks(model)
-        except ConfigError as error:
-            raise RunError(f"{file}: {error}") from error
-        if looks > MOST_LOOKS:
-            raise RunError(f"{file}: locations: makes {looks:,} looks at an image; give {MOST_LOOKS:,} or fewer")
 
     def _weights(self, file: Path) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
         """Shapes of the weights, as tensors without memory; and what reads the weights themselves."""
@@ -433,50 +375,6 @@ class Run:
         except (SafetensorError, OSError) as error:
             raise RunError(f"{file}: is damaged or half written; copy it again or train again") from error
         return shapes, lambda: load_file(file)
-
-
-ROOM, MORE = 4, 1_000
-"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and
-replaced.
-"""
-
-LARGEST_LOOK = 2**30
-"""Bytes of one look, and of what a model keeps that is not among its weights."""
-
-MOST_LOOKS = 100_000
-"""At one image, by the budget of a run folder."""
-
-
-@contextmanager
-def _at_most(count: int, file: Path) -> Iterator[None]:
-    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without
-    weights.
-    """
-    made, thread = 0, threading.get_ident()
-
-    def counted(*_: Any) -> None:
-        nonlocal made
-        if threading.get_ident() == thread:
-            made += 1
-            if made > count:
-                raise RunError(
-                    f"{file}: the model has more layers than there are weights for; copy it again, or train again"
-                )
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _most_looks(model: GlimpseClassifier) -> int:
-    """Looks at an image by the model's own budget."""
-    looks, each = 1, 1
-    for count in model.locations:
-        each *= count
-        looks += each
-    return looks
 
 
 def own_file(folder: Path, name: str) -> Path:
@@ -499,33 +397,6 @@ def _reason(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
-def _card_fault(card: Any) -> str | None:
-    """What is wrong with the content of ``config.json``, if anything is."""
-    if not isinstance(card, dict):
-        return "is not a list of keys with values"
-    if absent := next((key for key in ("model", "class_names") if key not in card), None):
-        return f"{absent}: is missing"
-    if fault := misfit(card, get_type_hints(Card, include_extras=True)):
-        return fault
-    if fault := misfit({"name": card["model"].get("name")}, {"name": str}, "model."):
-        return fault
-    if fault := class_fault(card["class_names"]):
-        return f"class_names: {fault}"
-    low, high = card.get("value_range") or (0, 1)
-    return None if low < high else f"value_range: {low} is not below {high}"
-
-
-def class_fault(names: Sequence[Any]) -> str | None:
-    """What is wrong with names of classes, if anything is: they are different texts on one line each."""
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            return f"name {i}, {name!r}, is no text"
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
-            return f"name {i}, {name!r}, has a line break or another control character"
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    return None if twice is None else f"{twice!r} is there twice"
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
     again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
@@ -534,37 +405,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_yaml(file)
     except OSError as error:
         raise RunError(
-            f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out"
+            f"{file}: cannot be read ({error.strerror}); put it back, or train again with another `out`"
         ) from error
-    except Malformed as error:
+    except ContentError as error:
         raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
         raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
     return config
-
-
-class _Group(TypedDict):
-    lr: float
-    base_lr: float
-
-
-class _Optimiser(TypedDict):
-    param_groups: list[_Group]
-    state: dict[Any, Any]
-
-
-class _Checkpoint(TypedDict, total=False):
-    """Types of what Lightning and `foveal.training` put into a checkpoint, as far as this package reads it."""
-
-    state_dict: dict[str, Tensor]
-    loops: dict[str, Any]
-    global_step: Annotated[int, range(10**15)]
-    optimizer_states: list[_Optimiser]
-    callbacks: dict[str, dict[str, Any]]
-    epoch: int
-    elapsed: float
-    left_out: int
-    average: dict[str, Tensor]
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -575,26 +422,20 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     file = own_file(file.parent, file.name)
     if not file.is_file():
-        raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
+        raise RunError(f"{file}: there is no checkpoint to go on from; start again with `overwrite`")
     try:
         content = unpickled(file)
-    except Malformed as error:
-        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
+    except ContentError as error:
+        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with `overwrite`") from error
     except Exception as error:  # the reader raises whatever a damaged file leads it to
         hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
         what = (
             "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
         )
-        raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
-    fault: str | None = "it is no mapping"
-    if isinstance(content, dict):
-        hints = get_type_hints(_Checkpoint, include_extras=True)
-        required = {key: None for key in hints if key not in ("epoch", "elapsed", "left_out", "average")}
-        fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
-        fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
-    if fault:
+        raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with `overwrite`") from error
+    if fault := checkpoint_error(content):
         raise RunError(
-            f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite"
+            f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with `overwrite`"
         )
     return content
 
@@ -606,26 +447,8 @@ def model_state(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
     )
     state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
     if not state:
-        raise RunError(f"{file}: holds no model; bring the right file, or start again with --overwrite")
+        raise RunError(f"{file}: holds no model; bring the right file, or start again with `overwrite`")
     return state
-
-
-def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
-    """See that weights are those of the model.
-
-    Raises:
-        RunError: names the first tensor that is missing, too many, or of another shape.
-    """
-    wanted = model.state_dict()
-    for name in [*wanted, *weights]:
-        here, there = wanted.get(name), weights.get(name)
-        if here is None or there is None:
-            what = f"{name} is {'missing' if there is None else 'not a part of this model'}"
-        elif here.shape != there.shape:
-            what = f"{name} is {tuple(there.shape)} where the model has {tuple(here.shape)}"
-        else:
-            continue
-        raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
 
 
 @contextmanager
@@ -640,18 +463,18 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
     out = Path(out)
     try:
         if resume and not out.is_dir():
-            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without --resume")
+            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without `resume`")
         if out.exists() and not out.is_dir():
-            raise RunError(f"{out}: is there already and is not a run; choose another --out")
+            raise RunError(f"{out}: is there already and is not a run; choose another `out`")
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         if not (made or resume or (out / CONFIG).is_file()) and any(not _ours(file) for file in out.iterdir()):
-            raise RunError(f"{out}: is there already and is not a run; choose another --out")
+            raise RunError(f"{out}: is there already and is not a run; choose another `out`")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another `out`") from error
     try:
         with locked(
-            out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"
+            out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another `out`"
         ):
             _check_claim(out, resume, overwrite)
             for file in out.iterdir():
@@ -666,14 +489,14 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def _check_claim(out: Path, resume: bool, overwrite: bool) -> None:
     kept = [name for name in (LAST, BEST, WEIGHTS) if (out / name).is_file()]
-    instead = "replace it by --overwrite, or choose another --out"
+    instead = "replace it by `overwrite`, or choose another `out`"
     if resume and LAST not in kept:
-        again = "start again with --overwrite" if (out / CONFIG).is_file() else "train without --resume"
+        again = "start again with `overwrite`" if (out / CONFIG).is_file() else "train without `resume`"
         raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or {again}")
     if resume or overwrite or not (out / CONFIG).is_file():
         return
     if LAST in kept:
-        raise RunError(f"{out}: a run is there already; go on with it by --resume, {instead}")
+        raise RunError(f"{out}: a run is there already; go on with it by `resume`, {instead}")
     if kept:
         raise RunError(f"{out}: a run without {LAST} is there already; {instead}")
     raise RunError(f"{out}: a run was begun there and ended before it saved anything; {instead}")

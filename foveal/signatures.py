@@ -10,7 +10,7 @@ Example:
     >>> hints = get_type_hints(Box, include_extras=True)
     >>> fits(100, hints["side"]), fits(True, hints["side"]), fits(None, hints["name"])
     (True, False, True)
-    >>> misfit({"side": 0}, hints)
+    >>> mismatch({"side": 0}, hints)
     'side: 0 does not fit; give a whole number from 1 to 100'
 """
 
@@ -103,7 +103,7 @@ def fits(value: Any, hint: Any) -> bool:
     return not inner and isinstance(value, kind)
 
 
-def misfit(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
+def mismatch(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
     """What is wrong with the first of some values that has no type or another one; None if nothing is.
 
     Args:

@@ -7,7 +7,7 @@ Example:
     >>> read_json(file)
     Traceback (most recent call last):
     ...
-    foveal.strict.Malformed: 'a' is there twice
+    foveal.strict.ContentError: 'a' occurs twice
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST = 1_000_000
 """Values in a YAML file, those behind an alias counted each time that it stands."""
 
 
-class Malformed(ValueError):
+class ContentError(ValueError):
     """Content that is not read. Its text says why, in a few words without the name of the file."""
 
 
@@ -38,18 +38,18 @@ def read_json(file: Path) -> Any:
     """Content of a JSON file: no key twice, no NaN, no infinity.
 
     Raises:
-        Malformed: anything else.
+        ContentError: anything else.
         OSError: it cannot be read.
     """
     text = _text(file)
     try:
         return _no_deeper(json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite))
     except RecursionError as error:
-        raise Malformed(f"it is nested more than {DEEPEST} levels deep") from error
-    except Malformed:
+        raise ContentError(f"it is nested more than {DEEPEST} levels deep") from error
+    except ContentError:
         raise
     except ValueError as error:  # also of numbers with thousands of digits
-        raise Malformed(
+        raise ContentError(
             f"{f'line {error.lineno}' if isinstance(error, json.JSONDecodeError) else 'it'} is not valid JSON"
         ) from error
 
@@ -58,29 +58,29 @@ def _text(file: Path) -> str:
     with file.open("rb") as stream:
         content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
-        raise Malformed(f"it is larger than {LARGEST // 2**20} MB")
+        raise ContentError(f"it is larger than {LARGEST // 2**20} MB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise Malformed(f"byte {error.start} is not UTF-8") from error
+        raise ContentError(f"byte {error.start} is not UTF-8") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise Malformed(f"{key!r} is there twice")
+            raise ContentError(f"{key!r} occurs twice")
         found[key] = value
     return found
 
 
 def _constant(name: str) -> float:
-    raise Malformed(f"{name} is not a number")
+    raise ContentError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise Malformed(f"{text} is too large")
+        raise ContentError(f"{text} is too large")
     return value
 
 
@@ -94,7 +94,7 @@ def _no_deeper(value: Any) -> Any:
     ]:
         depth += 1
         if depth > DEEPEST:
-            raise Malformed(f"it is nested more than {DEEPEST} levels deep")
+            raise ContentError(f"it is nested more than {DEEPEST} levels deep")
     return value
 
 
@@ -111,26 +111,26 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._depth += 1
         if self._depth > DEEPEST:
-            raise Malformed(f"it is nested more than {DEEPEST} levels deep")
+            raise ContentError(f"it is nested more than {DEEPEST} levels deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is None or id(node) in self._counts:
             return node
         if isinstance(node, yaml.CollectionNode) and node.end_mark is None:
-            raise Malformed("an alias stands inside of what it is an alias of")
+            raise ContentError("an alias stands inside of what it is an alias of")
         inner = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
         self._counts[id(node)] = 1 + sum(self._counts[id(part)] for part in inner)
         if self._counts[id(node)] > MOST:
-            raise Malformed(f"its aliases make more than {MOST:,} values of it")
+            raise ContentError(f"its aliases make more than {MOST:,} values of it")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         known: set[str] = set()
         for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key in known:
-                raise Malformed(f"{key!r} is there twice")
+                raise ContentError(f"{key!r} occurs twice")
             known.add(key)
         return super().construct_mapping(node, deep)
 
@@ -142,13 +142,13 @@ def read_yaml(file: Path) -> Any:
     """Content of a YAML file, as plain values.
 
     Raises:
-        Malformed: no YAML, or more than `Loader` takes.
+        ContentError: no YAML, or more than `Loader` takes.
         OSError: it cannot be read.
     """
     text = _text(file)
     try:
         return yaml.load(text, Loader=Loader)
-    except Malformed:
+    except ContentError:
         raise
     except (
         yaml.YAMLError,
@@ -157,4 +157,4 @@ def read_yaml(file: Path) -> Any:
         RecursionError,
     ) as error:  # the second and third of impossible dates and keys
         mark = getattr(error, "problem_mark", None)
-        raise Malformed(f"{f'line {mark.line + 1}' if mark else 'it'} is not valid YAML") from error
+        raise ContentError(f"{f'line {mark.line + 1}' if mark else 'it'} is not valid YAML") from error

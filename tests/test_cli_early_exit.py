@@ -119,5 +119,5 @@ def test_an_output_is_not_continued_without_its_budget(run, images, tmp_path, ca
     assert main([*map(str, command), "--budget", "0.5locations"]) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     code, said = failure(capsys, *command)
-    assert code == 1 and "was begun with another budget" in said
+    assert code == 1 and "was written with other settings (budget)" in said
     assert (tmp_path / "out.jsonl").read_bytes() == before

@@ -156,7 +156,7 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
 
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(
-        ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"
+        ConfigError, match=r"cache\); give [^\n]* `model.pretrained` FILE or in Python pretrained=FILE$"
     ):
         models.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
@@ -400,16 +400,16 @@ def test_claiming(tmp_path):
     out.mkdir(parents=True)
     claimed(out)  # empty, so free
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         claimed(tmp_path / "file", overwrite=True)
-    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
+    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another `out`"):
         claimed(tmp_path / "file" / "run")
     with pytest.raises(
-        RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"
+        RunError, match=r"there is no last.ckpt to go on from; check the path, or train without `resume`$"
     ):
         claimed(tmp_path / "a", resume=True)
     (out / "notes.txt").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         claimed(out, overwrite=True)
 
 
@@ -418,13 +418,13 @@ def test_claiming(tmp_path):
     [
         (
             ["last.ckpt"],
-            "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out",
+            "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another `out`",
         ),
         (
             ["model.safetensors"],
-            "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out",
+            "a run without last.ckpt is there already; replace it by --overwrite, or choose another `out`",
         ),
-        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another `out`"),
         (
             [],
             "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another "
@@ -440,7 +440,7 @@ def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
     assert str(told.value) == f"{tmp_path}: {sentence}"
     claimed(tmp_path, overwrite=True)
     if "last.ckpt" not in files:
-        with pytest.raises(RunError, match=r"start again with --overwrite$"):
+        with pytest.raises(RunError, match=r"start again with `overwrite`$"):
             claimed(tmp_path, resume=True)
 
 
@@ -452,7 +452,7 @@ def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
     with runs.claim(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         with pytest.raises(
-            StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"
+            StorageError, match=r"another process trains this run; wait until it has ended, or choose another `out`$"
         ):
             claimed(tmp_path, resume=False)
     (tmp_path / "config.yaml").touch()

@@ -49,6 +49,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
         ConfigError: another precision.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision}: is not known; use one of {', '.join(PRECISIONS)}")
+        raise ConfigError(f"`precision` {precision}: is not known; use one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))

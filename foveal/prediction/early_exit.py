@@ -33,8 +33,8 @@ from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.runs import own_file
-from foveal.signatures import misfit
-from foveal.strict import Malformed, read_json
+from foveal.signatures import mismatch
+from foveal.strict import ContentError, read_json
 
 EXITS = "exits.json"
 
@@ -87,7 +87,7 @@ def parse_cost(text: str) -> tuple[float, str]:
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt]?)(mac)s?|(ms)|(location)s?)", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
         raise ConfigError(
-            f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations"
+            f"`budget` {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations"
         )
     return float(found[1]) * _PREFIXES[(found[2] or "").lower()], _UNITS[(found[3] or found[4] or found[5]).lower()]
 
@@ -159,13 +159,13 @@ def read_exits(folder: Path) -> list[Exit]:
     hints = {**get_type_hints(Exit), "at_once": Annotated[int, range(1, 10**6)]}
     try:
         found = read_json(file)
-        faults = [misfit(values, hints) for values in found]
+        faults = [mismatch(values, hints) for values in found]
         if fault := next(filter(None, faults), None):
             raise RunError(f"{file}: {fault}; {again}")
         exits = [Exit(**{**values, "locations": tuple(values["locations"])}) for values in found]
         for one in exits:
             parse_cost(one.budget)
-    except (Malformed, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (ContentError, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
         raise RunError(f"{file}: is damaged or not ours ({str(error) or type(error).__name__}); {again}") from error
     return exits
 

@@ -26,7 +26,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import check_options, constructor, create_classifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
-from foveal.signatures import chain_of, hints_of, misfit
+from foveal.signatures import chain_of, hints_of, mismatch
 from foveal.training.config import Optimiser, Training
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _stored(opening: Opening) -> FitConfig:
         if config.data["name"] in list_data():
             parts = chain_of(data_constructor(config.data["name"]))
             hints = {key: hint for part in parts for key, (hint, _) in hints_of(part).items()}
-            if fault := misfit(config.data, {**hints, "name": str}, "data."):
+            if fault := mismatch(config.data, {**hints, "name": str}, "data."):
                 raise ConfigError(fault)
     except ConfigError as error:
         raise RunError(f"{opening.out / CONFIG}: {error}") from error
@@ -199,5 +199,5 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
 
 def _typed(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     hints = {**get_type_hints(cls), "optimiser": Optimiser | dict[str, Any], "precision": str | int}
-    if fault := misfit(values, hints, prefix):
+    if fault := mismatch(values, hints, prefix):
         raise ConfigError(fault)

@@ -99,7 +99,7 @@ class Averaging(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         if "average" not in checkpoint:
             raise RunError(
-                f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without --ema"
+                f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without `ema`"
             )
         self.average.load_state_dict(checkpoint["average"])
 

@@ -142,7 +142,7 @@ class Training:
             ConfigError: names the first that does not.
         """
         if self.epochs is None and self.steps is None and self.max_time is None:
-            raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
+            raise ConfigError("epochs: nothing says how long to train; set `epochs`, `steps` or `max_time` SECONDS")
         for key in (
             "epochs",
             "steps",
@@ -168,12 +168,12 @@ class Training:
             )
         if self.optimiser.l2 and self.optimiser.name == "adamw":
             raise ConfigError(
-                "optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or "
+                "optimiser.l2: is a term of the loss, which adamw replaces; use `optimiser.weight_decay`, or adam or "
                 "sgd"
             )
         if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
             raise ConfigError(
-                "optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0"
+                "optimiser.nesterov: is a kind of momentum of sgd; set `optimiser` sgd and a first beta above 0"
             )
         if not all(0 <= share <= 1 for share in self.optimiser.steps()):
             raise ConfigError(

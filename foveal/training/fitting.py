@@ -45,9 +45,7 @@ from foveal.runs import (
     ModelInfo,
     Run,
     as_written,
-    check_fit,
     claim,
-    class_fault,
     clear,
     load,
     made_in_python,
@@ -58,6 +56,7 @@ from foveal.runs import (
     with_absolute_paths,
     write_card,
 )
+from foveal.stored import check_weights, class_names_error
 from foveal.training.config import Training, plain
 from foveal.training.progress import say
 from foveal.training.report import Ended, describe, differences, facts, summarise
@@ -193,7 +192,7 @@ def _plan(
     if len(data.classes) < 2:
         name = data.classes[0]
         raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
-    if fault := class_fault(data.classes):
+    if fault := class_names_error(data.classes):
         raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
     if model.num_classes != len(data.classes):
         raise ConfigError(
@@ -202,7 +201,7 @@ def _plan(
         )
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(
-            f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans "
+            f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set `model.in_chans` "
             f"{bands}"
         )
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
@@ -227,7 +226,7 @@ def _plan(
     resolved = _resolved(task, training)
     if opening.stored is not None and checkpoint is not None:
         _same(resolved, with_absolute_paths(opening.stored))
-        check_fit(task, checkpoint["state_dict"], opening.out / LAST)
+        check_weights(task, checkpoint["state_dict"], opening.out / LAST)
         task.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
@@ -312,7 +311,7 @@ def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
             with suppress(OSError):
                 _remove(out)
             safe = (
-                "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+                "nothing was saved before, and nothing is left of the run; make room or choose another `out`, and "
                 "start again"
             )
         else:
@@ -333,7 +332,7 @@ def _begin_with(source: Path, task: Task) -> None:
     weights = load(source).state_dict() if source.is_dir() else read_weights(source)
     known = {name.partition(".")[0] for name in weights}
     anew = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in known}
-    check_fit(task.model, {**anew, **weights}, source)
+    check_weights(task.model, {**anew, **weights}, source)
     task.model.load_state_dict({**anew, **weights})
     if source.is_dir() and (source / LAST).is_file():
         state = read_checkpoint(source / LAST)["state_dict"].get("objective_state")
@@ -353,7 +352,7 @@ def _check_batches(task: Task) -> None:
     task.train_mode()
     if all(task.takes_one_image(task.objective.plan(progress)) for progress in (0.0, 1.0)):
         return
-    few, remedy = f"batch_size: {config.batch_size} leaves", f"set --batch-size to {2 * config.devices} or more"
+    few, remedy = f"batch_size: {config.batch_size} leaves", f"set `batch_size` to {2 * config.devices} or more"
     if count < config.batch_size:
         few, remedy = f"{task.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}", "add images"
     each = " for each device" if config.devices > 1 else ""
@@ -429,5 +428,5 @@ def _same(new: dict[str, Any], old: dict[str, Any]) -> None:
                 what = next(f"{key}.{k}" for k in [*new[key], *old[key]] if new[key].get(k) != old[key].get(k))
             raise ConfigError(
                 f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with "
-                "another --out"
+                "another `out`"
             )

@@ -358,8 +358,8 @@ class Task(pl.LightningModule):
             what, step = f"the loss is {read[0]}", read[1]  # which came before whatever was found
         step = step or self.step + 1
         return Diverged(
-            f"{self.trainer.default_root_dir}: {what} in step {step}; try a lower --optimiser.lr, --optimiser.clip 1 or"
-            " --precision 32, with --resume to go on from the last checkpoint before",
+            f"{self.trainer.default_root_dir}: {what} in step {step}; try a lower `optimiser.lr`, `optimiser.clip` 1 or"
+            " `precision` 32, with `resume` to go on from the last checkpoint before",
             step,
         )
 

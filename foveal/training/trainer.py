@@ -85,7 +85,7 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
             if resume and not task.begun and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
                 raise RunError(
-                    f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite"
+                    f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error
             raise
 

@@ -67,7 +67,7 @@ def test_an_image_that_a_network_does_not_take():
 
 
 def test_devices_and_precisions_that_are_none():
-    with pytest.raises(ConfigError, match="--device gpu9"):
+    with pytest.raises(ConfigError, match="`device` gpu9"):
         find_device("gpu9")
-    with pytest.raises(ConfigError, match="--precision 8"):
+    with pytest.raises(ConfigError, match="`precision` 8"):
         autocast("8", torch.device("cpu"))

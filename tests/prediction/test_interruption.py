@@ -217,7 +217,7 @@ def test_one_call_at_a_time_writes_to_an_output(folder, model, tmp_path, name):
     out = tmp_path / "rows.csv"
     with Output(out, {}):  # in this process
         with pytest.raises(
-            StorageError, match="another call writes predictions there; wait for its end, or choose another --out"
+            StorageError, match="another call writes predictions there; wait for its end, or choose another `out`"
         ):
             Output(tmp_path / name, {})
 
@@ -364,7 +364,7 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
     assert rows_of(out) == whole(model, folder, ".jsonl")
     journal.write_text("{half\n")
     with pytest.raises(
-        ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another --out, or replace it by"
+        ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another `out`, or replace it by"
     ):
         predict(model, folder, out=out, **BATCH)
     journal.unlink()

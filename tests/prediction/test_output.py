@@ -170,11 +170,13 @@ def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request
 def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
     out = tmp_path / "rows.jsonl"
     predict(model, folder / "0.png", out=out, device="cpu")
-    with pytest.raises(ConfigError, match=r"begun with another locations; .* replace it by --overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"was written with other settings \(locations\); .* replace it by `overwrite`"
+    ):
         predict(model, folder, out=out, locations=(1,), device="cpu")
     torch.manual_seed(1)
     other = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1))
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match=r"was written with other settings \(model"):
         predict(other, folder, out=out, device="cpu")
     assert predict(other, folder, out=out, device="cpu", resume=False).predicted == 7
     assert len(list(read_rows(out))) == 7

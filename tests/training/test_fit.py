@@ -319,7 +319,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     with monkeypatch.context() as patch:
         patch.setattr(CrossEntropy, "__call__", diverging)
         with pytest.raises(
-            RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume"
+            RunError, match=rf"the loss is {value} in step 4; try a lower `optimiser.lr`[^\n]* `resume`"
         ) as error:
             fit_config(config(**changes), tmp_path / "run", quiet=True)
     assert str(tmp_path / "run") in str(error.value)
@@ -413,7 +413,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
     with pytest.raises(
         RunError,
-        match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another "
+        match=r"run: a run is there already; go on with it by `resume`, replace it by `overwrite`, or choose another "
         r"--out$",
     ):
         fit_config(short, tmp_path / "run", quiet=True)
@@ -421,7 +421,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     fit_config(short, tmp_path / "run", overwrite=True, quiet=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         fit_config(short, tmp_path / "photos", overwrite=True, quiet=True)
     assert (tmp_path / "photos/cat.jpg").exists()
 
