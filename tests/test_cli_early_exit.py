@@ -99,7 +99,7 @@ def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch
         "foveal.evaluation.evaluate_early_exit", lambda *args, **options: pytest.fail("the work was done")
     )
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", *HERE)
-    assert code == 1 and "exits.json: is damaged or not ours" in said and "delete it" in said
+    assert code == 1 and "exits.json: is damaged or not a file of foveal" in said and "delete it" in said
 
 
 def test_data_must_have_the_models_classes_and_validation_images(run, images, tmp_path, capsys):

@@ -318,9 +318,9 @@ LAUGHS = "a0: &a0 [l, o, l]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'
 MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
 
 CONFIGS = {
-    "laughs": (LAUGHS, "its aliases make more than"),
-    "merged": (MERGED, "its aliases make more than"),
-    "itself": ("data: &a [*a]", "an alias stands inside of what it is an alias of"),
+    "laughs": (LAUGHS, "with its aliases expanded"),
+    "merged": (MERGED, "with its aliases expanded"),
+    "itself": ("data: &a [*a]", "an alias refers to a value that contains it"),
     "deep": ("data: " + "[" * 100_000, "nested more than"),
     "deep blocks": ("data:\n" + "".join(" " * i + "a:\n" for i in range(1, 3000)), "nested more than"),
     "a key twice": ("data: {name: digits}\ndata: {}", "'data' occurs twice"),
@@ -328,8 +328,8 @@ CONFIGS = {
     "an object": ("data: !!python/object/apply:os.system [echo]", "is not valid YAML"),
     "a month": ("data: 2020-13-45", "is not valid YAML"),
     "control": ("data: \x07", "is not valid YAML"),
-    "text": ("hello", "is not a list of options|is no recipe"),
-    "empty": ("", "is not a list of options|data"),
+    "text": ("hello", "is not a mapping of options|is no recipe"),
+    "empty": ("", "is not a mapping of options|data"),
     "base": ("base: /etc/hostname.yaml", "base: a run has|which data"),
     "section": ("data: 3\nmodel: {name: test_resnet}", "data"),
     "number as name": ("data: {name: 3}\nmodel: {name: test_resnet}", "data"),

@@ -332,9 +332,9 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "sentence"),
     [
         ("no config.json", r"run: has no config.json, so it is no run folder or was never finished; "),
-        ("half a config.json", r"config.json: is damaged or not ours \(line \d+ is not valid JSON\); "),
+        ("half a config.json", r"config.json: is damaged or not a file of foveal \(line \d+ is not valid JSON\); "),
         ("another config.json", r"config.json: model: is missing; "),
-        ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
+        ("no weights", r"model.safetensors: there are no weights, so training has not finished; train again"),
         (
             "no best yet",
             r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python ",
@@ -364,7 +364,7 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
         ),
         (
             "- 1",
-            r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite",
+            r"config.yaml: is not a mapping of options .* train it again by foveal fit RECIPE --out \S+run --overwrite",
         ),
         (
             None,
@@ -418,16 +418,16 @@ def test_claiming(tmp_path):
     [
         (
             ["last.ckpt"],
-            "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another `out`",
+            "a run is there already; go on with it by `resume`, replace it by `overwrite`, or choose another `out`",
         ),
         (
             ["model.safetensors"],
-            "a run without last.ckpt is there already; replace it by --overwrite, or choose another `out`",
+            "a run without last.ckpt is there already; replace it by `overwrite`, or choose another `out`",
         ),
-        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another `out`"),
+        (["best.ckpt"], "a run without last.ckpt is there already; replace it by `overwrite`, or choose another `out`"),
         (
             [],
-            "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another "
+            "a run started there and ended before it saved anything; replace it by `overwrite`, or choose another "
             "--out",
         ),
     ],

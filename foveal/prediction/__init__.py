@@ -1,16 +1,15 @@
-"""Many images in, one row an image out: `predict`; and what a prediction costs: `count_cost`.
+"""Prediction: classify many images, one row per image (`predict`), and count the cost of a model (`count_cost`).
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32",
-    top_k=5,
-            seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit,
-            to stop early
+            top_k=5, seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary
     classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
-    Predictor(model, *, device=None, precision="32")      # .open(image), .classify(images), .folded(), (views,
-    locations, policy, ...) look_until(model, images, threshold, locations=None, at_once=1, contributions=False) ->
-    Classification fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time;
-    predict makes it for itself count_cost(model, image_size, locations=None, policy="greedy") -> Cost
-    parse_location_sweep("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
-    parse_locations("2,1") -> (2, 1)                        # one budget, for everything else
+    Predictor(model, *, device=None, precision="32")
+        .open(image), .classify(images), .folded(), (views, locations, policy, ...)
+    look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
+    fold_norms(model) -> GlimpseClassifier                      # a faster copy with equal results; predict uses it
+    count_cost(model, image_size, locations=None, policy="greedy") -> Cost
+    parse_locations("2,1") -> (2, 1)
+    parse_location_sweep("0..6") -> [(), (1,), ..., (6,)]       # for evaluation
 
 Example:
     >>> parse_location_sweep("1..2,1")

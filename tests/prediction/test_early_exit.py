@@ -47,7 +47,8 @@ def test_costs_as_people_type_them(text, expected):
 @pytest.mark.parametrize("text", ["3", "GMAC", "2,1", "0ms", "-1ms", "2Gms", "15 s", "2ducks", ""])
 def test_what_is_no_cost_gets_a_sentence(text):
     with pytest.raises(
-        ConfigError, match=r"is no cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations"
+        ConfigError,
+        match=r"is not a cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations",
     ):
         parse_cost(text)
 
@@ -134,5 +135,5 @@ def test_exits_are_kept_beside_each_other(tmp_path):
     assert read_exits(tmp_path) == [again, other, elsewhere]
     for damaged in ("{", json.dumps({"a": {"threshold": 1}}), json.dumps([{"threshold": 1}])):
         (tmp_path / "exits.json").write_text(damaged)
-        with pytest.raises(RunError, match=r"exits.json: is damaged or not ours; delete it"):
+        with pytest.raises(RunError, match=r"exits.json: is damaged or not a file of foveal; delete it"):
             read_exits(tmp_path)

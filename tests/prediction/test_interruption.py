@@ -314,7 +314,7 @@ def test_a_file_that_another_program_puts_there_is_not_overwritten(folder, model
     out = tmp_path / "rows.csv"
     with pytest.raises(
         StorageError,
-        match=r"was put there by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it",
+        match=r"was created by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it",
     ):
         predict(model, folder, out=out, **BATCH, on_progress=lambda *_: out.write_text("mine"))
     assert out.read_text() == "mine"

@@ -66,7 +66,7 @@ def test_every_file_of_a_run(tmp_path, monkeypatch, whole, name, after, saved):
     first = f"{out / name}: cannot be written (No space left on device); "
     if saved is None:
         safe = (
-            "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+            "nothing was saved before, and nothing is left of the run; make room or choose another `out`, and "
             "start again"
         )
         assert not out.exists()
