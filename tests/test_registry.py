@@ -85,7 +85,7 @@ def test_modules_by_name_and_by_path(tmp_path):
         ("json.nowhere", "json.nowhere: there is no such module"),
         ("a/b", "a/b: is not the name of a module"),
         ("nowhere.py", "nowhere.py: there is no such file"),
-        ("json.py", "json.py: another module is called json"),
+        ("json.py", "json.py: another module has the name json"),
         (
             "two words.py",
             "two words.py: another module has the name two words, or it is not a valid name; rename the file",

@@ -81,8 +81,8 @@ class Predictor:
         self.precision = precision
 
     def folded(self) -> Predictor:
-        """A predictor with a copy of the model whose batch norms are folded into convolutions: faster, with results that
-        agree within rounding errors.
+        """A faster predictor with a copy of the model, whose batch norms are folded into convolutions. Results agree
+        within rounding errors.
         """
         other = copy.copy(self)
         other.model = fold_norms(self.model)

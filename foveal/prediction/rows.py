@@ -184,7 +184,8 @@ def predict_rows(
     until: Exit | None = None,
     first_batch: int = 0,
 ) -> Generator[list[Row], None, None]:
-    """Classify images. The next batch is opened while the model runs. From `FOLD_FROM` images on, batch norms are folded.
+    """Classify images. The next batch is opened while the model runs. Batch norms are folded for `FOLD_FROM` images or
+    more.
 
     Args:
         model: a predictor, classifier, dense network or run folder.

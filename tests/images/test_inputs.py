@@ -538,7 +538,7 @@ def test_one_image_several_times(tmp_path, model):
     )
     rows = predict(model, [Image.open(tmp_path / "a.png")] * 8, device="cpu").rows
     assert len({row["probability"] for row in rows}) == 1 and not any(row["error"] for row in rows)
-    with pytest.raises(ConfigError, match=r"^the iterator gives one object several times, .*; give copies of it$"):
+    with pytest.raises(ConfigError, match=r"^the iterator yields the same object .*; yield copies of it$"):
         predict(model, ImageSequence.Iterator(Image.open(tmp_path / "a.gif")), device="cpu")
     assert len(predict(model, (str(tmp_path / "a.png") for _ in range(2)), device="cpu").rows) == 1
 

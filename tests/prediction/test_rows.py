@@ -170,7 +170,7 @@ def test_answers_that_are_no_numbers_are_errors_of_their_image(folder):
     dense.register_forward_hook(spoil)
     rows = predict(dense, [str(folder / f"{i}.png") for i in range(3)], device="cpu").rows
     assert [row["label"] is None for row in rows] == [False, True, False]
-    assert rows[1]["error"] == f"{folder / '1.png'}: the model gives no finite answer for this image; check its values"
+    assert rows[1]["error"] == f"{folder / '1.png'}: the logits of this image are not finite; check its values"
 
 
 def test_weights_that_are_no_numbers_are_an_error_of_the_run(folder):

@@ -168,6 +168,6 @@ def test_what_cannot_be_trained_leaves_the_run_in_the_way(run, capsys):
     ]
     said = failure(capsys, "fit", "--data.root", run.parent / "photos", *batch, "--out", run, "--overwrite")
     assert said.startswith(
-        "batch_size: 1 leaves one image, of which batch norm in test_resnet sees a single value per channel"
+        "batch_size: 1 leaves one image, of which batch norm in test_resnet gets a single value per channel"
     )
     assert (run / "model.safetensors").read_bytes() == before

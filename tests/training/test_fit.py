@@ -28,7 +28,7 @@ from foveal.objectives.objective import CrossEntropy
 from foveal.recipes.config import FitConfig, fit_config, make_objective
 from foveal.recipes.configure import configure
 from foveal.training import Optimiser, Training, fit
-from foveal.training.task import Late, Task
+from foveal.training.task import DelayedScalars, Task
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -334,14 +334,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     ]
 
 
-class Delayed(Late):
+class Delayed(DelayedScalars):
     """As on a GPU: a number is read when the next one comes."""
 
     def put(self, value, mark):
-        before, self.kept = self.rest(), (float(value), mark)
+        before, self.kept = self.flush(), (float(value), mark)
         return before
 
-    def rest(self):
+    def flush(self):
         kept, self.kept = getattr(self, "kept", None), None
         return kept
 
@@ -358,7 +358,7 @@ def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, mon
         return (loss * float("nan") if len(calls) == 4 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
@@ -384,7 +384,7 @@ def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
         return (loss * float("inf") if len(calls) == 3 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
