@@ -1074,7 +1074,9 @@ def _exit(args: argparse.Namespace) -> Exit:
     most = parse_locations(args.locations) if args.locations else own
     holds = {"batch_size": args.batch_size, "machine": machine_name(find_device(args.device))} if unit == "ms" else {}
     wanted = Exit(args.budget, 0, most, args.at_once, 0, unit, 0, fingerprint(model), args.precision, **holds)
-    known = next((one for one in read_exits(run.path) if (one.asked, one.model) == (wanted.asked, wanted.model)), None)
+    known = next(
+        (one for one in read_exits(run.path) if (one.conditions, one.model) == (wanted.conditions, wanted.model)), None
+    )
     if known is None:
         with _progress("finding when to stop", args.quiet) as show:
             setting = Setting(

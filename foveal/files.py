@@ -99,8 +99,8 @@ def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
 
 def _try_to_lock(place: str) -> int | None:
     """Lock the file. Returns its descriptor; None if another process or thread holds the lock."""
-    mine = object()
-    if _held.setdefault(place, mine) is not mine:  # a process can lock a file twice
+    holder = object()
+    if _held.setdefault(place, holder) is not holder:  # a process can lock a file twice
         return None
     descriptor, locks = -1, False
     try:

@@ -42,8 +42,8 @@ from foveal.strict import ContentError
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all models: those of foveal, then those of timm. ``pattern`` may have the wildcards ``*`` and ``?``."""
-    ours = MODELS.names()
-    return fnmatch.filter([*ours, *(name for name in networks().list_models() if name not in MODELS)], pattern)
+    others = [name for name in networks().list_models() if name not in MODELS]
+    return fnmatch.filter([*MODELS.names(), *others], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
@@ -122,9 +122,7 @@ def _without_hub_retries() -> Iterator[None]:
     offline = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        with without_warnings(
-            "huggingface_hub.utils._http"
-        ):  # what a dozen warnings would say is said once, at the end
+        with without_warnings("huggingface_hub.utils._http"):  # a dozen warnings; one error follows
             yield
     finally:
         constants.HF_HUB_OFFLINE = offline

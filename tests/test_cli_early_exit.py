@@ -55,7 +55,11 @@ def test_other_conditions_are_solved_for_and_kept_beside(run, images, asked):
     for more in ([], asked):
         assert main(["predict", str(run), str(images), "--budget", "1locations", "--quiet", *HERE, *more]) == 0
     first, second = read_exits(run)
-    assert first.asked != second.asked and (first.locations, first.at_once, first.precision) == ((2,), 1, "32")
+    assert first.conditions != second.conditions and (first.locations, first.at_once, first.precision) == (
+        (2,),
+        1,
+        "32",
+    )
 
 
 def test_a_time_of_another_machine_or_batch_is_measured_again(run, images):

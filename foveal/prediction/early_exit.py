@@ -73,7 +73,7 @@ class Exit:
     machine: str | None = None
 
     @property
-    def asked(self) -> tuple[object, ...]:
+    def conditions(self) -> tuple[object, ...]:
         """The budget and the conditions under which the threshold was found. Exits with equal values are equivalent."""
         return parse_cost(self.budget), self.locations, self.at_once, self.precision, self.batch_size, self.machine
 
@@ -181,11 +181,11 @@ def read_exits(folder: Path) -> list[Exit]:
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:
-    """Add exits to the file in a run folder. A new exit replaces one with an equal `Exit.asked`.
+    """Add exits to the file in a run folder. A new exit replaces one with an equal `Exit.conditions`.
 
     Raises:
         StorageError: the file cannot be written.
     """
     with taking_turns(folder / EXITS, "the thresholds are not stored") as unfinished:
-        kept = {one.asked: one for one in [*read_exits(folder), *exits]}
+        kept = {one.conditions: one for one in [*read_exits(folder), *exits]}
         unfinished.write_text(json.dumps([asdict(one) for one in kept.values()], indent=2) + "\n")

@@ -298,7 +298,7 @@ class Attention(pl.Callback):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.modules: dict[str, AttentionLayer] = {}
-        self._asked = ExitStack()
+        self._maps = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
@@ -312,7 +312,7 @@ class Attention(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         follows = task.updates_after(batch_idx) and (task.step + 1) % task.config.log_every == 0
         if self.modules and follows and not task.config.compile:
-            self._asked.enter_context(attention_maps(task.model))
+            self._maps.enter_context(attention_maps(task.model))
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not (self.modules and task.updates_after(batch_idx) and task.step % task.config.log_every == 0):
@@ -320,7 +320,7 @@ class Attention(pl.Callback):
         found = {
             (name, what): value for name, module in self.modules.items() for what, value in module.figures().items()
         }
-        self._asked.close()
+        self._maps.close()
         if not found:
             return
         values = torch.stack(list(found.values())).tolist()  # one transfer from the device
@@ -328,7 +328,7 @@ class Attention(pl.Callback):
         _append(self.file, _FIGURES, [dict(zip(_FIGURES, line, strict=True)) for line in lines])
 
     def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
-        self._asked.close()
+        self._maps.close()
 
 
 class BadImages(pl.Callback):

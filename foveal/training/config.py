@@ -164,8 +164,8 @@ class Training:
         usable_device(self.device, self.devices)
         if self.batch_size % self.devices:
             raise ConfigError(
-                f"batch_size: {self.batch_size} images cannot be split equally between {self.devices} devices; choose a "
-                "multiple"
+                f"batch_size: {self.batch_size} images cannot be split equally between {self.devices} devices; "
+                "choose a multiple"
             )
         if self.optimiser.l2 and self.optimiser.name == "adamw":
             raise ConfigError(

@@ -38,7 +38,7 @@ def pause(elapsed: float) -> float:
 def print_safely(text: str, stream: TextIO | None = None) -> None:
     """Print to a stream, standard output if None.
 
-    If this fails (closed terminal or pipe, full disk), further output to the stream is discarded, and training continues.
+    If this fails (closed terminal or pipe, full disk), further output to the stream is discarded; training continues.
     """
     stream = stream or sys.stdout
     try:

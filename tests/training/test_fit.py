@@ -429,13 +429,13 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"epochs": None}, "epochs: nothing says how long to train; set --epochs"),
+        ({"epochs": None}, "epochs: the length of the run is not set; set `epochs`"),
         ({"batch_size": 0}, "batch_size: is 0; set it above 0"),
-        ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be shared equally by 2 devices"),
+        ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be split equally between 2 devices"),
         ({"model": {}}, "model: has no name"),
         ({"optimiser": {"l2": 1.0}}, "optimiser.l2: is a term of the loss"),
         ({"optimiser": {"nesterov": True}}, "optimiser.nesterov: is a kind of momentum of sgd"),
-        ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are no shares of the run"),
+        ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are not shares of the run"),
         (
             {"optimiser": {"group_lr": {"hed": 1.0}}},
             "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head",
@@ -537,7 +537,7 @@ def test_a_model_that_no_name_makes(tmp_path):
     [
         ({"classes": 3}, r"model.num_classes: is 3, but mine has 2 classes"),
         ({"in_chans": 1}, r"mine: its images have 3 bands, the model takes 1"),
-        ({"steps": None}, r"epochs: nothing says how long to train"),
+        ({"steps": None}, r"epochs: the length of the run is not set"),
     ],
 )
 def test_objects_that_do_not_fit(tmp_path, changes, sentence):
