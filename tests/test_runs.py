@@ -346,7 +346,7 @@ def spoil(folder: Path, how: str) -> None:
             r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)",
         ),
         ("missing tensor", r"the weights do not fit the model, classifier.bias is missing"),
-        ("further tensor", r"the weights do not fit the model, extra.bias is not a part of this model"),
+        ("further tensor", r"the weights do not fit the model, extra.bias is not part of this model"),
     ],
 )
 def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
@@ -428,7 +428,7 @@ def test_claiming(tmp_path):
         (
             [],
             "a run started there and ended before it saved anything; replace it by `overwrite`, or choose another "
-            "--out",
+            "`out`",
         ),
     ],
 )
