@@ -20,40 +20,69 @@ from foveal.importing import fast_imports
 __version__ = "0.1.0"
 
 _WHERE = {
+    "FovealError": "foveal.errors",
     "Classification": "foveal.classification",
     "Glimpse": "foveal.classification",
-    "FovealError": "foveal.errors",
+    "POLICIES": "foveal.policies",
+    "Policy": "foveal.policies",
     "open_image": "foveal.images",
+    "OBJECTIVES": "foveal.objectives",
+    "MODELS": "foveal.glimpse.registry",
+    "GlimpseClassifier": "foveal.glimpse.base",
     "create_model": "foveal.models",
+    "create_classifier": "foveal.models",
     "list_models": "foveal.models",
+    "Run": "foveal.runs",
     "load": "foveal.runs",
-    "classify": "foveal.prediction",
+    "DATA_SETS": "foveal.data",
+    "DataModule": "foveal.data",
     "get_data": "foveal.data",
-    "FitConfig": "foveal.recipes.config",
-    "fit_config": "foveal.recipes.config",
-    "Optimiser": "foveal.training",
-    "Training": "foveal.training",
     "fit": "foveal.training",
+    "Training": "foveal.training",
+    "Optimiser": "foveal.training",
+    "Predictor": "foveal.prediction",
+    "classify": "foveal.prediction",
     "predict": "foveal.prediction",
     "count_cost": "foveal.prediction",
+    "Setting": "foveal.evaluation",
     "evaluate": "foveal.evaluation",
+    "compare": "foveal.evaluation",
+    "occlude": "foveal.evaluation",
+    "evaluate_faithfulness": "foveal.evaluation",
+    "evaluate_early_exit": "foveal.evaluation",
+    "paper_table": "foveal.evaluation",
     "show": "foveal.explain",
     "report": "foveal.explain",
+    "FitConfig": "foveal.recipes.config",
+    "fit_config": "foveal.recipes.config",
 }
+"""Module of each public name."""
 
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from foveal.classification import Classification, Glimpse
-    from foveal.data import get_data
+    from foveal.data import DATA_SETS, DataModule, get_data
     from foveal.errors import FovealError
-    from foveal.evaluation import evaluate
+    from foveal.evaluation import (
+        Setting,
+        compare,
+        evaluate,
+        evaluate_early_exit,
+        evaluate_faithfulness,
+        occlude,
+        paper_table,
+    )
     from foveal.explain import report, show
+    from foveal.glimpse.base import GlimpseClassifier
+    from foveal.glimpse.registry import MODELS
     from foveal.images import open_image
-    from foveal.models import create_model, list_models
-    from foveal.prediction import classify, count_cost, predict
+    from foveal.models import create_classifier, create_model, list_models
+    from foveal.objectives import OBJECTIVES
+    from foveal.policies import POLICIES, Policy
+    from foveal.prediction import Predictor, classify, count_cost, predict
     from foveal.recipes.config import FitConfig, fit_config
-    from foveal.runs import load
+    from foveal.runs import Run, load
     from foveal.training import Optimiser, Training, fit
 
 
@@ -67,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted(__all__)

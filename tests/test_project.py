@@ -2,6 +2,8 @@
 
 import ast
 import gc
+import importlib
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -155,6 +157,13 @@ def test_garbage_is_collected_again_after_imports():
 def test_every_export_is_there(name):
     assert getattr(foveal, name) is not None
     assert name in dir(foveal)
+
+
+def test_dir_shows_the_public_names_alone():
+    """Also after submodules were imported; none of them has the name of an export."""
+    importlib.import_module("foveal.explain")
+    assert dir(foveal) == sorted(foveal.__all__)
+    assert not {name for name in foveal.__all__ if importlib.util.find_spec(f"foveal.{name}")}
 
 
 def test_unknown_export_is_an_attribute_error():

@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from foveal.host import end_with_parent
+
 GUARD = 8 << 30  # bytes of address space beyond what the parent has: the machine is shared
 
 
@@ -94,6 +96,7 @@ class Worker:
 
 def _serve(function: Callable[[Any], Any], connection: Connection, parents: Connection) -> None:
     os.setsid()  # so that its children end with it
+    end_with_parent()
     parents.close()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + GUARD, size + GUARD))

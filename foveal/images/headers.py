@@ -150,7 +150,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             if code in (_OFFSETS[0], _COUNTS[0]):  # strips are few, and tifffile compares their number with the size
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
-        if code in _ONE and (number != 1 or type_ not in _FORMATS):
+        if (code in _ONE and (number != 1 or type_ not in _FORMATS)) or (code in _PICTURE and type_ not in _BYTES):
             raise ValueError(f"its tag {code} is damaged")
         if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):
             continue

@@ -4,6 +4,7 @@ import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ def _patch(path, at, new):
     [
         (262, 0, b"\xff\xff"),
         (258, 0, b"\xff\xff"),
+        (258, 2, b"\x03\x20"),  # of a type that does not exist
         (284, 4, b"\2"),
         (284, 8, b"\7"),
         (277, 4, b"\2"),
@@ -193,6 +195,7 @@ def test_a_changed_mask_is_another_pyramid(tmp_path):
     made = []
 
     def make(target):
+        Path(target).write_bytes(b"pyramid")
         made.append(target)
 
     for _ in range(2):
