@@ -369,7 +369,7 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
         (
             None,
             r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another "
-            r"--out",
+            r"`out`",
         ),
     ],
 )
