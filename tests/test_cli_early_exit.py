@@ -89,12 +89,12 @@ def test_thresholds_found_on_other_data_are_not_the_runs(run, tmp_path):
 
 def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_path, monkeypatch, capsys):
     def refuse(folder, exits):
-        raise StorageError("exits.json: cannot be written (Permission denied); the thresholds are not kept")
+        raise StorageError("exits.json: cannot be written (Permission denied); the thresholds are not stored")
 
     monkeypatch.setattr("foveal.prediction.write_exits", refuse)
     assert main(["evaluate", str(run), "--budget", "1locations", "--out", str(tmp_path / "out"), *HERE]) == 0
     assert (tmp_path / "out" / "early_exit.json").is_file()
-    assert "cannot be written (Permission denied); the thresholds are not kept" in capsys.readouterr().err
+    assert "cannot be written (Permission denied); the thresholds are not stored" in capsys.readouterr().err
 
 
 def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch):

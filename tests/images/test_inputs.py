@@ -551,7 +551,7 @@ def test_rows_of_images_in_memory_are_not_continued(tmp_path, model):
     before = out.read_bytes()
     with pytest.raises(
         ConfigError,
-        match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may have been another one; choose",
+        match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may be another image; choose",
     ):
         predict(model, images[::-1], device="cpu", out=out)
     assert out.read_bytes() == before

@@ -167,7 +167,7 @@ def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request
     assert len(rows) == len({row["path"] for row in rows}) == 8 and not any(row["error"] for row in rows)
 
 
-def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
+def test_predictions_of_another_model_or_other_locations_are_not_mixed_in(folder, model, tmp_path):
     out = tmp_path / "rows.jsonl"
     predict(model, folder / "0.png", out=out, device="cpu")
     with pytest.raises(ConfigError, match=r"other settings \(locations\); .* replace it by `overwrite`"):

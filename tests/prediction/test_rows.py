@@ -125,7 +125,7 @@ def test_bad_images_are_rows_and_spoil_no_other(folder, model):
             assert row["label"] == classify(model, row["path"]).label
 
 
-def test_a_dense_network_predicts_too_but_takes_no_budget(folder):
+def test_a_dense_network_predicts_too_but_takes_no_locations(folder):
     dense = create_model("test_resnet", num_classes=3)
     assert predict(dense, folder / "0.png", device="cpu").rows[0]["locations"] == 0
     with pytest.raises(ConfigError, match="looks once"):

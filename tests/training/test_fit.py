@@ -446,7 +446,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         ({"model": {"name": "tnet", "num_classes": 9}}, "model.num_classes: is 9, but tiny_images has 3 classes"),
         (
             {"model": {**NORM_FREE, "in_chans": 4}},
-            "tiny_images: its images have 3 bands, the model takes 4; set --model.in_chans 3",
+            "tiny_images: its images have 3 bands, the model takes 4; set `model.in_chans` 3",
         ),
         ({"init_from": "nowhere"}, "nowhere: there is no such file of weights"),
     ],
