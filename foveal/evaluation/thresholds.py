@@ -1,4 +1,4 @@
-"""Early exit: confidence thresholds for a wanted mean cost, and what they give on other images.
+"""Early exit: confidence thresholds for a mean cost per image, and their evaluation on other images.
 
 Thresholds are found on validation images. With a threshold, an image is left as soon as its most probable class
 reaches it.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 NEVER_SURE = 2.0
-"""A threshold that no confidence reaches."""
+"""A threshold above all confidences."""
 
 SMALL_BATCHES = Setting(batch_size=8)
 """The setting unless another is given."""
@@ -57,7 +57,7 @@ class ExitPoint(Scored):
     """Metrics and costs of early exit, or of locations that are equal for all images.
 
     Attributes:
-        name: the budget of an exit, or the locations, as they are typed.
+        name: the budget of an exit, or the locations, as text.
         stops: whether it is early exit.
         locations, macs: looks beyond the first, and multiply-accumulates, of the mean image.
         milliseconds: of the mean image, from opening it to its class, in batches of ``batch_size``.
@@ -83,7 +83,7 @@ class EarlyExit(Result):
     ways: tuple[ExitPoint, ...]
 
     def table(self, wide: bool = False) -> Group:
-        """The result for people, to be printed by rich; with the costs on the validation images if ``wide``."""
+        """The result as a table for rich; with the costs on the validation images if ``wide``."""
         macs, exits = unit_for("MAC", [way.macs for way in self.ways]), {one.budget: one for one in self.exits}
 
         def of_exit(cell: Callable[[Exit], str]) -> Callable[[ExitPoint], str]:
@@ -166,10 +166,10 @@ def find_thresholds(
     seconds: float = 0.5,
     setting: Setting = SMALL_BATCHES,
 ) -> list[Exit]:
-    """Find the thresholds at which the mean image costs what is wanted, by bisection.
+    """Find thresholds for a mean cost per image, by bisection.
 
-    A time is what a whole batch took after each turn of looks, divided by the number of its images. As images leave a
-    batch, those that remain may take a little longer each.
+    The time per image is the time of a batch after each turn, divided by the number of its images. When images leave a
+    batch, the time per remaining image may increase.
 
     Args:
         model: a classifier that can stop after each look, or a run folder.
@@ -210,9 +210,7 @@ def _find_thresholds(
     def price_in(unit: str) -> np.ndarray:
         """(T,) cost of an image that is left after each turn."""
         if unit == "locations":
-            blank = BlankViews(
-                1, size, model.channels, bench.device
-            )  # an image that is not square may have fewer cells
+            blank = BlankViews(1, size, model.channels, bench.device)  # images that are not square may have fewer cells
             with torch.inference_mode():
                 looks = [model(blank, locations=end, contributions=False).locations[0] for end in ends]
             return np.array(looks, dtype=float)
@@ -248,9 +246,9 @@ def _find_thresholds(
 
 
 def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
-    """Classify the images with equal locations and with exits
+    """Classify the images with equal locations and with exits.
 
-    All take turns with each batch, so that other load of the machine affects all of them equally.
+    They alternate on each batch, so that other load of the machine affects all equally.
 
     Args:
         bench: a classifier that can stop after each look, and images.
