@@ -73,7 +73,7 @@ class CornerNet(GlimpseClassifier):
     def __init__(self, num_classes: int = 10, base_size: int = 16, grid: int = 3, locations: tuple[int, ...] = (2,)):
         super().__init__(num_classes, (base_size, base_size), (0.5,) * 3, (0.5,) * 3)
         self.grid = Grid(grid, 0.5)
-        self.locations = self.budget(locations)
+        self.locations = self.resolve_locations(locations)
         self.features = nn.Sequential(nn.Conv2d(3, 16, 5, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten())
         self.where, self.classifier = nn.Linear(64, grid**2), nn.Linear(64, num_classes)
 

@@ -25,7 +25,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import wraps
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -250,8 +249,14 @@ def _run(argv: list[str], modules: list[str]) -> int:
 
 
 def _with_dashes(error: str) -> str:
-    """A sentence of the library, which speaks of locations and policy, as it is said of the flags."""
+    """An error of the library with flags in place of names of arguments. The library puts them in backquotes."""
+    error = re.sub(r"`([a-z][\w.]*)`", _flag, error)
     return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
+
+
+def _flag(name: re.Match[str]) -> str:
+    argument = FLAGS.get(name[1], name[1])
+    return f"--{argument}" if "." in argument else f"--{argument.replace('_', '-')}"
 
 
 def _import_modules(flags: Sequence[str]) -> None:
@@ -644,24 +649,8 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
     _add_running(parser, batch_size=32)
 
 
-def _with_flags(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The same handler; errors of `foveal.evaluation`, which name arguments in backquotes, name the flags of the
-    command.
-    """
-
-    @wraps(run)
-    def handler(args: argparse.Namespace) -> int:
-        try:
-            return run(args)
-        except FovealError as error:
-            error.args = (re.sub(r"`(\w+)`", lambda found: f"--{FLAGS.get(found[1], found[1])}", str(error)),)
-            raise
-
-    return handler
-
-
 FLAGS = {"attention": "map", "budgets": "budget", "judges": "by", "policies": "policy"}
-"""Flags of arguments of another name."""
+"""Flags of arguments that have another name."""
 
 
 def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Setting:
@@ -679,16 +668,15 @@ def _setting(args: argparse.Namespace, on_progress: Callable[..., None]) -> Sett
     )
 
 
-@_with_flags
 def _evaluate(args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate
-    from foveal.prediction import parse_locations
+    from foveal.prediction import parse_location_sweep
     from foveal.runs import Run
 
     run = Run(args.path)
     if args.budget:
         return _early_exit(run, args)
-    locations = parse_locations(args.locations) if args.locations else None
+    locations = parse_location_sweep(args.locations) if args.locations else None
     with _progress("accuracy", args.quiet) as show:
         result = evaluate(
             run,
@@ -704,7 +692,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _early_exit(run: Run, args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate_early_exit
-    from foveal.prediction import parse_budget, read_exits
+    from foveal.prediction import parse_locations, read_exits
 
     if args.policy or args.against:
         raise ConfigError(
@@ -714,7 +702,7 @@ def _early_exit(run: Run, args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out"
         )
-    locations = parse_budget(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     read_exits(run.path)  # a damaged file is reported before the work is done
     with _progress("finding thresholds", args.quiet) as show:
         result = evaluate_early_exit(
@@ -822,12 +810,11 @@ run; --data and --data.KEY choose others, as for foveal fit.
     _add_running(parser, batch_size=32)
 
 
-@_with_flags
 def _compare(args: argparse.Namespace) -> int:
     from foveal.evaluation import compare, first_run
-    from foveal.prediction import parse_locations
+    from foveal.prediction import parse_location_sweep
 
-    locations = parse_locations(args.locations) if args.locations else None
+    locations = parse_location_sweep(args.locations) if args.locations else None
     data = _data_of(first_run(args.paths), args.data)
     with _progress("accuracy", args.quiet) as show:
         result = compare(
@@ -874,14 +861,13 @@ of the run; --data and --data.KEY choose others, as for foveal fit.
     _add_judging(parser)
 
 
-@_with_flags
 def _occlude(args: argparse.Namespace) -> int:
     from foveal.evaluation import occlude
-    from foveal.prediction import parse_locations
+    from foveal.prediction import parse_location_sweep
     from foveal.runs import Run
 
     run = Run(args.path)
-    locations = parse_locations(args.locations) if args.locations else None
+    locations = parse_location_sweep(args.locations) if args.locations else None
     with _progress("occluding", args.quiet) as show:
         result = occlude(
             run,
@@ -929,14 +915,13 @@ others, as for foveal fit.
     _add_judging(parser)
 
 
-@_with_flags
 def _faithfulness(args: argparse.Namespace) -> int:
     from foveal.evaluation import evaluate_faithfulness
-    from foveal.prediction import parse_budget
+    from foveal.prediction import parse_locations
     from foveal.runs import Run
 
     run = Run(args.path)
-    locations = parse_budget(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     with _progress("hiding and showing", args.quiet) as show:
         result = evaluate_faithfulness(
             run,
@@ -1022,9 +1007,9 @@ Random looks, to compare with:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from foveal.prediction import parse_budget, predict
+    from foveal.prediction import parse_locations, predict
 
-    locations = parse_budget(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     until = _exit(args) if args.budget else None
     with _progress("predicting", args.quiet) as show:
         done = predict(
@@ -1073,10 +1058,10 @@ def _exit(args: argparse.Namespace) -> Exit:
         Exit,
         find_device,
         fingerprint,
-        format_budget,
+        format_locations,
         machine_name,
-        parse_budget,
         parse_cost,
+        parse_locations,
         read_exits,
     )
     from foveal.runs import Run, load
@@ -1086,10 +1071,12 @@ def _exit(args: argparse.Namespace) -> Exit:
     run, unit = Run(args.path), parse_cost(args.budget)[1]
     model = load(run.path)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
-    most = parse_budget(args.locations) if args.locations else own
+    most = parse_locations(args.locations) if args.locations else own
     holds = {"batch_size": args.batch_size, "machine": machine_name(find_device(args.device))} if unit == "ms" else {}
     wanted = Exit(args.budget, 0, most, args.at_once, 0, unit, 0, fingerprint(model), args.precision, **holds)
-    known = next((one for one in read_exits(run.path) if (one.asked, one.model) == (wanted.asked, wanted.model)), None)
+    known = next(
+        (one for one in read_exits(run.path) if (one.conditions, one.model) == (wanted.conditions, wanted.model)), None
+    )
     if known is None:
         with _progress("finding when to stop", args.quiet) as show:
             setting = Setting(
@@ -1099,7 +1086,7 @@ def _exit(args: argparse.Namespace) -> Exit:
             (known,) = find_thresholds(run, data, [args.budget], locations=most, at_once=args.at_once, setting=setting)
         _keep(run, [known])
     if not args.quiet:
-        spent = f"--locations {format_budget(known.locations)} is spent"
+        spent = f"--locations {format_locations(known.locations)} is spent"
         when = f"no image is left before {spent}"
         if known.threshold <= 1:
             when = f"images are left once they are {100 * known.threshold:.1f} % sure, or when {spent}"
@@ -1141,9 +1128,9 @@ each look added to the most probable classes, and the cost.
 
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
-    from foveal.prediction import parse_budget
+    from foveal.prediction import parse_locations
 
-    locations = parse_budget(args.locations) if args.locations else None
+    locations = parse_locations(args.locations) if args.locations else None
     seen = explain(
         args.path,
         args.image,
@@ -1359,7 +1346,7 @@ def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.models import create_model, list_models
-    from foveal.prediction import count_cost, format_budget, parse_budget
+    from foveal.prediction import count_cost, format_locations, parse_locations
     from foveal.recipes.flags import UsageError, as_nested, parse_settings
     from foveal.runs import load
 
@@ -1374,7 +1361,7 @@ def _cost(args: argparse.Namespace) -> int:
     folder = Path(args.model).is_dir() and args.model not in list_models()
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
-    locations = parse_budget(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
+    locations = parse_locations(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count_cost(model, args.image_size, locations)
     line = {
         "model": args.model,
@@ -1402,7 +1389,7 @@ def _cost(args: argparse.Namespace) -> int:
             "times as many", lambda row: significant(row[1].macs / cost.macs) if row[1] and row[1] is not cost else ""
         ),
     ]
-    looks = f", locations {format_budget(locations)}" if isinstance(model, GlimpseClassifier) else ""
+    looks = f", locations {format_locations(locations)}" if isinstance(model, GlimpseClassifier) else ""
     console().print(Table(f"{args.model} on an image of {image_size(args.image_size)} px{looks}", columns, rows))
     return 0
 

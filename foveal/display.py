@@ -42,7 +42,7 @@ UNLIMITED = 1_000_000
 """Width of an output that is not a terminal: nothing is cut or wrapped."""
 
 NARROWEST = 40
-"""Smallest width of printed tables, enough for a name, a budget and an accuracy with its interval."""
+"""Smallest width of printed tables, enough for a name, locations and an accuracy with its interval."""
 
 SHORTEST = 12
 """Smallest width of a name. If a table is still too wide, it continues below."""

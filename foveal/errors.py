@@ -26,7 +26,7 @@ class DataError(FovealError):
 
 
 class ConfigError(FovealError):
-    """A model name, recipe, budget or option that does not exist or does not fit."""
+    """A model name, recipe, locations or option that does not exist or does not fit."""
 
 
 class RunError(FovealError):

@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and locks that end with their process.
+"""Atomic writing of files, and locks that are released when their process ends.
 
-A file is written under a temporary name beside it and renamed. A process that is killed in between leaves the temporary
-file; the next one that holds the lock of the same place removes it. A file of a lock is removed by who holds it.
+A file is written under a temporary name beside it and renamed. A killed process may leave the temporary file; the next
+process that holds the lock removes it. The process that holds a lock removes its file.
 
 Example:
     >>> import tempfile
@@ -29,7 +29,7 @@ from foveal.errors import StorageError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks; two writers are not noticed there
+except ImportError:  # Windows has no such locks; nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 _UNFINISHED = ".unfinished"
@@ -39,9 +39,9 @@ _held: dict[str, object] = {}  # by paths of files
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path beside ``file`` that takes its place at the end, or is removed where writing failed.
+    """Yield a temporary path beside ``file``. At the end it is renamed to ``file``, or removed after an exception.
 
-    What was written is on the disk before it is renamed, so that a loss of power leaves the old file or the new one.
+    fsync is called before, so that after a loss of power there is the old file or the new one.
     """
     unfinished = file.with_name(f".{file.name}.{os.getpid()}{_UNFINISHED}")
     try:
@@ -58,12 +58,11 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove temporary files of `replacing` that killed processes left. To be called by who holds the lock of what is
-    written.
+    """Remove temporary files of `replacing` that killed processes left. The caller holds the lock.
 
     Args:
-        folder: where they are; nothing below it is touched.
-        name: of the files that were to be written, as a pattern.
+        folder: their folder; subfolders are not searched.
+        name: names of the files to be written, as a pattern.
     """
     for file in folder.glob(f".{name}.*{_UNFINISHED}"):
         with suppress(OSError):
@@ -72,16 +71,16 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 @contextmanager
 def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock that the system releases when the process ends, however it ends. Forked children do not hold it.
+    """Hold a lock. The system releases it when the process ends. Forked children do not hold it.
 
     Args:
-        file: is made where it is missing, and removed at the end; it is empty. One that a killed process left is not
-            locked.
-        taken: one sentence, for the error.
-        wait: seconds to wait for another process, or another thread of this one.
+        file: an empty file, which is created if it does not exist, and removed at the end. A file left by a killed
+            process is not locked.
+        taken: message of the error if another process or thread holds the lock.
+        wait: seconds to wait for it.
 
     Raises:
-        StorageError: ``taken``; or the file cannot be made.
+        StorageError: another process or thread holds the lock, or the file cannot be created.
     """
     place = os.path.realpath(file)
     deadline = time.monotonic() + wait
@@ -99,43 +98,41 @@ def locked(file: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def _try_to_lock(place: str) -> int | None:
-    """A descriptor of the file, which is locked now; None where somebody else holds it."""
-    mine = object()
-    if (
-        _held.setdefault(place, mine) is not mine
-    ):  # the system lets a process lock a file again that it has locked already
+    """Lock the file. Returns its descriptor; None if another process or thread holds the lock."""
+    holder = object()
+    if _held.setdefault(place, holder) is not holder:  # a process can lock a file twice
         return None
-    descriptor, ours = -1, False
+    descriptor, locks = -1, False
     try:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-        ours = _lock(descriptor) and _is_at(descriptor, place)
+        locks = _lock(descriptor) and _is_at(descriptor, place)
     except OSError as error:
         raise StorageError(
-            f"{Path(place).parent}: cannot be written ({error.strerror}); make room, or choose another place"
+            f"{Path(place).parent}: cannot be written ({error.strerror}); make space, or choose another folder"
         ) from error
     finally:
-        if not ours:
+        if not locks:
             if descriptor >= 0:
                 os.close(descriptor)
             _held.pop(place, None)
-    return descriptor if ours else None
+    return descriptor if locks else None
 
 
 def _is_at(descriptor: int, place: str) -> bool:
-    """Whether the open file has the name still: who held the lock before may have removed it."""
+    """Whether the path still refers to the open file. The previous holder of the lock may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), Path(place).stat())
     except FileNotFoundError:
         return False
 
 
-def _forget() -> None:
-    """A forked child does not hold what threads of its parent hold."""
+def _clear_held() -> None:
+    """Clear the locks in a forked child, which does not hold those of its parent."""
     _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_clear_held)
 
 
 def _lock(descriptor: int) -> bool:
@@ -154,15 +151,14 @@ def _lock(descriptor: int) -> bool:
 
 @contextmanager
 def taking_turns(file: Path, safe: str) -> Iterator[Path]:
-    """`replacing` for a file that several processes may write: one after another, and the first removes what killed
-    ones left.
+    """`replacing` with a lock, for a file that several processes may write. Removes temporary files of killed ones.
 
     Args:
-        file: its folder is made.
-        safe: as of `storing`.
+        file: the file; its folder is created.
+        safe: see `storing`.
 
     Raises:
-        StorageError: the file cannot be written, or another process has been writing it for a minute.
+        StorageError: the file cannot be written, or the lock was not free for a minute.
     """
     with storing(file, safe):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,17 +172,17 @@ def taking_turns(file: Path, safe: str) -> Iterator[Path]:
 
 @contextmanager
 def storing(file: str | os.PathLike[str], safe: str = "") -> Iterator[None]:
-    """Say in one sentence that something cannot be written: a full disk, a quota, a limit of file sizes, no permission.
+    """Convert an `OSError`, such as a full disk or a missing permission, into a `StorageError`.
 
     Args:
-        file: what is written.
-        safe: what is safe, and how to go on; left out where the caller adds it.
+        file: the file to be written, for the message.
+        safe: which data are safe and how to continue, for the message.
 
     Raises:
-        StorageError: instead of an `OSError`.
+        StorageError: writing fails.
     """
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error  # other libraries have their own words
+        reason = os.strerror(error.errno) if error.errno else error  # errors of other libraries have no number
         raise StorageError(f"{file}: cannot be written ({reason}){'; ' * bool(safe)}{safe}") from error

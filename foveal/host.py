@@ -66,12 +66,12 @@ def usable_device(name: str | torch.device = "auto", count: int = 1) -> torch.de
             torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ConfigError(
-            f"--device {name}: this machine has no such device that torch can use; try auto or cpu"
+            f"`device` {name}: this machine has no such device that torch can use; try auto or cpu"
         ) from error
     if device.index is not None and count > 1:
-        raise ConfigError(f"--devices {count}: but --device {name} is a single one; use --device {device.type}")
+        raise ConfigError(f"`devices` {count}: but `device` {name} is a single one; use `device` {device.type}")
     if device.type == "cuda" and count > (there := torch.cuda.device_count()):
-        raise ConfigError(f"--devices {count}: this machine has {there} GPU{'s' * (there != 1)}; use --devices {there}")
+        raise ConfigError(f"`devices` {count}: this machine has {there} GPU{'s' * (there != 1)}; use `devices` {there}")
     return device
 
 

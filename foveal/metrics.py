@@ -1,7 +1,7 @@
 """Named metrics of classification, and confidence intervals of proportions.
 
-A metric is a function of what a model answered about each image. It is registered once, with the header of its column.
-Every result of `foveal.evaluation` then computes it, writes it and prints it.
+A metric is a function of a model's `Answers`. It is registered with the header of its column, and then part of all
+results of `foveal.evaluation`.
 
 Example:
     >>> import torch
@@ -33,11 +33,11 @@ ROWS = 4096
 
 
 class Metric(NamedTuple):
-    """A number that says how good a model is.
+    """The value of a metric.
 
     Attributes:
-        value: the number; None where it is not defined.
-        interval: its 95 % confidence interval; None where there is none.
+        value: the value; None if it is undefined.
+        interval: its 95 % confidence interval; None if there is none.
     """
 
     value: float | None = None
@@ -46,7 +46,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered about each of N images.
+    """A model's predictions for N images, with their labels.
 
     Attributes:
         classes: number of classes.
@@ -76,12 +76,12 @@ class Answers:
 
     @classmethod
     def cat(cls, parts: Sequence[Answers]) -> Answers:
-        """Answers about the images of all parts, one part or more."""
+        """Concatenate answers, one part or more."""
         columns = zip(*(part._columns() for part in parts), strict=True)
         return cls(parts[0].classes, *map(np.concatenate, columns))
 
     def take(self, rows: np.ndarray) -> Answers:
-        """Answers about some of the images, by index or mask."""
+        """Answers for some of the images, by index or mask."""
         return Answers(self.classes, *(column[rows] for column in self._columns()))
 
     @property
@@ -103,10 +103,10 @@ class Definition(NamedTuple):
     """A registered metric.
 
     Attributes:
-        compute: the metric of one image or more.
-        header: of its column in a table.
-        decimals: digits after the point; None prints a share in per cent, with its interval.
-        of_confidence: whether the temperature that divides the logits changes it.
+        compute: computes the metric of one image or more.
+        header: header of its column in a table.
+        decimals: digits after the decimal point; if None, a share is printed in per cent with its interval.
+        of_confidence: whether it depends on the temperature of the softmax.
     """
 
     compute: Callable[[Answers], Metric]
@@ -115,7 +115,7 @@ class Definition(NamedTuple):
     of_confidence: bool = False
 
     def show(self, metric: Metric) -> str:
-        """The metric as a table prints it."""
+        """The metric as text for a table."""
         return percent(*metric) if self.decimals is None else fixed(metric.value, self.decimals)
 
 
@@ -133,12 +133,12 @@ def metric(header: str, *, decimals: int | None = None, of_confidence: bool = Fa
 
 
 def compute_metrics(answers: Answers) -> dict[str, Metric]:
-    """Every registered metric of the same images, by name."""
+    """All registered metrics, by name."""
     return {name: definition.compute(answers) for name, definition in METRICS.items()}
 
 
 def flat(metrics: Mapping[str, Metric]) -> dict[str, object]:
-    """Metrics as JSON holds them: the value by the metric's name, and the interval by ``<name>_interval``.
+    """Metrics for JSON: the value by the metric's name, and the interval by ``<name>_interval``.
 
     The interval of the accuracy is called ``interval``.
     """
@@ -193,7 +193,7 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
         0 to 1.
     """
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    # The number of images of a bin is a factor and a divisor; sums remain.
+    # The number of images in a bin cancels.
     return float(np.abs(np.bincount(which, correct - confidence, bins)).sum() / len(confidence))
 
 
@@ -214,7 +214,7 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     p, n = successes / trials, trials
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At none or all of the trials the bound is the proportion itself, up to rounding.
+    # Rounding must not put the proportion outside of the interval.
     return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)
 
 
@@ -226,7 +226,7 @@ def paired_interval(first: np.ndarray, second: np.ndarray, z: float = 1.959964) 
     24, 2005).
 
     Args:
-        first, second: (N,) bool, whether each image was classified rightly; N at least 1.
+        first, second: (N,) bool, whether each image was classified correctly; N at least 1.
         z: quantile of the standard normal distribution; 95 % by default.
 
     Returns:

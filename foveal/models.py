@@ -1,4 +1,4 @@
-"""Models by name: classifiers that look, and dense networks, which look once at the whole image.
+"""Models by name: classifiers of foveal, and dense networks of timm, which look once at the whole image.
 
 Example:
     >>> model = create_classifier("test_resnet", num_classes=2, image_size=64)
@@ -37,21 +37,21 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.networks import check_backbone, check_network, import_timm, size_options
 from foveal.glimpse.registry import MODELS
-from foveal.signatures import chain_of, hints_of, misfit
-from foveal.strict import Malformed
+from foveal.signatures import chain_of, hints_of, mismatch
+from foveal.strict import ContentError
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` knows, ours first; ``pattern`` may hold ``*`` and ``?``."""
-    ours = MODELS.names()
-    return fnmatch.filter([*ours, *(name for name in import_timm().list_models() if name not in MODELS)], pattern)
+    """Names of all models: those of foveal, then those of timm. ``pattern`` may have the wildcards ``*`` and ``?``."""
+    others = [name for name in import_timm().list_models() if name not in MODELS]
+    return fnmatch.filter([*MODELS.names(), *others], pattern)
 
 
 def constructor(name: str) -> Callable[..., Any]:
-    """What builds the model of this name, for its signature.
+    """The function or class that creates a model, for its signature.
 
     Raises:
-        ConfigError: nothing has that name.
+        ConfigError: there is no model with this name.
     """
     if name in MODELS:
         return MODELS.get(name)
@@ -64,27 +64,27 @@ def constructor(name: str) -> Callable[..., Any]:
 def create_model(
     name: str, *, num_classes: int | None = None, pretrained: bool | str | Path = False, **options: Any
 ) -> nn.Module:
-    """Make a model: one of timm's, as timm makes it, or a `GlimpseClassifier` of ours.
+    """Create a model: a `GlimpseClassifier`, or a network of timm as by `timm.create_model`.
 
     Args:
         name: see `list_models`.
-        num_classes: classes; the model's own number if None.
-        pretrained: load timm's weights (downloaded once, by timm), or those of a local file, ``.safetensors`` or saved
-            by `torch.save`.
-        options: keywords of the model.
+        num_classes: number of classes; the model's default if None.
+        pretrained: load the pretrained weights of timm (downloaded once, by timm), or those of a local file,
+            ``.safetensors`` or saved by `torch.save`.
+        options: keyword arguments of the model.
 
     Returns:
-        The model; its ``spec`` is its name with every option, defaults included, for run folders.
+        The model. Its ``spec`` is its name with all options, defaults included, for run folders.
 
     Raises:
-        ConfigError: an unknown name or option, or weights that cannot be had. Where the Hugging Face Hub cannot be
-            reached, and the weights were not downloaded before, this is told at once.
+        ConfigError: the name or an option is unknown, or the weights cannot be loaded. If the Hugging Face Hub cannot
+            be reached and the weights are not in its cache, this is raised without retries.
     """
     build = constructor(name)
     spec = {"name": name, **simple_defaults(build), **options}
     if pretrained:
         spec["pretrained"] = str(pretrained) if isinstance(pretrained, Path) else pretrained
-    spec.pop("num_classes", None)  # that of the data
+    spec.pop("num_classes", None)  # the data determines it
     if num_classes is not None:
         options["num_classes"] = num_classes
     if pretrained:
@@ -97,7 +97,7 @@ def create_model(
                 "pretrained_cfg_overlay": {"state_dict": weights, **_classes_of(name, weights)},
             }
     try:
-        with _hub_at_once() if pretrained is True else nullcontext():
+        with _without_hub_retries() if pretrained is True else nullcontext():
             model = build(**options) if name in MODELS else import_timm().create_model(name, **options)
     except TypeError as error:
         raise _option_error(name, build, options, error) from error
@@ -109,31 +109,29 @@ def create_model(
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigError(
             f"{name}: its pretrained weights do not load ({reason}); give a local file that fits,"
-            " by --model.pretrained FILE or in Python pretrained=FILE"
+            " by `model.pretrained` FILE or in Python pretrained=FILE"
         ) from error
     model.spec = spec
     return model
 
 
 @contextmanager
-def _hub_at_once() -> Iterator[None]:
-    """Where the Hugging Face Hub cannot be reached, work offline. It would retry for a minute, even for weights that
-    are here already.
-    """
+def _without_hub_retries() -> Iterator[None]:
+    """Work offline if the Hugging Face Hub cannot be reached. It would retry for a minute, even for cached weights."""
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        with hushed("huggingface_hub.utils._http"):  # what a dozen warnings would say is said once, at the end
+        with without_warnings("huggingface_hub.utils._http"):  # a dozen warnings; one error follows
             yield
     finally:
         constants.HF_HUB_OFFLINE = offline
 
 
 @contextmanager
-def hushed(logger: str) -> Iterator[None]:
-    """Without warnings of a logger."""
+def without_warnings(logger: str) -> Iterator[None]:
+    """Suppress the warnings of a logger."""
     log = logging.getLogger(logger)
     level = log.level
     try:
@@ -144,7 +142,7 @@ def hushed(logger: str) -> Iterator[None]:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers. It may be behind a proxy, which nobody can tell without a request."""
+    """Whether a server answers. True with a proxy, because only a request can tell."""
     address = urlsplit(url)
     if getproxies():
         return True
@@ -171,18 +169,18 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     if name in MODELS:
         return as_classifier(create_model(name, num_classes=num_classes, **options))
     how = {key: options.pop(key) for key in wrapper_options() if key in options}
-    told: dict[str, Any] = {}
+    sized: dict[str, Any] = {}
     if (size := how.get("image_size")) is not None:
-        constructor(name)  # a name that is wrong should be told first
+        constructor(name)  # raise for an unknown name first
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        told = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
-    classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **told), **how)
-    classifier.spec = {key: value for key, value in classifier.spec.items() if key not in told}
+        sized = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
+    classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **sized), **how)
+    classifier.spec = {key: value for key, value in classifier.spec.items() if key not in sized}
     return classifier
 
 
 def simple_defaults(build: Callable[..., Any]) -> dict[str, Any]:
-    """Default values of a signature, as far as a file can hold them."""
+    """Default values of a signature that a file can store."""
     simple = (bool, int, float, str, list, tuple, dict, type(None))
     parameters = inspect.signature(build).parameters.items()
     return {
@@ -193,10 +191,10 @@ def simple_defaults(build: Callable[..., Any]) -> dict[str, Any]:
 
 
 def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
-    """The model itself if it looks; else wrapped in `WholeImage`, to which ``options`` go.
+    """A `GlimpseClassifier` unchanged; another network wrapped in `WholeImage` with ``options``.
 
     Raises:
-        ConfigError: it is no model.
+        ConfigError: ``model`` is not a network.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -211,48 +209,48 @@ def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
 
 
 def wrapper_options() -> list[str]:
-    """Keywords that any dense network takes beside its own."""
+    """Options of `WholeImage`, which apply to all dense networks."""
     return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
 
 
 LARGEST_OPTION = 32_768
-"""Of the whole numbers among a model's options."""
+"""Largest integer in a model's options."""
 
 Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
 
 
 def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
-    """See that options are those that the model's constructor names, of its types.
+    """Check that options are parameters of the model's constructor and have their types.
 
-    A dense network takes what its class names. Keywords by which timm finds weights are no options of a model: no run
-    is made with them.
+    Options of a dense network are the parameters of its class. Keyword arguments by which timm finds weights are not
+    allowed.
 
     Args:
         name: see `list_models`.
-        options: keywords of `create_classifier`.
-        stored: they are those of a run folder, which has weights of its own.
+        options: keyword arguments of `create_classifier`.
+        stored: whether they come from a run folder, which has its own weights.
 
     Raises:
-        ConfigError: another one, or another type.
+        ConfigError: an option is unknown, has another type, or is too large.
     """
     build = constructor(name)
-    fault = misfit(options, _option_types(name, build, options, stored))
-    for key, inner in options.items() if fault is None and name in MODELS else ():
+    error = mismatch(options, _option_types(name, build, options, stored))
+    for key, inner in options.items() if error is None and name in MODELS else ():
         if key.endswith("_options") and inner:
             network = options.get(key.removesuffix("_options"))
             known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
-            fault = fault or misfit(inner, known, f"{key}.")
+            error = error or mismatch(inner, known, f"{key}.")
     for key, value in options.items():
-        if fault is None and _too_large(value):
-            fault = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
-    if fault is not None:
+        if error is None and _too_large(value):
+            error = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
+    if error is not None:
         raise ConfigError(
-            f"model {name}: {fault}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}"
+            f"model {name}: {error}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}"
         )
 
 
 def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
-    """The types of what a model takes beside the number of its classes."""
+    """Types of a model's options, except the number of classes."""
     found: dict[str, Any] = {} if name in MODELS else _network_types(name, options)
     for part in chain_of(build) if name in MODELS else (WholeImage,):
         found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
@@ -274,13 +272,11 @@ COMMON: dict[str, Any] = {
     "bn_momentum": float,
     "bn_eps": float,
 }
-"""Types of options that most of timm's networks take; those of batch norm no signature names."""
+"""Types of options that most networks of timm take. Those of batch norm are in no signature."""
 
 
 def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The types of what a network of timm's takes, as far as they are told: what the class names, or anything where it
-    takes anything.
-    """
+    """Types of a timm network's options: the parameters of its class; all of ``options`` if that takes ``**kwargs``."""
     check_backbone(name)
     make = inspect.signature(import_timm().model_entrypoint(name.partition(".")[0]))
     kind = make.return_annotation
@@ -298,7 +294,7 @@ def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reserved() -> set[str]:
-    """Keywords by which timm finds and reads files, and wraps networks."""
+    """Keyword arguments by which timm finds weights and wraps networks."""
     from timm.models import build_model_with_cfg
 
     makers = (import_timm().create_model, build_model_with_cfg)
@@ -310,22 +306,22 @@ def _reserved() -> set[str]:
 
 
 def _too_large(value: Any) -> bool:
-    """Whether a whole number inside of a value is too large for any option."""
+    """Whether a value contains an integer above `LARGEST_OPTION`."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return (isinstance(value, int) and abs(value) > LARGEST_OPTION) or any(map(_too_large, inner))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors by name from a ``.safetensors`` file or one that `torch.save` wrote; nothing in it is executed.
+    """Read tensors by name from a ``.safetensors`` file or one that `torch.save` wrote. No code in it is executed.
 
     Raises:
-        ConfigError: there is no such file, or it holds anything else.
+        ConfigError: the file does not exist, or contains anything else.
     """
     try:
         content = load_file(file) if file.suffix == ".safetensors" else unpickled(file)
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: there is no such file of weights; check the path") from error
-    except Exception as error:  # the readers raise whatever a damaged file leads them to
+    except Exception as error:  # both readers raise any exception for damaged files
         raise ConfigError(f"{file}: is not a file of tensors alone; save a state_dict as .safetensors") from error
     weights: Any = content.get("state_dict", content) if isinstance(content, dict) else None
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -334,21 +330,19 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def unpickled(file: Path) -> Any:
-    """What `torch.save` wrote, as far as it is tensors and plain values."""
+    """Read a file that `torch.save` wrote. It may contain tensors and plain values only."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise Malformed("is compressed, which torch.save does not do, and may be larger than memory")
+                raise ContentError("is compressed, which torch.save does not do, and may be larger than memory")
     with warnings.catch_warnings():
-        # Said of a file that torch goes on to refuse.
+        # torch.load refuses such files.
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
-    """The number of classes of a file of weights, without which timm takes that of its own and may drop the
-    classifier.
-    """
+    """``num_classes`` of a file of weights. Without it timm uses its default and may drop the classifier."""
     card = import_timm().get_pretrained_cfg(name, allow_unregistered=True)
     classifier = f"{card and card.classifier}.weight"
     heads = [w for key, w in weights.items() if key.endswith(classifier)] or [
@@ -358,16 +352,14 @@ def _classes_of(name: str, weights: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _option_error(name: str, build: Callable[..., Any], options: dict[str, Any], error: TypeError) -> Exception:
-    """The sentence for an option that a model does not take, or not with this value; the error itself where no option
-    was given.
-    """
+    """A `ConfigError` for an unknown option or a value of a wrong type; ``error`` if there were no options."""
     found = re.search(
         r"(?:(\w+)\.__init__\(\) )?got (?:an unexpected|multiple values for) (?:keyword )?argument '([^']+)'",
         str(error),
     )
     if not found or found[2] not in options:
         if not options.keys() - {"num_classes", "pretrained", "pretrained_cfg_overlay"}:
-            return error  # nobody chose anything: a bug
+            return error  # without options it is a bug
         reason = str(error).strip().partition("\n")[0]
         return ConfigError(
             f"model {name}: an option has a value of a wrong type ({reason}); foveal fit --model {name} --help lists "

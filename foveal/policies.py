@@ -1,13 +1,12 @@
-"""Policies: how a model chooses where to look.
+"""Policies: how a model selects where to look.
 
-A policy is an object that says what it needs and how probable its choices are, so that no model has to know its name. A
-`CellPolicy` orders the cells of a grid, of which the first k are chosen. A `PlacePolicy` gives a point of the image.
-``greedy`` takes what the model finds most probable, ``sampled`` draws from what it learned (cells without replacement,
-by Gumbel top-k: Kool et al. 2019, arXiv 1903.06059), ``random`` is uniform, ``centre`` takes what is nearest the
-middle, and ``exhaustive`` takes every cell.
+A `CellPolicy` orders the cells of a grid, of which the first k are selected. A `PlacePolicy` returns a point of the
+image. ``greedy`` selects the most probable locations. ``sampled`` draws from the learned distribution (cells without
+replacement, by Gumbel top-k: Kool et al. 2019, arXiv 1903.06059). ``random`` is uniform, ``centre`` selects the
+locations nearest the centre, and ``exhaustive`` all cells.
 
-Options and Python take the name of a policy or the object; `find_policy` gives the object. To add a policy, derive a
-class, give it a name and register it:
+Arguments take a policy or its name; `find_policy` returns the policy. To add one, derive a class with a name and
+register it:
 
 Example:
     >>> import torch
@@ -37,7 +36,7 @@ from torch import Tensor
 from foveal.registry import Registry
 
 NEVER = -1e9
-"""Score of a masked cell: finite, so that a grid with every cell masked still has gradients that are numbers."""
+"""Score of a masked cell: finite, so that gradients are finite even if all cells of a grid are masked."""
 
 Likelihood = Callable[[Tensor, Tensor], Tensor]
 """(..., K) log-probabilities of cells and (..., k) chosen ones to the (..., k) log-probability of each choice."""
@@ -64,7 +63,7 @@ def plackett_luce(log_p: Tensor, cells: Tensor) -> Tensor:
 
 
 def independent(log_p: Tensor, cells: Tensor) -> Tensor:
-    """Log-probability of each choice as if it were drawn alone: log(p + 1e-10), as TNet's released code has it."""
+    """Log-probability of each choice by itself, without the others: log(p + 1e-10), as in TNet's released code."""
     return (log_p.gather(-1, cells).exp() + 1e-10).log()
 
 
@@ -74,7 +73,7 @@ def uniform(log_p: Tensor, cells: Tensor) -> Tensor:
 
 
 def certain(log_p: Tensor, cells: Tensor) -> Tensor:
-    """Log-probability of a choice that is always the same: 0."""
+    """Log-probability of a deterministic choice: 0."""
     return log_p.new_zeros(cells.shape)
 
 
@@ -85,16 +84,17 @@ def equal(log_p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to choose where to look.
+    """A way to select where to look.
 
     Attributes:
-        name: what options call it.
-        draws: it needs random numbers.
-        learned: it follows the distribution that the model has learned, and so does the likelihood of its choices.
-        likelihood: of its choices; None where the model has to say it.
-        every_cell: it takes every cell of a grid, however many locations are asked for.
-        one_pass: it chooses nothing and sees the whole image at the resolution of the looks; for training only.
-        teaches: the learned policy is trained to choose what it chooses.
+        name: its name in options.
+        draws: whether it needs random numbers.
+        learned: whether it and the likelihood of its choices follow the learned distribution.
+        likelihood: log-probability of its choices, see `Likelihood`; None if the model computes it.
+        every_cell: whether it selects all cells of a grid, for any number of locations.
+        one_pass: whether it selects nothing, and the model sees the whole image at the resolution of the looks; for
+            training only.
+        teaches: whether the learned policy is trained to make its choices.
     """
 
     name: ClassVar[str]
@@ -114,34 +114,33 @@ class Policy:
 
     @property
     def sampled(self) -> bool:
-        """It draws from the learned distribution, so that a policy gradient may use its choices."""
+        """Whether it draws from the learned distribution, as a policy gradient requires."""
         return self.learned and self.draws
 
 
 class CellPolicy(Policy):
-    """A policy that chooses cells of grids."""
+    """A policy that selects cells of grids."""
 
     def order(self, log_p: Tensor, noise: Tensor) -> Tensor:
         """(..., K) scores by which cells are ordered, the highest first.
 
         Args:
-            log_p: (..., K) log-probabilities that the model gives the cells; below ``NEVER / 2`` for cells that may not
-                be chosen.
+            log_p: (..., K) log-probabilities of the cells; below ``NEVER / 2`` for masked cells.
             noise: (..., K) standard Gumbel noise if the policy ``draws``, else 0.
         """
         raise NotImplementedError
 
     def choose(self, log_p: Tensor, k: int, noise: Tensor | None = None) -> Tensor:
-        """Choose k cells of each grid.
+        """Select k cells of each grid.
 
         Args:
-            log_p: (..., K) log-probabilities, from scores that are `NEVER` for cells that may not be chosen (they come
-                last all the same, should there be fewer than k others).
-            k: cells to choose, at most K.
+            log_p: (..., K) log-probabilities, from scores that are `NEVER` for masked cells. Masked cells come last;
+                they are selected if there are fewer than k others.
+            k: number of cells, at most K.
             noise: (..., K) standard Gumbel noise, for a policy that ``draws``.
 
         Returns:
-            (..., k) int64, in the order they were chosen. Between equals the lower index comes first.
+            (..., k) int64, in descending order of the scores. Of equal scores the lower index comes first.
         """
         if noise is None and self.draws:
             raise ValueError(f"the {self.name} policy needs noise")
@@ -151,14 +150,14 @@ class CellPolicy(Policy):
 
 
 class PlacePolicy(Policy):
-    """A policy that chooses points of an image, y and x from -1 to 1."""
+    """A policy that selects points of an image, y and x from -1 to 1."""
 
     def place(self, mean: Tensor, uniform: Tensor, sd: float, limit: float) -> Tensor:
         """(R, 2) places. No gradient passes.
 
         Args:
-            mean: (R, 2) of the Gaussian that the model has learned.
-            uniform: (R, 2) numbers that are uniform between 0 and 1, if the policy ``draws``.
+            mean: (R, 2) means of the learned Gaussian.
+            uniform: (R, 2) uniform random numbers from 0 to 1, if the policy ``draws``.
             sd: standard deviation of the Gaussian.
             limit: largest coordinate.
         """
@@ -197,7 +196,7 @@ class Sampled(CellPolicy, PlacePolicy):
 
 @POLICIES.register
 class Random(CellPolicy, PlacePolicy):
-    """Any cells, without replacement, or any place."""
+    """Uniformly random cells, without replacement, or places."""
 
     name, draws, likelihood = "random", True, uniform
 
@@ -210,7 +209,7 @@ class Random(CellPolicy, PlacePolicy):
 
 @POLICIES.register
 class Centre(CellPolicy, PlacePolicy):
-    """The cells nearest the middle of the grid, or the middle of the image."""
+    """The cells nearest the centre of the grid, or the centre of the image."""
 
     name, likelihood = "centre", certain
 
@@ -225,7 +224,7 @@ class Centre(CellPolicy, PlacePolicy):
 
 @POLICIES.register
 class Exhaustive(CellPolicy):
-    """Every cell, in the order of the grid."""
+    """All cells, in the order of the grid."""
 
     name, likelihood, every_cell = "exhaustive", certain, True
 
@@ -244,9 +243,9 @@ GREEDY = Greedy()
 
 
 def find_policy(policy: str | Policy) -> Policy:
-    """The policy of a name; a policy itself is returned as it is.
+    """The policy with a name. A policy is returned unchanged.
 
     Raises:
-        UnknownName: no policy has the name.
+        UnknownName: there is no such policy.
     """
     return policy if isinstance(policy, Policy) else POLICIES.get(policy)()

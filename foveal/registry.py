@@ -1,8 +1,7 @@
-"""Registries: models, objectives, policies and data sets by name, and the modules of others that add to them.
+"""Registries of models, objectives, policies and data sets by name.
 
-An entry is added by a decorator. A module of somebody else does the same, and ``--import MODULE`` loads it for one
-command. Runs remember the names of such modules as text. Nothing is imported because a run, a recipe or another file
-says so.
+An entry is added by a decorator. ``--import MODULE`` loads a module that adds entries, for one command. Runs store the
+names of such modules as text. Modules that a run, a recipe or another file lists are never imported.
 
 Example:
     >>> TOOLS = Registry("tool")
@@ -38,12 +37,12 @@ Added = TypeVar("Added")
 
 
 class UnknownName(ConfigError):
-    """A name that no registry knows.
+    """A name that is not registered.
 
     Attributes:
-        kind: what was asked for, such as ``model``.
+        kind: kind of the entry, such as ``model``.
         name: the name.
-        elsewhere: a module knows it that was not imported.
+        elsewhere: whether the run lists modules that were not imported, one of which may register the name.
     """
 
     def __init__(self, sentence: str, kind: str, name: str, elsewhere: bool = False) -> None:
@@ -55,7 +54,7 @@ class Registry(Generic[Entry]):
     """Entries of one kind by name, in the order in which they were added.
 
     Args:
-        kind: what an entry is called in errors.
+        kind: word for an entry, in errors.
     """
 
     def __init__(self, kind: str) -> None:
@@ -67,8 +66,7 @@ class Registry(Generic[Entry]):
     @overload
     def register(self, name: Added) -> Added: ...
     def register(self, name: Any) -> Any:
-        """Add an entry: ``@register("name")``, or ``@register`` alone for the ``name``, or else ``__name__``, of the
-        entry.
+        """Add an entry: ``@register("name")``, or ``@register`` to use the entry's ``name``, or else its ``__name__``.
 
         Raises:
             ConfigError: another entry has the name.
@@ -79,7 +77,7 @@ class Registry(Generic[Entry]):
 
         def add(entry: Added) -> Added:
             there: Any = self._entries.get(name)
-            if there is not None and _origin(there) != _origin(entry):  # a module may be executed again
+            if there is not None and _origin(there) != _origin(entry):  # the same entry again: its module was reloaded
                 first, second = _origin(there)[0], _origin(entry)[0]
                 raise ConfigError(f"{name}: two {self.kind}s have this name, of {first} and of {second}; rename one")
             self._entries[name] = entry  # type: ignore[assignment]
@@ -88,14 +86,14 @@ class Registry(Generic[Entry]):
         return add
 
     def get(self, name: str, where: str = "") -> Entry:
-        """The entry of a name.
+        """The entry with a name.
 
         Args:
             name: its name.
-            where: what the error begins with, an option; the name if empty.
+            where: an option, with which the error starts; the name if empty.
 
         Raises:
-            UnknownName: there is none.
+            UnknownName: there is no such entry.
         """
         if name in self:
             return self._entries[name]
@@ -111,7 +109,7 @@ class Registry(Generic[Entry]):
         return sorted(self._entries)
 
     def name_of(self, entry: object) -> str | None:
-        """The name of an entry; None if it was not added."""
+        """The name of an entry; None if it is not registered."""
         return next((name for name, known in self._entries.items() if known is entry), None)
 
     def __contains__(self, name: object) -> bool:
@@ -125,49 +123,49 @@ class Registry(Generic[Entry]):
 
 
 def _origin(entry: Any) -> tuple[str, str]:
-    """Module and name of what an entry was made by."""
+    """Module and name of an entry, or of its function or class."""
     entry = getattr(entry, "func", entry)
     return entry.__module__, getattr(entry, "__qualname__", type(entry).__qualname__)
 
 
-# ------------------------------------------------------------------------------------------------ modules of others
+# ------------------------------------------------------------------------------------------------ external modules
 
 _IMPORTED: list[str] = []
 
 
 def imported() -> tuple[str, ...]:
-    """The modules that `import_module` has loaded, as runs remember them."""
+    """The modules that `import_module` has loaded, as runs store them."""
     return tuple(_IMPORTED)
 
 
 def import_module(name: str) -> ModuleType:
-    """Load a module that registers something.
+    """Import a module that registers entries.
 
     Args:
-        name: of an installed module or one in the current folder; or the path of a ``.py`` file, whose name becomes the
-            module's.
+        name: name of a module, installed or in the current folder; or path of a ``.py`` file, which is imported under
+            its name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such module.
     """
     module = _import_file(Path(name)) if name.endswith(".py") else _import_name(name)
-    remembered = str(Path(name).absolute()) if name.endswith(".py") else name
-    if remembered not in _IMPORTED:
-        _IMPORTED.append(remembered)
+    stored = str(Path(name).absolute()) if name.endswith(".py") else name
+    if stored not in _IMPORTED:
+        _IMPORTED.append(stored)
     return module
 
 
 def _import_name(name: str) -> ModuleType:
     top = name.partition(".")[0]
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{name}: is no name of a module; give one as my_package, or a file that ends in .py")
+        raise ConfigError(f"{name}: is not the name of a module; give one as my_package, or a file that ends in .py")
     if top not in sys.modules and importlib.util.find_spec(top) is None:
-        sys.path.append(str(Path.cwd()))  # last, so that nothing there takes the place of what is installed
+        sys.path.append(str(Path.cwd()))  # last, so that installed modules have precedence
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and lacks another one
+            raise  # a module that this one imports is missing
         advice = "install it, run the command in its folder, or give the path of a .py file"
         raise ConfigError(f"{name}: there is no such module; {advice}") from error
 
@@ -180,31 +178,31 @@ def _import_file(file: Path) -> ModuleType:
     if known is not None and getattr(known, "__file__", None) == str(file):
         return known
     if known is not None or not name.isidentifier() or importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"{file}: another module is called {name}, or none can be; rename the file")
-    sys.path.append(str(file.parent))  # where processes that read images find it, and it finds its neighbours
+        raise ConfigError(f"{file}: another module has the name {name}, or it is not a valid name; rename the file")
+    sys.path.append(str(file.parent))  # for worker processes, and for its own imports
     return importlib.import_module(name)
 
 
 @contextmanager
 def made_with(modules: object) -> Iterator[None]:
-    """Where a name is unknown, say which modules a run was made with. None of them is imported.
+    """Add to an `UnknownName` which modules the run was made with. They are not imported.
 
     Args:
-        modules: what the run's file lists; whatever it is, it is only text.
+        modules: the modules that the run's file lists, which may be any value.
     """
     try:
         yield
     except UnknownName as error:
         listed = modules if isinstance(modules, Sequence) and not isinstance(modules, str) else ()
         missing = [name for name in listed if isinstance(name, str) and name not in _IMPORTED]
-        told = " ".join(f"--import {_shown(name)}" for name in missing)
+        flags = " ".join(f"--import {_shown(name)}" for name in missing)
         if not missing:
             raise
-        sentence = f"{error.kind} {_shown(error.name)} is not known; the run was made with {told}, give it again"
+        sentence = f"{error.kind} {_shown(error.name)} is not known; the run was made with {flags}, give it again"
         raise UnknownName(sentence, error.kind, error.name, elsewhere=True) from error
 
 
 def _shown(text: str) -> str:
-    """Text of a file as an error shows it: of one line, without anything that a terminal would obey."""
+    """Text from a file, safe to print: at most 200 characters, on one line, without control characters."""
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return text if re.fullmatch(r"[\w./\\:~+ -]+", text) else ascii(text)

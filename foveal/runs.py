@@ -1,9 +1,9 @@
-"""Run folders: what training writes, and what a trained model is loaded from.
+"""Run folders: written by training, and read to load a trained model.
 
-A run folder holds ``config.yaml`` (every value the run was made with), ``metrics.csv``, ``attention.csv`` (of networks
-with attention modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to go on
-training), and ``model.safetensors`` with ``config.json`` (for everything else). The last two suffice to use a model,
-and rebuild it without downloading anything.
+A run folder holds ``config.yaml`` (the configuration), ``metrics.csv``, ``attention.csv`` (for networks with attention
+modules), ``summary.json`` (the outcome of training), ``last.ckpt`` and ``best.ckpt`` (to resume training), and
+``model.safetensors`` with ``config.json`` (for everything else). The last two are sufficient to load the model, without
+any download.
 
 Example:
     >>> import tempfile, torch
@@ -22,40 +22,34 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import threading
-import unicodedata
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import (
-    LARGEST_OPTION,
-    Whole,
     as_classifier,
     check_options,
     constructor,
     create_classifier,
-    hushed,
     unpickled,
+    without_warnings,
 )
 from foveal.registry import UnknownName, imported, made_with
-from foveal.signatures import misfit
-from foveal.strict import Malformed, read_json, read_yaml
+from foveal.stored import card_error, check_outline, check_weights, checkpoint_error, limit_parameters
+from foveal.strict import ContentError, read_json, read_yaml
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml",
@@ -71,13 +65,13 @@ CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
 LOCK, TENSORBOARD = ".lock", "tensorboard"
 
 RUN_FILES = (CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY)
-"""What `foveal.training.fit` writes into a run."""
+"""Files that `foveal.training.fit` writes into a run folder."""
 
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, RUN_FILES))})(\.\d+\.unfinished|\.unfinished|\.\d+)"
 )  # the last two of older versions
 
-FOUND_OUT = (
+RESULT_FILES = (
     "evaluation.json",
     "tradeoff.png",
     "occlusion.json",
@@ -87,41 +81,23 @@ FOUND_OUT = (
     "exits.json",
     "early_exit.json",
 )
-"""What commands write into a run about its model."""
+"""Files that commands write into a run folder."""
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations")
-"""Options of data sets that are paths."""
-
-
-class Card(TypedDict, total=False):
-    """Types of what ``config.json`` holds; the model and the names of its classes are required."""
-
-    foveal: str
-    imports: list[str]
-    model: dict[str, Any]
-    num_classes: Annotated[int, range(1, 1_000_001)]
-    class_names: list[str]
-    channels: Whole
-    size: tuple[Whole, Whole]
-    mean: list[float]
-    std: list[float]
-    value_range: tuple[float, float] | None
-    image_size: Whole | None
-    shorter_side: Whole | None
-    locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
+"""Options of data sets whose values are paths."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What must be known beside the weights to use a model.
+    """Description of a model, stored beside its weights.
 
     Attributes:
-        model: ``name`` and options, as of `create_classifier`.
-        class_names: in the order of the logits.
-        value_range: (low, high) of the pixels of images whose type does not tell; None where it does.
-        image_size: side that whole images are resized to before anything looks at them; None leaves them as they are.
+        model: ``name`` and options of `create_classifier`.
+        class_names: names of the classes, in the order of the logits.
+        value_range: (low, high) of pixel values, for types of images that do not imply it; else None.
+        image_size: side to which whole images are resized before any look; None for no resizing.
         shorter_side: see `foveal.images.squash`.
-        locations: default budget.
+        locations: default looks per grid at each level; the model's own if None.
     """
 
     model: dict[str, Any]
@@ -138,10 +114,10 @@ def save_model(
     """Write ``model.safetensors`` and ``config.json`` into a folder.
 
     Args:
-        folder: made if it is not there.
-        model: the model; what it sees and how it normalises is written too.
-        info: the rest.
-        weights: weights to write instead of the model's own.
+        folder: run folder; it is created if it does not exist.
+        model: the model, whose input size and normalisation are stored too.
+        info: see `ModelInfo`.
+        weights: weights to write instead of those of ``model``.
 
     Raises:
         StorageError: a file cannot be written.
@@ -158,13 +134,13 @@ def save_model(
 
 
 def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
-    """Write ``config.json`` alone: what a folder needs beside weights."""
+    """Write ``config.json`` only."""
     from foveal import __version__
 
     card = {
         "foveal": __version__,
         "imports": imported(),
-        # Weights come from this folder: rebuilding must not fetch the ones training began with.
+        # Loading must not download the pretrained weights with which training started.
         "model": {
             key: info.model.get(key, getattr(model, key, None)) for key in without_weights(as_written(info.model))
         },
@@ -184,13 +160,12 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
-    """A model's options, but for those that say where its first weights come from."""
+    """Options of a model without those that name pretrained weights."""
     return {key: value for key, value in options.items() if not key.endswith("pretrained")}
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration from which the run can be used in any folder: relative paths are taken from the current
-    one.
+    """A configuration with absolute instead of relative paths.
 
     Paths are the options `DATA_PATHS` of the data set, files of pretrained weights, and ``init_from``.
     """
@@ -205,9 +180,7 @@ def _absolute(path: Any) -> Any:
 
 
 def as_written(options: dict[str, Any]) -> dict[str, Any]:
-    """A stored model's name and options, with those that it was written without, because they did not exist, as it
-    behaved then.
-    """
+    """Name and options of a stored model. Options added since it was stored get values that keep its behaviour."""
     if options["name"].startswith(_PYTHON):
         return options
     formerly = getattr(constructor(options["name"]), "formerly", {})
@@ -218,7 +191,7 @@ _PYTHON = "python:"
 
 
 def made_in_python(thing: object) -> str:
-    """What stands for the name of an object that no name makes."""
+    """Stored in place of a registered name, for an object that was made in Python."""
     return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
 
 
@@ -257,35 +230,34 @@ class Run:
         """The path of one of its files.
 
         Raises:
-            RunError: it is a link that leads out of the run: whoever made the run does not say which other files are
-                read.
+            RunError: it is a link to a file outside of the run folder. Such links are not followed.
         """
         return own_file(self.path, name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Every value the run was made with.
+        """Content of ``config.yaml``: the configuration of the run.
 
         Raises:
-            RunError: there is no ``config.yaml``, or it is damaged.
+            RunError: the file is missing or damaged.
         """
         return read_config(self.path)
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Content of ``config.json``: model, class names, normalisation, budget.
+        """Content of ``config.json``: model, class names, normalisation, locations.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the file is damaged.
         """
         file = self.file(CARD)
         try:
             card = read_json(file)
-        except (Malformed, OSError) as error:
+        except (ContentError, OSError) as error:
             raise RunError(
-                f"{file}: is damaged or not ours ({_reason(error)}); copy it again or train again"
+                f"{file}: is damaged or not a file of foveal ({_reason(error)}); copy it again or train again"
             ) from error
-        if fault := _card_fault(card):
+        if fault := card_error(card):
             raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
 
@@ -302,7 +274,7 @@ class Run:
         again = f"foveal fit --out {self.path} --resume writes it again"
         try:
             summary = read_json(file)
-        except (Malformed, OSError) as error:
+        except (ContentError, OSError) as error:
             raise RunError(f"{file}: is damaged ({_reason(error)}); {again}") from error
         if not isinstance(summary, dict):
             raise RunError(f"{file}: is not a summary of a run; {again}")
@@ -315,31 +287,31 @@ class Run:
     def load_model(
         self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None
     ) -> GlimpseClassifier:
-        """The model, in evaluation mode.
+        """Load the model in eval mode.
 
         Args:
-            device: where to.
-            which: ``"best"``, the weights chosen on the validation images; or ``"last"``, those of the latest
-                checkpoint.
-            model: takes the weights, where the model was not made by a name; it is made by its name if None.
+            device: device of the model.
+            which: ``"best"``, the weights with the best validation; or ``"last"``, those of the last checkpoint.
+            model: a network that gets the weights, for models that were made in Python. If None, the model is created
+                by its name.
 
         Raises:
-            RunError: no weights, damaged ones, or some that do not fit; a model that this version does not know.
+            RunError: the weights are missing, damaged or do not fit; or this version does not have the model.
         """
         file = self.file(WEIGHTS if which == "best" else LAST)
         shapes, weights = self._weights(file)
         if model is None:
-            # Without memory first: a configuration may ask for more than there is, and weights for less.
+            # On the meta device first: the configuration may describe a model that does not fit into memory.
             with (
                 torch.random.fork_rng(devices=()),
                 torch.device("meta"),
-                _at_most(ROOM * len(shapes) + MORE, self.path / CARD),
+                limit_parameters(len(shapes), self.path / CARD),
             ):
                 outline = self._build()
-            check_fit(outline, shapes, file)
-            self._check_outline(outline)
+            check_weights(outline, shapes, file)
+            check_outline(outline, self.card, self.path / CARD)
         classifier = self._build(model)
-        check_fit(classifier, shapes, file)
+        check_weights(classifier, shapes, file)
         classifier.load_state_dict(weights())
         return classifier.eval().to(device)
 
@@ -362,8 +334,8 @@ class Run:
         try:
             with (
                 made_with(card.get("imports")),
-                hushed("foveal.glimpse"),
-            ):  # advice on a model comes too late when it is trained
+                without_warnings("foveal.glimpse"),
+            ):  # constructors warn of unsuitable options, which matters before training only
                 check_options(name, _but_name(card["model"]), stored=True)
                 options = as_written(card["model"])
                 return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
@@ -376,51 +348,16 @@ class Run:
             raise RunError(f"{file}: {error}{advice}") from error
         except RunError:
             raise
-        except Exception as error:  # constructors raise whatever values lead them to that they were not made for
-            raise RunError(
-                f"{file}: model {name} cannot be built of its options ({_reason(error)}); copy it again, or train again"
-            ) from error
-
-    def _check_outline(self, model: GlimpseClassifier) -> None:
-        """See that a model without memory is what ``config.json`` says, and that what it needs beside its weights is
-        not too large.
-        """
-        file, card = self.path / CARD, self.card
-        if self.class_names and len(self.class_names) != model.num_classes:
-            told = f"class_names: {len(self.class_names)} names for {model.num_classes} classes"
-            raise RunError(f"{file}: {told}; give one name for each class")
-        for key, has in (("channels", model.channels), ("size", list(model.size))):
-            if card.get(key, has) != has:
-                raise RunError(
-                    f"{file}: {key}: is {card[key]}, but the model of these options has {has}; copy it again, or "
-                    "train again"
-                )
-        stored = model.state_dict()
-        beside = sum(b.numel() * b.element_size() for name, b in model.named_buffers() if name not in stored)
-        look = 4 * model.channels * model.size[0] * model.size[1]
-        if max(beside, look) > LARGEST_LOOK:
-            what = (
-                f"size: a look of {model.size[0]} x {model.size[1]} px"
-                if look > beside
-                else "model: what it keeps beside its weights"
-            )
-            raise RunError(
-                f"{file}: {what} needs more than {LARGEST_LOOK / 2**30:g} GB; copy the file again, or train a smaller "
-                "model"
-            )
-        try:
-            looks = _most_looks(model)
-        except ConfigError as error:
-            raise RunError(f"{file}: {error}") from error
-        if looks > MOST_LOOKS:
-            raise RunError(f"{file}: locations: makes {looks:,} looks at an image; give {MOST_LOOKS:,} or fewer")
+        except Exception as error:  # constructors raise any exception for invalid values
+            what = f"model {name} cannot be created with its options ({_reason(error)})"
+            raise RunError(f"{file}: {what}; copy it again, or train again") from error
 
     def _weights(self, file: Path) -> tuple[dict[str, Tensor], Callable[[], dict[str, Tensor]]]:
-        """Shapes of the weights, as tensors without memory; and what reads the weights themselves."""
+        """The weights as tensors on the meta device, and a function that reads them."""
         if not file.is_file():
             go_on = f"go on by foveal fit --out {self.path} --resume, or in Python take {LAST} by which='last'"
             hint = go_on if (self.path / LAST).is_file() else "train again"
-            raise RunError(f"{file}: there are no weights, so training has not got that far; {hint}")
+            raise RunError(f"{file}: there are no weights, so training has not finished; {hint}")
         if file.suffix != ".safetensors":
             state = model_state(read_checkpoint(file), file)
             return state, lambda: state
@@ -435,52 +372,8 @@ class Run:
         return shapes, lambda: load_file(file)
 
 
-ROOM, MORE = 4, 1_000
-"""Parameters that may be made while a model is built, for each tensor of its weights, and beside: some are made and
-replaced.
-"""
-
-LARGEST_LOOK = 2**30
-"""Bytes of one look, and of what a model keeps that is not among its weights."""
-
-MOST_LOOKS = 100_000
-"""At one image, by the budget of a run folder."""
-
-
-@contextmanager
-def _at_most(count: int, file: Path) -> Iterator[None]:
-    """Stop whoever makes more parameters in this thread: a model of a billion layers would take all memory even without
-    weights.
-    """
-    made, thread = 0, threading.get_ident()
-
-    def counted(*_: Any) -> None:
-        nonlocal made
-        if threading.get_ident() == thread:
-            made += 1
-            if made > count:
-                raise RunError(
-                    f"{file}: the model has more layers than there are weights for; copy it again, or train again"
-                )
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _most_looks(model: GlimpseClassifier) -> int:
-    """Looks at an image by the model's own budget."""
-    looks, each = 1, 1
-    for count in model.locations:
-        each *= count
-        looks += each
-    return looks
-
-
 def own_file(folder: Path, name: str) -> Path:
-    """The path of a file of a run folder; see `Run.file`."""
+    """Path of a file of a run folder, see `Run.file`."""
     file = folder / name
     if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
         raise RunError(
@@ -494,168 +387,95 @@ def _but_name(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """An error in a few words on one line."""
+    """The first line of an error's message, at most 200 characters."""
     text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0].rstrip(".")
     return text[:200] or type(error).__name__
 
 
-def _card_fault(card: Any) -> str | None:
-    """What is wrong with the content of ``config.json``, if anything is."""
-    if not isinstance(card, dict):
-        return "is not a list of keys with values"
-    if absent := next((key for key in ("model", "class_names") if key not in card), None):
-        return f"{absent}: is missing"
-    if fault := misfit(card, get_type_hints(Card, include_extras=True)):
-        return fault
-    if fault := misfit({"name": card["model"].get("name")}, {"name": str}, "model."):
-        return fault
-    if fault := class_fault(card["class_names"]):
-        return f"class_names: {fault}"
-    low, high = card.get("value_range") or (0, 1)
-    return None if low < high else f"value_range: {low} is not below {high}"
-
-
-def class_fault(names: Sequence[Any]) -> str | None:
-    """What is wrong with names of classes, if anything is: they are different texts on one line each."""
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            return f"name {i}, {name!r}, is no text"
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
-            return f"name {i}, {name!r}, has a line break or another control character"
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    return None if twice is None else f"{twice!r} is there twice"
-
-
 def read_config(folder: Path) -> dict[str, Any]:
-    """Content of a run folder's ``config.yaml``; raises `RunError` without a sound one."""
+    """Content of a run folder's ``config.yaml``.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
     again = f"put a copy back, or train it again by foveal fit RECIPE --out {folder} --overwrite"
     file = own_file(folder, CONFIG)
     try:
         config = read_yaml(file)
     except OSError as error:
         raise RunError(
-            f"{file}: cannot be read ({error.strerror}); put it back, or train again with another --out"
+            f"{file}: cannot be read ({error.strerror}); put it back, or train again with another `out`"
         ) from error
-    except Malformed as error:
+    except ContentError as error:
         raise RunError(f"{file}: is damaged ({error}); {again}") from error
     if not isinstance(config, dict):
-        raise RunError(f"{folder / CONFIG}: is not a list of options with values; {again}")
+        raise RunError(f"{folder / CONFIG}: is not a mapping of options to values; {again}")
     return config
 
 
-class _Group(TypedDict):
-    lr: float
-    base_lr: float
-
-
-class _Optimiser(TypedDict):
-    param_groups: list[_Group]
-    state: dict[Any, Any]
-
-
-class _Checkpoint(TypedDict, total=False):
-    """Types of what Lightning and `foveal.training` put into a checkpoint, as far as this package reads it."""
-
-    state_dict: dict[str, Tensor]
-    loops: dict[str, Any]
-    global_step: Annotated[int, range(10**15)]
-    optimizer_states: list[_Optimiser]
-    callbacks: dict[str, dict[str, Any]]
-    epoch: int
-    elapsed: float
-    left_out: int
-    average: dict[str, Tensor]
-
-
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A training checkpoint, of tensors and plain values; anything that would run code is refused.
+    """Read a training checkpoint. Only tensors and plain values are unpickled.
 
     Raises:
-        RunError: it is missing, damaged or holds anything else.
+        RunError: the file is missing, damaged, or contains other objects.
     """
     file = own_file(file.parent, file.name)
     if not file.is_file():
-        raise RunError(f"{file}: there is no checkpoint to go on from; start again with --overwrite")
+        raise RunError(f"{file}: there is no checkpoint to go on from; start again with `overwrite`")
     try:
         content = unpickled(file)
-    except Malformed as error:
-        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with --overwrite") from error
-    except Exception as error:  # the reader raises whatever a damaged file leads it to
-        hostile = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
-        what = (
-            "holds more than tensors and plain values and was not opened" if hostile else "is damaged or half written"
-        )
-        raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with --overwrite") from error
-    fault: str | None = "it is no mapping"
-    if isinstance(content, dict):
-        hints = get_type_hints(_Checkpoint, include_extras=True)
-        required = {key: None for key in hints if key not in ("epoch", "elapsed", "left_out", "average")}
-        fault = misfit({key: value for key, value in {**required, **content}.items() if key in hints}, hints)
-        fault = fault or (None if content["optimizer_states"] else "optimizer_states: is empty")
-    if fault:
+    except ContentError as error:
+        raise RunError(f"{file}: {error}; bring a copy that you trust, or start again with `overwrite`") from error
+    except Exception as error:  # torch.load raises any exception for damaged files
+        unsafe = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)
+        what = "holds more than tensors and plain values and was not opened" if unsafe else "is damaged or half written"
+        raise RunError(f"{file}: {what}; bring a copy that you trust, or start again with `overwrite`") from error
+    if fault := checkpoint_error(content):
         raise RunError(
-            f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with --overwrite"
+            f"{file}: is not a checkpoint of a run ({fault}); bring the right file, or start again with `overwrite`"
         )
     return content
 
 
 def model_state(checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint, averaged ones if it has them."""
+    """The weights of the model in a checkpoint; the moving average if there is one."""
     source, prefix = (
         (checkpoint["average"], "module.") if "average" in checkpoint else (checkpoint["state_dict"], "model.")
     )
     state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
     if not state:
-        raise RunError(f"{file}: holds no model; bring the right file, or start again with --overwrite")
+        raise RunError(f"{file}: holds no model; bring the right file, or start again with `overwrite`")
     return state
-
-
-def check_fit(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
-    """See that weights are those of the model.
-
-    Raises:
-        RunError: names the first tensor that is missing, too many, or of another shape.
-    """
-    wanted = model.state_dict()
-    for name in [*wanted, *weights]:
-        here, there = wanted.get(name), weights.get(name)
-        if here is None or there is None:
-            what = f"{name} is {'missing' if there is None else 'not a part of this model'}"
-        elif here.shape != there.shape:
-            what = f"{name} is {tuple(there.shape)} where the model has {tuple(here.shape)}"
-        else:
-            continue
-        raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
 
 
 @contextmanager
 def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
-    """Keep a folder for one run, and make it; a run to be replaced stays until `clear`. A folder that is still empty at
-    the end is removed.
+    """Lock a folder for one run, and create it. A run to be replaced stays until `clear` is called. A folder that is
+    empty at the end is removed.
 
     Raises:
-        RunError: something is there already, or there is nothing to go on with.
+        RunError: the folder holds a run or other files; or there is no run to resume.
         StorageError: another process trains the run.
     """
     out = Path(out)
     try:
         if resume and not out.is_dir():
-            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without --resume")
+            raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or train without `resume`")
         if out.exists() and not out.is_dir():
-            raise RunError(f"{out}: is there already and is not a run; choose another --out")
+            raise RunError(f"{out}: is there already and is not a run; choose another `out`")
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
-        if not (made or resume or (out / CONFIG).is_file()) and any(not _ours(file) for file in out.iterdir()):
-            raise RunError(f"{out}: is there already and is not a run; choose another --out")
+        if not (made or resume or (out / CONFIG).is_file()) and any(not _is_leftover(file) for file in out.iterdir()):
+            raise RunError(f"{out}: is there already and is not a run; choose another `out`")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another `out`") from error
     try:
         with locked(
-            out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another --out"
+            out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another `out`"
         ):
             _check_claim(out, resume, overwrite)
             for file in out.iterdir():
-                if _ours(file) and file.name != LOCK:  # of a process that was killed: others are kept out by the lock
+                if _is_leftover(file) and file.name != LOCK:  # of a killed process, because this one holds the lock
                     file.unlink(missing_ok=True)
             yield out
     finally:
@@ -666,31 +486,30 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
 
 def _check_claim(out: Path, resume: bool, overwrite: bool) -> None:
     kept = [name for name in (LAST, BEST, WEIGHTS) if (out / name).is_file()]
-    instead = "replace it by --overwrite, or choose another --out"
+    instead = "replace it by `overwrite`, or choose another `out`"
     if resume and LAST not in kept:
-        again = "start again with --overwrite" if (out / CONFIG).is_file() else "train without --resume"
+        again = "start again with `overwrite`" if (out / CONFIG).is_file() else "train without `resume`"
         raise RunError(f"{out}: there is no {LAST} to go on from; check the path, or {again}")
     if resume or overwrite or not (out / CONFIG).is_file():
         return
     if LAST in kept:
-        raise RunError(f"{out}: a run is there already; go on with it by --resume, {instead}")
+        raise RunError(f"{out}: a run is there already; go on with it by `resume`, {instead}")
     if kept:
         raise RunError(f"{out}: a run without {LAST} is there already; {instead}")
-    raise RunError(f"{out}: a run was begun there and ended before it saved anything; {instead}")
+    raise RunError(f"{out}: a run started there and ended before it saved anything; {instead}")
 
 
-def _ours(file: Path) -> bool:
-    """Whether a file says nothing of a run: a lock, or what a process that was killed left of a file that it wrote."""
+def _is_leftover(file: Path) -> bool:
+    """Whether a file is a lock, or a temporary file of a killed process."""
     return file.name == LOCK or _UNFINISHED.fullmatch(file.name) is not None
 
 
 def clear(out: Path) -> None:
-    """Remove the run in a folder, with what was found out about its model; ``config.yaml`` stays until there is
-    another.
+    """Remove the run in a folder with the results of commands. ``config.yaml`` stays until another one is written.
 
-    What a run is taken for goes first: no part of an old run is ever seen as one.
+    Checkpoints and weights are removed first, so that the rest is not taken for a run if the process is killed.
     """
-    for name in (LAST, BEST, WEIGHTS, *FOUND_OUT, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, CARD):
+    for name in (LAST, BEST, WEIGHTS, *RESULT_FILES, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, CARD):
         (out / name).unlink(missing_ok=True)
     for pattern in ("events.out.tfevents.*", "hparams.yaml"):
         for file in (out / TENSORBOARD).glob(pattern):

@@ -1,7 +1,6 @@
-"""Types that signatures say: read from the constructors, checked against plain values, put in words for people.
+"""Type hints of constructors: read them, check plain values against them, and describe them in errors.
 
-Values come from JSON and YAML. They are compared with the types as they are: the text ``3`` is no number, and null is
-no text.
+Values come from JSON and YAML and are not converted: the string ``"3"`` is not a number, and null is not a string.
 
 Example:
     >>> class Box(TypedDict):
@@ -10,7 +9,7 @@ Example:
     >>> hints = get_type_hints(Box, include_extras=True)
     >>> fits(100, hints["side"]), fits(True, hints["side"]), fits(None, hints["name"])
     (True, False, True)
-    >>> misfit({"side": 0}, hints)
+    >>> mismatch({"side": 0}, hints)
     'side: 0 does not fit; give a whole number from 1 to 100'
 """
 
@@ -35,7 +34,7 @@ _WORDS = {
 
 
 def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
-    """``build`` and, as long as keywords are handed on, the classes that they reach."""
+    """``build``, and the base classes or the returned class to which it passes keyword arguments on."""
     yield build
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         target = build.__mro__[1] if inspect.isclass(build) else target_of(build)
@@ -44,15 +43,15 @@ def chain_of(build: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
 
 
 def target_of(build: Callable[..., Any]) -> Any:
-    """The class that a constructor makes, as far as its signature tells."""
+    """The class of the object that a constructor returns, from its type hints."""
     build = getattr(build, "func", build)
     return build if inspect.isclass(build) else hints_of(build).get("return", (None, ()))[0]
 
 
 def hints_of(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
-    """Types by name, and the tables of names that they are annotated with."""
+    """Type hints by parameter, each with the names of ``Annotated[str, names]`` in it."""
     function = getattr(function, "func", function)  # of a partial
-    if inspect.isclass(function) and not is_dataclass(function):  # whose bases may be in other modules
+    if inspect.isclass(function) and not is_dataclass(function):  # hints of bases may refer to other modules
         function = function.__init__
     try:
         types_, annotated = (get_type_hints(function, include_extras=extras) for extras in (False, True))
@@ -62,16 +61,16 @@ def hints_of(function: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
 
 
 def _table(hint: Any) -> tuple[str, ...]:
-    """The names of ``Annotated[str, names]``, also where that is a part of the type."""
+    """The names of ``Annotated[str, names]``, at any depth of the type."""
     if get_origin(hint) is Annotated:
         return tuple(hint.__metadata__[0])
     return next((table for part in get_args(hint) if (table := _table(part))), ())
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; of ``Annotated[type, values]`` it must be one of the values too.
+    """Whether a plain value has a type. For ``Annotated[type, values]`` it must also be one of the values.
 
-    A ``TypedDict`` says what must be in a mapping; there may be more.
+    A mapping may have more keys than a ``TypedDict``.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -103,13 +102,13 @@ def fits(value: Any, hint: Any) -> bool:
     return not inner and isinstance(value, kind)
 
 
-def misfit(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
-    """What is wrong with the first of some values that has no type or another one; None if nothing is.
+def mismatch(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> str | None:
+    """The error of the first value with an unknown key or another type; None if all values fit.
 
     Args:
-        values: what is checked.
-        hints: the type of each that there may be.
-        where: what stands before keys, say ``optimiser.``.
+        values: values by key.
+        hints: types of all allowed keys.
+        where: prefix of keys in the error, such as ``optimiser.``.
     """
     for key, value in values.items():
         if key not in hints:
@@ -125,7 +124,7 @@ def _short(value: Any) -> str:
 
 
 def in_words(hint: Any) -> str:
-    """A type, for people."""
+    """Description of a type for errors."""
     if hint in _WORDS:
         return _WORDS[hint]
     if is_typeddict(hint):

@@ -55,7 +55,11 @@ def test_other_conditions_are_solved_for_and_kept_beside(run, images, asked):
     for more in ([], asked):
         assert main(["predict", str(run), str(images), "--budget", "1locations", "--quiet", *HERE, *more]) == 0
     first, second = read_exits(run)
-    assert first.asked != second.asked and (first.locations, first.at_once, first.precision) == ((2,), 1, "32")
+    assert first.conditions != second.conditions and (first.locations, first.at_once, first.precision) == (
+        (2,),
+        1,
+        "32",
+    )
 
 
 def test_a_time_of_another_machine_or_batch_is_measured_again(run, images):
@@ -85,12 +89,12 @@ def test_thresholds_found_on_other_data_are_not_the_runs(run, tmp_path):
 
 def test_a_run_that_cannot_be_written_gives_its_results_all_the_same(run, tmp_path, monkeypatch, capsys):
     def refuse(folder, exits):
-        raise StorageError("exits.json: cannot be written (Permission denied); the thresholds are not kept")
+        raise StorageError("exits.json: cannot be written (Permission denied); the thresholds are not stored")
 
     monkeypatch.setattr("foveal.prediction.write_exits", refuse)
     assert main(["evaluate", str(run), "--budget", "1locations", "--out", str(tmp_path / "out"), *HERE]) == 0
     assert (tmp_path / "out" / "early_exit.json").is_file()
-    assert "cannot be written (Permission denied); the thresholds are not kept" in capsys.readouterr().err
+    assert "cannot be written (Permission denied); the thresholds are not stored" in capsys.readouterr().err
 
 
 def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch):
@@ -99,7 +103,7 @@ def test_damaged_thresholds_are_told_of_before_the_work(run, capsys, monkeypatch
         "foveal.evaluation.evaluate_early_exit", lambda *args, **options: pytest.fail("the work was done")
     )
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", *HERE)
-    assert code == 1 and "exits.json: is damaged or not ours" in said and "delete it" in said
+    assert code == 1 and "exits.json: is damaged or not a file of foveal" in said and "delete it" in said
 
 
 def test_data_must_have_the_models_classes_and_validation_images(run, images, tmp_path, capsys):
@@ -119,5 +123,5 @@ def test_an_output_is_not_continued_without_its_budget(run, images, tmp_path, ca
     assert main([*map(str, command), "--budget", "0.5locations"]) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     code, said = failure(capsys, *command)
-    assert code == 1 and "was begun with another budget" in said
+    assert code == 1 and "was written with other settings (budget)" in said
     assert (tmp_path / "out.jsonl").read_bytes() == before

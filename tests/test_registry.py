@@ -83,10 +83,13 @@ def test_modules_by_name_and_by_path(tmp_path):
     [
         ("nowhere_at_all", "nowhere_at_all: there is no such module; install it"),
         ("json.nowhere", "json.nowhere: there is no such module"),
-        ("a/b", "a/b: is no name of a module"),
+        ("a/b", "a/b: is not the name of a module"),
         ("nowhere.py", "nowhere.py: there is no such file"),
-        ("json.py", "json.py: another module is called json"),
-        ("two words.py", "two words.py: another module is called two words, or none can be; rename the file"),
+        ("json.py", "json.py: another module has the name json"),
+        (
+            "two words.py",
+            "two words.py: another module has the name two words, or it is not a valid name; rename the file",
+        ),
     ],
 )
 def test_modules_that_cannot_be_loaded(tmp_path, name, says):

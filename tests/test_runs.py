@@ -156,7 +156,7 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
 
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(
-        ConfigError, match=r"cache\); give [^\n]* --model.pretrained FILE or in Python pretrained=FILE$"
+        ConfigError, match=r"cache\); give [^\n]* `model.pretrained` FILE or in Python pretrained=FILE$"
     ):
         models.create_model("test_resnet", pretrained=True)
     assert "Retrying" not in caplog.text
@@ -332,9 +332,9 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "sentence"),
     [
         ("no config.json", r"run: has no config.json, so it is no run folder or was never finished; "),
-        ("half a config.json", r"config.json: is damaged or not ours \(line \d+ is not valid JSON\); "),
+        ("half a config.json", r"config.json: is damaged or not a file of foveal \(line \d+ is not valid JSON\); "),
         ("another config.json", r"config.json: model: is missing; "),
-        ("no weights", r"model.safetensors: there are no weights, so training has not got that far; train again"),
+        ("no weights", r"model.safetensors: there are no weights, so training has not finished; train again"),
         (
             "no best yet",
             r"model.safetensors: there are no weights, .*; go on by foveal fit --out \S+run --resume, or in Python ",
@@ -346,7 +346,7 @@ def spoil(folder: Path, how: str) -> None:
             r"the weights do not fit the model, classifier.weight is \(3, 256\) where the model has \(5, 256\)",
         ),
         ("missing tensor", r"the weights do not fit the model, classifier.bias is missing"),
-        ("further tensor", r"the weights do not fit the model, extra.bias is not a part of this model"),
+        ("further tensor", r"the weights do not fit the model, extra.bias is not part of this model"),
     ],
 )
 def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
@@ -364,12 +364,12 @@ def test_a_spoilt_folder_gets_one_sentence(folder, how, sentence):
         ),
         (
             "- 1",
-            r"config.yaml: is not a list of options .* train it again by foveal fit RECIPE --out \S+run --overwrite",
+            r"config.yaml: is not a mapping of options .* train it again by foveal fit RECIPE --out \S+run --overwrite",
         ),
         (
             None,
             r"config.yaml: cannot be read \(No such file or directory\); put it back, or train again with another "
-            r"--out",
+            r"`out`",
         ),
     ],
 )
@@ -400,16 +400,16 @@ def test_claiming(tmp_path):
     out.mkdir(parents=True)
     claimed(out)  # empty, so free
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         claimed(tmp_path / "file", overwrite=True)
-    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another --out"):
+    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); choose another `out`"):
         claimed(tmp_path / "file" / "run")
     with pytest.raises(
-        RunError, match=r"there is no last.ckpt to go on from; check the path, or train without --resume$"
+        RunError, match=r"there is no last.ckpt to go on from; check the path, or train without `resume`$"
     ):
         claimed(tmp_path / "a", resume=True)
     (out / "notes.txt").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         claimed(out, overwrite=True)
 
 
@@ -418,17 +418,17 @@ def test_claiming(tmp_path):
     [
         (
             ["last.ckpt"],
-            "a run is there already; go on with it by --resume, replace it by --overwrite, or choose another --out",
+            "a run is there already; go on with it by `resume`, replace it by `overwrite`, or choose another `out`",
         ),
         (
             ["model.safetensors"],
-            "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out",
+            "a run without last.ckpt is there already; replace it by `overwrite`, or choose another `out`",
         ),
-        (["best.ckpt"], "a run without last.ckpt is there already; replace it by --overwrite, or choose another --out"),
+        (["best.ckpt"], "a run without last.ckpt is there already; replace it by `overwrite`, or choose another `out`"),
         (
             [],
-            "a run was begun there and ended before it saved anything; replace it by --overwrite, or choose another "
-            "--out",
+            "a run started there and ended before it saved anything; replace it by `overwrite`, or choose another "
+            "`out`",
         ),
     ],
 )
@@ -440,7 +440,7 @@ def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
     assert str(told.value) == f"{tmp_path}: {sentence}"
     claimed(tmp_path, overwrite=True)
     if "last.ckpt" not in files:
-        with pytest.raises(RunError, match=r"start again with --overwrite$"):
+        with pytest.raises(RunError, match=r"start again with `overwrite`$"):
             claimed(tmp_path, resume=True)
 
 
@@ -452,7 +452,7 @@ def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
     with runs.claim(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         with pytest.raises(
-            StorageError, match=r"another process trains this run; wait until it has ended, or choose another --out$"
+            StorageError, match=r"another process trains this run; wait until it has ended, or choose another `out`$"
         ):
             claimed(tmp_path, resume=False)
     (tmp_path / "config.yaml").touch()

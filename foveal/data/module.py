@@ -119,7 +119,7 @@ def data_constructor(name: str) -> Callable[..., DataModule]:
     """
     if name not in DATA_SETS and Path(name).is_dir():
         raise ConfigError(
-            f"{name}: there is no data set of this name; use --data.root {name} for the images in this folder"
+            f"{name}: there is no data set of this name; use `data.root` {name} for the images in this folder"
         )
     return DATA_SETS.get(name)
 
@@ -142,7 +142,7 @@ def get_data(name: str, **options) -> DataModule:
             )
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
-        raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set --data.{missing[0]}")
+        raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set `data.{missing[0]}`")
     data = constructor(**options)
     data.spec = {
         "name": name,

@@ -119,7 +119,7 @@ def check_values(model: object, data: DataModule) -> None:
     )
     if trained != here:
         was, now = ("none" if value is None else f"{value[0]:g},{value[1]:g}" for value in (trained, here))
-        how = f"set --data.value_range {was}" if trained else "leave --data.value_range out"
+        how = f"set `data.value_range` {was}" if trained else "leave `data.value_range` out"
         raise ConfigError(
             f"{data.name}: its images are read with the value range {now}, the model was trained with {was}; {how}"
         )

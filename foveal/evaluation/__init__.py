@@ -13,7 +13,7 @@ Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict
 What they share:
 
     Setting(split, batch_size, workers, device, precision, seed, limit, on_progress)
-    Bench(models, data, setting): models that are ready, and images; Strategy(locations, policy)
+    Bench(models, data, setting): loaded models, and images; Strategy(locations, policy)
     point.metrics: {name: Metric(value, interval)}, see `foveal.metrics`
 
 Parts:

@@ -58,10 +58,9 @@ from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import METRICS, Answers, Metric, compute_metrics, paired_interval
 from foveal.models import create_classifier, list_models
-from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count_cost
-from foveal.prediction.predictor import Model
-from foveal.prediction.rows import ready
+from foveal.prediction.locations import format_locations
+from foveal.prediction.predictor import Model, Predictor
 from foveal.runs import Run
 
 if TYPE_CHECKING:
@@ -184,8 +183,8 @@ def compare(
         models: run folders, classifiers and dense networks; and names of models, which have no weights: only their
             cost is found.
         data: images with labels.
-        locations: looks per grid at each level, several times, see `foveal.prediction.parse_locations`; each model that
-            looks gets those that fit it. If None, no looks and the model's own.
+        locations: looks per grid at each level, several times, see `foveal.prediction.parse_location_sweep`; each
+            model that looks gets those that fit it. If None, no looks and the model's own.
         measure: see `foveal.evaluation.evaluate`.
         setting: which images, and how; ``limit`` holds for the validation images too. Progress is reported for
             ``"accuracy"``, in looks at a batch, then ``"timings"``.
@@ -296,7 +295,9 @@ def _loaded(
     channels = plain.split(split).channels
     bands = {} if channels == 3 else {"in_chans": channels}
     models = {
-        name: create_classifier(name, num_classes=len(data.classes), **bands) if name in bare else ready(path_of(model))
+        name: create_classifier(name, num_classes=len(data.classes), **bands)
+        if name in bare
+        else Predictor(path_of(model), device="cpu").model
         for name, model in named.items()
     }
     (first, wanted), *others = [(name, m.class_names) for name, m in models.items() if m.class_names] or [("", ())]
@@ -313,7 +314,7 @@ def _choose_locations(
     models: Mapping[str, GlimpseClassifier], locations: Sequence[Sequence[int]] | None
 ) -> tuple[dict[str, list[tuple[int, ...]]], list[str]]:
     """The locations of each model, and sentences about those that do not fit it."""
-    asked = " or ".join(format_budget(tuple(each)) for each in locations or ())
+    asked = " or ".join(format_locations(tuple(each)) for each in locations or ())
     if locations and not any(model.locations for model in models.values()):
         raise ConfigError(f"`locations` {asked}: these models look once, at the whole image; leave `locations` out")
     chosen: dict[str, list[tuple[int, ...]]] = {}
@@ -325,7 +326,7 @@ def _choose_locations(
             try:
                 count_cost(model, model.size, places)
             except ConfigError as error:
-                notes.append(f"{name}: locations {format_budget(places)} are left out: {error}")
+                notes.append(f"{name}: locations {format_locations(places)} are left out: {error}")
             else:
                 chosen[name].append(places)
         if not chosen[name]:
@@ -462,7 +463,7 @@ def _table(comparison: Comparison, wide: bool) -> Table:
     about, points, labels = comparison.about, comparison.points, comparison.labels()
     columns = [
         Column("model", lambda p: labels[p.model], NAME),
-        Column("locations", lambda p: format_budget(p.locations), TEXT),
+        Column("locations", lambda p: format_locations(p.locations), TEXT),
         metric_column("accuracy"),
         Column("random, %", lambda p: percent(p.metrics["random"].value)),
         *cost_columns(points, lambda p: p.front),
@@ -536,7 +537,7 @@ def _write_labels(
         named = best[p.model] is p
         text = labels[p.model] if named else ""
         if any(other is not p and other.model == p.model for other, _ in drawn):
-            text = f"{text} {format_budget(p.locations)}".strip()
+            text = f"{text} {format_locations(p.locations)}".strip()
         if text:
             y, height = (100 * p.accuracy, "data") if p.accuracy is not None else (0.97, "axes fraction")
             style = {"color": colours[p.model], "fontsize": 11 if named else 9}

@@ -54,7 +54,6 @@ from foveal.layers import AttentionLayer
 from foveal.metrics import wilson
 from foveal.prediction.device import autocast
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import check_locations
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -293,7 +292,7 @@ def _ranker(
             raise ConfigError(
                 f"{name}: this model chooses where to look, and its looks are ranked; leave `attention` and `cam` out"
             )
-        places = check_locations(model, locations)
+        places = model.resolve_locations(locations)
         looks = int(np.cumprod(places).sum())
         if not looks:
             raise ConfigError("`locations` 0: shows no region; give one look or more, say 4")

@@ -43,8 +43,8 @@ from foveal.evaluation.protocol import (
 from foveal.evaluation.results import INTERVALS, Result, Scored
 from foveal.images import Occluded, Views
 from foveal.metrics import Answers, compute_metrics
-from foveal.prediction.budget import format_budget
 from foveal.prediction.device import autocast
+from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def occlude(
         model: a classifier that looks, or its run folder.
         data: images with labels.
         locations: of the looks to hide, per grid at each level, several times, see
-            `foveal.prediction.parse_locations`; if None, from one to the model's own.
+            `foveal.prediction.parse_location_sweep`; if None, from one to the model's own.
         policies: policies whose looks are hidden, besides the model's own and random ones.
         judges: classifiers, dense networks and run folders that classify what is left, besides the model itself.
         setting: which images, and how. Progress is reported for ``"occluding"``, in batches.
@@ -229,7 +229,7 @@ def _table(occlusion: Occlusion, wide: bool) -> Table:
 
     columns = [
         Column("judged by", lambda row: row[0], NAME),
-        Column("locations", lambda row: format_budget(row[1]), TEXT),
+        Column("locations", lambda row: format_locations(row[1]), TEXT),
         Column("hidden, %", hidden),
         *(Column(kind, partial(accuracy, kind=kind)) for kind in kinds),
     ]

@@ -1,5 +1,4 @@
-"""What all evaluations share: the setting, models and images that are ready to use, and a pass of a model over images.
-images.
+"""What all evaluations share: the setting, loaded models with their images, and a pass of a model over images.
 
 Example:
     >>> from foveal.data import get_data
@@ -35,17 +34,16 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Look, Views
 from foveal.metrics import Answers
 from foveal.prediction.device import autocast, find_device, machine_name
-from foveal.prediction.predictor import Model
-from foveal.prediction.rows import check_locations, check_policies, ready
+from foveal.prediction.predictor import Model, Predictor
 from foveal.runs import Run
 
 Progress = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is, and what is being done."""
+"""Called with the number of finished steps, the number of all steps, and a description."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """On which images and how models are evaluated.
+    """The images of an evaluation, and how models run.
 
     Attributes:
         split: images to use; ``"test"`` if None, or ``"val"`` where there is no test split.
@@ -55,7 +53,7 @@ class Setting:
         precision: see `foveal.prediction.autocast`.
         seed: of policies that draw, and of the images that ``limit`` draws.
         limit: use this many images of a split, drawn by the seed; all if None.
-        on_progress: called with how much is done, how much there is, and what is being done.
+        on_progress: see `Progress`.
     """
 
     split: str | None = None
@@ -105,7 +103,7 @@ class Strategy(NamedTuple):
 
 
 class Bench:
-    """Models that are ready to classify, and the images that they are evaluated on.
+    """Loaded models, and the images on which they are evaluated.
 
     Args:
         models: classifiers, dense networks and run folders; one that is given twice is used once. Or these by name.
@@ -113,7 +111,7 @@ class Bench:
         setting: which images, and how.
 
     Attributes:
-        models: classifiers by name, on the device, in evaluation mode.
+        models: classifiers by name, on the device, in eval mode.
         data: the data without augmentation.
         split, images: the split and its images.
         device: where the models are.
@@ -226,10 +224,10 @@ class Bench:
         return tuple(dict.fromkeys(self.errors))
 
     def check_read(self, images: int) -> None:
-        """See that images were read.
+        """Check that at least one image was read.
 
         Raises:
-            DataError: none were.
+            DataError: none was.
         """
         if not images:
             raise nothing_read(self.errors)
@@ -249,13 +247,13 @@ def path_of(model: Any) -> Any:
 
 
 def ready_for(model: Any, data: DataModule, device: torch.device) -> GlimpseClassifier:
-    """A classifier for this data, on the device, in evaluation mode.
+    """A classifier for this data, on the device, in eval mode.
 
     Raises:
         DataError, ConfigError: it has other classes, or was trained on another range of values.
         RunError: the run folder is missing or damaged.
     """
-    classifier = ready(path_of(model), device)
+    classifier = Predictor(path_of(model), device=device).model
     if classifier.class_names:
         check_classes(classifier.class_names, data)
     elif classifier.num_classes != len(data.classes):
@@ -285,11 +283,11 @@ def strategies_of(
     Raises:
         ConfigError: locations or a policy that the model does not have.
     """
-    check_policies(model, policies)
+    model.check_policies(policies)
     if locations is None:
         first, *rest = model.locations or (0,)
         locations = [(k, *rest) if k else () for k in range(first + 1)]
-    learned = [Strategy(check_locations(model, each)) for each in locations]
+    learned = [Strategy(model.resolve_locations(each)) for each in locations]
     others = [p for p in dict.fromkeys(["random", *map(str, policies)]) if p in model.policies and p != "greedy"]
     further = [Strategy(each.locations, policy) for policy in others for each in learned if each.locations]
     # "exhaustive" depends on the number of levels alone: one strategy for each number is enough.
@@ -319,12 +317,12 @@ def nothing_read(errors: Sequence[tuple[str, str]]) -> DataError:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model answered by one strategy about N images.
+    """Predictions of a model for N images by one strategy.
 
     Attributes:
         strategy: the strategy.
-        locations: the locations that the looks amounted to; ``exhaustive`` takes every cell, whatever it is asked for.
-        answers: what was answered about each image.
+        locations: the locations taken; ``exhaustive`` takes all cells of each level.
+        answers: the predictions.
         looks: the looks at each image.
         logits: (N, classes) float32; None unless they were to be kept.
     """
@@ -365,7 +363,7 @@ def score_batches(
     """Classify every batch by each strategy.
 
     Args:
-        model: the model, on its device, in evaluation mode.
+        model: the model, on its device, in eval mode.
         batches: images with labels.
         strategies: what to try.
         precision: see `foveal.prediction.autocast`.
@@ -407,8 +405,8 @@ def score_batches(
     if not sum(map(len, index)):
         raise nothing_read(errors)
     scores = []
-    for strategy, places, mine in zip(strategies, taken, parts, strict=True):
-        answers, looks, logits = zip(*mine, strict=True)
+    for strategy, places, of_batches in zip(strategies, taken, parts, strict=True):
+        answers, looks, logits = zip(*of_batches, strict=True)
         kept = torch.cat(logits) if keep_logits else None
         scores.append(Scores(strategy, places, Answers.cat(answers), Looks.cat(looks), kept))
     return Pass(scores, np.concatenate(index), median_size(sizes), errors)
@@ -422,7 +420,7 @@ def median_size(sizes: Sequence[np.ndarray]) -> tuple[int, int]:
 
 
 def locations_taken(seen: Classification, strategy: Strategy) -> tuple[int, ...]:
-    """The locations that the looks at an image amount to: ``exhaustive`` takes every cell, whatever it is asked for."""
+    """The locations taken by a strategy: ``exhaustive`` takes all cells of each level."""
     if strategy.policy != "exhaustive":
         return strategy.locations
     most = np.bincount(seen.glimpses.image).argmax()  # images that are not square may have fewer cells

@@ -1,4 +1,4 @@
-"""Early exit: confidence thresholds for a wanted mean cost, and what they give on other images.
+"""Early exit: confidence thresholds for a mean cost per image, and their evaluation on other images.
 
 Thresholds are found on validation images. With a threshold, an image is left as soon as its most probable class
 reaches it.
@@ -34,20 +34,19 @@ from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, Views
 from foveal.metrics import METRICS, Answers, compute_metrics
-from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import LookCounter, count_cost
 from foveal.prediction.device import autocast, machine_name
-from foveal.prediction.early_exit import Exit, budget_of, confidence, format_cost, look_until, parse_cost, turns
+from foveal.prediction.early_exit import Exit, confidence, format_cost, locations_of, look_until, parse_cost, turns
 from foveal.prediction.folding import fold_norms
+from foveal.prediction.locations import format_locations
 from foveal.prediction.output import fingerprint
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import check_locations
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 NEVER_SURE = 2.0
-"""A threshold that no confidence reaches."""
+"""A threshold above all confidences."""
 
 SMALL_BATCHES = Setting(batch_size=8)
 """The setting unless another is given."""
@@ -58,7 +57,7 @@ class ExitPoint(Scored):
     """Metrics and costs of early exit, or of locations that are equal for all images.
 
     Attributes:
-        name: the budget of an exit, or the locations, as they are typed.
+        name: the budget of an exit, or the locations, as text.
         stops: whether it is early exit.
         locations, macs: looks beyond the first, and multiply-accumulates, of the mean image.
         milliseconds: of the mean image, from opening it to its class, in batches of ``batch_size``.
@@ -84,7 +83,7 @@ class EarlyExit(Result):
     ways: tuple[ExitPoint, ...]
 
     def table(self, wide: bool = False) -> Group:
-        """The result for people, to be printed by rich; with the costs on the validation images if ``wide``."""
+        """The result as a table for rich; with the costs on the validation images if ``wide``."""
         macs, exits = unit_for("MAC", [way.macs for way in self.ways]), {one.budget: one for one in self.exits}
 
         def of_exit(cell: Callable[[Exit], str]) -> Callable[[ExitPoint], str]:
@@ -167,10 +166,10 @@ def find_thresholds(
     seconds: float = 0.5,
     setting: Setting = SMALL_BATCHES,
 ) -> list[Exit]:
-    """Find the thresholds at which the mean image costs what is wanted, by bisection.
+    """Find thresholds for a mean cost per image, by bisection.
 
-    A time is what a whole batch took after each turn of looks, divided by the number of its images. As images leave a
-    batch, those that remain may take a little longer each.
+    The time per image is the time of a batch after each turn, divided by the number of its images. When images leave a
+    batch, the time per remaining image may increase.
 
     Args:
         model: a classifier that can stop after each look, or a run folder.
@@ -201,7 +200,7 @@ def _find_thresholds(
 ) -> list[Exit]:
     wanted, setting = [parse_cost(text) for text in budgets], bench.setting
     (model,) = bench.models.values()
-    ends = turns(check_locations(model, locations), at_once)
+    ends = turns(model.resolve_locations(locations), at_once)
     if len(ends) == 1:
         what = "with one look there is nothing to leave out"
         raise ConfigError(f"`budgets` {budgets[0]}: {what}; use a model that looks, and `locations` 1 or more")
@@ -211,9 +210,7 @@ def _find_thresholds(
     def price_in(unit: str) -> np.ndarray:
         """(T,) cost of an image that is left after each turn."""
         if unit == "locations":
-            blank = BlankViews(
-                1, size, model.channels, bench.device
-            )  # an image that is not square may have fewer cells
+            blank = BlankViews(1, size, model.channels, bench.device)  # images that are not square may have fewer cells
             with torch.inference_mode():
                 looks = [model(blank, locations=end, contributions=False).locations[0] for end in ends]
             return np.array(looks, dtype=float)
@@ -249,9 +246,9 @@ def _find_thresholds(
 
 
 def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
-    """Classify the images with equal locations and with exits
+    """Classify the images with equal locations and with exits.
 
-    All take turns with each batch, so that other load of the machine affects all of them equally.
+    They alternate on each batch, so that other load of the machine affects all equally.
 
     Args:
         bench: a classifier that can stop after each look, and images.
@@ -285,14 +282,15 @@ def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
                 answers[i].append(Answers.of(seen.logits.cpu()[rows], batch.target.cpu()[rows]))
                 looks[i] += np.asarray(seen.locations)[rows].sum()
                 most = way.locations if isinstance(way, Exit) else way
-                macs[i] += sum(macs_of(seen[j], batch.views.sizes[j], budget_of(seen[j].glimpses, most)) for j in rows)
+                for j in rows:
+                    macs[i] += macs_of(seen[j], batch.views.sizes[j], locations_of(seen[j].glimpses, most))
             seconds[i] += took if number else 0
         step(1 if number else 0)
     images = sum(map(len, answers[0]))
     bench.check_read(images)
     return [
         ExitPoint(
-            name=way.budget if isinstance(way, Exit) else format_budget(way),
+            name=way.budget if isinstance(way, Exit) else format_locations(way),
             stops=isinstance(way, Exit),
             locations=looks[i] / images,
             macs=macs[i] / images,

@@ -34,8 +34,8 @@ from foveal.evaluation.results import (
 from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import METRICS, compute_metrics
-from foveal.prediction.budget import format_budget
 from foveal.prediction.cost import count_cost
+from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Evaluation(Result):
                     macs = [point.macs for point in points]
                     draw_series(axes, macs, [point.metrics["accuracy"] for point in points], colour, **style)
                 for point in points if kind in ("learned", "against") else ():
-                    text = point.name if kind == "against" else format_budget(point.locations)
+                    text = point.name if kind == "against" else format_locations(point.locations)
                     at, offset = (point.macs, 100 * (point.accuracy or 0)), (6, -12)
                     axes.annotate(text, at, offset, textcoords="offset points", color=colour, fontsize=8)
             for cost in self.dense:
@@ -135,8 +135,8 @@ def evaluate(
     Args:
         model: a classifier, a dense network, or a run folder.
         data: images with labels.
-        locations: looks per grid at each level, several times, see `foveal.prediction.parse_locations`; if None, from
-            none to the model's own.
+        locations: looks per grid at each level, several times, see `foveal.prediction.parse_location_sweep`; if None,
+            from none to the model's own.
         policies: policies to try besides the model's own and random looks. ``exhaustive`` takes every cell: it gets one
             point for each number of levels, at the locations that it amounts to.
         against: other models, for example dense networks, each at its own locations.
@@ -207,7 +207,7 @@ def _table(evaluation: Evaluation, wide: bool) -> Table:
     def name(row: EvaluatedPoint | DenseCost) -> str:
         if isinstance(row, DenseCost):
             return f"dense, {image_size(row.size)} px"
-        return row.name if row.kind == "against" else format_budget(row.locations)
+        return row.name if row.kind == "against" else format_locations(row.locations)
 
     named: list[EvaluatedPoint | DenseCost] = [*learned, *costs]
     columns = [
@@ -250,7 +250,7 @@ def _policy_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
 
     def column(places: tuple[int, ...], of: Callable[[EvaluatedPoint], float | None]) -> Column:
         return Column(
-            format_budget(places), lambda kind: percent(of(points[kind, places])) if (kind, places) in points else ""
+            format_locations(places), lambda kind: percent(of(points[kind, places])) if (kind, places) in points else ""
         )
 
     def table(heading: str, of: Callable[[EvaluatedPoint], float | None]) -> Table:

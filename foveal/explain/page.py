@@ -103,7 +103,7 @@ def explain(
         model: a classifier, a dense network, or a run folder.
         path: the image: a file, or an image in memory as for `foveal.classify`.
         out: the page, ``.html``.
-        locations: budget; None takes the budget of the model.
+        locations: looks per grid at each level; the model's own if None.
         policy: how cells are selected, one of ``model.policies``.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.

@@ -201,9 +201,9 @@ class GlimpseClassifier(nn.Module, ABC):
         Raises:
             ConfigError: the model does not support the locations or the policy.
         """
-        views, (policy,) = as_views(images), self.check_policies([policy])
+        views, (policy,) = as_views(images), self._find_policies([policy])
         draws = draws or Draws(0, 0, np.arange(len(views)))
-        return self.classify(views, self.budget(locations, policy), policy, draws, contributions)
+        return self.classify(views, self.resolve_locations(locations, policy), policy, draws, contributions)
 
     @abstractmethod
     def classify(
@@ -234,7 +234,8 @@ class GlimpseClassifier(nn.Module, ABC):
         Returns:
             The classification of all images.
         """
-        return (yield from self.classify_in_turns(as_views(images), self.budget(locations), at_once, contributions))
+        locations = self.resolve_locations(locations)
+        return (yield from self.classify_in_turns(as_views(images), locations, at_once, contributions))
 
     def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
         """See `walk`. Models that can stop early override this."""
@@ -249,34 +250,35 @@ class GlimpseClassifier(nn.Module, ABC):
         locations: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """One rollout of the batch for each policy, with gradients. For the arguments see `forward`."""
-        return self.roll_out(
-            as_views(images), self.budget(locations), self.check_policies(policies, self.rollout_policies), draws
-        )
+        locations, found = self.resolve_locations(locations), self._find_policies(policies, self.rollout_policies)
+        return self.roll_out(as_views(images), locations, found, draws)
 
     @abstractmethod
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """One rollout for each policy; see `rollouts`, which checks the arguments."""
 
-    def budget(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
-        """Looks per grid at each level, as the model takes them: positive numbers, down to the last level that is
-        looked at.
+    def resolve_locations(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
+        """Check locations, and cut them at the first zero.
 
         Args:
-            locations: what is asked for; the model's own budget if None.
-            policy: how locations are selected; some take every cell whatever is asked for.
+            locations: looks per grid at each level; the model's own if None.
+            policy: how locations are selected. Policies with ``every_cell`` take all cells of each of these levels.
+
+        Returns:
+            Positive numbers, one for each level that is looked at.
 
         Raises:
-            ConfigError: it cannot be met.
+            ConfigError: the model has fewer levels, or fewer cells per grid.
         """
         asked = self.locations if locations is None else tuple(int(k) for k in locations)
-        budget = asked[: asked.index(0)] if 0 in asked else asked
+        taken = asked[: asked.index(0)] if 0 in asked else asked
         levels, most = self.most_levels, self.most_cells
-        if (levels is not None and len(budget) > levels) or not all(1 <= k <= (most or k) for k in budget):
+        if (levels is not None and len(taken) > levels) or not all(1 <= k <= (most or k) for k in taken):
             raise ConfigError(f"locations {','.join(map(str, asked))}: {self._takes()}")
-        return (most,) * len(budget) if policy.every_cell and most else budget
+        return (most,) * len(taken) if policy.every_cell and most else taken
 
     def _takes(self) -> str:
-        """Valid budgets, as the end of an error message."""
+        """The locations that the model takes, as the end of an error message."""
         if self.most_levels == 0:
             return "this model looks once, at the whole image; leave locations out"
         if self.most_levels == 1 and self.most_cells:
@@ -285,16 +287,19 @@ class GlimpseClassifier(nn.Module, ABC):
             return f"{type(self).__name__} looks at one place after another; give one number"
         return f"each level can look at 1 to {self.most_cells} of its cells; choose such numbers"
 
-    def check_policies(self, policies: Sequence[str | Policy], more: Collection[str] = ()) -> list[Policy]:
-        """The policies of these names.
-
-        Args:
-            policies: policies or their names.
-            more: names that are known beside ``policies`` of the model.
+    def check_policies(self, policies: Sequence[str | Policy]) -> None:
+        """Check that the model can select locations by these policies.
 
         Raises:
-            ConfigError: the model does not know one.
+            ConfigError: the model does not support one of them, or looks once, at the whole image.
         """
+        for policy in policies:
+            if self.most_levels == 0 and str(policy) != GREEDY.name:
+                raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
+        self._find_policies(policies)
+
+    def _find_policies(self, policies: Sequence[str | Policy], more: Collection[str] = ()) -> list[Policy]:
+        """The policies with these names. ``more`` are names allowed in addition to ``policies`` of the model."""
         known = (*self.policies, *more)
         for policy in policies:
             if not isinstance(policy, self.policy_kinds) and str(policy) not in known:

@@ -145,7 +145,7 @@ class RecurrentAttention(GlimpseClassifier):
         if aggregate not in AGGREGATES:
             raise ConfigError(f"aggregate={aggregate}: is not known; use {' or '.join(AGGREGATES)}")
         self.aggregate = aggregate
-        self.locations = self.budget(locations)
+        self.locations = self.resolve_locations(locations)
 
     @abstractmethod
     def trace(self, views: Views, steps: int, policies: Sequence[Policy], draws: Draws) -> Trace:

@@ -327,7 +327,7 @@ class Saccader(GlimpseClassifier):
         self.side = network.grid(side)
         if network.receptive_field > _LARGEST_SHARE * side:
             _advise(side, backbone, network.receptive_field, self.side)
-        self.locations = self.budget(locations)
+        self.locations = self.resolve_locations(locations)
         self.glimpse_size = (network.receptive_field, network.receptive_field)
         self.backbone = network
         self.attention = attention_network(network.feature_channels)

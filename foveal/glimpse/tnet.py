@@ -375,7 +375,7 @@ class TNet(GlimpseClassifier):
                 " and squash, padded_grid and location_index out"
             )
         self.region_mpp = region_mpp
-        self.locations = self.budget(locations)
+        self.locations = self.resolve_locations(locations)
         self.statistics = 1 + len(self.locations) if level_statistics else 1
         for norm in _batch_norms(network):
             for name in ("running_mean", "running_var"):
@@ -714,7 +714,7 @@ class TNet(GlimpseClassifier):
                 return [self._whole(views) for _ in policies]
             policies = [Random() if policy.one_pass else policy for policy in policies]
         for policy in policies:  # rollouts of one batch have the same number of looks
-            locations = self.budget(locations, policy)
+            locations = self.resolve_locations(locations, policy)
         count, seen = len(policies), self._traverse(views, locations, policies, draws)
         fused, _ = self._fuse(seen)
         logits, alone, mask = (

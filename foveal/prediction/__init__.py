@@ -1,28 +1,27 @@
-"""Many images in, one row an image out: `predict`; and what a prediction costs: `count_cost`.
+"""Prediction: classify many images, one row per image (`predict`), and count the cost of a model (`count_cost`).
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32",
-    top_k=5,
-            seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary     # until: an Exit,
-            to stop early
+            top_k=5, seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary
     classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
-    Predictor(model, *, device=None, precision="32")      # .open(image), .classify(images), .folded(), (views,
-    locations, policy, ...) look_until(model, images, threshold, locations=None, at_once=1, contributions=False) ->
-    Classification fold_norms(model) -> GlimpseClassifier               # a copy that answers the same in less time;
-    predict makes it for itself count_cost(model, image_size, locations=None, policy="greedy") -> Cost
-    parse_locations("0..6") -> [(), (1,), ..., (6,)]     # a sweep, for evaluation
-    parse_budget("2,1") -> (2, 1)                        # one budget, for everything else
+    Predictor(model, *, device=None, precision="32")
+        .open(image), .classify(images), .folded(), (views, locations, policy, ...)
+    look_until(model, images, threshold, locations=None, at_once=1, contributions=False) -> Classification
+    fold_norms(model) -> GlimpseClassifier                      # a faster copy with equal results; predict uses it
+    count_cost(model, image_size, locations=None, policy="greedy") -> Cost
+    parse_locations("2,1") -> (2, 1)
+    parse_location_sweep("0..6") -> [(), (1,), ..., (6,)]       # for evaluation
 
 Example:
-    >>> parse_locations("1..2,1")
+    >>> parse_location_sweep("1..2,1")
     [(1, 1), (2, 1)]
 """
 
 from foveal.images import SUFFIXES
-from foveal.prediction.budget import format_budget, parse_budget, parse_locations
 from foveal.prediction.cost import Cost, count_cost
 from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
+from foveal.prediction.locations import format_locations, parse_location_sweep, parse_locations
 from foveal.prediction.output import Summary, fingerprint, predict
 from foveal.prediction.predictor import Predictor, classify
 from foveal.prediction.rows import COLUMNS, find_images, predict_rows
@@ -41,12 +40,12 @@ __all__ = [
     "find_images",
     "fingerprint",
     "fold_norms",
-    "format_budget",
+    "format_locations",
     "look_until",
     "machine_name",
-    "parse_budget",
-    "parse_cost",
     "parse_locations",
+    "parse_cost",
+    "parse_location_sweep",
     "predict",
     "predict_rows",
     "read_exits",

@@ -1,7 +1,6 @@
-"""What a model costs, counted: parameters and multiply-accumulates.
+"""The cost of a model: its parameters, and multiply-accumulates (MACs) per image.
 
-Multiply-accumulates (MACs) are what torch's flop counter sees, halved: convolutions, matrix products and attention.
-FLOPs are twice the MACs.
+MACs are the FLOPs that torch's flop counter counts, divided by two: convolutions, matrix products and attention.
 
 Example:
     >>> import timm
@@ -34,12 +33,12 @@ Watcher = TypeVar("Watcher")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs for one image.
+    """The cost of a model.
 
     Attributes:
-        parameters: trainable parameters.
-        parameters_and_statistics: all parameters, with the running mean and variance of batch norms.
-        macs: multiply-accumulates of one image.
+        parameters: number of trainable parameters.
+        parameters_and_statistics: number of all parameters and of the running means and variances of batch norms.
+        macs: multiply-accumulates per image.
     """
 
     parameters: int
@@ -54,17 +53,17 @@ def count_cost(
     policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Cost:
-    """Count what ``model`` costs for one image. No image is held, whatever its size.
+    """Count the cost of a model for one image. No memory is allocated for the image.
 
     Args:
-        model: a classifier that looks, or a dense network, which is given the image at full size.
+        model: a classifier; or a dense network, whose input is the image at full resolution.
         image_size: side, or (height, width), in full-resolution pixels.
-        locations: budget; the model's own if None. Dense networks have none.
-        policy: how cells are selected: some ways cost more than others.
-        mpp: µm per pixel of the image: how many cells it has may depend on it.
+        locations: looks per grid at each level; the model's own if None. Ignored for dense networks.
+        policy: how locations are selected. The cost may depend on it.
+        mpp: µm per pixel of the image. The number of cells may depend on it.
 
     Raises:
-        ConfigError: a dense network that does not take images of this size.
+        ConfigError: the dense network does not take images of this size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     statistics = sum(
@@ -80,8 +79,7 @@ def count_cost(
 
 
 class LookCounter:
-    """Multiply-accumulates of images of one model. Images that got equally many looks at every level cost the same and
-    are counted once.
+    """Counts MACs of images for one model. The result is cached by the number of looks at each level.
 
     Args:
         model, policy: see `count_cost`.
@@ -94,8 +92,13 @@ class LookCounter:
     def __call__(
         self, seen: Classification, size: Sequence[int], locations: Sequence[int], mpp: float | None = None
     ) -> int:
-        """MACs of one image of this (height, width) and scale, classified with the budget ``locations``, or left early
-        after it.
+        """MACs of one image.
+
+        Args:
+            seen: classification of the image.
+            size: its (height, width).
+            locations: the locations taken.
+            mpp: its µm per pixel.
         """
         key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
         if key not in self._known:
@@ -104,7 +107,7 @@ class LookCounter:
 
 
 def input_channels(network: nn.Module) -> int:
-    """Bands that a dense network takes: what timm says of it, or 3."""
+    """Input channels of a dense network, from its timm attributes; 3 if there are none."""
     return (
         getattr(network, "in_chans", None)
         or (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
@@ -134,11 +137,11 @@ def _looking_macs(
     policy: str | Policy,
     mpp: float | None,
 ) -> int:
-    counter = look_at_nothing(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
+    counter = run_on_blank(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
 
 
-def look_at_nothing(
+def run_on_blank(
     model: GlimpseClassifier,
     size: tuple[int, int],
     watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
@@ -146,13 +149,16 @@ def look_at_nothing(
     policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Watcher:
-    """Let a copy of a model look at an image that is not there, to see what it does.
+    """Run a copy of a model on a blank image in a context that records operations.
 
     Args:
         model: a classifier.
         size: (height, width) of the image.
-        watching: given the copy, the context that it looks in; what entering the context gives is returned.
+        watching: called with the copy; returns the context.
         locations, policy, mpp: see `count_cost`.
+
+    Returns:
+        The value of the entered context.
     """
 
     def look(device: str) -> Watcher:
@@ -165,5 +171,5 @@ def look_at_nothing(
     try:
         return look("meta")
     except (NotImplementedError, RuntimeError):
-        # A model that chooses where to look needs numbers to choose by, which meta tensors have not.
+        # Some models select locations by values, which meta tensors do not have.
         return look("cpu")

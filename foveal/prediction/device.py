@@ -1,4 +1,4 @@
-"""Where a model runs and how precisely: the values of ``--device`` and ``--precision``.
+"""Devices and precisions: the values of ``--device`` and ``--precision``.
 
 Example:
     >>> find_device("cpu")
@@ -20,10 +20,10 @@ from foveal.host import keep_freed_memory, processor_name, usable_device
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; ``"auto"`` is the first GPU, or the CPU where there is none.
+    """The device with a name; ``"auto"`` is the first GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such device on this machine.
+        ConfigError: this machine has no such device.
     """
     device = usable_device(name)
     if device.type == "cpu":
@@ -32,9 +32,7 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def machine_name(device: torch.device) -> str:
-    """What times on this device hold for: the GPU's name, or model and number of the processors and how many threads
-    use them.
-    """
+    """Name of the hardware for which measured times hold: the GPU, or the CPU and the number of threads."""
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -43,12 +41,13 @@ def machine_name(device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """A context in which matrix products and convolutions run at ``"32"``, ``"bf16"`` or ``"16"`` bits.
+    """A context in which matrix products and convolutions run in float32 (``"32"``), bfloat16 (``"bf16"``) or float16
+    (``"16"``).
 
     Raises:
-        ConfigError: another precision.
+        ConfigError: the precision is unknown.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision}: is not known; use one of {', '.join(PRECISIONS)}")
+        raise ConfigError(f"`precision` {precision}: is not known; use one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))

@@ -1,8 +1,8 @@
-"""Early exit: look at an image until the answer is sure enough, so that easy images cost less than hard ones.
+"""Early exit: stop looking at an image when its most probable class reaches a threshold.
 
-Looks are taken in descending probability, a few at a time. An image whose most probable class has reached the threshold
-leaves the batch; what is not looked at is not read either. Which threshold spends a wanted cost on the mean image is
-found on validation images (`foveal.evaluation.find_thresholds`) and kept in the run folder.
+Looks are taken in descending probability, a few at a time. An image that reaches the threshold leaves the batch; the
+rest of it is not read. `foveal.evaluation.find_thresholds` finds the threshold for a mean cost per image on validation
+images. The run folder stores it.
 
 Example:
     >>> parse_cost("2.0GMAC"), parse_cost("15 ms"), parse_cost("3locations")
@@ -33,8 +33,8 @@ from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.runs import own_file
-from foveal.signatures import misfit
-from foveal.strict import Malformed, read_json
+from foveal.signatures import mismatch
+from foveal.strict import ContentError, read_json
 
 EXITS = "exits.json"
 
@@ -47,17 +47,17 @@ class Exit:
     """When to stop looking at an image.
 
     Attributes:
-        budget: mean cost of an image as it was asked for, say ``2.0GMAC``.
-        threshold: probability of the most probable class from which on an image is left; above 1 none is.
-        locations: the most looks to take.
-        at_once: cells of the first grid to look into before asking again.
-        cost: mean cost on the images it was solved on, in ``unit``.
+        budget: mean cost per image, as text such as ``2.0GMAC``.
+        threshold: probability of the most probable class at which an image is left; above 1 no image is left early.
+        locations: maximum looks per grid at each level.
+        at_once: looks in the first grid between two comparisons with the threshold.
+        cost: mean cost on the validation images, in ``unit``.
         unit: ``macs``, ``ms`` or ``locations``.
-        images: how many they were.
-        model: fingerprint of the weights, for which alone it holds.
-        precision: of the arithmetic.
-        batch_size, machine: what milliseconds were asked for; None for other units. Where validation images are fewer
-            than a batch has, they were measured on all there are.
+        images: number of the validation images.
+        model: `foveal.prediction.fingerprint` of the model. The threshold holds for this model only.
+        precision: see `foveal.prediction.autocast`.
+        batch_size, machine: for which milliseconds were measured; None for other units. With fewer validation images
+            than ``batch_size``, all of them were one batch.
     """
 
     budget: str
@@ -73,27 +73,31 @@ class Exit:
     machine: str | None = None
 
     @property
-    def asked(self) -> tuple[object, ...]:
-        """What was asked for, and under which conditions: two exits that agree in it answer the same question."""
+    def conditions(self) -> tuple[object, ...]:
+        """The budget and the conditions under which the threshold was found. Exits with equal values are equivalent."""
         return parse_cost(self.budget), self.locations, self.at_once, self.precision, self.batch_size, self.machine
 
 
 def parse_cost(text: str) -> tuple[float, str]:
-    """A mean cost as people type it, and its unit: ``macs``, ``ms`` or ``locations``.
+    """Parse a mean cost such as ``2.0GMAC``.
+
+    Returns:
+        The number and its unit: ``macs``, ``ms`` or ``locations``.
 
     Raises:
-        ConfigError: anything else than a positive number with a unit.
+        ConfigError: the text is not a positive number with a unit.
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt]?)(mac)s?|(ms)|(location)s?)", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
         raise ConfigError(
-            f"--budget {text}: is no cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as 3locations"
+            f"`budget` {text}: is not a cost; write multiply-accumulates as 2.0GMAC, time as 15ms, or looks as "
+            "3locations"
         )
     return float(found[1]) * _PREFIXES[(found[2] or "").lower()], _UNITS[(found[3] or found[4] or found[5]).lower()]
 
 
 def format_cost(cost: float, unit: str) -> str:
-    """A cost as people type it: ``1.93GMAC``."""
+    """A cost as text, the inverse of `parse_cost`: ``1.93GMAC``."""
     number, _, unit = (
         (amount(cost, "MAC") if unit == "macs" else f"{significant(cost)} {unit}").replace(",", "").partition(" ")
     )
@@ -108,14 +112,14 @@ def look_until(
     at_once: int = 1,
     contributions: bool = False,
 ) -> Classification:
-    """Classify; leave each image as soon as it is sure enough.
+    """Classify images. Stop looking at an image when its most probable class reaches the threshold.
 
     Args:
-        model: a classifier; one that cannot stop on the way looks as often as the budget says.
+        model: a classifier; one that cannot stop early takes all looks.
         images: see `GlimpseClassifier.forward`.
-        threshold: probability of the most probable class from which on an image is left.
-        locations: the most looks to take; the model's own budget if None.
-        at_once: cells of the first grid to look into before asking again.
+        threshold: probability of the most probable class at which an image is left.
+        locations: maximum looks per grid at each level; the model's own if None.
+        at_once: looks in the first grid between two comparisons with the threshold.
         contributions: see `GlimpseClassifier.forward`.
     """
     walk = model.walk(images, locations, at_once, contributions)
@@ -133,21 +137,26 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def turns(locations: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
-    """The budgets that an image can end with, the first look alone first."""
+    """The locations after which an image can be left, in ascending order; first ``()``, the first look alone."""
     if not locations:
         return [()]
     first, *below = locations
     return [(), *((min(k, first), *below) for k in range(at_once, first + at_once, at_once))]
 
 
-def budget_of(looks: Glimpses, locations: Sequence[int]) -> tuple[int, ...]:
-    """The budget that the looks at one image amount to, of one that was ended early."""
+def locations_of(looks: Glimpses, locations: Sequence[int]) -> tuple[int, ...]:
+    """The locations taken at one image that was left early.
+
+    Args:
+        looks: the looks at the image.
+        locations: the maximum.
+    """
     first = int((looks.level == 2).sum())
     return (first, *locations[1:]) if first else ()
 
 
 def read_exits(folder: Path) -> list[Exit]:
-    """The exits that were solved for a run, on its own validation images.
+    """The exits that a run folder stores, found on the run's validation images.
 
     Raises:
         RunError: the file is damaged.
@@ -155,27 +164,28 @@ def read_exits(folder: Path) -> list[Exit]:
     if not (folder / EXITS).exists():
         return []
     file = own_file(folder, EXITS)
-    again = "delete it, and solve again by foveal evaluate --budget"
+    again = "delete it, and find them again by foveal evaluate --budget"
     hints = {**get_type_hints(Exit), "at_once": Annotated[int, range(1, 10**6)]}
     try:
         found = read_json(file)
-        faults = [misfit(values, hints) for values in found]
+        faults = [mismatch(values, hints) for values in found]
         if fault := next(filter(None, faults), None):
             raise RunError(f"{file}: {fault}; {again}")
         exits = [Exit(**{**values, "locations": tuple(values["locations"])}) for values in found]
         for one in exits:
             parse_cost(one.budget)
-    except (Malformed, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise RunError(f"{file}: is damaged or not ours ({str(error) or type(error).__name__}); {again}") from error
+    except (ContentError, ConfigError, TypeError, KeyError, AttributeError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise RunError(f"{file}: is damaged or not a file of foveal ({reason}); {again}") from error
     return exits
 
 
 def write_exits(folder: Path, exits: Sequence[Exit]) -> None:
-    """Keep exits beside those that are there already; of two that answer the same question the new one.
+    """Add exits to the file in a run folder. A new exit replaces one with an equal `Exit.conditions`.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: the file cannot be written.
     """
-    with taking_turns(folder / EXITS, "the thresholds are not kept") as unfinished:
-        kept = {one.asked: one for one in [*read_exits(folder), *exits]}
+    with taking_turns(folder / EXITS, "the thresholds are not stored") as unfinished:
+        kept = {one.conditions: one for one in [*read_exits(folder), *exits]}
         unfinished.write_text(json.dumps([asdict(one) for one in kept.values()], indent=2) + "\n")

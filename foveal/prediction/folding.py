@@ -1,8 +1,7 @@
-"""Batch norms folded into the convolutions before them: the same answers, and many of them in less time.
+"""Fold batch norms into the convolutions before them, for faster prediction with the same results.
 
-A batch norm that has been trained multiplies and shifts every channel by fixed numbers, and the convolution before it
-can do that as well. On small batches passing over the activations once more for each layer is a good part of a
-prediction's time.
+In eval mode a batch norm scales and shifts each channel by constants, which can be part of the preceding convolution's
+weights. This saves a pass over the activations per layer.
 
 Example:
     >>> from foveal.glimpse.base import WholeImage
@@ -33,11 +32,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.prediction.cost import look_at_nothing
+from foveal.prediction.cost import run_on_blank
 
-TOLERANCE = 1e-6  # of the largest output, in float64: what changes its weights on the way is far above it
+TOLERANCE = 1e-6  # relative to the largest output, in float64; modules that transform their weights exceed it by far
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
-QUESTIONS = {
+METADATA = {
     "__get__",
     "size",
     "dim",
@@ -49,11 +48,11 @@ QUESTIONS = {
     "get_device",
     "type",
 }
-"""What may be asked of a tensor without using its values, unless a tensor comes of it."""
+"""Operations that use no values of a tensor, if they do not return a tensor."""
 
 
 class FoldedNorm(nn.BatchNorm2d):
-    """A batch norm whose work the convolution before it does; what else the network reads of it is still there."""
+    """A batch norm that was folded into the convolution before it. Its attributes stay."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input
@@ -61,11 +60,11 @@ class FoldedNorm(nn.BatchNorm2d):
 
 @cache
 def folded_norms() -> dict[type, Any]:
-    """What each kind of batch norm becomes; timm is imported when this is asked, not before."""
+    """The folded class of each class of batch norm. A function, because timm is imported late."""
     from timm.layers import BatchNormAct2d
 
     class FoldedNormAct(BatchNormAct2d):
-        """`FoldedNorm` of a norm with an activation, which stays."""
+        """A folded batch norm with an activation. Dropout and activation stay."""
 
         def forward(self, x: Tensor) -> Tensor:
             return self.act(self.drop(x))
@@ -74,18 +73,17 @@ def folded_norms() -> dict[type, Any]:
 
 
 def fold_norms(model: GlimpseClassifier) -> GlimpseClassifier:
-    """A model for prediction whose batch norms are part of the convolutions before them, where that changes nothing.
+    """Fold batch norms into the convolutions before them, where the results stay the same.
 
-    A norm is folded if a convolution's output goes to it and nowhere else, which one pass without images shows, and if
-    the two together give what they gave before. It takes some tenths of a second, which ten to thirty images win back
-    on a CPU.
+    A norm is folded if it is the only consumer of a convolution's output, which a forward pass on a blank image shows,
+    and if the folded convolution's output agrees with that of both. This takes some tenths of a second, which ten to
+    thirty images save on a CPU.
 
     Args:
-        model: a classifier, in evaluation mode, on any device.
+        model: a classifier in eval mode, on any device.
 
     Returns:
-        A copy, which is not for training and whose parameters are not those that were trained; the model itself if it
-        has no batch norms.
+        A copy for prediction only, with other parameters; the model itself if it has no batch norms.
     """
     if not norms_of(model):
         return model
@@ -96,19 +94,19 @@ def fold_norms(model: GlimpseClassifier) -> GlimpseClassifier:
 
 
 def norms_of(model: nn.Module) -> list[str]:
-    """Names of a model's batch norms that are not folded."""
+    """Names of the batch norms of a model that are not folded."""
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     return [name for name, norm in norms if not isinstance(norm, tuple(folded_norms().values()))]
 
 
-class _Watch(TorchFunctionMode):
-    """Sees which convolution's output each norm is given, and how many operations take each tensor."""
+class _Trace(TorchFunctionMode):
+    """Records outputs of convolutions, inputs of norms, and the tensors that each operation takes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.made: list[tuple[str, Tensor]] = []
         self.given: list[tuple[str, Tensor | None]] = []
-        self.taken: list[Tensor] = []  # kept, so that no other tensor gets the identity of one that is gone
+        self.taken: list[Tensor] = []  # references keep ids unique
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(lambda _m, _i, out, name=name: self.made.append((name, out)))
@@ -119,14 +117,14 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") not in QUESTIONS or any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+        if getattr(func, "__name__", "") not in METADATA or any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             self.taken += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         return out
 
 
 def _pairs(model: GlimpseClassifier) -> list[tuple[str, str]]:
-    """Names of convolutions and norms that only ever work one right after the other."""
-    seen = look_at_nothing(model, (2 * model.size[0], 2 * model.size[1]), _Watch)
+    """Names of convolutions and norms where the norm is the only consumer of the convolution's output."""
+    seen = run_on_blank(model, (2 * model.size[0], 2 * model.size[1]), _Trace)
     uses, norm_of = Counter(map(id, seen.taken)), {id(tensor): norm for norm, tensor in seen.given}
     conv_of = {id(tensor): conv for conv, tensor in seen.made}
     norms_after, convs_before = defaultdict(set), defaultdict(set)
@@ -142,7 +140,7 @@ def _pairs(model: GlimpseClassifier) -> list[tuple[str, str]]:
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
-    """Fold the norm into the convolution, unless both together would not be the same."""
+    """Fold the norm into the convolution, if the folded convolution's output agrees with that of both."""
     if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _plain(conv) and _plain(norm)):
         return
     if type(norm) not in folded_norms() or {name for name, _ in norm.named_buffers(recurse=False)} != STATISTICS:
@@ -164,7 +162,7 @@ def _fold(conv: nn.Module, norm: nn.Module) -> None:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether nothing but its own ``forward(x)`` decides what becomes of a module's input."""
+    """Whether a module has no hooks and parametrizations, and its forward takes one argument."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return (
         not any(hooks) and not is_parametrized(module) and len(inspect.signature(type(module).forward).parameters) == 2

@@ -1,8 +1,8 @@
-"""A file that grows line by line, and knows which of its lines are as they were written.
+"""Journals: files of JSON lines with chained checksums.
 
-A line is a value as JSON, after 16 digits that depend on it and on all lines before. A process that is killed leaves
-whole lines and perhaps a part of one, which is dropped. Lines that another program changed or took out are noticed;
-they are dropped with all that follow.
+A line is a checksum of 16 hexadecimal digits, which depends on the value and on all lines before, and a value as JSON.
+A killed process may leave an incomplete last line, which is dropped. If another program changed or removed a line, this
+line and all that follow are dropped.
 
 Example:
     >>> import tempfile
@@ -32,37 +32,36 @@ from foveal.errors import StorageError
 from foveal.files import replacing
 
 SYNC_EVERY = 5.0
-"""Seconds after which lines are put on the disk, so that a loss of power leaves them there. They outlive their process
-at once.
+"""Seconds between two calls of fsync. Lines written before survive a loss of power; all lines survive a killed process.
 """
 
 _logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """To be used by one process at a time. Its methods raise an `OSError` where the disk does not do what they ask.
+    """A journal. One process may use it at a time. Methods raise an `OSError` if reading or writing fails.
 
     Args:
-        file: need not be there yet.
+        file: the file, which need not exist.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._descriptor = -1
-        self._digest, self._end = "", 0  # of the last line that is known to be whole
+        self._digest, self._end = "", 0  # of the last line known to be complete
         self._synced = time.monotonic()
         with suppress(FileNotFoundError):
             self._open()
 
     def __bool__(self) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return self._descriptor >= 0
 
     def lines(self) -> Iterator[Any]:
-        """What the lines hold, up to the first that is not as it was written.
+        """The values of the lines, up to the first with a wrong checksum.
 
         Raises:
-            StorageError: of a line that was read or written before.
+            StorageError: that line has been read or written before by this object.
         """
         digest, end, known = "", 0, self._end
         with self._reading() as file:
@@ -71,7 +70,7 @@ class Journal:
                 if line[:17] != f"{after} ".encode() or line[-1:] != b"\n":
                     if end and not known and b"\n" in line + file.read():
                         _logger.warning(
-                            "%s: another program changed it; what follows its first %d bytes is done again",
+                            "%s: another program changed it; everything after its first %d bytes is done again",
                             self.file,
                             end,
                         )
@@ -84,16 +83,16 @@ class Journal:
             raise self._changed()
 
     def append(self, value: Any, sync: bool = False) -> None:
-        """Write a line, after the last that is known to be whole.
+        """Write a line after the last complete one.
 
         Args:
-            value: what JSON can hold.
-            sync: put it on the disk now.
+            value: a value that JSON can represent.
+            sync: call fsync.
 
         Raises:
-            StorageError: another program took lines out meanwhile.
+            StorageError: another program removed lines.
         """
-        self._find_again()
+        self._restore()
         size = os.fstat(self._descriptor).st_size
         if size < self._end:
             raise self._changed()
@@ -109,7 +108,7 @@ class Journal:
         self._digest, self._end = digest, self._end + len(line)
 
     def restart(self, value: Any) -> None:
-        """Write the file anew, with one line."""
+        """Replace the file by one with a single line."""
         digest, line = _line("", value)
         with replacing(self.file) as unfinished:
             unfinished.write_bytes(line)
@@ -130,12 +129,12 @@ class Journal:
         file.seek(0)
         return file
 
-    def _find_again(self) -> None:
-        """Where another program deleted or replaced the file, put it back: it is still open here."""
+    def _restore(self) -> None:
+        """Restore the file from the open descriptor if another program deleted or replaced it."""
         with suppress(FileNotFoundError):
             if os.path.samestat(self.file.stat(), os.fstat(self._descriptor)):
                 return
-        _logger.warning("%s: another program deleted or replaced it; it is written again", self.file)
+        _logger.warning("%s: another program deleted or replaced it; it is restored", self.file)
         with replacing(self.file) as unfinished, self._reading() as file, unfinished.open("wb") as copy:
             shutil.copyfileobj(file, copy)
         self.close()
@@ -144,8 +143,7 @@ class Journal:
     def _changed(self) -> StorageError:
         return StorageError(
             f"{self.file}: another program changed it while this call ran; the rows before the change are safe; "
-            "repeat the command, which"
-            " predicts the others again"
+            "repeat the command, which predicts the others again"
         )
 
 

@@ -1,9 +1,9 @@
-"""Predictions as a file that grows: Parquet, CSV or JSON Lines, begun, interrupted, continued and finished.
+"""Output files of predictions: Parquet, CSV or JSON Lines. An interrupted prediction can be continued.
 
-Rows of finished batches are kept in a journal beside the output (``.NAME.foveal``: settings in the first line, a batch
-in each of the others). At the end they join the rows already in the output, which is written anew under another name
-and renamed; then the settings stay in the journal, and a digest of the output, so that the next call can tell whether
-it continues the same work.
+Rows of finished batches are appended to a journal beside the output (``.NAME.foveal``): the first line holds the
+settings, each other line a batch. At the end the rows of the journal are merged with those of the output, which is
+written under a temporary name and renamed. The journal then holds the settings and a digest of the output, by which the
+next call decides whether it can continue the output.
 
 Example:
     >>> import tempfile
@@ -53,17 +53,17 @@ from foveal.prediction.rows import (
 
 @dataclass(frozen=True)
 class Summary:
-    """What a call of `predict` did.
+    """The outcome of a call of `predict`.
 
     Attributes:
-        images: images found, and paths that led to none.
-        predicted: of those, predicted now.
-        skipped: whose row is that of an earlier call that wrote to the same output; also of those that failed.
-        failed: (path, one sentence) of each that failed, in an earlier call or now.
+        images: number of images found, and of paths that led to none.
+        predicted: number of images predicted by this call.
+        skipped: number of images whose row was written by an earlier call, rows with an error included.
+        failed: (path, error) of each image that failed, in an earlier call or in this one.
         seconds: wall time.
-        out: the file written, or None.
-        rows: the predictions, where no file was written.
-        left_out: files and folders that were no images to predict, by reason.
+        out: the output file; None if there is none.
+        rows: the predictions, if there is no output file.
+        left_out: files and folders that are not images, counted by reason.
     """
 
     images: int
@@ -94,39 +94,40 @@ def predict(
     retry: bool = False,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
 ) -> Summary:
-    """Classify many images: one row an image, see `foveal.prediction.rows.COLUMNS`.
+    """Classify many images: one row per image, see `foveal.prediction.rows.COLUMNS`.
 
-    Bad images do not stop the others; they are rows with an ``error``. With ``out``, a call that was interrupted, or
-    killed, goes on where it stopped when it is repeated. Its batches are those of a call that was not interrupted, and
-    so are the order of its rows and every number in them but ``seconds``.
+    An image that cannot be read has a row with an ``error``; the others are predicted. With ``out``, repeating a call
+    that was interrupted or killed continues it. The batches, the order of the rows and all values except ``seconds``
+    equal those of an uninterrupted call.
 
-    With other images or another batch size, the images that have no row yet are predicted, in batches of their own, and
-    their rows appended in the order given. An image that has a row is not predicted again, even if its file is another
-    one now. One that failed keeps its row unless its file has changed since or was missing, or with ``retry``.
+    With other images or another batch size, the images without a row are predicted, and their rows appended in the
+    order given. An image with a row is not predicted again, even if its file has changed. A row with an error is
+    replaced if the file has changed or was missing, or with ``retry``.
 
-    Batch size, threads and device may differ from call to call; they change numbers by no more than rounding. Model,
-    budget, policy, precision, top_k and seed may not. One call at a time writes to an output, and it must be left as it
-    is in between.
+    Batch size, threads and device may differ between calls; they change values by rounding errors only. Model,
+    locations, policy, precision, top_k and seed may not. Only one call at a time may write to an output, and no other
+    program may change it between calls.
 
-    Images in memory are named in the column ``path`` by their place in what is given, ``[3]``. That tells nobody which
-    image it was, so that an output with rows of such names is not continued.
+    The ``path`` of an image in memory is its index, ``[3]``. An output with such rows cannot be continued, because
+    another call may have another image at that index.
 
     Args:
         model: a classifier, a dense network, or a run folder.
         paths: an image, any iterable of images, or a (B, C, H, W) tensor. An image is a file, a folder or a pattern,
-            see `foveal.prediction.rows.find_images`, or one in memory, as `foveal.classify` takes it.
+            see `foveal.prediction.rows.find_images`, or an image in memory, see `foveal.classify`.
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file; rows are returned if None.
-        resume: continue ``out`` if it is there; else it is replaced.
-        retry: predict those images of ``out`` again that failed.
-        on_progress: called after each batch with how many images are done, how many there are, and the batch's rows.
+        resume: continue ``out`` if it exists; otherwise it is replaced.
+        retry: predict the images with an error in ``out`` again.
+        on_progress: called after each batch with the number of images done, the number of all images, and the batch's
+            rows.
         locations, policy, batch_size, threads, device, precision, top_k, seed, until: see
-        `foveal.prediction.rows.predict_rows`.
+            `foveal.prediction.rows.predict_rows`.
 
     Raises:
-        ConfigError: an option that does not fit, or an output that was not made with the same model and options.
-        RunError: a run folder that is none.
-        StorageError: an output that another call writes, that another program changed, or that cannot be written. The
-            rows of batches before are safe.
+        ConfigError: an argument is invalid, or the output was written with another model or other settings.
+        RunError: the run folder is missing or damaged.
+        StorageError: another call writes to the output, another program changed it, or it cannot be written. The rows
+            of earlier batches are safe.
     """
     start = time.perf_counter()
     predictor = Predictor(model, device=device, precision=precision)
@@ -196,32 +197,30 @@ def predict(
 
 
 def _check_names(output: Output, images: Sequence[Named]) -> None:
-    """See that no image in memory would be taken for the one that had its place in an earlier call."""
+    """Check that no image in memory has the name of a row that an earlier call wrote."""
     for image in images:
         if not is_path(image.image) and (image.path in output.written or image.path in output.waiting):
             raise ConfigError(
-                f"{output.path}: has a row of an image {image.path} in memory, which may have been another one; "
-                "choose another --out, or"
-                " replace it by resume=False"
+                f"{output.path}: has a row of an image {image.path} in memory, which may be another image; "
+                "choose another `out`, or replace it by resume=False"
             )
 
 
 class Output:
-    """A file of predictions with its journal. Nobody else can have the same file open, under whatever name, until it is
-    closed.
+    """A file of predictions with its journal, locked until it is closed.
 
     Args:
-        path: the file; its suffix is one of `FORMATS`. Of a link what it leads to is written.
-        settings: plain values that decide what is predicted; an output is continued only with the same.
-        resume: continue what is there; else it is replaced, at the end.
+        path: the file; its suffix is one of `FORMATS`. If it is a link, its target is written.
+        settings: plain values that determine the predictions. An output is continued only with equal settings.
+        resume: continue an existing file; otherwise it is replaced by `finish`.
 
     Attributes:
         written: error, or None, of each path in the file.
-        waiting: the same of rows that are in the journal alone.
+        waiting: error, or None, of each path that only the journal has.
 
     Raises:
-        ConfigError: another suffix, no such folder, or a file that was not made with these settings.
-        StorageError: another call writes there; the disk is full; or the file is not as it was left.
+        ConfigError: the suffix is unknown, the folder does not exist, or the file was written with other settings.
+        StorageError: another call writes to the file, another program changed it, or the disk is full.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool = True) -> None:
@@ -235,17 +234,17 @@ class Output:
         self.settings = json.loads(json.dumps(settings))
         self.written: dict[str, str | None] = {}
         self.waiting: dict[str, str | None] = {}
-        self._stamps: dict[str, Any] = {}  # of files that failed
-        self._there: str | None = None  # digest of the file as it was left
-        self._joins = resume  # whether its rows are kept
+        self._stamps: dict[str, Any] = {}  # of the files with an error
+        self._there: str | None = None  # digest of the file after the last write
+        self._joins = resume  # whether the rows of the file are kept
         self._batches = 0
         self._plan = ""
         self._start = time.time_ns()
         with ExitStack() as stack:
-            taken = f"{path}: another call writes predictions there; wait for its end, or choose another --out"
+            taken = f"{path}: another call writes predictions there; wait for its end, or choose another `out`"
             stack.enter_context(locked(self.path.with_name(f".{self.path.name}.lock"), taken))
             _remove_leftovers(self.path)
-            with storing(self.path, "choose another --out, or make space and repeat the command"):
+            with storing(self.path, "choose another `out`, or make space and repeat the command"):
                 self.journal = Journal(self.path.with_name(f".{self.path.name}.foveal"))
                 stack.callback(self.journal.close)
                 self._open()
@@ -258,19 +257,22 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Let others have the file. What is in the journal stays there."""
+        """Release the lock. The journal stays."""
         self._stack.close()
 
     def begin(self, images: Sequence[Named], batch_size: int, retry: bool = False) -> tuple[list[Named], int]:
-        """What there is to predict, and how many batches of it an interrupted call did.
+        """Determine the images to predict.
 
-        A call with the same list and batch size goes on with that call's batches, so that its rows are those of one
-        call. Any other call first writes the rows that there are, and makes batches of the images that have none.
+        A call with the same images and batch size continues the batches of the interrupted call. Any other call first
+        merges the journal into the file, and forms batches of the images without a row.
 
         Args:
-            images: all that are wanted.
-            batch_size: images of a batch.
-            retry: predict those again that failed. Without it, those are whose file has changed since, or was missing.
+            images: all images.
+            batch_size: images per batch.
+            retry: predict all images with an error again. If False, only those whose file has changed or was missing.
+
+        Returns:
+            The images, and the number of their batches that an interrupted call finished.
         """
         todo = self._missing(images, retry)
         plan = _plan(todo, batch_size)
@@ -285,10 +287,10 @@ class Output:
         return todo, self._batches
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep the rows of a batch, so that they survive whatever happens to this process.
+        """Append the rows of a batch to the journal.
 
         Raises:
-            StorageError: they cannot be written; those of batches before are safe.
+            StorageError: they cannot be written. The rows of earlier batches are safe.
         """
         stamps = {row["path"]: _stamp(row["path"], self._start) for row in rows if row["error"]}
         with self._storing(self.journal.file):
@@ -296,9 +298,7 @@ class Output:
         self._count(rows, stamps)
 
     def failures(self, images: Sequence[Named], todo: Sequence[Named]) -> list[tuple[str, str]]:
-        """(path, one sentence) of the rows with an error that stay, of these images but those that are to be
-        predicted.
-        """
+        """(path, error) of the images that have a row with an error and are not in ``todo``."""
         errors = {**self.written, **self.waiting}
         others = {image.path for image in todo}
         named = [(as_text(image.path), image.path) for image in images]
@@ -306,14 +306,14 @@ class Output:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the file does not have all rows yet, or others."""
+        """Whether `finish` would change the file."""
         return self._there is None or not self._joins or bool(self._batches)
 
     def finish(self) -> None:
-        """Write the file.
+        """Merge the journal into the file.
 
         Raises:
-            StorageError: it cannot be written, or is not as it was left; the rows are safe in the journal.
+            StorageError: the file cannot be written, or another program changed it. The rows are safe in the journal.
         """
         with self._storing(self.path):
             self._check(_digest(self.path))
@@ -321,12 +321,12 @@ class Output:
                 write_rows(unfinished, self._rows(), self.path.suffix.lower())
                 there = _digest(unfinished)
                 self._check(_digest(self.path))
-                # Who finds this file in place knows that it has the rows of the journal.
+                # If the process ends before the next line, the digest shows that the file has the journal's rows.
                 self.journal.append({"there": there}, sync=True)
             self._settle(there)
 
     def _open(self) -> None:
-        """Find out what is there, and begin or continue."""
+        """Read the journal and the file, and start or continue."""
         there = _digest(self.path)
         if not self._joins:
             self._there = there
@@ -335,9 +335,8 @@ class Output:
         if not self.journal:
             if there is not None:
                 raise ConfigError(
-                    f"{self.path}: is there already and is not known to be a file of predictions, since "
-                    f"{self.journal.file.name} is not"
-                    " beside it; choose another --out, or remove it"
+                    f"{self.path}: exists, but {self.journal.file.name} does not, so it may not be a file of "
+                    "predictions; choose another `out`, or remove it"
                 )
             self.journal.restart(self._header())
             return
@@ -362,14 +361,14 @@ class Output:
             self.written = {row["path"]: row.get("error") for row in self._old_rows(("path", "error"))}
         except (ValueError, KeyError) as error:
             raise ConfigError(
-                f"{self.path}: is no longer a file of predictions; choose another --out, or remove it and "
+                f"{self.path}: is no longer a file of predictions; choose another `out`, or remove it and "
                 f"{self.journal.file.name}"
             ) from error
         if settled:
             self._settle(there)
 
     def _earlier(self, there: str | None) -> dict[str, Any]:
-        """The header of a journal whose first line is none of ours: of version 0.1.0, where each line was a row."""
+        """Convert a journal of version 0.1.0, which has a row per line, and return the new header."""
         try:
             settings, *rows = [
                 json.loads(line)
@@ -381,8 +380,7 @@ class Output:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.journal.file}: is damaged, so that {self.path.name} cannot be continued; choose another "
-                "--out, or replace it by"
-                " --overwrite (in Python resume=False)"
+                "`out`, or replace it by `overwrite` (in Python resume=False)"
             ) from error
         self._there = there
         self.journal.restart(self._header())
@@ -395,9 +393,8 @@ class Output:
         changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if changed:
             raise ConfigError(
-                f"{self.path}: was begun with another {' and '.join(changed)}; choose another --out, or replace it by "
-                "--overwrite"
-                " (in Python resume=False)"
+                f"{self.path}: was written with other settings ({', '.join(changed)}); choose another `out`, or "
+                "replace it by `overwrite` (in Python resume=False)"
             )
 
     def _header(self) -> dict[str, Any]:
@@ -415,7 +412,7 @@ class Output:
         self._stamps |= stamps
 
     def _settle(self, there: str | None) -> None:
-        """The file has all rows now."""
+        """Clear the journal after its rows were merged into the file, whose digest is ``there``."""
         self.written = {**(self.written if self._joins else {}), **self.waiting}
         self._stamps = {path: stamp for path, stamp in self._stamps.items() if self.written.get(path)}
         self._there, self._joins, self._plan, self._batches, self.waiting = there, True, "", 0, {}
@@ -425,7 +422,7 @@ class Output:
         return [image for image in images if not self._keeps(image, retry)]
 
     def _keeps(self, image: Named, retry: bool) -> bool:
-        """Whether the file has a row of the image that is to stay."""
+        """Whether the file has a row of the image that is not to be replaced."""
         name = as_text(image.path)
         if not self._joins or name not in self.written:
             return False
@@ -435,7 +432,7 @@ class Output:
         return not retry and stamp is not None and stamp == _stamp(image.path)
 
     def _rows(self) -> Iterator[Row]:
-        """Rows of the file but those that were predicted again, then those of the journal."""
+        """Rows of the file without those predicted again, then rows of the journal."""
         yield from (row for row in self._old_rows() if row["path"] not in self.waiting)
         yield from (row for line in self.journal.lines() for row in line.get("rows", ()))
 
@@ -443,10 +440,10 @@ class Output:
         return read_rows(self.path, columns) if self._joins and self._there is not None else iter(())
 
     def _check(self, there: str | None) -> None:
-        """See that the file is as it was left.
+        """Check that no other program changed the file.
 
         Args:
-            there: digest of the file as it is.
+            there: digest of the file now.
         """
         if there == self._there or (there is None and not self._joins):
             return
@@ -455,13 +452,12 @@ class Output:
             if there is None
             else "was changed by another program"
             if self._there
-            else "was put there by another program"
+            else "was created by another program"
         )
         mend = "move it away" if self._there is None else "put the file back as it was"
         raise StorageError(
-            f"{self.path}: {what}; {self._safe()}{mend} and repeat the command, choose another --out, or predict "
-            "everything again by"
-            " --overwrite (in Python resume=False)"
+            f"{self.path}: {what}; {self._safe()}{mend} and repeat the command, choose another `out`, or predict "
+            "everything again by `overwrite` (in Python resume=False)"
         )
 
     def _safe(self) -> str:
@@ -470,11 +466,11 @@ class Output:
         )
 
     def _storing(self, file: Path) -> AbstractContextManager[None]:
-        return storing(file, f"{self._safe()}make space, or mend the rights, and repeat the command")
+        return storing(file, f"{self._safe()}make space, or change the permissions, and repeat the command")
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of calls that were killed, also of version 0.1.0. To be called by who holds the lock."""
+    """Remove temporary files of killed calls, also those of version 0.1.0. The caller holds the lock."""
     for name in (path.name, f".{path.name}.foveal"):
         remove_unfinished(path.parent, glob.escape(name))
         for file in path.parent.glob(f".{glob.escape(name)}.*"):
@@ -484,14 +480,14 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _plan(images: Sequence[Named], batch_size: int) -> str:
-    """A name of these images in these batches."""
+    """A digest of the paths and the batch size."""
     return hashlib.blake2b(
         json.dumps([batch_size, [image.path for image in images]]).encode(), digest_size=8
     ).hexdigest()
 
 
 def _digest(path: Path) -> str | None:
-    """16 hexadecimal digits of what a file holds; None where there is none."""
+    """Digest of a file's content, 16 hexadecimal digits; None if it does not exist."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
@@ -500,7 +496,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _stamp(path: str, since: int | None = None) -> Any:
-    """What changes when a file does; of one that changed after ``since`` None, as it may have been read before."""
+    """Size and times of a file, or "missing". None if it changed after ``since``: it may have been read before."""
     try:
         found = os.stat(path)  # noqa: PTH116 (Path raises where a name is too long)
     except (OSError, ValueError):
@@ -510,7 +506,7 @@ def _stamp(path: str, since: int | None = None) -> Any:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits that change when the weights of a model or its classes do."""
+    """Digest of a model's weights, classes and size, 16 hexadecimal digits."""
     digest = hashlib.blake2b(
         repr((getattr(model, "class_names", ()), getattr(model, "size", None))).encode(), digest_size=8
     )
@@ -521,10 +517,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
-    """Write rows as they come, holding a thousand at most; ``suffix`` names the format.
+    """Write rows, with at most a thousand in memory. The format follows from ``suffix``.
 
-    Texts of CSV files are written by `foveal.display.as_cell`, so that no spreadsheet takes one for a formula.
-    `read_rows` gives back what was written; the other formats hold every text as it is.
+    Text in CSV files is escaped by `foveal.display.as_cell`, so that a spreadsheet does not take it for a formula.
+    `read_rows` undoes this. The other formats hold text unchanged.
     """
     if suffix == ".parquet":
         _write_parquet(path, rows)
@@ -545,7 +541,7 @@ def _to_csv(value: Any) -> Any:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Rows of a file that `write_rows` wrote; with ``columns`` these alone, in less time, if the format allows it."""
+    """Rows of a file that `write_rows` wrote. Parquet and CSV read only ``columns``, if given."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         from pyarrow.parquet import ParquetFile

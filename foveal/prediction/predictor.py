@@ -1,7 +1,6 @@
-"""`Predictor`: the one way from images to answers.
+"""`Predictor`: loads a model, opens images as the training images were opened, and classifies them.
 
-It loads a model, folds its batch norms where that is asked for, opens images as the training images were opened, and
-classifies them. `classify` and `foveal.predict`, pages and evaluation are built on it.
+`classify`, `foveal.predict`, explanations and evaluation use it.
 
 Example:
     >>> import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, ImageError, RunError
+from foveal.errors import ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import (
     ImageViews,
@@ -50,31 +49,29 @@ from foveal.prediction.folding import fold_norms
 from foveal.runs import Run
 
 Model = GlimpseClassifier | nn.Module | Run | str | Path
-"""What a predictor is made of: a classifier, a dense network, or a run folder."""
+"""A classifier, a dense network, or a run folder."""
 
 
 class Predictor:
-    """A model that answers.
+    """A model for prediction.
 
     Args:
-        model: a classifier; any dense network, which then sees the whole image at once; or a run folder. It is put into
-            evaluation mode.
-        device: where to run, see `find_device`; where the model is if None.
+        model: a classifier; a dense network, which looks once at the whole image; or a run folder. A model is put into
+            eval mode.
+        device: see `find_device`; the device of the model if None.
         precision: see `autocast`.
 
     Attributes:
         model: the classifier.
-        device: where it is.
-        precision: as given.
+        device: its device.
+        precision: the precision.
 
     Raises:
-        ConfigError: a model, device or precision that does not exist.
-        RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
+        ConfigError: ``model`` is not a model, or the device does not exist.
+        RunError: the run folder cannot be loaded, or weights are NaN or infinite.
     """
 
-    def __init__(
-        self, model: Model, *, device: str | torch.device | None = None, precision: str = "32", fold: bool = False
-    ) -> None:
+    def __init__(self, model: Model, *, device: str | torch.device | None = None, precision: str = "32") -> None:
         where = None if device is None else find_device(device)
         run = Run(model) if isinstance(model, str | Path) else model if isinstance(model, Run) else None
         classifier = as_classifier(model) if run is None else run.load_model()
@@ -84,8 +81,8 @@ class Predictor:
         self.precision = precision
 
     def folded(self) -> Predictor:
-        """One with batch norms folded into convolutions, in a copy of the model: the same answers to float precision,
-        in less time.
+        """A faster predictor with a copy of the model, whose batch norms are folded into convolutions. Results agree
+        within rounding errors.
         """
         other = copy.copy(self)
         other.model = fold_norms(self.model)
@@ -93,26 +90,27 @@ class Predictor:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the logits; empty where the model does not know them."""
+        """Names of the classes, in the order of the logits; empty if the model has none."""
         return self.model.class_names
 
     def locations(self, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
-        """The locations to look at: the model's own if None.
+        """Check locations and policy.
+
+        Returns:
+            The locations, the model's own if None; see `GlimpseClassifier.resolve_locations`.
 
         Raises:
-            ConfigError: they, or the policy, do not fit the model.
+            ConfigError: the model does not support them.
         """
-        if not self.model.locations and str(policy) != GREEDY.name:
-            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
         self.model.check_policies([policy])
-        return self.model.budget(locations)
+        return self.model.resolve_locations(locations)
 
     def open(self, image: Any, name: str = "image") -> Pyramid:
-        """Open an image as the training images were opened: its bands, its range of values, its size if they had one.
+        """Open an image as the training images were opened: with the same bands, value range and, if any, size.
 
         Args:
-            image: a path, or what `foveal.images.as_image` takes.
-            name: of an image that is no file, for errors.
+            image: a path, or an image in memory, see `foveal.images.as_image`.
+            name: name of an image in memory, for errors.
 
         Raises:
             ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
@@ -139,9 +137,9 @@ class Predictor:
         """Classify open images.
 
         Args:
-            views: the images; those that could not be read are named in its ``errors``, and their rows mean nothing.
+            views: the images. ``views.errors`` lists those that could not be read; their results are invalid.
             locations, policy, draws, contributions: see `GlimpseClassifier.forward`.
-            until: when to stop looking at an image, instead of ``locations``.
+            until: early exit. Its locations replace ``locations``.
         """
         with torch.inference_mode(), autocast(self.precision, self.device):
             if until is not None:
@@ -156,7 +154,7 @@ class Predictor:
         policy: str | Policy = GREEDY,
         batch_size: int = 16,
     ) -> Classification:
-        """Classify one image or several; arguments and errors as of `classify`."""
+        """Classify one image or several; see the function `classify` for arguments and errors."""
         one = not isinstance(images, Views) and is_one(images)
         parts = []
         for views in self._batches(images, batch_size):
@@ -168,17 +166,15 @@ class Predictor:
         return parts[0][0] if one else parts[0] if len(parts) == 1 else Classification.cat(parts)
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[Views]:
-        as_they_are = (
-            getattr(self.model, "value_range", None) is None and getattr(self.model, "image_size", None) is None
-        )
+        unchanged = getattr(self.model, "value_range", None) is None and getattr(self.model, "image_size", None) is None
         if isinstance(images, Views):
             if len(images):
                 yield images
-        elif isinstance(images, Tensor) and as_they_are:
+        elif isinstance(images, Tensor) and unchanged:
             for part in as_batch(images, self.model.channels).split(batch_size):
                 part = part.to(self.device)
                 if part.dtype == torch.uint16 and part.device.type != "cpu":
-                    part = part.float() / 65535  # few of torch's kernels know the type there
+                    part = part.float() / 65535  # few CUDA kernels support uint16
                 if len(part):
                     yield TensorViews(part)
         else:
@@ -186,16 +182,16 @@ class Predictor:
             while some := list(islice(named, batch_size)):
                 opened = [image if isinstance(image, View) else self.open(image, name) for name, image in some]
                 yield ImageViews(opened)
-                for (_, image), mine in zip(some, opened, strict=True):
-                    if is_path(image) and isinstance(mine, Pyramid):
-                        mine.close()
+                for (_, image), view in zip(some, opened, strict=True):
+                    if is_path(image) and isinstance(view, Pyramid):
+                        view.close()
 
 
 def _check_finite(model: GlimpseClassifier, name: Any) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RunError(
-                f"{name}: the weights {key} are not all finite numbers, so that it has no answers; train it again"
+                f"{name}: the weights {key} are not all finite numbers, so it cannot classify; train it again"
             )
 
 
@@ -208,30 +204,29 @@ def classify(
     batch_size: int = 16,
     device: str | torch.device | None = None,
 ) -> Classification:
-    """Classify one image or several, by any model.
+    """Classify one image or several.
 
-    The same pixels give the same answer whether they come as a file, a Pillow image, an array or a tensor. Who
-    classifies again and again keeps a `Predictor`, which checks the model's weights once.
+    Equal pixels give equal results, whether they come from a file, a Pillow image, an array or a tensor. For repeated
+    calls use a `Predictor`, which checks the weights once.
 
     Args:
-        model: a classifier; any dense network, which then sees the whole image at once; or a run folder.
+        model: a classifier; a dense network, which looks once at the whole image; or a run folder.
         images: an image, a list of images, or a (B, C, H, W) tensor. An image is a path, a Pillow image, a NumPy array
-            (H, W) or (H, W, C), a tensor (C, H, W), or what `foveal.open_image` returns. Pixels are uint8, uint16, or
-            floats from 0 to 1; for a model that was trained with a value range, they are values in that range. See
+            (H, W) or (H, W, C), a tensor (C, H, W), or a `foveal.images.Pyramid`. Pixels are uint8, uint16, or floats
+            from 0 to 1; for a model that was trained with a value range, they are values in that range. See
             `foveal.images.inputs`.
         locations: looks per grid at each level; the model's own if None.
         policy: how locations are selected, see `GlimpseClassifier.forward`.
-        batch_size: images at a time.
-        device: where to run; where the model is if None.
+        batch_size: images per batch.
+        device: see `find_device`; the device of the model if None.
 
     Returns:
         The classification of the one image, or of all of them.
 
     Raises:
-        ImageError: an image cannot be opened or read, or cannot be one that the model takes; `foveal.predict` goes on
-            instead.
-        ConfigError: a model or device that does not exist.
-        RunError: a run folder that cannot be loaded, or weights that are not finite numbers.
+        ImageError: an image cannot be opened or read, or does not fit the model. `foveal.predict` continues instead.
+        ConfigError: ``model`` is not a model, or the device does not exist.
+        RunError: the run folder cannot be loaded, or weights are NaN or infinite.
     """
     was_training = isinstance(model, nn.Module) and model.training
     try:

@@ -1,7 +1,6 @@
-"""From images to rows: find the images, open them ahead of the model, classify them batch by batch.
+"""Rows of predictions: find images, open them while the model runs, and classify them batch by batch.
 
-A row is a plain dictionary with the keys of `COLUMNS`. An image that fails is a row too: it has an ``error``, one
-sentence, and nothing else.
+A row is a dictionary with the keys of `COLUMNS`. The row of an image that fails has a path and an ``error`` only.
 
 Example:
     >>> import tempfile, pathlib
@@ -19,30 +18,27 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.early_exit import Exit, budget_of
+from foveal.prediction.early_exit import Exit, locations_of
 from foveal.prediction.predictor import Model, Predictor
-from foveal.runs import Run
 
 Row = dict[str, Any]
 
 FOLD_FROM = 16
-"""Images from which on it pays to fold batch norms first."""
+"""Minimum number of images for which batch norms are folded."""
 
 COLUMNS = (
     "path",
@@ -59,21 +55,21 @@ COLUMNS = (
 )
 """Columns of a prediction.
 
-``path`` of an image in memory is its place in what was given, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is
-a list of ``{"label", "probability"}``, ``locations`` the number of looks beyond the first, ``glimpses`` a list of
+``path`` of an image in memory is its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
+``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list of
 ``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of
-each look as the model sees it; None where the file does not say. ``macs`` and ``bytes_read`` are of this image;
-``seconds`` is what opening it took plus its share of the time of its batch.
+each glimpse as resized for the model; None if the file has no scale. ``macs`` and ``bytes_read`` count this image.
+``seconds`` is the time to open it plus its share of the time of its batch.
 """
 
 
 class Named(NamedTuple):
-    """An image, with what its row calls it.
+    """An image and its name.
 
     Attributes:
-        path: of a file; else the place in a list.
+        path: path of a file; index of an image in memory.
         image: a path, or an image in memory.
-        error: one sentence, where nothing was found; else None.
+        error: why there is no image; None if there is one.
     """
 
     path: str
@@ -86,24 +82,24 @@ class _Opened(NamedTuple):
     view: View | None
     error: str | None
     seconds: float
-    ours: bool = False  # to close
+    is_file: bool = False  # a file is closed after its batch
 
 
 def find_images(
     paths: Sequence[str | os.PathLike[str]], left_out: LeftOut | None = None
 ) -> list[tuple[str, str | None]]:
-    """Files behind files, folders (searched to the bottom) and patterns such as ``scans/**/*.svs``.
+    """Find images by files, folders (with subfolders) and patterns such as ``scans/**/*.svs``.
 
-    Folders are searched as in training, see `foveal.images.walk`. A file that is named, or matched by a pattern that
-    says more of its name than ``*``, may have any suffix.
+    Folders are searched as in training, see `foveal.images.walk`. A file may have any suffix if it is given by its
+    path, or by a pattern whose last part is not just ``*``.
 
     Args:
-        paths: what to look for.
-        left_out: counts what is left out, if given.
+        paths: files, folders and patterns.
+        left_out: counts files and folders that are left out, if given.
 
     Returns:
-        (path, None) of every image once, in the order given and by name within a folder or pattern; (path, one
-        sentence) of what led to no image.
+        (path, None) of each image once, in the order given and sorted by name within a folder or pattern; (path, error)
+        of a path without images.
     """
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
@@ -123,17 +119,18 @@ def find_images(
 
 
 def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
-    """One image or many, with their names: paths as `find_images` finds them, and what `foveal.images.as_image` takes.
+    """Images with their names.
 
     Args:
-        images: an image, a (B, C, H, W) tensor, or any iterable of images, which is read to its end.
-        left_out: counts what is left out of folders, if given.
+        images: an image, a (B, C, H, W) tensor, or any iterable of images. An image is a path, see `find_images`, or an
+            image in memory, see `foveal.images.as_image`.
+        left_out: counts files and folders that are left out, if given.
 
     Returns:
-        Each file once, everything else as often as it is given.
+        Each file once; images in memory as often as they are given.
 
     Raises:
-        ConfigError: an iterator that puts one image after the other into the same object.
+        ConfigError: an iterator yields the same object several times with different content.
     """
     found: list[Named] = []
     files: set[str] = set()
@@ -159,7 +156,7 @@ def _listed(images: Any) -> Any:
     held = [id(image) for image in items if not is_path(image)]
     if isinstance(images, Iterator) and len(set(held)) < len(held):
         raise ConfigError(
-            "the iterator gives one object several times, and only its last content is left; give copies of it"
+            "the iterator yields the same object several times, with its last content only; yield copies of it"
         )
     return items
 
@@ -170,39 +167,6 @@ def _names(images: Sequence[Any]) -> Iterator[Named]:
             yield image
         else:
             yield from (Named(name, one) for name, one in each(image, f"[{i}]"))
-
-
-def ready(
-    model: GlimpseClassifier | nn.Module | Run | str | Path, device: torch.device | str = "cpu"
-) -> GlimpseClassifier:
-    """A classifier for use: loaded if it is a run folder, wrapped if it is a dense network, on the device, in
-    evaluation mode.
-
-    Raises:
-        RunError: its weights are not all finite numbers.
-    """
-    return Predictor(model, device=device).model
-
-
-def check_locations(model: GlimpseClassifier, locations: Sequence[int] | None) -> tuple[int, ...]:
-    """The budget to use: the model's own if None.
-
-    Raises:
-        ConfigError: the model cannot meet it.
-    """
-    return model.budget(locations)
-
-
-def check_policies(model: GlimpseClassifier, policies: Sequence[str | Policy]) -> None:
-    """See that a model can select cells in these ways.
-
-    Raises:
-        ConfigError: it does not know one, or does not choose where to look.
-    """
-    for policy in policies:
-        if str(policy) != GREEDY.name and not model.locations:
-            raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
-    model.check_policies(policies)
 
 
 def predict_rows(
@@ -220,28 +184,27 @@ def predict_rows(
     until: Exit | None = None,
     first_batch: int = 0,
 ) -> Generator[list[Row], None, None]:
-    """Classify images; while the model runs on one batch, the next is opened. For many images batch norms are folded
-    first.
+    """Classify images. The next batch is opened while the model runs. Batch norms are folded for `FOLD_FROM` images or
+    more.
 
     Args:
-        model: a predictor, or what one is made of: a classifier, a dense network, or a run folder.
-        images: files, images in memory (see `foveal.images.as_image`), and what `find_named` returns.
-        locations: budget; the model's own if None.
-        policy: how cells are selected, one of ``model.policies``.
-        batch_size: images of a batch; at most two batches are open at a time.
-        threads: that open images; one for each image of a batch, but not more than twice the processors, if None.
-        device, precision: see `Predictor`, for a model that is none yet.
-        top_k: classes listed for each image.
-        seed: of policies that draw; with the path, or the place in the list, it decides what is drawn.
-        until: when to stop looking at an image; it says how often to look at most.
-        first_batch: leave out the batches before; those that follow are what they would be after them.
+        model: a predictor, classifier, dense network or run folder.
+        images: files, images in memory (see `foveal.images.as_image`), or `Named` images.
+        locations: looks per grid at each level; the model's own if None.
+        policy: how locations are selected, one of ``model.policies``.
+        batch_size: images per batch. At most two batches are open at a time.
+        threads: threads that open images; if None, one per image of a batch, at most twice the number of CPUs.
+        device, precision: see `Predictor`. Ignored if ``model`` is a predictor.
+        top_k: number of classes listed for each image.
+        seed: seed of policies that draw. Draws depend on it and on the path or index of the image only.
+        until: early exit; its locations are the maximum.
+        first_batch: number of batches to skip. The others do not depend on it.
 
     Yields:
         The rows of each batch, in the order of ``images``.
 
     Raises:
-        ConfigError: a budget, policy, device or precision that does not fit. What is wrong with an image is in its row
-            instead.
+        ConfigError: the locations, policy, device or precision are invalid. Errors of images are in their rows.
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
@@ -274,16 +237,16 @@ def predict_rows(
                             continue
                         one = seen[i]
                         if not bool(one.logits.isfinite().all()):
-                            what = f"{image.path}: the model gives no finite answer for this image; check its values"
+                            what = f"{image.path}: the logits of this image are not finite; check its values"
                             results[place] = failed_row(image.path, what)
                             continue
-                        spent = looks if until is None else budget_of(one.glimpses, until.locations)
+                        spent = looks if until is None else locations_of(one.glimpses, until.locations)
                         mpp = cast(View, image.view).mpp
                         cost = macs(one, views.sizes[i], spent, mpp)
                         results[place] = _row(image.path, one, top_k, mpp, cost, image.seconds + share)
             finally:
                 for image in good.values():
-                    if image.view is not None and image.ours:
+                    if image.view is not None and image.is_file:
                         image.view.image.close()
             yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
     finally:

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from foveal.errors import ConfigError
-from foveal.strict import Loader, Malformed, read_yaml
+from foveal.strict import ContentError, Loader, read_yaml
 
 _FOLDER = Path(__file__).parent
 
@@ -128,7 +128,7 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{file}: its base leads back to itself; remove a base line")
     try:
         values = read_yaml(file) or {}
-    except Malformed as error:
+    except ContentError as error:
         raise ConfigError(f"{file}: {error}; correct it") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error

@@ -1,4 +1,4 @@
-"""A run by names: from recipes and flags to the objects that `foveal.fit` takes.
+"""Configuration of a run by names, and `fit_config`, which creates its objects and calls `foveal.fit`.
 
 Example:
     >>> config = FitConfig.from_dict({"model": {"name": "tnet"}, "optimiser": {"lr": 0.01}, "epochs": 2})
@@ -26,7 +26,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import check_options, constructor, create_classifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
-from foveal.signatures import chain_of, hints_of, misfit
+from foveal.signatures import chain_of, hints_of, mismatch
 from foveal.training.config import Optimiser, Training
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class FitConfig(Training):
-    """A run by names: what a recipe holds, and ``config.yaml``.
+    """Configuration of a run with names of model, data and objective: the content of recipes and of ``config.yaml``.
 
     Attributes:
-        model: ``name`` and options, as of `foveal.models.create_classifier`.
-        data: ``name`` and options, as of `foveal.data.get_data`.
-        objective: options of the model's own objective, or another one by ``name``; None leaves the model's as it is.
+        model: ``name`` and options, see `foveal.models.create_classifier`.
+        data: ``name`` and options, see `foveal.data.get_data`.
+        objective: options of the model's own objective; with ``name``, of another one. None for the model's own.
     """
 
     model: dict[str, Any] = field(default_factory=lambda: {"name": "tnet"})
@@ -49,10 +49,10 @@ class FitConfig(Training):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
-        """The configuration of nested plain values, as a YAML file gives them.
+        """Create a configuration from nested plain values.
 
         Raises:
-            ConfigError: an unknown key, or a value of another type.
+            ConfigError: a key is unknown, or a value has another type.
         """
         values = dict(values)
         _known(values, cls, "")
@@ -70,14 +70,14 @@ class FitConfig(Training):
         return cls(**values)
 
     def check(self) -> None:
-        """See that the values fit each other.
+        """Check the values.
 
         Raises:
-            ConfigError: names the first that does not.
+            ConfigError: names the first invalid value.
         """
         for key in ("model", "data"):
             if not isinstance(getattr(self, key).get("name"), str):
-                raise ConfigError(f"{key}: has no name; set --{key} NAME")
+                raise ConfigError(f"{key}: has no name; set `{key}` NAME")
         super().check()
 
 
@@ -90,11 +90,11 @@ def fit_config(
     quiet: bool = False,
     data: DataModule | None = None,
 ) -> Run:
-    """`foveal.fit` of what a configuration names.
+    """`foveal.fit` with the model, data and objective of a configuration.
 
     Args:
-        config: what to train, on what and how; None resumes with the configuration of the run.
-        data: instead of what ``config.data`` names.
+        config: the configuration; None resumes with the stored one.
+        data: replaces the data of the configuration.
         out, resume, overwrite, quiet: see `foveal.fit`.
 
     Raises:
@@ -105,20 +105,18 @@ def fit_config(
     if config is not None:
         config.check()
     with opened(out, resume=resume, overwrite=overwrite) as opening:
-        config = _going_on(config, opening)
+        config = _with_stored(config, opening)
         data = data or get_data(**config.data)
         model = make_model(config, data, resume)
         return opening.train(model, data, make_objective(model, config.objective), config, quiet)
 
 
-def _going_on(config: FitConfig | None, opening: Opening) -> FitConfig:
-    """The configuration, with the options of the stored model that it leaves out; the stored one where none is
-    given.
-    """
+def _with_stored(config: FitConfig | None, opening: Opening) -> FitConfig:
+    """The configuration with missing model options from the stored one; the stored one if ``config`` is None."""
     if opening.stored is not None:
         stored = _stored(opening)
         if config is not None:
-            # Options that earlier versions did not have describe what the run's model does.
+            # Options that are newer than the run keep the behaviour of its model.
             formerly = getattr(constructor(stored.model["name"]), "formerly", {})
             return replace(config, model={**{key: stored.model[key] for key in formerly}, **config.model})
         return stored
@@ -128,10 +126,10 @@ def _going_on(config: FitConfig | None, opening: Opening) -> FitConfig:
 
 
 def _stored(opening: Opening) -> FitConfig:
-    """The configuration of the run that goes on.
+    """The stored configuration of a run.
 
     Raises:
-        RunError: it is damaged.
+        RunError: it is invalid.
     """
     try:
         config = FitConfig.from_dict(opening.stored or {})
@@ -139,7 +137,7 @@ def _stored(opening: Opening) -> FitConfig:
         if config.data["name"] in list_data():
             parts = chain_of(data_constructor(config.data["name"]))
             hints = {key: hint for part in parts for key, (hint, _) in hints_of(part).items()}
-            if fault := misfit(config.data, {**hints, "name": str}, "data."):
+            if fault := mismatch(config.data, {**hints, "name": str}, "data."):
                 raise ConfigError(fault)
     except ConfigError as error:
         raise RunError(f"{opening.out / CONFIG}: {error}") from error
@@ -147,13 +145,15 @@ def _stored(opening: Opening) -> FitConfig:
 
 
 def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> GlimpseClassifier:
-    """The model that a configuration names, for this data.
+    """Create the model of a configuration.
 
     Args:
-        resume: leave out pretrained weights: a checkpoint follows.
+        config: the configuration.
+        data: determines the number of classes.
+        resume: do not load pretrained weights, because a checkpoint is loaded later.
 
     Raises:
-        ConfigError: see `create_classifier`; or another number of classes than the data has.
+        ConfigError: see `create_classifier`; or ``num_classes`` differs from that of the data.
     """
     torch.manual_seed(config.seed)
     options = without_weights(config.model) if resume else dict(config.model)
@@ -170,10 +170,10 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
 
 
 def make_objective(model: GlimpseClassifier, options: Mapping[str, Any] | None) -> Objective:
-    """The model's own objective with options changed, or another one by ``name``.
+    """Create an objective: the model's own with changed options, or another one by ``name``.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: the name or an option is unknown.
     """
     options = dict(options or {})
     name = options.pop("name", None)
@@ -199,5 +199,5 @@ def _known(values: Mapping[str, Any], cls: type, prefix: str) -> None:
 
 def _typed(values: Mapping[str, Any], cls: type, prefix: str) -> None:
     hints = {**get_type_hints(cls), "optimiser": Optimiser | dict[str, Any], "precision": str | int}
-    if fault := misfit(values, hints, prefix):
+    if fault := mismatch(values, hints, prefix):
         raise ConfigError(fault)

@@ -30,7 +30,7 @@ from foveal.recipes.config import FitConfig
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse_options
 from foveal.recipes.help import recipe_help
 from foveal.registry import made_with
-from foveal.signatures import misfit, target_of
+from foveal.signatures import mismatch, target_of
 
 RUN_FLAGS = (
     Option("resume", bool, False, "continue the run in the folder"),
@@ -131,7 +131,7 @@ def _name(values: dict[str, Any], section: str, where: str) -> str:
     Raises:
         ConfigError: it is no text.
     """
-    if fault := misfit({"name": values[section]["name"]}, {"name": str}, f"{section}."):
+    if fault := mismatch({"name": values[section]["name"]}, {"name": str}, f"{section}."):
         raise ConfigError(f"{where}: {fault}")
     return values[section]["name"]
 

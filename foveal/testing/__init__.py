@@ -10,7 +10,7 @@ Example:
     ...
     ...     def make(self):
     ...         return RAM(num_classes=3, base_size=6)
-    >>> TestMyModel().make().budget((3,))
+    >>> TestMyModel().make().resolve_locations((3,))
     (3,)
 """
 

@@ -1,6 +1,6 @@
-"""What happens around the steps: checkpoints, averaged weights, metrics, progress.
+"""Callbacks of training: averaged weights, metrics, progress and checkpoints.
 
-The order in which they are given to Lightning is the order of `callbacks`: weights are averaged before they are saved.
+Lightning calls them in the order of `callbacks`: weights are averaged before they are saved.
 
 Example:
     >>> signals = StopSignals()
@@ -52,19 +52,19 @@ _BAD = ("path", "reason")
 
 
 def callbacks(folder: Path, ema: float | None, quiet: bool, signals: StopSignals) -> list[pl.Callback]:
-    """Everything that happens around the steps of a run."""
+    """All callbacks of a run, in their order."""
     averaging = [Averaging(ema)] if ema else []
     records = Metrics(folder / METRICS), Attention(folder / ATTENTION), BadImages(folder / BAD_IMAGES)
     return [*averaging, *records, *([] if quiet else [Progress()]), Checkpoints(folder, signals)]
 
 
 class Averaging(pl.Callback):
-    """Keeps an exponential moving average of the model's weights and statistics, and validates that.
+    """Keeps an exponential moving average of the model's weights and statistics, which is validated instead.
 
-    Lightning's own copies the whole task, data included; this one copies the model.
+    It copies the model only. Lightning's callback copies the whole task with its data.
 
     Args:
-        decay: share of the average that stays at each update.
+        decay: weight of the previous average in each update.
     """
 
     def __init__(self, decay: float) -> None:
@@ -74,7 +74,7 @@ class Averaging(pl.Callback):
         self.average = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
 
     def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self.average.to(task.device)  # where the task was moved after it was set up
+        self.average.to(task.device)  # the task has been moved since setup
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if task.updates_after(batch_idx):
@@ -98,22 +98,20 @@ class Averaging(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         if "average" not in checkpoint:
-            raise RunError(
-                f"{trainer.default_root_dir}: the run has no averaged weights to go on with; resume without --ema"
-            )
+            raise RunError(f"{trainer.default_root_dir}: the run has no averaged weights; resume without `ema`")
         self.average.load_state_dict(checkpoint["average"])
 
 
 class Checkpoints(pl.Callback):
-    """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, every validation and the end; the best
-    validated one also as ``best.ckpt``.
+    """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, each validation and at the end. The
+    checkpoint with the best validation is also saved as ``best.ckpt``.
 
-    A signal to stop saves after the step, or the validation, and ends the run; see `foveal.training.stopping`.
-    Where a validation follows a batch, saving waits for it: a checkpoint never stands between the two.
+    After a signal the run is saved after the step, or after the validation that follows it, and ends; see
+    `foveal.training.stopping`. If a validation follows a step, the run is saved after the validation only.
 
     Args:
         folder: run folder.
-        signals: where wishes to stop come from.
+        signals: signals that stop the run.
 
     Attributes:
         best, last: accuracy and negative loss of the best and of the last validation; None before the first.
@@ -133,22 +131,22 @@ class Checkpoints(pl.Callback):
         return {**scores, "images": self.images, "validations": self.validations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Older checkpoints know the best alone.
+        # Older checkpoints have the best only.
         self.best, self.last = (None if state.get(name) is None else tuple(state[name]) for name in ("best", "last"))
         self.images, self.validations = state.get("images", 0), state.get("validations", 0)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        if trainer.world_size > 1:  # the processes stop together, after a step
+        if trainer.world_size > 1:  # all processes stop after the same step
             self.signals.wait_for(task)
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        self.signals.wait_for(task)  # there will be something to save
+        self.signals.wait_for(task)  # after this step there is something to save
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not task.updates_after(batch_idx):
             return
         if trainer.world_size == 1:
-            task.stopping |= task.stop_requested  # since the step began
+            task.stopping |= task.stop_requested  # a signal during the step
         end = task.step * task.config.accumulate >= task.total_batches or task.progress >= 1
         trainer.should_stop = end
         validates = task.validates and (end or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0)
@@ -177,10 +175,10 @@ class Checkpoints(pl.Callback):
     def save(self, trainer: pl.Trainer, task: Task, best: bool = False) -> None:
         """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
         if not torch.stack([p.isfinite().all() for p in task.parameters()]).all():
-            raise task.diverged("the weights are no longer numbers")
+            raise task.diverged("weights are NaN or infinite")
         file = self.folder / LAST
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(file)  # its part of what the processes do together; one of them writes
+            trainer.save_checkpoint(file)  # a collective operation; one process writes
             return
         with storing(file), replacing(file) as unfinished:
             trainer.save_checkpoint(unfinished)
@@ -191,13 +189,11 @@ class Checkpoints(pl.Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint where it is told to. Lightning's own also takes as much room in the folder for temporary
-    files.
-    """
+    """Writes a checkpoint directly. Lightning's class writes a temporary copy in the same folder first."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         content = io.BytesIO()
-        torch.save(checkpoint, content)  # into a file, it would say nothing of why that cannot be written
+        torch.save(checkpoint, content)  # in memory: with a file, torch hides the reason of an OSError
         Path(path).write_bytes(content.getbuffer())
 
 
@@ -205,12 +201,12 @@ class Metrics(pl.Callback):
     """Writes ``metrics.csv``.
 
     Training values are means over the images of this process since the last line. A value that only some updates have,
-    such as the loss of a policy that is not trained from the beginning, is a mean over the images of those updates. A
-    run that diverges ends with a line for the step in which that was found, with nan for its loss. Resuming before that
-    step removes the line.
+    such as the loss of a policy that is trained from a later step on, is a mean over the images of those updates. The
+    last line of a run that diverged has the step in which this was found and nan as loss. Resuming before that step
+    removes the line.
 
     Args:
-        file: where to.
+        file: path of the file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -231,7 +227,7 @@ class Metrics(pl.Callback):
         if not trainer.is_global_zero:
             return
         if self.file.is_file():
-            # Lines that a killed run wrote after its last checkpoint will be written again.
+            # Lines after the last checkpoint are written again.
             self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= task.step])
         self._since = time.monotonic()
 
@@ -241,7 +237,7 @@ class Metrics(pl.Callback):
         for key, value in outputs["log"].items():
             self.sums[key] = (
                 self.sums.get(key, 0.0) + value.detach() * count
-            )  # stays on the device: reading it would wait for the step
+            )  # stays on the device, so that the host does not wait for the step
             self.counts[key] = self.counts.get(key, 0) + count
         if not trainer.is_global_zero or not task.updates_after(batch_idx):
             return
@@ -290,19 +286,19 @@ class Metrics(pl.Callback):
 
 
 class Attention(pl.Callback):
-    """Writes ``attention.csv``, of networks with attention modules: what they are at, in every ``log_every``-th update.
+    """Writes ``attention.csv`` for networks with attention modules, every ``log_every`` updates.
 
-    A line is one number of one module, see `AttentionLayer.figures`: a learned radius, or the entropy and peak of the
-    maps of the batch. Compiled networks record no maps, which would compile them twice.
+    A line has one value of one module, see `AttentionLayer.figures`: a learned radius, or the entropy and peak of the
+    maps of the batch. Maps of compiled networks are not recorded, because this would compile them twice.
 
     Args:
-        file: where to.
+        file: path of the file.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.modules: dict[str, AttentionLayer] = {}
-        self._asked = ExitStack()
+        self._maps = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
@@ -316,7 +312,7 @@ class Attention(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         follows = task.updates_after(batch_idx) and (task.step + 1) % task.config.log_every == 0
         if self.modules and follows and not task.config.compile:
-            self._asked.enter_context(attention_maps(task.model))
+            self._maps.enter_context(attention_maps(task.model))
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         if not (self.modules and task.updates_after(batch_idx) and task.step % task.config.log_every == 0):
@@ -324,22 +320,22 @@ class Attention(pl.Callback):
         found = {
             (name, what): value for name, module in self.modules.items() for what, value in module.figures().items()
         }
-        self._asked.close()
+        self._maps.close()
         if not found:
             return
-        values = torch.stack(list(found.values())).tolist()  # all at once: reading one waits for the device
+        values = torch.stack(list(found.values())).tolist()  # one transfer from the device
         lines = [(task.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True)]
         _append(self.file, _FIGURES, [dict(zip(_FIGURES, line, strict=True)) for line in lines])
 
     def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
-        self._asked.close()
+        self._maps.close()
 
 
 class BadImages(pl.Callback):
-    """Records images that could not be read, once each.
+    """Writes ``bad_images.csv``: the images that could not be read, once each.
 
     Args:
-        file: where to.
+        file: path of the file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -350,7 +346,7 @@ class BadImages(pl.Callback):
         if trainer.is_global_zero and self.file.is_file():
             rows = _rows(self.file)
             self.known = {row["path"] for row in rows}
-            _write_rows(self.file, _BAD, rows)  # without half a line
+            _write_rows(self.file, _BAD, rows)  # without an incomplete last line
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         self._record(trainer, task)
@@ -375,7 +371,7 @@ def _header(file: Path) -> list[str]:
 
 
 def _append(file: Path, header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines to a file, after a header where it has none."""
+    """Append rows to a file, with a header if the file is new."""
     with storing(file), file.open("a", newline="") as lines:
         writer = csv.DictWriter(lines, header, restval="")
         if not lines.tell():
@@ -391,7 +387,7 @@ def _write_rows(file: Path, header: Sequence[str], rows: list[dict[str, Any]]) -
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """The whole lines of a file; a process that was killed, or a full disk, may have left half of the last."""
+    """The rows of a file without an incomplete last line, which a killed process or a full disk may leave."""
     if not file.is_file():
         return []
     with file.open(newline="") as lines:

@@ -1,4 +1,4 @@
-"""How a model is trained: plain values, one to one with the flags and with ``config.yaml``.
+"""Configuration of training. Fields correspond to the flags of ``foveal fit`` and the keys of ``config.yaml``.
 
 Example:
     >>> Training(epochs=2, optimiser=Optimiser(lr=0.01)).to_dict()["optimiser"]["lr"]
@@ -25,28 +25,29 @@ _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
 
 @dataclass
 class Optimiser:
-    """How weights follow their gradients.
+    """The optimiser and the schedule of its learning rate.
 
     Attributes:
-        name: ``adam`` and ``sgd`` take weight decay into the gradient, ``adamw`` beside it.
+        name: ``adamw``, ``adam`` or ``sgd``. Weight decay is decoupled in ``adamw``, and added to the gradient in the
+            others.
         lr: learning rate.
-        weight_decay: for weights, not for biases or parameters of normalisation layers, nor for what a module lists in
+        weight_decay: weight decay, not for biases, parameters of normalisation layers, and parameters in a module's
             ``no_weight_decay``.
-        decay_all: weight decay for biases and normalisation layers too, as in the older papers.
-        betas: decay rates of Adam's two averages; the first is the momentum of SGD.
-        nesterov: Nesterov's momentum for SGD.
-        eps: what Adam adds to the denominator; 1e-7 in Keras, and so in the published recipes.
-        group_lr: learning rates of their own for groups of parameters that the model names, say ``{backbone: 1e-4}``.
+        decay_all: weight decay for biases and normalisation layers too, as in older papers.
+        betas: decay rates of Adam's averages. The first is the momentum of SGD.
+        nesterov: Nesterov momentum for SGD.
+        eps: added to the denominator by Adam; 1e-7 in Keras and the published recipes.
+        group_lr: learning rates of single groups of parameters, such as ``{backbone: 1e-4}``.
         l2: penalty l2 * sum of squares in the loss, on weights and biases but not on normalisation layers (the
             published form).
-        l2_groups: groups of parameters that the penalty ``l2`` is on; all if None.
-        schedule: ``constant``; ``step``, times ``step_factor`` at each ``step_at`` of the run; or ``cosine``, down to
-            0.
-        step_at: when the schedule ``step`` changes the learning rate: a share of the run, or several.
-        step_factor: what the schedule ``step`` multiplies the learning rate with.
-        warmup: updates at the beginning with a lower learning rate.
-        warmup_factor: what the learning rate is multiplied with in these; None lets it rise from 0.
-        clip: largest norm of the gradient, which is scaled down to it; None for no limit.
+        l2_groups: groups of parameters with the penalty ``l2``; all if None.
+        schedule: ``constant``; ``step``, which multiplies the learning rate by ``step_factor`` at each ``step_at``; or
+            ``cosine``, which reduces it to 0.
+        step_at: when the schedule ``step`` changes the learning rate: one or more shares of the run, 0 to 1.
+        step_factor: factor of the schedule ``step``.
+        warmup: number of updates at the start with a lower learning rate.
+        warmup_factor: factor of the learning rate in these updates; if None, it rises linearly from 0.
+        clip: maximum norm of the gradient; None for no limit.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -73,34 +74,34 @@ class Optimiser:
 
 @dataclass
 class Training:
-    """How a model is trained. A run ends with the first of ``epochs``, ``steps`` and ``max_time`` that is reached.
+    """Configuration of a run. It ends when the first of ``epochs``, ``steps`` and ``max_time`` is reached.
 
     Attributes:
         optimiser: see `Optimiser`.
         epochs: passes over the training images.
         steps: updates of the weights.
         max_time: seconds of training.
-        batch_size: images of a forward pass, on all devices together.
-        accumulate: forward passes of an update.
-        precision: of the arithmetic; ``bf16`` and ``16`` are short for Lightning's ``bf16-mixed`` and ``16-mixed``.
-        ema: decay of a moving average of the weights, which is then what is validated and kept; None for none.
-        class_weights: weight of each class in the objective; ``balanced`` is inverse to how often it is seen.
-        seed: of everything random.
-        workers: processes that read images ahead.
+        batch_size: images per forward pass, on all devices together.
+        accumulate: forward passes per update.
+        precision: Lightning's precision; ``bf16`` and ``16`` are short for ``bf16-mixed`` and ``16-mixed``.
+        ema: decay of a moving average of the weights, which is validated and stored instead of them; None for none.
+        class_weights: weight of each class in the objective; ``balanced`` for the inverse of its frequency.
+        seed: seed of all random numbers.
+        workers: processes that read images.
         device: where to train: ``cpu``, ``cuda``, ...; ``auto`` is the first GPU, or the CPU.
-        devices: how many devices to train on.
+        devices: number of devices.
         strategy: Lightning's strategy for several devices, such as ``ddp`` or ``fsdp``.
-        init_from: run folder, or file of weights, that training begins with.
-        compile: compile the model's parts, a dense network whole; a TNet calls its backbone in pieces, which stay as
-            they are.
-        channels_last: keep images and weights channels last.
+        init_from: run folder or file with the initial weights.
+        compile: compile the children of the model. For a dense network this is the whole network; the backbone of a
+            TNet is not compiled, because it is called in parts.
+        channels_last: store images and weights channels last in memory.
         save_every: updates between checkpoints.
-        val_every: updates between validations; one an epoch if None.
+        val_every: updates between validations; one per epoch if None.
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention
             modules.
         locations: looks per level in validation; the model's own if None.
-        tensorboard: log to TensorBoard too.
-        imports: modules that ``--import`` has loaded, to tell of; nothing is imported because it stands here.
+        tensorboard: also log to TensorBoard.
+        imports: modules that ``--import`` has loaded, as information. They are not imported from here.
     """
 
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -128,21 +129,21 @@ class Training:
     imports: list[str] = field(default_factory=lambda: list(imported()))
 
     def __post_init__(self) -> None:
-        # One spelling, so that runs that differ in nothing else are told to be the same.
+        # One spelling, because configurations of runs are compared.
         self.precision = _LONG.get(str(self.precision), self.precision)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, which YAML and JSON can write."""
+        """Nested plain values, for YAML and JSON."""
         return plain(asdict(self))
 
     def check(self) -> None:
-        """See that the values fit each other.
+        """Check the values.
 
         Raises:
-            ConfigError: names the first that does not.
+            ConfigError: names the first invalid value.
         """
         if self.epochs is None and self.steps is None and self.max_time is None:
-            raise ConfigError("epochs: nothing says how long to train; set --epochs, --steps or --max_time SECONDS")
+            raise ConfigError("epochs: the length of the run is not set; set `epochs`, `steps` or `max_time` SECONDS")
         for key in (
             "epochs",
             "steps",
@@ -163,26 +164,26 @@ class Training:
         usable_device(self.device, self.devices)
         if self.batch_size % self.devices:
             raise ConfigError(
-                f"batch_size: {self.batch_size} images cannot be shared equally by {self.devices} devices; choose a "
-                "multiple"
+                f"batch_size: {self.batch_size} images cannot be split equally between {self.devices} devices; "
+                "choose a multiple"
             )
         if self.optimiser.l2 and self.optimiser.name == "adamw":
             raise ConfigError(
-                "optimiser.l2: is a term of the loss, which adamw replaces; use --optimiser.weight_decay, or adam or "
+                "optimiser.l2: is a term of the loss, which adamw replaces; use `optimiser.weight_decay`, or adam or "
                 "sgd"
             )
         if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
             raise ConfigError(
-                "optimiser.nesterov: is a kind of momentum of sgd; set --optimiser sgd and a first beta above 0"
+                "optimiser.nesterov: is a kind of momentum of sgd; set `optimiser` sgd and a first beta above 0"
             )
         if not all(0 <= share <= 1 for share in self.optimiser.steps()):
             raise ConfigError(
-                f"optimiser.step_at: {self.optimiser.step_at} are no shares of the run; give numbers from 0 to 1"
+                f"optimiser.step_at: {self.optimiser.step_at} are not shares of the run; give numbers from 0 to 1"
             )
 
 
 def plain(value: Any) -> Any:
-    """Mappings as dicts, sequences as lists, the rest as it is."""
+    """Convert mappings to dicts and sequences to lists, recursively."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -46,9 +46,7 @@ from foveal.runs import (
     ModelInfo,
     Run,
     as_written,
-    check_fit,
     claim,
-    class_fault,
     clear,
     load,
     made_in_python,
@@ -59,14 +57,15 @@ from foveal.runs import (
     with_absolute_paths,
     write_card,
 )
+from foveal.stored import check_weights, class_names_error
 from foveal.training.config import Training, plain
-from foveal.training.progress import say
+from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
 from foveal.training.stopping import Interrupted, Stopped, StopSignals
 from foveal.training.task import Diverged, Task
 from foveal.training.trainer import run_trainer, tensorboard
 
-# What a resumed run must share with the run it resumes: with another value it would be another run.
+# Options that a resumed run may not change.
 _FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
 
 
@@ -81,30 +80,28 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Train a model. `foveal.recipes.config.fit_config` makes these objects of names, as recipes and the command line
-    give them.
+    """Train a model. `foveal.recipes.config.fit_config` does the same from names, for recipes and the command.
 
     Args:
-        model: what to train; a dense network looks once, at the whole image. Its weights are changed. A model that
-            `foveal.create_model` made can be loaded from the run folder by itself; another one has to be given to
-            `foveal.load`.
-        data: images to train on, and to validate on.
+        model: the model, whose weights are changed. A dense network looks once, at the whole image. A model that
+            `foveal.create_model` did not create must be passed to `foveal.load`, too.
+        data: training and validation images.
         out: run folder.
-        objective: what is minimised; the model's own if None.
-        training: how long and how.
-        resume: continue the run in ``out``; learning rate, length and the like may have changed. ``model`` may have any
-            weights.
+        objective: the objective; the model's own if None.
+        training: see `Training`.
+        resume: continue the run in ``out``. Learning rate, length and other options may have changed. Weights of
+            ``model`` are replaced.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
 
     Returns:
-        The run; its model is the one of the best validation, or of the end where there are no validation images. Its
-        ``summary`` holds the outcome.
+        The run. Its model has the weights of the best validation, or the last ones without validation images. Its
+        ``summary`` has the outcome.
 
     Raises:
-        FovealError: the settings, the data or the folder do not fit, or the run has diverged.
-        StorageError: another process trains the run, or a file cannot be written; what is safe is told.
-        Stopped: by Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``; a KeyboardInterrupt, see
+        FovealError: the settings, the data or the folder are invalid, or the run diverged.
+        StorageError: another process trains the run, or a file cannot be written. The message names what was saved.
+        Stopped: Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``. A KeyboardInterrupt, see
             `foveal.training.stopping`.
     """
     training.check()
@@ -114,14 +111,14 @@ def fit(
 
 @dataclass(frozen=True)
 class Opening:
-    """A run folder that is kept for one training.
+    """A run folder that is locked for training.
 
     Attributes:
         out: the folder.
-        resume: whether the run in it goes on.
-        main: whether this process writes; Lightning starts the others as copies of it.
-        signals: what asks the training to stop.
-        stored: ``config.yaml`` of the run that goes on.
+        resume: whether to continue the run in it.
+        main: whether this process writes. Lightning starts the other processes of a run with the same command.
+        signals: signals that stop the run.
+        stored: ``config.yaml`` of the run to continue.
     """
 
     out: Path
@@ -133,20 +130,20 @@ class Opening:
     def train(
         self, model: GlimpseClassifier, data: DataModule, objective: Objective | None, training: Training, quiet: bool
     ) -> Run:
-        """Train in this folder; arguments and errors as of `fit`."""
+        """Train in this folder, see `fit`."""
         plan = _plan(self, model, data, objective or model.default_objective(), training)
-        with _telling_what_is_safe(self.out, plan.task) if self.main else nullcontext():
-            _carry_out(plan, self, quiet)
+        with _report_saved_state(self.out, plan.task) if self.main else nullcontext():
+            _run(plan, self, quiet)
         return Run(self.out)
 
 
 @contextmanager
 def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Opening]:
-    """Keep a run folder for one training, and take the signals that ask it to stop.
+    """Lock a run folder for training, and handle the signals that stop it.
 
     Raises:
         FovealError: see `foveal.runs.claim`.
-        Stopped: a signal came.
+        Stopped: a signal arrived before training.
     """
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0
     out = Path(out)
@@ -161,9 +158,7 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
 
 
 def _stored(out: Path) -> dict[str, Any]:
-    """The configuration of the run that goes on, with the options of its model that did not exist when it was
-    written.
-    """
+    """The stored configuration of a run, with model options added since as in `as_written`."""
     stored = read_config(out)
     if isinstance(stored.get("model"), dict) and isinstance(stored["model"].get("name"), str):
         try:
@@ -174,12 +169,12 @@ def _stored(out: Path) -> dict[str, Any]:
 
 
 class _Plan(NamedTuple):
-    """What is to be trained, checked; nothing is written yet.
+    """A checked training. Nothing is written yet.
 
     Attributes:
-        task, info: the model in training, and what is written about it.
-        resolved: every value of the run.
-        checkpoint: where to go on.
+        task, info: the task, and the description of its model.
+        resolved: the configuration of the run.
+        checkpoint: the checkpoint from which to continue.
     """
 
     task: Task
@@ -194,16 +189,16 @@ def _plan(
     if len(data.classes) < 2:
         name = data.classes[0]
         raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
-    if fault := class_fault(data.classes):
-        raise DataError(f"{data.name}: its classes cannot be kept, {fault}; rename them")
+    if fault := class_names_error(data.classes):
+        raise DataError(f"{data.name}: its classes cannot be stored, {fault}; rename them")
     if model.num_classes != len(data.classes):
         raise ConfigError(
-            f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give it as "
-            "many"
+            f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give this "
+            "number"
         )
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(
-            f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set --model.in_chans "
+            f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set `model.in_chans` "
             f"{bands}"
         )
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
@@ -211,24 +206,24 @@ def _plan(
         check_readable(data)
     model.class_names = data.classes
     if training.precision == "64":
-        model.double()  # before anything copies its weights
+        model.double()  # before weights are copied
     if training.channels_last:
         channels_last(model)
     task = Task(model, _weighted(objective, data, training), data, training)
     if training.init_from and not opening.resume:
-        _begin_with(Path(training.init_from), task)
+        _load_initial_weights(Path(training.init_from), task)
     if training.compile:
         for part in model.children():
             part.compile()
-    # What cannot be made should be told while the run in the way is still there.
+    # Raise errors before the run that is replaced is removed.
     task.configure_optimizers()
     _check_batches(task)
     if training.tensorboard:
         tensorboard(opening.out)
     resolved = _resolved(task, training)
     if opening.stored is not None and checkpoint is not None:
-        _same(resolved, with_absolute_paths(opening.stored))
-        check_fit(task, checkpoint["state_dict"], opening.out / LAST)
+        _check_unchanged(resolved, with_absolute_paths(opening.stored))
+        check_weights(task, checkpoint["state_dict"], opening.out / LAST)
         task.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
@@ -239,55 +234,55 @@ def _weighted(objective: Objective, data: DataModule, training: Training) -> Obj
     """The objective with the class weights of the training.
 
     Raises:
-        ConfigError: another number of weights than of classes, or an objective that takes none.
+        ConfigError: the number of weights is wrong, or the objective has no class weights.
     """
     weights = data.class_weights() if training.class_weights == "balanced" else training.class_weights
     if weights is None:
         return objective
     if len(weights) != len(data.classes):
         raise ConfigError(
-            f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one a class, or balanced"
+            f"class_weights: {len(weights)} weights for {len(data.classes)} classes; give one per class, or balanced"
         )
     if not is_dataclass(objective) or "class_weights" not in {f.name for f in fields(objective)}:
-        raise ConfigError(f"class_weights: {type(objective).__name__} takes none; leave them out")
+        raise ConfigError(f"class_weights: {type(objective).__name__} has no class weights; leave them out")
     return replace(objective, class_weights=tuple(weights))
 
 
-def _carry_out(plan: _Plan, opening: Opening, quiet: bool) -> None:
-    """Train, and close the run however that ends."""
+def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
+    """Train, and write the model and the summary, also if the run stops early."""
     task, out, main = plan.task, opening.out, opening.main
     updates = task.total_batches // task.config.accumulate
     finished = plan.checkpoint is not None and _finished(task, plan.checkpoint)
     try:
         if main:
-            _begin(plan, opening)
+            _start(plan, opening)
             if not quiet:
-                say(describe(task, out, updates))
+                print_safely(describe(task, out, updates))
                 if plan.checkpoint is not None:
-                    _tell_of_resuming(out, plan.checkpoint["global_step"], finished, plan.resolved, opening.stored)
+                    _print_resumed(out, plan.checkpoint["global_step"], finished, plan.resolved, opening.stored)
         if not finished:
             if main:
                 (out / SUMMARY).unlink(missing_ok=True)
             run_trainer(task, out, opening.resume, quiet, opening.signals)
-        opening.signals.wait_for(task)  # which is over
+        opening.signals.wait_for(task)  # ignore signals from now on
     except (Interrupted, Diverged) as end:
         if not main:
-            raise SystemExit(0) from None  # Lightning would kill the main process where this one fails
+            raise SystemExit(0) from None  # Lightning kills the main process if another one fails
         interrupted = isinstance(end, Interrupted)
         if task.saved is not None:
             _close(out, task, plan.info, "interrupted" if interrupted else "diverged", quiet)
             if interrupted and quiet:
-                say(f"stopped after step {task.saved}; go on with: {_go_on(out)}", sys.stderr)
+                print_safely(f"stopped after step {task.saved}; go on with: {_resume_command(out)}", sys.stderr)
         elif interrupted:
             _remove(out)
-            say("stopped before the first update; nothing is left of the run", sys.stderr)
+            print_safely("stopped before the first update; nothing is left of the run", sys.stderr)
         raise
     if main:
         _close(out, task, plan.info, "finished", quiet)
 
 
-def _begin(plan: _Plan, opening: Opening) -> None:
-    """Write what a run begins with, in the place of the run that was there."""
+def _start(plan: _Plan, opening: Opening) -> None:
+    """Remove the run that is replaced, and write the configuration."""
     out = opening.out
     with storing(out):
         if not opening.resume:
@@ -298,14 +293,14 @@ def _begin(plan: _Plan, opening: Opening) -> None:
 
 
 def _remove(out: Path) -> None:
-    """Remove a run that has saved nothing."""
+    """Remove a run without checkpoint."""
     clear(out)
     (out / CONFIG).unlink(missing_ok=True)
 
 
 @contextmanager
-def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
-    """Add to the sentence about a file that cannot be written what is safe, and how to go on."""
+def _report_saved_state(out: Path, task: Task) -> Iterator[None]:
+    """Add to a `StorageError` which checkpoint is saved, and how to continue."""
     try:
         yield
     except StorageError as error:
@@ -313,29 +308,28 @@ def _telling_what_is_safe(out: Path, task: Task) -> Iterator[None]:
             with suppress(OSError):
                 _remove(out)
             safe = (
-                "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+                "nothing was saved before, and nothing is left of the run; make space or choose another `out`, and "
                 "start again"
             )
         else:
-            safe = (
-                f"the run is safe in {out / LAST}, of step {task.saved}; when there is room, go on with: {_go_on(out)}"
-            )
+            saved, resume = f"the run is safe in {out / LAST}, of step {task.saved}", _resume_command(out)
+            safe = f"{saved}; when there is space, go on with: {resume}"
         raise StorageError(f"{error}; {safe}") from error
 
 
-def _go_on(out: Path) -> str:
+def _resume_command(out: Path) -> str:
     return f"foveal fit --resume --out {shlex.quote(str(out))}"
 
 
-def _begin_with(source: Path, task: Task) -> None:
-    """Weights of another run, and what its objective remembered; or weights of a file. Parts that they know nothing of
-    begin anew.
+def _load_initial_weights(source: Path, task: Task) -> None:
+    """Load weights of a file, or weights and the objective's state of a run. Children of the model without any of these
+    weights keep their own.
     """
     weights = load(source).state_dict() if source.is_dir() else read_weights(source)
-    known = {name.partition(".")[0] for name in weights}
-    anew = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in known}
-    check_fit(task.model, {**anew, **weights}, source)
-    task.model.load_state_dict({**anew, **weights})
+    loaded = {name.partition(".")[0] for name in weights}
+    kept = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in loaded}
+    check_weights(task.model, {**kept, **weights}, source)
+    task.model.load_state_dict({**kept, **weights})
     if source.is_dir() and (source / LAST).is_file():
         state = read_checkpoint(source / LAST)["state_dict"].get("objective_state")
         if state is not None and state.shape == task.objective_state.shape:
@@ -343,10 +337,10 @@ def _begin_with(source: Path, task: Task) -> None:
 
 
 def _check_batches(task: Task) -> None:
-    """See that batches hold enough images for batch norm.
+    """Check that batches have enough images for batch norm.
 
     Raises:
-        ConfigError: every batch holds one image, of which a batch norm would see a single value per channel.
+        ConfigError: all batches have one image, and a batch norm would get a single value per channel.
     """
     config, count = task.config, len(task.data.split("train"))
     if min(config.batch_size, count) > config.devices:
@@ -354,28 +348,28 @@ def _check_batches(task: Task) -> None:
     task.train_mode()
     if all(task.takes_one_image(task.objective.plan(progress)) for progress in (0.0, 1.0)):
         return
-    few, remedy = f"batch_size: {config.batch_size} leaves", f"set --batch-size to {2 * config.devices} or more"
+    few, remedy = f"batch_size: {config.batch_size} leaves", f"set `batch_size` to {2 * config.devices} or more"
     if count < config.batch_size:
         few, remedy = f"{task.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}", "add images"
     each = " for each device" if config.devices > 1 else ""
     name = task.model.spec.get("name", "the model")
     raise ConfigError(
-        f"{few} one image{each}, of which batch norm in {name} sees a single value per channel; {remedy}, or use "
+        f"{few} one image{each}, of which batch norm in {name} gets a single value per channel; {remedy}, or use "
         "larger looks"
     )
 
 
-def _tell_of_resuming(
+def _print_resumed(
     out: Path, step: int, finished: bool, resolved: dict[str, Any], stored: dict[str, Any] | None
 ) -> None:
-    """Print the step after which a resumed run goes on, and the values that have changed."""
+    """Print the step from which a run is resumed, and the changed options."""
     if finished:
         after = f"finished already, after step {step}"
-        say(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", sys.stderr)
+        print_safely(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", sys.stderr)
         return
     changed = differences(resolved, stored) if stored else []
     first = f"resume after step {step:,}; {'changed:' if changed else 'no value is changed'}"
-    say("\n       ".join([first, *changed]))
+    print_safely("\n       ".join([first, *changed]))
 
 
 def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
@@ -384,7 +378,7 @@ def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
 
 
 def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) -> None:
-    """Write the model for use, the best one, or the last where nothing was validated; and the summary of the run."""
+    """Write the model with the weights of the best validation, or else the last ones; and the summary."""
     checkpoint = read_checkpoint(out / LAST)
     last = kept = facts(checkpoint)
     file = out / LAST
@@ -400,7 +394,7 @@ def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) ->
 
 
 def _resolved(task: Task, training: Training) -> dict[str, Any]:
-    """Every value of the run, as plain values: ``config.yaml``. Paths are absolute."""
+    """The configuration of a run as plain values, for ``config.yaml``. Paths are absolute."""
     values: dict[str, Any] = {
         "model": task.model.spec or {"name": made_in_python(task.model)},
         "data": task.data.spec or {"name": task.data.name},
@@ -412,7 +406,7 @@ def _resolved(task: Task, training: Training) -> dict[str, Any]:
 
 
 def _objective_spec(task: Task) -> dict[str, Any] | None:
-    """Options of the model's own objective, or name and options of another one."""
+    """Options of the objective, with its name unless it is the model's own."""
     objective = task.objective
     name = OBJECTIVES.name_of(type(objective)) or made_in_python(objective)
     named = {} if type(objective) is task.model.objective else {"name": name}
@@ -421,14 +415,13 @@ def _objective_spec(task: Task) -> dict[str, Any] | None:
     return {**named, **options}
 
 
-def _same(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """See that a resumed run is the same run."""
+def _check_unchanged(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Check that a resumed run has the same fixed options."""
     for key in _FIXED:
         if new[key] != old[key]:
             what = key
             if isinstance(new[key], dict) and isinstance(old[key], dict):
                 what = next(f"{key}.{k}" for k in [*new[key], *old[key]] if new[key].get(k) != old[key].get(k))
             raise ConfigError(
-                f"{what}: differs from the run that is to be resumed; leave it as it was, or start another run with "
-                "another --out"
+                f"{what}: differs from the run to be resumed; keep its value, or start another run with another `out`"
             )

@@ -41,7 +41,7 @@ def takes_one_image(model: GlimpseClassifier, plan: Sequence[str | Policy]) -> b
         plan: policies of the rollouts, as of `foveal.objectives.Objective.plan`.
 
     Returns:
-        False if a batch norm would see a single value per channel.
+        False if a batch norm would get a single value per channel.
     """
 
     def watch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:

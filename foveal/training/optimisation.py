@@ -1,4 +1,4 @@
-"""Optimisers over named groups of parameters, and how the learning rate goes.
+"""Optimisers with named groups of parameters, and schedules of the learning rate.
 
 Example:
     >>> from torch import nn
@@ -25,15 +25,15 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config: Optimiser) -> torch.optim.Optimizer:
-    """The optimiser that a configuration describes.
+    """Create an optimiser.
 
     Args:
-        model: whose parameters they are; tells normalisation layers from others.
-        groups: parameters by the name that ``group_lr`` and ``l2_groups`` use; empty groups are left out.
-        config: see `Optimiser`. Each group of the result carries its ``base_lr``.
+        model: the model with these parameters, to find normalisation layers.
+        groups: parameters by group name, for ``group_lr`` and ``l2_groups``; empty groups are left out.
+        config: see `Optimiser`. Each parameter group of the result has its ``base_lr``.
 
     Raises:
-        ConfigError: a group is named that the model does not have.
+        ConfigError: the model does not have one of the named groups.
     """
     groups = {name: list(parameters) for name, parameters in groups.items() if parameters}
     for option, names in (("group_lr", config.group_lr), ("l2_groups", config.l2_groups or ())):
@@ -62,9 +62,7 @@ def build(model: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]], config
 
 
 def _exempt(model: nn.Module) -> set[int]:
-    """Ids of the parameters that modules list in ``no_weight_decay``: names, or as in timm a method that returns
-    them.
-    """
+    """Ids of parameters in ``no_weight_decay`` of modules, which is a list of names, or as in timm a method."""
     found = set()
     for module in model.modules():
         names = getattr(module, "no_weight_decay", ())
@@ -74,14 +72,14 @@ def _exempt(model: nn.Module) -> set[int]:
 
 
 def lr_factor(config: Optimiser, step: int, progress: float) -> float:
-    """What learning rates are multiplied with.
+    """Factor of the learning rates.
 
     Args:
         config: see `Optimiser`.
-        step: updates so far.
-        progress: how much of the run is over, 0 to 1.
+        step: number of updates so far.
+        progress: progress of the run, 0 to 1.
     """
-    # A third of a run is written with a few digits only, and still means the step that it means.
+    # Tolerance for shares such as a third, which are given with a few digits.
     drops = sum(progress >= share - 1e-7 for share in config.steps())
     factor = {
         "constant": 1.0,

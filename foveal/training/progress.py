@@ -26,18 +26,20 @@ from torch import Tensor
 from foveal.display import unfiltered
 from foveal.training.task import ENDLESS, Task
 
-MEMORY = 0.95  # weight of the past in a running mean, per batch
-REDRAW = 0.25  # seconds between two states of the bar
+MEMORY = 0.95  # weight of the previous batches in a running mean
+REDRAW = 0.25  # seconds between two updates of the bar
 
 
 def pause(elapsed: float) -> float:
-    """Seconds between two lines when a run has taken ``elapsed`` seconds: 5 at first, up to 60 in long runs."""
+    """Seconds between two lines, after ``elapsed`` seconds of the run: from 5 to 60."""
     return min(max(5.0, elapsed / 20), 60.0)
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print, to standard output if ``stream`` is None. A run goes on without its words where nobody can take them: the
-    terminal was closed, the reader of a pipe has gone, or the disk is full."""
+def print_safely(text: str, stream: TextIO | None = None) -> None:
+    """Print to a stream, standard output if None.
+
+    If this fails (closed terminal or pipe, full disk), further output to the stream is discarded; training continues.
+    """
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
@@ -46,8 +48,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Let what is written from now on, and what waits to be written, go nowhere."""
-    with suppress(OSError, ValueError):  # a stream in memory
+    """Discard buffered and further output of a stream."""
+    with suppress(OSError, ValueError):  # streams in memory have no descriptor
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
@@ -73,7 +75,7 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero:
             return
         console = Console(stderr=True, file=unfiltered(sys.stderr))
-        with self._seen():
+        with self._drawing():
             self.display = _Bar(console, task.progress) if console.is_interactive else _Lines()
         self._since = time.monotonic()
 
@@ -92,7 +94,7 @@ class Progress(pl.Callback):
                 mean.add(outputs["log"][key].detach(), outputs["images"])
         due = not self._shown or task.progress >= 1 or self.display.due(now, self._shown, task.elapsed)
         if task.updates_after(batch_idx) and due:
-            with self._seen():
+            with self._drawing():
                 self._show(trainer, task, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
@@ -102,7 +104,7 @@ class Progress(pl.Callback):
         now, done, total = time.monotonic(), args[2] + 1, trainer.num_val_batches[0]  # type: ignore[index]
         if self.display is not None and self.display.due(now, self._shown, task.elapsed):
             self._shown = now
-            with self._seen():
+            with self._drawing():
                 self.display.show(f"validating, batch {done} of {total}")
 
     def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
@@ -115,7 +117,7 @@ class Progress(pl.Callback):
         self._shown = time.monotonic()
         of = "" if task.total_batches >= ENDLESS else f"/{task.total_batches // task.config.accumulate}"
         values = {"step": f"{task.step}{of}", "epoch": f"{done / task.batches_per_epoch:.1f}"}
-        # Values stay on the device until they are shown, because reading them waits for the step.
+        # Values stay on the device until they are shown, so that the host does not wait for each step.
         if self.loss.weight:
             values["loss"] = f"{float(self.loss.mean):.3f}"
         if self.accuracy.weight:
@@ -126,7 +128,7 @@ class Progress(pl.Callback):
         self.display.show_values(values, speed, self._left(trainer, task, done), task.progress)
 
     def _left(self, trainer: pl.Trainer, task: Task, done: int) -> float:
-        """Seconds until the end, of the bound that will be reached first."""
+        """Estimated seconds until the end of the run."""
         total, left = task.total_batches, []
         if total < ENDLESS:
             left.append((total - done) * float(self.seconds.mean))
@@ -145,13 +147,13 @@ class Progress(pl.Callback):
 
     def _close(self) -> None:
         if self.display is not None:
-            with self._seen():
+            with self._drawing():
                 self.display.close()
             self.display = None
 
     @contextmanager
-    def _seen(self) -> Iterator[None]:
-        """Show nothing any more where the terminal was closed."""
+    def _drawing(self) -> Iterator[None]:
+        """Stop the display if the terminal was closed."""
         try:
             yield
         except OSError:
@@ -182,7 +184,7 @@ class _Lines:
         return now - shown >= pause(elapsed)
 
     def show(self, text: str) -> None:
-        say(text, sys.stderr)
+        print_safely(text, sys.stderr)
 
     def show_values(self, values: Mapping[str, str], speed: float, left: float, share: float) -> None:
         self.show(as_line(values, speed, left))
@@ -227,7 +229,7 @@ class _WithText(Bars):
 def as_line(values: Mapping[str, str], speed: float, left: float | None = None) -> str:
     """Values with their names, images a second and seconds left, as one line."""
     parts = [f"{name} {value}" for name, value in values.items()]
-    parts += [f"{as_rate(speed)} img/s"] if speed else []  # without an image that could be read there is no speed
+    parts += [f"{as_rate(speed)} img/s"] if speed else []  # 0 if no image could be read
     return "  ".join([*parts, *([] if left is None else [f"{as_duration(left)} left"])])
 
 

@@ -37,7 +37,7 @@ from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
 from foveal.training.config import Training
 from foveal.training.optimisation import lr_factor
-from foveal.training.progress import as_duration, say
+from foveal.training.progress import as_duration, print_safely
 from foveal.training.task import ENDLESS, Task
 
 Ended = Literal["finished", "interrupted", "diverged"]
@@ -164,7 +164,7 @@ class TrainingSummary:
 
     def show(self, out: Path, brief: bool = False) -> None:
         """Print the result and, unless ``brief``, which weights were kept and the next commands; warnings on stderr."""
-        say(self.result())
+        print_safely(self.result())
         if not brief:
             folder = shlex.quote(str(out))
             use = f"evaluate {folder}", f"predict {folder} IMAGES --out labels.csv", f"explain {folder} IMAGE"
@@ -175,12 +175,12 @@ class TrainingSummary:
                 "diverged": f"{go_on} --optimiser.lr LOWER",
             }
             kept = f"{'averaged ' * self.averaged}weights of step {self.kept_step:,} in {out / WEIGHTS}"
-            say(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
+            print_safely(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
         # A terminal would break words.
         wrapper = TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
         for warning in self.warnings:
             text = f"foveal: {warning}"
-            say(wrapper.fill(text) if sys.stderr.isatty() else text, sys.stderr)
+            print_safely(wrapper.fill(text) if sys.stderr.isatty() else text, sys.stderr)
 
 
 class _Score(NamedTuple):

@@ -1,9 +1,9 @@
-"""Signals that ask a run to stop.
+"""Signals that stop a run.
 
-Ctrl-C, SIGTERM and SIGHUP mean the same: end after the update that is being made, save, and say how to go on. Before
-the first update there is nothing to save, and the run ends at once. `timeout` and Slurm send a signal twice or to every
-process of a group; later signals mean the same as the first. Only Ctrl-C, a second or more after the first signal, ends
-the run without saving.
+Ctrl-C, SIGTERM and SIGHUP stop the run after the current update. It is saved, and the command to resume it is printed.
+Before the first update there is nothing to save, and the run ends immediately. Further signals are ignored, because
+`timeout` and Slurm send a signal twice or to every process of a group. Only a Ctrl-C at least a second after the first
+signal ends the run without saving.
 
 Example:
     >>> import os
@@ -27,15 +27,15 @@ from foveal.host import STOP_SIGNALS
 from foveal.training.task import Task
 
 AGAIN = 1.0
-"""Seconds after which another Ctrl-C is another wish."""
+"""Seconds after the first signal from which on Ctrl-C ends the run without saving."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; what it has learnt is saved."""
+    """A signal stopped the run. It was saved."""
 
 
 class Stopped(KeyboardInterrupt):
-    """What `fit` ends with after a signal; the exit code is 128 + ``number``, that is 130 for Ctrl-C."""
+    """Raised by `fit` after a signal. The exit code is 128 + ``number``, which is 130 for Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Takes signals in a context, in the main thread, which alone gets them; then puts back who took them before.
+    """Handles signals within a context, in the main thread, and restores the handlers afterwards.
 
     Args:
-        at_once: raise `Interrupted` for a signal that comes before `wait_for` is called. A process that others wait for
-            must not.
+        at_once: raise `Interrupted` for a signal before `wait_for` is called. False in worker processes, for which the
+            others wait.
 
     Attributes:
-        number: of the first signal.
+        number: number of the first signal.
     """
 
     def __init__(self, at_once: bool = True) -> None:
@@ -61,7 +61,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def wait_for(self, task: Task) -> None:
-        """From now on signals ask the task to stop, also one that came before."""
+        """From now on, request the task to stop instead; also for an earlier signal."""
         self._task = task
         task.stop_requested |= self._since is not None
 
@@ -73,7 +73,7 @@ class StopSignals:
                     continue
                 self._before[number] = before
                 signal.signal(number, self._take)
-            if not self.at_once and hasattr(signal, "pthread_sigmask"):  # it was started by `deaf_children`
+            if not self.at_once and hasattr(signal, "pthread_sigmask"):  # started by `deaf_children`, which blocks them
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 

@@ -1,9 +1,8 @@
-"""The one Lightning task: any classifier that can be rolled out, any objective.
+"""The Lightning module that trains any classifier with any objective.
 
-To Lightning a run is a single long epoch, a `Stream` of batches; which epoch of the data a batch belongs to follows
-from its number. So there is one way to stop and one way to go on, and a resumed run is the same run to the last bit:
-batches follow from (seed, epoch, number), the draws of a sample from (seed, epoch, sample), torch's own from (seed,
-number).
+For Lightning a run is a single epoch, a `Stream` of batches. The epoch of the data follows from the number of the
+batch. A resumed run equals an uninterrupted one bit by bit: batches are a function of (seed, epoch, number), the random
+numbers of a sample of (seed, epoch, sample), and those of torch of (seed, number).
 
 Example:
     >>> from foveal.data import get_data
@@ -48,11 +47,11 @@ ENDLESS = 10**12
 
 
 class Stream:
-    """A loader's epochs one after another; knows where it is, and can be put there.
+    """The batches of a loader over all epochs. Its state is the number of batches so far.
 
     Args:
-        loader: see `foveal.data.Loader`; its ``len`` is a whole epoch.
-        length: batches until the end of the run.
+        loader: see `foveal.data.Loader`; its ``len`` is the number of batches per epoch.
+        length: number of batches of the run.
     """
 
     def __init__(self, loader: Any, length: int) -> None:
@@ -80,19 +79,22 @@ class Stream:
         self.given = state["given"]
 
 
-class Late:
-    """Reads numbers off a device one call late, so that nobody waits for what the device is doing now; off a CPU at
-    once.
+class DelayedScalars:
+    """Copies scalars from a GPU to the host asynchronously: each is returned by the next call. On a CPU there is no
+    delay.
     """
 
     def __init__(self) -> None:
         self._waiting: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def put(self, value: Tensor, mark: int) -> tuple[float, int] | None:
-        """Hand in a scalar with a mark to know it by; returns the one that was handed in before, if it was not read
-        yet.
+        """Start to copy a scalar. Returns the previous scalar and its mark, if it was not returned yet.
+
+        Args:
+            value: a scalar.
+            mark: an identifier, such as the step.
         """
-        before = self.rest()
+        before = self.flush()
         if not value.is_cuda:
             return float(value), mark
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -102,8 +104,8 @@ class Late:
         self._waiting = host, event, mark
         return before
 
-    def rest(self) -> tuple[float, int] | None:
-        """The scalar that was handed in last, if it was not read yet; waits for it."""
+    def flush(self) -> tuple[float, int] | None:
+        """Wait for the last scalar. Returns it and its mark, if it was not returned yet."""
         if self._waiting is None:
             return None
         host, event, mark = self._waiting
@@ -113,10 +115,10 @@ class Late:
 
 
 class Diverged(RunError):
-    """The loss or the weights are no longer numbers.
+    """The loss or weights are NaN or infinite.
 
     Attributes:
-        step: the update in which that was found.
+        step: the update in which this was found.
     """
 
     def __init__(self, sentence: str, step: int) -> None:
@@ -128,22 +130,22 @@ class Task(pl.LightningModule):
     """Train a classifier with an objective on a data set.
 
     Args:
-        model: what is trained.
-        objective: what is minimised; what it remembers is a buffer of the task.
-        data: where batches come from.
+        model: the model.
+        objective: the objective. Its state is a buffer of the task.
+        data: the data set.
         config: see `Training`.
 
     Attributes:
-        batches_per_epoch: forward passes of an epoch.
-        total_batches: of the run; `ENDLESS` where only time ends it.
-        frozen: modules that the objective leaves as they are.
-        validates: there are validation images.
+        batches_per_epoch: number of forward passes per epoch.
+        total_batches: number of forward passes of the run; `ENDLESS` if only time ends it.
+        frozen: modules that the objective does not train.
+        validates: whether there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of
             ``bad_images.csv``.
-        left_out: number of batches left out because they held one image, see `foveal.training.norms`.
+        left_out: number of batches left out because they had one image, see `foveal.training.norms`.
         stop_requested: set it to stop after the step.
-        stopping: the processes have agreed to stop.
-        saved: the update after which the run was saved last; None if it was not.
+        stopping: whether the processes have agreed to stop.
+        saved: the update of the last checkpoint; None if there is none.
     """
 
     objective_state: Tensor
@@ -161,7 +163,7 @@ class Task(pl.LightningModule):
         self.drop_last = count >= size
         self.batches_per_epoch = count // size if self.drop_last else 1
         of_epochs = config.epochs * self.batches_per_epoch if config.epochs else ENDLESS
-        # An update takes all its forward passes, so that the last one is like the others.
+        # Only complete updates, of `accumulate` forward passes.
         updates = min(config.steps or ENDLESS, -(-of_epochs // config.accumulate))
         self.total_batches = updates * config.accumulate
         self.bad_images: list[tuple[str, str]] = []
@@ -174,7 +176,7 @@ class Task(pl.LightningModule):
         self._groups: list[dict[str, Any]] = []
         self._validated: list[Tensor] = []
         self._validated_images = 0
-        self._losses = Late()
+        self._losses = DelayedScalars()
         self._takes_one: dict[tuple[str | Policy, ...], bool] = {}
 
     # ---- data
@@ -203,30 +205,30 @@ class Task(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
-    # ---- where the run is
+    # ---- progress
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training and validation, over all the times the run was resumed."""
+        """Seconds of training and validation, including those before the run was resumed."""
         return self._spent + (0.0 if self._since is None else time.monotonic() - self._since)
 
     @property
     def step(self) -> int:
-        """Updates so far."""
+        """Number of updates so far."""
         return self.trainer.global_step
 
     @property
     def progress(self) -> float:
-        """How much of the run is over, 0 to 1: of its updates or its time, whichever will end it."""
+        """Progress of the run, 0 to 1: the share of its updates or of its time, whichever is larger."""
         by_time = self._clock / self.config.max_time if self.config.max_time else 0.0
         return min(1.0, max(by_time, self.step * self.config.accumulate / self.total_batches))
 
     def updates_after(self, batch_idx: int) -> bool:
-        """Whether the batch of this number ends an update."""
+        """Whether an update follows the batch with this number."""
         return (batch_idx + 1) % self.config.accumulate == 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check(self._losses.rest())  # a run that has diverged is not saved
+        self._check(self._losses.flush())  # do not save a diverged run
         checkpoint["elapsed"] = self.elapsed
         checkpoint["left_out"] = self.left_out
 
@@ -244,14 +246,14 @@ class Task(pl.LightningModule):
         return optimiser
 
     @property
-    def begun(self) -> bool:
-        """Whether the first step of this process has begun."""
+    def started(self) -> bool:
+        """Whether this process has started to train."""
         return self._since is not None
 
     def on_train_start(self) -> None:
         self._since = time.monotonic()
         self._clock = self.elapsed
-        # A resumed run takes its learning rate and the like from the configuration, which may have been changed.
+        # A resumed run takes the learning rate and other options from the configuration, which may have changed.
         for group, wanted in zip(self.optimizers().param_groups, self._groups, strict=True):  # type: ignore[union-attr]
             group.update(wanted)
 
@@ -268,7 +270,7 @@ class Task(pl.LightningModule):
             group["lr"] = group["base_lr"] * factor
 
     def train_mode(self) -> None:
-        """Put the modules that the objective does not train into evaluation mode."""
+        """Put the modules that the objective does not train into eval mode."""
         for module in self.frozen:
             module.eval()
 
@@ -281,20 +283,19 @@ class Task(pl.LightningModule):
             self._check(self._losses.put(loss.detach(), self.step + 1))
             self.stopping, self._clock = self.stop_requested, self.elapsed
             return {"loss": loss, "log": log, "images": good}
-        # What all processes must agree on is sent together: images, failure, the wish to stop, bad images, the time,
-        # and whether the batch was left out.
-        failed, bad, news = not torch.isfinite(loss.detach()), len(self.bad_images), self.left_out - left_out
-        ours = [good, failed, self.stop_requested, bad, self.elapsed / world, news]
-        shared = torch.tensor(ours, dtype=torch.float64, device=self.device)
+        # One all_reduce for all values that the processes share.
+        failed, bad, skipped = not torch.isfinite(loss.detach()), len(self.bad_images), self.left_out - left_out
+        values = [good, failed, self.stop_requested, bad, self.elapsed / world, skipped]
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared)
-        count, failed, stop, bad, self._clock, news = shared.tolist()
-        self.left_out = left_out + int(news)  # of all processes
+        count, failed, stop, bad, self._clock, skipped = shared.tolist()
+        self.left_out = left_out + int(skipped)
         if failed:
             raise self.diverged(f"the loss is {float(loss.detach())}", self.step + 1)
         if bad:
             self._gather_bad_images()
         self.stopping = bool(stop)
-        # Gradients are averaged over processes, which may hold different numbers of good images.
+        # DDP averages gradients over processes, which may have different numbers of readable images.
         share = good / count if count else 1 / world
         loss = loss * (share * world)
         if self.objective_state.numel():
@@ -303,12 +304,12 @@ class Task(pl.LightningModule):
         return {"loss": loss, "log": log, "images": good}
 
     def _check(self, read: tuple[float, int] | None) -> None:
-        """Stop the run if a loss, with the step it belongs to, is no number."""
+        """Raise `Diverged` if a loss, given with its step, is NaN or infinite."""
         if read is not None and not math.isfinite(read[0]):
             raise self.diverged(f"the loss is {read[0]}", read[1])
 
     def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss, things to log and number of images that could be seen."""
+        """Loss, values to log, and number of images that could be read."""
         plan = self.objective.plan(self.progress)
         rollouts, target = [], batch.target
         if len(batch) == 1 and not self.takes_one_image(plan):
@@ -325,9 +326,8 @@ class Task(pl.LightningModule):
                 )
                 rollouts, target = [_rows(tried, good) for tried in rollouts], target[good]
         if not len(target):
-            # Nothing to learn from. One parameter must take part all the same, or other processes would wait for this
-            # one; the last is mostly the classifier's, which every rollout uses, so that no parameter gets a gradient
-            # that it has not elsewhere.
+            # No image. DDP needs a gradient of at least one parameter. The last one mostly belongs to the classifier,
+            # which gets gradients in every other process too.
             return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
@@ -346,20 +346,20 @@ class Task(pl.LightningModule):
         self.bad_images += [(as_cell(path), as_cell(reason)) for path, reason in images]
 
     def _gather_bad_images(self) -> None:
-        """All processes get the bad images of all."""
+        """Gather the bad images of all processes in each process."""
         if self.trainer.world_size > 1:
             found: list[list[tuple[str, str]]] = [[] for _ in range(self.trainer.world_size)]
             dist.all_gather_object(found, self.bad_images)
             self.bad_images = [pair for of_rank in found for pair in of_rank]
 
     def diverged(self, what: str, step: int | None = None) -> Diverged:
-        """What to raise where a run has diverged: in a step, or the one that is being taken."""
-        if step is None and (read := self._losses.rest()) is not None and not math.isfinite(read[0]):
-            what, step = f"the loss is {read[0]}", read[1]  # which came before whatever was found
+        """The error for a run that diverged in a step; in the current one if None."""
+        if step is None and (read := self._losses.flush()) is not None and not math.isfinite(read[0]):
+            what, step = f"the loss is {read[0]}", read[1]  # the earlier finding
         step = step or self.step + 1
         return Diverged(
-            f"{self.trainer.default_root_dir}: {what} in step {step}; try a lower --optimiser.lr, --optimiser.clip 1 or"
-            " --precision 32, with --resume to go on from the last checkpoint before",
+            f"{self.trainer.default_root_dir}: {what} in step {step}; try a lower `optimiser.lr`, `optimiser.clip` 1 or"
+            " `precision` 32, with `resume` to go on from the last checkpoint before",
             step,
         )
 
@@ -372,7 +372,7 @@ class Task(pl.LightningModule):
         self._note_bad(batch.errors)
         if not len(batch):
             return
-        # Without contributions, which nobody reads here: they would keep every attention map.
+        # Contributions would keep all attention maps.
         logits = self.model(batch.views, locations=self.config.locations, contributions=False).logits
         self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
         logits, target = logits.float(), batch.target
@@ -380,7 +380,7 @@ class Task(pl.LightningModule):
             good = [i for i in range(len(batch)) if i not in batch.views.errors]
             logits, target = logits[good], target[good]
         right = (logits.argmax(-1) == target).sum()
-        # They stay on the device until all are there: reading them would wait for the batch.
+        # Stay on the device, so that the host does not wait for the batch.
         self._validated.append(torch.stack([right.float(), F.cross_entropy(logits, target, reduction="sum")]))
         self._validated_images += len(target)
 
@@ -400,19 +400,19 @@ class Task(pl.LightningModule):
 
 
 def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:
-    """Take the gradient from all groups of parameters but these, and see that norms in between keep their statistics.
+    """Freeze all groups of parameters except some.
 
     Args:
-        model: the model; its parameters are changed.
-        trains: names of the groups that learn; all if None.
+        model: the model; ``requires_grad`` of its parameters is changed.
+        trains: names of the groups to train; all if None.
 
     Returns:
-        The modules that hold frozen parameters and no others, which belong in evaluation mode.
+        Fully frozen modules. They stay in eval mode, so that norms keep their statistics.
 
     Raises:
         ConfigError: the model has no such group.
     """
-    for p in getattr(model, "frozen_parameters", []):  # by the objective before
+    for p in getattr(model, "frozen_parameters", []):  # frozen by an earlier objective
         p.requires_grad_(True)
     frozen: list[nn.Parameter] = []
     if trains is not None:
@@ -433,16 +433,14 @@ def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Mo
 
 
 def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:
-    """The same model in a mode of its own: a loader's workers ask it for looks whatever mode the model is in by
-    then.
-    """
+    """A shallow copy of the model in a fixed mode, for the workers of a loader: the model's mode changes meanwhile."""
     same = copy.copy(model)
     same.training = training
     return same
 
 
 def _rows(tried: Rollout, rows: Tensor) -> Rollout:
-    """Some images of a rollout."""
+    """A rollout of some of its images."""
     changes: dict[str, Any] = {}
     for item in fields(tried):
         value = getattr(tried, item.name)

@@ -1,4 +1,4 @@
-"""The one place where Lightning's trainer runs: it trains a `Task` in a run folder.
+"""Run Lightning's trainer: train a `Task` in a run folder.
 
 Example:
     >>> with _quiet_lightning():
@@ -34,14 +34,14 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
     """Train a task to its end.
 
     Args:
-        task: what to train.
+        task: the task.
         out: run folder.
-        resume: go on from ``last.ckpt``.
+        resume: continue from ``last.ckpt``.
         quiet: show no progress.
-        signals: what asks the task to stop.
+        signals: signals that stop the task.
 
     Raises:
-        Interrupted, Diverged, StorageError: as of `foveal.training.fit`.
+        Interrupted, Diverged, StorageError: see `foveal.training.fit`.
     """
     config = task.config
     every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
@@ -51,7 +51,7 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
         trainer = pl.Trainer(
             accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
             devices=_devices(config),
-            # Where a policy is not yet trained its weights get no gradient, which plain DDP would wait for.
+            # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
             strategy="ddp_find_unused_parameters_true"
             if several and config.strategy in ("auto", "ddp")
             else config.strategy,
@@ -72,7 +72,7 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
             use_distributed_sampler=False,
             default_root_dir=out,
         )
-        # Lightning's handlers would share signals with other processes from wherever they interrupt this one.
+        # StopSignals handles signals. Lightning's handlers would forward them to the other processes at any time.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         launcher: Any = trainer.strategy.launcher
         children = hasattr(launcher, "_call_children_scripts")
@@ -81,17 +81,17 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
         try:
             trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
         except BaseException as error:
-            if children and not task.stopping:  # they may wait for this process in vain
+            if children and not task.stopping:  # they may wait for this process forever
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            if resume and not task.begun and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
+            if resume and not task.started and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
                 raise RunError(
-                    f"{out / LAST}: does not fit this run ({error!r:.100}); start again with --overwrite"
+                    f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error
             raise
 
 
 def _devices(config: Training) -> int | list[int]:
-    """How many devices, or which one where the name says so (``cuda:1``); there is one CPU, whatever its number."""
+    """Number of devices; or the list of one, for names with an index such as ``cuda:1``. A CPU's index is ignored."""
     kind, _, number = config.device.partition(":")
     return [int(number)] if number and kind != "cpu" else config.devices
 
@@ -100,13 +100,13 @@ def tensorboard(out: Path) -> Any:
     """Lightning's TensorBoard logger for a run folder.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: TensorBoard is not installed.
     """
     try:
         from lightning.pytorch.loggers import TensorBoardLogger
 
         class Logger(TensorBoardLogger):
-            """Says what cannot be written; Lightning's own says that the values are of a wrong type."""
+            """Raises a `StorageError` if writing fails. Lightning's logger raises an error about types instead."""
 
             @property
             def experiment(self) -> Any:
@@ -129,8 +129,8 @@ def tensorboard(out: Path) -> Any:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on workers, logging intervals and hardware, and errors of TensorBoard's thread, which
-    `storing` tells.
+    """Hide Lightning's advice on workers, logging intervals and hardware, and tracebacks of TensorBoard's thread, whose
+    errors `storing` raises.
     """
     excepthook = threading.excepthook
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]

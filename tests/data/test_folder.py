@@ -162,7 +162,7 @@ def test_names_and_options_that_do_not_exist():
         get_data("fodler")
     with pytest.raises(ConfigError, match="there is no option 'rot'; use root"):
         get_data("folder", rot="x")
-    with pytest.raises(ConfigError, match=r"the option 'root' is missing; set --data\.root"):
+    with pytest.raises(ConfigError, match=r"the option 'root' is missing; set `data\.root`"):
         get_data("folder")
 
 

@@ -358,6 +358,6 @@ def test_another_data_set_is_read_as_the_models_images_were(capsys, dark, tmp_pa
     check_values(load(out), own)
     with pytest.raises(
         ConfigError,
-        match=r"read with the value range none, the model was trained with 0,4095; set --data.value_range 0,40",
+        match=r"read with the value range none, the model was trained with 0,4095; set `data.value_range` 0,40",
     ):
         check_values(load(out), get_data("manifest", file=str(table), channels=1))

@@ -14,7 +14,7 @@ from foveal.glimpse.base import WholeImage
 from foveal.images import Look
 from foveal.images.views import TensorViews
 from foveal.prediction import classify
-from foveal.training.task import Late, _in_mode
+from foveal.training.task import DelayedScalars, _in_mode
 
 
 def images(count: int = 5, height: int = 32, width: int = 32, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_nothing_waits_for_the_gpu():
     """Indexing, augmentation, looks and logging only queue work. In this mode, waiting for the device is an error."""
     data = TensorDataset(images(64), np.arange(64) % 2, ("a", "b"), augmentation="crop_flip")
     loader = Loader(data, batch_size=16, seed=1, shuffle=True, device="cuda")
-    model, late = dense(image_size=32).cuda(), Late()
+    model, late = dense(image_size=32).cuda(), DelayedScalars()
     expected = {
         int(i): image
         for batch in Loader(data, batch_size=16, seed=1)
@@ -124,4 +124,4 @@ def test_nothing_waits_for_the_gpu():
         for index, pixels, _ in seen
         for i, image in zip(index, pixels, strict=True)
     )
-    assert read[0] is None and [mark for _, mark in read[1:]] == [0, 1, 2] and late.rest()[1] == 3
+    assert read[0] is None and [mark for _, mark in read[1:]] == [0, 1, 2] and late.flush()[1] == 3

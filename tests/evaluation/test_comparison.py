@@ -448,7 +448,7 @@ def test_the_command_says_what_does_not_fit(runs, tmp_path, capsys):
         ([runs / "nowhere", runs / "dense"], "there is no such run folder"),
         (["test_resnet"], "test_resnet: no model here has weights"),
         ([runs / "looks", "resnet5000"], "resnet5000: there is no model of this name"),
-        ([runs / "looks", "--locations", "x"], "is no budget"),
+        ([runs / "looks", "--locations", "x"], "are not locations"),
     ]:
         assert main(["compare", *map(str, argv), *HERE, "--out", str(tmp_path / "out")]) == 1
         err = capsys.readouterr().err.strip()

@@ -58,7 +58,7 @@ def test_hiding_what_matters_destroys_and_hiding_at_random_does_not():
         )
 
 
-def test_judges_see_the_same_images_at_their_own_budget():
+def test_judges_see_the_same_images_at_their_own_locations():
     seen = []
 
     class Judge(Spotter):
@@ -71,8 +71,8 @@ def test_judges_see_the_same_images_at_their_own_budget():
         occlude(Spotter(), data(30), locations=[(2,)], judges=[judge], setting=Setting(batch_size=30, device="cpu"))
     )
     assert seen == [(None, "greedy")] * 3
-    for kind, budget in [("whole", ()), ("learned", (2,)), ("random", (2,))]:
-        assert found[kind, budget, "model"].accuracy == found[kind, budget, "model 1"].accuracy
+    for kind, locations in [("whole", ()), ("learned", (2,)), ("random", (2,))]:
+        assert found[kind, locations, "model"].accuracy == found[kind, locations, "model 1"].accuracy
 
 
 def tnet():
@@ -158,7 +158,7 @@ def test_files_table_and_progress(tmp_path):
     lines = shown.export_text().splitlines()
     assert lines[1].split() == ["judged", "by", "locations", "hidden,", "%", "learned", "random", "centre"]
     rows = [re.split(" {2,}", line)[:2] for line in lines[3:] if line.startswith("model")]
-    assert rows == [[judge, budget] for judge in ("model", "model 1") for budget in "0123"]
+    assert rows == [[judge, locations] for judge in ("model", "model 1") for locations in "0123"]
 
 
 def test_what_does_not_fit_is_told():

@@ -74,9 +74,9 @@ def check(result, names=()):
 
 
 def point(
-    budget=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more
+    locations=(2,), kind="learned", accuracy=0.934, name="runs/demo", macs=32_700_000, p50=4.8, memory=3_300_000, **more
 ):
-    looks = float(sum(budget))
+    looks = float(sum(locations))
     timed = None if p50 is None else Timing(1, p50, 1.1 * p50, 5, memory, 12_345.6)
     batched = None if p50 is None else Timing(64, p50 / 2, p50 / 1.9, 5, memory, 12_345.6)
     interval = (accuracy - 0.022, min(accuracy + 0.019, 1))
@@ -84,7 +84,7 @@ def point(
     return EvaluatedPoint(
         kind=kind,
         name=name,
-        locations=budget,
+        locations=locations,
         total_locations=looks,
         coverage=0.3,
         diversity=0.5 if looks > 1 else None,
@@ -182,16 +182,16 @@ METRICS = {
 }
 
 
-def compared(model, budget, metrics=(), **more):
+def compared(model, locations, metrics=(), **more):
     timed = Timing(1, 4.8, 5.9, 5, 3_300_000, None)
     known = ComparedPoint(
         model=model,
-        locations=budget,
-        total_locations=float(sum(budget)),
+        locations=locations,
+        total_locations=float(sum(locations)),
         images=500,
         metrics=METRICS | dict(metrics),
         temperature=1.5,
-        macs=10_900_000 * (sum(budget) + 1),
+        macs=10_900_000 * (sum(locations) + 1),
         parameters=123_456,
         single=timed,
         batched=timed,
@@ -263,19 +263,19 @@ def test_early_exit():
 # ---- occlude
 
 
-def occlusion(judges, kinds, budgets, about=ABOUT):
+def occlusion(judges, kinds, sweep, about=ABOUT):
     points = [
         OcclusionPoint(
             judge=judge,
             kind=kind,
-            locations=budget,
-            total_locations=float(sum(budget)),
+            locations=locations,
+            total_locations=float(sum(locations)),
             hidden=0.0 if kind == "whole" else 0.176,
             images=500,
             metrics={"accuracy": Metric(0.9, (0.85, 0.92))},
         )
-        for kind, of in [("whole", [()]), *((kind, budgets) for kind in kinds)]
-        for budget in of
+        for kind, of in [("whole", [()]), *((kind, sweep) for kind in kinds)]
+        for locations in of
         for judge in judges
     ]
     about = {**about, "images": 500, "judges": [{"name": judge} for judge in judges]}
@@ -329,7 +329,7 @@ def test_faithfulness_awkwardly():
 
 @pytest.mark.parametrize("size", [(500, 1260), 3])
 def test_sizes_are_never_broken(size):
-    """One image, one budget, one digit more or less: nothing depends on it."""
+    """One image, one number of locations, one digit more or less: nothing depends on it."""
     about = {**ABOUT, "image_size": size if isinstance(size, tuple) else [size, size]}
     check(evaluation(about=about, points=(replace(point((1,)), images=1),)))
 

@@ -115,7 +115,7 @@ def test_the_report(tmp_path):
             "with one look there is nothing to leave out",
         ),
         (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop early; use `locations` instead"),
-        (tnet, "many", "--budget many: is no cost"),
+        (tnet, "many", "`budget` many: is not a cost"),
     ],
 )
 def test_what_cannot_be_solved_gets_a_sentence(model, budget, message):

@@ -90,7 +90,7 @@ def test_bytes_are_those_of_the_first_call():
     )
 
 
-# ---- every budget of several models
+# ---- all locations of several models
 
 
 NO_LOOKS = Glimpses(np.zeros(0, int), np.zeros((0, 4)), (8, 8), np.zeros(0, int), np.zeros(0, int), torch.zeros(0))
@@ -117,26 +117,26 @@ def clock(monkeypatch):
     return now
 
 
-def timed(clock, seconds, budgets, models=1):
+def timed(clock, seconds, steps, models=1):
     return [
-        TimedModel(Clocked(clock, seconds), [(k,) if k else () for k in range(budgets)], views, 1000)
+        TimedModel(Clocked(clock, seconds), [(k,) if k else () for k in range(steps)], views, 1000)
         for _ in range(models)
     ]
 
 
 @pytest.mark.parametrize("models", [1, 3])
-@pytest.mark.parametrize("budgets", [1, 5, 20])
+@pytest.mark.parametrize("steps", [1, 5, 20])
 @pytest.mark.parametrize("seconds", [1e-3, 0.03, 1.0])
-def test_quick_timings_are_bounded_whatever_is_timed(clock, seconds, budgets, models):
-    panel = timed(clock, seconds, budgets, models)
+def test_quick_timings_are_bounded_whatever_is_timed(clock, seconds, steps, models):
+    panel = timed(clock, seconds, steps, models)
     found = measure_locations(panel, "quick")
-    least = models * sum(4 * seconds * (1 + k) for k in range(budgets)) + models * 2 * seconds * budgets
-    assert clock[0] <= max(1.15 * timing.QUICK_SECONDS, least + seconds * budgets)
+    least = models * sum(4 * seconds * (1 + k) for k in range(steps)) + models * 2 * seconds * steps
+    assert clock[0] <= max(1.15 * timing.QUICK_SECONDS, least + seconds * steps)
     for mine in found:
-        assert list(mine) == [(k,) if k else () for k in range(budgets)]
-        for budget, (single, batched) in mine.items():
+        assert list(mine) == [(k,) if k else () for k in range(steps)]
+        for locations, (single, batched) in mine.items():
             assert single.batch_size == 1 and single.repeats >= 3 and batched.repeats >= 3
-            assert single.p50 == pytest.approx(1e3 * seconds * (1 + sum(budget)))
+            assert single.p50 == pytest.approx(1e3 * seconds * (1 + sum(locations)))
             assert batched.p50 == pytest.approx(single.p50 * batched.batch_size**-0.1)
         assert len({batched.batch_size for _, batched in mine.values()}) == 1
 
@@ -151,7 +151,7 @@ def test_full_timings_find_the_best_batch_and_take_their_time(clock):
     assert [single.p50 for single, _ in beside.values()] == pytest.approx([single.p50 for single, _ in found.values()])
 
 
-def test_models_and_budgets_are_timed_in_turn(clock):
+def test_models_and_locations_are_timed_in_turn(clock):
     both = timed(clock, 1.0, 2, models=2)
     order = []
     for name, one in zip("ab", both, strict=True):

@@ -43,7 +43,7 @@ def test_points(evaluation):
         ("against", (), 0),
     ]
     model = tnet(locations=(2, 1))
-    assert [p.macs for p in points[:3]] == [count_cost(model, 8, budget).macs for budget in [(), (2, 1), (2, 1)]]
+    assert [p.macs for p in points[:3]] == [count_cost(model, 8, places).macs for places in [(), (2, 1), (2, 1)]]
     assert points[1].parameters == count_cost(model, 8).parameters
     assert all(
         p.interval[0] <= p.accuracy <= p.interval[1] and p.images == 30 and 0 < p.metrics["top5"].value <= 1
@@ -69,7 +69,7 @@ def test_files(evaluation):
     assert Image.open(folder / "tradeoff.png").size == (1125, 720)
 
 
-def test_the_table_has_a_row_a_budget(evaluation):
+def test_the_table_has_a_row_per_locations(evaluation):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(evaluation[0].table())
     rows = [line.split()[0] for line in shown.export_text().split("±:")[0].splitlines()[3:] if line.strip()]
@@ -82,7 +82,7 @@ def test_learned_looks_beat_random_ones_where_they_should():
     assert points[2].kind == "random" and points[2].accuracy < 0.4
 
 
-def test_every_budget_up_to_its_own_unless_told():
+def test_all_locations_up_to_the_models_own_by_default():
     points = evaluate(tnet(locations=(2, 1)), data(), measure="none", setting=CPU).points
     assert [p.locations for p in points if p.kind == "learned"] == [(), (1, 1), (2, 1)]
     assert [
@@ -158,13 +158,13 @@ def test_what_does_not_fit_is_told():
 @pytest.fixture(scope="module")
 def several():
     """A TNet, its policies and what they came to."""
-    budgets = [(), (1,), (3,), (2, 1), (1, 2)]
+    sweep = [(), (1,), (3,), (2, 1), (1, 2)]
     return evaluate(
-        tnet(locations=(3,)), data(), locations=budgets, policies=("centre", "exhaustive"), measure="none", setting=CPU
+        tnet(locations=(3,)), data(), locations=sweep, policies=("centre", "exhaustive"), measure="none", setting=CPU
     )
 
 
-def test_every_policy_at_every_budget(several):
+def test_every_policy_at_all_locations(several):
     points = {(p.kind, p.locations): p for p in several.points}
     assert len(points) == len(several.points) == 5 + 4 + 4 + 2
     for policy in ("learned", "random", "centre"):
@@ -176,7 +176,7 @@ def test_every_policy_at_every_budget(several):
             *([()] if policy == "learned" else []),
         }
     assert [points["centre", b].total_locations for b in [(1,), (3,), (2, 1), (1, 2)]] == [1, 3, 4, 3]
-    # Every cell, whatever the budget: once for each number of levels.
+    # Every cell, for any locations: once for each number of levels.
     assert [b for kind, b in points if kind == "exhaustive"] == [(9,), (9, 9)]
     every = points["exhaustive", (9,)]
     assert (every.total_locations, every.macs) == (9, count_cost(tnet(), 8, (9,)).macs)

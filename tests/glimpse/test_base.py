@@ -85,14 +85,15 @@ class Counting(WholeImage):
 def test_budgets(levels, cells, asked, taken):
     model = Counting(levels, cells)
     if isinstance(taken, tuple):
-        assert model.budget(asked) == taken
+        assert model.resolve_locations(asked) == taken
     else:
         with pytest.raises(ConfigError, match=taken):
-            model.budget(asked)
+            model.resolve_locations(asked)
 
 
 def test_a_policy_may_take_every_cell_of_the_levels_asked_for():
-    assert Counting(None, 9).budget((2, 1), Exhaustive()) == (9, 9) and Counting(None, 9).budget((), Exhaustive()) == ()
+    assert Counting(None, 9).resolve_locations((2, 1), Exhaustive()) == (9, 9)
+    assert Counting(None, 9).resolve_locations((), Exhaustive()) == ()
 
 
 def test_policies_are_known_by_their_kind():
@@ -100,8 +101,8 @@ def test_policies_are_known_by_their_kind():
         name = "nobody has registered it"
 
     model = Counting(None, 9)
-    assert model.check_policies(["centre", Unnamed()]) == [Centre(), Unnamed()]
+    assert model._find_policies(["centre", Unnamed()]) == [Centre(), Unnamed()]
     for other in (ReleasedCentre(), "centre_released", "whole", "nobody has registered it"):
         with pytest.raises(ConfigError, match="Counting does not know it; use one of greedy"):
             model.check_policies([other])
-    assert model.check_policies(["whole"], ["whole"]) == [Whole()]
+    assert model._find_policies(["whole"], ["whole"]) == [Whole()]

@@ -534,7 +534,7 @@ def test_one_image_several_times(tmp_path, model):
     )
     rows = predict(model, [Image.open(tmp_path / "a.png")] * 8, device="cpu").rows
     assert len({row["probability"] for row in rows}) == 1 and not any(row["error"] for row in rows)
-    with pytest.raises(ConfigError, match=r"^the iterator gives one object several times, .*; give copies of it$"):
+    with pytest.raises(ConfigError, match=r"^the iterator yields the same object .*; yield copies of it$"):
         predict(model, ImageSequence.Iterator(Image.open(tmp_path / "a.gif")), device="cpu")
     assert len(predict(model, (str(tmp_path / "a.png") for _ in range(2)), device="cpu").rows) == 1
 
@@ -547,7 +547,7 @@ def test_rows_of_images_in_memory_are_not_continued(tmp_path, model):
     before = out.read_bytes()
     with pytest.raises(
         ConfigError,
-        match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may have been another one; choose",
+        match=r"^\S+rows.csv: has a row of an image \[0\] in memory, which may be another image; choose",
     ):
         predict(model, images[::-1], device="cpu", out=out)
     assert out.read_bytes() == before

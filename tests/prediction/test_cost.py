@@ -38,7 +38,7 @@ def test_a_dense_network_that_looks_once_costs_the_same_for_any_image():
 
 def test_cost_follows_looks_and_not_the_image():
     model = TNet(num_classes=3, backbone="test_efficientnet", base_size=32, locations=(2, 1))
-    macs = {budget: count_cost(model, 128, budget).macs for budget in [(), (1,), (2,), (2, 1)]}
+    macs = {locations: count_cost(model, 128, locations).macs for locations in [(), (1,), (2,), (2, 1)]}
     assert count_cost(model, 60_000, (2, 1)).macs == macs[2, 1]
     assert count_cost(model, 128).macs == macs[2, 1]
     looks = macs[2,] - macs[1,]
@@ -67,7 +67,7 @@ def test_an_image_that_a_network_does_not_take():
 
 
 def test_devices_and_precisions_that_are_none():
-    with pytest.raises(ConfigError, match="--device gpu9"):
+    with pytest.raises(ConfigError, match="`device` gpu9"):
         find_device("gpu9")
-    with pytest.raises(ConfigError, match="--precision 8"):
+    with pytest.raises(ConfigError, match="`precision` 8"):
         autocast("8", torch.device("cpu"))

@@ -47,12 +47,13 @@ def test_costs_as_people_type_them(text, expected):
 @pytest.mark.parametrize("text", ["3", "GMAC", "2,1", "0ms", "-1ms", "2Gms", "15 s", "2ducks", ""])
 def test_what_is_no_cost_gets_a_sentence(text):
     with pytest.raises(
-        ConfigError, match=r"is no cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations"
+        ConfigError,
+        match=r"is not a cost; write multiply-accumulates as 2\.0GMAC, time as 15ms, or looks as 3locations",
     ):
         parse_cost(text)
 
 
-def test_turns_are_the_budgets_that_an_image_can_end_with():
+def test_turns_are_the_locations_after_which_an_image_can_be_left():
     assert turns((3, 2), 1) == [(), (1, 2), (2, 2), (3, 2)]
     assert turns((5,), 2) == [(), (2,), (4,), (5,)] and turns((), 1) == [()]
 
@@ -80,10 +81,10 @@ def test_what_is_left_after_the_first_look_costs_no_more(name):
     )
     options |= {"classifier": "test_resnet", "glimpse_size": 32} if name == "saccader_separate" else {}
     model = create_model(name, num_classes=3, locations=(2,), **options).eval()
-    for threshold, budget in ((0.0, ()), (2.0, (2,))):
+    for threshold, locations in ((0.0, ()), (2.0, (2,))):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             look_until(model, torch.rand(1, 3, 90, 90), threshold)
-        spent, told = counter.get_total_flops() // 2, count_cost(model, 90, budget).macs
+        spent, told = counter.get_total_flops() // 2, count_cost(model, 90, locations).macs
         # Logits on the way, and contributions, are a few products more.
         assert told <= spent <= 1.01 * told
 
@@ -102,7 +103,7 @@ def test_rows_say_what_each_image_cost(model, folder):
     for threshold in (0.0, 2.0):
         until = Exit("x", threshold, (2, 1), 1, 0.0, "macs", 1)
         ends[threshold] = predict(model, folder, until=until, device="cpu").rows
-    fixed = [predict(model, folder, locations=budget, device="cpu").rows for budget in ((), (2, 1))]
+    fixed = [predict(model, folder, locations=locations, device="cpu").rows for locations in ((), (2, 1))]
     for rows, expected in zip(ends.values(), fixed, strict=True):
         assert [(r["locations"], r["macs"], r["label"]) for r in rows] == [
             (r["locations"], r["macs"], r["label"]) for r in expected
@@ -134,5 +135,5 @@ def test_exits_are_kept_beside_each_other(tmp_path):
     assert read_exits(tmp_path) == [again, other, elsewhere]
     for damaged in ("{", json.dumps({"a": {"threshold": 1}}), json.dumps([{"threshold": 1}])):
         (tmp_path / "exits.json").write_text(damaged)
-        with pytest.raises(RunError, match=r"exits.json: is damaged or not ours; delete it"):
+        with pytest.raises(RunError, match=r"exits.json: is damaged or not a file of foveal \(.*\); delete it"):
             read_exits(tmp_path)

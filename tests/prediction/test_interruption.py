@@ -217,7 +217,7 @@ def test_one_call_at_a_time_writes_to_an_output(folder, model, tmp_path, name):
     out = tmp_path / "rows.csv"
     with Output(out, {}):  # in this process
         with pytest.raises(
-            StorageError, match="another call writes predictions there; wait for its end, or choose another --out"
+            StorageError, match="another call writes predictions there; wait for its end, or choose another `out`"
         ):
             Output(tmp_path / name, {})
 
@@ -314,7 +314,7 @@ def test_a_file_that_another_program_puts_there_is_not_overwritten(folder, model
     out = tmp_path / "rows.csv"
     with pytest.raises(
         StorageError,
-        match=r"was put there by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it",
+        match=r"was created by another program; the rows of 7 images are safe in \.rows\.csv\.foveal; move it",
     ):
         predict(model, folder, out=out, **BATCH, on_progress=lambda *_: out.write_text("mine"))
     assert out.read_text() == "mine"
@@ -325,7 +325,7 @@ def test_a_file_that_another_program_puts_there_is_not_overwritten(folder, model
 def test_a_journal_that_is_deleted_or_replaced_during_a_call_is_put_back(folder, model, begun, whole, caplog):
     journal = begun.with_name(".rows.csv.foveal")
     predict(model, folder, out=begun, **BATCH, on_progress=lambda *_: journal.unlink())
-    assert "another program deleted or replaced it; it is written again" in caplog.text
+    assert "another program deleted or replaced it; it is restored" in caplog.text
     assert rows_of(begun) == whole(model, folder, ".csv")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "new.png")
 
@@ -360,11 +360,11 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
     lines = journal.read_text().splitlines(True)
     journal.write_text("".join([lines[0], lines[1].replace('"label": "', '"label": "not '), lines[2]]))
     assert predict(model, folder, out=out, **BATCH).predicted == 7
-    assert "another program changed it; what follows its first" in caplog.text
+    assert "another program changed it; everything after its first" in caplog.text
     assert rows_of(out) == whole(model, folder, ".jsonl")
     journal.write_text("{half\n")
     with pytest.raises(
-        ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another --out, or replace it by"
+        ConfigError, match=r"is damaged, so that rows.jsonl cannot be continued; choose another `out`, or replace it by"
     ):
         predict(model, folder, out=out, **BATCH)
     journal.unlink()

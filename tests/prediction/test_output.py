@@ -167,14 +167,14 @@ def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request
     assert len(rows) == len({row["path"] for row in rows}) == 8 and not any(row["error"] for row in rows)
 
 
-def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, tmp_path):
+def test_predictions_of_another_model_or_other_locations_are_not_mixed_in(folder, model, tmp_path):
     out = tmp_path / "rows.jsonl"
     predict(model, folder / "0.png", out=out, device="cpu")
-    with pytest.raises(ConfigError, match=r"begun with another locations; .* replace it by --overwrite"):
+    with pytest.raises(ConfigError, match=r"other settings \(locations\); .* replace it by `overwrite`"):
         predict(model, folder, out=out, locations=(1,), device="cpu")
     torch.manual_seed(1)
     other = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(2, 1))
-    with pytest.raises(ConfigError, match="begun with another model"):
+    with pytest.raises(ConfigError, match=r"was written with other settings \(model"):
         predict(other, folder, out=out, device="cpu")
     assert predict(other, folder, out=out, device="cpu", resume=False).predicted == 7
     assert len(list(read_rows(out))) == 7
@@ -182,7 +182,7 @@ def test_predictions_of_another_model_or_budget_are_not_mixed_in(folder, model, 
 
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path):
     (tmp_path / "mine.csv").write_text("name,grade\nAda,1\n")
-    with pytest.raises(ConfigError, match=r"mine\.csv: is there already"):
+    with pytest.raises(ConfigError, match=r"mine\.csv: exists"):
         Output(tmp_path / "mine.csv", {})
     assert (tmp_path / "mine.csv").read_text() == "name,grade\nAda,1\n"
 

@@ -122,7 +122,7 @@ def test_bad_images_are_rows_and_spoil_no_other(folder, model):
             assert row["label"] == classify(model, row["path"]).label
 
 
-def test_a_dense_network_predicts_too_but_takes_no_budget(folder):
+def test_a_dense_network_predicts_too_but_takes_no_locations(folder):
     dense = create_model("test_resnet", num_classes=3)
     assert predict(dense, folder / "0.png", device="cpu").rows[0]["locations"] == 0
     with pytest.raises(ConfigError, match="looks once"):
@@ -167,7 +167,7 @@ def test_answers_that_are_no_numbers_are_errors_of_their_image(folder):
     dense.register_forward_hook(spoil)
     rows = predict(dense, [str(folder / f"{i}.png") for i in range(3)], device="cpu").rows
     assert [row["label"] is None for row in rows] == [False, True, False]
-    assert rows[1]["error"] == f"{folder / '1.png'}: the model gives no finite answer for this image; check its values"
+    assert rows[1]["error"] == f"{folder / '1.png'}: the logits of this image are not finite; check its values"
 
 
 def test_weights_that_are_no_numbers_are_an_error_of_the_run(folder):

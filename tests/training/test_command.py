@@ -96,10 +96,10 @@ def test_devices_are_as_many_as_there_are(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert usable_device("auto").type == "cuda"
-    with pytest.raises(ConfigError, match=r"^--devices 2: this machine has 1 GPU; use --devices 1$"):
+    with pytest.raises(ConfigError, match=r"^`devices` 2: this machine has 1 GPU; use `devices` 1$"):
         usable_device("auto", 2)
     assert usable_device("cpu", 2) == find_device("cpu")
-    with pytest.raises(ConfigError, match=r"^--devices 2: but --device cpu:1 is a single one; use --device cpu$"):
+    with pytest.raises(ConfigError, match=r"^`devices` 2: but `device` cpu:1 is a single one; use `device` cpu$"):
         FitConfig(device="cpu:1", devices=2, steps=1).check()
 
 
@@ -168,6 +168,6 @@ def test_what_cannot_be_trained_leaves_the_run_in_the_way(run, capsys):
     ]
     said = failure(capsys, "fit", "--data.root", run.parent / "photos", *batch, "--out", run, "--overwrite")
     assert said.startswith(
-        "batch_size: 1 leaves one image, of which batch norm in test_resnet sees a single value per channel"
+        "batch_size: 1 leaves one image, of which batch norm in test_resnet gets a single value per channel"
     )
     assert (run / "model.safetensors").read_bytes() == before

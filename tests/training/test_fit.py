@@ -28,7 +28,7 @@ from foveal.objectives.objective import CrossEntropy
 from foveal.recipes.config import FitConfig, fit_config, make_objective
 from foveal.recipes.configure import configure
 from foveal.training import Optimiser, Training, fit
-from foveal.training.task import Late, Task
+from foveal.training.task import DelayedScalars, Task
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -319,7 +319,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     with monkeypatch.context() as patch:
         patch.setattr(CrossEntropy, "__call__", diverging)
         with pytest.raises(
-            RunError, match=rf"the loss is {value} in step 4; try a lower --optimiser.lr[^\n]* --resume"
+            RunError, match=rf"the loss is {value} in step 4; try a lower `optimiser.lr`[^\n]* `resume`"
         ) as error:
             fit_config(config(**changes), tmp_path / "run", quiet=True)
     assert str(tmp_path / "run") in str(error.value)
@@ -334,14 +334,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, value):
     ]
 
 
-class Delayed(Late):
+class Delayed(DelayedScalars):
     """As on a GPU: a number is read when the next one comes."""
 
     def put(self, value, mark):
-        before, self.kept = self.rest(), (float(value), mark)
+        before, self.kept = self.flush(), (float(value), mark)
         return before
 
-    def rest(self):
+    def flush(self):
         kept, self.kept = getattr(self, "kept", None), None
         return kept
 
@@ -358,7 +358,7 @@ def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, mon
         return (loss * float("nan") if len(calls) == 4 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
@@ -384,7 +384,7 @@ def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
         return (loss * float("inf") if len(calls) == 3 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.Late", Delayed)
+    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
@@ -413,7 +413,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
     with pytest.raises(
         RunError,
-        match=r"run: a run is there already; go on with it by --resume, replace it by --overwrite, or choose another "
+        match=r"run: a run is there already; go on with it by `resume`, replace it by `overwrite`, or choose another "
         r"--out$",
     ):
         fit_config(short, tmp_path / "run", quiet=True)
@@ -421,7 +421,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     fit_config(short, tmp_path / "run", overwrite=True, quiet=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
-    with pytest.raises(RunError, match="is not a run; choose another --out"):
+    with pytest.raises(RunError, match="is not a run; choose another `out`"):
         fit_config(short, tmp_path / "photos", overwrite=True, quiet=True)
     assert (tmp_path / "photos/cat.jpg").exists()
 
@@ -429,13 +429,13 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"epochs": None}, "epochs: nothing says how long to train; set --epochs"),
+        ({"epochs": None}, "epochs: the length of the run is not set; set `epochs`"),
         ({"batch_size": 0}, "batch_size: is 0; set it above 0"),
-        ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be shared equally by 2 devices"),
+        ({"batch_size": 5, "devices": 2}, "batch_size: 5 images cannot be split equally between 2 devices"),
         ({"model": {}}, "model: has no name"),
         ({"optimiser": {"l2": 1.0}}, "optimiser.l2: is a term of the loss"),
         ({"optimiser": {"nesterov": True}}, "optimiser.nesterov: is a kind of momentum of sgd"),
-        ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are no shares of the run"),
+        ({"optimiser": {"step_at": [100, 150]}}, r"optimiser.step_at: \(100, 150\) are not shares of the run"),
         (
             {"optimiser": {"group_lr": {"hed": 1.0}}},
             "optimiser.group_lr: the model has no group of parameters 'hed'; use backbone or head",
@@ -446,7 +446,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         ({"model": {"name": "tnet", "num_classes": 9}}, "model.num_classes: is 9, but tiny_images has 3 classes"),
         (
             {"model": {**NORM_FREE, "in_chans": 4}},
-            "tiny_images: its images have 3 bands, the model takes 4; set --model.in_chans 3",
+            "tiny_images: its images have 3 bands, the model takes 4; set `model.in_chans` 3",
         ),
         ({"init_from": "nowhere"}, "nowhere: there is no such file of weights"),
     ],
@@ -537,7 +537,7 @@ def test_a_model_that_no_name_makes(tmp_path):
     [
         ({"classes": 3}, r"model.num_classes: is 3, but mine has 2 classes"),
         ({"in_chans": 1}, r"mine: its images have 3 bands, the model takes 1"),
-        ({"steps": None}, r"epochs: nothing says how long to train"),
+        ({"steps": None}, r"epochs: the length of the run is not set"),
     ],
 )
 def test_objects_that_do_not_fit(tmp_path, changes, sentence):

@@ -49,7 +49,7 @@ def again(out: Path, **how: bool) -> str:
     try:
         fit_config(short(), out, quiet=True, **how)
     except RunError as error:
-        how = {"resume": True} if "--resume" in str(error) else {"overwrite": True}
+        how = {"resume": True} if "`resume`" in str(error) else {"overwrite": True}
         assert f"--{next(iter(how))}" in str(error)
         fit_config(short(), out, quiet=True, **how)
         return next(iter(how))
@@ -109,7 +109,7 @@ def test_killed_anywhere_while_it_replaces_another_run(tmp_path, whole, every=23
         try:
             fit_config(None, other, resume=True, quiet=True)
         except RunError as error:
-            assert "--overwrite" in str(error)
+            assert "`overwrite`" in str(error)
         else:
             same(other, whole[Run(other).config["seed"]])
 

@@ -146,7 +146,7 @@ def test_one_image_is_trained_on_where_norms_see_enough_of_it(tmp_path):
     [
         (
             {"batch_size": 1},
-            "batch_size: 1 leaves one image, of which batch norm in test_resnet sees .*; set --batch-size to 2 or more",
+            "batch_size: 1 leaves one image, of which batch norm in test_resnet gets .*; set `batch_size` to 2 or more",
         ),
         (
             {"data": {"name": "tiny_images", "count": 1}},
@@ -154,7 +154,7 @@ def test_one_image_is_trained_on_where_norms_see_enough_of_it(tmp_path):
         ),
         (
             {"batch_size": 2, "devices": 2},
-            "batch_size: 2 leaves one image for each device, .*; set --batch-size to 4 or more",
+            "batch_size: 2 leaves one image for each device, .*; set `batch_size` to 4 or more",
         ),
     ],
 )

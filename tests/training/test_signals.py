@@ -214,7 +214,7 @@ def test_the_second_of_two_runs_in_a_folder_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Task, "training_step", marked)
     fit_config(short(), out, quiet=True)
-    told = f"{out}: another process trains this run; wait until it has ended, or choose another --out"
+    told = f"{out}: another process trains this run; wait until it has ended, or choose another `out`"
     assert (tmp_path / "told").read_text() == told
     assert not (out / ".lock").exists()
 

@@ -61,7 +61,7 @@ def test_parts_that_the_other_run_lacks_begin_anew(stages, tmp_path):
 def test_weights_of_another_network_are_refused(stages, tmp_path):
     with pytest.raises(RunError, match=r"the weights do not fit the model, backbone\.stem"):
         stage(tmp_path / "other", model={**SACCADER, "backbone_options": {"stem": 32}}, init_from=str(stages[1].path))
-    with pytest.raises(RunError, match=r"backbone\.stem\.0\.weight is not a part of this model"):
+    with pytest.raises(RunError, match=r"backbone\.stem\.0\.weight is not part of this model"):
         stage(tmp_path / "another", model={"name": "test_resnet", "image_size": 32}, init_from=str(stages[1].path))
     with pytest.raises(ConfigError, match="no group of parameters 'policy'; use backbone or location"):
         stage(tmp_path / "group", {"name": "cross_entropy", "trains": ["policy"]})

@@ -66,13 +66,13 @@ def test_every_file_of_a_run(tmp_path, monkeypatch, whole, name, after, saved):
     first = f"{out / name}: cannot be written (No space left on device); "
     if saved is None:
         safe = (
-            "nothing was saved before, and nothing is left of the run; make room or choose another --out, and "
+            "nothing was saved before, and nothing is left of the run; make space or choose another `out`, and "
             "start again"
         )
         assert not out.exists()
     else:
         safe = (
-            f"the run is safe in {out / 'last.ckpt'}, of step {saved}; when there is room, go on with: foveal fit "
+            f"the run is safe in {out / 'last.ckpt'}, of step {saved}; when there is space, go on with: foveal fit "
             f"--resume --out {out}"
         )
         assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == saved
@@ -101,7 +101,7 @@ def test_a_table_that_is_a_full_device(tmp_path, whole):
     for name in ("metrics.csv", "attention.csv"):
         (run / name).unlink()
         (run / name).symlink_to("/dev/full")
-    safe = r"the run is safe in .*, of step 1; when there is room, go on with: foveal fit --resume --out "
+    safe = r"the run is safe in .*, of step 1; when there is space, go on with: foveal fit --resume --out "
     with pytest.raises(StorageError, match=rf"attention\.csv: cannot be written \(No space left on device\); {safe}"):
         fit_config(short(), run, resume=True, quiet=True)
 
