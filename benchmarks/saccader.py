@@ -54,7 +54,7 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
     command = [
         sys.executable,
         "-m",
-        "foveal.cli",
+        "foveal",
         "fit",
         recipe,
         "--data.root",
