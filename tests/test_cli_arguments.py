@@ -47,7 +47,7 @@ def test_defaults_and_types_are_those_of_the_functions(name):
     for argument in shared:
         action, default = actions[argument], parameters[argument].default
         if action.default not in (None, "greedy"):
-            assert action.default == (list(default) if isinstance(default, tuple) else default) or action.default == []
+            assert action.default == (list(default) if isinstance(default, tuple) else default)
         kind = parameters[argument].annotation
         if action.nargs == 0:
             assert kind == "bool"

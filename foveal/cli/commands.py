@@ -58,25 +58,28 @@ AT_ONCE = flag("with --budget: looks between two decisions to stop")
 WIDE = switch("print every column that there is")
 MEASURE = flag(
     "times and memory: none, in about 20 s in all, or 0.5 s and more for each number", default=None, choices=MEASURES
-)
-OUT = flag("where to write (default: the run)", "FOLDER")
-DATA: Arguments = {
-    "data_flags": flag("data set, see foveal data (default: the run's)", "NAME", name="--data"),
-    "data.KEY": flag("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
-}
-IMAGES: Arguments = DATA | {
-    "split": flag("images to use (default: test, or val where there is no test)", choices=SPLITS),
-    "limit": flag("use N images, drawn by the seed (default: all)"),
-}
+)  # no default: with --budget it must not be given
 HOW: Arguments = {
     "device": flag("where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU"),
     "precision": flag(f"of the arithmetic: {_names(list(PRECISIONS))}"),
     "seed": flag("of everything random", type=natural),
 }
-BATCHES: Arguments = HOW | {
-    "batch_size": flag("images at a time"),
+BATCH_SIZE = flag("images at a time")
+JUDGES = flag(
+    "other runs that also classify the changed images, say dense ones", "RUN", name="--by", action="extend", nargs="+"
+)
+EVALUATION: Arguments = {
+    "data_flags": flag("data set, see foveal data (default: the run's)", "NAME", name="--data"),
+    "data.KEY": flag("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
+    "split": flag("images to use (default: test, or val where there is no test)", choices=SPLITS),
+    "limit": flag("use N images, drawn by the seed (default: all)"),
+    "out": flag("where to write (default: the run)", "FOLDER"),
+    "wide": WIDE,
+    **HOW,
+    "batch_size": BATCH_SIZE,
     "workers": flag("processes that read images ahead", type=natural),
 }
+"""Arguments of every command that evaluates: the fields of a `foveal.evaluation.Setting`, data, and the output."""
 SETTING = "foveal.evaluation.protocol.Setting"
 
 
@@ -84,20 +87,6 @@ def _policies(what: str) -> dict[str, Any]:
     """Further policies, with commas between them."""
     text = f"{what} besides the learned one and random, with commas between them: {POLICY}"
     return flag(text, "NAMES", name="--policy", type=_separate, action="extend")
-
-
-def _judging(arguments: Arguments) -> Arguments:
-    """Arguments of a command that hides parts of images from judges."""
-    by = "other runs that also classify the changed images, say dense ones"
-    return {
-        "model": RUN,
-        **arguments,
-        "judges": flag(by, "RUN", name="--by", action="extend", nargs="+"),
-        **IMAGES,
-        "out": OUT,
-        "wide": WIDE,
-        **BATCHES,
-    }
 
 
 # ------------------------------------------------------------------------------------------------------ fit, recipes
@@ -252,15 +241,11 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
             "COST",
             name="--budget",
             action="append",
-            default=[],
         ),
         "at_once": AT_ONCE,
         "against": flag("run of another model, say a dense network, to compare with", "RUN"),
-        **IMAGES,
-        "out": OUT,
         "measure": MEASURE,
-        "wide": WIDE,
-        **BATCHES,
+        **EVALUATION,
     },
     calls=("foveal.evaluation.tradeoff.evaluate", "foveal.evaluation.thresholds.evaluate_early_exit", SETTING),
 )
@@ -316,11 +301,9 @@ run; --data and --data.KEY choose others, as for foveal fit.
             "(default: 0, and each run's own)",
             "LOOKS",
         ),
-        **IMAGES,
-        "out": flag("where to write", "FOLDER", default="comparison"),
         "measure": MEASURE,
-        "wide": WIDE,
-        **BATCHES,
+        **EVALUATION,
+        "out": flag("where to write", "FOLDER", default="comparison"),
     },
     calls=("foveal.evaluation.comparison.compare", SETTING),
 )
@@ -343,15 +326,15 @@ of the run; --data and --data.KEY choose others, as for foveal fit.
   foveal occlude runs/demo --locations 1..4 --by runs/dense runs/other \\
       --limit 500 --out occlusion/
 """,
-    _judging(
-        {
-            "locations": flag(
-                "looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)", "LOOKS"
-            ),
-            "policies": _policies("policies whose looks are hidden,"),
-        }
-    )
-    | {"model": positional("RUN", "run folder of a model that chooses where to look")},
+    {
+        "model": positional("RUN", "run folder of a model that chooses where to look"),
+        "locations": flag(
+            "looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)", "LOOKS"
+        ),
+        "policies": _policies("policies whose looks are hidden,"),
+        "judges": JUDGES,
+        **EVALUATION,
+    },
     calls=("foveal.evaluation.occlusion.occlude", SETTING),
 )
 def _occlude(args: argparse.Namespace) -> int:
@@ -377,15 +360,16 @@ others, as for foveal fit.
   foveal faithfulness runs/attention --map layer3
   foveal faithfulness runs/dense --cam layer4 --out gradcam/
 """,
-    _judging(
-        {
-            "locations": flag("looks per level, as 2,1, of a model that looks (default: the run's)", "LOOKS"),
-            "attention": flag(
-                "attention map, by its module or part of the network (default: the last)", "NAME", name="--map"
-            ),
-            "cam": flag("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
-        }
-    ),
+    {
+        "model": RUN,
+        "locations": flag("looks per level, as 2,1, of a model that looks (default: the run's)", "LOOKS"),
+        "attention": flag(
+            "attention map, by its module or part of the network (default: the last)", "NAME", name="--map"
+        ),
+        "cam": flag("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
+        "judges": JUDGES,
+        **EVALUATION,
+    },
     calls=("foveal.evaluation.faithfulness.evaluate_faithfulness", SETTING),
     aliases=("faithful",),
 )
@@ -443,7 +427,7 @@ Random looks, to compare with:
         "overwrite": switch("replace the file instead of going on with it"),
         "retry": switch("with --out: predict images again that failed"),
         **HOW,
-        "batch_size": BATCHES["batch_size"],
+        "batch_size": BATCH_SIZE,
         "threads": flag(
             "threads that open images (default: one per image of a batch, two per processor at most)",
             name="--workers",

@@ -1,4 +1,11 @@
-"""What commands share while they run: data of a run, a bar of progress, reports, images that failed."""
+"""What commands share while they run: data of a run, a bar of progress, reports, images that failed.
+
+Example:
+    >>> len(make_data({"name": "digits"}, ["--data.test", "20"], where="digits").test)
+    20
+    >>> with progress("predicting", quiet=True) as show:
+    ...     show(1, 2)
+"""
 
 from __future__ import annotations
 
