@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from foveal.recipes.layout import HelpLayout
 
 Arguments = dict[str, dict[str, Any]]
-"""Arguments by name, each with what the signature does not say: keywords of `argparse`, and ``name``, the flag
-if it has another name; None for arguments without a flag.
+"""Arguments by name, each with keywords of ``add_argument``, for what the signature does not say. The keyword ``name``
+is the flag, if it is not the name of the argument, or None if the argument is positional.
 """
 
 
@@ -45,10 +45,10 @@ class Command:
         summary: one line of help.
         epilog: the rest of the help, with examples; or a function that returns it.
         arguments: what the command takes.
-        calls: functions and dataclasses that have the arguments, the first one first.
+        calls: functions and dataclasses whose signatures have the arguments. The first that has one decides.
         reads: whether it reads images.
         aliases: other names.
-        usage: the line of usage, if it is another one.
+        usage: the line of usage; made from the arguments if None.
     """
 
     run: Callable[[Any], int]
@@ -141,7 +141,7 @@ def make_parser(only: str | None = None, **top: Any) -> argparse.ArgumentParser:
 
     Args:
         only: add only the arguments of the command of this name or alias; those of all commands if None.
-        top: keywords of the parser: what the help of no command says.
+        top: further keywords of the parser, such as its description.
     """
     parser = argparse.ArgumentParser(formatter_class=HelpLayout, allow_abbrev=False, **top)
     parser.set_defaults(command=None)
@@ -199,7 +199,7 @@ def _flag(name: str, how: Mapping[str, Any]) -> str | None:
 
 
 def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a function that the command line says. Locations are read as the function takes them."""
+    """The arguments of a function that the command line gives. Locations are parsed to the type that it takes."""
     from foveal.prediction import parse_budget, parse_locations
 
     read: dict[str, Callable[[str], Any]] = {
@@ -214,7 +214,7 @@ def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, A
 
 
 def in_flags(error: str, arguments: Arguments) -> str:
-    """An error of the library, which names arguments, as it is said of the flags of a command."""
+    """An error of the library with the flags of a command in place of the names of arguments."""
     flags = {name: _flag(name, how) for name, how in arguments.items()}
     error = re.sub(r"`(\w+)`", lambda found: flags.get(found[1]) or found[0], error)
     return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
