@@ -9,7 +9,8 @@ import pytest
 
 from foveal import cli
 from foveal.choices import MEASURES
-from foveal.cli.arguments import COMMANDS, find_command, in_flags, signature
+from foveal.cli.arguments import in_flags, signature
+from foveal.cli.commands import COMMANDS, find_command
 from foveal.evaluation import Measure
 
 CALLS = sorted({path for command in COMMANDS.values() for path in command.calls})

@@ -28,8 +28,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 from foveal import __version__
-from foveal.cli import commands  # noqa: F401  (registers them)
-from foveal.cli.arguments import COMMANDS, find_command, in_flags, make_parser
+from foveal.cli.arguments import in_flags, make_parser
+from foveal.cli.commands import COMMANDS, find_command
 from foveal.cli.running import import_torch
 from foveal.display import printable, printed
 from foveal.errors import ConfigError, FovealError
@@ -226,7 +226,7 @@ def _run(argv: list[str], modules: list[str]) -> int:
 
 def _parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser, see `foveal.cli.arguments.make_parser`."""
-    parser = make_parser(only, prog="foveal", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = make_parser(COMMANDS, only, prog="foveal", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"foveal {__version__}")
     return parser
 

@@ -61,27 +61,6 @@ class Command:
     usage: str | None = None
 
 
-COMMANDS: dict[str, Command] = {}
-"""Commands by name, in the order of the help."""
-
-
-def command(
-    summary: str, epilog: str | Callable[[], str], arguments: Arguments, **more: Any
-) -> Callable[[Callable[[Any], int]], Callable[[Any], int]]:
-    """Register a function ``_name`` as the command ``name``, see `Command`."""
-
-    def register(run: Callable[[Any], int]) -> Callable[[Any], int]:
-        COMMANDS[run.__name__.strip("_")] = Command(run, summary, epilog, arguments, **more)
-        return run
-
-    return register
-
-
-def find_command(name: str) -> Command | None:
-    """The command of a name or alias; None if there is none."""
-    return next((each for key, each in COMMANDS.items() if name in (key, *each.aliases)), None)
-
-
 def flag(help: str, metavar: str | None = None, **more: Any) -> dict[str, Any]:
     """An argument with a flag."""
     return {"help": help, "metavar": metavar, **more} if metavar else {"help": help, **more}
@@ -136,32 +115,33 @@ def _literal(value: ast.expr | None) -> Any:
         return None
 
 
-def make_parser(only: str | None = None, **top: Any) -> argparse.ArgumentParser:
+def make_parser(made: Mapping[str, Command], only: str | None = None, **top: Any) -> argparse.ArgumentParser:
     """The parser of all commands.
 
     Args:
+        made: commands by name.
         only: add only the arguments of the command of this name or alias; those of all commands if None.
         top: further keywords of the parser, such as its description.
     """
     parser = argparse.ArgumentParser(formatter_class=HelpLayout, allow_abbrev=False, **top)
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for name, made in COMMANDS.items():
-        asked = only is None or only in (name, *made.aliases)
-        summary, epilog = made.summary, made.epilog if asked else None
+    for name, each in made.items():
+        asked = only is None or only in (name, *each.aliases)
+        summary, epilog = each.summary, each.epilog if asked else None
         one = commands.add_parser(
             name,
-            aliases=made.aliases,
+            aliases=each.aliases,
             help=summary,
-            usage=made.usage,
+            usage=each.usage,
             description=f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}",
             epilog=epilog() if callable(epilog) else epilog,
             formatter_class=HelpLayout,
             allow_abbrev=False,
         )
-        one.set_defaults(run=made.run, parser=one)
+        one.set_defaults(run=each.run, parser=one)
         if asked:
-            _add(one, (EVERYWHERE | READING if made.reads else EVERYWHERE) | made.arguments, made.calls)
+            _add(one, (EVERYWHERE | READING if each.reads else EVERYWHERE) | each.arguments, each.calls)
     return parser
 
 

@@ -1,7 +1,6 @@
 """The commands: what each takes, which function it calls, and what it prints.
 
 Example:
-    >>> from foveal.cli.arguments import COMMANDS
     >>> list(COMMANDS)
     ['fit', 'recipes', 'evaluate', 'compare', 'occlude', 'faithfulness', 'predict', 'explain', 'models', 'data', ...]
 """
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
-from foveal.cli.arguments import Arguments, command, flag, given, natural, positional, positive, switch
+from foveal.cli.arguments import Arguments, Command, flag, given, natural, positional, positive, switch
 from foveal.cli.running import data_of, export, import_torch, keep_exits, make_data, progress, report, tell_failed
 from foveal.display import printable
 from foveal.errors import ConfigError, RunError
@@ -32,6 +31,27 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 20
 """Classes that a terminal shows unless it is to show all."""
+
+
+COMMANDS: dict[str, Command] = {}
+"""Commands by name, in the order of the help."""
+
+
+def command(
+    summary: str, epilog: str | Callable[[], str], arguments: Arguments, **more: Any
+) -> Callable[[Callable[[Any], int]], Callable[[Any], int]]:
+    """Register a function ``_name`` as the command ``name``, see `Command`."""
+
+    def register(run: Callable[[Any], int]) -> Callable[[Any], int]:
+        COMMANDS[run.__name__.strip("_")] = Command(run, summary, epilog, arguments, **more)
+        return run
+
+    return register
+
+
+def find_command(name: str) -> Command | None:
+    """The command of a name or alias; None if there is none."""
+    return next((each for key, each in COMMANDS.items() if name in (key, *each.aliases)), None)
 
 
 # -------------------------------------------------------------------------------------- arguments of several commands
