@@ -57,7 +57,7 @@ def fit(recipe: str, root: str, seed: int, seconds: float, folder: Path) -> tupl
     command = [
         sys.executable,
         "-m",
-        "foveal.cli",
+        "foveal",
         "fit",
         recipe,
         "--data.root",

@@ -53,7 +53,7 @@ def fit(folder: Path, root: str, name: str, seed: int, flags: list[str]) -> None
     command = [
         sys.executable,
         "-m",
-        "foveal.cli",
+        "foveal",
         "fit",
         recipe,
         "--data.root",

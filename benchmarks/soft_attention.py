@@ -64,7 +64,7 @@ def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[s
     return [
         sys.executable,
         "-m",
-        "foveal.cli",
+        "foveal",
         "fit",
         f"cifar10/{recipe}",
         *options,
@@ -89,7 +89,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         evaluate = [
             sys.executable,
             "-m",
-            "foveal.cli",
+            "foveal",
             "evaluate",
             str(out),
             "--quiet",

@@ -25,7 +25,7 @@ def fit(flags: Sequence[str], out: Path, *, steps: int, seed: int = 0) -> float:
     command = [
         sys.executable,
         "-m",
-        "foveal.cli",
+        "foveal",
         "fit",
         *flags,
         "--device",

@@ -84,7 +84,7 @@ def test_a_usage_error_shows_the_usage_of_its_command(capsys):
 
 
 def test_reader_that_goes_away_is_no_error():
-    command = f"{sys.executable} -m foveal.cli models '*' | head -1"
+    command = f"{sys.executable} -m foveal models '*' | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() and done.stderr == ""
 
@@ -601,15 +601,15 @@ def test_interruption_ends_with_130(capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foveal.cli._models", interrupt)
-    assert main(["models"]) == 130
+    monkeypatch.setattr("foveal.models.list_models", interrupt)
+    assert main(["models", "*"]) == 130
     assert capsys.readouterr().err == "foveal: interrupted; the same command begins anew\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("foveal.cli._models", lambda args: 1 / 0)
+    monkeypatch.setattr("foveal.models.list_models", lambda pattern: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["models"])
+        main(["models", "*"])
 
 
 def test_output_is_flushed(monkeypatch):

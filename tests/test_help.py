@@ -282,7 +282,7 @@ def test_defaults_of_commands_are_those_of_their_parser(command):
             assert told, f"{action.dest} says nothing of its default"
 
 
-NOTHING = ("import", "policy", "budget", "by", "against", "overlay", "cam", "export", "set", "data.KEY")
+NOTHING = ("import", "policies", "budgets", "judges", "against", "overlay_out", "cam", "export", "set", "data.KEY")
 """Options that do nothing unless they are given."""
 
 

@@ -351,10 +351,10 @@ def test_another_data_set_is_read_as_the_models_images_were(capsys, dark, tmp_pa
     rows = [f"{path},{path.parent.name},test" for path in sorted(dark.rglob("*.tif"))]
     table.write_text("\n".join(["path,label,split", *rows]))
     other = ["--data", "manifest", "--data.file", str(table), "--data.channels", "1"]
-    from foveal.cli import _data_of
+    from foveal.cli.running import data_of
 
-    assert _data_of(Run(out), other).test.reading.value_range == [0, 4095]
-    own = _data_of(Run(out), [])
+    assert data_of(Run(out), other).test.reading.value_range == [0, 4095]
+    own = data_of(Run(out), [])
     check_values(load(out), own)
     with pytest.raises(
         ConfigError,
