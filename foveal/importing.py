@@ -15,6 +15,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from foveal.errors import ConfigError
 
 MANY = 100_000
 """Freeze new objects above this number; importing torch creates several times as many."""
@@ -37,3 +41,15 @@ def fast_imports() -> Iterator[None]:
                 gc.freeze()
                 gc.unfreeze()  # into the oldest generation
             gc.enable()
+
+
+def need_parquet(file: Path) -> None:
+    """Check that Parquet files can be read and written.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+    """
+    if find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"{file}: Parquet files need pyarrow; run pip install 'foveal[parquet]', or use another format"
+        )

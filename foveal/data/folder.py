@@ -31,6 +31,7 @@ from foveal.draws import generator
 from foveal.errors import DataError
 from foveal.images import SUFFIXES, LeftOut, walk
 from foveal.images.walk import set_apart, why_left_out
+from foveal.importing import need_parquet
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
@@ -159,6 +160,7 @@ def manifest(
 def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """Rows of a table: (row number as shown in an editor, (path, label, split))."""
     if table.suffix.lower() in (".parquet", ".pq"):
+        need_parquet(table)
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -37,6 +37,7 @@ from foveal.display import as_cell, from_cell
 from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
+from foveal.importing import need_parquet
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
@@ -228,6 +229,8 @@ class Output:
             raise ConfigError(
                 f"{path}: predictions are written as {', '.join(FORMATS)}; give the output one of these suffixes"
             )
+        if path.suffix.lower() == ".parquet":
+            need_parquet(path)
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
         self.path = Path(os.path.realpath(path))

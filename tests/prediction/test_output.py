@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from foveal.data import get_data
 from foveal.errors import ConfigError, StorageError
 from foveal.glimpse.tnet import TNet
 from foveal.prediction import COLUMNS, predict
@@ -237,3 +238,14 @@ def test_an_output_whose_last_step_was_interrupted_is_finished_by_repeating(fold
     assert not out.exists()
     again = predict(model, folder, out=out, device="cpu")
     assert again.predicted == 0 and len(out.read_text().splitlines()) == again.images + 1
+
+
+def test_parquet_without_pyarrow_is_one_sentence(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.importing.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"rows.parquet: Parquet files need pyarrow; run pip install 'foveal\[parquet\]'"
+    ):
+        predict(model, folder, device="cpu", out=tmp_path / "rows.parquet")
+    assert not list(tmp_path.glob("*rows*"))
+    with pytest.raises(ConfigError, match="table.parquet: Parquet files need pyarrow"):
+        get_data("manifest", file=str(tmp_path / "table.parquet"))
