@@ -50,6 +50,4 @@ def need_parquet(file: Path) -> None:
         ConfigError: pyarrow is not installed.
     """
     if find_spec("pyarrow") is None:
-        raise ConfigError(
-            f"{file}: Parquet files need pyarrow; run pip install 'foveal[parquet]', or use another format"
-        )
+        raise ConfigError(f"{file}: Parquet needs pyarrow; run pip install 'foveal[parquet]', or use another format")
