@@ -177,7 +177,7 @@ def test_the_cell_is_the_one_of_the_specification():
 
 def test_greedy_saccades_follow_the_cell_and_mark_what_was_visited(model):
     seen = model.perceive(TensorViews(images()))
-    mixed = model._mixed(seen, imitating=False)
+    mixed = model._mixed(seen, detached=False)
     chosen = model.saccade(seen, find_policy("greedy"), 5, draws())
     for i in range(2):
         visited = np.zeros(model.side**2)
@@ -237,7 +237,7 @@ def test_all_windows_of_a_square_image_are_offered(options):
 def test_sampling_draws_from_the_policy(model):
     n = 4000
     seen = repeated(model, n)
-    mixed = model._mixed(model.perceive(TensorViews(images(1))), imitating=False).detach().expand(n, -1, -1)
+    mixed = model._mixed(model.perceive(TensorViews(images(1))), detached=False).detach().expand(n, -1, -1)
     chosen = model.saccade(seen, find_policy("sampled"), 2, draws(n), mixed=mixed)
     p = chosen.log_p[0, 0].exp()
     found = torch.bincount(chosen.cells[:, 0], minlength=len(p)) / n
