@@ -1,6 +1,6 @@
-"""Suffixes of image files: the one list that training, prediction, the documentation and ``--help`` share.
+"""Suffixes of image files. Training, prediction, the documentation and ``--help`` use these lists.
 
-A file that is named itself is opened by its content, whatever its suffix. In folders the suffix decides.
+A file that is named explicitly is opened by its content, whatever its suffix. In folders, files are selected by suffix.
 
 Example:
     >>> "scan.TIFF".lower().endswith(SUFFIXES), "notes.txt".endswith(SUFFIXES)
@@ -41,16 +41,16 @@ BASE = (
     ".svs",
     ".qptiff",
 )
-"""Read without any extra. ``.ome.tif``, ``.ome.tiff`` and the like end in one of these."""
+"""Formats that are read without optional packages. ``.ome.tif`` and ``.ome.tiff`` end in one of these."""
 
 
 class Extra(NamedTuple):
-    """What an extra reads, ``pip install 'foveal[NAME]'``.
+    """Formats that an optional package reads; it is installed by ``pip install 'foveal[NAME]'``.
 
     Attributes:
-        module: the module that it brings.
-        suffixes: found in folders.
-        by_name: read only where the file itself is named, because these suffixes have other uses too.
+        module: name of the Python module to import.
+        suffixes: suffixes of files that are read from folders.
+        by_name: suffixes that are read only if the file is named explicitly, because other programs use them too.
     """
 
     module: str
@@ -71,7 +71,7 @@ EXTRAS = {
 }
 
 SUFFIXES = BASE + tuple(suffix for extra in EXTRAS.values() for suffix in extra.suffixes)
-"""Suffixes by which images are found in folders."""
+"""All suffixes of files that are read from folders."""
 
 BY_NAME = tuple(suffix for extra in EXTRAS.values() for suffix in extra.by_name)
-"""Suffixes of files that are read, but only where they are named themselves."""
+"""All suffixes of files that are read only if the file is named explicitly."""

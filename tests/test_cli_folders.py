@@ -110,7 +110,7 @@ def test_a_pipe_does_not_hang(capsys, photos, tmp_path, model, command):
     info = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2, 1]}
     save_model(tmp_path / "run", model, ModelInfo(info, model.class_names))
     assert main([command, str(tmp_path / "run"), str(photos / "class_1" / "pipe.png"), "--device", "cpu"]) == 1
-    assert "pipe.png: is no file but a pipe, a socket or a device; write" in capsys.readouterr().err
+    assert "pipe.png: is a pipe, a socket or a device, not a regular file; copy" in capsys.readouterr().err
 
 
 def test_help_of_predict_lists_the_suffixes(capsys):

@@ -1,9 +1,9 @@
-"""Does foveal keep what it promises of damaged files, of intact ones, and of its own commands when they are killed?
+"""Robustness tests: damaged files, intact files of many variants, and interrupted commands.
 
     python benchmarks/torture [PART ...] [--mutants N] [--tiles N] [--kills N] [--seed N] [--folder FOLDER] [--out FILE]
 
-Parts: variants, mutants, tiles, kills; all if none is named. Prints a table of each; `docs/reliability.md` explains
-them. Files of bad outcomes stay in the folder. An earlier result of parts that are not run stays in the file.
+Parts: variants, mutants, tiles, kills; all by default. Prints a table for each part; `docs/reliability.md` explains
+them. Files of bad outcomes are kept in the folder. Results of parts that are not run are kept in the JSON file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks/torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of the test (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run (default: all)")
     parser.add_argument("--mutants", type=int, default=10_000, help="damaged files (default: 10000)")
     parser.add_argument("--tiles", type=int, default=2_800, help="damaged JPEG tiles (default: 2800)")
     parser.add_argument("--kills", type=int, default=40, help="trials of each kind and command (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="for files (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="folder of generated files (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):

@@ -1,13 +1,12 @@
-"""Commands that are killed, signalled, or run out of disk, and are then repeated: is nothing lost, and nothing there
-twice?
+"""Commands that are killed, signalled, or run out of disk space, and are then repeated.
 
-A trial is a fork of this process, which has imported all that is slow to import. File operations of the command are
-counted where Python makes them: opening for writing, every write to such a file, renaming, removing, making folders. At
-one of them the trial kills itself, or the operation fails as on a full disk. Then the command is repeated in another
-fork, and what is left is compared with what an undisturbed command leaves.
+A trial runs a command in a fork of this process, which has imported the slow modules. File operations of the command
+are counted in Python: opening for writing, writing, renaming, removing, making folders. At one of them the trial kills
+itself, or the operation fails as on a full disk. Then the command is repeated in another fork, and the result is
+compared with that of an undisturbed command.
 
 Example:
-    >>> _untimed({"accuracy": 0.5, "seconds": [1.2]})
+    >>> _without_times({"accuracy": 0.5, "seconds": [1.2]})
     {'accuracy': 0.5}
 """
 
@@ -66,15 +65,15 @@ FIT = [
     "cpu",
     "--quiet",
 ]
-LIMIT_S = 240  # the machine may be shared
+LIMIT_S = 240  # generous, because the machine may be shared
 
 
 class Operations:
-    """Counts operations on the files below a folder, and calls a function before each.
+    """Count operations on the files below a folder, and call a function before each.
 
     Args:
-        folder: whose files count.
-        each: called with the number of the operation and its name.
+        folder: the folder.
+        each: function of the number of the operation and its name.
     """
 
     def __init__(self, folder: str | Path, each: Callable[[int, str], None]) -> None:
@@ -84,7 +83,7 @@ class Operations:
 
         def watched(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
             found = opened(file, mode, *args, **options)
-            return _Watched(found, self) if set(mode) & set("wax+") and self._ours(file) else found
+            return _Watched(found, self) if set(mode) & set("wax+") and self._is_below(file) else found
 
         builtins.open = io.open = watched  # type: ignore[assignment]
 
@@ -92,7 +91,7 @@ class Operations:
         self.count += 1
         self._each(self.count, what)
 
-    def _ours(self, file: Any) -> bool:
+    def _is_below(self, file: Any) -> bool:
         return isinstance(file, str | bytes | os.PathLike) and os.path.realpath(os.fsdecode(file)).startswith(
             self._folder
         )
@@ -103,16 +102,16 @@ class Operations:
             changing = bool(set(mode or "") & set("wax+")) or bool(
                 (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             )
-            if changing and self._ours(args[0]):
+            if changing and self._is_below(args[0]):
                 self.happen("open")
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate") and self._ours(
+        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate") and self._is_below(
             args[0]
         ):
             self.happen(event)
 
 
 class _Watched:
-    """A file of which each write is an operation."""
+    """A file whose writes are counted as operations."""
 
     def __init__(self, file: Any, operations: Operations) -> None:
         self._file, self._operations = file, operations
@@ -143,14 +142,14 @@ class _Watched:
 
 
 def start(argv: Sequence[str], folder: Path, how: str = "", at: int = 0) -> multiprocessing.Process:
-    """Run a command in a fork of its own process group.
+    """Run a command in a fork with its own process group.
 
     Args:
-        argv: of ``foveal``.
-        folder: what it writes to; the files ``said``, ``count`` are put beside it.
-        how: "kill" or "full" at operation ``at``, "count" to count them, "size" to let no file grow beyond ``at``
-            bytes, or "".
-        at: see there.
+        argv: arguments of ``foveal``.
+        folder: output folder of the command; the files ``.said`` and ``.count`` are written beside it.
+        how: "kill" or "full" disturb operation ``at``, "count" counts operations, "size" limits the size of files to
+            ``at`` bytes, "" does nothing.
+        at: number of an operation or of bytes, see ``how``.
     """
 
     def child() -> None:
@@ -193,7 +192,7 @@ def start(argv: Sequence[str], folder: Path, how: str = "", at: int = 0) -> mult
 
 
 def wait(process: multiprocessing.Process) -> int | None:
-    """Exit code, negative for a signal; None where it did not end."""
+    """Wait for a process; return its exit code, negative for a signal, or None if it exceeds `LIMIT_S`."""
     process.join(LIMIT_S)
     if process.exitcode is None:
         os.killpg(process.pid or 0, signal.SIGKILL)
@@ -211,15 +210,15 @@ def said(folder: Path) -> str:
 
 
 class Job:
-    """A command, how it is repeated, and how its result is judged.
+    """A command, its repetition, and its result.
 
     Args:
-        name: for the table.
-        command: from the output folder to the arguments.
-        repeat: the same, for going on.
-        prepare: fills a new output folder.
-        result: from the output folder to what must be equal; raises where something is not there.
-        code: with which it ends: 1 where an image is bad.
+        name: name in the table.
+        command: maps the output folder to the arguments.
+        repeat: maps the output folder to the arguments of the repetition.
+        result: maps the output folder to a comparable result; raises an exception if files are missing.
+        prepare: function that fills a new output folder, or None.
+        code: expected exit code; 1 if an image is bad.
     """
 
     def __init__(self, name: str, command: Any, repeat: Any, result: Any, prepare: Any = None, code: int = 0) -> None:
@@ -242,7 +241,7 @@ class Job:
             self.prepare(folder)
 
     def undisturbed(self, folder: Path) -> None:
-        """Run it once to its end, and keep the result and the number of operations."""
+        """Run the command without disturbance; keep the result and the number of operations."""
         self.fresh(folder)
         code = wait(start(self.command(folder), folder, "count"))
         if code != self.code:
@@ -251,9 +250,9 @@ class Job:
         self.expected = self.result(folder)
 
     def repeated(self, folder: Path) -> str | None:
-        """What is wrong after the command is repeated, or None."""
+        """Repeat the command; return a description of what is wrong, or None."""
         code = wait(start(self.repeat(folder), folder))
-        if code == 1 and "no last.ckpt" in said(folder):  # nothing is there yet to go on with, and it says what to do
+        if code == 1 and "no last.ckpt" in said(folder):  # killed before the first checkpoint
             code = wait(start([*self.command(folder), "--overwrite"], folder))
         if code != self.code:
             return f"repeating it ends with {code}: {said(folder)[-300:]}"
@@ -265,11 +264,11 @@ class Job:
 
 
 def jobs(run: Path, images: Path) -> list[Job]:
-    """Training, prediction in three formats, and evaluation at a mean cost.
+    """Jobs: training, prediction in three formats, and evaluation at a mean cost.
 
     Args:
-        run: a run folder, that the fit job writes elsewhere and the others read.
-        images: to predict.
+        run: run folder that prediction and evaluation read.
+        images: folder of images to predict.
     """
 
     def weights(folder: Path) -> Any:
@@ -292,7 +291,10 @@ def jobs(run: Path, images: Path) -> list[Job]:
         shutil.copytree(run, folder / "run")
 
     def exits(folder: Path) -> Any:
-        return [_untimed(json.loads((folder / "run" / name).read_text())) for name in ("exits.json", "early_exit.json")]
+        return [
+            _without_times(json.loads((folder / "run" / name).read_text()))
+            for name in ("exits.json", "early_exit.json")
+        ]
 
     found = [
         Job(
@@ -329,15 +331,15 @@ def jobs(run: Path, images: Path) -> list[Job]:
     return found
 
 
-def _untimed(found: Any) -> Any:
-    """A result without its times."""
+def _without_times(found: Any) -> Any:
+    """Remove entries of time, speed and command from a result."""
     if isinstance(found, dict):
         return {
-            key: _untimed(value)
+            key: _without_times(value)
             for key, value in found.items()
             if not re.search("second|time|milli|command|speed", key)
         }
-    return [_untimed(value) for value in found] if isinstance(found, list) else found
+    return [_without_times(value) for value in found] if isinstance(found, list) else found
 
 
 BUDGET = "0.1GMAC"
@@ -360,7 +362,7 @@ SLOW = (
 
 
 def killed(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Kill the command at ``count`` of its operations, spread over all, and repeat it."""
+    """Kill the command at ``count`` random operations, and repeat it."""
     found = []
     places = range(1, job.operations + 1)
     for at in sorted(random.Random(f"{seed} {job.name}").sample(places, min(count, len(places)))):
@@ -372,13 +374,13 @@ def killed(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]
 
 
 def full(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Let the disk be full from an operation on: one sentence, and all is well when there is room again."""
+    """Simulate a full disk from an operation on: the command must end with an error, and can then be repeated."""
     found = []
     places = range(1, job.operations + 1)
     for at in sorted(random.Random(f"{seed} full {job.name}").sample(places, min(count, len(places)))):
         job.fresh(folder)
         found.append({"at": at, "wrong": _after_full(job, folder, "full", at)})
-    for size in (0, 1 << 10, 1 << 14, 1 << 18):  # where other languages write
+    for size in (0, 1 << 10, 1 << 14, 1 << 18):  # limits of the size of files also reach writes of C libraries
         job.fresh(folder)
         found.append({"bytes": size, "wrong": _after_full(job, folder, "size", size)})
     return found
@@ -417,7 +419,7 @@ def signalled(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, A
 
 
 def twice(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Start the command twice at the same time: one of them does it, or both agree; repeating it changes nothing."""
+    """Run the command twice at the same time: one must succeed, and repeating it must not change the result."""
     found = []
     for number in range(count):
         job.fresh(folder)
@@ -441,14 +443,14 @@ TRIALS = {
 def run(
     folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str] = (), say: Any = None
 ) -> dict[str, Any]:
-    """Try all jobs.
+    """Run the trials of all jobs.
 
     Args:
-        folder: for everything.
-        counts: trials of each kind, by name, and "fit": the share of them that training gets, in per cent.
-        seed: of operations, signals and moments.
-        names: jobs; all if empty.
-        say: called with a line for each trial that went wrong, if given.
+        folder: folder of all files.
+        counts: number of trials of each kind, by name; "fit" is the share of them for training in per cent.
+        seed: seed of operations, signals and times.
+        names: names of jobs; all if empty.
+        say: function that is called with a line of text for each failed trial, or None.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Other libraries that read the same files, and what they and the checksums tell of damage.
+"""Reading of files by other libraries, and detection of damage by them and by checksums.
 
-Each reader returns the pixels of the pages that foveal uses too, or raises. A reader is compared with itself on the
-intact file, so that its own conventions of colour and rounding do not matter.
+Each reader returns the pixels of the pages that foveal uses, or raises. The result is compared with that of the same
+reader for the intact file, so conventions of colour and rounding have no effect.
 
 Example:
     >>> import tempfile
@@ -9,9 +9,9 @@ Example:
     >>> from benchmarks.torture.seeds import VARIANTS
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = VARIANTS[0].write(Path(folder))
-    ...     before = damage_told(path)
+    ...     before = damage_reports(path)
     ...     _ = path.write_bytes(path.read_bytes()[:-300] + bytes(300))
-    ...     before, sorted(damage_told(path, all_warnings=True))
+    ...     before, sorted(damage_reports(path, all_warnings=True))
     ({}, ['libjpeg'])
 """
 
@@ -59,7 +59,7 @@ _NOTES = {
 
 
 class Unknown(Exception):
-    """The library does not know such files, or is not installed."""
+    """The library does not support the format, or is not installed."""
 
 
 def by_pillow(path: Path) -> Pixels:
@@ -178,7 +178,7 @@ READERS: dict[str, Callable[[Path], Pixels]] = {
 
 
 def read_by(name: str, path: Path) -> Pixels | str | None:
-    """Pixels by one library, its error, or None where it does not know the kind of file."""
+    """Pixels read by one library, or its error message, or None if it does not support the format."""
     try:
         with quiet():
             return READERS[name](path)
@@ -191,7 +191,7 @@ def read_by(name: str, path: Path) -> Pixels | str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Some C libraries write to the standard error."""
+    """Suppress the messages that C libraries write to standard error."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -205,13 +205,12 @@ def quiet() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------- checksums and warnings
 
 
-def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
-    """What checksums, lengths and libjpeg tell of lost pixels, by who tells it; empty where nothing is told.
+def damage_reports(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
+    """Damage of pixels reported by checksums, lengths and libjpeg, by the name of the source; empty if there is none.
 
     Args:
-        path: the file.
-        all_warnings: count what libjpeg says of stray bytes and the like, too, which may or may not be a sign of
-            damage.
+        path: path of the file.
+        all_warnings: include warnings of libjpeg that may be harmless, such as extraneous bytes.
     """
     data = path.read_bytes()
     found: dict[str, str | None] = {}
@@ -228,9 +227,7 @@ def damage_told(path: Path, *, all_warnings: bool = False) -> dict[str, str]:
 
 
 def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
-    """The first warning of libjpeg, by simplejpeg; unless all are wanted, those of stray bytes and the like do not
-    count.
-    """
+    """First warning of libjpeg, from simplejpeg; possibly harmless ones only if ``all_warnings`` is True."""
     import simplejpeg
 
     try:
@@ -249,7 +246,7 @@ def libjpeg_warns(data: bytes, all_warnings: bool = False) -> str | None:
 
 
 def _stray_among_headers(data: bytes) -> bool:
-    """Whether bytes lie between the segments before the first scan of a JPEG, which libjpeg tells first."""
+    """Whether there are bytes between the segments before the first scan of a JPEG, which libjpeg reports first."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -257,7 +254,7 @@ def _stray_among_headers(data: bytes) -> bool:
 
 
 def _png(data: bytes) -> tuple[str | None, str | None]:
-    """Wrong checksums of chunks that are no notes, and of the compressed pixels."""
+    """Wrong checksums of critical chunks, and of the compressed pixels."""
     at, pixels, wrong, ended = 8, b"", None, False
     while at + 12 <= len(data) and not ended:
         length, name = struct.unpack(">I4s", data[at : at + 8])
@@ -281,7 +278,7 @@ def _png(data: bytes) -> tuple[str | None, str | None]:
 
 
 def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
-    """Strips and tiles that are cut off, have wrong checksums, or decode to less than their size."""
+    """Strips and tiles that are cut short, have wrong checksums, or decode to less than their size."""
     import imagecodecs
     import tifffile
 
@@ -334,7 +331,7 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
 
 
 def _tag_is_cut(data: bytes) -> bool:
-    """Whether the first header of a classic TIFF, or a value of it, is not all in the file."""
+    """Whether the first header of a classic TIFF, or one of its values, goes past the end of the file."""
     order = "<" if data[:2] == b"II" else ">"
     if data[2:4] not in (b"*\0", b"\0*"):
         return False
@@ -351,7 +348,7 @@ def _tag_is_cut(data: bytes) -> bool:
 
 
 def _raw_size(page: Any, index: int) -> int:
-    """Bytes of a tile or strip before compression; the last strip may be lower."""
+    """Size of a decoded tile or strip in bytes; the last strip may have fewer rows."""
     samples = page.samplesperpixel if page.planarconfig == 1 else 1
     if page.is_tiled:
         rows, width = page.tilelength, page.tilewidth

@@ -1,8 +1,8 @@
-"""Damaged copies of files of every format: is each pixel right, or the file named?
+"""Damaged copies of files of every format (mutants): reading them must give the right pixels or an error.
 
-A mutant is made from an intact file by a seed. A worker predicts it and looks at every level of it. Where the looks are
-not those of the intact file, or the file is refused, a second worker asks other libraries and checksums. The outcome is
-one of `OUTCOMES`.
+A mutant is made from an intact file and a seed. A worker predicts it and looks at every level. If the looks differ from
+those of the intact file, or there is an error, a second worker reads it with other libraries and checks its checksums.
+The outcome is one of `OUTCOMES`.
 
 Example:
     >>> import random
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.torture.libraries import READERS, damage_told, read_by
+from benchmarks.torture.libraries import READERS, damage_reports, read_by
 from benchmarks.torture.seeds import VARIANTS, Variant
 from benchmarks.torture.worker import Worker
 
@@ -35,12 +35,12 @@ LIMIT_S, LIMIT_MIB = 10, 2048
 OUTCOMES = {
     "right": "the pixels of the intact file",
     "named": "an error that names the file",
-    "undetectable": "other pixels; no library and no checksum tells of damage",
-    "accepted": "other pixels, though a library or a checksum tells of damage",
-    "refused": "an error, though two other libraries read the pixels of the intact file and nothing tells of damage",
+    "undetectable": "other pixels; no library and no checksum reports damage",
+    "accepted": "other pixels, although a library or a checksum reports damage",
+    "refused": "an error, although two other libraries read the pixels of the intact file and none reports damage",
     "unnamed": "an exception, or an error that is not one sentence with the path first",
     "crash": "the process died",
-    "hang": f"more than {LIMIT_S} s, also when it was tried again",
+    "hang": f"more than {LIMIT_S} s in two trials",
     "memory": f"more than {LIMIT_MIB} MiB",
 }
 BAD = ("accepted", "refused", "unnamed", "crash", "hang", "memory")
@@ -50,18 +50,18 @@ _SPECIAL = (0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x
 
 
 def mutate(data: bytes, other: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """A changed copy of a file.
+    """Make a changed copy of a file.
 
     Args:
-        data: the file.
-        other: another file of the same format, of which a part may be put in.
-        draw: decides what is changed, and where.
+        data: contents of the file.
+        other: contents of another file of the same format, from which a part may be inserted.
+        draw: generator of the kind and position of the change.
 
     Returns:
-        What was done, in words, and the copy.
+        Name of the change, and the changed copy.
     """
     length = len(data)
-    # Headers are a small part of a file; a third of the changes are there.
+    # Headers are a small part of a file, but a third of the changes are in the first 400 bytes.
     at = draw.randrange(min(length, 400)) if draw.random() < 0.33 else draw.randrange(length)
     changed = bytearray(data)
     kind = draw.choice(_KINDS)
@@ -98,7 +98,7 @@ def mutate(data: bytes, other: bytes, draw: random.Random) -> tuple[str, bytes]:
         size = draw.choice((16, 128, 1024))
         start = draw.randrange(max(1, len(other) - size))
         changed[at : at + size] = other[start : start + size]
-    else:  # a number of the header
+    else:  # a number in the header
         form = draw.choice(("<H", ">H", "<I", ">I"))
         value = draw.choice(_SPECIAL) & (0xFFFF if form[1] == "H" else 0xFFFFFFFF)
         at = draw.randrange(min(length, 400))
@@ -134,7 +134,7 @@ _KINDS = (
 
 
 def models() -> dict[tuple[int, Any], torch.nn.Module]:
-    """A small model for each number of bands and range of values."""
+    """A small model for each number of bands and value range."""
     from foveal.glimpse.tnet import TNet
 
     torch.set_num_threads(1)
@@ -148,18 +148,16 @@ def models() -> dict[tuple[int, Any], torch.nn.Module]:
 
 
 class Foveal:
-    """Predicts a file and looks at all of it, in a worker."""
+    """Task of a worker: predict a file and look at all of its levels."""
 
     def __init__(self) -> None:
         from foveal.prediction import rows
 
-        rows.LookCounter = lambda *_: lambda *_: 0  # type: ignore[misc, assignment]  # counting takes ten times as long as all else
+        rows.LookCounter = lambda *_: lambda *_: 0  # type: ignore[misc, assignment]  # counting is slow
         self._models = models()
 
     def __call__(self, task: tuple[str, int, Any]) -> dict[str, Any]:
-        """``task`` is a path, bands and a range of values; gives the digests of the looks at each level, or the
-        errors.
-        """
+        """Return the digests of looks at each level, or the errors, of a task (path, bands, value range)."""
         import foveal
         from foveal.errors import FovealError
         from foveal.images import open_image
@@ -172,9 +170,7 @@ class Foveal:
         try:
             with open_image(path, value_range=value_range) as image:
                 h, w = image.size
-                for size in (
-                    image.level_sizes
-                ):  # of the size of a level, so that this level serves; with orientation, colours and gaps
+                for size in image.level_sizes:  # a look of the size of a level reads that level
                     seen = image.look(np.array([[0, 0, h, w]], float), size, fill=torch.full((image.channels,), 0.37))
                     found["looks"][size] = hashlib.blake2b(seen.numpy().tobytes(), digest_size=8).hexdigest()
                 image.look(np.array([[h / 3, w / 4, h / 2, w / 2], [-9, -9, 40, 30]]), (24, 24))
@@ -184,33 +180,31 @@ class Foveal:
 
 
 class Others:
-    """Asks the other libraries and the checksums, in a worker."""
+    """Task of a worker: read a file with other libraries and check its checksums."""
 
     def __init__(self) -> None:
         self._intact: dict[str, dict[str, Any]] = {}
 
     def __call__(self, task: tuple[str, str]) -> dict[str, Any]:
-        """``task`` is a path and that of the intact file; gives who tells of damage, and who reads the intact
-        pixels.
-        """
+        """Return which libraries report damage or read the intact pixels, of a task (path, path of intact file)."""
         path, intact = task
         if intact not in self._intact:
             self._intact[intact] = {name: read_by(name, Path(intact)) for name in READERS}
-        told = damage_told(Path(path))
+        told = damage_reports(Path(path))
         same = []
         for name, expected in self._intact[intact].items():
             if expected is None or isinstance(expected, str):
-                continue  # it does not read the intact file either
+                continue  # the library cannot read the intact file
             got = read_by(name, Path(path))
             if isinstance(got, str):
                 told[name] = got
             elif got is not None and len(got) == len(expected) and all(map(np.array_equal, got, expected)):
                 same.append(name)
-        return {"told": told, "same": same, "warned": damage_told(Path(path), all_warnings=True)}
+        return {"told": told, "same": same, "warned": damage_reports(Path(path), all_warnings=True)}
 
 
 def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] | None) -> str:
-    """The outcome of one mutant; "ask" where it needs ``others``."""
+    """Outcome of one mutant; "ask" if ``others`` is None but needed."""
     if seen["errors"]:
         if others is None:
             return "ask"
@@ -222,8 +216,7 @@ def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] |
         return "right"
     if others is None:
         return "ask"
-    # Not to know the kind of file any more, or to miss a note, is a reason to refuse a file, but says nothing of its
-    # pixels.
+    # An unrecognised format, or damaged metadata, is not evidence of damaged pixels.
     told = {**others["told"], **others["warned"]}
     return (
         "accepted"
@@ -232,7 +225,7 @@ def judge(seen: dict[str, Any], intact: dict[str, Any], others: dict[str, Any] |
     )
 
 
-def well_said(path: str, errors: Iterable[str]) -> bool:
+def is_clear(path: str, errors: Iterable[str]) -> bool:
     return all(error.startswith(f"{path}: ") and "\n" not in error and len(error) < 500 for error in errors)
 
 
@@ -240,10 +233,10 @@ def well_said(path: str, errors: Iterable[str]) -> bool:
 
 
 class Trial:
-    """Two workers, and the looks at the intact files.
+    """Two workers, and cached looks at the intact files.
 
     Args:
-        folder: for the files.
+        folder: folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -265,7 +258,7 @@ class Trial:
         return variant.write(self._folder / "intact")
 
     def intact(self, variant: Variant) -> dict[str, Any]:
-        """Looks at the intact file, or its errors."""
+        """Digests of the looks at the intact file, or its errors."""
         if variant.title not in self._intact:
             path = self.write(variant)
             self._intact[variant.title] = self._foveal.ask(_task(path, variant), 60).value or {
@@ -275,7 +268,7 @@ class Trial:
         return self._intact[variant.title]
 
     def judge(self, variant: Variant, data: bytes) -> dict[str, Any]:
-        """The outcome of a changed copy of a file."""
+        """Test a changed copy of a file; return its outcome with time, memory and errors."""
         source = self.write(variant)
         path = source.with_name(f"mutant{variant.suffix}")
         path.write_bytes(data)
@@ -292,7 +285,7 @@ class Trial:
             return found | {"outcome": "unnamed" if answer.kind == "exception" else answer.kind, "why": answer.trouble}
         seen = answer.value
         found["errors"] = seen["errors"]
-        if not well_said(str(path), seen["errors"]):
+        if not is_clear(str(path), seen["errors"]):
             return found | {"outcome": "unnamed", "why": seen["errors"][0]}
         if answer.mebibytes > LIMIT_MIB:
             return found | {"outcome": "memory", "why": f"{answer.mebibytes:.0f} MiB"}
@@ -310,7 +303,7 @@ def _task(path: Path, variant: Variant) -> tuple[str, int, Any]:
 
 
 def draws(variants: Sequence[Variant], count: int) -> Iterator[tuple[Variant, int]]:
-    """Which variant each mutant is made from; those that need a process each, libvips', get a tenth of a share."""
+    """Yield the variant and number of each mutant. Variants read by libvips, which start a child, get a tenth."""
     weights = [0.1 if variant.module == "pyvips" else 1 for variant in variants]
     for variant, weight in zip(variants, weights, strict=True):
         share = max(1, round(count * weight / sum(weights)))
@@ -320,17 +313,17 @@ def draws(variants: Sequence[Variant], count: int) -> Iterator[tuple[Variant, in
 def run(
     folder: Path, count: int, seed: int = 0, variants: Sequence[Variant] = VARIANTS, say: Any = None
 ) -> dict[str, Any]:
-    """Judge mutants.
+    """Test damaged copies of files.
 
     Args:
-        folder: for the files; those of bad outcomes are kept in ``bad`` there.
-        count: of mutants, about.
-        seed: of what is changed.
-        variants: that are changed, in equal shares.
-        say: called with a line for each bad outcome, if given.
+        folder: folder of the files; those of bad outcomes are kept in its subfolder ``bad``.
+        count: approximate number of mutants.
+        seed: seed of the changes.
+        variants: variants to change, in equal shares.
+        say: function that is called with a line of text for each bad outcome, or None.
 
     Returns:
-        Counts of outcomes by format, the bad ones with their reasons, and the largest time and memory.
+        Counts of outcomes by format, the bad outcomes with their reasons, and the largest time and memory.
     """
     by_format: dict[str, Counter[str]] = {}
     bad, skipped = [], []

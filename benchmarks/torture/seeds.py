@@ -1,4 +1,4 @@
-"""Small intact files of every format that foveal reads, in the variants that people meet.
+"""Small intact files of every format that foveal reads, in common variants.
 
 Example:
     >>> import tempfile
@@ -24,21 +24,21 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-SIZE = (88, 104)  # height, width: neither a multiple of the tiles' 32
+SIZE = (88, 104)  # height, width; not multiples of the tile size
 TILE = (32, 32)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of file.
+    """A variant of a file format.
 
     Attributes:
-        format: family, as the tables name it.
-        name: what is special about it.
-        suffix: of the file.
-        make: writes it.
-        value_range: that its values need to be seen, or None.
-        module: package that foveal needs to read it, or None.
+        format: name of the format in the tables.
+        name: name of the variant.
+        suffix: suffix of the file.
+        make: function that writes the file.
+        value_range: value range to open the file with, or None.
+        module: optional package that foveal needs to read the file, or None.
     """
 
     format: str
@@ -53,7 +53,7 @@ class Variant:
         return f"{self.format} {self.name}"
 
     def write(self, folder: Path) -> Path:
-        """Write it, once."""
+        """Write the file if it does not exist."""
         path = folder / f"{self.title.replace('/', ' ')}{self.suffix}"
         if not path.exists():
             self.make(path)
@@ -74,7 +74,7 @@ def picture(bands: int = 3, dtype: Any = np.uint8, size: tuple[int, int] = SIZE)
 
 
 def _cover(pixels: np.ndarray) -> np.ndarray:
-    """With a last band of which a part is transparent."""
+    """Append a partly transparent alpha band."""
     alpha = np.full((*pixels.shape[:2], 1), np.iinfo(pixels.dtype).max, pixels.dtype)
     alpha[20:40, 30:60] = 0
     alpha[50:60, 30:60] //= 2
@@ -153,7 +153,7 @@ def _pngs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
 
 
 def _interlaced(path: Path) -> None:
-    """Adam7 by hand, since Pillow does not write it."""
+    """Write an interlaced PNG (Adam7), which Pillow cannot write."""
     pixels = picture()
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     rows = b"".join(b"\0" + row.tobytes() for y, x, down, across in passes for row in pixels[y::down, x::across])
@@ -193,9 +193,7 @@ def _pnm(kind: int) -> Callable[[Path], Any]:
 def write_tiff(
     pixels: Callable[[], np.ndarray] = picture, levels: int = 1, planar: bool = False, **options: Any
 ) -> Callable[[Path], None]:
-    """A TIFF by tifffile, tiled unless ``tile`` is None; the bands apart if ``planar``; levels by leaving out
-    pixels.
-    """
+    """Write a TIFF with tifffile: tiled unless ``tile`` is None, planar if ``planar``, with subsampled levels."""
 
     def make(path: Path) -> None:
         data = np.moveaxis(pixels(), -1, 0) if planar else pixels()
@@ -300,7 +298,7 @@ def _tiffs() -> Iterator[tuple[str, Callable[[Path], Any]]]:
 
 
 def _ycbcr(subsampling: tuple[int, int], compression: str | None = None) -> Callable[[Path], None]:
-    """YCbCr without JPEG; a unit of several pixels has their Y and then one Cb and one Cr."""
+    """Write YCbCr without JPEG compression, in units of the Y of several pixels and then one Cb and one Cr."""
 
     def make(path: Path) -> None:
         across, down = subsampling
@@ -364,7 +362,7 @@ def _ome(path: Path) -> None:
 
 
 def _scn(path: Path) -> None:
-    """A slide as Leica writes it, so far as OpenSlide asks."""
+    """Write a Leica slide with the tags that OpenSlide requires."""
     size = (128, 192)
     text = f"""<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="a"
  sizeX="{size[1] * 2000}" sizeY="{size[0] * 2000}"><barcode/>
@@ -417,7 +415,7 @@ def _svg(path: Path) -> None:
 
 
 def _vips(suffix: str, **options: Any) -> Callable[[Path], None]:
-    """By libvips in a child, which may hang after a fork."""
+    """Write with libvips in a child process, because libvips may hang after a fork."""
 
     def make(path: Path) -> None:
         import subprocess

@@ -1,4 +1,4 @@
-"""Damage inside JPEG tiles of a TIFF, of which libjpeg warns more often than not.
+"""Damaged JPEG tiles in TIFFs with intact headers.
 
 Example:
     >>> import random
@@ -41,13 +41,13 @@ VARIANTS = (
 
 
 def damage(tile: bytes, start: int, kind: str, draw: random.Random) -> bytes:
-    """A damaged tile of the same length.
+    """Damage a tile without changing its length.
 
     Args:
-        tile: its bytes.
-        start: of the coded data in it.
+        tile: the bytes of the tile.
+        start: position of the coded data in the tile.
         kind: one of `DAMAGES`.
-        draw: decides where.
+        draw: generator of the position of the damage.
     """
     changed, end = bytearray(tile), len(tile) - 2
     if kind == "one bit":
@@ -65,7 +65,7 @@ def damage(tile: bytes, start: int, kind: str, draw: random.Random) -> bytes:
 
 
 def run(folder: Path, count: int, seed: int = 0, say: Any = None) -> dict[str, Any]:
-    """Judge damaged tiles, ``count`` in all; see `benchmarks.torture.mutants.run`."""
+    """Test ``count`` damaged tiles; see `benchmarks.torture.mutants.run`."""
     by_kind: dict[str, Counter[str]] = {}
     bad = []
     with Trial(folder) as trial:

@@ -1,4 +1,4 @@
-"""Intact files of every variant: who reads them, and do all show the same picture?
+"""Intact files of every variant, read by foveal and other libraries, and comparison of the pixels.
 
 Example:
     >>> import numpy as np
@@ -18,11 +18,11 @@ import numpy as np
 from benchmarks.torture.libraries import READERS, read_by
 from benchmarks.torture.seeds import VARIANTS
 
-SAME, CLOSE = 1.5 / 255, 5 / 255  # largest difference; mean difference where chroma is interpolated in another way
+SAME, CLOSE = 1.5 / 255, 5 / 255  # largest difference; mean difference for another interpolation of chroma
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """For each variant what foveal and the other libraries make of it."""
+    """Read each variant with foveal and the other libraries, and compare the pixels."""
     import torch
 
     from foveal.errors import FovealError
@@ -60,13 +60,13 @@ def judge(seen: np.ndarray, pixels: np.ndarray, highest: float | None) -> str:
 
 
 def distance(seen: np.ndarray, pixels: np.ndarray, highest: float | None, of: Any = np.max) -> float:
-    """Difference of a look in [0, 1] from a library's pixels, under the reading of them that fits best.
+    """Difference of a look from the pixels of a library; the least over conventions of colour, alpha and orientation.
 
     Args:
-        seen: (h, w, bands).
-        pixels: (h, w) or (h, w, bands), whose colours, alpha and orientation the library may have left as they are.
-        highest: value that is 1.
-        of: how the differences of single pixels become one.
+        seen: (h, w, bands) in [0, 1].
+        pixels: (h, w) or (h, w, bands); colours, alpha and orientation may be as stored.
+        highest: value of white.
+        of: reduction of the differences of the pixels.
     """
     if pixels.dtype == bool or highest is None:
         highest = 1

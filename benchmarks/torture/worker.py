@@ -1,4 +1,4 @@
-"""A forked process that does one task after another, and whose crashes, hangs and memory are results.
+"""A forked process that runs tasks and reports exceptions, crashes, hangs and memory.
 
 Example:
     >>> worker = Worker(lambda number: 12 // number)
@@ -25,19 +25,19 @@ from typing import Any
 
 from foveal.host import end_with_parent
 
-GUARD = 8 << 30  # bytes of address space beyond what the parent has: the machine is shared
+GUARD = 8 << 30  # limit of address space beyond that of the parent, in bytes, to protect a shared machine
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task.
+    """Result of a task.
 
     Attributes:
-        value: of the function, unless there was trouble.
+        value: return value of the function; None if it failed.
         kind: "done", "exception", "crash" or "hang".
-        trouble: exception or signal, as text.
-        seconds: of wall time.
-        mebibytes: largest resident memory during the task, children apart; 0 where the process died.
+        trouble: text of the exception, or the exit code.
+        seconds: wall time.
+        mebibytes: largest resident memory during the task, without children; 0 if the process died.
     """
 
     value: Any = None
@@ -48,10 +48,10 @@ class Answer:
 
 
 class Worker:
-    """Runs tasks in a fork of this process, which is made again after a crash or a hang.
+    """Run tasks in a fork of this process, which is restarted after a crash or a hang.
 
     Args:
-        function: from a task to a value that can be pickled.
+        function: maps a task to a value that can be pickled.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
@@ -60,7 +60,7 @@ class Worker:
         self._connection: Any = None
 
     def ask(self, task: Any, limit: float) -> Answer:
-        """Do one task; it may take ``limit`` seconds."""
+        """Run one task with a time limit of ``limit`` seconds."""
         if self._process is None:
             self._start()
         start = time.perf_counter()
@@ -95,7 +95,7 @@ class Worker:
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, parents: Connection) -> None:
-    os.setsid()  # so that its children end with it
+    os.setsid()  # a new process group, so that children can be killed with the worker
     end_with_parent()
     parents.close()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -106,7 +106,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection, parents: Conn
             task = connection.recv()
         except EOFError:
             return
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of resident memory
         start = time.perf_counter()
         try:
             answer = Answer(function(task))

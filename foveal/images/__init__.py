@@ -1,4 +1,4 @@
-"""Where pixels come from: files and tensors that can be looked at, box by box.
+"""Image readers and views: pixels of boxes in image files and tensors.
 
 Example:
     >>> import torch

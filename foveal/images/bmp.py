@@ -1,10 +1,10 @@
-"""Run lengths of a BMP, followed through: Pillow pads what they leave out and drops what is too much.
+"""Check of the run lengths of a BMP. Pillow pads missing pixels and drops surplus ones without an error.
 
 Example:
     >>> row = bytes([3, 7, 0, 0])  # three pixels of colour 7, end of the row
     >>> head = struct.pack("<2s8xIIiiHHI20x", b"BM", 54, 40, 3, 2, 1, 8, 1)
-    >>> check_runs(head + row + row + bytes([0, 1]))
-    >>> check_runs(head + row + bytes([2, 7, 0, 0, 0, 1]))
+    >>> check_bmp(head + row + row + bytes([0, 1]))
+    >>> check_bmp(head + row + bytes([2, 7, 0, 0, 0, 1]))
     Traceback (most recent call last):
     ...
     ValueError: its run lengths do not fill its rows
@@ -16,10 +16,13 @@ import struct
 from typing import Any
 
 
-def check_runs(data: Any) -> None:
-    """Raise ValueError where a BMP is run-length encoded and its runs do not fill its rows exactly.
+def check_bmp(data: Any) -> None:
+    """Check that the runs of a run-length encoded BMP fill its rows exactly.
 
-    Pixels may be passed over by a code of their own; where there is any, rows need not be full.
+    Files of other compressions are not checked. Files with delta codes, which skip pixels, may have incomplete rows.
+
+    Raises:
+        ValueError: the runs are cut short, leave the image, or do not fill its rows.
     """
     size = int.from_bytes(data[14:18], "little")
     if size < 40:
@@ -48,6 +51,6 @@ def check_runs(data: Any) -> None:
             octets = code if compression == 1 else -(-code // 2)
             at += octets + octets % 2
         if x > width or y > abs(height):
-            raise ValueError("its run lengths lead out of the picture")
+            raise ValueError("its run lengths go beyond the image")
     if not jumped and (x, y) not in ((0, abs(height)), (width, abs(height) - 1)):
-        raise ValueError("its run lengths end before the picture")
+        raise ValueError("its run lengths end before the last row")

@@ -1,7 +1,7 @@
-"""Images that allow no access to their parts, converted once to tiled pyramids in the user's cache folder.
+"""Cache of tiled pyramids, converted from large images without tiles.
 
-The conversion is lossless (zstd), keyed by path, size and time of change of the image and of a mask beside it, and told
-to the user by a log message. The folder is bounded: the pyramids that were used least recently make room for new ones.
+The conversion is lossless (zstd) and is logged. The key is the path, size and modification time of the image and of its
+mask file. The size of the cache is limited; the least recently used pyramids are removed first.
 
 Example:
     >>> import tempfile
@@ -33,14 +33,14 @@ import numpy as np
 from foveal.errors import ImageError, StorageError
 from foveal.files import locked, remove_unfinished, replacing
 
-LIMIT = 20 << 30  # bytes of pyramids that are kept
+LIMIT = 20 << 30  # size of the cache in bytes
 _TILE = 256
 _DAY = 24 * 3600
 _log = logging.getLogger("foveal")
 
 
 def default_folder() -> Path:
-    """``$FOVEAL_CACHE``, or ``foveal`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; the pyramids lie below it."""
+    """``pyramids`` in ``$FOVEAL_CACHE``, or else in ``$XDG_CACHE_HOME/foveal`` or ``~/.cache/foveal``."""
     base = os.environ.get("FOVEAL_CACHE")
     return (
         Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveal"
@@ -48,35 +48,35 @@ def default_folder() -> Path:
 
 
 class Unconverted(ImageError):
-    """An image that can only be read after a conversion, which was not wanted."""
+    """An image must be converted before it can be read, and ``convert`` is False."""
 
 
 def cached(
     path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str, convert: bool = True
 ) -> str:
-    """The pyramid of an image, made if there is none yet.
+    """Return the path of an image's pyramid; convert the image if it is not in the cache.
 
     Args:
-        path: the image.
-        folder: where pyramids are kept; `default_folder` if None.
-        make: writes the pyramid to the path it is given.
-        why: what the image is, for the user: "a PNG of 300 megapixels".
-        convert: make it; else only one that is there already is given.
+        path: path of the image.
+        folder: folder of the cache; `default_folder` if None.
+        make: function that writes the pyramid to the given path.
+        why: description of the image for messages, such as "a PNG of 300 megapixels".
+        convert: convert the image if it is not in the cache.
 
     Raises:
-        ImageError: the folder cannot be written, or ``make`` fails; `Unconverted` if there is none and none is to be
-            made.
+        ImageError: the folder cannot be written, or ``make`` fails.
+        Unconverted: the image is not in the cache, and ``convert`` is False.
     """
     place = Path(folder) if folder is not None else default_folder()
     stat = Path(path).stat()
-    mask = Path(path + ".msk")  # its pixels are in the pyramid, too
+    mask = Path(path + ".msk")  # the pyramid contains the mask
     beside = f" {mask.stat().st_size} {mask.stat().st_mtime_ns}" if mask.exists() else ""
     key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}".encode()).hexdigest()[
         :32
     ]
     target = place / f"{key}.tif"
     if target.exists():
-        with suppress(OSError):  # of somebody else
+        with suppress(OSError):  # the file may belong to another user
             os.utime(target)
         return str(target)
     if not convert:
@@ -88,7 +88,7 @@ def cached(
             if target.exists():
                 return str(target)
             _log.warning(
-                "%s: %s has no parts to read alone; converting it once to a tiled pyramid in %s", path, why, place
+                "%s: %s cannot be read in parts; converting it once to a tiled pyramid in %s", path, why, place
             )
             remove_unfinished(place, target.name)
             with replacing(target) as unfinished:
@@ -104,14 +104,14 @@ def cached(
 def write_pyramid(
     target: str, shape: tuple[int, int, int], dtype: np.dtype, rows: Callable[[int, int], np.ndarray], *, alpha: bool
 ) -> None:
-    """Write a tiled pyramid whose levels halve, by averaging, down to 256 pixels.
+    """Write a tiled pyramid. Each level is half the size of the one before, by averaging, down to 256 pixels.
 
     Args:
-        target: the file.
-        shape: (height, width, bands), alpha included.
-        dtype: of the pixels.
-        rows: ``rows(y0, y1)`` gives those rows, (y1 - y0, width, bands); asked from top to bottom.
-        alpha: the last band is alpha, and the others are multiplied by it.
+        target: path of the file to write.
+        shape: (height, width, bands), including alpha.
+        dtype: type of the pixels.
+        rows: function that returns rows y0 to y1 as (y1 - y0, width, bands); it is called from top to bottom.
+        alpha: the last band is alpha, and the other bands are premultiplied.
     """
     import tifffile
 
@@ -132,8 +132,8 @@ def write_pyramid(
         tempfile.TemporaryFile(dir=Path(target).parent) as scratch,
         tifffile.TiffWriter(target, bigtiff=True) as writer,
     ):
-        # The second level of a very large image does not fit in memory either; later ones do. Writing to a mapped file
-        # on a full disk would end the process, so its room is taken first.
+        # The second level of a very large image may not fit in memory, so it is a memory-mapped file. Its disk space is
+        # allocated first, because writing to a mapped file on a full disk kills the process.
         if len(sizes) > 1 and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(scratch.fileno(), 0, math.prod(sizes[1]) * bands * dtype.itemsize)
         half = np.memmap(scratch, dtype, "w+", shape=(*sizes[1], bands)) if len(sizes) > 1 else None
@@ -149,7 +149,7 @@ def write_pyramid(
 def _tiles(
     shape: tuple[int, int, int], rows: Callable[[int, int], np.ndarray], half: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Tiles of a level from top to bottom, filling the next level on the way."""
+    """Yield the tiles of a level from top to bottom, and fill the next level ``half``."""
     h, w, bands = shape
     for top in range(0, h, _TILE):
         strip = np.asarray(rows(top, min(top + _TILE, h)))
@@ -163,12 +163,12 @@ def _tiles(
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """tifffile takes the first axis of (height, width, 1) for pages."""
+    """Shape of pixels for tifffile, which would take the first axis of (height, width, 1) for pages."""
     return shape[:2] if shape[2] == 1 else shape
 
 
 def _halve(pixels: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels; an odd last row or column counts twice."""
+    """Average blocks of 2 x 2 pixels; an odd last row or column is repeated."""
     h, w = pixels.shape[:2]
     even = np.pad(pixels, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     if pixels.dtype.kind == "f":
@@ -183,12 +183,12 @@ def _lock_of(pyramid: Path) -> Path:
 
 
 def _make_room(folder: Path, kept: Path) -> None:
-    """Remove what killed processes left, and the pyramids that were used least recently where there are too many."""
+    """Remove unfinished files of killed processes, then the least recently used pyramids above `LIMIT`."""
     for file in folder.glob(".*.tif.*"):
         pyramid = folder / f"{file.name.split('.')[1]}.tif"
         with suppress(StorageError), locked(_lock_of(pyramid), "a living process writes it"):
             remove_unfinished(folder, pyramid.name)
-    for file in folder.glob("tmp*.part"):  # of an older version, whose names do not tell of what
+    for file in folder.glob("tmp*.part"):  # temporary files of an older version, without the name of the pyramid
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > _DAY:
                 file.unlink()

@@ -1,19 +1,19 @@
-"""Every code of a JPEG read one by one: is all of the picture there, and is what is left over stray?
+"""Check of the Huffman codes of a JPEG: they are complete, and bytes after them are padding.
 
-libjpeg passes over bytes that are left when a part of a picture is complete. They may be stray, as cameras write them,
-or the rest of damaged data. Intact data keep rules that damaged ones soon break: runs of zeros end within their block,
-a run of empty blocks ends with the picture, the last byte is filled up with ones. Encoders make a table for each scan
-of a progressive JPEG, the best one for its symbols; when some of them are damaged, it is no longer the best.
+libjpeg ignores bytes after the last code of a restart interval. These bytes may be padding, which some cameras write,
+or the remainder of damaged data. Valid data obey rules that damaged data soon violate: runs of zeros end within their
+block, runs of empty blocks end within the image, and the last byte is filled with ones. Encoders also write an optimal
+Huffman table for each scan of a progressive JPEG. If the symbols are damaged, the table is no longer optimal for them.
 
 Example:
     >>> import io
     >>> from PIL import Image
-    >>> from foveal.images.jpeg import parse
+    >>> from foveal.images.jpeg import parse_jpeg
     >>> file = io.BytesIO()
     >>> Image.linear_gradient("L").save(file, "JPEG", progressive=True)
     >>> data = file.getvalue()
-    >>> check(parse(data[:-2] + b"stray" + data[-2:]))
-    >>> check(parse(data[:-9] + data[-2:]))
+    >>> check_codes(parse_jpeg(data[:-2] + b"stray" + data[-2:]))
+    >>> check_codes(parse_jpeg(data[:-9] + data[-2:]))
     Traceback (most recent call last):
     ...
     ValueError: Corrupt JPEG data: premature end of data segment
@@ -29,7 +29,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal.images.jpeg import Scan, Stream
+    from foveal.images.jpeg import ParsedJpeg, Scan
 
 Blocks = list[tuple[list[int], list[int] | None]]
 
@@ -38,23 +38,23 @@ _NO_CODE = "Corrupt JPEG data: bad Huffman code"
 _OVER = "Corrupt JPEG data: codes are left over"
 
 
-def check(stream: Stream, *, cut: bool = False) -> None:
-    """Read every code of a JPEG, of whatever sampling, number of components and bits.
+def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
+    """Read every Huffman code of a JPEG, with any sampling factors, number of components and precision.
 
-    Stray bytes after the last code of a part are accepted, unless they look like the rest of damaged data.
+    Bytes after the last code of a restart interval are accepted, unless they look like the remainder of damaged data.
 
     Args:
-        stream: the JPEG.
-        cut: its end marker is missing, so that nothing may be left and the last byte must be filled up as encoders do.
+        stream: the parsed JPEG.
+        cut: the end marker is missing. No bytes may follow the last code, and the last byte must be filled with ones.
 
     Raises:
-        ValueError: codes that do not exist or lead out of their block, too few, or restart markers that are missing.
+        ValueError: a code is invalid or goes beyond its block, codes are missing, or restart markers are missing.
     """
     if stream.frame not in (0xC0, 0xC1, 0xC2, 0xC3):
         raise ValueError("arithmetic codes with stray bytes or rare sampling factors; save it again")
     tallest, widest = max(c.down for c in stream.components), max(c.across for c in stream.components)
     side = 1 if stream.frame == 0xC3 else 8
-    known: dict[int, bytearray] = {}  # by component: which coefficients are not zero
+    known: dict[int, bytearray] = {}  # by component: which coefficients are nonzero
     fitting = []
     for scan in stream.scans:
         if len(scan.parts) == 1:
@@ -85,25 +85,25 @@ def check(stream: Stream, *, cut: bool = False) -> None:
                     part, [(_codes(direct), _codes(run) if runs else None) for _, direct, run in blocks], count
                 )
             if left and stream.progressive and scan is not stream.scans[-1]:
-                raise ValueError(_OVER)  # no camera pads its scans but the last
+                raise ValueError(_OVER)  # cameras pad only the last scan
             last = scan is stream.scans[-1] and number + 1 == len(parts)
-            if cut and last and left > part.endswith(b"\xff"):  # a half of the end marker may be there
+            if cut and last and left > part.endswith(b"\xff"):  # the first byte of the end marker may be left
                 raise ValueError(_SHORT)
             over += [left > 0] if number + 1 < len(parts) else []
-        if any(over) and not all(over):  # an encoder that pads its parts pads all of them
+        if any(over) and not all(over):  # an encoder pads all restart intervals or none
             raise ValueError(_OVER)
         if symbols:
-            fitting.append(_is_best(scan.parts[0][2], symbols))
-    # An encoder whose tables are others has several that are not the best.
+            fitting.append(_is_optimal(scan.parts[0][2], symbols))
+    # An encoder without optimal tables has several tables that are not optimal.
     if fitting.count(False) == 1 and len(fitting) > 1:
         raise ValueError(_OVER)
 
 
 def _parts(data: bytes) -> list[bytes]:
-    """Coded data between restart markers, without the zeros that are put after 0xFF.
+    """Split coded data at restart markers, and remove the zero bytes that are stuffed after 0xFF.
 
     Raises:
-        ValueError: the numbers of the markers are not in their order.
+        ValueError: the restart markers are out of order.
     """
     marks = list(re.finditer(rb"\xff+([\xd0-\xd7])", data))
     if any(mark[1][0] != 0xD0 + i % 8 for i, mark in enumerate(marks)):
@@ -114,7 +114,7 @@ def _parts(data: bytes) -> list[bytes]:
 
 @lru_cache(maxsize=16)
 def _codes(table: bytes) -> list[int]:
-    """For each 16 bits that may follow: symbol * 32 + length of its code, or -1 where no code fits."""
+    """Lookup table of 2^16 entries, by the next 16 bits: symbol * 32 + length of the code, or -1 for invalid codes."""
     codes: list[int] = []
     values = iter(table[16:])
     for length, count in enumerate(table[:16], 1):
@@ -123,27 +123,25 @@ def _codes(table: bytes) -> list[int]:
     return (codes + [-1] * 65536)[:65536]
 
 
-def _is_best(table: bytes, symbols: Counter[int]) -> bool:
-    """Whether a Huffman table is made for symbols that occur so often, as libjpeg makes them."""
+def _is_optimal(table: bytes, symbols: Counter[int]) -> bool:
+    """Whether a Huffman table is optimal for these counts of symbols, as libjpeg computes it."""
     lengths = dict(zip(table[16:], (n for n, count in enumerate(table[:16], 1) for _ in range(count)), strict=False))
     if lengths.keys() != symbols.keys():
         return False
     longest = max(lengths.values())
-    heap = [1, *symbols.values()]  # 1: the code of ones is kept free
+    heap = [1, *symbols.values()]  # 1: the code of all ones is reserved
     heapify(heap)
     least = 0
     while len(heap) > 1:
         both = heappop(heap) + heappop(heap)
         least += both
         heappush(heap, both)
-    # Codes have 16 bits at most, which may cost more.
+    # Codes are limited to 16 bits, which may make the optimal table longer.
     return longest == 16 or sum(lengths[s] * n for s, n in symbols.items()) + longest <= least + 1
 
 
 def _skip_units(data: bytes, blocks: Blocks, units: int) -> int:
-    """Bytes that are left after the units of a sequential scan, or of the first scan of the mean values of a
-    progressive one.
-    """
+    """Number of bytes after the units (MCUs) of a sequential scan, or of the first DC scan of a progressive JPEG."""
     bits, padded, at = 8 * len(data), data + bytes(16), 0
     for _ in range(units):
         at = _skip_unit(padded, blocks, at)
@@ -153,19 +151,19 @@ def _skip_units(data: bytes, blocks: Blocks, units: int) -> int:
 
 
 def _left(data: bytes, at: int, blocks: Blocks) -> int:
-    """Stray bytes that are left of a part when its last code is read.
+    """Number of padding bytes after the last code of a restart interval.
 
-    An intact end is filled up with ones, and what is left is stray. Damage leaves codes over, too. Where it shifts them
-    the end lies anywhere in a byte, and whole units follow up to the real end; where it erases them the erased bytes
-    begin before the end.
+    In valid data the last byte is filled with ones and padding may follow. Damaged data may leave codes after the
+    expected end. If the damage shifts the codes, the expected end may lie at any bit of a byte, and whole units follow
+    up to the real end. If the damage erases bytes, the erased bytes begin before the expected end.
 
     Args:
-        data: the part.
-        at: bits that were read.
-        blocks: of a unit; none where what follows cannot be read on.
+        data: the restart interval.
+        at: position in bits after the last code.
+        blocks: the blocks of a unit; empty if codes after ``at`` cannot be decoded.
 
     Raises:
-        ValueError: codes are left over, or too few.
+        ValueError: codes remain after the expected end, or codes are missing.
     """
     bits = 8 * len(data)
     if at > bits:
@@ -176,12 +174,12 @@ def _left(data: bytes, at: int, blocks: Blocks) -> int:
     intact = data[at // 8] & filler == filler
     stray = data[-(-at // 8) :]
     erased = data[-len(stray) - 4 : -len(stray)] == stray[:1] * 4
-    # Codes that cannot be read on are told by their values: half of the bytes of codes begin with a one.
+    # Without blocks, codes are recognised by their values: half of the bytes of coded data exceed 127.
     coded = not blocks and max(stray) > 127 and len(set(stray)) > 1
     if erased or coded or not intact:
         raise ValueError(_OVER)
     if blocks and all(block[0] is blocks[0][0] and block[1] is blocks[0][1] for block in blocks):
-        blocks = blocks[:1]  # their codes do not tell which of them comes next
+        blocks = blocks[:1]  # with equal tables, any block of the unit may come next
     padded = data + bytes(16)
     while blocks and bits - at >= 8:
         try:
@@ -195,10 +193,10 @@ def _left(data: bytes, at: int, blocks: Blocks) -> int:
 
 
 def _skip_unit(data: bytes, blocks: Blocks, at: int) -> int:
-    """Position in bits after one unit (MCU) that begins at ``at``.
+    """Position in bits after the unit (MCU) that begins at ``at``.
 
     Raises:
-        ValueError: a code that does not exist or leads out of its block, or the end of the data.
+        ValueError: a code is invalid or goes beyond its block, or the data end.
     """
     take = int.from_bytes
     for direct, run in blocks:
@@ -230,15 +228,14 @@ def _skip_unit(data: bytes, blocks: Blocks, at: int) -> int:
 
 
 def _skip_coefficients(data: bytes, scan: Scan, flags: bytearray, first: int, count: int, symbols: Counter[int]) -> int:
-    """Bytes that are left after blocks of a scan of coefficients of a progressive JPEG: their first bits, or one bit
-    more.
+    """Number of bytes after the blocks of an AC scan of a progressive JPEG, either a first scan or a refinement.
 
     Args:
-        data: a part.
-        scan: of one component.
-        flags: 64 for each block: whether a coefficient is not zero; filled in.
-        first, count: blocks of this part.
-        symbols: counted here.
+        data: the restart interval.
+        scan: the scan, of one component.
+        flags: 64 entries for each block: whether a coefficient is nonzero; updated.
+        first, count: index of the first block and number of blocks of this interval.
+        symbols: counts of symbols; updated.
     """
     take, codes, refined = int.from_bytes, _codes(scan.parts[0][2]), scan.high > 0
     padded, at, empty = data + bytes(16), 0, 0  # `empty`: blocks that end here, this one included

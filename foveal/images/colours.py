@@ -1,4 +1,4 @@
-"""Colours of TIFFs that are not stored as red, green and blue.
+"""Conversion of CMYK, YCbCr and CIELAB pixels of TIFFs to RGB.
 
 Example:
     >>> import numpy as np
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 
 _D50 = np.array([0.9642, 1.0, 0.8249])
-# From XYZ under D50 to linear sRGB, whose white is D65; Bradford's adaptation, as colour profiles have it.
+# XYZ (D50) to linear sRGB (D65) with Bradford adaptation, as in ICC profiles.
 _TO_SRGB = np.array(
     [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
 )
 
 
 def from_cmyk(pixels: np.ndarray, highest: int) -> np.ndarray:
-    """(h, w, 3) RGB of (h, w, 4) ink amounts, without a colour profile, as Pillow does."""
+    """(h, w, 3) RGB of (h, w, 4) CMYK pixels, without a colour profile, as in Pillow."""
     light = highest - pixels.astype(np.float32)
     return np.rint(light[..., :3] * light[..., 3:4] / highest).astype(pixels.dtype)
 
@@ -31,12 +31,12 @@ def from_ycbcr(
     shares: Sequence[float] = (0.299, 0.587, 0.114),
     ends: Sequence[float] = (0, 255, 128, 255, 128, 255),
 ) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of YCbCr.
+    """(h, w, 3) uint8 RGB of YCbCr pixels.
 
     Args:
         pixels: (h, w, 3) uint8.
-        shares: of red, green and blue in the brightness.
-        ends: black and white of the brightness, then middle and end of each colour difference.
+        shares: weights of red, green and blue in Y (TIFF tag YCbCrCoefficients).
+        ends: black and white of Y, then zero and maximum of Cb and of Cr (TIFF tag ReferenceBlackWhite).
     """
     values = pixels.astype(np.float32)
     y, cb, cr = (
@@ -49,11 +49,11 @@ def from_ycbcr(
 
 
 def from_lab(pixels: np.ndarray, *, offset: bool = False) -> np.ndarray:
-    """(h, w, 3) sRGB of CIELAB under D50.
+    """(h, w, 3) sRGB of CIELAB (D50) pixels.
 
     Args:
         pixels: (h, w, 3) uint8 or uint16.
-        offset: the colour differences are stored with the middle in the middle; else they are signed.
+        offset: a and b are stored with an offset of half the range (ICCLAB); otherwise they are signed (CIELAB).
     """
     highest = np.iinfo(pixels.dtype).max
     middle = (highest + 1) // 2

@@ -1,18 +1,18 @@
-"""Codes of faxes (ITU-T T.4 and T.6) read one by one: decoders go on after damage, and the rows are then others.
+"""Check of fax codes (ITU-T T.4 and T.6). Decoders continue after damage and return wrong rows without an error.
 
 Example:
-    >>> check(bytes([0b00110101, 0b00110100, 0b10000000]), 2, 1, 8)  # no white, 2 black, 6 white
+    >>> check_fax(bytes([0b00110101, 0b00110100, 0b10000000]), 2, 1, 8)  # no white, 2 black, 6 white
     Traceback (most recent call last):
     ...
     ValueError: fax data are damaged in row 0
-    >>> check(bytes([0b00110101, 0b11111000]), 2, 1, 8)  # no white, 2 black, 6 white
+    >>> check_fax(bytes([0b00110101, 0b11111000]), 2, 1, 8)  # no white, 2 black, 6 white
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-# For 0 to 63 pixels, then for 64, 128, ... 1728; the long ones go on to 2560 in both colours.
+# Codes of runs of 0 to 63 pixels, then of 64, 128, ..., 1728; `_LONG` has those of 1792 to 2560 for both colours.
 _WHITE = """
 00110101 000111 0111 1000 1011 1100 1110 1111 10011 10100 00111 01000 001000 000011 110100 110101 101010 101011 0100111
 0001100 0001000 0010111 0000011 0000100 0101000 0101011 0010011 0100100 0011000 00000010 00000011 00011010 00011011
@@ -40,7 +40,7 @@ _LONG = """
 000000011100 000000011101 000000011110 000000011111
 """
 _LONGEST = 13  # bits of a code
-# How a change of colour lies to one in the row above: as many pixels to its right; or two other ways to go on.
+# Modes of two-dimensional coding: offset of a changing element from the one in the row above, pass, or horizontal.
 _PASS, _RUNS = 100, 200
 _MODES = {
     "1": 0,
@@ -55,16 +55,21 @@ _MODES = {
 }
 
 
-def check(data: bytes, compression: int, height: int, width: int, *, options: int = 0, reverse: bool = False) -> None:
-    """Raise ValueError where codes do not exist, do not fill a row exactly, or end before the last row.
+def check_fax(
+    data: bytes, compression: int, height: int, width: int, *, options: int = 0, reverse: bool = False
+) -> None:
+    """Check that the codes of a strip or tile are valid, fill each row exactly, and are complete.
 
     Args:
-        data: a strip or tile.
-        compression: TIFF's: 2 and 32771 rows of runs, 3 the same with marks between rows, 4 rows compared with the one
-            above.
-        height, width: in pixels.
-        options: TIFF's tag T4Options; bit 0: rows may be compared with the one above.
-        reverse: the first bit of a byte is its lowest.
+        data: the strip or tile.
+        compression: TIFF compression: 2 and 32771 for one-dimensional rows, 3 (T.4) for rows with end-of-line codes, 4
+            (T.6) for two-dimensional rows.
+        height, width: size in pixels.
+        options: value of the TIFF tag T4Options; bit 0 allows two-dimensional rows.
+        reverse: the first bit of a byte is its least significant one.
+
+    Raises:
+        ValueError: a row is damaged; the message has its number.
     """
     if reverse:
         data = data.translate(bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256)))
@@ -89,7 +94,7 @@ def check(data: bytes, compression: int, height: int, width: int, *, options: in
 
 @cache
 def _table(black: bool) -> list[int]:
-    """For each 13 bits that may follow: pixels * 16 + length of the code, or -1."""
+    """Lookup table by the next 13 bits: pixels * 16 + length of the code, or -1 for invalid codes."""
     codes = (_BLACK if black else _WHITE).split()
     pixels = [*range(64), *range(64, 1729, 64)]
     pairs = [*zip(codes, pixels, strict=True), *zip(_LONG.split(), range(1792, 2561, 64), strict=True)]
@@ -110,7 +115,7 @@ def _filled(pairs: list[tuple[str, int]]) -> list[int]:
 
 
 class _Bits:
-    """Bits of the data, highest first; zeros follow the end."""
+    """Reader of bits, most significant first; zeros follow the end of the data."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._end = data + bytes(4), 8 * len(data)
@@ -122,7 +127,7 @@ class _Bits:
         )
 
     def after_mark(self, at: int) -> int:
-        """Position after the end-of-line mark: eleven zeros or more, then a one; or ``at`` where there is none."""
+        """Position after the end-of-line code (at least eleven zeros, then a one); ``at`` if there is none."""
         if self.take(at, 11):
             return at
         while at < self._end and not self.take(at, 1):
@@ -144,7 +149,7 @@ class _Bits:
                 return at, pixels
 
     def runs(self, at: int, width: int) -> tuple[int, list[int]]:
-        """A row of runs: the position after it, and where its colour changes."""
+        """Read a one-dimensional row; return the position after it and the columns where its colour changes."""
         changes, x, black = [], 0, False
         while x < width:
             at, pixels = self.run(at, black)
@@ -155,7 +160,7 @@ class _Bits:
         return at, changes
 
     def compared(self, at: int, above: list[int], width: int) -> tuple[int, list[int]]:
-        """A row that says how it differs from the one above."""
+        """Read a two-dimensional row, coded relative to the row above."""
         changes: list[int] = []
         x, black, place = -1, False, 0
         while x < width:

@@ -1,12 +1,12 @@
-"""The first picture of a GIF, followed to its last pixel: Pillow leaves black what damage took away.
+"""Check of the first frame of a GIF. Pillow fills the pixels of damaged blocks with black without an error.
 
 Example:
     >>> import io
     >>> from PIL import Image
     >>> file = io.BytesIO()
     >>> Image.linear_gradient("L").save(file, "GIF")
-    >>> check(file.getvalue())
-    >>> check(file.getvalue()[:2000] + bytes(1))
+    >>> check_gif(file.getvalue())
+    >>> check_gif(file.getvalue()[:2000] + bytes(1))
     Traceback (most recent call last):
     ...
     ValueError: the blocks of its pixels are cut short
@@ -15,9 +15,11 @@ Example:
 from __future__ import annotations
 
 
-def check(data: bytes) -> None:
-    """Raise ValueError where bytes before the first picture belong to no block, or its codes do not make all of its
-    pixels.
+def check_gif(data: bytes) -> None:
+    """Check that the first frame is complete.
+
+    Raises:
+        ValueError: bytes before the first frame belong to no block, or the codes do not fill the frame.
     """
 
     import imagecodecs
@@ -31,11 +33,11 @@ def check(data: bytes) -> None:
     if data[at] != 0x2C:
         raise ValueError("it has bytes that belong to no block")
     end = _blocks(data, at + 11 + colours(data[at + 9]))
-    imagecodecs.gif_decode(data[:end] + b";", index=0)  # giflib is strict, but of the other pictures, too
+    imagecodecs.gif_decode(data[:end] + b";", index=0)  # without later frames, which giflib would check too
 
 
 def _blocks(data: bytes, at: int) -> int:
-    """Position after blocks that begin at ``at``, of which the last is empty."""
+    """Position after a sequence of sub-blocks that begins at ``at`` and ends with an empty one."""
     while at < len(data) and data[at]:
         at += 1 + data[at]
     if at >= len(data):

@@ -1,8 +1,8 @@
-"""The headers of a TIFF without its lists of tiles.
+"""The headers of a TIFF without its lists of tile offsets and byte counts.
 
-A file of 17 gigapixels lists 360,000 tiles; reading the lists costs more than the looks at it. `outline` copies the
-headers into a small TIFF of their own in memory, which tifffile parses as usual, and leaves the lists in the file,
-where `Numbers` looks single entries up. Opening then costs the same whatever the size of the image.
+An image of 17 gigapixels has 360,000 tiles, and reading their lists takes longer than reading the tiles of a look.
+`outline` copies the headers into a small TIFF in memory, which tifffile parses. The lists stay in the file, and
+`Numbers` reads single entries. The cost of opening is then independent of the size of the image.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -28,11 +28,11 @@ from foveal.images.reading import read_at, read_up_to
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _OFFSETS, _COUNTS, _CHILDREN, _DESCRIPTION = (324, 273), (325, 279), 330, 270
-_ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # tags that hold one number
-_ONE_NOTE = {254, 255, 274, 282, 283, 296}  # and those without which there is a picture as well
-_PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # others without which pixels mean something else
-_DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop's layers
-_LONGEST = 1 << 22  # bytes of a tag that are copied
+_ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # required tags that hold one number
+_ONE_NOTE = {254, 255, 274, 282, 283, 296}  # tags that hold one number and are dropped if damaged
+_PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # other tags that are needed to decode the pixels
+_DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop layers
+_LONGEST = 1 << 22  # longest tag that is copied, in bytes
 
 
 class Numbers(NamedTuple):
@@ -63,11 +63,11 @@ class _Header:
     children: list[_Header] = field(default_factory=list)
     lists: dict[int, Numbers] = field(default_factory=dict)
     position: int = 0
-    told: bool = True  # its description is in the file
+    complete_description: bool = True
 
 
 class _Kind(NamedTuple):
-    """Byte order, and the sizes that classic and big TIFF differ in."""
+    """Byte order, and the sizes that differ between classic TIFF and BigTIFF."""
 
     order: str
     big: bool
@@ -93,14 +93,15 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     """Copy the headers.
 
     Args:
-        descriptor: of the open file.
+        descriptor: file descriptor.
 
     Returns:
-        A TIFF with every header but only the first entry of each list of tiles; and by the position of each header in
-        it the lists of offsets and of lengths, as they lie in the file.
+        A TIFF with every header, but only the first entry of each list of tiles; and by the position of each header in
+        it the lists of offsets and of byte counts in the file.
 
     Raises:
-        ValueError: the chain of headers leaves the file, or runs in a circle; a tag that makes the picture is damaged.
+        ValueError: the chain of headers leaves the file or is circular, or a tag that is needed to decode the pixels is
+            damaged.
     """
     start = read_up_to(descriptor, 16, 0)
     kind = _Kind("<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+"))
@@ -110,14 +111,14 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     while position:
         header, position = _read(descriptor, kind, position, seen)
         headers.append(header)
-    # What the pages are to each other may stand in the description of the first.
-    if len(headers) > 1 and not headers[0].told:
+    # The description of the first page may define the roles of the pages (OME-TIFF).
+    if len(headers) > 1 and not headers[0].complete_description:
         raise ValueError("its description continues past the end of the file")
     return _write(kind, headers)
 
 
 def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[_Header, int]:
-    """One header, and the position of the next."""
+    """Read one header; return it and the position of the next one."""
     end = os.fstat(descriptor).st_size
     if position in seen:
         raise ValueError("the list of its levels runs in a circle")
@@ -134,7 +135,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
     for at in range(0, count * kind.tag_size, kind.tag_size):
         code, type_ = struct.unpack(kind.order + "HH", body[at : at + 4])
         if code in codes:
-            continue  # damage may make another tag of one; the first counts, as for libtiff
+            continue  # of repeated tags the first counts, as in libtiff
         codes.add(code)
         number = struct.unpack(kind.number, body[at + 4 : at + 4 + kind.word])[0]
         length = _BYTES.get(type_, 1) * number
@@ -147,7 +148,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             if where + length > end:
                 raise ValueError("a list of tiles continues past the end of the file")
             header.lists[code] = Numbers(where, number, kind.order + _FORMATS[type_])
-            if code in (_OFFSETS[0], _COUNTS[0]):  # strips are few, and tifffile compares their number with the size
+            if code in (_OFFSETS[0], _COUNTS[0]):  # of tiles only: strips are few, and tifffile checks their number
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
         if (code in _ONE and (number != 1 or type_ not in _FORMATS)) or (code in _PICTURE and type_ not in _BYTES):
@@ -157,7 +158,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
         value = value or read_up_to(descriptor, length, where)
         if code in _PICTURE and len(value) < length:
             raise ValueError(f"its tag {code} continues past the end of the file")
-        header.told &= code != _DESCRIPTION or len(value) == length
+        header.complete_description &= code != _DESCRIPTION or len(value) == length
         if code == _CHILDREN and type_ in _FORMATS:
             places = struct.unpack(f"{kind.order}{number}{_FORMATS[type_]}", value)
             header.children = [_read(descriptor, kind, place, seen)[0] for place in places]

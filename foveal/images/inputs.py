@@ -1,14 +1,13 @@
-"""What a person holds as an image, made ready to be looked at: Pillow images, arrays, tensors, open images.
+"""Images in memory as pyramids: Pillow images, NumPy arrays, tensors and open images.
 
-The same pixels give the same looks whether they come as a file, a Pillow image, an array or a tensor. What cannot be
-the image that the model was trained on is an error of one sentence. It is never an answer.
+The same pixels give the same looks from a file, a Pillow image, an array or a tensor. Images whose shape, type or
+values do not match the training images of the model raise an `ImageError`.
 
 Arrays are (H, W) or (H, W, C), tensors (C, H, W). An array of shape (3, 100, 3) is 3 rows high, a tensor of that shape
-is 3 columns wide: the place of the bands is never guessed from the values.
+is 3 columns wide. The axis of the bands is not guessed from the shape.
 
-Values are uint8 or uint16 over the range of their type, bool for black and white, or floats from 0 to 1. For a model
-that was trained with a value range they are values in that range, as in the files it was trained on, and any real type
-will do.
+Values are uint8 or uint16 over the range of the type, bool for black and white, or floats in [0, 1]. If the model was
+trained with a value range, values of any real type in that range are accepted.
 
 Example:
     >>> import numpy as np
@@ -41,34 +40,34 @@ from foveal.images.reading import memory_limit
 ValueRange = tuple[float, float]
 
 ROUNDING = 2e-3
-"""How far floats may lie beyond 0 and 1: twice what float16 rounds by."""
+"""Tolerance of floats beyond 0 and 1: twice the rounding error of float16."""
 
 KINDS = (
     "a path, a Pillow image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or an image that open_image "
     "returned"
 )
-_SAMPLED = 32  # rows and columns of each image that `check_sample` looks at
-_WIDE = 100.0  # the high end of a value range whose images do not lie within 0 and 1
-_NARROW = 2.0  # the width of a value range in which integers are masks of 0 and 1, or a mistake
+_SAMPLED = 32  # rows and columns of each image that `check_sample` reads
+_WIDE = 100.0  # images in [0, 1] are an error for models whose value range ends at this or above
+_NARROW = 2.0  # integers above a value range of this width or less are an error
 
 _decoding = [threading.Lock() for _ in range(16)]
 
 
 def is_path(image: Any) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether an image is given by its path."""
+    """Whether ``image`` is a path."""
     return isinstance(image, str | os.PathLike)
 
 
 def is_one(images: Any) -> bool:
-    """Whether this is one image, rather than a list of images or a batch."""
+    """Whether ``images`` is one image, rather than a list of images or a batch."""
     return images.ndim != 4 if isinstance(images, Tensor) else not _is_list(images)
 
 
 def each(images: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, image) of one image, of each in a list or tuple, and of each in a (B, C, H, W) tensor.
+    """Yield (name, image) of one image, or of each image of a list, a tuple or a (B, C, H, W) tensor.
 
-    The name is the place in the list, ``[3]``, and in a batch in a list, ``[3][0]``; of one image alone it is
-    ``image``. A path has no other name than itself.
+    The name of a path is the path. The name of another image is its index in the list, ``[3]``, or in a batch of a
+    list, ``[3][0]``. The name of a single image is ``image``.
     """
     if is_one(images):
         yield os.fspath(images) if is_path(images) else place or "image", images
@@ -87,19 +86,19 @@ def _is_list(images: Any) -> bool:
 def as_image(
     image: Any, *, channels: int | None = None, value_range: ValueRange | None = None, name: str = "image"
 ) -> Pyramid:
-    """One image that is no file.
+    """Make a `Pyramid` from an image in memory.
 
     Args:
-        image: a Pillow image, an array, a tensor or an open image; see the module. Of a Pillow image the EXIF
-            orientation is applied, palettes and CMYK become RGB, and transparent pixels count as outside the image, as
-            in files. Masked pixels of an array count as outside too. An open image keeps the value range that it was
-            opened with, if there was one.
-        channels: bands of a look; those of the image if None. Grey is repeated where 3 are wanted.
-        value_range: values that become 0 and 1, of the model that is to look; None for those of the type.
-        name: for errors.
+        image: a Pillow image, an array, a tensor or an open image; see the module. Pillow images are treated as files:
+            the EXIF orientation is applied, palettes and CMYK become RGB, and transparent pixels count as outside the
+            image. Masked pixels of an array count as outside, too. If an open image was opened with a value range, it
+            keeps that range.
+        channels: number of bands of a look; that of the image if None. Grey is repeated if 3 bands are requested.
+        value_range: values that are scaled to 0 and 1, as of the model; the range of the type if None.
+        name: name of the image in error messages.
 
     Raises:
-        ImageError: it cannot be such an image, or not one that the model was trained on.
+        ImageError: ``image`` is not an image, or its shape, type or values do not match those of the model.
     """
     if isinstance(image, Pyramid):
         return image.taken_as(channels, value_range)
@@ -108,14 +107,14 @@ def as_image(
     _check_shape(image, pixels.shape, channels, name)
     pixels, alpha = _values(pixels, alpha, value_range, name)
     scale = (0.0, 1.0) if value_range is None and pixels.dtype.kind == "f" else value_range
-    held = max(memory_limit(), pixels.nbytes)  # it is in memory already
+    held = max(memory_limit(), pixels.nbytes)  # the limit does not apply to pixels in memory
     return ArrayPyramid(
         pixels, alpha, path=name, channels=channels, value_range=scale, orientation=orientation, max_bytes=held
     )
 
 
 def _pixels(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Pixels as they are, (h, w, bands) if the image is one; (h, w) alpha or None; and the EXIF orientation."""
+    """Stored pixels, (h, w, bands) for valid images; (h, w) alpha or None; and the EXIF orientation."""
     if isinstance(image, Tensor):
         pixels = _settled(image, name).cpu().numpy()
         return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels, None, 1
@@ -134,13 +133,13 @@ def _pixels(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
 
 
 def is_pillow(image: Any) -> bool:
-    """Whether it is a Pillow image. Pillow is not imported to find out."""
+    """Whether ``image`` is a Pillow image. This does not import Pillow."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
 
 def _settled(image: Tensor, name: str) -> Tensor:
-    """A tensor that NumPy could hold, wherever it is: without gradient; floats as float32."""
+    """A dense tensor without gradient, on the same device, with floats as float32."""
     dense = image.layout == torch.strided and not image.is_nested
     if not dense or image.is_quantized or image.is_meta:
         kind = "on the meta device" if image.is_meta else "quantized" if dense else "sparse or nested"
@@ -150,9 +149,9 @@ def _settled(image: Tensor, name: str) -> Tensor:
 
 
 def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """What the readers of files make of such an image."""
+    """Pixels, alpha and orientation of a Pillow image, as from the readers of files."""
     try:
-        with _decoding[id(image) // 64 % len(_decoding)]:  # one image may stand in a list several times
+        with _decoding[id(image) // 64 % len(_decoding)]:  # a list may contain the same image several times
             image.load()
         kind, key = image.format, image.info.get("transparency")
         orientation = int(image.getexif().get(0x0112, 1))
@@ -165,11 +164,11 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
         elif image.mode in ("CMYK", "YCbCr", "RGBX", "LAB", "HSV"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # decoders raise many types of exceptions for damaged files
         raise ImageError(
             f"{name}: the Pillow image cannot be read ({error}); open it again, or give its path"
         ) from error
-    if image.mode == "I":  # what Pillow makes of some files of 16 bits
+    if image.mode == "I":  # Pillow's mode of some 16-bit files
         if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
             raise ImageError(
                 f"{name}: a Pillow image of 32-bit integers has values beyond 0 and 65535; convert it to 16 bits"
@@ -177,7 +176,7 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
         pixels = pixels.astype(np.uint16)
     if image.mode in ("LA", "RGBA"):
         opaque = pixels[..., -1]
-        # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+        # Many programs write 32-bit BMPs whose fourth byte is zero and not alpha.
         unused = opaque.min(initial=255) == 255 or (kind == "BMP" and opaque.max() == 0)
         return pixels[..., :-1], None if unused else opaque.astype(np.float32) / 255, orientation
     hidden = image.mode.startswith("I;16") and key is not None
@@ -188,11 +187,11 @@ def _of_pillow(image: Any, name: str) -> tuple[np.ndarray, np.ndarray | None, in
 
 
 def _check_shape(image: Any, shape: tuple[int, ...], channels: int | None, name: str) -> None:
-    """See that an image has pixels, and its bands where they should be and as many as the model takes.
+    """Check that an image has pixels, and that the axis and number of its bands are right.
 
     Args:
-        image: as it was given, for errors.
-        shape: (h, w, bands) of it, if it is an image.
+        image: the image as given, for error messages.
+        shape: its shape as (h, w, bands).
         channels, name: see `as_image`.
     """
     tensor = isinstance(image, Tensor)
@@ -222,7 +221,7 @@ def _check_shape(image: Any, shape: tuple[int, ...], channels: int | None, name:
 def _values(
     pixels: np.ndarray, alpha: np.ndarray | None, value_range: ValueRange | None, name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels of a type that a pyramid holds, after a look at their values; and alpha."""
+    """Check the values of pixels; return the pixels in a type that a pyramid accepts, and alpha."""
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     kind, size = pixels.dtype.kind, pixels.dtype.itemsize
@@ -240,7 +239,7 @@ def _values(
     if not (math.isfinite(least) and math.isfinite(most)):
         if value_range is None:
             raise ImageError(f"{name}: some values are NaN or infinite; replace them, say by numpy.nan_to_num")
-        seen = np.isfinite(pixels).all(-1).astype(np.float32)  # the others are no data, as in files
+        seen = np.isfinite(pixels).all(-1).astype(np.float32)  # other pixels are no data, as in files
         alpha = seen if alpha is None else alpha * seen
         least, most, shown = _ends(pixels, alpha)
         if not shown:
@@ -259,13 +258,13 @@ def _values(
 
 
 def _ends(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[float, float, bool]:
-    """Lowest and highest value of the pixels that are not hidden, and whether there are any."""
+    """Lowest and highest value of the pixels with alpha above 0, and whether there are any."""
     shown = pixels if alpha is None else pixels[alpha > 0]
     return (float(shown.min()), float(shown.max()), True) if shown.size else (0.0, 0.0, False)
 
 
 def _check_floats(low: float, high: float, name: str) -> None:
-    """See that floats between these two lie between 0 and 1."""
+    """Check that floats from ``low`` to ``high`` are in [0, 1]."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError(f"{name}: some values are NaN or infinite; replace them, say by torch.nan_to_num")
     if low >= -ROUNDING and high <= 1 + ROUNDING:
@@ -280,13 +279,13 @@ def _check_floats(low: float, high: float, name: str) -> None:
 
 
 def check_sample(images: Tensor) -> None:
-    """See that a few thousand pixels of a (B, C, H, W) tensor, if they are floats, lie between 0 and 1. This costs next
-    to nothing.
+    """Check that a sample of the pixels of a floating-point (B, C, H, W) tensor is in [0, 1].
 
-    Tensors on a GPU are passed over, since the check would wait for it, and so is everything while a model is compiled.
+    The sample has a few thousand pixels. Tensors on a GPU are not checked, because the check would synchronise with the
+    device, and nothing is checked while a model is compiled.
 
     Raises:
-        ImageError: some do not.
+        ImageError: a sampled pixel is outside of [0, 1].
     """
     plain = (
         type(images) is Tensor
@@ -301,14 +300,14 @@ def check_sample(images: Tensor) -> None:
 
 
 def check_type(image: Pyramid, value_range: ValueRange | None) -> None:
-    """See that an open image of integers can be one that a model was trained on.
+    """Check that the integers of an open image match the value range of a model.
 
     Args:
-        image: opened with the model's value range; an image with another one of its own is as it should be.
-        value_range: of the model.
+        image: an open image. Images with a value range other than the model's are not checked.
+        value_range: value range of the model.
 
     Raises:
-        ImageError: the type ends below the range, or values lie beyond a range that only scaled values have.
+        ImageError: the maximum of the type is below the range, or integers exceed a range of scaled values.
     """
     if value_range is None or image.dtype.kind != "u" or image.value_range != tuple(map(float, value_range)):
         return
@@ -343,17 +342,17 @@ def _untrained(name: str, given: str, value_range: ValueRange) -> ImageError:
 
 
 def as_batch(images: Tensor, channels: int) -> Tensor:
-    """A tensor as `foveal.images.TensorViews` takes it, for a model without a value range.
+    """Convert a tensor of images to a batch for `foveal.images.TensorViews`, for a model without a value range.
 
     Args:
         images: (C, H, W) or (B, C, H, W), on any device.
-        channels: bands of the model. Grey is repeated where 3 are wanted.
+        channels: number of bands of the model. Grey is repeated if the model has 3 bands.
 
     Returns:
         (B, channels, H, W) uint8, uint16 or float32 in [0, 1], on the same device.
 
     Raises:
-        ImageError: one of them cannot be such an image.
+        ImageError: the shape, type or values of an image do not match those of the model.
     """
     names = [f"[{i}]" for i in range(len(images))] if images.ndim == 4 else ["image"]
     if not names:

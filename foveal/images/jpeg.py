@@ -1,11 +1,11 @@
-"""One decoder with one rule for every JPEG: files, and the tiles and strips of a TIFF.
+"""Decoder of JPEG files and of JPEG tiles and strips of a TIFF.
 
-libjpeg goes on after damage: it warns, invents pixels and returns. The rule here: what loses or invents pixels is an
-error, what does not is accepted. `HARMLESS` lists the warnings of the second kind.
+libjpeg continues after damage: it issues a warning and fills the missing pixels. Here such damage raises an error.
+Faults that change no pixels are accepted; `HARMLESS` lists their warnings.
 
-libjpeg tells the first warning only, and a harmless one may hide a serious one. So after a harmless warning the headers
-are written anew without their faults and the data are decoded again. Where stray bytes lie among the coded data,
-`check` reads all codes itself: it knows where each part ends, and what comes after the end is stray.
+libjpeg reports only the first warning, so a harmless warning may hide a serious one. After a harmless warning the
+headers are rewritten without their faults, and the data are decoded again. If the coded data contain extraneous bytes,
+`check_codes` reads every code to determine where each restart interval ends; bytes after that end are padding.
 
 Example:
     >>> import io
@@ -13,9 +13,9 @@ Example:
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (16, 8), (255, 0, 0)).save(file, "JPEG")
     >>> data = file.getvalue()
-    >>> decode(data[:-2] + b"stray" + data[-2:], "RGB").shape
+    >>> decode_jpeg(data[:-2] + b"stray" + data[-2:], "RGB").shape
     (8, 16, 3)
-    >>> decode(data[:-9] + data[-2:], "RGB")
+    >>> decode_jpeg(data[:-9] + data[-2:], "RGB")
     Traceback (most recent call last):
     ...
     ValueError: Corrupt JPEG data: premature end of data segment
@@ -31,37 +31,36 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from foveal.images.codes import check
+from foveal.images.codes import check_codes
 
 HARMLESS = {
-    "extraneous bytes before marker": "stray bytes before a marker: cameras pad their data",
-    "Premature end of JPEG file": "no end marker: harmless where the data before it are complete, which the second "
-    "decoding tells",
-    "unknown JFIF revision number": "a version number of the notes",
-    "Unknown Adobe color transform code": "libjpeg takes YCbCr then, as every other reader does",
-    "Invalid SOS parameters for sequential JPEG": "numbers that mean something in progressive files only",
+    "extraneous bytes before marker": "padding before a marker, which some cameras write",
+    "Premature end of JPEG file": "no end marker: harmless if the data are complete, which the second decoding checks",
+    "unknown JFIF revision number": "the version number of metadata",
+    "Unknown Adobe color transform code": "libjpeg assumes YCbCr, as other readers do",
+    "Invalid SOS parameters for sequential JPEG": "parameters that have a meaning in progressive files only",
     "bad ICC marker": "a damaged colour profile; profiles are not used",
 }
-"""What libjpeg warns of and that neither loses nor invents pixels: part of its text, and why."""
+"""Warnings of libjpeg about faults that change no pixels: part of the text, and the reason."""
 
 _COMPONENTS = {"Gray": 1, "GRAY": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "YCCK": 4}
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 
 
-def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.ndarray:
+def decode_jpeg(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.ndarray:
     """Decode a JPEG.
 
     Args:
         data: the whole JPEG.
-        colours: "GRAY", "RGB", or "CMYK" for four components as they are stored.
-        smaller: 1, 2, 4 or 8: decode to this part of the height and width.
-        bits: of each component, 8 or 12.
+        colours: "GRAY", "RGB", or "CMYK" for the stored values of four components.
+        smaller: factor by which height and width are reduced: 1, 2, 4 or 8.
+        bits: bits per component, 8 or 12.
 
     Returns:
-        (h, w, 1, 3 or 4) uint8, or uint16 where there are more than 8 bits.
+        (h, w, 1, 3 or 4) uint8, or uint16 for 12 bits.
 
     Raises:
-        ValueError: damaged, or of a kind that cannot be decoded.
+        ValueError: the JPEG is damaged, or its kind is not supported.
     """
     if bits > 8:
         return _by_imagecodecs(data, colours, bits)[::smaller, ::smaller]
@@ -74,9 +73,8 @@ def decode(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -> np.
     return pixels[::smaller, ::smaller]
 
 
-def header(data: bytes) -> tuple[int, int, int, str]:
-    """Height, width, number of components, and what libjpeg takes them for ("" if that cannot be had), from the
-    headers.
+def read_jpeg_header(data: bytes) -> tuple[int, int, int, str]:
+    """Height, width, number of components, and libjpeg's colour space ("" if unknown), from the headers.
 
     Raises:
         ValueError: there is no frame header.
@@ -85,7 +83,7 @@ def header(data: bytes) -> tuple[int, int, int, str]:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         return height, width, _COMPONENTS[colours], colours
     except (ValueError, KeyError):
-        stream = parse(data)
+        stream = parse_jpeg(data)
         return stream.height, stream.width, len(stream.components), ""
 
 
@@ -100,45 +98,42 @@ def decode_segment(
 ) -> np.ndarray:
     """Decode a tile or a strip of a TIFF.
 
-    Its TIFF says what the components mean; the notes that the JPEG itself may have (JFIF, Adobe) do not count, as in
-    libtiff.
+    The tags of the TIFF define the colour space. JFIF and Adobe markers of the JPEG are ignored, as in libtiff.
 
     Args:
         data: an abbreviated or a whole JPEG.
-        tables: the tables that abbreviated ones share, or None.
-        shapes: (height, width) that the TIFF allows.
-        components: that the TIFF promises.
-        transformed: three components are YCbCr; otherwise they are returned as they are stored.
-        bits: of each component, 8 or 12.
+        tables: tables shared by abbreviated JPEGs, or None.
+        shapes: sizes (height, width) that the TIFF allows.
+        components: number of components according to the TIFF.
+        transformed: three components are YCbCr; otherwise the stored values are returned.
+        bits: bits per component, 8 or 12.
 
     Returns:
-        (height, width, components) uint8, or uint16 where there are more than 8 bits.
+        (height, width, components) uint8, or uint16 for 12 bits.
 
     Raises:
-        ValueError: damaged, not what the TIFF promises, or of a kind that cannot be decoded.
+        ValueError: the JPEG is damaged, does not match the TIFF, or its kind is not supported.
     """
     if not data.startswith(b"\xff\xd8"):
         raise ValueError("it does not begin as a JPEG does")
     whole = tables[:-2] + data[2:] if tables else data
-    height, width, found, colours = header(whole)
+    height, width, found, colours = read_jpeg_header(whole)
     if (height, width) not in shapes or found != components:
-        promised = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
-        raise ValueError(
-            f"it has {width} x {height} pixels with {found} components where the header promises {promised}"
-        )
+        expected = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
+        raise ValueError(f"it has {width} x {height} pixels with {found} components where the header has {expected}")
     if components > 1 and colours != ("YCbCr" if transformed else {3: "RGB", 4: "CMYK"}.get(components)):
-        # Adobe's code 0 stands for components as they are, 1 for YCbCr.
+        # The Adobe transform code is 0 for untransformed components and 1 for YCbCr.
         whole = b"".join(
             (b"\xff\xd8", _ADOBE, bytes([transformed]), _unmarked(tables)[2:-2] if tables else b"", _unmarked(data)[2:])
         )
     if bits == 8 and components in (1, 3, 4):
-        return decode(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
+        return decode_jpeg(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[components])
     pixels = _by_imagecodecs(whole, "RGB" if components == 3 else None, bits)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _unmarked(data: bytes) -> bytes:
-    """A JPEG whose own notes about its colours are not recognised."""
+    """A copy of a JPEG with disabled JFIF and Adobe markers."""
     end = data.find(b"\xff\xda", 2, 4096)
     if data.find(b"Adobe", 2, end) > 0 or data.find(b"JFIF", 2, end) > 0:
         return data[:end].replace(b"Adobe", b"adobe").replace(b"JFIF", b"jfif") + data[end:]
@@ -150,34 +145,34 @@ def _harmless(warning: str) -> bool:
 
 
 def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
-    """Pixels of what libjpeg warned of, if it is harmless through and through."""
+    """Decode a JPEG after a warning of libjpeg, if all its faults are harmless."""
     if not _harmless(warning):
         raise ValueError(warning)
-    stream = parse(data)
+    stream = parse_jpeg(data)
     stream.require_all_scans("extraneous" in warning)
     if stream.progressive and "extraneous" in warning:
-        check(stream)
+        check_codes(stream)
     ended, data = stream.ended, stream.mended()
     if not ended:
-        check(parse(data), cut=True)
+        check_codes(parse_jpeg(data), cut=True)
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
         warning = str(error)
     if "extraneous bytes before marker" not in warning or not ended:
         raise ValueError(warning)
-    check(parse(data))
+    check_codes(parse_jpeg(data))
     return simplejpeg.decode_jpeg(data, colours, strict=False)
 
 
 def _by_imagecodecs(data: bytes, colours: str | None, bits: int = 8) -> np.ndarray:
-    """Decode what simplejpeg cannot: other sampling factors, numbers of components and bits."""
+    """Decode sampling factors, numbers of components and precisions that simplejpeg does not support."""
     import imagecodecs
 
-    stream = parse(data)
+    stream = parse_jpeg(data)
     stream.require_all_scans()
     if bits == 8 or not _sound(stream.with_precision(8)):
-        check(stream)
+        check_codes(stream)
     wanted = {"GRAY": "GRAYSCALE", "RGB": "RGB"}.get(colours or "")
     if colours == "RGB" and len(stream.components) == 4:
         raise ValueError("four components with rare sampling factors; convert it to RGB")
@@ -196,7 +191,7 @@ def _sound(data: bytes) -> bool:
 
 @dataclass
 class _Component:
-    """A colour component: its name in scans, and its sampling factors."""
+    """A colour component: its identifier, and its horizontal and vertical sampling factors."""
 
     name: int
     across: int
@@ -205,7 +200,7 @@ class _Component:
 
 @dataclass
 class Scan:
-    """A scan: its components with their Huffman tables, its parameters, and its coded data between two positions."""
+    """A scan: its components with their DC and AC Huffman tables, its parameters, and the range of its coded data."""
 
     parts: list[tuple[_Component, bytes, bytes]]
     first: int
@@ -218,15 +213,15 @@ class Scan:
 
 
 @dataclass
-class Stream:
-    """A JPEG taken apart.
+class ParsedJpeg:
+    """The headers and scans of a JPEG.
 
     Attributes:
         data: the JPEG.
         frame: marker of the frame header: 0xC0 and 0xC1 sequential, 0xC2 progressive, 0xC3 lossless.
-        frame_at: its position.
-        pieces: (start, end) of what is kept when the headers are written anew.
-        ended: has an end marker.
+        frame_at: position of the frame header.
+        pieces: (start, end) of the segments and scans.
+        ended: whether there is an end marker.
     """
 
     data: Any
@@ -241,14 +236,14 @@ class Stream:
     ended: bool = False
 
     def notes(self, marker: int, start: bytes) -> bytes | None:
-        """What follows ``start`` in the first application segment that begins so."""
+        """Contents after ``start`` of the first application segment that begins with it; None if there is none."""
         for at, end in self.pieces:
             if self.data[at + 1] == marker and self.data[at + 4 : at + 4 + len(start)] == start:
                 return self.data[at + 4 + len(start) : end]
         return None
 
     def with_precision(self, bits: int) -> bytes:
-        """The same codes under a header that claims other bits: the pixels are others, but damage shows as before."""
+        """The JPEG with another precision in its header. Its codes can be checked; its pixels are wrong."""
         return self.data[: self.frame_at + 4] + bytes([bits]) + self.data[self.frame_at + 5 :]
 
     @property
@@ -256,12 +251,15 @@ class Stream:
         return self.frame in (0xC2, 0xCA)
 
     def require_all_scans(self, every_bit: bool = False) -> None:
-        """Raise ValueError where a whole scan is missing, which libjpeg does not tell.
+        """Check that no scan is missing, which libjpeg does not report.
 
         Args:
-            every_bit: of a progressive JPEG, too, though it may end before its last bits.
+            every_bit: require every bit of a progressive JPEG with an end marker, which may lack the last refinements.
+
+        Raises:
+            ValueError: a scan is missing.
         """
-        left: dict[tuple[int, int], int] = {}  # bits of a coefficient that are still to come
+        left: dict[tuple[int, int], int] = {}  # bits of each coefficient that are not yet decoded
         for scan in self.scans if self.progressive else ():
             for place in ((part[0].name, k) for part in scan.parts for k in range(scan.first, scan.last + 1)):
                 if left.get(place, 0) != scan.high or (place in left) != (scan.high > 0):
@@ -278,7 +276,7 @@ class Stream:
                 raise ValueError("the last scans are missing")
 
     def mended(self) -> bytes:
-        """The same JPEG without stray bytes between the headers, without notes, and with an end marker."""
+        """The JPEG without bytes between its segments and without metadata, and with an end marker."""
         parts = [b"\xff\xd8"]
         for start, end in self.pieces:
             part = self.data[start:end]
@@ -295,17 +293,17 @@ class Stream:
         return b"".join([*parts, b"\xff\xd9"])
 
 
-def parse(data: Any, *, headers: bool = False) -> Stream:
-    """Take a JPEG apart as libjpeg does: bytes between its segments are passed over.
+def parse_jpeg(data: Any, *, headers: bool = False) -> ParsedJpeg:
+    """Find the segments of a JPEG. Bytes between segments are skipped, as in libjpeg.
 
     Args:
         data: bytes or a memory map.
         headers: stop at the first scan.
 
     Raises:
-        ValueError: there is no frame, or a segment goes past the end.
+        ValueError: there is no frame header, or a segment goes past the end.
     """
-    stream, tables, interval, at = Stream(data), dict[int, bytes](), 0, 2
+    stream, tables, interval, at = ParsedJpeg(data), dict[int, bytes](), 0, 2
     while not stream.ended and (at := data.find(b"\xff", at)) >= 0:
         while at + 1 < len(data) and data[at + 1] == 0xFF:
             at += 1
@@ -353,7 +351,7 @@ def _chunks(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def _end_of_data(data: bytes, at: int) -> int:
-    """Position of the first marker in coded data that does not belong to them."""
+    """Position of the first marker after coded data, other than restart markers and stuffed zeros."""
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
         following = data[at + 1]
         if following == 0xFF:
@@ -365,20 +363,20 @@ def _end_of_data(data: bytes, at: int) -> int:
     return len(data)
 
 
-def _scan(stream: Stream, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> Scan:
+def _scan(stream: ParsedJpeg, body: bytes, tables: dict[int, bytes], interval: int, start: int, end: int) -> Scan:
     count = body[0]
     names = {c.name: c for c in stream.components}
     parts = []
     for name, chosen in _chunks(body[1 : 1 + 2 * count], 2):
         if name not in names:
-            raise ValueError("a scan of a component that does not exist")
+            raise ValueError("a scan has a component that does not exist")
         parts.append((names[name], tables.get(chosen >> 4, b""), tables.get(16 + (chosen & 15), b"")))
     first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
     return Scan(parts, first, last, approximation >> 4, approximation & 15, interval, start, end)
 
 
 def _huffman(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """For each table its number and its definition: 16 counts of codes by length, then the symbols."""
+    """Yield the number and definition of each table: 16 counts of codes by length, then the symbols."""
     while len(body) > 17:
         end = 17 + sum(body[1:17])
         yield body[0], body[1:end]

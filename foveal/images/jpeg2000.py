@@ -1,13 +1,13 @@
-"""The parts of a JPEG 2000 codestream: are all of them there, and are colours still to be converted?
+"""Check of the tile-parts of a JPEG 2000 codestream, and its colour space.
 
 Example:
     >>> import imagecodecs, numpy as np
     >>> data = imagecodecs.jpeg2k_encode(np.zeros((8, 8), np.uint8), codecformat="j2k")
-    >>> check(data, 0)
-    >>> check(data[:20] + data[28:], 0)
+    >>> check_jpeg2000(data, 0)
+    >>> check_jpeg2000(data[:20] + data[28:], 0)
     Traceback (most recent call last):
     ...
-    ValueError: JPEG 2000 data cut short or put out of place
+    ValueError: JPEG 2000 data are cut short or displaced
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 START = b"\xff\x4f\xff\x51"
 
 
-def check(data: Any, start: int) -> None:
-    """Raise ValueError where a codestream is not as long as its parts say; openjpeg makes up what is missing.
+def check_jpeg2000(data: Any, start: int) -> None:
+    """Check that the tile-parts have the lengths in their headers. OpenJPEG fills missing data without an error.
 
     Args:
         data: bytes or a memory map.
-        start: of the codestream in it.
+        start: position of the codestream in ``data``.
+
+    Raises:
+        ValueError: a tile-part is missing or has another length.
     """
     *_, at = _markers(data, start)
     while data[at : at + 2] == b"\xff\x90":
@@ -33,14 +36,14 @@ def check(data: Any, start: int) -> None:
         if length == 0 or at > len(data):
             break
     if not start < at <= len(data) or (at < len(data) and data[at : at + 2] != b"\xff\xd9"):
-        raise ValueError("JPEG 2000 data cut short or put out of place")
+        raise ValueError("JPEG 2000 data are cut short or displaced")
 
 
 def is_ycbcr(data: bytes, start: int) -> bool:
-    """Whether decoded components are still YCbCr, where the TIFF says that the stored ones are.
+    """Whether decoded components of a TIFF tile with YCbCr pixels are still YCbCr.
 
-    The decoder undoes a transform that the codestream itself declares, and it converts where chroma is subsampled or a
-    JP2 header says sYCC.
+    The decoder converts to RGB if the codestream has a component transform, if chroma is subsampled, or if the colour
+    space of the JP2 header is sYCC.
     """
     if b"colr\x01\0\0\0\0\0\x12" in data[:start]:
         return False
@@ -52,7 +55,7 @@ def is_ycbcr(data: bytes, start: int) -> bool:
 
 
 def _markers(data: Any, start: int) -> Iterator[int]:
-    """Positions of the markers of the main header; the last is that of the first part."""
+    """Yield the positions of the markers of the main header, then that of the first tile-part."""
     at = start + 2
     yield at
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90" and at + 4 <= len(data):

@@ -1,11 +1,11 @@
-"""JPEG XL: decoded whole, once, by libjxl, after its header said how large it is.
+"""JPEG XL by libjxl. An image is decoded whole, once; its size is read from the header before.
 
 Example:
     >>> import imagecodecs, numpy as np, tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jxl") as file:
     ...     written = file.write(imagecodecs.jpegxl_encode(np.zeros((30, 40, 3), np.uint8)))
     ...     file.flush()
-    ...     read_size(file.name), decode(file.name)[0].shape
+    ...     read_jxl_size(file.name), decode_jxl(file.name)[0].shape
     ((30, 40), (30, 40, 3))
 """
 
@@ -23,17 +23,17 @@ from foveal.images.reading import reading
 STREAM = b"\xff\x0a"
 CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"
 
-# Width to height, ISO/IEC 18181-1 D.2; 0 stands for a width of its own.
+# Ratio of width to height by its code, ISO/IEC 18181-1 D.2; code 0: the width is stored.
 _RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def is_jxl(head: bytes) -> bool:
-    """Whether a file that begins so is a JPEG XL image."""
+    """Whether the first bytes of a file are those of a JPEG XL image."""
     return head.startswith((STREAM, CONTAINER))
 
 
-def read_size(path: str) -> tuple[int, int]:
-    """(height, width) as stored, which decoding may exchange.
+def read_jxl_size(path: str) -> tuple[int, int]:
+    """Stored (height, width); the orientation may exchange them when the image is decoded.
 
     Raises:
         ImageError: the header is damaged or cut short.
@@ -44,7 +44,7 @@ def read_size(path: str) -> tuple[int, int]:
 
 
 def _stream(file: BinaryIO) -> bytes:
-    """The beginning of the codestream in a container, whose boxes each have a length, a name and content."""
+    """First bytes of the codestream in a container of boxes, each of which has a length, a name and contents."""
     at = len(CONTAINER)
     while True:
         file.seek(at)
@@ -53,17 +53,17 @@ def _stream(file: BinaryIO) -> bytes:
         content = 8
         if length == 1:
             length, content = struct.unpack_from(">Q", head, 8)[0], 16
-        if name in (b"jxlc", b"jxlp"):  # the latter is a part, numbered by four bytes
+        if name in (b"jxlc", b"jxlp"):  # jxlp is a part of the codestream, with a number of four bytes
             return head[content + 4 * (name == b"jxlp") :]
         if length < content:
-            raise ValueError("no image in it")
+            raise ValueError("it has no image")
         at += length
 
 
 def _size(stream: bytes) -> tuple[int, int]:
-    """(height, width) that a codestream begins with, lowest bits first."""
+    """(height, width) from the start of a codestream, whose bits are read least significant first."""
     if not stream.startswith(STREAM):
-        raise ValueError("no image in it")
+        raise ValueError("it has no image")
     bits = int.from_bytes(stream[2:16], "little")
 
     def take(count: int) -> int:
@@ -81,11 +81,11 @@ def _size(stream: bytes) -> tuple[int, int]:
     return height, height * ratio[0] // ratio[1] if ratio else side()
 
 
-def decode(path: str) -> Stored:
-    """(h, w, bands) pixels and (h, w) float32 alpha, or None where all is opaque; of an animation the first frame.
+def decode_jxl(path: str) -> Stored:
+    """(h, w, bands) pixels, and (h, w) float32 alpha or None if all pixels are opaque; the first frame of an animation.
 
     Raises:
-        ImageError: damaged or cut short.
+        ImageError: the file is damaged or cut short.
     """
     import imagecodecs
 

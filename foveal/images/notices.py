@@ -1,8 +1,8 @@
-"""Warnings of the libraries that read images, with the name of the file that caused them.
+"""Warnings of image libraries, with the path of the file.
 
-Pillow, tifffile, imagecodecs and rasterio warn of what is odd in a file, but do not say in which one. Within `noting`
-their warnings and log records are kept back. At its end the logger ``foveal`` says each of them once, with the path
-first. A file that cannot be read leads to an error with its path; its warnings are dropped then.
+Warnings of Pillow, tifffile, imagecodecs and rasterio do not name the file. The context manager `noting` collects their
+warnings and log records. On exit the logger ``foveal`` logs each of them once, with the path first. If the file cannot
+be read, an error with its path is raised and its warnings are dropped.
 
 Threads may read different files at the same time.
 
@@ -29,14 +29,14 @@ from functools import lru_cache
 from typing import Any
 
 _LOGGERS = ("tifffile", "imagecodecs", "rasterio", "rasterio._env", "rasterio._err", "PIL.TiffImagePlugin")
-_NOT_SAID = ("NotGeoreferencedWarning",)  # a picture needs no place on Earth
+_DEBUG_ONLY = ("NotGeoreferencedWarning",)  # images need no georeference
 
 _log = logging.getLogger("foveal")
 _here = threading.local()
 
 
 class _Hook:
-    """The function that Python calls to show a warning, replaced while any thread reads a file."""
+    """Replacement of ``warnings.showwarning`` while any thread reads a file."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class _Hook:
     def enter(self) -> None:
         with self._lock:
             self._readers += 1
-            # Whoever uses `warnings.catch_warnings` puts another function there at any time.
+            # `warnings.catch_warnings` in another thread may replace the function at any time.
             if warnings.showwarning is not _show:
                 self._before, warnings.showwarning = warnings.showwarning, _show
 
@@ -57,7 +57,7 @@ class _Hook:
                 warnings.showwarning = self._before
 
     def forget(self) -> None:
-        """In a forked child the threads that read are gone, and one of them may have held the lock."""
+        """Reset in a forked child, which has no other threads; one of them may have held the lock."""
         self._lock, self._readers = threading.Lock(), 0
 
     def pass_on(self, *warning: Any) -> None:
@@ -71,10 +71,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def noting(path: str) -> Iterator[None]:
-    """Name the file in every warning that is raised in this thread.
+    """Log the warnings of this thread with the path of the file. Nested contexts have no effect.
 
     Args:
-        path: what is read. Of two nested contexts the outer one counts.
+        path: path of the file that is read.
     """
     if getattr(_here, "notes", None) is not None:
         yield
@@ -84,20 +84,20 @@ def noting(path: str) -> Iterator[None]:
     try:
         yield
         for text, level in _here.notes.items():
-            _say(path, text, level)
+            _log_once(path, text, level)
     finally:
         _hook.leave()
         _here.notes = None
 
 
 @lru_cache(maxsize=4096)
-def _say(path: str, text: str, level: int) -> None:
-    """Log a notice. The cache drops those that were said before: files are read again in each epoch."""
+def _log_once(path: str, text: str, level: int) -> None:
+    """Log a notice. The cache drops repeated notices, because files are read again in each epoch."""
     _log.log(level, "%s: %s", path, text)
 
 
 def _keep(text: str, level: int) -> bool:
-    """Keep a notice of the file that this thread reads; whether it reads one."""
+    """Collect a notice; return False if this thread reads no file."""
     notes = getattr(_here, "notes", None)
     if notes is None:
         return False
@@ -113,11 +113,11 @@ def _show(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    """Stands for `warnings.showwarning`."""
-    if not _keep(str(message), logging.DEBUG if category.__name__ in _NOT_SAID else logging.WARNING):
+    """Replacement of `warnings.showwarning`."""
+    if not _keep(str(message), logging.DEBUG if category.__name__ in _DEBUG_ONLY else logging.WARNING):
         _hook.pass_on(message, category, filename, lineno, file, line)
         return
-    # Python shows a text once for each place in the code. The next file with the same fault must be named too.
+    # Python shows each warning once per line of code. Reset that, so that other files with the same fault are logged.
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename != filename:
         frame = frame.f_back
@@ -125,7 +125,7 @@ def _show(
 
 
 def _filter(record: logging.LogRecord) -> bool:
-    """Whether a library's logger may speak itself."""
+    """Filter of a library's logger: drop records that were collected."""
     return record.levelno < logging.INFO or not _keep(record.getMessage(), record.levelno)
 
 

@@ -1,4 +1,4 @@
-"""Open an image file, whatever it is.
+"""Open an image file of any supported format.
 
 Example:
     >>> from foveal.images import open_image
@@ -24,8 +24,8 @@ from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
 
-_PIECEWISE = 64
-_EMPTIEST = 2000  # bytes of pixels for a byte of a file that is converted; compression alone comes to about a thousand
+_PIECEWISE = 64  # factor of the memory limit for images that are converted in parts
+_MOST_COMPRESSED = 2000  # largest compression ratio of a TIFF that is converted; codecs reach about 1000
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -38,32 +38,34 @@ def open_image(
     cache_dir: str | os.PathLike | None = None,
     convert: bool = True,
 ) -> Pyramid:
-    """Open an image to look at. What it is is told by its content, not by its name.
+    """Open an image. The format is detected from the contents of the file; optional readers also use the suffix.
 
-    Opening is cheap: headers are read, pixels are not. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the
-    tiles that boxes need are read later. Formats without tiles cost their whole area once; see `foveal.images.plain`.
+    Opening reads the headers, not the pixels. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the tiles that
+    boxes need are read later. Formats without tiles are decoded whole once; see `foveal.images.plain`.
 
     Args:
-        path: the file.
-        channels: bands that looks shall have; those of the image if None. Grey is repeated where 3 are asked for.
+        path: path of the file.
+        channels: number of bands of a look; that of the image if None. Grey is repeated if 3 bands are requested.
             Alpha does not count; CMYK and palettes become RGB.
-        value_range: stored values that become 0 and 1. Unsigned integers have a range of their own, which files may use
-            only in part; signed and floating-point pixels have none and need this.
-        max_bytes: refuse images, and looks at them, that take more memory than this when they are decoded: headers may
-            lie. It is ``$FOVEAL_MAX_BYTES``, or one gibibyte, if None. Images that are converted piece by piece may
-            take 64 times as much.
-        cache_dir: where large images without tiles are kept as pyramids; `foveal.images.cache.default_folder` if None.
-        convert: make such a pyramid. If False, a TIFF is read as it is, which is slow but for a few small boxes.
+        value_range: stored values that are scaled to 0 and 1. The default is the range of the type for unsigned
+            integers; signed and floating-point pixels have no default.
+        max_bytes: memory limit of a decoded image, and of the pixels of one look, in bytes. It protects against wrong
+            sizes in headers. The default is ``$FOVEAL_MAX_BYTES``, or one gibibyte. Images that are converted in parts
+            may take 64 times as much.
+        cache_dir: cache folder of the pyramids of large images without tiles; `foveal.images.cache.default_folder` if
+            None.
+        convert: convert such images. If False, a TIFF is read without conversion, which is slow except for a few small
+            boxes.
 
     Raises:
-        ImageError: missing, damaged, not an image, or not with these channels; `foveal.images.cache.Unconverted` where
-            the image would have to be converted and is not to be.
+        ImageError: the file is missing, damaged, not an image, or has another number of channels.
+        Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
     name = os.fspath(path)
     try:
-        # Opening a named pipe would wait for ever for somebody to write into it.
+        # Opening a named pipe blocks until another process writes to it.
         if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
-            raise ImageError(f"{name}: is no file but a pipe, a socket or a device; write what comes from it to a file")
+            raise ImageError(f"{name}: is a pipe, a socket or a device, not a regular file; copy its data to a file")
         with Path(name).open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
@@ -71,7 +73,7 @@ def open_image(
     except IsADirectoryError as error:
         raise ImageError(f"{name}: is a folder; give the image files in it") from error
     except PermissionError as error:
-        raise ImageError(f"{name}: may not be read; mend its permissions") from error
+        raise ImageError(f"{name}: cannot be read (permission denied); change its permissions") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
     if not head:
@@ -96,7 +98,7 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
 def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
-    layout = tiff.parse(name)
+    layout = tiff.parse_tiff(name)
     size = layout.levels[0].height, layout.levels[0].width
     small = (
         layout.looking_cost(-1) <= options["max_bytes"]
@@ -114,9 +116,9 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
     height, width = size
     cost = layout.cost
     check_claim(name, size, cost, options["max_bytes"] * _PIECEWISE)
-    if cost > _EMPTIEST * max(Path(name).stat().st_size, 1 << 16):
+    if cost > _MOST_COMPRESSED * max(Path(name).stat().st_size, 1 << 16):
         claim = f"claims {width} x {height} pixels, {cost:,} bytes, in a file of {Path(name).stat().st_size:,}"
-        raise ImageError(f"{name}: {claim}: almost all of it is left out; cut out what is there, or add levels to it")
+        raise ImageError(f"{name}: {claim}: almost all tiles are missing; crop it to the others, or add levels to it")
 
     def make(target: str) -> None:
         gaps = image.has_gaps or layout.masks[0] is not None or image.dtype.kind == "f"
@@ -144,10 +146,10 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
     image = plain.PlainPyramid(name, header, **options)
 
     def make(target: str) -> None:
-        stored, alpha, _ = plain.decode(name, header)
+        stored, alpha, _ = plain.decode_plain(name, header)
 
         def rows(y0: int, y1: int) -> np.ndarray:
-            return _packed(plain.split(stored[y0:y1], alpha), alpha, False)
+            return _packed(plain.split_alpha(stored[y0:y1], alpha), alpha, False)
 
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
@@ -158,18 +160,18 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
 def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
-    size = height, width = jxl.read_size(name)
+    size = height, width = jxl.read_jxl_size(name)
     check_claim(
         name, size, 8 * height * width, options["max_bytes"]
-    )  # its bands and bits come later; these are 4 of 16
+    )  # the header parser reads no bands and bits; 4 bands of 16 bits are assumed
     if height * width <= plain.LARGE:
-        pixels, alpha = jxl.decode(name)
+        pixels, alpha = jxl.decode_jxl(name)
         image = ArrayPyramid(pixels, alpha, path=name, **options)
         image._count(Path(name).stat().st_size, 1)
         return image
 
     def make(target: str) -> None:
-        pixels, alpha = jxl.decode(name)
+        pixels, alpha = jxl.decode_jxl(name)
 
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed((pixels[y0:y1], None if alpha is None else alpha[y0:y1]), alpha is not None, False)
@@ -183,18 +185,18 @@ def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any])
         )
 
     file = cached(name, cache_dir, make, f"a JPEG XL of {height * width / 1e6:,.0f} megapixels", convert)
-    return tiff.TiffPyramid(name, tiff.parse(file, name), file=file, halved=True, **options)
+    return tiff.TiffPyramid(name, tiff.parse_tiff(file, name), file=file, halved=True, **options)
 
 
 def _open_cached(name: str, file: str, original: Pyramid, options: dict[str, Any]) -> Pyramid:
-    """A converted image, with the name and the notes of the original."""
+    """Open the cached pyramid of an image, with the path and metadata of the original."""
     from foveal.images import tiff
 
     kept = {"orientation": original.metadata["orientation"], "metadata": original.metadata, "halved": True}
     given = options["value_range"] is not None
     if not given and original.dtype != bool:
         options = {**options, "value_range": original.value_range}
-    converted = tiff.TiffPyramid(name, tiff.parse(file, name), file=file, **options, **kept)
+    converted = tiff.TiffPyramid(name, tiff.parse_tiff(file, name), file=file, **options, **kept)
     converted._range_was_given = given
     return converted
 
@@ -204,7 +206,7 @@ def _packable(dtype: np.dtype) -> np.dtype:
 
 
 def _packed(stored: Stored, alpha: bool, premultiplied: bool) -> np.ndarray:
-    """Colours, multiplied by alpha where there is any, and alpha as the last band."""
+    """Bands of a pyramid: premultiplied colours, then alpha if ``alpha`` is True."""
     pixels, cover = stored
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255

@@ -1,7 +1,7 @@
-"""Readers that come as extras: OpenSlide for vendors' slides, rasterio for other rasters, libvips for other pictures.
+"""Readers that need optional packages: OpenSlide for slides, rasterio for rasters, libvips for other images.
 
-Without the extra that a file needs there is an error that names it. libvips never works in this process: it may hang
-after a fork, and its caches grow; a child converts the file to a cached pyramid.
+If the package is not installed, an error names the extra to install. libvips runs in a child process that converts the
+file to a cached pyramid, because libvips may hang after a fork and its caches grow.
 
 Example:
     >>> wants_openslide("slide.mrxs", b"")
@@ -52,17 +52,17 @@ image.tiffsave(target, tile=True, tile_width=256, tile_height=256, pyramid=True,
 
 
 def wants_openslide(path: str, head: bytes) -> bool:
-    """Whether a file that looks like a plain TIFF or JPEG is part of a vendor's slide."""
+    """Whether a file with the first bytes of a TIFF or JPEG is a slide that OpenSlide must read."""
     suffix = Path(path).suffix.lower()
-    # A .mrxs is a JPEG thumbnail beside its data; the others are TIFFs with private layouts.
+    # A .mrxs is a JPEG thumbnail beside a folder of data; .ndpi, .scn and .bif are TIFFs with private layouts.
     return suffix in {".mrxs", ".vms", ".vmu"} or (suffix in {".ndpi", ".scn", ".bif"} and head[:2] in (b"II", b"MM"))
 
 
 def need(module: str, path: str) -> ModuleType:
-    """Import a module that comes with an extra.
+    """Import an optional module.
 
     Raises:
-        ImageError: it is not installed; the text names the extra.
+        ImageError: the module is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)
@@ -74,15 +74,15 @@ def need(module: str, path: str) -> ModuleType:
 
 
 def open_slide(path: str, **options: Any) -> Pyramid:
-    """Open a vendor's slide by OpenSlide."""
+    """Open a slide with OpenSlide."""
     return OpenSlidePyramid(path, **options)
 
 
 def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
-    """Open what the readers of this package do not know.
+    """Open a file with the optional reader of its suffix or first bytes.
 
     Raises:
-        ImageError: no reader knows it, or the one that does is not installed.
+        ImageError: the format is not supported, or its reader is not installed.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
@@ -101,14 +101,14 @@ def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: d
 
 
 def _check_jpeg2000(path: str) -> None:
-    """Raise ImageError where a JPEG 2000 file is damaged in a way that GDAL passes over."""
+    """Raise ImageError for damage of a JPEG 2000 file that GDAL ignores."""
     with (
         reading(path, "cannot be decoded"),
         Path(path).open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         if data[:2] == b"\xff\x4f" or data[4:8] == b"jP  ":
-            jpeg2000.check(data, max(data.find(jpeg2000.START), 0))
+            jpeg2000.check_jpeg2000(data, max(data.find(jpeg2000.START), 0))
 
 
 def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
@@ -126,16 +126,16 @@ def _by_vips(path: str, cache_dir: Any, convert: bool, options: dict[str, Any]) 
             raise ImageError(f"{path}: cannot be converted ({reason}); convert it to a tiled TIFF yourself")
 
     file = cached(path, cache_dir, make, "this format", convert)
-    layout = tiff.parse(file, path)
+    layout = tiff.parse_tiff(file, path)
     layout.premultiplied = layout.alpha is not None
     return tiff.TiffPyramid(path, layout, file=file, **options)
 
 
 class OpenSlidePyramid(Pyramid):
-    """A slide read by OpenSlide: 8 bits, RGB; transparent pixels are outside the image.
+    """A slide read by OpenSlide, 8-bit RGB. Transparent pixels count as outside the image.
 
     Args:
-        path: the file.
+        path: path of the file.
         options: ``channels``, ``value_range``; see `Pyramid`.
     """
 
@@ -167,12 +167,12 @@ class OpenSlidePyramid(Pyramid):
         y0, x0, y1, x1 = box
         openslide = need("openslide", self.path)
         with self._lock:
-            slide, self._slide = self._slide, None  # one bad tile makes a handle useless
+            slide, self._slide = self._slide, None  # a handle cannot be used after an error
             with reading(
                 self.path, f"OpenSlide cannot read level {level} at {box}", "the slide is damaged, copy it again"
             ):
                 slide = slide or openslide.OpenSlide(self.path)
-                # OpenSlide takes the corner in pixels of level 0.
+                # OpenSlide expects the corner in pixels of level 0.
                 down = slide.level_downsamples[level]
                 region = slide.read_region((round(x0 * down), round(y0 * down)), level, (x1 - x0, y1 - y0))
             self._slide = slide
@@ -184,10 +184,10 @@ class OpenSlidePyramid(Pyramid):
 
 
 class RasterPyramid(Pyramid):
-    """A raster read by rasterio (GDAL): what has no tiles that we could read ourselves, such as VRT and JPEG 2000.
+    """A raster read by rasterio (GDAL), such as VRT and JPEG 2000.
 
     Args:
-        path: the file.
+        path: path of the file.
         options: ``channels``, ``value_range``; see `Pyramid`.
     """
 
@@ -196,7 +196,7 @@ class RasterPyramid(Pyramid):
         data = self._open(path, 0)
         kinds = [str(c.name) for c in data.colorinterp]
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
-        with rasterio.Env():  # without it GDAL prints its errors itself
+        with rasterio.Env():  # otherwise GDAL prints its errors
             down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
         metadata: dict[str, Any] = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
@@ -210,7 +210,7 @@ class RasterPyramid(Pyramid):
     def _open(path: str, level: int) -> Any:
         import rasterio
 
-        os.environ.setdefault("GDAL_CACHEMAX", "32")  # megabytes; GDAL takes 5 % of the memory otherwise
+        os.environ.setdefault("GDAL_CACHEMAX", "32")  # megabytes; the default is 5 % of the memory
         with reading(path, "GDAL cannot open it", "check the file, and copy it again"):
             return rasterio.open(path, sharing=False, **({"overview_level": level - 1} if level else {}))
 
@@ -228,7 +228,7 @@ class RasterPyramid(Pyramid):
 
     def _region(self, level: int, box: Window) -> Stored:
         y0, x0, y1, x1 = box
-        with self._lock:  # a dataset belongs to one thread at a time
+        with self._lock:  # datasets are not thread-safe
             if level not in self._data:
                 self._data[level] = self._open(self.path, level)
             data, window = self._data[level], ((y0, y1), (x0, x1))
@@ -237,7 +237,7 @@ class RasterPyramid(Pyramid):
                     pixels = data.read(self._colour_bands, window=window).transpose(1, 2, 0)
                     alpha = data.dataset_mask(window=window)
                 except Exception as error:
-                    raise (error.__cause__ or error) from None  # rasterio's own only points to the other one
+                    raise (error.__cause__ or error) from None  # the cause is GDAL's message
             self.bytes_read += pixels.nbytes
             self.tiles_decoded += 1
         return without_gaps(pixels, None if alpha.min() == 255 else alpha.astype(np.float32) / 255)

@@ -1,7 +1,7 @@
-"""Which pages of a TIFF are the picture, its levels, its channels and its masks.
+"""The roles of the pages of a TIFF: main image, levels, channels and masks.
 
-Headers say what a page is: a reduced copy, a mask, a channel. Its position does not: digital negatives and some
-scanners write a small copy first, and some pyramids go from small to large.
+Tags define whether a page is a reduced copy, a mask or a channel. The order of the pages does not: DNG files and some
+scanners write a thumbnail first, and some pyramids are stored from small to large.
 
 Example:
     >>> import io, numpy as np, tifffile
@@ -11,7 +11,7 @@ Example:
     ...         writer.write(np.zeros((side, side), np.uint8), tile=(16, 16), subfiletype=reduced, metadata=None)
     >>> _ = file.seek(0)
     >>> with tifffile.TiffFile(file) as opened:
-    ...     picture = find(opened)
+    ...     picture = find_picture(opened)
     >>> [level.pages[0].imagewidth for level in picture.levels]
     [64, 32]
 """
@@ -29,11 +29,12 @@ _REDUCED, _MASK = 1, 4
 
 @dataclass
 class PageLevel:
-    """The pages of one level: one, or one for each channel.
+    """The pages of one level: one page, or one for each channel.
 
     Attributes:
-        mask: of valid pixels, or None.
-        size: (height, width) of what is picture, where the pages are padded to whole tiles; None where all is.
+        pages: the pages.
+        mask: page with the mask of valid pixels, or None.
+        size: (height, width) without padding if the pages are padded to whole tiles; None if they are not.
     """
 
     pages: list[tifffile.TiffPage]
@@ -43,11 +44,12 @@ class PageLevel:
 
 @dataclass
 class Picture:
-    """The levels of the picture, finest first.
+    """The levels of the main image.
 
     Attributes:
-        channels: that follow one another behind the only page; 1 where pages tell all.
-        parent: the first page, whose notes hold for the picture where it has none of its own.
+        levels: the levels, finest first.
+        parent: the first page of the file, whose metadata apply if the main image has none.
+        channels: number of channels stored one after the other in a single page (ImageJ); otherwise 1.
     """
 
     levels: list[PageLevel]
@@ -55,15 +57,15 @@ class Picture:
     channels: int = 1
 
 
-def find(file: tifffile.TiffFile) -> Picture:
-    """Find the picture among the pages of a file.
+def find_picture(file: tifffile.TiffFile) -> Picture:
+    """Find the main image among the pages of a file.
 
     Raises:
-        ValueError: a channel is not in this file.
+        ValueError: a channel is in another file.
     """
     top = [page.aspage() for page in file.pages]
     everyone = [page for parent in top for page in (parent, *_children(parent))]
-    masks = [page for page in everyone if kind(page) & _MASK]
+    masks = [page for page in everyone if page_kind(page) & _MASK]
     main = _main(top, everyone)
     pages, channels = _channels(file, top, main)
     picture = Picture([PageLevel(pages, _mask_of(main, masks))], top[0], channels)
@@ -73,7 +75,7 @@ def find(file: tifffile.TiffFile) -> Picture:
 
 
 def coarser(picture: Picture, file: tifffile.TiffFile) -> list[PageLevel]:
-    """Levels of a picture that are in another file; they are added to the picture as well."""
+    """Add the levels of an overview file to a picture, and return them."""
     before = len(picture.levels)
     _add_levels(picture, [page.aspage() for page in file.pages], [])
     return picture.levels[before:]
@@ -91,10 +93,8 @@ def _add_levels(picture: Picture, pool: list[tifffile.TiffPage], masks: list[tif
             picture.levels.append(PageLevel(same, _mask_of(page, masks), size))
 
 
-def kind(page: tifffile.TiffPage) -> int:
-    """Bits of the header that say what a page is: 1 a reduced copy, 4 a mask. An older tag says the same in other
-    words.
-    """
+def page_kind(page: tifffile.TiffPage) -> int:
+    """Bits of the tag NewSubfileType, or else of SubfileType: 1 for a reduced copy, 4 for a mask."""
     if page.tags.valueof(254) is None and page.tags.valueof(255) == 2:
         return _REDUCED
     return int(page.subfiletype)
@@ -114,14 +114,14 @@ def _area(page: tifffile.TiffPage) -> int:
 
 def _main(top: list[tifffile.TiffPage], everyone: list[tifffile.TiffPage]) -> tifffile.TiffPage:
     first = top[0]
-    whole = [page for page in everyone if not kind(page) & (_REDUCED | _MASK)]
-    if kind(first) & (_REDUCED | _MASK):
-        return max(whole or [page for page in everyone if not kind(page) & _MASK] or everyone, key=_area)
-    # From small to large without a word of it: tiled pages of which each is a whole number of times the one before.
+    whole = [page for page in everyone if not page_kind(page) & (_REDUCED | _MASK)]
+    if page_kind(first) & (_REDUCED | _MASK):
+        return max(whole or [page for page in everyone if not page_kind(page) & _MASK] or everyone, key=_area)
+    # Pyramids from small to large without tags: tiled pages, each an integer multiple of the size of the one before.
     last = first
     for page in top[1:]:
         times = page.imagewidth / last.imagewidth if last.imagewidth else 0
-        fits = page.is_tiled and _alike(page, last) and round(times) >= 2 and not kind(page) & _MASK
+        fits = page.is_tiled and _alike(page, last) and round(times) >= 2 and not page_kind(page) & _MASK
         if (
             not fits
             or abs(page.imagewidth - round(times) * last.imagewidth) >= round(times)
@@ -148,9 +148,7 @@ def _same_shape(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
 def _is_level(
     page: tifffile.TiffPage, main: tifffile.TiffPage, finer: PageLevel
 ) -> tuple[bool, tuple[int, int] | None]:
-    """Whether a page is a coarser level: not a thumbnail, label, macro or another focal plane; and its size without
-    padding.
-    """
+    """Whether a page is a coarser level (not a thumbnail, label, macro or focal plane), and its unpadded size."""
     previous = finer.size or _size(finer.pages[0])
     if (
         not page.is_tiled
@@ -163,19 +161,20 @@ def _is_level(
     times = main.imagewidth / page.imagewidth
     if plain and finer.size is None and abs(main.imagewidth - round(times) * page.imagewidth) < round(times):
         return True, None
-    # Padding explains a level that is not a whole number of times smaller, and those that follow it.
+    # Padded levels are not an integer factor smaller; all levels after a padded one are padded, too.
     size = _unpadded(page, main, previous)
     return plain or size is not None, size
 
 
 def _unpadded(page: tifffile.TiffPage, main: tifffile.TiffPage, previous: tuple[int, int]) -> tuple[int, int] | None:
-    """Size of a level that is padded to whole tiles, as Philips and ASAP write them: level 0 halved again and again.
+    """Size without padding of a level that is padded to whole tiles, as Philips and ASAP write them; None if it is not.
 
-    Level 0 is padded as well, and the page says that it is a reduced copy.
+    In such files each level is half the size of the one before, level 0 is padded as well, and the page is tagged as a
+    reduced copy.
     """
     tile = page.tilelength, page.tilewidth
     stated, full = _size(page), _size(main)
-    if not kind(page) & _REDUCED or full[0] % main.tilelength or full[1] % main.tilewidth or min(tile) < 1:
+    if not page_kind(page) & _REDUCED or full[0] % main.tilelength or full[1] % main.tilewidth or min(tile) < 1:
         return None
     for halvings in range(1, 32):
         size = math.ceil(full[0] / 2**halvings), math.ceil(full[1] / 2**halvings)
@@ -194,9 +193,7 @@ def _mask_of(page: tifffile.TiffPage, masks: list[tifffile.TiffPage]) -> tifffil
 def _channels(
     file: tifffile.TiffFile, top: list[tifffile.TiffPage], main: tifffile.TiffPage
 ) -> tuple[list[tifffile.TiffPage], int]:
-    """The pages that hold the channels of the picture, at its first time and depth; and how many follow behind one
-    page.
-    """
+    """The pages of the channels, at the first time and depth; and the number of channels stored in a single page."""
     if main.samplesperpixel > 1 or main is not top[0]:
         return [main], 1
     if file.is_imagej:
@@ -224,16 +221,14 @@ def _channels(
 def _series(file: tifffile.TiffFile) -> Any:
     try:
         return file.series[0]
-    except Exception:  # notes in XML that are broken; the first page can still be seen
+    except Exception:  # damaged OME-XML; the first page can still be read
         return None
 
 
 def _siblings(
     page: tifffile.TiffPage, main: tifffile.TiffPage, pages: list[tifffile.TiffPage], pool: list[tifffile.TiffPage]
 ) -> list[tifffile.TiffPage]:
-    """The pages of a level that belong to the pages of level 0: their children at the same place, or as many of one
-    size in a row.
-    """
+    """The pages of a level, one for each channel: SubIFDs at the same index, or pages of equal size."""
     children = [_children(p) for p in pages]
     if page in children[0]:
         place = children[0].index(page)

@@ -1,8 +1,8 @@
-"""JPEG, PNG, WebP and the like: formats without tiles.
+"""Formats without tiles: JPEG, PNG, WebP, BMP, GIF and PPM.
 
-They pay for the whole image once, whatever is looked at: an image of up to 64 megapixels is decoded when it is first
-looked at and then served from memory; a larger one is converted once to a cached pyramid (`foveal.images.cache`). The
-exception is baseline JPEG with restart markers, of which single segments can be decoded (`RestartJpeg`).
+An image of up to 64 megapixels is decoded whole on the first look and kept in memory. A larger one is converted once to
+a cached pyramid (`foveal.images.cache`), except for baseline JPEGs with restart markers, whose segments can be decoded
+separately (`RestartJpeg`).
 
 Example:
     >>> import numpy as np, tempfile
@@ -37,8 +37,8 @@ from foveal.images import bmp, gif, jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, open_file, read_at, reading
 
-LARGE = 64_000_000  # pixels that are decoded whole
-_MOST_SCANS = 200  # of a progressive JPEG; ten are usual
+LARGE = 64_000_000  # largest image that is decoded whole, in pixels
+_MOST_SCANS = 200  # most scans of a progressive JPEG; ten are usual
 _MODES = {
     "1": (1, bool),
     "L": (1, np.uint8),
@@ -55,7 +55,7 @@ _MODES = {
 
 @dataclass
 class Header:
-    """What is known of a plain image before it is decoded."""
+    """Properties of a plain image before it is decoded."""
 
     kind: str
     size: tuple[int, int]
@@ -64,17 +64,17 @@ class Header:
     metadata: dict[str, Any] = field(default_factory=dict)
     alpha: bool = False
     progressive: bool = False
-    bits: int = 8  # of a JPEG
+    bits: int = 8  # per component of a JPEG
 
     @property
     def cost(self) -> int:
-        """Bytes that decoding it takes; a progressive JPEG keeps all its coefficients."""
+        """Memory of decoding in bytes; decoders of progressive JPEGs keep all coefficients."""
         samples = self.bands + self.alpha
         return self.size[0] * self.size[1] * samples * (np.dtype(self.dtype).itemsize + 2 * self.progressive)
 
     @property
     def large(self) -> bool:
-        """Whether it is kept as a pyramid of tiles: looks at pixels with alpha take 4 bytes for each sample, twice."""
+        """Whether the image is converted to tiles. With alpha the limit is lower, as looks need two float32 copies."""
         pixels = self.size[0] * self.size[1]
         return pixels > (LARGE // 2 if self.alpha else LARGE)
 
@@ -84,7 +84,7 @@ class Header:
 
 
 def kind_of(head: bytes) -> str | None:
-    """Name of the plain format that a file's first bytes show, or None."""
+    """Name of the plain format by the first bytes of a file, or None."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF8": "GIF"}
@@ -93,10 +93,10 @@ def kind_of(head: bytes) -> str | None:
 
 
 def read_header(path: str, kind: str, max_bytes: int) -> Header:
-    """Size, bands and orientation, without decoding.
+    """Read size, bands and orientation, without decoding.
 
     Raises:
-        ImageError: damaged, without pixels, or larger than ``max_bytes`` when it is decoded.
+        ImageError: the file is damaged, has no pixels, or takes more than ``max_bytes`` when it is decoded.
     """
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
     with (
@@ -110,14 +110,14 @@ def read_header(path: str, kind: str, max_bytes: int) -> Header:
 
 
 def _jpeg_header(data: Any) -> Header:
-    stream = jpeg.parse(data, headers=True)
+    stream = jpeg.parse_jpeg(data, headers=True)
     if (stream.bits, len(stream.components)) not in ((8, 1), (8, 3), (8, 4), (12, 1), (12, 3)):
         raise ValueError(
             f"{len(stream.components)} components of {stream.bits} bits are not supported; convert it to 8-bit RGB"
         )
     notes = {"exif": stream.notes(0xE1, b"Exif\0\0"), "xmp": stream.notes(0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
     if stream.progressive and (scans := len(re.findall(b"\xff\xda", data))) > _MOST_SCANS:
-        raise ValueError(f"{scans} scans, each of which takes as long as a picture; save it again")
+        raise ValueError(f"{scans} scans, each of which takes as long as an image; save it again")
     bands = 1 if len(stream.components) == 1 else 3
     metadata = {"orientation": _orientation(**notes)}
     dtype = np.uint8 if stream.bits == 8 else np.uint16
@@ -127,7 +127,7 @@ def _jpeg_header(data: Any) -> Header:
 
 
 def _png_header(data: Any) -> Header:
-    found = png.read(data)
+    found = png.parse_png(data)
     dtype = np.uint16 if found.depth == 16 else np.uint8
     metadata = {"orientation": _orientation(found.exif, found.xmp)}
     alpha = found.colour in (4, 6) or any(name == b"tRNS" for name, *_ in found.chunks)
@@ -135,7 +135,7 @@ def _png_header(data: Any) -> Header:
 
 
 def _webp_header(data: Any) -> Header:
-    """Size and notes of a WebP, whose chunks must fill exactly the length that it claims."""
+    """Size and metadata of a WebP. The chunks must add up to the length in the header."""
     end, at = 8 + int.from_bytes(data[4:8], "little"), 12
     size, exif, xmp, alpha = None, None, None, False
     while at + 8 <= min(end, len(data)):
@@ -158,17 +158,17 @@ def _webp_header(data: Any) -> Header:
             xmp = data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
     if size is None:
-        raise ValueError("no picture in it")
-    # Some writers leave out the byte that makes the last chunk even, and some do not count it.
+        raise ValueError("it has no image")
+    # Some encoders omit the padding byte of the last chunk, and some do not count it.
     if not end - 1 <= at <= end + 1 or end > len(data) + 1:
-        raise ValueError(f"it claims {end} bytes, its parts take {at}, and the file has {len(data)}")
+        raise ValueError(f"it claims {end} bytes, its chunks take {at}, and the file has {len(data)}")
     return Header("WEBP", size, 3, np.uint8, {"orientation": _orientation(exif, xmp)}, alpha)
 
 
 def _pillow(source: Any, kind: str) -> Any:
-    """Open by the format's own class: Image.open refuses above a limit that is global to the process.
+    """Open with the class of the format, because the size limit of ``Image.open`` is global to the process.
 
-    An image of no pixels is returned as well, its size being all that can be had of it.
+    Images without pixels are opened, too; only their size can be read.
     """
     from PIL import BmpImagePlugin, GifImagePlugin, PpmImagePlugin
 
@@ -181,7 +181,7 @@ def _pillow(source: Any, kind: str) -> Any:
     try:
         image.__init__(source)
     except SyntaxError:
-        # Pillow says "not identified" of files without pixels too; by then it knows their size.
+        # Pillow raises this for files without pixels, too, after reading their size.
         if not image.mode or min(image.size) > 0:
             raise
     return image
@@ -201,7 +201,7 @@ def _pillow_header(path: str, kind: str, data: Any) -> Header:
         ]
     if mode not in _MODES:
         raise ImageError(f"{path}: stores {mode} pixels, which cannot be read; convert it to RGB")
-    # Zero is common there; another length that does not hold the pixels, or that the file has not, is damage.
+    # A length of 0 is common. Other lengths must include the pixels and must not exceed the file.
     if (
         kind == "BMP"
         and (length := int.from_bytes(data[2:6], "little"))
@@ -212,10 +212,7 @@ def _pillow_header(path: str, kind: str, data: Any) -> Header:
 
 
 def _orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """EXIF's orientation; where there is none, that of the XMP notes, as Pillow has it.
-
-    Whatever is wrong with a camera's notes, the picture can still be seen.
-    """
+    """EXIF orientation, or else that of the XMP metadata, as in Pillow; 1 if the metadata are damaged."""
     value = _exif_orientation(exif or b"")
     if value is None and xmp and (found := re.search(rb"tiff:Orientation(?:=\"|>)([0-9])", xmp)):
         value = int(found[1])
@@ -236,22 +233,22 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     """Decode a whole image.
 
     Returns:
-        (h, w, samples); whether the last sample is alpha; and the bytes that were read.
+        (h, w, samples) pixels; whether the last sample is alpha; and the number of bytes read.
 
     Raises:
-        ImageError: damaged or cut short.
+        ImageError: the file is damaged or cut short.
     """
     with reading(path, "cannot be read", "put it back, or check the disk"):
         data = Path(path).read_bytes()
     with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
-            pixels = jpeg.decode(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
+            pixels = jpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
         elif header.kind == "PNG":
-            pixels = png.decode(png.read(data))  # Pillow makes 8 bits out of 16-bit colour
+            pixels = png.decode_png(png.parse_png(data))  # Pillow reduces 16-bit colour to 8 bits
         elif header.kind == "WEBP":
             import imagecodecs
 
@@ -263,10 +260,10 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     bands = pixels.shape[2] - alpha
     if (*pixels.shape[:2], bands) != (*header.size, header.bands) or pixels.dtype != header.dtype:
         found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels with {bands} bands of {pixels.dtype}"
-        raise ImageError(f"{path}: has {found}, which is not what its header says; make it again")
+        raise ImageError(f"{path}: has {found}, which does not match its header; save it again")
     if alpha and pixels[..., -1].max() == 0 and header.kind != "BMP":
-        raise ImageError(f"{path}: is wholly transparent; there is nothing to see, make it again")
-    # Many writers of 32-bit BMPs leave the fourth byte zero, and every viewer shows them.
+        raise ImageError(f"{path}: is wholly transparent, with nothing to see; save it again")
+    # Many programs write 32-bit BMPs whose fourth byte is zero and not alpha.
     if (
         alpha
         and pixels[..., -1].min() in (0, np.iinfo(pixels.dtype).max)
@@ -276,8 +273,8 @@ def decode(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     return pixels, alpha, len(data)
 
 
-def split(stored: np.ndarray, alpha: bool) -> Stored:
-    """(h, w, bands), and (h, w) float32 alpha or None."""
+def split_alpha(stored: np.ndarray, alpha: bool) -> Stored:
+    """Split stored samples into (h, w, bands) pixels and (h, w) float32 alpha or None."""
     if not alpha:
         return without_gaps(stored, None)
     return stored[..., :-1], stored[..., -1].astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
@@ -285,9 +282,9 @@ def split(stored: np.ndarray, alpha: bool) -> Stored:
 
 def _by_pillow(data: bytes, kind: str) -> np.ndarray:
     if kind == "BMP":
-        bmp.check_runs(data)
+        bmp.check_bmp(data)
     if kind == "GIF":
-        gif.check(data)
+        gif.check_gif(data)
     with _pillow(io.BytesIO(data), kind) as image:
         colours = len(image.palette.palette) // 4 if kind == "BMP" and image.palette is not None else 256
         if colours < 256 and np.asarray(image).max() >= colours:
@@ -301,11 +298,11 @@ def _by_pillow(data: bytes, kind: str) -> np.ndarray:
 
 
 class PlainPyramid(ArrayPyramid):
-    """A plain image file, decoded whole when it is first looked at.
+    """A plain image file, decoded whole on the first look.
 
     Args:
-        path: the file.
-        header: what it says.
+        path: path of the file.
+        header: its header.
         options: see `Pyramid`.
     """
 
@@ -328,8 +325,8 @@ class PlainPyramid(ArrayPyramid):
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                stored, alpha, length = decode(self.path, self._header)
-                self._fill_with(*split(stored, alpha))
+                stored, alpha, length = decode_plain(self.path, self._header)
+                self._fill_with(*split_alpha(stored, alpha))
                 self._count(length, 1)
         return super()._read_stored(requests)
 
@@ -342,16 +339,18 @@ class PlainPyramid(ArrayPyramid):
 
 
 @dataclass
-class _Segments:
-    """Where the restart segments of a baseline JPEG lie.
+class _RestartSegments:
+    """Positions of the restart segments of a baseline JPEG.
 
     Attributes:
         unit: (height, width) of a unit (MCU) in pixels.
-        grid: rows of units, and segments in each.
-        width: of a segment in pixels.
+        grid: number of rows of units, and of segments in each row.
+        width: width of a segment in pixels.
+        interval: number of units in a segment.
         start, end: (rows * segments,) positions in the file.
-        before: headers to put before the segments: tables, and what follows the frame header.
-        frame: the frame header, whose size is changed.
+        tables: tables and application segments that are put before the frame header.
+        frame: the frame header, whose size is replaced.
+        scan: the scan header.
     """
 
     unit: tuple[int, int]
@@ -365,11 +364,11 @@ class _Segments:
     scan: bytes
 
 
-def find_segments(data: np.ndarray) -> _Segments | None:
-    """Index a JPEG's restart segments; None where it has none that could be decoded alone.
+def find_segments(data: np.ndarray) -> _RestartSegments | None:
+    """Find the restart segments of a JPEG; None if no segments can be decoded separately.
 
     Args:
-        data: (n,) uint8, the file.
+        data: (n,) uint8, contents of the file.
     """
     raw = data[: 1 << 20].tobytes()
     at, tables, frame, interval = 2, b"", b"", 0
@@ -404,24 +403,25 @@ def find_segments(data: np.ndarray) -> _Segments | None:
     if len(final) == 0 or len(restart) + 1 != rows * (columns // interval):
         return None
     start, end = np.concatenate([[0], restart + 2]) + at, np.concatenate([restart, final[-1:]]) + at
-    return _Segments(unit, (rows, columns // interval), interval * unit[1], interval, start, end, tables, frame, part)
+    return _RestartSegments(
+        unit, (rows, columns // interval), interval * unit[1], interval, start, end, tables, frame, part
+    )
 
 
 class RestartJpeg(Pyramid):
-    """A large baseline JPEG with restart markers: its index is found in one pass over the bytes, then segments are
-    decoded alone.
+    """A large baseline JPEG with restart markers, whose segments are decoded separately.
 
     The second level, an eighth of the size, is decoded whole when it is first needed. Pixels at the seams of segments
-    may differ from those of a full decode by about ten grey values, since chroma is interpolated across them there.
+    may differ from those of a full decode by about ten grey values, because chroma is not interpolated across seams.
 
     Args:
-        path: the file.
-        header: what it says.
+        path: path of the file.
+        header: its header.
         segments: from `find_segments`.
         options: see `Pyramid`.
     """
 
-    def __init__(self, path: str, header: Header, segments: _Segments, **options: Any) -> None:
+    def __init__(self, path: str, header: Header, segments: _RestartSegments, **options: Any) -> None:
         h, w = header.size
         sizes = [(h, w), (-(-h // 8), -(-w // 8))]
         super().__init__(
@@ -445,7 +445,7 @@ class RestartJpeg(Pyramid):
         y0, x0, y1, x1 = box
         if self._eighth is None:
             data = Path(self.path).read_bytes()
-            self._eighth = jpeg.decode(data, self._colours, smaller=8)
+            self._eighth = jpeg.decode_jpeg(data, self._colours, smaller=8)
             self._count(len(data), 1)
         return self._eighth[y0:y1, x0:x1]
 
@@ -457,7 +457,7 @@ class RestartJpeg(Pyramid):
         s = self._segments
         y0, x0, y1, x1 = box
         out = np.empty((y1 - y0, x1 - x0, self._bands), np.uint8)
-        # One more row of units on each side, since chroma is interpolated.
+        # One more row of units on each side, because chroma is interpolated.
         first, last = max(0, y0 // s.unit[0] - 1), min(s.grid[0] - 1, (y1 - 1) // s.unit[0] + 1)
         height = (last - first + 1) * s.unit[0]
         frame = s.frame[:5] + struct.pack(">HH", height, s.width) + s.frame[9:]
@@ -471,7 +471,7 @@ class RestartJpeg(Pyramid):
                     parts.append(read_at(descriptor, int(s.end[n] - s.start[n]), int(s.start[n])))
                     parts.append(b"\xff\xd9" if row == last else bytes([0xFF, 0xD0 + k % 8]))
                 data = b"".join(parts)
-                pixels = jpeg.decode(data, self._colours)
+                pixels = jpeg.decode_jpeg(data, self._colours)
                 self._count(len(data), last - first + 1)
                 left = max(x0, column * s.width)
                 right = min(x1, (column + 1) * s.width)

@@ -1,17 +1,16 @@
-"""PNG, taken apart far enough to tell whether its pixels are intact.
+"""Parser and decoder of PNG files with checks of their checksums.
 
-Only the chunks that make the picture are looked at: their checksums must be right, and so must be that of the
-compressed pixels, which libpng does not always read. Other chunks are notes; whatever is wrong with them is no reason
-to refuse the picture. A chunk before the pixels whose name is unknown and whose checksum is wrong may have been a part
-of the picture.
+The CRCs of the critical chunks are checked, and the Adler-32 of the compressed pixels, which libpng does not always
+check. Damage of ancillary chunks is ignored. A chunk of an unknown name before the pixels must have a valid CRC,
+because it may be a critical chunk with a damaged name.
 
 Example:
     >>> import io
     >>> from PIL import Image
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 2), (255, 0, 0)).save(file, "PNG")
-    >>> header = read(file.getvalue())
-    >>> header.size, header.depth, decode(header)[0, 0].tolist()
+    >>> header = parse_png(file.getvalue())
+    >>> header.size, header.depth, decode_png(header)[0, 0].tolist()
     ((2, 4), 8, [255, 0, 0])
 """
 
@@ -50,7 +49,7 @@ _NOTES = {
     b"cLLI",
     b"IEND",
 }
-_LONGEST_NOTE = 1 << 20  # bytes
+_LONGEST_NOTE = 1 << 20  # longest metadata that are read, in bytes
 
 
 @dataclass
@@ -59,11 +58,12 @@ class Png:
 
     Attributes:
         size: (height, width).
-        depth: bits of a sample.
-        colour: PNG's colour type.
-        interlaced: in seven passes.
-        chunks: what makes the picture, and what has an unknown name: name and (start, end) of the contents.
-        exif, xmp: notes that may hold the orientation, or None.
+        data: contents of the file.
+        depth: bits per sample.
+        colour: PNG colour type.
+        interlaced: whether the pixels are stored in the seven passes of Adam7.
+        chunks: (name, start, end) of the critical chunks and those of unknown names.
+        exif, xmp: metadata that may contain the orientation, or None.
     """
 
     data: Any
@@ -77,7 +77,7 @@ class Png:
 
     @property
     def raw_size(self) -> int:
-        """Bytes of the pixels when they are no longer compressed: rows that begin with the number of their filter."""
+        """Size in bytes of the decompressed rows, each with a filter byte."""
         height, width = self.size
         bits = self.depth * _SAMPLES[self.colour]
         if not self.interlaced:
@@ -87,14 +87,14 @@ class Png:
         return sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in parts if rows > 0 and columns > 0)
 
 
-def read(data: Any) -> Png:
-    """Find the chunks of a PNG; its pixels are not touched.
+def parse_png(data: Any) -> Png:
+    """Find the chunks of a PNG, without decoding its pixels.
 
     Args:
         data: bytes or a memory map.
 
     Raises:
-        ValueError: it does not begin as a PNG does.
+        ValueError: the header is missing or invalid.
     """
     if data[12:16] != b"IHDR":
         raise ValueError("it does not begin with its header")
@@ -135,8 +135,8 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj().decompress(data, _LONGEST_NOTE)
 
 
-def decode(png: Png) -> np.ndarray:
-    """(h, w) or (h, w, bands) uint8 or uint16; palettes become colours, and transparency a last band.
+def decode_png(png: Png) -> np.ndarray:
+    """(h, w) or (h, w, bands) uint8 or uint16. Palettes are expanded; transparency becomes the last band.
 
     Raises:
         ValueError: a checksum is wrong, or the data are cut short.
@@ -150,7 +150,7 @@ def decode(png: Png) -> np.ndarray:
         if len(chunk) < end - start + 4 or struct.pack(">I", zlib.crc32(chunk)) != png.data[end : end + 4]:
             raise ValueError(f"the checksum of its {name.decode('latin-1')} chunk is wrong")
         if name not in _PICTURE:
-            continue  # its name may be what is damaged
+            continue  # a chunk of an unknown name is only checked
         if name == b"IDAT":
             pixels.append(png.data[start:end])
         kept += [struct.pack(">I", end - start), chunk, png.data[end : end + 4]]
@@ -161,12 +161,12 @@ def decode(png: Png) -> np.ndarray:
 
 
 def _check(compressed: bytes, size: int) -> None:
-    """Raise ValueError unless the pixels are complete and their checksum is right."""
+    """Raise ValueError if the compressed pixels are incomplete or their checksum is wrong."""
     import imagecodecs
 
     try:
         complete = len(imagecodecs.deflate_decode(compressed, out=size)) == size
-    except Exception:  # more data than there are pixels, which is harmless, or damage: zlib tells which
+    except Exception:  # surplus data, which are harmless, or damage: decompress again with zlib to distinguish them
         stream, left, found = zlib.decompressobj(), compressed, 0
         try:
             while not stream.eof:

@@ -1,10 +1,10 @@
-"""One image that can be looked at box by box, wherever its pixels are.
+"""Image pyramids: boxes of one image, resampled from the best level.
 
-A `Pyramid` knows the sizes of its levels and reads windows of them; looking is the same for all of them and lives here:
-choose the level that serves a box, read the windows, resample. `ArrayPyramid` is an image that is decoded already.
+`Pyramid` is the base class of all readers. A reader defines the sizes of the levels and reads windows of them; the base
+class selects the level for a box, reads the window and resamples it. `ArrayPyramid` is an image in memory.
 
-Transparent pixels and those that a file declares as "no data" count as outside the image: they take the fill value, in
-proportion where an output pixel is partly covered.
+Transparent pixels and no-data pixels of a file count as outside the image. They take the fill value, in proportion to
+the uncovered share of an output pixel.
 
 Example:
     >>> import numpy as np, torch
@@ -33,12 +33,12 @@ from torch import Tensor
 from foveal.errors import ConfigError, ImageError
 from foveal.images.notices import noting
 from foveal.images.reading import memory_limit, reading
-from foveal.images.resample import Plan, composite, cut, plan
+from foveal.images.resample import ResamplePlan, composite, cut, plan
 
 Window = tuple[int, int, int, int]
 Stored = tuple[np.ndarray, np.ndarray | None]
 
-# EXIF orientation -> (transpose, then flip y, flip x) that shows the stored pixels as a person sees them.
+# EXIF orientation -> (transpose, then flip y, flip x) from stored pixels to the upright image.
 _ORIENTATIONS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -52,48 +52,49 @@ _ORIENTATIONS = {
 
 
 class Cut(NamedTuple):
-    """The pixels that serve one box, not yet resampled.
+    """The source pixels of one box, before resampling.
 
     Attributes:
-        plan: how they become the look.
-        pixels: (h, w, bands) as stored, or None where the box is wholly outside.
-        alpha: (h, w) float32 share of each pixel that counts, or None where all do.
+        plan: how to resample them.
+        pixels: (h, w, bands) stored pixels, or None if the whole box is outside the image.
+        alpha: (h, w) float32 alpha of the pixels, or None if all are opaque.
     """
 
-    plan: Plan
+    plan: ResamplePlan
     pixels: np.ndarray | None
     alpha: np.ndarray | None
 
 
 class Pyramid(ABC):
-    """An image that can be looked at.
+    """Base class of images with one or more levels.
 
-    It can be shared by threads, inherited by forked processes and pickled.
+    Pyramids can be shared by threads, inherited by forked processes and pickled.
 
     Args:
-        path: for messages; the file, where there is one.
+        path: path of the file, or name of the image in messages.
         stored_sizes: (height, width) of each level before orientation, finest first.
-        bands: colour bands that windows have; alpha apart.
-        dtype: of the stored pixels.
-        value_range: stored values that become 0 and 1; those of the type if None and the type has any.
-        channels: bands that a look returns; as many as the image has if None.
+        bands: number of colour bands, without alpha.
+        dtype: type of the stored pixels.
+        channels: number of bands of a look; that of the image if None.
+        value_range: stored values that are scaled to 0 and 1; the range of the type if None.
         orientation: EXIF orientation of the stored pixels, 1 to 8.
-        metadata: what the file says about itself.
-        premultiplied: colours are multiplied by alpha already.
-        bits: used bits of the stored type, if not all.
-        halved: every level was made from the one before by whole 2 x 2 blocks, padded at the end; or for each level
-            whether it was.
-        max_bytes: that the pixels behind one look may take; see `foveal.images.reading.memory_limit` if None.
+        metadata: metadata of the file.
+        premultiplied: the stored colours are premultiplied by alpha.
+        bits: number of used bits of the stored type, if not all.
+        halved: each level was made from the one before by averaging 2 x 2 blocks, padded at the end; one value for all
+            levels, or one for each level.
+        max_bytes: memory limit of the source pixels of one look; `foveal.images.reading.memory_limit` if None.
 
     Attributes:
-        stored_range: values that become 0 and 1 unless somebody says otherwise: those of the type, or of the bits of it
-            that the header says are used. None where the type has no range, as floating-point types.
-        size: (height, width) as a person sees it.
+        stored_range: default of ``value_range``: the range of the type, or of its used bits. None for types without a
+            range, such as floating-point types.
+        size: (height, width) after orientation.
         level_sizes: (height, width) of each level, level 0 first.
-        bytes_read, tiles_decoded: since the image was opened; a file that is decoded whole is one tile.
+        bytes_read, tiles_decoded: counts since the image was opened; a file that is decoded whole counts as one tile.
 
     Raises:
-        ImageError: the number of bands does not fit ``channels``, or the type has no range of its own.
+        ImageError: the number of bands does not match ``channels``, or the type has no range and ``value_range`` is
+            None.
     """
 
     def __init__(
@@ -145,43 +146,43 @@ class Pyramid(ABC):
 
     @property
     def mpp(self) -> float | None:
-        """µm per full-resolution pixel, see `foveal.images.scale`; None where the file does not say."""
+        """µm per full-resolution pixel, see `foveal.images.scale`; None if unknown."""
         return self.metadata.get("mpp")
 
     def look(
         self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
     ) -> Tensor:
-        """Cut boxes out and resample them.
+        """Crop boxes and resample them.
 
-        Each box is served by the coarsest level that has at least one pixel for each output pixel (1 % upsampling is
-        allowed), box averages of it, and last the rule of `foveal.images.resample`. Without antialiasing it is plain
-        bilinear on that level; in memory, where level 0 costs nothing, on level 0.
+        A box is read from the coarsest level with at least one pixel for each output pixel (1 % upsampling is allowed),
+        averaged by a power of two, and resampled as in `foveal.images.resample`. Without antialiasing it is resampled
+        bilinearly from that level; images in memory from level 0.
 
         Args:
             boxes: (n, 4) float64 (y0, x0, y1, x1) in full-resolution pixels; may reach outside the image.
             size: (height, width) of every output.
-            fill: (channels,) value of what is outside, transparent or no data; 0 if None.
+            fill: (channels,) value of pixels that are outside, transparent or no data; 0 if None.
             antialias: see `foveal.images.resample`.
 
         Returns:
             (n, channels, height, width) float32 in [0, 1].
 
         Raises:
-            ImageError: the file is damaged where the boxes lie.
+            ImageError: the file is damaged in a box.
         """
         out = torch.empty(len(boxes), self.channels, *size)
-        for slot, piece in zip(out, self.gather(boxes, size, antialias=antialias), strict=True):
-            slot.copy_(composite(*self.develop(piece), fill))
+        for slot, piece in zip(out, self.read_cuts(boxes, size, antialias=antialias), strict=True):
+            slot.copy_(composite(*self.resample_cut(piece), fill))
         return out
 
-    def gather(
+    def read_cuts(
         self, boxes: np.ndarray, size: tuple[int, int], *, antialias: bool = True, bounds: Sequence[float] | None = None
     ) -> list[Cut]:
-        """First half of `look`: read what the boxes need, each tile once.
+        """First half of `look`: read the source pixels of the boxes, each tile once.
 
         Args:
             boxes, size, antialias: see `look`.
-            bounds: (y0, x0, y1, x1) the part of the image that may be seen; the rest is outside.
+            bounds: (y0, x0, y1, x1) of the visible part of the image; pixels beyond it count as outside.
         """
         wanted = []
         for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist():
@@ -197,7 +198,7 @@ class Pyramid(ABC):
                 antialias=antialias,
                 shrink=True,
             )
-            # A level that was halved by whole blocks may lack the last odd pixels; its outermost ones stand for them.
+            # A level that was halved may lack an odd last row or column; its last pixels are used instead.
             how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
             wanted.append((level, how))
         for level, how in wanted:
@@ -211,22 +212,24 @@ class Pyramid(ABC):
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 
-    def develop(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
-        """Second half of `look`: (channels, height, width) in [0, 1], 0 where nothing covers, and the (height, width)
-        cover.
+    def resample_cut(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
+        """Second half of `look`: resample the source pixels of a box.
+
+        Returns:
+            (channels, height, width) in [0, 1], premultiplied by the cover; and the (height, width) cover in [0, 1], or
+            None if it is 1 everywhere.
 
         Raises:
-            ImageError: there is nothing to see in the whole image.
+            ImageError: all of the image is transparent or no data.
         """
         size = (piece.plan.y.outputs, piece.plan.x.outputs)
         if piece.pixels is None:
             return torch.zeros(self.channels, *size), torch.zeros(size)
         pixels = torch.from_numpy(np.require(piece.pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
         low, high = self.value_range
-        # Values beyond a range that somebody gave must not leak into their neighbours; a type's own range has no
-        # beyond.
+        # Clamp values beyond a given range before resampling. The range of the type needs no clamping.
         if not self._own_range or piece.alpha is not None:
-            # A copy: they may be the image's own memory.
+            # Copy, because the pixels may share memory with the image.
             pixels = pixels.to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
         if piece.alpha is not None:
             alpha = torch.from_numpy(piece.alpha)[None, None]
@@ -238,33 +241,31 @@ class Pyramid(ABC):
             if self._blank is not False:
                 self._refuse_blank(cover)
         elif self._own_range:
-            seen = (seen / high).clamp_(0, 1)  # interpolation may overshoot by a rounding error
+            seen = (seen / high).clamp_(0, 1)  # resampling may exceed the range by a rounding error
         return seen.expand(self.channels, -1, -1), cover
 
     def _refuse_blank(self, cover: Tensor) -> None:
-        """Raise ImageError where all of the image is transparent or no data; looked up once, when a look shows
-        nothing.
-        """
+        """Raise ImageError if all of the image is transparent or no data; checked once, after an empty look."""
         if self._blank is None and bool(cover.max() > 0):
             self._blank = False
         elif self._blank is None:
             whole = np.array([[0, 0, *self.size]], dtype=np.float64)
-            around = self.gather(whole, (64, 64))[0]
+            around = self.read_cuts(whole, (64, 64))[0]
             self._blank = around.alpha is not None and not around.alpha.any()
         if self._blank:
             raise ImageError(
-                f"{self.path}: is wholly transparent, masked or no data; there is nothing to see, make it again"
+                f"{self.path}: is wholly transparent, masked or no data, with nothing to see; save it again"
             )
 
     def read(self, level: int, box: Window) -> np.ndarray:
-        """Pixels of a level as they are stored.
+        """Read stored pixels of a level.
 
         Args:
             level: pyramid level.
-            box: (y0, x0, y1, x1) integers, in pixels of that level; may reach outside, where pixels are 0.
+            box: (y0, x0, y1, x1) integers, in pixels of that level; pixels outside the level are 0.
 
         Returns:
-            (height, width, bands) of the image's own dtype.
+            (height, width, bands) in the dtype of the image.
         """
         y0, x0, y1, x1 = box
         out = np.zeros((y1 - y0, x1 - x0, self._bands), self.dtype)
@@ -277,14 +278,14 @@ class Pyramid(ABC):
         return out
 
     def taken_as(self, channels: int | None, value_range: tuple[float, float] | None) -> Pyramid:
-        """The image as a model takes it; itself if it is so already, else a copy with the same pixels.
+        """The image with the channels and value range of a model; a copy that shares the pixels if they differ.
 
         Args:
-            channels: bands of a look, see `Pyramid`; those of this image if None.
-            value_range: stored values that become 0 and 1. A range that was given when the image was opened is kept.
+            channels: number of bands of a look, see `Pyramid`; that of this image if None.
+            value_range: stored values that are scaled to 0 and 1. It is ignored if the image was opened with a range.
 
         Raises:
-            ImageError: the number of bands does not fit ``channels``.
+            ImageError: the number of bands does not match ``channels``.
         """
         wanted = self.channels if channels is None else fitting(self.path, self._bands, channels)
         changed = value_range is not None and not self._range_was_given
@@ -298,18 +299,20 @@ class Pyramid(ABC):
         return same
 
     def sample(self, most: int = 1 << 14) -> np.ndarray:
-        """Some pixels as they are stored, at least a little of every part of the image; quick, whatever its size.
+        """A sample of stored pixels. The cost does not depend on the size of the image.
 
-        They come from the coarsest level that has 256 x 256 pixels, whole if it is small, else from nine windows.
+        The pixels are from the coarsest level of at least 256 x 256 pixels: from the whole level if it is small,
+        otherwise from nine windows spread over it.
 
         Args:
-            most: how many.
+            most: largest number of pixels.
 
         Returns:
-            (n, bands) of the image's own dtype, without those that are transparent, no data or no number; n may be 0.
+            (n, bands) in the dtype of the image, without pixels that are transparent, no data or not finite; n may be
+            0.
 
         Raises:
-            ImageError: the file is damaged there.
+            ImageError: the file is damaged in a window.
         """
         level = max((i for i, (h, w) in enumerate(self.level_sizes) if h * w >= 1 << 16), default=0)
         h, w = self.level_sizes[level]
@@ -328,7 +331,7 @@ class Pyramid(ABC):
         return found if len(found) <= most else found[np.linspace(0, len(found) - 1, most).round().astype(int)]
 
     def close(self) -> None:
-        """Give the file back; a later look opens it again."""
+        """Close the file. A later look opens it again."""
         return
 
     def __enter__(self) -> Self:
@@ -360,9 +363,7 @@ class Pyramid(ABC):
         return max((i for i, (lh, lw) in enumerate(self.level_sizes) if max(h / lh, w / lw) <= scale), default=0)
 
     def _windows(self, requests: list[tuple[int, Window]]) -> list[Stored]:
-        """Like `_read_stored`, as a person sees the image; whatever the file does is an `ImageError`, and warnings bear
-        its name.
-        """
+        """Like `_read_stored`, after orientation. Errors are raised as `ImageError`; warnings name the file."""
         if self._orientation == 1:
             with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)
@@ -390,12 +391,12 @@ class Pyramid(ABC):
 
 
 class ArrayPyramid(Pyramid):
-    """An image that is decoded already. A loader's workers hand its pixels over in shared memory.
+    """An image in memory. Workers of data loaders pass its pixels in shared memory.
 
     Args:
         pixels: (h, w, bands), any real dtype.
         alpha: (h, w) float32 in [0, 1], or None.
-        path: for messages.
+        path: name of the image in messages.
         options: see `Pyramid`.
     """
 
@@ -427,12 +428,12 @@ class ArrayPyramid(Pyramid):
 
 
 def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayPyramid:
-    """A whole image resized to a square without keeping its aspect ratio: plain bilinear, no antialias.
+    """Resize a whole image to a square, without keeping its aspect ratio, bilinearly without antialiasing.
 
     Args:
-        image: read whole.
-        side: of the result.
-        shorter_side: make the image smaller first, antialiased, until its shorter side is this at most.
+        image: the image.
+        side: side of the square.
+        shorter_side: first shrink the image with antialiasing until its shorter side is at most this.
 
     Raises:
         ImageError: the image is damaged.
@@ -448,10 +449,10 @@ def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayP
 
 
 def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest stored value, as numbers.
+    """Convert a value range to two floats.
 
     Raises:
-        ConfigError: not two finite numbers, or the second is not the larger one.
+        ConfigError: a value is not finite, or the second is not larger than the first.
     """
     low, high = (float(value) for value in value_range)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -463,7 +464,7 @@ def checked_range(value_range: Sequence[float]) -> tuple[float, float]:
 
 
 def without_gaps(pixels: np.ndarray, alpha: np.ndarray | None) -> Stored:
-    """Pixels that are no finite numbers count as no data."""
+    """Set pixels that are not finite to 0 and their alpha to 0."""
     if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
         return pixels, alpha
     seen = finite.all(2).astype(np.float32)
@@ -471,10 +472,10 @@ def without_gaps(pixels: np.ndarray, alpha: np.ndarray | None) -> Stored:
 
 
 def fitting(path: str, bands: int, wanted: int | None) -> int:
-    """Bands of a look at an image of so many: as many as are wanted, or its own.
+    """Number of bands of a look: the requested number, or that of the image if None.
 
     Raises:
-        ImageError: they are others, and the image is not grey where 3 are wanted.
+        ImageError: the image has another number of bands, except for a grey image if 3 are requested.
     """
     if wanted in (None, bands) or (wanted == 3 and bands == 1):
         return wanted or bands
@@ -485,9 +486,7 @@ def fitting(path: str, bands: int, wanted: int | None) -> int:
 
 
 def _scale(level: int, full: int, halved: bool) -> float:
-    """Pixels of a level for each full-resolution one. Sizes alone mislead: 75 pixels halved by whole blocks give 37,
-    not 37.5.
-    """
+    """Scale of a level along one axis. The ratio of the sizes is not exact: 75 pixels are halved to 37, not 37.5."""
     times = round(math.log2(full / level))
     return 0.5**times if halved or level == full >> times else level / full
 
@@ -502,7 +501,6 @@ def _range(path: str, dtype: np.dtype, own: tuple[float, float] | None) -> tuple
     if own is None:
         raise ImageError(
             f"{path}: pixels are {dtype}, whose range is not known; train with --data.value_range BLACK,WHITE, which "
-            "the run remembers,"
-            " or open it in Python by open_image(..., value_range=(BLACK, WHITE))"
+            "the run keeps, or open it in Python by open_image(..., value_range=(BLACK, WHITE))"
         )
     return own

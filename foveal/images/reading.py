@@ -1,7 +1,7 @@
-"""The boundary around reading: whatever a file does, it is an `ImageError` that names it; mistakes of a program are
-not.
+"""Errors of reading files, and positional reads.
 
-Also the few system calls by which files are read at a position: other systems than Linux and macOS lack ``os.pread``.
+`reading` converts every exception that a damaged file can cause to an `ImageError` with the path of the file.
+Programming errors are not converted. `read_at` reads files at a position, also on systems without ``os.pread``.
 
 Example:
     >>> with reading("scan.tif", "cannot be decoded"):
@@ -28,14 +28,14 @@ _moving = threading.Lock()
 
 
 class reading:
-    """Turns every exception that a file can cause into an `ImageError`.
+    """Context manager that converts every exception that a file can cause to an `ImageError`.
 
-    What only a program can cause keeps its traceback: unknown names, failed imports, calls with the wrong arguments.
+    Programming errors are not converted: unknown names, failed imports, failed assertions, calls with wrong arguments.
 
     Args:
-        path: the file, first in the message.
-        what: what cannot be done.
-        advice: what to do.
+        path: path of the file; the message begins with it.
+        what: what failed, for the message.
+        advice: what to do, for the message.
     """
 
     __slots__ = ("advice", "path", "what")
@@ -65,17 +65,17 @@ def _is_bug(error: Exception) -> bool:
 
 
 def short(error: BaseException) -> str:
-    """One line of at most 120 characters; for system errors without their number and path."""
+    """Message of an error in one line of at most 120 characters; for system errors without number and path."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def memory_limit() -> int:
-    """Bytes that one decoded image, or one look at it, may take: ``$FOVEAL_MAX_BYTES``, or one gibibyte.
+    """Memory limit of one decoded image, or one look at it, in bytes: ``$FOVEAL_MAX_BYTES``, or one gibibyte.
 
     Raises:
-        ConfigError: the variable is no positive whole number.
+        ConfigError: the variable is not a positive integer.
     """
     text = os.environ.get("FOVEAL_MAX_BYTES", "")
     if text and not (text.isdecimal() and int(text) > 0):
@@ -84,20 +84,20 @@ def memory_limit() -> int:
 
 
 def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None:
-    """Refuse an image before memory is taken for it.
+    """Check the size in the header of an image before memory is allocated.
 
     Args:
-        path: the file.
-        size: (height, width) that its header claims.
-        cost: bytes that decoding it takes.
-        limit: bytes that it may take.
+        path: path of the file.
+        size: (height, width) in the header.
+        cost: memory of decoding in bytes.
+        limit: memory limit in bytes.
 
     Raises:
-        ImageError: it has no pixels, or costs more.
+        ImageError: the image has no pixels, or ``cost`` exceeds ``limit``.
     """
     height, width = size
     if height < 1 or width < 1:
-        raise ImageError(f"{path}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+        raise ImageError(f"{path}: the image is {width} x {height} pixels, with nothing to see; save it again")
     if cost > limit:
         claim = f"claims {width} x {height} pixels, which take {cost:,} bytes, more than the limit of {limit:,}"
         advice = "if it is genuine, convert it to a tiled TIFF with levels, or raise --max-bytes or FOVEAL_MAX_BYTES"
@@ -105,18 +105,18 @@ def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None
 
 
 def open_file(path: str) -> int:
-    """A descriptor to read from."""
+    """Open a file for reading; return its file descriptor."""
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
 def read_at(descriptor: int, length: int, position: int) -> bytes:
-    """Bytes of a file at a position, without moving the place that others read from.
+    """Read bytes at a position of a file; safe in threads that share the descriptor.
 
     Raises:
-        ValueError: they are not all in the file.
-        OSError, OverflowError: the disk fails, or no file has such a position.
+        ValueError: the range goes past the end of the file.
+        OSError, OverflowError: the disk fails, or the position is invalid.
     """
-    # Memory is taken for as many bytes as are asked for.
+    # os.pread allocates the requested length, so long ranges are checked first.
     inside = length < _LARGE or position + length <= os.fstat(descriptor).st_size
     data = read_up_to(descriptor, length, position) if inside else b""
     if len(data) != length:
@@ -125,7 +125,7 @@ def read_at(descriptor: int, length: int, position: int) -> bytes:
 
 
 def read_up_to(descriptor: int, length: int, position: int) -> bytes:
-    """Like `read_at`, but fewer bytes at the end of the file."""
+    """Like `read_at`, but returns fewer bytes at the end of the file."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, length, position)
     with _moving:

@@ -1,17 +1,16 @@
-"""Cut boxes with fractional corners out of pixels and resample them, in one step.
+"""Crop boxes with fractional corners and resample them, in one step.
 
-The sampling rule, the same for tensors and files, is "crop, then resize": pixel i of a row covers [i, i + 1), output
-pixel j covers an equal share of the box, and nothing outside the box is looked at. With ``antialias`` the weight of a
-source pixel is a triangle as wide as two output pixels, times the share of the pixel that lies in the box, and the
-weights of an output pixel add up to one (torch's and PIL's antialiased bilinear). Without, it is plain bilinear at the
-output pixel's centre (half-pixel centres, ``align_corners=False``). A box with integer corners gives what
-``F.interpolate`` gives for the crop; one of the size asked for gives the pixels themselves. The part of a box that lies
-outside the pixels takes the fill value.
+The sampling rule for tensors and files is "crop, then resize": pixel i of a row covers [i, i + 1), output pixel j
+covers an equal share of the box, and pixels outside the box have no weight. With ``antialias`` the weight of a source
+pixel is a triangle filter of two output pixels' width, times the share of the pixel inside the box; the weights of an
+output pixel sum to one (antialiased bilinear of torch and PIL). Without, it is bilinear at the centre of the output
+pixel (half-pixel centres, ``align_corners=False``). A box with integer corners gives the result of ``F.interpolate`` of
+the crop; a box of the output size gives the pixels unchanged. Parts of a box outside the pixels take the fill value.
 
-`plan` and `cut` are the two halves that readers of files need: which pixels serve a box, and what becomes of them once
-they are there. They can also `shrink` by a power of two before resampling, as the levels of a pyramid would. That is
-much cheaper for large boxes and a little sharper than the full triangle: on photographs the root mean square difference
-of a look is 0.01 (0.025 at worst, single pixels at sharp edges up to 0.2), and its mean stays the same.
+Readers of files use the two halves separately: `plan` computes the source pixels of a box, and `cut` resamples them.
+They can also `shrink` by a power of two before resampling, like the levels of a pyramid. This is much faster for large
+boxes and slightly sharper than the full triangle filter: on photographs the root mean square difference of a look is
+0.01 (0.025 at worst, single pixels at sharp edges up to 0.2), and the mean is unchanged.
 
 Example:
     >>> import torch
@@ -36,18 +35,18 @@ from torch import Tensor
 
 from foveal.host import to_device
 
-_STRIP = 1 << 21  # elements that are shrunk at once: they stay in the cache
+_STRIP = 1 << 21  # elements that are shrunk at once; they fit into the CPU cache
 
 
 class Axis(NamedTuple):
-    """How one axis of a box is served.
+    """Resampling of one axis of a box.
 
     Attributes:
-        first, last: the pixels [first, last) that are needed; empty where the box lies outside.
-        factor: pixels that are averaged before resampling.
-        start, stop: the box, in shrunk pixels counted from ``first``.
-        low, high: what may be seen, in the same unit; infinite where the box does not reach beyond it.
-        outputs: output pixels.
+        first, last: the source pixels [first, last); empty if the box lies outside.
+        factor: number of pixels that are averaged before resampling.
+        start, stop: the box, in averaged pixels counted from ``first``.
+        low, high: the visible range in the same unit; infinite if the box does not reach beyond it.
+        outputs: number of output pixels.
     """
 
     first: int
@@ -61,7 +60,7 @@ class Axis(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the box is exactly the pixels [first, last)."""
+        """Whether the box is exactly [first, last)."""
         length = -(-(self.last - self.first) // self.factor)
         return self.inside and self.start == 0 and self.stop == length
 
@@ -70,8 +69,8 @@ class Axis(NamedTuple):
         return self.low == -math.inf and self.high == math.inf
 
 
-class Plan(NamedTuple):
-    """How a box is served: by which pixels, and how they are weighed."""
+class ResamplePlan(NamedTuple):
+    """Resampling of a box: the source pixels and weights of both axes."""
 
     y: Axis
     x: Axis
@@ -79,22 +78,22 @@ class Plan(NamedTuple):
 
     @property
     def window(self) -> tuple[int, int, int, int]:
-        """(y0, x0, y1, x1) of the pixels needed."""
+        """(y0, x0, y1, x1) of the source pixels."""
         return self.y.first, self.x.first, self.y.last, self.x.last
 
     @property
     def empty(self) -> bool:
         return self.y.last <= self.y.first or self.x.last <= self.x.first
 
-    def at_origin(self) -> Plan:
-        """The same plan for pixels of which only the window is there."""
+    def at_origin(self) -> ResamplePlan:
+        """The same plan for a crop of its window."""
         y, x = (a._replace(first=0, last=a.last - a.first) for a in (self.y, self.x))
-        return Plan(y, x, self.antialias)
+        return ResamplePlan(y, x, self.antialias)
 
-    def on_level(self, by: int) -> Plan:
-        """The same plan, at the origin, for pixels that were averaged by ``by`` already, which divides it."""
+    def on_level(self, by: int) -> ResamplePlan:
+        """The same plan, at the origin, for pixels that were averaged by ``by``, a divisor of both factors."""
         y, x = (a._replace(last=a.last // by, factor=a.factor // by) for a in (self.y, self.x))
-        return Plan(y, x, self.antialias)
+        return ResamplePlan(y, x, self.antialias)
 
 
 def plan(
@@ -104,47 +103,49 @@ def plan(
     *,
     antialias: bool = True,
     shrink: bool = False,
-) -> Plan:
-    """Find the pixels that serve a box.
+) -> ResamplePlan:
+    """Compute the source pixels of a box.
 
     Args:
         box: (y0, x0, y1, x1) in pixels; may reach outside.
         size: output (height, width).
-        bounds: (y0, x0, y1, x1) what may be seen; the rest is fill.
+        bounds: (y0, x0, y1, x1) of the visible pixels; pixels beyond take the fill value.
         antialias: the sampling rule; see the module.
         shrink: average by the largest power of two that leaves at least one pixel for each output pixel.
     """
     y0, x0, y1, x1 = box
     low_y, low_x, high_y, high_x = bounds
     shrink = shrink and antialias
-    return Plan(_axis(y0, y1, size[0], low_y, high_y, shrink), _axis(x0, x1, size[1], low_x, high_x, shrink), antialias)
+    return ResamplePlan(
+        _axis(y0, y1, size[0], low_y, high_y, shrink), _axis(x0, x1, size[1], low_x, high_x, shrink), antialias
+    )
 
 
 def _axis(start: float, stop: float, count: int, low: float, high: float, shrink: bool) -> Axis:
-    # Boxes come out of chains of float arithmetic; what is meant to be an integer should be one.
+    # Remove rounding errors of corners that are meant to be integers.
     start, stop, low, high = (round(v) if abs(v - round(v)) < 1e-6 else v for v in (start, stop, low, high))
     if not stop > start:
         raise ValueError(f"a box from {start} to {stop} is empty; its second corner must lie after its first")
     first, last = math.floor(max(start, low)), math.ceil(min(stop, high))
     if last <= first or min(stop, high) <= max(start, low):
         return Axis(0, 0, 1, 0.0, 0.0, 0.0, 0.0, count)
-    # One per cent of upsampling is allowed, as in the choice of a pyramid's level.
+    # 1 % upsampling is allowed, as for the level of a pyramid.
     factor = 1 << int(math.log2(max((stop - start) / count * 1.01, 1))) if shrink else 1
     low, high = low if low > start else -math.inf, high if high < stop else math.inf
     start, stop, low, high = ((v - first) / factor for v in (start, stop, low, high))
     return Axis(first, last, factor, start, stop, low, high, count)
 
 
-def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
-    """Resample a window that was planned.
+def cut(window: Tensor, how: ResamplePlan) -> tuple[Tensor, Tensor | None]:
+    """Resample the window of a plan.
 
     Args:
-        window: (N, C, H, W) the pixels ``how.window``, any real dtype.
+        window: (N, C, H, W) pixels of ``how.window``, any real dtype.
         how: from `plan`.
 
     Returns:
-        (N, C, height, width) float, 0 for what is outside; and (height, width) the share of each output pixel that is
-        inside, or None where everything is.
+        (N, C, height, width) float, 0 outside; and the (height, width) cover, the share of each output pixel that is
+        inside, or None if it is 1 everywhere.
     """
     pixels = shrink(window, how.y.factor, how.x.factor)
     size = (how.y.outputs, how.x.outputs)
@@ -157,7 +158,7 @@ def cut(window: Tensor, how: Plan) -> tuple[Tensor, Tensor | None]:
         return pixels.new_zeros((*pixels.shape[:2], *size)), pixels.new_zeros(size)
     rows, row_weight, cover_y = _on(pixels, _taps(how.y, pixels.shape[-2], how.antialias))
     cols, col_weight, cover_x = _on(pixels, _taps(how.x, pixels.shape[-1], how.antialias))
-    # Columns become rows for the second pass: picking whole rows is what a CPU does fast.
+    # Transpose for the second pass, because selecting whole rows is faster on a CPU.
     turned = _weigh(pixels, rows, row_weight).transpose(-1, -2).contiguous()
     out = _weigh(turned, cols, col_weight).transpose(-1, -2)
     return out, None if how.y.inside and how.x.inside else cover_y[:, None] * cover_x
@@ -173,7 +174,7 @@ def resample(
         box: (y0, x0, y1, x1) in pixels of ``pixels``; may reach outside.
         size: output (height, width).
         fill: (C,) value outside the pixels; 0 if None.
-        antialias: weigh every source pixel that an output pixel covers.
+        antialias: the sampling rule; see the module.
 
     Returns:
         (N, C, height, width), dtype of ``pixels``, never a view of them.
@@ -186,14 +187,14 @@ def resample(
 
 
 def composite(pixels: Tensor, cover: Tensor | None, fill: Tensor | None) -> Tensor:
-    """Put pixels that are 0 where nothing covers them over the fill value (C,)."""
+    """Composite pixels, premultiplied by their cover, over the fill value (C,)."""
     if cover is None or fill is None:
         return pixels
     return pixels + (1 - cover) * to_device(fill, pixels.device, pixels.dtype)[:, None, None]
 
 
 def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
-    """Average blocks of (rows, cols) pixels; the last ones of a side may be smaller.
+    """Average blocks of (rows, cols) pixels; the last blocks of each axis may be smaller.
 
     Args:
         pixels: (N, C, H, W), any real dtype, any memory layout.
@@ -208,7 +209,7 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
     if pixels.is_cuda:
         return F.avg_pool2d(pixels.to(dtype), (rows, cols), ceil_mode=True, count_include_pad=False)
     n, c, h, w = pixels.shape
-    # Sums of up to 128 bytes are exact in 16 bits, and are made in half the time of floats.
+    # Sums of up to 128 bytes are exact in int16, which is twice as fast as float32.
     narrow = pixels.dtype == torch.uint8 and rows * cols <= 128 and h % rows == w % cols == 0
     sums = torch.int16 if narrow else dtype
     step = rows * max(1, _STRIP // max(1, rows * w * c * n))
@@ -220,9 +221,7 @@ def shrink(pixels: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _total(x: Tensor, dim: int, by: int) -> Tensor:
-    """Sums of runs of ``by``, a power of two, along a dimension; that of a last, shorter run is scaled up to as
-    many.
-    """
+    """Sums of runs of ``by``, a power of two, along a dimension; that of a shorter last run is scaled to ``by``."""
     if by == 1:
         return x
     full = x.shape[dim] // by
@@ -232,7 +231,7 @@ def _total(x: Tensor, dim: int, by: int) -> Tensor:
         if dim == 2 and by >= 8:
             runs = runs.unflatten(dim, (full, by)).sum(dim + 1, dtype=runs.dtype)
         else:
-            # Adding neighbours is several times faster than reducing over a short dimension.
+            # Pairwise addition is several times faster than a sum over a short dimension.
             for _ in range(by.bit_length() - 1):
                 even, odd = runs.unflatten(dim, (-1, 2)).unbind(dim + 1)
                 runs = even + odd
@@ -243,7 +242,7 @@ def _total(x: Tensor, dim: int, by: int) -> Tensor:
 
 
 def _weigh(pixels: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Sum of rows ``index`` (count, K) of (N, C, H, W), weighed by ``weight`` (count, K)."""
+    """Weighted sum of rows of (N, C, H, W), with ``index`` (count, K) and ``weight`` (count, K)."""
     out = pixels.index_select(-2, index[:, 0]).mul_(weight[:, 0, None])
     for k in range(1, index.shape[1]):
         out.addcmul_(pixels.index_select(-2, index[:, k]), weight[:, k, None])
@@ -261,9 +260,7 @@ def _on(pixels: Tensor, taps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Te
 
 @lru_cache(maxsize=512)
 def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(count, K) pixels and (count, K) weights of each output pixel of an axis, and (count,) the share that is
-    inside.
-    """
+    """(count, K) source pixels and weights of each output pixel of an axis, and the (count,) cover."""
     scale = (axis.stop - axis.start) / axis.outputs
     centre = axis.start + (np.arange(axis.outputs) + 0.5) * scale
     if antialias:
@@ -274,7 +271,7 @@ def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Ten
         total = (triangle * _overlap(index, axis.start, axis.stop)).sum(1, keepdims=True)
         weight = triangle * _overlap(index, max(axis.start, axis.low), min(axis.stop, axis.high)) / total
     else:
-        # Sampling stops half a pixel inside the box, where the centre of its outermost pixel lies.
+        # Samples are clamped to the centres of the outermost pixels, half a pixel inside the box.
         inset = min(0.5, (axis.stop - axis.start) / 2)
         centre = np.clip(centre, axis.start + inset, axis.stop - inset)
         begin = np.floor(centre - 0.5)
@@ -287,5 +284,5 @@ def _taps(axis: Axis, length: int, antialias: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def _overlap(index: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Share of each pixel [index, index + 1) that lies in [low, high)."""
+    """Share of each pixel [index, index + 1) that is in [low, high)."""
     return np.clip(np.minimum(index + 1, high) - np.maximum(index, low), 0, 1)

@@ -1,9 +1,8 @@
-"""How large the pixels of a file are, in micrometres, where the file says so.
+"""Pixel size of an image in micrometres, from its metadata.
 
-Slides say it in the description: Aperio's ``MPP``, OME's ``PhysicalSizeX``, ImageJ's unit. A raster with a projected
-coordinate system says it in metres or feet of ground: pixels of 10 m have 10,000,000 µm. A plain TIFF has a resolution,
-which mostly says how large to print the image; only one that is finer than any printer's is taken for the size of the
-pixels.
+The sources are the description of a slide (Aperio's ``MPP``, OME's ``PhysicalSizeX``, ImageJ's unit), the projected
+coordinate system of a raster in metres or feet (pixels of 10 m have 10,000,000 µm), and the resolution of a TIFF. The
+resolution is usually that of printing, so it is only used if it is finer than any printer's.
 
 Example:
     >>> described("Aperio Image Library v11.2.1|AppMag = 20|MPP = 0.499")
@@ -22,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tifffile
 
-_COARSEST_RESOLUTION = 10.0  # µm; what prints is coarser
+_COARSEST_RESOLUTION = 10.0  # µm; resolutions for printing are coarser
 _LENGTHS = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0, "inch": 25_400.0}
 _MICRO = re.compile(r"micron|micrometer|micrometre|(?:µ|μ|&#181;|&#xB5;|\\u00B5)m", re.IGNORECASE)
-_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # µm of TIFF's units of resolution
-_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # of GeoTIFF's linear units: metre, foot, US survey foot
-_MERCATOR = {3857, 3785, 900913}  # its metres are those of the ground at the equator alone
+_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # µm per TIFF resolution unit: inch, centimetre
+_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # GeoTIFF linear units: metre, foot, US survey foot
+_MERCATOR = {3857, 3785, 900913}  # Web Mercator; its unit is a metre of ground at the equator only
 
 
 def of_page(page: tifffile.TiffPage) -> float | None:
-    """µm per pixel of a TIFF's page; None where it does not say."""
+    """µm per pixel of a TIFF page; None if unknown."""
     per_unit = [_rational(page.tags.valueof(tag)) for tag in (282, 283)]
     found = described(page.description or "", per_unit)
     if found is None:
@@ -43,11 +42,11 @@ def of_page(page: tifffile.TiffPage) -> float | None:
 
 
 def described(description: str, per_unit: list[float | None] | None = None) -> float | None:
-    """µm per pixel as an Aperio, OME or ImageJ description says it, None where it does not.
+    """µm per pixel in an Aperio, OME or ImageJ description; None if there is none.
 
     Args:
         description: the text.
-        per_unit: pixels per unit, along x and y, of the resolution beside it; ImageJ's description has the unit alone.
+        per_unit: pixels per unit along x and y, from the resolution tags; ImageJ descriptions have only the unit.
     """
     if aperio := re.search(r"\bMPP\s*=\s*([\d.]+)", description):
         return _mean([_number(aperio[1])])
@@ -64,7 +63,7 @@ def described(description: str, per_unit: list[float | None] | None = None) -> f
 
 
 def on_the_ground(tags: Mapping[str, Any]) -> float | None:
-    """µm of ground per pixel from GeoTIFF's tags; None unless their coordinates are lengths."""
+    """µm of ground per pixel from GeoTIFF tags; None if the coordinates are not lengths."""
     metres = _METRES.get(int(tags.get("ProjLinearUnitsGeoKey", 0)))
     if (
         int(tags.get("GTModelTypeGeoKey", 0)) != 1
@@ -81,16 +80,14 @@ def on_the_ground(tags: Mapping[str, Any]) -> float | None:
 
 
 def of_raster(crs: Any, transform: Any) -> float | None:
-    """µm of ground per pixel from rasterio's coordinate system and transform; None unless their coordinates are
-    lengths.
-    """
+    """µm of ground per pixel from rasterio's coordinate system and transform; None if its unit is no length."""
     if not crs or not crs.is_projected or crs.to_epsg() in _MERCATOR:
         return None
     return _mean([1e6 * crs.linear_units_factor[1] * math.sqrt(abs(transform.determinant))])
 
 
 def of_slide(properties: Mapping[str, str]) -> float | None:
-    """µm per pixel from OpenSlide's properties."""
+    """µm per pixel from the properties of OpenSlide."""
     return _mean(_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
 
 
@@ -100,7 +97,7 @@ def _in_micrometres(length: float | None, unit: str) -> float | None:
 
 
 def _mean(sizes: Any) -> float | None:
-    """The side of a square pixel of the same area, of those sizes that are known."""
+    """Side of the square pixel of the same area; sizes that are unknown are ignored."""
     known = [size for size in sizes if size is not None and math.isfinite(size) and size > 0]
     return math.prod(known) ** (1 / len(known)) if known else None
 

@@ -1,11 +1,11 @@
-"""Tiled TIFF by positional reads: pyramids, Cloud-Optimised GeoTIFF, Aperio SVS, OME-TIFF.
+"""Reader of TIFFs: pyramids, Cloud-Optimised GeoTIFF, Aperio SVS, OME-TIFF.
 
-The headers are parsed once by tifffile; after that a look is a few positional reads and decodes, of exactly the tiles
-it needs. There is no shared file offset and no library state, so that threads, forked workers and pickling are safe.
+tifffile parses the headers once. Each look then reads and decodes only the tiles it needs, at their positions in the
+file. There is no shared file offset and no library state, so threads, forked workers and pickling are safe.
 
-What cannot be seen: a tile whose bytes were changed but still decode, as those of uncompressed, WebP and JPEG 2000
-tiles may. Everything else that is damaged is an `ImageError`: a chain of levels that breaks off, tiles past the end of
-the file, JPEG data cut short, tiles of another size than the header promises.
+Damage raises an `ImageError`: broken chains of levels, tiles past the end of the file, incomplete JPEG data, tiles
+whose size differs from the header. Changed bytes that still decode cannot be detected, as in uncompressed, WebP and
+JPEG 2000 tiles.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
@@ -40,12 +40,12 @@ from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import open_file, read_at, reading
-from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode
+from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
-# tifffile logs what it makes of damaged files; without any handler Python prints that. We raise instead.
+# tifffile logs faults of damaged files, which Python prints if there is no handler. Damage raises errors here instead.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-_KEPT = 4 << 20  # bytes of decoded tiles kept for each image: glimpses overlap
+_KEPT = 4 << 20  # size of the cache of decoded tiles of each image, in bytes; glimpses overlap
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
 _NAMES = {
     0: "min-is-white",
@@ -61,19 +61,23 @@ _NAMES = {
 
 
 @dataclass
-class Layout:
-    """What the headers of a TIFF say.
+class TiffLayout:
+    """Levels and pixel format of a TIFF.
 
     Attributes:
-        levels: finest first.
-        masks: for each level the mask of its valid pixels, or None.
-        tiled: or in strips.
+        levels: the levels, finest first.
+        masks: for each level the mask of valid pixels, or None.
+        tiled: whether the pixels are stored in tiles; otherwise in strips.
+        dtype: type of the stored samples.
         bits: used bits of ``dtype``.
-        bands: before conversion, without alpha.
-        alpha: the band that is alpha, or None.
+        bands: number of stored bands, without alpha.
+        alpha: index of the alpha band, or None.
+        premultiplied: whether the colours are premultiplied by alpha.
         palette: (n, 3) colours, or None.
-        nodata: value that means "nothing here", or None.
-        convert: makes RGB of colours that are stored otherwise and that no codec converts, or None.
+        nodata: value of pixels without data, or None.
+        orientation: EXIF orientation, 1 to 8.
+        metadata: see `Pyramid`.
+        convert: function that converts stored colours to RGB if the codec does not, or None.
     """
 
     levels: list[Level]
@@ -104,19 +108,19 @@ class Layout:
 
     @property
     def cost(self) -> int:
-        """Bytes of level 0 when it is decoded."""
+        """Size of the decoded level 0 in bytes."""
         level = self.levels[0]
         return level.height * level.width * level.samples * self.dtype.itemsize
 
     def looking_cost(self, number: int) -> int:
-        """Bytes that looking at a whole level takes; with alpha or a range of values, 4 for each sample, twice."""
+        """Memory of a look at a whole level in bytes; with alpha or no data it includes two float32 copies."""
         level = self.levels[number]
         gaps = self.alpha is not None or self.nodata is not None or self.masks[0] is not None or self.dtype.kind == "f"
         each = self.shown_bands * self.shown_dtype.itemsize + level.samples * self.dtype.itemsize
         return level.height * level.width * (each + 8 * (self.shown_bands + 1) * gaps)
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `Pyramid`."""
+        """Keyword arguments of `Pyramid`."""
         bits = None if self.palette is not None or self.bits == self.dtype.itemsize * 8 else self.bits
         return {
             "orientation": self.orientation,
@@ -126,15 +130,15 @@ class Layout:
         }
 
 
-def parse(path: str, name: str | None = None) -> Layout:
-    """Read the headers.
+def parse_tiff(path: str, name: str | None = None) -> TiffLayout:
+    """Parse the headers of a TIFF.
 
     Args:
-        path: the file.
-        name: the path for messages, where it is another one.
+        path: path of the file.
+        name: path for messages; ``path`` if None.
 
     Raises:
-        ImageError: not a TIFF, cut short, or of a kind that cannot be read.
+        ImageError: the file is not a TIFF, is damaged, or has an unsupported pixel format.
     """
     name = name or path
     with reading(name, "the TIFF header cannot be read"):
@@ -154,8 +158,8 @@ def _open(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
     return Source(path, name, lists), tifffile.TiffFile(io.BytesIO(small))
 
 
-def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: str) -> None:
-    """Levels in ``.ovr`` and masks in ``.msk``, as GDAL writes them beside a file."""
+def _add_files_beside(layout: TiffLayout, picture: pages.Picture, path: str, name: str) -> None:
+    """Add the levels in ``.ovr`` and the masks in ``.msk`` that GDAL writes beside a file."""
     if layout.tiled and Path(path + ".ovr").exists():
         source, file = _open(path + ".ovr", name)
         with file:
@@ -174,20 +178,20 @@ def _add_files_beside(layout: Layout, picture: pages.Picture, path: str, name: s
             own or sizes.get((level.height, level.width))
             for level, own in zip(layout.levels, layout.masks, strict=True)
         ]
-    if layout.masks[0] is not None:  # a level without a mask would show what is not there
+    if layout.masks[0] is not None:  # drop levels without a mask, which would show masked pixels
         kept = [i for i, mask in enumerate(layout.masks) if mask is not None]
         layout.levels, layout.masks = [layout.levels[i] for i in kept], [layout.masks[i] for i in kept]
 
 
-def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Picture]:
+def _layout(source: Source, file: tifffile.TiffFile) -> tuple[TiffLayout, pages.Picture]:
     name = source.name
     if len(file.pages) == 0:
         raise ImageError(f"{name}: has no readable image; the file is cut short, copy it again")
-    picture = pages.find(file)
+    picture = pages.find_picture(file)
     first = picture.levels[0].pages[0]
     height, width, photometric = first.imagelength, first.imagewidth, int(first.photometric)
     if height < 1 or width < 1:
-        raise ImageError(f"{name}: the image is {width} x {height} pixels; there is nothing to see, make it again")
+        raise ImageError(f"{name}: the image is {width} x {height} pixels, with nothing to see; save it again")
     if first.dtype is None:
         raise ImageError(
             f"{name}: has {first.bitspersample} bits of sample format {first.sampleformat}, which cannot be read; "
@@ -206,7 +210,7 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[Layout, pages.Pict
     extra = [int(kind) for kind in first.extrasamples]
     alpha = next((first.samplesperpixel - len(extra) + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     colours = first.colormap if photometric == 3 else None
-    layout = Layout(
+    layout = TiffLayout(
         levels,
         masks,
         tiled=bool(first.is_tiled),
@@ -238,7 +242,7 @@ def _conversion(page: tifffile.TiffPage) -> Callable[[np.ndarray], np.ndarray] |
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:
-    """GDAL's no-data value, unless the type of the pixels cannot hold it."""
+    """No-data value of GDAL; None if there is none or the type of the pixels cannot represent it."""
     text = page.tags.valueof(42113)
     if text is None:
         return None
@@ -252,7 +256,7 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
 
 
 def _metadata(page: tifffile.TiffPage, parent: tifffile.TiffPage) -> dict[str, Any]:
-    """What the notes say. Whatever is wrong with them, the picture can still be seen."""
+    """Description, pixel size and georeference. Damaged metadata are ignored."""
     found: dict[str, Any] = {}
     with suppress(Exception):
         if description := page.description or parent.description:
@@ -275,20 +279,20 @@ def _orientation(*pages: tifffile.TiffPage) -> int:
 
 
 class TiffPyramid(Pyramid):
-    """A TIFF of which single tiles are read.
+    """A TIFF whose tiles are read when they are needed.
 
     Args:
-        path: for messages, and the file unless ``file`` is given.
-        layout: its headers, parsed.
-        file: the file to read instead: a cached conversion of ``path``.
+        path: path of the image, for messages.
+        layout: layout of the file.
+        file: path of the file to read if it is a cached conversion of ``path``; ``path`` if None.
         channels, value_range, max_bytes: see `foveal.images.open_image`.
-        options: overrides of what the headers say; see `Pyramid`.
+        options: replacements of the options in ``layout``; see `Pyramid`.
     """
 
     def __init__(
         self,
         path: str,
-        layout: Layout,
+        layout: TiffLayout,
         *,
         file: str | None = None,
         channels: int | None = None,
@@ -308,7 +312,7 @@ class TiffPyramid(Pyramid):
         }
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
-        self._layout: Layout | None = layout
+        self._layout: TiffLayout | None = layout
         self._descriptors: dict[str, int] = {}
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
         self._kept_bytes = 0
@@ -324,15 +328,15 @@ class TiffPyramid(Pyramid):
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Decoders cannot be pickled; the headers are parsed again when, and if, the copy is looked at.
+        # Decoders cannot be pickled. The headers are parsed again on the first look at the copy.
         return {**super().__getstate__(), "_layout": None, "_descriptors": {}, "_kept": OrderedDict(), "_kept_bytes": 0}
 
     def read_whole(self) -> Stored:
-        """All of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
+        """Read all of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
         return self._read_stored([(0, (0, 0, *self._stored_sizes[0]))])[0]
 
     def keep_rows(self) -> None:
-        """Keep as many decoded tiles as stand side by side, for reading from top to bottom."""
+        """Enlarge the cache to a full row of tiles, for reading from top to bottom."""
         level = self._headers().levels[0]
         self._keep = min(
             max(_KEPT, level.tile_cost * level.columns * (level.samples if level.planar else 1)), self._max_bytes
@@ -340,14 +344,14 @@ class TiffPyramid(Pyramid):
 
     @property
     def has_gaps(self) -> bool:
-        """Whether the file leaves out tiles of level 0."""
+        """Whether tiles of level 0 are missing, as in sparse files."""
         level = self._headers().levels[0]
         return not level.counts.all(self._descriptor(level.file)).all()
 
-    def _headers(self) -> Layout:
+    def _headers(self) -> TiffLayout:
         with self._lock:
             if self._layout is None:
-                self._layout = parse(self._file, self.path)
+                self._layout = parse_tiff(self._file, self.path)
             return self._layout
 
     def _descriptor(self, file: str) -> int:
@@ -374,9 +378,7 @@ class TiffPyramid(Pyramid):
     def _paste(
         self, levels: Any, requests: list[tuple[int, Window]], buffers: list[np.ndarray], mask: bool
     ) -> list[np.ndarray | None]:
-        """Fill the buffers tile by tile, each tile once, in the order of the file; return where tiles are absent, if
-        any are.
-        """
+        """Fill the buffers, reading each tile once, in file order; return masks of missing tiles, or None."""
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (number, (y0, x0, y1, x1)) in enumerate(requests):
             level = levels[number]
@@ -412,7 +414,7 @@ class TiffPyramid(Pyramid):
         return absent
 
     def _tile(self, level: Level, number: int, index: int, at: int, mask: bool) -> np.ndarray | None:
-        """(h, w, samples) of one tile, None where the file leaves it out."""
+        """(h, w, samples) of one tile; None if it is missing in a sparse file."""
         key = (number, index, mask)
         with self._lock:
             if key in self._kept:
@@ -426,7 +428,7 @@ class TiffPyramid(Pyramid):
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
-            tile = decode(level, data, index)
+            tile = decode_tile(level, data, index)
         self._count(length, 1)
         with self._lock:
             self._kept[key] = tile
@@ -436,8 +438,8 @@ class TiffPyramid(Pyramid):
         return tile
 
 
-def _show(layout: Layout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:
-    """Colours and alpha of stored samples."""
+def _show(layout: TiffLayout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:
+    """Convert stored samples to colours and alpha."""
     highest = (1 << layout.bits) - 1
     pixels = stored if layout.alpha is None else np.delete(stored, layout.alpha, axis=2)
     alpha = None if layout.alpha is None else stored[..., layout.alpha].astype(np.float32) / np.float32(highest)

@@ -1,16 +1,16 @@
-"""Tiles and strips of a TIFF: where they lie in the file, and how their bytes become pixels.
+"""Tiles and strips of a TIFF: their positions in the file, and their decoders.
 
-What a decoder returns is compared with what the header promises: size, number of samples and type.
+The size, number of samples and type of a decoded tile are compared with the header.
 
 Example:
     >>> import numpy as np, tempfile, tifffile
     >>> from foveal.images.reading import read_at
-    >>> from foveal.images.tiff import parse
+    >>> from foveal.images.tiff import parse_tiff
     >>> with tempfile.NamedTemporaryFile(suffix=".tif") as file:
     ...     tifffile.imwrite(file, np.zeros((64, 64), np.uint8), tile=(16, 16), compression="zlib")
-    ...     level = parse(file.name).levels[0]
+    ...     level = parse_tiff(file.name).levels[0]
     ...     data = read_at(file.fileno(), level.counts.get(file.fileno(), 5), level.offsets.get(file.fileno(), 5))
-    >>> level.columns, decode(level, data, 5).shape
+    >>> level.columns, decode_tile(level, data, 5).shape
     (4, (16, 16, 1))
 """
 
@@ -35,16 +35,16 @@ _JPEG_XR = b"II\xbc"
 _FAX = {2, 3, 4, 32771}
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
-"""Compressions whose codecs convert from YCbCr themselves, or say how to."""
+"""Compressions whose codecs handle YCbCr."""
 
 
 class Source(NamedTuple):
-    """A file whose headers were read.
+    """A file and its lists of tiles.
 
     Attributes:
-        file: its path.
-        name: the path for messages.
-        lists: by the position of each header its lists of offsets and of lengths.
+        file: path of the file.
+        name: path for messages.
+        lists: lists of offsets and of byte counts, by the position of the header.
     """
 
     file: str
@@ -53,13 +53,13 @@ class Source(NamedTuple):
 
 
 class Calculated(NamedTuple):
-    """Lengths of uncompressed strips of one plane after the other, of which old files give no list.
+    """Byte counts of uncompressed strips, for old files without a list of them.
 
     Attributes:
-        planes: of strips.
-        each: strips of a plane.
-        full: bytes of a strip.
-        last: bytes of the last strip of a plane.
+        planes: number of planes.
+        each: number of strips of a plane.
+        full: size of a strip in bytes.
+        last: size of the last strip of a plane in bytes.
     """
 
     planes: int
@@ -78,7 +78,7 @@ class Calculated(NamedTuple):
 
     @classmethod
     def of(cls, page: tifffile.TiffPage) -> Calculated | None:
-        """Those of a page, or None where they cannot be told."""
+        """Byte counts of the strips of a page, or None if they cannot be calculated."""
         if int(page.compression) != 1 or page.is_tiled or min(page.rowsperstrip, page.imagelength) < 1:
             return None
         apart = page.planarconfig == 2
@@ -89,12 +89,12 @@ class Calculated(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """Lists of equal length one behind the other, one for each page of a level whose channels are pages.
+    """Concatenated lists of equal length, one for each channel of a level.
 
     Attributes:
         parts: the lists.
-        length: of each.
-        step: what the next list adds to the numbers, where one list stands for all.
+        length: length of each list.
+        step: value added to the numbers of each following list, if the same list is repeated.
     """
 
     parts: tuple[Numbers | Calculated, ...]
@@ -115,19 +115,22 @@ class Joined(NamedTuple):
 
 @dataclass
 class Level:
-    """Where the tiles of one level lie and how they are decoded; a strip is a tile as wide as the image.
+    """Positions and format of the tiles of one level. A strip is a tile of the width of the image.
 
     Attributes:
-        file: that holds them.
+        file: path of the file.
+        height, width: size of the level in pixels.
         tile: (height, width) of a tile.
-        samples: of a pixel.
-        planar: each sample has tiles of its own.
-        tables: that JPEG tiles share, or None.
-        other_tables: those of the pages of the second and later channels.
-        fax: options of its codes, and the order of bits.
-        subsampling: pixels (across, down) that share their colour, where the codec does not know of it.
-        decode: of tifffile, where the codec does not return an image.
-        halved: made from level 0 by halving, so that a pixel stands for a whole number of pixels there.
+        samples: number of samples of a pixel.
+        planar: whether the samples are stored in separate tiles.
+        compression, photometric, bits, dtype: compression, colour space and sample format of the TIFF.
+        offsets, counts: lists of the positions and byte counts of the tiles.
+        tables: shared tables of JPEG tiles, or None.
+        other_tables: shared tables of the pages of the second and later channels.
+        fax: TIFF tags T4Options and FillOrder.
+        subsampling: chroma subsampling (horizontal, vertical), if the codec does not handle it.
+        decode: decoder of tifffile, for codecs that do not return an image.
+        halved: whether the level was made from level 0 by repeated halving, with an integer scale.
     """
 
     file: str
@@ -158,16 +161,16 @@ class Level:
         size: tuple[int, int] | None = None,
         channels: int = 1,
     ) -> Level:
-        """A level of one page, or of one page for each channel.
+        """Make a level of one page, or of one page for each channel.
 
         Args:
             source: the file.
-            pages: alike but for their pixels.
-            size: (height, width) of what is picture, where the rest pads it to whole tiles.
-            channels: how many follow one another in one page that does not tell of the others, as ImageJ writes them.
+            pages: the pages, which have equal headers.
+            size: (height, width) without padding to whole tiles; that of the page if None.
+            channels: number of channels stored one after the other in a single page, as ImageJ writes them.
 
         Raises:
-            ImageError: the header contradicts itself.
+            ImageError: the header is inconsistent.
         """
         name, page = source.name, pages[0]
         for each in pages:
@@ -177,7 +180,7 @@ class Level:
         lengths = (numbers or Calculated.of(p) for p, (_, numbers) in zip(pages, found, strict=True))
         counts = tuple(numbers for numbers in lengths if numbers is not None)
         if min(len(offsets), len(counts)) < len(pages):
-            raise ImageError(f"{name}: does not say where its pixels are; the header is damaged, copy it again")
+            raise ImageError(f"{name}: has no list of its tiles or strips; the header is damaged, copy it again")
         tile = (
             (page.tilelength, page.tilewidth)
             if page.is_tiled
@@ -226,9 +229,7 @@ class Level:
         return level
 
     def shapes(self, index: int) -> list[tuple[int, int]]:
-        """(height, width) that a tile may have: that of all tiles, and what is left of it at the lower and right
-        edges.
-        """
+        """Valid sizes (height, width) of a decoded tile: full, or cropped at the lower and right edges."""
         row, column = divmod(index % (self.rows * self.columns), self.columns)
         height, width = self.tile
         least = min(height, self.height - row * height), min(width, self.width - column * width)
@@ -236,7 +237,7 @@ class Level:
 
     @property
     def tile_cost(self) -> int:
-        """Bytes of a tile when it is decoded."""
+        """Size of a decoded tile in bytes."""
         samples = 1 if self.planar else self.samples
         return self.tile[0] * self.tile[1] * samples * (1 if self.dtype is None else self.dtype.itemsize)
 
@@ -250,23 +251,22 @@ class Level:
 
 
 def _check_header(name: str, page: tifffile.TiffPage) -> None:
-    """Raise ImageError where a page does not say what its pixels are; defaults would stand for what damage took
-    away.
-    """
+    """Raise ImageError if tags of the pixel format are missing or inconsistent. Defaults would hide damaged tags."""
     bits, samples = page.tags.get(258), page.samplesperpixel
     colourless = int(page.photometric) == 3 and page.tags.get(320) is None
     if page.tags.get(262) is None or colourless or (bits is None and samples > 1):
-        raise ImageError(f"{name}: does not say what its values mean; the header is damaged, copy the file again")
+        raise ImageError(f"{name}: lacks tags of its pixel format; the header is damaged, copy the file again")
     white = int(page.photometric) == 0 and samples - len(page.extrasamples) != 1
     if white or (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
-        raise ImageError(f"{name}: contradicts itself on what a pixel is; the header is damaged, copy the file again")
+        what = "has contradictory tags of its pixel format"
+        raise ImageError(f"{name}: {what}; the header is damaged, copy the file again")
 
 
-def decode(level: Level, data: bytes, index: int) -> np.ndarray:
-    """(h, w, samples) of one tile's bytes.
+def decode_tile(level: Level, data: bytes, index: int) -> np.ndarray:
+    """Decode the bytes of one tile to (h, w, samples).
 
     Raises:
-        Exception: whatever the decoder raises; ValueError where its result is not what the header promises.
+        Exception: any exception of the decoder; ValueError if the result does not match the header.
     """
     shapes, samples = level.shapes(index), 1 if level.planar else level.samples
     plane, place = divmod(index, level.rows * level.columns)
@@ -280,21 +280,21 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
         tile = level.decode(data, place, jpegtables=tables)[0][0]
         if level.compression in _FAX:
             coding, order = level.fax
-            fax.check(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
+            fax.check_fax(data, level.compression, *tile.shape[:2], options=coding, reverse=order == 2)
         return tile
     if (start := data.find(jpeg2000.START, 0, 200)) >= 0:
-        jpeg2000.check(data, start)
+        jpeg2000.check_jpeg2000(data, start)
     if data.startswith(_JPEG_XR):
         _check_jpegxr(data)
     if data.startswith(png.SIGNATURE):
-        tile = png.decode(png.read(data))
+        tile = png.decode_png(png.parse_png(data))
     else:
         options = {"hasalpha": True} if level.compression == 50001 and samples == 4 else {}
         tile = tifffile.TIFF.DECOMPRESSORS[level.compression](data, **options)
     tile = tile[..., None] if tile.ndim == 2 else tile
     if tile.shape[:2] not in shapes or tile.shape[2:] != (samples,) or tile.dtype != level.dtype:
         what = f"{tile.shape[1]} x {tile.shape[0]} pixels with {tile.shape[2]} samples of {tile.dtype}"
-        raise ValueError(f"it has {what} where the header promises {samples} of {level.dtype}")
+        raise ValueError(f"it has {what} where the header has {samples} of {level.dtype}")
     ycbcr = level.compression == 33003 or level.photometric == 6
     if ycbcr and samples == 3 and start >= 0 and jpeg2000.is_ycbcr(data, start):
         tile = from_ycbcr(tile)
@@ -302,13 +302,13 @@ def decode(level: Level, data: bytes, index: int) -> np.ndarray:
 
 
 def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) YCbCr of units that have the brightness of several pixels and then their colour."""
+    """(h, w, 3) YCbCr of uncompressed units, each with the Y of several pixels and then one Cb and one Cr."""
     (height, width), (across, down) = size, level.subsampling
     rows, columns = -(-height // down), -(-width // across)
     raw = data if level.compression == 1 else tifffile.TIFF.DECOMPRESSORS[level.compression](data)
     units = np.frombuffer(raw, np.uint8).reshape(
         rows, columns, across * down + 2
-    )  # exactly so many, or the header lies
+    )  # raises ValueError if the size does not match the header
     brightness = (
         units[..., :-2].reshape(rows, columns, down, across).swapaxes(1, 2).reshape(rows * down, columns * across, 1)
     )
@@ -317,7 +317,7 @@ def _subsampled(level: Level, data: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_jpegxr(data: bytes) -> None:
-    """Raise ValueError where a JPEG XR is shorter than its header says; the decoder makes up what is missing."""
+    """Raise ValueError if a JPEG XR is shorter than in its header. The decoder fills missing data without an error."""
     at = struct.unpack_from("<I", data, 4)[0]
     entries = [struct.unpack_from("<HHII", data, at + 2 + 12 * i) for i in range(struct.unpack_from("<H", data, at)[0])]
     numbers = {code: value for code, _, _, value in entries}

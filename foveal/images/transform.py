@@ -1,8 +1,8 @@
-"""The geometric and colour changes made to an image, as numbers that are applied to every look at it.
+"""Geometric and colour transforms of an image, applied to every look at it.
 
-A `Transform` says where each point of the changed image (the *view*) comes from and what happens to its colours. It is
-drawn once for a sample; since every look applies the same one, thumbnail and details show the same augmented image, and
-no pixel that nobody looks at is ever transformed.
+A `Transform` maps points of the transformed image (the *view*) to points of the image, and changes its colours. It is
+drawn once for a sample. Every look applies the same transform, so thumbnail and details show the same augmented image,
+and only pixels of looks are transformed.
 
 Example:
     >>> t = Transform.identity((100, 200)).crop((10, 20, 90, 180)).resize((40, 80)).flip()
@@ -29,18 +29,18 @@ Bounds = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Colour:
-    """Changes of colour, one after the other, with TensorFlow's meaning of each; clamped to [0, 1] at the end.
+    """A sequence of colour operations, as in TensorFlow; the result is clamped to [0, 1].
 
     - ``("brightness", d)``: x + d.
-    - ``("contrast", f)``: (x - mean) * f + mean, with each channel's own mean over the whole view.
-    - ``("saturation", f)``: saturation (HSV) times f, at most 1. Only images of three channels have any.
-    - ``("hue", d)``: hue (HSV) turned by d of the colour circle; likewise.
+    - ``("contrast", f)``: (x - mean) * f + mean, with the mean of each channel over the whole view.
+    - ``("saturation", f)``: saturation (HSV) times f, at most 1; only for images of three channels.
+    - ``("hue", d)``: hue (HSV) plus d, in turns; only for images of three channels.
 
     Args:
         operations: (name, amount), applied in this order.
 
     Raises:
-        ValueError: a name that is none of these.
+        ValueError: there is no operation of a name.
     """
 
     operations: tuple[tuple[str, float], ...]
@@ -51,7 +51,7 @@ class Colour:
                 raise ValueError(f"there is no colour operation {name!r}; choose from {', '.join(_OPERATIONS)}")
 
     def means(self, pixels: Tensor, cover: Tensor | None) -> list[Tensor]:
-        """(C,) channel means that the contrast operations need, from a small look (C, h, w) at the whole view."""
+        """(C,) channel means for each contrast operation, from a small look (C, h, w) at the whole view."""
         found = []
         for name, amount in self.operations:
             mean = pixels.mean((1, 2)) if cover is None else (pixels * cover).sum((1, 2)) / cover.sum().clamp(min=1e-6)
@@ -61,7 +61,7 @@ class Colour:
         return found
 
     def apply(self, pixels: Tensor, means: Sequence[Tensor]) -> Tensor:
-        """Change (C, h, w) pixels in [0, 1]; ``means`` as from `means`."""
+        """Apply the operations to (C, h, w) pixels in [0, 1], with the result of `means`."""
         remaining = iter(means)
         for name, amount in self.operations:
             pixels = _OPERATIONS[name](pixels, amount, next(remaining) if name == "contrast" else None)
@@ -70,13 +70,14 @@ class Colour:
 
 @dataclass(frozen=True)
 class Transform:
-    """Where the points of a view come from, and what happens to its colours.
+    """An affine map from a view to an image, and a change of colours.
 
     Attributes:
-        size: (height, width) of the view's frame.
-        matrix: rows (a, b, c), (d, e, f): the view's point (y, x) shows the image's (a y + b x + c, d y + e x + f).
+        size: (height, width) of the view.
+        matrix: rows (a, b, c), (d, e, f): the point (y, x) of the view is the point (a y + b x + c, d y + e x + f) of
+            the image.
         colour: change of colours, or None.
-        bounds: (y0, x0, y1, x1) the part of the image that may be seen, or None for all of it.
+        bounds: (y0, x0, y1, x1) of the visible part of the image, or None for all of it.
     """
 
     size: tuple[int, int]
@@ -86,11 +87,11 @@ class Transform:
 
     @classmethod
     def identity(cls, size: tuple[int, int]) -> Self:
-        """The image of ``size`` as it is."""
+        """The identity transform of an image of ``size``."""
         return cls((int(size[0]), int(size[1])))
 
     def crop(self, box: Sequence[float]) -> Self:
-        """Only a box (y0, x0, y1, x1) of the frame; what is around it is outside from now on."""
+        """Crop the view to a box (y0, x0, y1, x1); pixels beyond it count as outside."""
         y0, x0, y1, x1 = map(float, box)
         corners = self.points([[y0, x0], [y1, x1]])
         low, high = corners.min(0), corners.max(0)
@@ -107,17 +108,17 @@ class Transform:
         return self._after(size, [[(y1 - y0) / size[0], 0, y0], [0, (x1 - x0) / size[1], x0]], bounds)
 
     def resize(self, size: tuple[int, int]) -> Self:
-        """The frame stretched to ``size``; only how many of the view's pixels there are, nothing is resampled yet."""
+        """Stretch the view to ``size``. This changes coordinates only; looks resample from the image."""
         return self._after(
             (int(size[0]), int(size[1])), [[self.size[0] / size[0], 0, 0], [0, self.size[1] / size[1], 0]]
         )
 
     def flip(self) -> Self:
-        """Left becomes right."""
+        """Flip horizontally."""
         return self._after(self.size, [[1, 0, 0], [0, -1, self.size[1]]])
 
     def turn(self, quarters: int) -> Self:
-        """Quarter turns, counterclockwise as one sees it."""
+        """Rotate by quarter turns, counterclockwise."""
         result = self
         for _ in range(quarters % 4):
             h, w = result.size
@@ -125,34 +126,32 @@ class Transform:
         return result
 
     def rotate(self, degrees: float) -> Self:
-        """Rotation about the centre of the frame, counterclockwise as one sees it; the frame stays, its corners show
-        fill.
-        """
+        """Rotate counterclockwise about the centre of the view. The size stays; empty corners take the fill value."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         y, x = self.size[0] / 2, self.size[1] / 2
         return self._after(self.size, [[cos, sin, y - cos * y - sin * x], [-sin, cos, x + sin * y - cos * x]])
 
     def shift(self, down: float, right: float) -> Self:
-        """The picture moves by so many pixels of the frame."""
+        """Shift the picture by pixels of the view."""
         return self._after(self.size, [[1, 0, -down], [0, 1, -right]])
 
     def coloured(self, colour: Colour | None) -> Self:
-        """With this change of colours instead of the old one."""
+        """Replace the change of colours."""
         return replace(self, colour=colour)
 
     def points(self, points: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """(n, 2) points (y, x) of the image that the view's points (n, 2) show."""
+        """Map (n, 2) points (y, x) of the view to (n, 2) points of the image."""
         matrix = np.array(self.matrix)
         return np.asarray(points, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
     @property
     def aligned(self) -> bool:
-        """Whether boxes of the view are boxes of the image."""
+        """Whether the map is axis-aligned, so that boxes of the view are boxes of the image."""
         (a, b, _), (d, e, _) = self.matrix
         return (b == 0 and d == 0) or (a == 0 and e == 0)
 
     def _after(self, size: tuple[int, int], first: Sequence[Sequence[float]], bounds: Bounds | None = None) -> Self:
-        """The transform whose view maps to this one's view by ``first``."""
+        """Compose: apply ``first``, which maps the new view to the current one, then this transform."""
         matrix = np.array(self.matrix) @ np.vstack([np.array(first, dtype=np.float64), [0, 0, 1]])
         (a, b, c), (d, e, f) = matrix.tolist()
         return replace(self, size=size, matrix=((a, b, c), (d, e, f)), bounds=bounds or self.bounds)
@@ -173,7 +172,7 @@ def _saturation(pixels: Tensor, amount: float, mean: Tensor | None) -> Tensor:
         return pixels
     value = pixels.amax(0)
     old = torch.where(value > 0, (value - pixels.amin(0)) / value.clamp(min=1e-12), 0.0)
-    # Hue and value stay, so that the distance of each channel from the brightest one scales with the saturation.
+    # With fixed hue and value, the distance of each channel from the maximum is proportional to the saturation.
     ratio = torch.where(old > 0, (old * amount).clamp(0, 1) / old.clamp(min=1e-12), 0.0)
     return value - (value - pixels) * ratio
 

@@ -1,11 +1,11 @@
-"""A batch of views: images that can be looked at, box by box.
+"""Batches of images whose boxes are read and resampled on request.
 
-A hard-attention model never holds a full-resolution image. It holds `Views` and asks for boxes; whether the pixels come
-from a tensor or from tiles on a disk is the views' business. Tensors are looked at as files are: large boxes are shrunk
-by a power of two first, as the levels of a pyramid would. Boxes whose corners lie on the grid of the level that serves
-them then give the same look from memory and from a file of halved levels, to 0.005 (the levels' rounding to whole grey
-values) and the file's compression. Elsewhere blocks of pixels begin at other places: on photographs the root mean
-square difference is 0.01 (0.03 at worst, single pixels at sharp edges up to 0.2).
+A hard-attention model requests boxes from `Views` instead of taking full-resolution images. The pixels may come from a
+tensor or from tiles of a file. Tensors are resampled like files: large boxes are first shrunk by a power of two, like
+the levels of a pyramid. If the corners of a box lie on the pixel grid of the level that is used, the look from memory
+equals that from a file of halved levels to 0.005 (rounding of the levels to integers) and the compression of the file.
+For other boxes the averaged blocks are not aligned: on photographs the root mean square difference is 0.01 (0.03 at
+worst, single pixels at sharp edges up to 0.2).
 
 Example:
     >>> import numpy as np, torch
@@ -35,20 +35,20 @@ from foveal.host import to_device
 from foveal.images.inputs import check_sample
 from foveal.images.pyramid import Cut, Pyramid
 from foveal.images.reading import reading
-from foveal.images.resample import Plan, composite, cut, plan, shrink
+from foveal.images.resample import ResamplePlan, composite, cut, plan, shrink
 from foveal.images.transform import Transform
 
-_GATHERED = 1 << 20  # elements of windows that are copied together at once: they stay in the cache
+_GATHERED = 1 << 20  # elements of windows that are copied at once; they fit into the CPU cache
 _GATHERED_CUDA = 1 << 27
-_MEAN_SIZE = (64, 64)  # of the look that a view's mean colour is taken from
+_MEAN_SIZE = (64, 64)  # size of the look from which the mean colour of a view is computed
 
 
 class Look(NamedTuple):
-    """A look that is known beforehand, so that it can be read ahead.
+    """A box to prefetch.
 
     Attributes:
         box: (y0, x0, y1, x1) in full-resolution pixels of the view.
-        size: (height, width) to resample to.
+        size: (height, width) of the output.
         fill: value of each channel outside the image, or None for 0.
         antialias: see `foveal.images.resample`.
     """
@@ -60,12 +60,12 @@ class Look(NamedTuple):
 
 
 class Views(ABC):
-    """A batch of images that can be looked at.
+    """Base class of batches of images.
 
     Attributes:
-        sizes: (B, 2) int, (height, width) of each view in full-resolution pixels.
-        channels: bands that a look returns.
-        errors: image -> one sentence, for images of which a look failed; such looks are filled with the fill value.
+        sizes: (B, 2) int, (height, width) of each image in full-resolution pixels.
+        channels: number of bands of a look.
+        errors: error messages by the index of the image. Failed looks have the fill value.
     """
 
     sizes: np.ndarray
@@ -74,11 +74,11 @@ class Views(ABC):
 
     @property
     def mpp(self) -> np.ndarray:
-        """(B,) µm per full-resolution pixel of each view; NaN where it is not known."""
+        """(B,) µm per full-resolution pixel of each image; NaN if unknown."""
         return np.full(len(self), np.nan)
 
     def name(self, i: int) -> str:
-        """What to call view ``i`` in a message: its file, where there is one."""
+        """Name of image ``i`` in messages: the path of its file if there is one."""
         return f"image {i}"
 
     def __len__(self) -> int:
@@ -94,14 +94,14 @@ class Views(ABC):
         fill: Tensor | None = None,
         antialias: bool = True,
     ) -> Tensor:
-        """Cut boxes out and resample them.
+        """Crop boxes and resample them.
 
         Args:
-            which: (N,) int, image of each box.
+            which: (N,) int, index of the image of each box.
             boxes: (N, 4) float64 (y0, x0, y1, x1) in full-resolution pixels; may reach outside the image.
             size: (height, width) of every output.
             fill: (channels,) value of pixels outside the image and of transparent ones; 0 if None.
-            antialias: see `foveal.images.resample`; False is for models whose paper says so.
+            antialias: see `foveal.images.resample`; False is for models whose paper resizes without antialiasing.
 
         Returns:
             (N, channels, height, width) float32 in [0, 1], on the device of the views.
@@ -109,22 +109,22 @@ class Views(ABC):
 
     @property
     def bytes_read(self) -> np.ndarray | None:
-        """(B,) bytes read from files so far, or None for images in memory."""
+        """(B,) number of bytes read from files, or None for images in memory."""
         return None
 
 
 class TensorViews(Views):
     """Images in memory, all of one size.
 
-    Boxes of the same size (in pixels, and in how they meet the grid of pixels) are cut and resampled together.
-    Shrinking the whole images leaves a level on the way, of twice the thumbnail's size or more; later boxes that lie on
-    its grid begin there and spare another pass over the images.
+    Boxes with the same resampling plan (equal size and subpixel position) are resampled together. When a look shrinks
+    the whole images, an intermediate level of at least twice the size of the look is kept. Later boxes on the pixel
+    grid of this level are read from it.
 
     Args:
         images: (B, C, H, W); floating point in [0, 1], or an unsigned integer type over its range.
 
     Raises:
-        ValueError: not four dimensions.
+        ValueError: ``images`` does not have four dimensions.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -150,9 +150,9 @@ class TensorViews(Views):
         size = (int(size[0]), int(size[1]))
         bounds = (0, 0, *self.images.shape[-2:])
         rows = np.asarray(boxes, dtype=np.float64).tolist()
-        alike: dict[Plan, list[int]] = defaultdict(list)
+        alike: dict[ResamplePlan, list[int]] = defaultdict(list)
         corners = np.zeros((len(rows), 2), np.int64)
-        # Whole images share one box: to plan it for each of them would take longer than to look.
+        # If all boxes are equal, as for thumbnails, plan once: planning each box takes longer than resampling.
         one = len(rows) > 0 and rows.count(rows[0]) == len(rows)
         for group in [range(len(rows))] if one else [range(i, i + 1) for i in range(len(rows))]:
             how = plan(rows[group[0]], size, bounds, antialias=antialias, shrink=True)
@@ -183,8 +183,8 @@ class TensorViews(Views):
             out[to_device(torch.tensor(members), out.device)] = seen
         return out if len(alike) != 0 else self.images.new_empty((0, self.channels, *size), dtype=torch.float32)
 
-    def _serving(self, how: Plan, which: np.ndarray, corners: np.ndarray) -> tuple[Tensor, int]:
-        """The pixels to cut from, the images or their level, and how many times smaller these are."""
+    def _serving(self, how: ResamplePlan, which: np.ndarray, corners: np.ndarray) -> tuple[Tensor, int]:
+        """The source pixels, either the images or the kept level, and the factor by which they are smaller."""
         height, width = self.images.shape[-2:]
         factor = min(how.y.factor, how.x.factor)
         whole = (how.y.last, how.x.last) == (height, width) and len(which) >= len(self.images)
@@ -196,17 +196,17 @@ class TensorViews(Views):
                 return pixels, by
         return self.images, 1
 
-    def _finish(self, windows: Tensor, how: Plan, fill: Tensor | None) -> Tensor:
+    def _finish(self, windows: Tensor, how: ResamplePlan, fill: Tensor | None) -> Tensor:
         seen, cover = cut(windows, how)
         if not self.images.is_floating_point():
             seen = (seen / torch.iinfo(self.images.dtype).max).clamp_(0, 1)
         elif seen.untyped_storage().data_ptr() == windows.untyped_storage().data_ptr():
-            seen = seen.clone()  # they may be the images themselves
+            seen = seen.clone()  # it may be a view of the images
         return composite(seen, cover, fill).float().contiguous()
 
 
 def _windows(pixels: Tensor, which: np.ndarray, corners: np.ndarray, height: int, width: int) -> Tensor:
-    """(n, C, height, width) windows; no copy where one slice holds them all."""
+    """(n, C, height, width) windows; without a copy if they are one slice."""
     y, x = corners[0].tolist()
     if (corners == corners[0]).all() and (np.diff(which) == 1).all():
         return pixels[which[0] : which[0] + len(which), :, y : y + height, x : x + width]
@@ -221,15 +221,15 @@ def _windows(pixels: Tensor, which: np.ndarray, corners: np.ndarray, height: int
 
 
 class View:
-    """One image with the geometric and colour changes made to it.
+    """One image with a transform.
 
     Args:
         image: the image.
-        transform: the changes; none if None.
+        transform: geometric and colour transform; the identity if None.
 
     Attributes:
-        size: (height, width) of the frame that boxes refer to.
-        channels: bands that a look returns.
+        size: (height, width) of the transformed image, in whose pixels boxes are given.
+        channels: number of bands of a look.
     """
 
     def __init__(self, image: Pyramid, transform: Transform | None = None) -> None:
@@ -245,15 +245,15 @@ class View:
 
     @property
     def mpp(self) -> float | None:
-        """µm per pixel of the frame that boxes refer to; None where the file does not say."""
+        """µm per pixel of the transformed image; None if unknown."""
         (a, b, _), (d, e, _) = self.transform.matrix
         return None if self.image.mpp is None else self.image.mpp * math.sqrt(abs(a * e - b * d))
 
     def prefetch(self, looks: Sequence[Look]) -> None:
-        """Read looks now; the same look is served from memory later. They travel with the view when it is pickled.
+        """Read looks and keep them for later calls of `look`. They are pickled with the view.
 
         Raises:
-            ImageError: the file is damaged where the looks lie.
+            ImageError: the file is damaged in a box.
         """
         for look in looks:
             fill = None if look.fill is None else torch.tensor(look.fill)
@@ -265,17 +265,17 @@ class View:
     ) -> Tensor:
         """(n, channels, height, width) float32 in [0, 1]; see `Views.look`."""
         out = torch.empty(len(boxes), self.channels, *size)
-        pieces = self.gather(boxes, size, antialias)
+        pieces = self.read_cuts(boxes, size, antialias)
         for slot, box, piece in zip(out, boxes, pieces, strict=True):
-            slot.copy_(composite(*self.develop(piece, box, size), fill))
+            slot.copy_(composite(*self.resample_cut(piece, box, size), fill))
         return out
 
     def ahead(self, box: np.ndarray, size: tuple[int, int], fill: Tensor | None, antialias: bool) -> Tensor | None:
-        """(channels, height, width) of a look that was read ahead, or None."""
+        """(channels, height, width) of a prefetched look, or None."""
         return self._ahead.get(_key(box, size, fill, antialias)) if self._ahead else None
 
-    def gather(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
-        """First half of `look`, the reading; safe in threads."""
+    def read_cuts(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
+        """First half of `look`: read the source pixels. This is thread-safe."""
         colour = self.transform.colour
         if colour is not None and self._means is None:
             frame = np.array([[0, 0, *self.size]], dtype=np.float64)
@@ -283,8 +283,8 @@ class View:
             self._means = colour.means(_uncovered(pixels, cover), cover)
         return self._read(boxes, size, antialias)
 
-    def develop(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Second half of `look`: (channels, height, width), 0 where nothing covers, and the (height, width) cover."""
+    def resample_cut(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Second half of `look`: (channels, height, width) pixels, premultiplied by the (height, width) cover."""
         pixels, cover = self._place(piece, box, size)
         if self.transform.colour is not None and self._means is not None:
             pixels = self.transform.colour.apply(_uncovered(pixels, cover), self._means)
@@ -301,18 +301,18 @@ class View:
             bounds = [*frame_low[0], *frame_high[0]]
             if t.bounds is not None:
                 bounds = [*np.maximum(bounds[:2], t.bounds[:2]), *np.minimum(bounds[2:], t.bounds[2:])]
-            return self.image.gather(
+            return self.image.read_cuts(
                 np.hstack([low, high]), size if a else (size[1], size[0]), antialias=antialias, bounds=bounds
             )
         pieces = []
         for box in boxes:
             around, raster = _enclosing(t, box, size)
-            pieces += self.image.gather(around[None], raster, antialias=antialias, bounds=t.bounds)
+            pieces += self.image.read_cuts(around[None], raster, antialias=antialias, bounds=t.bounds)
         return pieces
 
     def _place(self, piece: Cut, box: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Resample a piece and bring it into the view's frame."""
-        pixels, cover = self.image.develop(piece)
+        """Resample source pixels and apply the geometric transform."""
+        pixels, cover = self.image.resample_cut(piece)
         t = self.transform
         if not t.aligned:
             return _sample(t, np.asarray(box, dtype=np.float64), size, pixels, cover)
@@ -327,14 +327,14 @@ class View:
 
 
 class ImageViews(Views):
-    """Views of image files (or decoded images), each with changes of its own.
+    """Views of image files or decoded images, each with its own transform.
 
-    Looks at different images are read in parallel by threads, since decoders release the interpreter. An image that
-    cannot be read does not spoil the others: its looks are fill, and ``errors`` says why.
+    Different images are read in parallel by threads, because decoders release the GIL. If an image cannot be read, its
+    looks have the fill value and ``errors`` has the message.
 
     Args:
         views: views or pyramids, all with the same number of channels.
-        threads: that read at the same time; as many as there are cores, at most 16, if None.
+        threads: number of threads; the number of CPU cores, at most 16, if None.
 
     Raises:
         ImageError: the images have different numbers of bands.
@@ -374,9 +374,7 @@ class ImageViews(Views):
                 out[n] = seen
 
         def guarded(i: int, read: Callable[[], Any]) -> Any:
-            """What ``read`` returns; None, and an error that is kept, where the file of image ``i`` does not allow
-            it.
-            """
+            """Call ``read``; if the file of image ``i`` cannot be read, keep the error and return None."""
             if i in self.errors:
                 return None
             try:
@@ -388,13 +386,13 @@ class ImageViews(Views):
 
         def gather(item: tuple[int, list[int]]) -> list[Cut] | None:
             i, places = item
-            return guarded(i, lambda: self.views[i].gather(boxes[places], size, antialias))
+            return guarded(i, lambda: self.views[i].read_cuts(boxes[places], size, antialias))
 
         parallel = self.threads > 1 and len(missing) > 1
         found = _pool(self.threads).map(gather, missing.items()) if parallel else map(gather, missing.items())
         for (i, places), pieces in zip(missing.items(), found, strict=True):
             for n, piece in zip(places, pieces or (), strict=bool(pieces)):
-                if seen := guarded(i, partial(self.views[i].develop, piece, boxes[n], size)):
+                if seen := guarded(i, partial(self.views[i].resample_cut, piece, boxes[n], size)):
                     pixels, cover = seen
                     out[n] = composite(pixels, cover, fill)
             if i in self.errors:
@@ -410,26 +408,25 @@ class ImageViews(Views):
 
     @property
     def bytes_read(self) -> np.ndarray:
-        """(B,) bytes read from files so far."""
+        """(B,) number of bytes read from files."""
         return np.array([v.image.bytes_read for v in self.views], dtype=np.int64)
 
     @property
     def tiles_decoded(self) -> np.ndarray:
-        """(B,) tiles decoded so far."""
+        """(B,) number of decoded tiles."""
         return np.array([v.image.tiles_decoded for v in self.views], dtype=np.int64)
 
 
 class Occluded(Views):
-    """Views of which boxes are hidden: what a look shows of them is its fill.
+    """Views with hidden boxes, which take the fill value.
 
-    Looks are those of the views beneath, with every pixel hidden whose centre lies in a box. Boxes on whole pixels are
-    hidden exactly where they are looked at 1:1; a look that shrinks blends a little of a box's rim into the pixels
-    around it.
+    Every output pixel whose centre lies in a box is hidden. In looks at full resolution, boxes on whole pixels are
+    hidden exactly. In looks that shrink, pixels beside a box contain a little of its border.
 
     Args:
-        views: the views beneath.
-        boxes: (B, N, 4) (y0, x0, y1, x1) in full-resolution pixels, half-open; NaN for none.
-        inverse: show the boxes and hide everything else.
+        views: the original views.
+        boxes: (B, N, 4) (y0, x0, y1, x1) in full-resolution pixels, half-open; NaN for unused boxes.
+        inverse: hide everything outside the boxes instead.
     """
 
     def __init__(self, views: Views, boxes: np.ndarray, inverse: bool = False) -> None:
@@ -469,7 +466,7 @@ class Occluded(Views):
 
 
 def _centres_inside(looks: np.ndarray, boxes: np.ndarray, axis: int, count: int) -> np.ndarray:
-    """(n, N, count) float32, 1 where the centre of a look's row (or column) lies within a box."""
+    """(n, N, count) float32, 1 if the centre of a row (or column) of the look lies in a box."""
     first, last = (
         np.asarray(looks, dtype=np.float64)[:, axis, None],
         np.asarray(looks, dtype=np.float64)[:, axis + 2, None],
@@ -479,7 +476,7 @@ def _centres_inside(looks: np.ndarray, boxes: np.ndarray, axis: int, count: int)
 
 
 class BlankViews(Views):
-    """Views of nothing, of any size and scale, for counting what a model costs without holding an image."""
+    """Views of zeros, of any size and pixel size, for measuring the cost of a model without images."""
 
     def __init__(
         self,
@@ -512,12 +509,12 @@ class BlankViews(Views):
 
 
 def as_views(images: Views | Tensor | Sequence[View | Pyramid]) -> Views:
-    """Views of a (B, C, H, W) tensor, of a list of pyramids or views, or the views themselves.
+    """Convert a (B, C, H, W) tensor or a list of pyramids or views to `Views`; `Views` are returned unchanged.
 
     Raises:
-        TypeError: none of these.
-        ValueError: a tensor that has not four dimensions.
-        ImageError: a tensor of floats that do not lie between 0 and 1, as far as a sample of its pixels tells.
+        TypeError: ``images`` has another type.
+        ValueError: a tensor does not have four dimensions.
+        ImageError: a tensor of floats has values outside of [0, 1] in a sample of its pixels.
     """
     if isinstance(images, Views):
         return images
@@ -530,12 +527,12 @@ def as_views(images: Views | Tensor | Sequence[View | Pyramid]) -> Views:
     if isinstance(images, Sequence) and all(isinstance(v, Pyramid | View) for v in images):
         return ImageViews(images)
     kind = type(images).__name__
-    raise TypeError(f"cannot look at {kind}; give a (B, C, H, W) tensor, Views, or a list of what open_image returns")
+    raise TypeError(f"images of type {kind} were given; give a (B, C, H, W) tensor, Views, or a list of open images")
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 if hasattr(os, "register_at_fork"):
-    # A forked child inherits the pool but not its threads.
+    # A forked child inherits the pools but not their threads.
     os.register_at_fork(after_in_child=_pools.clear)
 
 
@@ -551,18 +548,18 @@ def _key(box: Sequence[float] | np.ndarray, size: tuple[int, int], fill: Tensor 
 
 
 def _uncovered(pixels: Tensor, cover: Tensor | None) -> Tensor:
-    """Colours of pixels that were multiplied by their cover."""
+    """Undo the premultiplication by the cover."""
     return pixels if cover is None else pixels / cover.clamp(min=1e-6)
 
 
 def _image_boxes(t: Transform, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) lower and (n, 2) upper corners in the image of boxes (n, 4) of an axis-aligned view."""
+    """Map boxes (n, 4) of an axis-aligned view to the image: (n, 2) lower and (n, 2) upper corners."""
     one, other = t.points(boxes[:, :2]), t.points(boxes[:, 2:])
     return np.minimum(one, other), np.maximum(one, other)
 
 
 def _enclosing(t: Transform, box: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """The box of the image around a rotated one, with a margin for interpolation, and the raster it is read in."""
+    """Bounding box in the image of a rotated box, with a margin for interpolation, and the size at which to read it."""
     y0, x0, y1, x1 = box
     corners = t.points([[y0, x0], [y0, x1], [y1, x0], [y1, x1]])
     matrix = np.array(t.matrix)[:, :2]
@@ -575,7 +572,7 @@ def _enclosing(t: Transform, box: np.ndarray, size: tuple[int, int]) -> tuple[np
 def _sample(
     t: Transform, box: np.ndarray, size: tuple[int, int], pixels: Tensor, cover: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Bilinear samples of the enclosing raster at the points that a rotated look shows."""
+    """Resample a rotated look bilinearly from the pixels of its bounding box."""
     around, raster = _enclosing(t, box, size)
     y = box[0] + (np.arange(size[0]) + 0.5) * (box[2] - box[0]) / size[0]
     x = box[1] + (np.arange(size[1]) + 0.5) * (box[3] - box[1]) / size[1]
@@ -586,7 +583,7 @@ def _sample(
     stack = torch.cat([pixels, cover[None]])[None]
     with torch.autocast("cpu", enabled=False):
         seen = F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    # What lies beside the frame of the view is outside, though the image may go on there.
+    # Points beyond the view count as outside, even if the image continues there.
     inside = ((y >= 0) & (y < t.size[0]))[:, None] & ((x >= 0) & (x < t.size[1]))
     seen = seen * torch.from_numpy(inside)
     return seen[:-1], seen[-1]

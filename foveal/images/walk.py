@@ -1,8 +1,8 @@
-"""Which images are in a folder: one walk with one rule, for training and for prediction.
+"""Search of folders for images, for training and prediction.
 
-Folders are searched to the bottom. Links to folders are followed, but no folder is searched twice: a loop does no harm,
-and an image has one path. Hidden files and folders, and those that the system or other programs make (``@eaDir``,
-``__MACOSX``), are left out everywhere. What is left out is counted by reason.
+Folders are searched recursively. Links to folders are followed, but no folder is searched twice, so loops of links end
+and each image has one path. Hidden files and folders, and those of the system and other programs (``@eaDir``,
+``__MACOSX``), are skipped. The skipped files and folders are counted by reason.
 
 Example:
     >>> import pathlib, tempfile
@@ -15,7 +15,7 @@ Example:
     {'hidden': 1, 'suffix of no image format': 1}
 """
 
-# A hundred thousand Path objects take seconds.
+# os.path is used for speed: creating 100,000 Path objects takes seconds.
 # ruff: noqa: PTH112, PTH114, PTH118, PTH206, PTH207
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ _ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
 
 
 class LeftOut(dict[str, tuple[int, str]]):
-    """Reason to how many files and folders were left out for it, and the path of the first of them."""
+    """Skipped files and folders: by reason, their number and the path of the first one."""
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
-        """Count ``path``, the first of ``count``."""
+        """Add ``count`` files or folders, of which ``path`` is the first."""
         before, first = self.get(reason, (0, path))
         self[reason] = (before + count, first)
 
     def join(self, other: LeftOut) -> None:
-        """Count what another walk left out."""
+        """Add the counts of another search."""
         for reason, (count, first) in other.items():
             self.add(reason, first, count)
 
     def lines(self) -> list[str]:
-        """A line for each reason, for people."""
+        """A line of text for each reason."""
         return [
             f"left out {count:,} ({reason}): {as_text(first)}{', ...' if count > 1 else ''}"
             for reason, (count, first) in self.items()
@@ -89,48 +89,50 @@ class LeftOut(dict[str, tuple[int, str]]):
 
 
 @dataclass
-class Found:
-    """What a walk found.
+class FoundFiles:
+    """Result of a search.
 
     Attributes:
-        paths: of the images, sorted folder by folder.
-        left_out: what is there besides.
-        unreadable: (path, one sentence) of each folder that could not be searched.
+        paths: paths of the images, sorted by folder.
+        left_out: skipped files and folders.
+        unreadable: (path, message) of each folder that could not be searched.
     """
 
     paths: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def join(self, other: Found) -> None:
-        """Take in what another walk found, after one's own."""
+    def join(self, other: FoundFiles) -> None:
+        """Append the result of another search."""
         self.paths += other.paths
         self.left_out.join(other.left_out)
         self.unreadable += other.unreadable
 
 
-def walk(top: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> Found:
-    """Find the images in a folder and the folders in it.
+def walk(top: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> FoundFiles:
+    """Find the images in a folder and its subfolders.
 
     Args:
-        top: the folder; it may be hidden itself, or a link.
-        suffixes: of the files to find, in lower case; ``("",)`` for all.
+        top: the folder; it may be hidden or a link.
+        suffixes: suffixes of the files to find, in lower case; ``("",)`` for all files.
     """
     return search([top], Path(os.path.realpath(top)).parents, suffixes)
 
 
-def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> Found:
-    """`walk` through several folders, none of them twice.
+def search(
+    tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES
+) -> FoundFiles:
+    """Find the images in several folders, without searching a folder twice.
 
     Args:
         tops: the folders.
-        above: real paths of folders that links may lead to but that are not searched, because they hold the others.
+        above: real paths of parent folders, which are not searched if links lead to them.
         suffixes: see `walk`.
     """
-    found = Found()
+    found = FoundFiles()
     starts = [(os.fspath(top), os.path.realpath(top)) for top in tops]
     searched = set(map(str, above))
-    # Links wait until everything else is searched: of two paths to an image the one without a link is found.
+    # Links are searched last, so that of two paths to an image the one without a link is found.
     folders = [start for start in reversed(starts) if not os.path.islink(start[0])]
     links = deque(start for start in starts if start not in folders)
     while folders or links:
@@ -143,9 +145,8 @@ def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: t
             with os.scandir(folder) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            found.unreadable.append(
-                (folder, f"{folder}: the folder cannot be searched ({error.strerror}); mend that or name what is in it")
-            )
+            what = f"the folder cannot be searched ({error.strerror}); change its permissions or name its files"
+            found.unreadable.append((folder, f"{folder}: {what}"))
             continue
         for entry in inside:
             if reason := why_left_out(entry, suffixes):
@@ -160,16 +161,16 @@ def search(tops: Iterable[str | os.PathLike], above: Iterable[Path], suffixes: t
     return found
 
 
-def match(pattern: str) -> Found:
-    """Find files by a pattern such as ``scans/**/*.svs``, in which ``**`` stands for any number of folders.
+def match(pattern: str) -> FoundFiles:
+    """Find files by a pattern such as ``scans/**/*.svs``, in which ``**`` matches any number of folders.
 
-    Of folders that the pattern matches, the images in them are found. A file that it matches may have any suffix,
-    unless the pattern says no more of its name than ``*``.
+    Matching folders are searched for images. Matching files may have any suffix, unless the last part of the pattern is
+    only ``*``.
     """
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     suffixes = SUFFIXES if set(parts[-1]) <= {"*"} else ("",)
     recursive = "**" in parts
-    # Up to a ** a pattern cannot run in circles.
+    # The part before ** cannot match loops of links.
     start = os.sep.join([*parts[: parts.index("**")], ""]) if recursive else pattern
     files: list[str] = []
     folders: list[str] = []
@@ -192,7 +193,7 @@ def match(pattern: str) -> Found:
 
 
 def _fits(names: list[str], pattern: list[str]) -> bool:
-    """Whether the names that a path is made of fit those of a pattern."""
+    """Whether the parts of a path match the parts of a pattern."""
 
     def past_stars(places: set[int]) -> set[int]:
         for place, part in enumerate(pattern):
@@ -200,7 +201,7 @@ def _fits(names: list[str], pattern: list[str]) -> bool:
                 places.add(place + 1)
         return places
 
-    # Which parts of the pattern may be the next to fit: each name keeps a ** or uses another part up.
+    # Parts of the pattern that may match the next name. A name consumes its part, except for **.
     places = past_stars({0})
     for name in names:
         fitting = [
@@ -211,17 +212,17 @@ def _fits(names: list[str], pattern: list[str]) -> bool:
 
 
 def set_apart(name: str) -> str | None:
-    """Why a file or folder of this name is left out whatever it is, or None."""
+    """Reason to skip files and folders of this name, or None."""
     if name.startswith("."):
         return HIDDEN
     return FOREIGN if name.lower() in _FOREIGN else None
 
 
 def why_left_out(entry: os.DirEntry | Path, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
-    """Why a file or folder in a folder is left out, or None.
+    """Reason to skip a file or folder, or None.
 
     Args:
-        entry: what is there.
+        entry: the file or folder.
         suffixes: see `walk`.
     """
     name = entry.name.lower()
@@ -240,14 +241,14 @@ def why_left_out(entry: os.DirEntry | Path, suffixes: tuple[str, ...] = SUFFIXES
 def _is_folder(entry: os.DirEntry | Path) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where nobody may look
+    except OSError:  # a link to itself, or a folder without permission
         return False
 
 
 def as_text(path: str | os.PathLike) -> str:
-    """A path as text that every format can hold, another one for every path.
+    """Convert a path to valid Unicode text, with a different text for every path.
 
-    Bytes that are not UTF-8 become ``\\udcXX``. Where a name has such bytes, or already looks as if it had, its own
+    Bytes that are not UTF-8 become ``\\udcXX``. If the path has such bytes, or contains text of this form, its
     backslashes are doubled.
     """
     text = os.fspath(path)

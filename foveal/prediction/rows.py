@@ -32,7 +32,7 @@ from foveal.errors import ConfigError, FovealError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
 from foveal.images.reading import reading
-from foveal.images.walk import Found, match
+from foveal.images.walk import FoundFiles, match
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.early_exit import Exit, budget_of
@@ -107,7 +107,7 @@ def find_images(
     """
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
-        inside, reason = Found([path]), ""
+        inside, reason = FoundFiles([path]), ""
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inside = walk(path)
             reason = (

@@ -7,7 +7,7 @@ import tifffile
 
 
 def photo(h: int, w: int, bands: int = 3, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
-    """(h, w, bands): smooth shapes, some texture, every corner different."""
+    """(h, w, bands) test image: smooth shapes and texture, with four different corners."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:h, :w] / max(h, w)
     planes = [np.sin(7 * (i + 1) * y + 3 * x) * np.cos(5 * x * (i + 2) - y) + 0.3 * y - 0.2 * x for i in range(bands)]
@@ -27,7 +27,7 @@ def halve(pixels: np.ndarray) -> np.ndarray:
 def write_pyramid(
     path, pixels: np.ndarray, levels: int = 3, *, tile: int = 64, subifds: bool = False, **options
 ) -> list[np.ndarray]:
-    """A tiled TIFF of halved levels, as SubIFDs or as pages; gives the levels."""
+    """Write a tiled TIFF with halved levels, as SubIFDs or as pages; return the levels."""
     stack = [pixels]
     while len(stack) < levels:
         stack.append(halve(stack[-1]))

@@ -1,4 +1,4 @@
-"""Stray bytes in a JPEG against the rest of damaged data, for every kind of scan."""
+"""Distinction of padding in a JPEG from the remainder of damaged data, for every kind of scan."""
 
 import io
 import random
@@ -30,7 +30,7 @@ def _jpeg(kind):
 
 
 def _damaged(data, draw):
-    """One change in the coded data, half of the time in its last scan."""
+    """Change the coded data at one position, with probability 1/2 in the last scan."""
     scans = data.index(b"\xff\xda"), data.rindex(b"\xff\xda")
     changed, at = bytearray(data), draw.randrange(draw.choice(scans) + 12, len(data) - 3)
     count = min(draw.choice((1, 2, 8, 60)), len(data) - 2 - at)
@@ -59,7 +59,7 @@ def test_damage_that_leaves_codes_over_is_told_from_stray_bytes(kind):
                 continue
             tried += 1
             try:
-                pixels = jpeg.decode(damaged, colours)
+                pixels = jpeg.decode_jpeg(damaged, colours)
             except ValueError:
                 continue
             assert np.array_equal(pixels, good), number
@@ -72,7 +72,9 @@ def test_damage_that_leaves_codes_over_is_told_from_stray_bytes(kind):
 )
 def test_stray_bytes_lose_nothing(kind, stray):
     data, colours = _jpeg(kind)
-    assert np.array_equal(jpeg.decode(data[:-2] + stray + data[-2:], colours), simplejpeg.decode_jpeg(data, colours))
+    assert np.array_equal(
+        jpeg.decode_jpeg(data[:-2] + stray + data[-2:], colours), simplejpeg.decode_jpeg(data, colours)
+    )
 
 
 def test_a_lost_scan_of_a_progressive_jpeg_is_told():
@@ -80,4 +82,4 @@ def test_a_lost_scan_of_a_progressive_jpeg_is_told():
     headers = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
     for at in headers[1:]:
         with pytest.raises(ValueError, match=r"missing|Huffman|left over|no data"):
-            jpeg.decode(data[:at] + b"\x00\x00" + data[at + 2 :], colours)
+            jpeg.decode_jpeg(data[:at] + b"\x00\x00" + data[at + 2 :], colours)

@@ -45,7 +45,7 @@ def test_cielab_is_as_a_colour_profile_shows_it(tmp_path):
     difference = np.abs(seen.astype(int) - np.asarray(ImageCms.applyTransform(Image.open(path), to_rgb)))
     assert (
         difference.mean() < 0.6 and np.percentile(difference, 95) <= 3
-    )  # colours that sRGB lacks are cut off differently
+    )  # colours outside of sRGB are clipped differently
     assert np.abs(seen.astype(int) - picture()).mean() < 0.6
 
 
@@ -56,7 +56,7 @@ def test_cielab_of_16_bits_and_with_an_offset_is_that_of_8_bits():
     seen = from_lab(np.rint(lab * [655.35, 256, 256]).astype(np.int64).astype(np.uint16))
     shifted = from_lab(np.rint(lab * [655.35, 256, 256] + [0, 32768, 32768]).astype(np.uint16), offset=True)
     assert np.abs(seen.astype(int) - shifted).max() <= 1
-    # Grey stays grey only where the white point is adapted.
+    # Grey stays grey only if the white point is adapted.
     white = from_lab(np.array([[[65535, 0, 0], [32768, 0, 0]]], np.uint16)).astype(int)
     assert np.ptp(white, axis=2).max() < 300 and (xyz > 0).all()
 
@@ -77,7 +77,7 @@ def test_jpeg_of_12_bits_is_as_imagecodecs_and_gdal_read_it(tmp_path, name):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_avif_is_turned_once(tmp_path, orientation):
-    """HEIC and AVIF keep the orientation in a property of their own, which libheif obeys."""
+    """HEIC and AVIF store the orientation in a separate property, which libheif applies."""
     pytest.importorskip("pyvips")
     exif = Image.Exif()
     exif[0x112] = orientation

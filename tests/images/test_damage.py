@@ -1,4 +1,4 @@
-"""Damaged and impossible files: one sentence that names the file, never wrong pixels, never a hang."""
+"""Damaged and invalid files raise an error with the path; they give no wrong pixels and do not hang."""
 
 import os
 import struct
@@ -61,7 +61,7 @@ def test_header_without_an_image(tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
 @pytest.mark.parametrize("compression", [None, "jpeg", "deflate"])
 def test_cut_short_anywhere(tmp_path, share, compression):
-    """Either the list of levels breaks off, or a tile lies past the end; silently losing levels is a failure, too."""
+    """The chain of levels is broken or a tile is past the end; levels must not be dropped without an error."""
     write_pyramid(tmp_path / "a.tif", photo(256, 256), 3, compression=compression)
     data = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "b.tif").write_bytes(data[: int(len(data) * share)])

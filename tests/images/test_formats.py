@@ -1,6 +1,4 @@
-"""Every suffix of the list has a reader, the documentation has the same list, and what is no regular file is refused at
-once.
-"""
+"""Every suffix has a reader and is in the documentation; pipes and devices are refused."""
 
 import os
 import re
@@ -34,7 +32,7 @@ def test_the_documentation_has_the_same_list():
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
-    """Pixels in the format that the suffix stands for."""
+    """Write pixels in the format of the suffix."""
     if path.suffix in (".tif", ".tiff", ".btf", ".tf8", ".ptif", ".ptiff", ".svs", ".qptiff"):
         tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", bigtiff=path.suffix in (".btf", ".tf8"))
     elif path.suffix == ".jxl":
@@ -52,7 +50,7 @@ def test_base_formats_are_read(tmp_path, suffix):
     pixels = photo(90, 70)
     write(tmp_path / f"a{suffix}", pixels)
     seen = open_image(tmp_path / f"a{suffix}", channels=3).read(0, (0, 0, 90, 70))
-    # JPEG and the palette of GIF lose a little.
+    # JPEG and the palette of GIF are lossy.
     assert np.abs(seen.astype(int) - pixels).mean() < (12 if suffix == ".gif" else 8)
 
 
@@ -88,7 +86,7 @@ def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(tmp_path, size, conta
     (tmp_path / "a.jxl").write_bytes(
         imagecodecs.jpegxl_encode(np.zeros((*size, 3), np.uint8), usecontainer=container, effort=1)
     )
-    assert jxl.read_size(str(tmp_path / "a.jxl")) == size
+    assert jxl.read_jxl_size(str(tmp_path / "a.jxl")) == size
     with pytest.raises(
         ImageError, match=rf"claims {size[1]} x {size[0]} pixels, which take .* bytes, more than the limit of 7;"
     ):
@@ -118,7 +116,7 @@ def test_jpeg_xl_cut_short_is_damaged(tmp_path, keep, container):
 )
 def test_pipes_and_devices_are_refused_at_once(tmp_path, make):
     make(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a\.png: is no file but a pipe, a socket or a device; write"):
+    with pytest.raises(ImageError, match=r"a\.png: is a pipe, a socket or a device, not a regular file; copy"):
         open_image(tmp_path / "a.png")
 
 

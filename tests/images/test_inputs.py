@@ -1,4 +1,4 @@
-"""What people hold as an image: the same pixels give the same answer, and what is no image gives one sentence."""
+"""Images in memory: the same pixels give the same result, and invalid inputs raise an error."""
 
 import re
 
@@ -214,7 +214,7 @@ def test_black_and_white(model):
     "x", [photo(H, W), photo(H, W, dtype=np.uint16), photo(H, W, dtype=np.float32)], ids=["uint8", "uint16", "float"]
 )
 def test_what_is_given_stays_as_it_is(x):
-    """Also for a model with a value range, whatever is looked at."""
+    """Inputs are not modified, also for a model with a value range."""
     ranged, before, t = make(value_range=(0.0, 0.5 if x.dtype.kind == "f" else 200.0)), x.copy(), tensor(x)
     first = classify(ranged, x).logits
     assert torch.equal(first, classify(ranged, x).logits) and torch.equal(first, classify(ranged, t).logits)
@@ -249,9 +249,7 @@ def test_any_number_of_bands_for_a_model_of_as_many(tmp_path, bands):
 
 
 def test_values_in_the_range_that_the_model_was_trained_on(tmp_path):
-    """A file, integers, floats and an image that was opened without a range are the same image; so is what was scaled
-    for another model.
-    """
+    """Files, integers, floats, open images and images scaled for another model give the same result."""
     pixels = photo(H, W, dtype=np.uint16) // 40
     ranged = make(value_range=(100.0, 1500.0))
     tifffile.imwrite(tmp_path / "u.tif", pixels, photometric="rgb")
@@ -529,9 +527,7 @@ def test_one_image_is_one_row(tmp_path, model):
 
 
 def test_one_image_several_times(tmp_path, model):
-    """In a list, whose images are opened by several threads; an iterator that does so has put others into the same
-    object.
-    """
+    """A list may contain one object several times. An iterator must not, because it may have changed the object."""
     Image.fromarray(photo(H, W)).save(tmp_path / "a.png")
     Image.fromarray(photo(H, W)).save(
         tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(photo(H, W, seed=1))]
@@ -582,7 +578,7 @@ def test_a_model_that_is_none(model):
 
 
 def test_images_that_are_squashed_first(tmp_path):
-    """A model whose training images were resized whole resizes whatever it is given."""
+    """A model that was trained on images resized whole resizes its inputs in the same way."""
     pixels = photo(H, W)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     model = create_classifier("test_resnet", num_classes=2, image_size=32)
@@ -603,7 +599,7 @@ def test_a_model_that_is_called_itself_refuses_floats_that_are_no_shares(model, 
         ):
             model(batch)
         assert model(batch / scale).logits.shape == (2, 3)
-        assert model(TensorViews(batch)).logits.shape == (2, 3)  # whoever makes views knows what they hold
+        assert model(TensorViews(batch)).logits.shape == (2, 3)  # views are not checked
 
 
 def test_views_of_other_bands(model):

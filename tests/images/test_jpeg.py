@@ -1,4 +1,4 @@
-"""JPEG: what libjpeg warns of is an error where pixels are lost or invented, and only there."""
+"""JPEG: warnings of libjpeg are errors if pixels are damaged, and only then."""
 
 import io
 import struct
@@ -86,7 +86,7 @@ def test_what_loses_no_pixel_is_read(warning, kind, monkeypatch):
     for change in ACCEPTED[warning]:
         for mode, colours in (("RGB", "RGB"), ("L", "GRAY")):
             data = change(_jpeg(kind, mode))
-            assert np.array_equal(jpeg.decode(data, colours), _as_pillow_reads_it(data, mode, monkeypatch))
+            assert np.array_equal(jpeg.decode_jpeg(data, colours), _as_pillow_reads_it(data, mode, monkeypatch))
 
 
 def test_bytes_after_the_end_and_filling_bytes_are_read(monkeypatch):
@@ -98,7 +98,7 @@ def test_bytes_after_the_end_and_filling_bytes_are_read(monkeypatch):
             data[:-2] + b"\xff" * 7 + data[-2:],
             data[:-2] + b"\x55" + data[-2:],
         ):
-            assert np.array_equal(jpeg.decode(changed, "RGB"), simplejpeg.decode_jpeg(data))
+            assert np.array_equal(jpeg.decode_jpeg(changed, "RGB"), simplejpeg.decode_jpeg(data))
 
 
 def test_stray_bytes_in_every_restart_interval_are_read():
@@ -108,11 +108,11 @@ def test_stray_bytes_in_every_restart_interval_are_read():
     for number in range(8):
         marker = bytes([0xFF, 0xD0 + number])
         scan = scan.replace(marker, b"\xaa\xbb" + marker)
-    assert np.array_equal(jpeg.decode(data[:start] + scan + b"\xff\xd9", "RGB"), simplejpeg.decode_jpeg(data))
+    assert np.array_equal(jpeg.decode_jpeg(data[:start] + scan + b"\xff\xd9", "RGB"), simplejpeg.decode_jpeg(data))
 
 
 def _scan(data):
-    """Positions of the coded data."""
+    """Range of the coded data."""
     at = data.index(b"\xff\xda")
     return at + 2 + struct.unpack(">H", data[at + 2 : at + 4])[0], len(data) - 2
 
@@ -140,7 +140,7 @@ REFUSED = {
 def test_what_loses_pixels_is_refused(damage, kind):
     for mode, colours in (("RGB", "RGB"), ("L", "GRAY"), ("CMYK", "RGB")):
         with pytest.raises(ValueError, match=r"\w"):
-            jpeg.decode(REFUSED[damage](_jpeg(kind, mode)), colours)
+            jpeg.decode_jpeg(REFUSED[damage](_jpeg(kind, mode)), colours)
 
 
 def test_lost_and_wrong_restart_markers_are_refused():
@@ -152,12 +152,12 @@ def test_lost_and_wrong_restart_markers_are_refused():
         _before(0xD3, b"\1\2")(_lost_marker(data)),
     ):
         with pytest.raises(ValueError, match="marker"):
-            jpeg.decode(damaged, "RGB")
+            jpeg.decode_jpeg(damaged, "RGB")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_codes_that_damage_leaves_over_are_not_taken_for_stray_bytes(mode):
-    """A flipped bit shifts the codes behind it, and libjpeg then calls the rest of them extraneous."""
+    """A flipped bit shifts the codes after it; libjpeg then reports the remainder as extraneous bytes."""
     data, rng, told = _jpeg("baseline", mode), np.random.default_rng(0), 0
     start, end = _scan(data)
     colours = "GRAY" if mode == "L" else "RGB"
@@ -169,7 +169,7 @@ def test_codes_that_damage_leaves_over_are_not_taken_for_stray_bytes(mode):
         except ValueError as error:
             told += "extraneous" in str(error)
             with pytest.raises(ValueError, match=r"\w"):
-                jpeg.decode(bytes(damaged), colours)
+                jpeg.decode_jpeg(bytes(damaged), colours)
     assert told > 5
 
 
@@ -177,16 +177,14 @@ def test_a_missing_scan_is_refused():
     data = _jpeg("progressive")
     scans = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
     with pytest.raises(ValueError, match="last scans"):
-        jpeg.decode(data[: data.rindex(b"\xff\xc4")], "RGB")
+        jpeg.decode_jpeg(data[: data.rindex(b"\xff\xc4")], "RGB")
     with pytest.raises(ValueError, match=r"\w"):
-        jpeg.decode(data[: scans[2]] + data[scans[3] :], "RGB")
+        jpeg.decode_jpeg(data[: scans[2]] + data[scans[3] :], "RGB")
 
 
 @pytest.mark.parametrize("factors", [(0x22, 0x12, 0x21), (0x41, 0x21, 0x11)])
 def test_rare_sampling_factors_are_decoded_and_checked(factors):
-    """One colour all over, coded by hand with the standard tables: simplejpeg knows no such sampling, other libraries
-    do.
-    """
+    """Images of one colour, coded with the standard tables, in sampling factors that simplejpeg does not support."""
     blocks = [(f >> 4) * (f & 15) for f in factors]
     units = (64 // (8 * (factors[0] >> 4))) * (64 // (8 * (factors[0] & 15)))
     rest = "0000" * sum(blocks[1:])
@@ -202,14 +200,14 @@ def test_rare_sampling_factors_are_decoded_and_checked(factors):
     data = bytes(head) + codes + b"\xff\xd9"
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(data)
-    pixels = jpeg.decode(data, "RGB")
+    pixels = jpeg.decode_jpeg(data, "RGB")
     assert (
         np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data))))
         and pixels.std() == 0
         and pixels[0, 0, 0] != 128
     )
     with pytest.raises(ValueError, match="premature"):
-        jpeg.decode(bytes(head) + codes[: len(codes) // 2] + b"\xff\xd9", "RGB")
+        jpeg.decode_jpeg(bytes(head) + codes[: len(codes) // 2] + b"\xff\xd9", "RGB")
 
 
 def _tiles(pixels, side=64):
@@ -222,9 +220,7 @@ def _tiles(pixels, side=64):
 
 
 def _write(path, tiles, shape, meaning, **options):
-    """A TIFF of tiles that are coded already; its photometric is set afterwards, since tifffile has a mind of its
-    own.
-    """
+    """Write a TIFF of encoded tiles; the photometric is set afterwards, because tifffile changes it."""
     with tifffile.TiffWriter(path) as writer:
         writer.write(
             iter(tiles), shape=shape, dtype=np.uint8, tile=(64, 64), compression="jpeg", metadata=None, **options
@@ -235,7 +231,7 @@ def _write(path, tiles, shape, meaning, **options):
 
 @pytest.mark.parametrize("marks", ["none", "JFIF", "Adobe"])
 def test_the_tiff_says_what_the_components_are(tmp_path, marks):
-    """As in libtiff, and so in OpenSlide, libvips and GDAL: the notes of the JPEG itself do not count."""
+    """JFIF and Adobe markers of the JPEG are ignored, as in libtiff, OpenSlide, libvips and GDAL."""
     pixels = photo(150, 200)
     for photometric, colours in ((2, "RGB"), (6, "YCBCR")):
         tiles = [
@@ -248,7 +244,7 @@ def test_the_tiff_says_what_the_components_are(tmp_path, marks):
             "JFIF": b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0",
             "Adobe": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0",
         }[marks]
-        note += bytes([photometric == 2]) if marks == "Adobe" else b""  # the opposite of the truth
+        note += bytes([photometric == 2]) if marks == "Adobe" else b""  # the wrong transform
         path = tmp_path / f"{photometric}.tif"
         extra = {"photometric": "ycbcr", "subsampling": (1, 1)}
         _write(path, [t[:2] + note + t[2:] for t in bare], pixels.shape, photometric, **extra)
@@ -303,7 +299,7 @@ def test_a_tile_of_another_size_or_colour_is_refused(tmp_path, other):
     tiles[0] = simplejpeg.encode_jpeg(strange, colorspace="GRAY" if other == "grey" else "RGB")
     _write(tmp_path / "a.tif", tiles, (128, 128, 3), 6, photometric="ycbcr", subsampling=(2, 2))
     image = open_image(tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="where the header promises 64 x 64 pixels with 3 components"):
+    with pytest.raises(ImageError, match="where the header has 64 x 64 pixels with 3 components"):
         image.read(0, (0, 0, 64, 64))
     assert image.read(0, (64, 64, 128, 128)).shape == (64, 64, 3)
 

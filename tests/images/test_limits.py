@@ -1,4 +1,4 @@
-"""Small files that claim much are refused before memory is taken; genuine ones are read when the limit is raised."""
+"""Small files with large claimed sizes are refused before memory is allocated, unless the limit is raised."""
 
 import io
 import re
@@ -17,7 +17,7 @@ from tests.images.files import photo, write_pyramid
 
 
 def _sparse(path, side, tile):
-    """A TIFF whose tiles are all left out, in a few hundred bytes."""
+    """Write a sparse TIFF without any tiles, in a few hundred bytes."""
     count = (-(-side // tile)) ** 2
     lists = 8 + 2 + 12 * 10 + 4
     tags = [
@@ -143,7 +143,7 @@ def test_more_bytes_for_each_pixel_count_more(tmp_path):
 
 
 def test_a_look_that_needs_too_much_is_refused(tmp_path):
-    """Whatever reads the file: a level that is too large to be seen whole is only looked at in parts."""
+    """A level above the limit can only be read in parts, for every reader."""
     image = ArrayPyramid(photo(100, 100), max_bytes=3 * 50 * 50)
     assert image.look(np.array([[0, 0, 50, 50.0]]), (10, 10)).shape == (1, 3, 10, 10)
     with pytest.raises(
@@ -168,9 +168,9 @@ def test_one_large_strip_is_decoded_once_for_its_conversion(tmp_path, monkeypatc
 
     monkeypatch.setattr(plain, "LARGE", 10_000)
     monkeypatch.setattr(tiff, "_KEPT", 1000)
-    decoded, real = [], tiff.decode
+    decoded, real = [], tiff.decode_tile
     monkeypatch.setattr(
-        tiff, "decode", lambda level, data, index: decoded.append(level.file) or real(level, data, index)
+        tiff, "decode_tile", lambda level, data, index: decoded.append(level.file) or real(level, data, index)
     )
     pixels = photo(600, 200)
     tifffile.imwrite(tmp_path / "a.tif", pixels, rowsperstrip=600, photometric="rgb", compression="zlib")

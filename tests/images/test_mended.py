@@ -1,4 +1,4 @@
-"""Damage that decoders pass over, and headers of old files, found by `benchmarks/torture`."""
+"""Damage that decoders ignore, and headers of old files, found by `benchmarks/torture`."""
 
 import os
 import struct
@@ -76,7 +76,7 @@ def test_notes_of_a_tiff_may_be_damaged(tmp_path, code, at, new):
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_uncompressed_strips_without_their_lengths(tmp_path, planar):
-    """TIFF 4 did not ask for them; libtiff calculates them."""
+    """TIFF 4 did not require byte counts; libtiff calculates them."""
     pixels = photo(50, 40)
     data = np.moveaxis(pixels, -1, 0) if planar == "separate" else pixels
     tifffile.imwrite(tmp_path / "a.tif", data, rowsperstrip=16, photometric="rgb", planarconfig=planar, metadata=None)
@@ -103,7 +103,7 @@ def test_a_strip_that_does_not_begin_as_a_jpeg(tmp_path):
 
 @pytest.mark.parametrize("title", ["TIFF fax 3", "TIFF fax 4"])
 def test_flipped_bits_of_a_fax_are_told_where_libtiff_tells_them(tmp_path, title):
-    """libtiff warns of bad codes and goes on; libvips makes an error of it."""
+    """libtiff issues a warning for invalid codes and continues; libvips raises an error."""
     pyvips = pytest.importorskip("pyvips")
     path = _written(tmp_path, title)
     data, told = path.read_bytes(), 0

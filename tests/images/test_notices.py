@@ -1,4 +1,4 @@
-"""Warnings of libraries: never without the file's name, once for each file, and nobody else's."""
+"""Warnings of libraries are logged with the path, once for each file; other warnings are unchanged."""
 
 import logging
 import struct
@@ -19,22 +19,22 @@ WHOLE = np.array([[0, 0, 64, 64]], dtype=float)
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    notices._say.cache_clear()
+    notices._log_once.cache_clear()
 
 
 @pytest.fixture
 def odd(tmp_path):
-    """A maker of files that a library warns about when they are opened or decoded."""
+    """Function that writes a file for which a library issues a warning."""
 
     def make(kind: str, name: str = "odd"):
         pixels = photo(64, 64)
         path = tmp_path / f"{name}.{kind}"
         if kind == "tif":  # tifffile logs: the type cannot hold this value
             tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(42113, 2, 0, "-9999", True)])
-        elif kind == "jp2":  # rasterio warns: no place on Earth
+        elif kind == "jp2":  # rasterio warns: no georeference
             pytest.importorskip("rasterio")
             Image.fromarray(pixels).save(path)
-        else:  # Pillow would warn: the list of notes breaks off
+        else:  # Pillow would warn: truncated EXIF
             exif = b"II*\0" + struct.pack("<IH", 8, 5) + bytes(range(20))
             Image.fromarray(pixels).save(path, exif=b"Exif\0\0" + exif if kind == "jpg" else exif)
         return path
@@ -57,7 +57,7 @@ def test_each_file_is_named_once(odd, caplog, recwarn):
 
 
 def test_warnings_of_one_line_are_named_for_each_file(caplog):
-    """Python would show the second one no more."""
+    """By default Python shows a warning of one line of code only once."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         for path in ("first.jpg", "second.jpg", "first.jpg"):
@@ -78,7 +78,7 @@ def test_images_in_memory_are_named_by_their_place(odd, caplog, recwarn):
 
 
 def test_what_a_decoder_says_is_named_too(tmp_path, caplog):
-    """libpng finds more data than pixels only when it decodes."""
+    """libpng detects surplus data only when it decodes."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -114,7 +114,7 @@ def test_an_error_says_it_alone(odd, caplog):
 
 
 def test_warnings_of_other_threads_are_left_alone(caplog):
-    """A thread that reads nothing warns as ever while another one reads."""
+    """Warnings of a thread that reads no file are unchanged while another thread reads."""
     reads, warned = threading.Event(), threading.Event()
 
     def read():
@@ -139,7 +139,7 @@ def test_warnings_of_other_threads_are_left_alone(caplog):
 
 
 def test_levels_are_kept(caplog):
-    """GDAL's errors are mere information for rasterio; what is for developers is left alone."""
+    """rasterio logs GDAL errors as INFO. Records keep their level, and DEBUG records are not collected."""
     with caplog.at_level(logging.DEBUG), notices.noting("a.tif"):
         for level in (logging.DEBUG, logging.INFO, logging.ERROR):
             logging.getLogger("rasterio._env").log(level, "level %d", level)

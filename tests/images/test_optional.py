@@ -1,4 +1,4 @@
-"""Readers that come as extras."""
+"""Readers that need optional packages."""
 
 import sys
 

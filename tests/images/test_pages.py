@@ -1,4 +1,4 @@
-"""Which pages of a TIFF are seen: headers say what a page is, its position does not."""
+"""Roles of the pages of a TIFF, which are defined by tags and not by their order."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_older_files_say_so_in_another_tag(tmp_path):
 
 
 def test_a_picture_that_is_the_child_of_its_thumbnail(tmp_path):
-    """As in digital negatives; the orientation that only the parent has holds for the picture."""
+    """As in DNG files. The orientation of the parent page applies to the main image."""
     pixels = photo(128, 192)
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         options = {"photometric": "rgb", "metadata": None}
@@ -61,7 +61,7 @@ def test_from_small_to_large(tmp_path, flagged):
 
 
 def test_pages_of_a_document_are_no_levels(tmp_path):
-    """The first page is seen, whatever follows: pictures of other shapes, or twice the size but not in tiles."""
+    """The first page is the image if other pages have another shape, or are twice the size but not tiled."""
     pixels = photo(64, 96)
     for name, others in (("shape", [photo(150, 192)]), ("strips", [np.repeat(np.repeat(pixels, 2, 0), 2, 1)])):
         with tifffile.TiffWriter(tmp_path / f"{name}.tif") as writer:
@@ -119,7 +119,7 @@ def test_channels_of_a_stack_are_those_of_its_first_plane(tmp_path, kind, axes):
 
 
 def test_jpeg_tables_of_channels_that_are_pages(tmp_path):
-    """Each page has tables of its own; with those of another its tiles are damaged."""
+    """Each page has separate JPEG tables, without which its tiles cannot be decoded."""
     pixels = photo(64, 64)
     with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as writer:
         options = {"photometric": "minisblack", "tile": (64, 64), "compression": "jpeg", "metadata": {"axes": "CYX"}}
@@ -152,7 +152,7 @@ def _padded_levels(pixels, tile, count):
 
 @pytest.mark.parametrize("size", [(160, 352), (352, 160), (96, 96)])
 def test_levels_that_are_padded_to_whole_tiles(tmp_path, size):
-    """As Philips writes them: the header states tiles, and a pixel of level k still stands for 2^k of level 0."""
+    """As in Philips slides: the size in the header is padded; the scale of level k is still 2^k."""
     tile = 32
     y, x = np.mgrid[: size[0], : size[1]]
     pixels = np.stack([y * 200 / size[0], x * 200 / size[1], (y // 16 + x // 16) % 2 * 200], 2).astype(np.uint8)

@@ -1,6 +1,4 @@
-"""One image shared by threads, inherited by forked processes, pickled and handed to loaders' workers: always the same
-pixels.
-"""
+"""An image shared by threads, forked processes, pickles and workers of loaders always gives the same looks."""
 
 import multiprocessing
 import pickle
@@ -89,7 +87,7 @@ def test_fork_after_use_in_the_parent(image):
 
 
 class _Set(Dataset):
-    """Views whose thumbnails are read ahead, as a training set gives them."""
+    """Data set of views with prefetched thumbnails."""
 
     def __init__(self, image):
         self.image = image

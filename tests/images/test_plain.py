@@ -103,7 +103,7 @@ def test_interlaced_png(tmp_path):
 
 
 def _interlaced(pixels):
-    """Adam7 written by hand: Pillow cannot."""
+    """Write an interlaced PNG (Adam7), which Pillow cannot write."""
     h, w = pixels.shape[:2]
     rows = b""
     for y0, x0, dy, dx in (
@@ -189,9 +189,7 @@ def test_zero_sized(tmp_path):
     ppm, png = b"P6\n0 10\n255\n", _png(0, 10, 8, 2, zlib.compress(b""))
     for content in (png, jpeg, ppm):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(
-            ImageError, match=r"/a: the image is 0 x 10 pixels; there is nothing to see, make it again$"
-        ):
+        with pytest.raises(ImageError, match=r"/a: the image is 0 x 10 pixels, with nothing to see; save it again$"):
             open_image(tmp_path / "a")
 
 
@@ -385,7 +383,7 @@ def test_lengths_that_harm_nothing_are_accepted(tmp_path):
 
 @pytest.mark.parametrize("alpha", [0, 255, None])
 def test_a_bmp_whose_fourth_byte_is_zero_is_shown(tmp_path, alpha):
-    """Its header has a mask for alpha, its writer did not mean it; a BMP with some alpha does mean it."""
+    """Alpha of a 32-bit BMP is ignored if it is 0 or 255 everywhere."""
     pixels = photo(20, 30)
     fourth = np.full((20, 30, 1), alpha) if alpha is not None else (photo(20, 30, 1) // 2)
     body = np.concatenate([pixels[..., ::-1], fourth], 2).astype(np.uint8)[::-1].tobytes()

@@ -1,4 +1,4 @@
-"""PNG: damaged pixels are refused, damaged notes are not."""
+"""PNG: damaged pixels are refused, damaged metadata are not."""
 
 import io
 import struct

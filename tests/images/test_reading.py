@@ -1,6 +1,4 @@
-"""One boundary around reading: whatever a file does names the file, at every look; mistakes of a program keep their
-traceback.
-"""
+"""Errors of files are raised as `ImageError` with the path, at every look; programming errors are not converted."""
 
 import os
 import struct
@@ -34,7 +32,7 @@ def _pyramid(path, bigtiff=False):
 
 
 def _set(path, code, value):
-    """The entry of the first tile in a list of level 0."""
+    """Replace the entry of the first tile in a list of level 0."""
     with tifffile.TiffFile(path) as file:
         tag = file.pages[0].tags[code]
         size = {3: 2, 4: 4, 16: 8}[int(tag.dtype)]
@@ -122,7 +120,7 @@ def test_whatever_reading_raises_names_the_file(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(tiff, "decode", fail)
+    monkeypatch.setattr(tiff, "decode_tile", fail)
     views.look(np.array([0]), np.array([[0, 0, 64, 64.0]]), SMALL)
     assert views.errors[0].startswith(f"{tmp_path / 'a.tif'}: tile 0 of level 0 cannot be decoded")
 
@@ -142,7 +140,7 @@ def test_mistakes_of_a_program_are_not_called_damage(tmp_path, monkeypatch, bug)
 
     write_pyramid(tmp_path / "a.tif", photo(64, 64), 1)
     views = ImageViews([open_image(tmp_path / "a.tif")])
-    monkeypatch.setattr(tiff, "decode", fail)
+    monkeypatch.setattr(tiff, "decode_tile", fail)
     with pytest.raises((NameError, TypeError, AttributeError, AssertionError, ImportError)):
         views.look(np.array([0]), np.array([[0, 0, 64, 64.0]]), SMALL)
     monkeypatch.setattr(tiff, "outline", fail)
@@ -157,7 +155,7 @@ def test_errors_are_one_short_line():
 
 
 def test_systems_without_positional_reads(tmp_path, monkeypatch):
-    """As Windows; many threads share the one place in the file."""
+    """As on Windows; many threads share one file position."""
     levels = write_pyramid(tmp_path / "a.tif", photo(500, 500), 3, compression="deflate")
     monkeypatch.delattr(os, "pread")
     image = open_image(tmp_path / "a.tif")
@@ -173,7 +171,7 @@ def test_systems_without_positional_reads(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_named_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="is no file but a pipe"):
+    with pytest.raises(ImageError, match="is a pipe"):
         open_image(tmp_path / "a.tif")
 
 

@@ -116,7 +116,7 @@ def test_shrink_averages_blocks(rows, cols, dtype, layout):
 
 @pytest.mark.parametrize("rows,cols", [(1, 2), (2, 2), (8, 4), (8, 16), (32, 4), (16, 16), (64, 32)])
 def test_shrink_of_bytes_is_exact(rows, cols):
-    """Blocks of up to 128 bytes are added in 16 bits; white blocks have the largest sums."""
+    """Blocks of up to 128 bytes are summed in int16; white blocks have the largest sums."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 128, 64), dtype=np.uint8))
     pixels[1] = 255
     blocks = pixels.double().unflatten(3, (-1, cols)).mean(4).unflatten(2, (-1, rows)).mean(3)

@@ -1,4 +1,4 @@
-"""What files say about the size of their pixels."""
+"""Pixel size from the metadata of files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_files_of_tifffile(tmp_path):
     tifffile.imwrite(tmp_path / "ij.tif", PIXELS[..., 0], imagej=True, resolution=(2.0, 2.0), metadata={"unit": "um"})
     with open_image(tmp_path / "ij.tif") as image:
         assert image.mpp == pytest.approx(0.5)
-    # A nonsensical number must not cost the image.
+    # The image can be read with an invalid number.
     assert written(tmp_path / "a.svs", description="Aperio Image Library v1|MPP = 0.4.9", tile=(64, 64)) is None
 
 

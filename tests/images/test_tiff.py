@@ -1,4 +1,4 @@
-"""Tiled TIFF: right pixels, the tiles that are needed and no others, whatever the codec, the type and the layout."""
+"""Tiled TIFF: right pixels, and only the tiles that are needed, for all codecs, types and layouts."""
 
 import logging
 import pickle
@@ -83,9 +83,7 @@ def _write_coded(path, tiles, compression, photometric, shape=(128, 128, 3), **o
 @pytest.mark.parametrize("transform", [False, True])
 @pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33005, 2), (34712, 2), (34712, 6), (33003, 6)])
 def test_jpeg2000_is_converted_once(tmp_path, compression, photometric, transform, boxed):
-    """Stored as RGB, as YCbCr that only the TIFF tells of, or with the transform that the codestream tells of and the
-    decoder undoes.
-    """
+    """RGB, YCbCr according to the TIFF, or YCbCr by a component transform that the decoder inverts."""
     pixels = photo(128, 128)
     ycbcr = (compression == 33003 or photometric == 6) and not transform
     stored = _ycbcr(pixels) if ycbcr else pixels
@@ -455,7 +453,7 @@ def test_no_data_with_a_palette(tmp_path):
 @pytest.mark.parametrize("overviews", [False, True])
 @pytest.mark.parametrize("mask", [False, True])
 def test_levels_and_masks_in_files_beside(tmp_path, overviews, mask):
-    """As GDAL writes them; what is seen is what GDAL reads."""
+    """Files as GDAL writes them give the same pixels as GDAL."""
     rasterio = pytest.importorskip("rasterio")
     pixels, path = photo(256, 320), tmp_path / "a.tif"
     options = {"driver": "GTiff", "width": 320, "height": 256, "count": 3, "dtype": "uint8", "photometric": "rgb"}

@@ -178,7 +178,7 @@ def test_tensor_views_on_a_gpu_equal_those_on_a_cpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("side", [256, 250])
 def test_a_level_left_by_the_thumbnail_changes_no_look(dtype, side):
-    """Looks after a thumbnail are those without one, whether or not they lie on the level's grid."""
+    """Looks after a thumbnail equal those without one, on the grid of the kept level and off it."""
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images if dtype == torch.float32 else (255 * images).to(dtype)
     boxes = np.array(

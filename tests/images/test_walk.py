@@ -1,4 +1,4 @@
-"""One walk with one rule: what is found in folders and by patterns, and what is left out, counted by reason."""
+"""Search of folders and patterns: images that are found, and skipped files counted by reason."""
 
 import glob
 import os
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_searched_is_named(tmp_path):
 
 
 def test_paths_longer_than_the_system_takes_are_named(tmp_path, monkeypatch):
-    """Folders in folders until the path is too long; what lies above is still found."""
+    """Nested folders with a path that is too long; images above are still found."""
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "top/1.png")
     here = os.open(tmp_path / "top", os.O_RDONLY)
@@ -194,5 +194,5 @@ def test_patterns_leave_out_what_folders_leave_out(tmp_path):
     assert found_in(tmp_path, match(f"{tmp_path}/*")) == ["1.png", "deep/2.png"]
     assert found_in(tmp_path, match(f"{tmp_path}/**")) == ["1.png", "deep/2.png"]
     assert match(f"{tmp_path}/*").left_out[FOREIGN][0] == 3
-    # A pattern that names a suffix is taken at its word.
+    # A pattern with a suffix selects files of that suffix.
     assert found_in(tmp_path, match(f"{tmp_path}/**/*.xyz")) == ["deep/2.xyz"]
