@@ -98,7 +98,7 @@ def _no_deeper(value: Any) -> Any:
     return value
 
 
-class Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML loader for plain values, with numbers as in YAML 1.2 (``1e-4``). It raises `ContentError` for duplicate keys
     and exceeded limits.
     """
@@ -135,7 +135,9 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(file: Path) -> Any:
@@ -147,7 +149,7 @@ def read_yaml(file: Path) -> Any:
     """
     text = _text(file)
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=StrictLoader)
     except ContentError:
         raise
     except (

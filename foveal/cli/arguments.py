@@ -61,7 +61,7 @@ class Command:
     usage: str | None = None
 
 
-def flag(help: str, metavar: str | None = None, **more: Any) -> dict[str, Any]:
+def argument(help: str, metavar: str | None = None, **more: Any) -> dict[str, Any]:
     """An argument with a flag."""
     return {"help": help, "metavar": metavar, **more} if metavar else {"help": help, **more}
 
@@ -147,11 +147,11 @@ def make_parser(made: Mapping[str, Command], only: str | None = None, **top: Any
 
 EVERYWHERE: Arguments = {
     "quiet": switch("print results and errors only"),
-    "import": flag("load a module, or a .py file, with models and the like of your own; repeatable", "MODULE"),
+    "import": argument("load a module, or a .py file, with models and the like of your own; repeatable", "MODULE"),
 }
 """Arguments of every command."""
 
-READING: Arguments = {"max_bytes": flag("memory that a decoded image may take, as 4GiB (default: 1GiB)", "SIZE")}
+READING: Arguments = {"max_bytes": argument("memory that a decoded image may take, as 4GiB (default: 1GiB)", "SIZE")}
 """Arguments of every command that reads images."""
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
-from foveal.cli.arguments import Arguments, Command, flag, given, natural, positional, positive, switch
-from foveal.cli.running import data_of, export, import_torch, keep_exits, make_data, progress, report, tell_failed
+from foveal.cli.arguments import Arguments, Command, argument, given, natural, positional, positive, switch
+from foveal.cli.running import data_of, export, import_torch, keep_exits, make_data, print_result, progress, tell_failed
 from foveal.display import printable
 from foveal.errors import ConfigError, RunError
 from foveal.formats import SUFFIXES
@@ -72,32 +72,32 @@ POLICY = f"{_names(POLICY_NAMES)}; Saccader also knows {_names(SACCADER_POLICY_N
 TABLES = sorted(file.stem for file in Path(__file__).parents[1].glob("evaluation/tables/*.yaml"))
 
 RUN = positional("RUN", "run folder")
-LOCATIONS = flag("looks per level, as 2,1 (default: the run's)", "LOOKS")
-POLICY_OF_ONE = flag(f"how cells are chosen: {POLICY}", "NAME", default="greedy")
-AT_ONCE = flag("with --budget: looks between two decisions to stop")
+LOCATIONS = argument("looks per level, as 2,1 (default: the run's)", "LOOKS")
+POLICY_OF_ONE = argument(f"how cells are chosen: {POLICY}", "NAME", default="greedy")
+AT_ONCE = argument("with --budget: looks between two decisions to stop")
 WIDE = switch("print every column that there is")
-MEASURE = flag(
+MEASURE = argument(
     "times and memory: none, in about 20 s in all, or 0.5 s and more for each number", default=None, choices=MEASURES
 )  # no default: with --budget it must not be given
 HOW: Arguments = {
-    "device": flag("where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU"),
-    "precision": flag(f"of the arithmetic: {_names(list(PRECISIONS))}"),
-    "seed": flag("of everything random", type=natural),
+    "device": argument("where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU"),
+    "precision": argument(f"of the arithmetic: {_names(list(PRECISIONS))}"),
+    "seed": argument("of everything random", type=natural),
 }
-BATCH_SIZE = flag("images at a time")
-JUDGES = flag(
+BATCH_SIZE = argument("images at a time")
+JUDGES = argument(
     "other runs that also classify the changed images, say dense ones", "RUN", name="--by", action="extend", nargs="+"
 )
 EVALUATION: Arguments = {
-    "data_flags": flag("data set, see foveal data (default: the run's)", "NAME", name="--data"),
-    "data.KEY": flag("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
-    "split": flag("images to use (default: test, or val where there is no test)", choices=SPLITS),
-    "limit": flag("use N images, drawn by the seed (default: all)"),
-    "out": flag("where to write (default: the run)", "FOLDER"),
+    "data_flags": argument("data set, see foveal data (default: the run's)", "NAME", name="--data"),
+    "data.KEY": argument("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
+    "split": argument("images to use (default: test, or val where there is no test)", choices=SPLITS),
+    "limit": argument("use N images, drawn by the seed (default: all)"),
+    "out": argument("where to write (default: the run)", "FOLDER"),
     "wide": WIDE,
     **HOW,
     "batch_size": BATCH_SIZE,
-    "workers": flag("processes that read images ahead", type=natural),
+    "workers": argument("processes that read images ahead", type=natural),
 }
 """Arguments of every command that evaluates: the fields of a `foveal.evaluation.Setting`, data, and the output."""
 SETTING = "foveal.evaluation.protocol.Setting"
@@ -106,7 +106,7 @@ SETTING = "foveal.evaluation.protocol.Setting"
 def _policies(what: str) -> dict[str, Any]:
     """Further policies, with commas between them."""
     text = f"{what} besides the learned one and random, with commas between them: {POLICY}"
-    return flag(text, "NAMES", name="--policy", type=_separate, action="extend")
+    return argument(text, "NAMES", name="--policy", type=_separate, action="extend")
 
 
 # ------------------------------------------------------------------------------------------------------ fit, recipes
@@ -153,7 +153,7 @@ Recipes of published experiments; foveal recipes NAME lists those of a group:
             "name from the lists below, or YAML file (default: folder, a TNet on the class folders in --data.root)",
             nargs="?",
         ),
-        "out": flag("run folder (default: runs/ and the name of the recipe)", "FOLDER"),
+        "out": argument("run folder (default: runs/ and the name of the recipe)", "FOLDER"),
         "resume": switch("go on with the run that is there"),
         "overwrite": switch("replace the run that is there"),
     },
@@ -250,11 +250,11 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
 """,
     {
         "model": RUN,
-        "locations": flag(
+        "locations": argument(
             "looks per level, 2,1, or a sweep of the first, 0..6 (default: 0 up to the run's own)", "LOOKS"
         ),
         "policies": _policies("policies to evaluate"),
-        "budgets": flag(
+        "budgets": argument(
             "early exit instead of equal looks: stop at each image once the answer is sure, so that the mean "
             f"image costs this much: {COST}. The threshold is found on validation images and kept in the run. May be "
             "repeated",
@@ -263,7 +263,7 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
             action="append",
         ),
         "at_once": AT_ONCE,
-        "against": flag("run of another model, say a dense network, to compare with", "RUN"),
+        "against": argument("run of another model, say a dense network, to compare with", "RUN"),
         "measure": MEASURE,
         **EVALUATION,
     },
@@ -276,7 +276,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     args.model = run = Run(args.model)
     if not args.budgets:
-        return report(_result(evaluate, args, run, "accuracy"), args)
+        return print_result(_result(evaluate, args, run, "accuracy"), args)
     if args.policies or args.against:
         raise ConfigError(
             "--budget: is compared with equal locations of the same model; leave --policy and --against out"
@@ -287,7 +287,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     read_exits(run.path)  # a damaged file is reported before the work is done
     result = _result(evaluate_early_exit, args, run, "finding thresholds")
-    code = report(result, args)
+    code = print_result(result, args)
     if not args.data_flags:  # thresholds found on other data are not kept
         keep_exits(run, result.exits)
     return code
@@ -316,21 +316,21 @@ run; --data and --data.KEY choose others, as for foveal fit.
 """,
     {
         "models": positional("RUN_OR_MODEL", "run folders, and names of networks, see foveal models", nargs="+"),
-        "locations": flag(
+        "locations": argument(
             "looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them "
             "(default: 0, and each run's own)",
             "LOOKS",
         ),
         "measure": MEASURE,
         **EVALUATION,
-        "out": flag("where to write", "FOLDER", default="comparison"),
+        "out": argument("where to write", "FOLDER", default="comparison"),
     },
     calls=("foveal.evaluation.comparison.compare", SETTING),
 )
 def _compare(args: argparse.Namespace) -> int:
     from foveal.evaluation import compare, first_run
 
-    return report(_result(compare, args, first_run(args.models), "accuracy"), args)
+    return print_result(_result(compare, args, first_run(args.models), "accuracy"), args)
 
 
 @command(
@@ -348,7 +348,7 @@ of the run; --data and --data.KEY choose others, as for foveal fit.
 """,
     {
         "model": positional("RUN", "run folder of a model that chooses where to look"),
-        "locations": flag(
+        "locations": argument(
             "looks to hide, per level, 2,1, or a sweep of the first, 1..8 (default: 1 up to the run's own)", "LOOKS"
         ),
         "policies": _policies("policies whose looks are hidden,"),
@@ -362,7 +362,7 @@ def _occlude(args: argparse.Namespace) -> int:
     from foveal.runs import Run
 
     args.model = run = Run(args.model)
-    return report(_result(occlude, args, run, "occluding"), args)
+    return print_result(_result(occlude, args, run, "occluding"), args)
 
 
 @command(
@@ -382,11 +382,11 @@ others, as for foveal fit.
 """,
     {
         "model": RUN,
-        "locations": flag("looks per level, as 2,1, of a model that looks (default: the run's)", "LOOKS"),
-        "attention": flag(
+        "locations": argument("looks per level, as 2,1, of a model that looks (default: the run's)", "LOOKS"),
+        "attention": argument(
             "attention map, by its module or part of the network (default: the last)", "NAME", name="--map"
         ),
-        "cam": flag("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
+        "cam": argument("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
         "judges": JUDGES,
         **EVALUATION,
     },
@@ -398,7 +398,7 @@ def _faithfulness(args: argparse.Namespace) -> int:
     from foveal.runs import Run
 
     args.model = run = Run(args.model)
-    return report(_result(evaluate_faithfulness, args, run, "hiding and showing"), args)
+    return print_result(_result(evaluate_faithfulness, args, run, "hiding and showing"), args)
 
 
 # ---------------------------------------------------------------------------------------------------- predict, explain
@@ -435,20 +435,20 @@ Random looks, to compare with:
         "paths": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="+"),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
-        "budgets": flag(
+        "budgets": argument(
             f"stop at each image once the answer is sure, so that the mean image costs this much: {COST}; "
             "--locations is then the most looks",
             "COST",
             name="--budget",
         ),
         "at_once": AT_ONCE,
-        "out": flag(f"table to write, {_names(FORMATS)} (default: print path, label, probability)", "FILE"),
-        "top_k": flag("most probable classes in a row", "K"),
+        "out": argument(f"table to write, {_names(FORMATS)} (default: print path, label, probability)", "FILE"),
+        "top_k": argument("most probable classes in a row", "K"),
         "overwrite": switch("replace the file instead of going on with it"),
         "retry": switch("with --out: predict images again that failed"),
         **HOW,
         "batch_size": BATCH_SIZE,
-        "threads": flag(
+        "threads": argument(
             "threads that open images (default: one per image of a batch, two per processor at most)",
             name="--workers",
             type=natural,
@@ -541,8 +541,10 @@ each look added to the most probable classes, and the cost.
     {
         "model": RUN,
         "path": positional("IMAGE", "image file"),
-        "out": flag("the page", "FILE"),
-        "overlay_out": flag("also write the image with the boxes alone: .png, .jpg or .webp", "FILE", name="--overlay"),
+        "out": argument("the page", "FILE"),
+        "overlay_out": argument(
+            "also write the image with the boxes alone: .png, .jpg or .webp", "FILE", name="--overlay"
+        ),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "wide": WIDE,
@@ -601,10 +603,10 @@ Write the first test images of a run's data set as PNG files:
 """,
     {
         "name": positional("NAME", "data set or run folder (default: list the data sets)", nargs="?"),
-        "data.KEY": flag("option of the data set, see foveal fit --data NAME --help", "VALUE"),
-        "split": flag("images to export", default="test", choices=SPLITS),
-        "export": flag("write images into this folder", "FOLDER"),
-        "count": flag("how many images to write", "N", type=positive, default=8),
+        "data.KEY": argument("option of the data set, see foveal fit --data NAME --help", "VALUE"),
+        "split": argument("images to export", default="test", choices=SPLITS),
+        "export": argument("write images into this folder", "FOLDER"),
+        "count": argument("how many images to write", "N", type=positive, default=8),
         "wide": switch("name every class"),
     },
 )
@@ -654,10 +656,10 @@ the MACs.
 """,
     {
         "model": positional("MODEL", "name that foveal models lists, or run folder"),
-        "image_size": flag("of the image: 896, or 896x1344 (height x width)", "SIDE", type=_size, required=True),
-        "locations": flag("looks per level, as 2,1 (default: the model's)", "LOOKS"),
-        "num_classes": flag("classes (default: the model's)"),
-        "set": flag(
+        "image_size": argument("of the image: 896, or 896x1344 (height x width)", "SIDE", type=_size, required=True),
+        "locations": argument("looks per level, as 2,1 (default: the model's)", "LOOKS"),
+        "num_classes": argument("classes (default: the model's)"),
+        "set": argument(
             "option of the model, see foveal fit --model MODEL --help; may be repeated",
             "KEY=VALUE",
             action="append",
@@ -739,7 +741,7 @@ but the seed are lines of their own.
 """,
     {
         "name": positional("NAME", _names(TABLES)),
-        "runs": flag("where to look for run folders", "FOLDER", default=None),
+        "runs": argument("where to look for run folders", "FOLDER", default=None),
         "wide": WIDE,
         "json": switch("print every row, also those without a number, as JSON"),
     },

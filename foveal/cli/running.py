@@ -61,7 +61,7 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
         yield show
 
 
-def report(result: Result, args: argparse.Namespace) -> int:
+def print_result(result: Result, args: argparse.Namespace) -> int:
     """Print a result's table, write its files into ``--out`` or the run, list the images that failed."""
     from foveal.display import console
 

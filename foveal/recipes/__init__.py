@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from foveal.errors import ConfigError
-from foveal.strict import ContentError, Loader, read_yaml
+from foveal.strict import ContentError, StrictLoader, read_yaml
 
 _FOLDER = Path(__file__).parent
 
@@ -52,7 +52,7 @@ def parse_value(text: str) -> Any:
         ConfigError: brackets or quotes are not closed.
     """
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{text}: cannot be read as a value; check brackets and quotes") from error
 
