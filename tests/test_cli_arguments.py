@@ -75,7 +75,7 @@ def test_errors_name_flags():
         in_flags("locations 0,1: looks once; leave locations out", {})
         == "--locations 0,1: looks once; leave --locations out"
     )
-    assert in_flags("`model`: `nonsense`", arguments) == "`model`: `nonsense`"
+    assert in_flags("`optimiser.lr`: is -1; `batch_size` 4", arguments) == "--optimiser.lr: is -1; --batch-size 4"
 
 
 def test_the_parser_of_one_command_is_that_of_all():

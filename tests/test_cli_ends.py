@@ -187,3 +187,26 @@ def test_a_file_does_not_become_the_standard_error(tmp_path):
         ["bash", "-c", f"{sys.executable} {tmp_path / 'script.py'} 2>&-"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout.split()[-1]) > 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("x = (", "SyntaxError: '(' was never closed, FILE, line 1"),
+        ("\nraise RuntimeError('no weights\\nhere')", "RuntimeError: no weights, FILE, line 2"),
+        ("import nonsense_package", "ModuleNotFoundError: No module named 'nonsense_package', FILE, line 1"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_one_sentence(tmp_path, capsys, content, reason):
+    file = tmp_path / f"{reason.partition(':')[0].lower()}.py"
+    file.write_text(content)
+    assert main(["models", "--import", str(file)]) == 1
+    told = capsys.readouterr().err
+    assert (
+        told == f"foveal: --import {file}: cannot be loaded ({reason.replace('FILE', str(file))}); correct the module\n"
+    )
+
+
+def test_half_a_size_is_not_understood(capsys):
+    assert main(["cost", "test_resnet", "--image-size", "224x"]) == 2
+    assert "224x" in capsys.readouterr().err

@@ -23,6 +23,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -242,8 +243,19 @@ def _import_modules(flags: Sequence[str]) -> None:
         name = flag.partition("=")[2] or next(names, "")
         if not name:
             raise ConfigError("--import: names no module; give one as --import my_package, or the path of a .py file")
-        with fast_imports():
-            import_module(name)
+        try:
+            with fast_imports():
+                import_module(name)
+        except FovealError:
+            raise
+        except Exception as error:  # a module may raise anything
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+            reason = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]
+            raise ConfigError(
+                f"--import {name}: cannot be loaded ({type(error).__name__}: {reason}, {place[0]}, line {place[1]}); "
+                "correct the module"
+            ) from error
 
 
 def _bytes(text: str) -> int:

@@ -638,8 +638,8 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    height, _, width = text.partition("x")
-    return (positive(height), positive(width)) if width else positive(height)
+    height, by, width = text.partition("x")
+    return (positive(height), positive(width)) if by else positive(height)
 
 
 _size.__name__ = "size"

@@ -6,9 +6,10 @@ Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict
     evaluate(model, data, *, locations=None, policies=(), against=(), measure="quick", setting=Setting()) -> Evaluation
     compare(models, data, *, locations=None, measure="quick", setting=Setting()) -> Comparison
     occlude(model, data, *, locations=None, policies=(), judges=(), setting=Setting()) -> Occlusion
-    evaluate_faithfulness(model, data, *, locations=None, attention=None, cam=None, judges=(), setting=Setting()) ->
-    Faithfulness evaluate_early_exit(model, data, budgets, *, locations=None, at_once=1, setting=Setting(batch_size=8))
-    -> EarlyExit paper_table(name, runs="runs") -> PaperTables
+    evaluate_faithfulness(model, data, *, locations=None, attention=None, cam=None, judges=(), setting=Setting())
+        -> Faithfulness
+    evaluate_early_exit(model, data, budgets, *, locations=None, at_once=1, setting=Setting(batch_size=8)) -> EarlyExit
+    paper_table(name, runs="runs") -> PaperTables
 
 What they share:
 
@@ -19,8 +20,8 @@ What they share:
 Parts:
 
     find_thresholds(model, data, budgets, ...) -> the confidence thresholds for mean costs
-    measure(model, views_of, ...) -> Timing; fit_temperature(logits, target); coverage(boxes, sizes); diversity(boxes,
-    sizes)
+    measure(model, views_of, ...) -> Timing; fit_temperature(logits, target); coverage(boxes, sizes);
+        diversity(boxes, sizes)
 
 Example:
     >>> Strategy((2, 1), "random")
