@@ -143,7 +143,10 @@ def get_data(name: str, **options) -> DataModule:
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"data {name}: the option {missing[0]!r} is missing; set `data.{missing[0]}`")
-    data = constructor(**options)
+    try:
+        data = constructor(**options)
+    except MemoryError as error:
+        raise DataError(f"data {name}: does not fit in memory with these options; give smaller numbers") from error
     data.spec = {
         "name": name,
         **{key: p.default for key, p in parameters.items() if p.default is not p.empty},

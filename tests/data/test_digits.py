@@ -6,7 +6,7 @@ import torch
 
 from foveal.data import get_data
 from foveal.data.digits import _glyphs, _originals, _photographs, _place_squares, _shuffle
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, DataError
 
 SMALL = {"canvas": 160, "digit": (16, 24), "train": 20, "val": 10, "test": 10}
 
@@ -89,3 +89,9 @@ def test_larger_canvases_and_left_out_splits():
     assert data.val.images.shape == (2, 3, 512, 512)
     assert data.train is None
     assert data.test is None
+
+
+@pytest.mark.parametrize("options", [{"test": 10**12}, {"canvas": 10**6, "train": 10**6}])
+def test_more_than_memory_holds_is_one_sentence(options):
+    with pytest.raises(DataError, match="data digits: does not fit in memory with these options; give smaller numbers"):
+        get_data("digits", **options)
