@@ -21,6 +21,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
@@ -508,11 +509,25 @@ def _stamp(path: str, since: int | None = None) -> Any:
     return None if since is not None and max(stamp[1:]) >= since else stamp
 
 
+_ATTRIBUTES = ("class_names", "size", "squash", "antialias", "crop", "value_range", "image_size", "shorter_side")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.IGNORECASE)  # in the repr of a function, different in each process
+
+
 def fingerprint(model: nn.Module) -> str:
-    """Digest of a model's weights, classes and size, 16 hexadecimal digits."""
-    digest = hashlib.blake2b(
-        repr((getattr(model, "class_names", ()), getattr(model, "size", None))).encode(), digest_size=8
-    )
+    """Digest of a model: its weights, its structure and how it reads images; 16 hexadecimal digits.
+
+    Networks may differ in their structure alone, for example in activations or strides.
+    """
+    networks = [model, *filter(None, [getattr(model, "network", None)])]
+    described = {
+        "kinds": [f"{type(one).__module__}.{type(one).__qualname__}" for one in networks],
+        "structure": repr(model),
+        "spec": {key: value for key, value in getattr(model, "spec", {}).items() if not key.endswith("pretrained")},
+        "attributes": {key: getattr(model, key, None) for key in _ATTRIBUTES},
+        "normalisation": [getattr(model, key).tolist() for key in ("mean", "std") if hasattr(model, key)],
+    }
+    text = json.dumps(described, sort_keys=True, default=repr)
+    digest = hashlib.blake2b(_ADDRESS.sub("", text).encode(), digest_size=8)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

@@ -369,7 +369,7 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
         predict(model, folder, out=out, **BATCH)
     journal.unlink()
     with pytest.raises(
-        ConfigError, match=r"is not known to be a file of predictions, since .rows.jsonl.foveal is not beside it"
+        ConfigError, match=r"exists, but .rows.jsonl.foveal does not, so it may not be a file of predictions"
     ):
         predict(model, folder, out=out, **BATCH)
 
