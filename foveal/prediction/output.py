@@ -40,6 +40,7 @@ from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
 from foveal.importing import need_parquet
 from foveal.policies import GREEDY, Policy
+from foveal.prediction.device import check_precision
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
 from foveal.prediction.predictor import Model, Predictor
@@ -48,6 +49,7 @@ from foveal.prediction.rows import (
     Named,
     Row,
     as_text,
+    check_how,
     find_named,
     predict_rows,
 )
@@ -82,7 +84,7 @@ def predict(
     model: Model,
     paths: Any,
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     batch_size: int = 8,
     threads: int | None = None,
@@ -132,6 +134,8 @@ def predict(
             of earlier batches are safe.
     """
     start = time.perf_counter()
+    check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
+    check_precision(precision)
     predictor = Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
     left_out = LeftOut()
