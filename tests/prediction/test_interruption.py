@@ -368,9 +368,7 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
     ):
         predict(model, folder, out=out, **BATCH)
     journal.unlink()
-    with pytest.raises(
-        ConfigError, match=r"exists, but .rows.jsonl.foveal does not, so it may not be a file of predictions"
-    ):
+    with pytest.raises(ConfigError, match=r"exists, but .rows.jsonl.foveal does not"):
         predict(model, folder, out=out, **BATCH)
 
 
