@@ -183,6 +183,7 @@ def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, A
     from foveal.prediction import parse_location_sweep, parse_locations
 
     read: dict[str, Callable[[str], Any]] = {
+        "Sequence[int] | None": parse_locations,
         "int | Sequence[int] | None": parse_locations,
         "int | Sequence[int | Sequence[int]] | None": parse_location_sweep,
     }
