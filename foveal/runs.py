@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.host import usable_device
 from foveal.models import (
     as_classifier,
     check_options,
@@ -195,13 +196,21 @@ def made_in_python(thing: object) -> str:
     return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+Which = Literal["best", "last"]
+"""Weights of a run: those with the best validation, or those of the last checkpoint."""
+
+
 def load(
-    path: str | Path, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    which: Which = "best",
+    model: nn.Module | None = None,
 ) -> GlimpseClassifier:
     """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see
     `Run.load_model`.
     """
-    return Run(path).load_model(device, which, model)
+    return Run(path).load_model(device=device, which=which, model=model)
 
 
 @dataclass(frozen=True)
@@ -285,19 +294,23 @@ class Run:
         return tuple(self.card["class_names"])
 
     def load_model(
-        self, device: str | torch.device = "cpu", which: str = "best", model: nn.Module | None = None
+        self, *, device: str | torch.device = "cpu", which: Which = "best", model: nn.Module | None = None
     ) -> GlimpseClassifier:
         """Load the model in eval mode.
 
         Args:
-            device: device of the model.
+            device: device of the model, see `foveal.prediction.find_device`.
             which: ``"best"``, the weights with the best validation; or ``"last"``, those of the last checkpoint.
             model: a network that gets the weights, for models that were made in Python. If None, the model is created
                 by its name.
 
         Raises:
+            ConfigError: ``which`` is unknown, or this machine has no such device.
             RunError: the weights are missing, damaged or do not fit; or this version does not have the model.
         """
+        if which not in get_args(Which):
+            raise ConfigError(f"`which` {which}: is not known; use one of {', '.join(get_args(Which))}")
+        place = usable_device(device)
         file = self.file(WEIGHTS if which == "best" else LAST)
         shapes, weights = self._weights(file)
         if model is None:
@@ -313,7 +326,7 @@ class Run:
         classifier = self._build(model)
         check_weights(classifier, shapes, file)
         classifier.load_state_dict(weights())
-        return classifier.eval().to(device)
+        return classifier.eval().to(place)
 
     def _build(self, given: nn.Module | None = None) -> GlimpseClassifier:
         file, card = self.path / CARD, self.card

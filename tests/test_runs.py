@@ -21,7 +21,7 @@ import foveal.runs as runs
 from foveal.errors import ConfigError, ImageError, RunError, StorageError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images.views import TensorViews
-from foveal.prediction import classify
+from foveal.prediction import classify, find_device
 
 TNET = {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]}
 
@@ -281,6 +281,23 @@ def test_what_is_saved_is_loaded(folder):
     card = json.loads((folder / "config.json").read_text())
     assert card["size"] == [32, 32] and len(card["mean"]) == 3 and card["channels"] == 3
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        ({"which": "bets"}, r"^`which` bets: is not known; use one of best, last$"),
+        ({"device": "banana"}, r"^`device` banana: this machine has no such device that torch can use; try"),
+    ],
+)
+def test_weights_and_devices_that_there_are_not(folder, asked, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        runs.load(folder, **asked)
+    with pytest.raises(ConfigError, match=sentence):
+        runs.Run(folder).load_model(**asked)
+    with pytest.raises(TypeError, match="positional"):
+        runs.load(folder, "cpu")
+    assert runs.load(folder, device="auto").mean.device == find_device("auto")
 
 
 def test_loading_never_fetches_pretrained_weights(tmp_path, monkeypatch):

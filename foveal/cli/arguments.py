@@ -184,7 +184,8 @@ def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, A
 
     read: dict[str, Callable[[str], Any]] = {
         "Sequence[int] | None": parse_locations,
-        "Sequence[Sequence[int]] | None": parse_location_sweep,
+        "int | Sequence[int] | None": parse_locations,
+        "int | Sequence[int | Sequence[int]] | None": parse_location_sweep,
     }
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():

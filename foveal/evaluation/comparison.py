@@ -44,7 +44,18 @@ from foveal.evaluation.drawing import (
     png_figure,
     write_beside,
 )
-from foveal.evaluation.protocol import DEFAULT, Bench, Scores, Setting, Strategy, names_of, path_of, plain_split
+from foveal.evaluation.protocol import (
+    DEFAULT,
+    Bench,
+    Scores,
+    Setting,
+    Strategy,
+    check_setting,
+    names_of,
+    path_of,
+    plain_split,
+    sweep_of,
+)
 from foveal.evaluation.results import (
     INTERVALS,
     OperatingPoint,
@@ -173,7 +184,7 @@ def compare(
     models: Sequence[Model],
     data: DataModule,
     *,
-    locations: Sequence[Sequence[int]] | None = None,
+    locations: int | Sequence[int | Sequence[int]] | None = None,
     measure: Measure = "quick",
     setting: Setting = DEFAULT,
 ) -> Comparison:
@@ -195,6 +206,8 @@ def compare(
         RunError: a run folder is missing or damaged.
     """
     check_measure(measure)
+    check_setting(setting)
+    locations = None if locations is None else sweep_of(locations)
     named = dict(zip(names_of(models), models, strict=True))
     bare = {name for name, model in named.items() if _is_bare(model)}
     bench = Bench(_loaded(named, bare, data, setting), data, setting)

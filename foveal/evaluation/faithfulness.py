@@ -48,7 +48,7 @@ from foveal.evaluation.drawing import BLUE, GREY, finish, png_figure, title
 from foveal.evaluation.looks import chosen_boxes, coverage
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting
 from foveal.evaluation.results import INTERVALS, Result
-from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.base import GlimpseClassifier, WholeImage, whole_locations
 from foveal.images import Occluded, Views
 from foveal.layers import AttentionLayer
 from foveal.metrics import wilson
@@ -187,7 +187,7 @@ def evaluate_faithfulness(
     model: Model,
     data: DataModule,
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     attention: str | None = None,
     cam: str | None = None,
     judges: Sequence[Model] = (),
@@ -280,7 +280,7 @@ def _change_batch(bench: Bench, batch: Batch, ranking: Ranking, rows: dict[Any, 
 
 
 def _ranker(
-    model: GlimpseClassifier, name: str, locations: Sequence[int] | None, attention: str | None, cam: str | None
+    model: GlimpseClassifier, name: str, locations: int | Sequence[int] | None, attention: str | None, cam: str | None
 ) -> Ranking:
     """What the regions are, what ranks them, and the steps to show them in."""
     if attention is not None and cam is not None:
@@ -298,9 +298,8 @@ def _ranker(
             raise ConfigError("`locations` 0: shows no region; give one look or more, say 4")
         return "looks", partial(_rank_looks, model, places), min(looks, STEPS)
     if locations is not None:
-        raise ConfigError(
-            f"`locations` {','.join(map(str, locations))}: {name} looks once, at the whole image; leave it out"
-        )
+        asked = ",".join(map(str, whole_locations(locations)))
+        raise ConfigError(f"`locations` {asked}: {name} looks once, at the whole image; leave it out")
     maps = [of for of, module in model.network.named_modules() if isinstance(module, AttentionLayer)]
     if cam is None and maps:
         fit = [of for of in maps if attention is None or of == attention or of.startswith(f"{attention}.")]

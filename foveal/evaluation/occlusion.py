@@ -116,7 +116,7 @@ def occlude(
     model: Model,
     data: DataModule,
     *,
-    locations: Sequence[Sequence[int]] | None = None,
+    locations: int | Sequence[int | Sequence[int]] | None = None,
     policies: Sequence[str] = (),
     judges: Sequence[Model] = (),
     setting: Setting = DEFAULT,

@@ -30,10 +30,11 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.looks import Looks, chosen_boxes
 from foveal.evaluation.timing import Measure, TimedModel, Timing, measure_locations, measure_steps
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.base import GlimpseClassifier, whole_locations
 from foveal.images import Look, Views
 from foveal.metrics import Answers
-from foveal.prediction.device import autocast, find_device, machine_name
+from foveal.prediction.checks import check_whole
+from foveal.prediction.device import autocast, check_precision, find_device, machine_name
 from foveal.prediction.predictor import Model, Predictor
 from foveal.runs import Run
 
@@ -54,6 +55,9 @@ class Setting:
         seed: of policies that draw, and of the images that ``limit`` draws.
         limit: use this many images of a split, drawn by the seed; all if None.
         on_progress: see `Progress`.
+
+    Raises:
+        ConfigError: a number is too small, or the precision is unknown.
     """
 
     split: str | None = None
@@ -64,6 +68,14 @@ class Setting:
     seed: int = 0
     limit: int | None = None
     on_progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("batch_size", self.batch_size)
+        check_whole("workers", self.workers, 0)
+        check_whole("seed", self.seed, 0)
+        if self.limit is not None:
+            check_whole("limit", self.limit)
+        check_precision(self.precision)
 
     def steps(self, what: str, total: int) -> Callable[..., None]:
         """A function that reports one step of ``what``, or as many as it is called with, out of ``total``."""
@@ -76,6 +88,18 @@ class Setting:
                 self.on_progress(done, total, what)
 
         return step
+
+
+def check_setting(setting: Any) -> None:
+    """Check that an argument ``setting`` is a `Setting`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(setting, Setting):
+        raise ConfigError(
+            f"`setting` {setting}: is not a Setting; give foveal.Setting(...) with the same names as arguments"
+        )
 
 
 DEFAULT = Setting()
@@ -124,6 +148,7 @@ class Bench:
     """
 
     def __init__(self, models: Sequence[Model] | Mapping[str, Any], data: DataModule, setting: Setting) -> None:
+        check_setting(setting)
         named = models if isinstance(models, Mapping) else dict(zip(names_of(models), models, strict=True))
         self.setting = setting
         self.device = find_device(setting.device)
@@ -270,8 +295,18 @@ def plain_split(data: DataModule, split: str | None) -> tuple[DataModule, str]:
     return data, split or ("test" if data.test is not None and len(data.test) else "val")
 
 
+def sweep_of(locations: int | Sequence[int | Sequence[int]]) -> list[tuple[int, ...]]:
+    """Several locations as tuples. A number stands for one grid: ``[0, 1]`` means ``[(0,), (1,)]``.
+
+    Raises:
+        ConfigError: one is not a whole number, or a sequence of them.
+    """
+    every = locations if isinstance(locations, Iterable) and not isinstance(locations, str) else [locations]
+    return [whole_locations(each) for each in every]
+
+
 def strategies_of(
-    model: GlimpseClassifier, locations: Sequence[Sequence[int]] | None, policies: Sequence[str]
+    model: GlimpseClassifier, locations: int | Sequence[int | Sequence[int]] | None, policies: Sequence[str]
 ) -> list[Strategy]:
     """Learned looks at each of several locations, then random ones and those of other policies.
 
@@ -287,7 +322,7 @@ def strategies_of(
     if locations is None:
         first, *rest = model.locations or (0,)
         locations = [(k, *rest) if k else () for k in range(first + 1)]
-    learned = [Strategy(model.resolve_locations(each)) for each in locations]
+    learned = [Strategy(model.resolve_locations(each)) for each in sweep_of(locations)]
     others = [p for p in dict.fromkeys(["random", *map(str, policies)]) if p in model.policies and p != "greedy"]
     further = [Strategy(each.locations, policy) for policy in others for each in learned if each.locations]
     # "exhaustive" depends on the number of levels alone: one strategy for each number is enough.

@@ -28,7 +28,7 @@ from foveal.data import Batch, DataModule
 from foveal.display import TEXT, Column, Table, counted, fixed, percent, significant, stacked, unit_for
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.drawing import ACCURACY, BLUE, GREY, draw_series, finish, png_figure, title
-from foveal.evaluation.protocol import Bench, Setting, median_size
+from foveal.evaluation.protocol import Bench, Setting, check_setting, median_size
 from foveal.evaluation.results import INTERVALS, Result, Scored, metric_column
 from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
@@ -131,7 +131,7 @@ def evaluate_early_exit(
     data: DataModule,
     budgets: Sequence[str],
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     at_once: int = 1,
     setting: Setting = SMALL_BATCHES,
 ) -> EarlyExit:
@@ -161,7 +161,7 @@ def find_thresholds(
     data: DataModule,
     budgets: Sequence[str],
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     at_once: int = 1,
     seconds: float = 0.5,
     setting: Setting = SMALL_BATCHES,
@@ -188,6 +188,7 @@ def find_thresholds(
 
 
 def _validation_bench(models: Any, data: DataModule, setting: Setting) -> Bench:
+    check_setting(setting)
     split = setting.split or "val"
     if split == "val" and not (data.val is not None and len(data.val)):
         what = "thresholds for `budgets` are found on validation images, and there are none"
@@ -196,7 +197,7 @@ def _validation_bench(models: Any, data: DataModule, setting: Setting) -> Bench:
 
 
 def _find_thresholds(
-    bench: Bench, budgets: Sequence[str], locations: Sequence[int] | None, at_once: int, seconds: float = 0.5
+    bench: Bench, budgets: Sequence[str], locations: int | Sequence[int] | None, at_once: int, seconds: float = 0.5
 ) -> list[Exit]:
     wanted, setting = [parse_cost(text) for text in budgets], bench.setting
     (model,) = bench.models.values()

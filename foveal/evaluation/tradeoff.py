@@ -124,7 +124,7 @@ def evaluate(
     model: Model,
     data: DataModule,
     *,
-    locations: Sequence[Sequence[int]] | None = None,
+    locations: int | Sequence[int | Sequence[int]] | None = None,
     policies: Sequence[str] = (),
     against: Model | Sequence[Model] = (),
     measure: Measure = "quick",

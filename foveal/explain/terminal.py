@@ -27,6 +27,7 @@ from torch import Tensor
 
 from foveal.classification import Classification, Glimpse
 from foveal.display import TEXT, Column, Table, console, fixed, percent, printable, stacked
+from foveal.errors import ConfigError
 from foveal.explain.pictures import overlay
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def show(classification: Classification, image: Any = None, wide: bool = False) 
         classification: the classification of one image.
         image: the image; a notebook then shows it with the boxes.
         wide: print the five most probable classes, and the parent of each look.
+
+    Raises:
+        ConfigError: the classification is of several images.
     """
     console().print(classification_table(classification, wide))
     ipython = sys.modules.get("IPython")
@@ -63,6 +67,9 @@ def classification_table(classification: Classification, wide: bool = False) -> 
         classification: the classification of one image.
         wide: see `show`.
     """
+    if classification.logits.ndim != 1:
+        count = len(classification)
+        raise ConfigError(f"`classification`: is of {count} images, but show prints one image; show(c[0])")
     top = classification.top(5 if wide else 2)
     title = ", then ".join(f"{printable(name)} {percent(p)} %" for name, p in top)
     looks = list(enumerate(classification.glimpses))

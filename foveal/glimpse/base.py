@@ -12,8 +12,9 @@ Example:
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, cast
 
@@ -54,6 +55,23 @@ def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
     sizes = np.asarray(sizes, dtype=np.float64)
     half = share / 2 * sizes.min(1, keepdims=True)
     return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
+
+
+def whole_locations(locations: int | Sequence[int]) -> tuple[int, ...]:
+    """Locations as a tuple. A number stands for one grid.
+
+    Raises:
+        ConfigError: they are not whole numbers.
+    """
+    each = tuple(locations) if isinstance(locations, Iterable) and not isinstance(locations, str) else (locations,)
+    try:
+        if any(isinstance(k, bool) for k in each):
+            raise TypeError
+        return tuple(operator.index(k) for k in cast(Any, each))
+    except TypeError:
+        raise ConfigError(
+            f"`locations` {locations}: are not whole numbers; give looks per level, such as 2 or (2, 1)"
+        ) from None
 
 
 class _Policies:
@@ -184,7 +202,7 @@ class GlimpseClassifier(nn.Module, ABC):
     def forward(
         self,
         images: Views | Tensor,
-        locations: Sequence[int] | None = None,
+        locations: int | Sequence[int] | None = None,
         policy: str | Policy = GREEDY,
         draws: Draws | None = None,
         contributions: bool = True,
@@ -214,7 +232,7 @@ class GlimpseClassifier(nn.Module, ABC):
     def walk(
         self,
         images: Views | Tensor,
-        locations: Sequence[int] | None = None,
+        locations: int | Sequence[int] | None = None,
         at_once: int = 1,
         contributions: bool = True,
     ) -> Walk:
@@ -247,7 +265,7 @@ class GlimpseClassifier(nn.Module, ABC):
         images: Views | Tensor,
         policies: Sequence[str | Policy],
         draws: Draws,
-        locations: Sequence[int] | None = None,
+        locations: int | Sequence[int] | None = None,
     ) -> list[Rollout]:
         """One rollout of the batch for each policy, with gradients. For the arguments see `forward`."""
         locations, found = self.resolve_locations(locations), self._find_policies(policies, self.rollout_policies)
@@ -257,20 +275,20 @@ class GlimpseClassifier(nn.Module, ABC):
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """One rollout for each policy; see `rollouts`, which checks the arguments."""
 
-    def resolve_locations(self, locations: Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
+    def resolve_locations(self, locations: int | Sequence[int] | None, policy: Policy = GREEDY) -> tuple[int, ...]:
         """Check locations, and cut them at the first zero.
 
         Args:
-            locations: looks per grid at each level; the model's own if None.
+            locations: looks per grid at each level, or a number for the first alone; the model's own if None.
             policy: how locations are selected. Policies with ``every_cell`` take all cells of each of these levels.
 
         Returns:
             Positive numbers, one for each level that is looked at.
 
         Raises:
-            ConfigError: the model has fewer levels, or fewer cells per grid.
+            ConfigError: they are not whole numbers; or the model has fewer levels, or fewer cells per grid.
         """
-        asked = self.locations if locations is None else tuple(int(k) for k in locations)
+        asked = self.locations if locations is None else whole_locations(locations)
         taken = asked[: asked.index(0)] if 0 in asked else asked
         levels, most = self.most_levels, self.most_cells
         if (levels is not None and len(taken) > levels) or not all(1 <= k <= (most or k) for k in taken):

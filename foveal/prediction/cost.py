@@ -15,7 +15,8 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.registry import MODELS
 from foveal.images.views import BlankViews
+from foveal.models import create_model
 from foveal.policies import GREEDY, Policy
+from foveal.prediction.checks import check_whole
+from foveal.runs import Run
 
 Watcher = TypeVar("Watcher")
 
@@ -47,25 +52,28 @@ class Cost:
 
 
 def count_cost(
-    model: nn.Module,
+    model: nn.Module | Run | str | Path,
     image_size: int | tuple[int, int],
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Cost:
     """Count the cost of a model for one image. No memory is allocated for the image.
 
     Args:
-        model: a classifier; or a dense network, whose input is the image at full resolution.
+        model: a classifier; a dense network, whose input is the image at full resolution; a run folder; or the name of
+            a model, see `foveal.list_models`.
         image_size: side, or (height, width), in full-resolution pixels.
         locations: looks per grid at each level; the model's own if None. Ignored for dense networks.
         policy: how locations are selected. The cost may depend on it.
         mpp: µm per pixel of the image. The number of cells may depend on it.
 
     Raises:
-        ConfigError: the dense network does not take images of this size.
+        ConfigError: the dense network does not take images of this size; or ``model`` or ``image_size`` is none.
+        RunError: the run folder cannot be loaded.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    model = _model_of(model)
+    size = _size_of(image_size)
     statistics = sum(
         b.numel() for name, b in model.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var")
     )
@@ -76,6 +84,31 @@ def count_cost(
         if isinstance(model, GlimpseClassifier)
         else _dense_macs(model, size),
     )
+
+
+def _model_of(model: Any) -> nn.Module:
+    """The model itself, that of a run folder, or a new one by its name."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, Run):
+        return model.load_model()
+    if isinstance(model, Path) or (isinstance(model, str) and Path(model).exists() and model not in MODELS):
+        return Run(model).load_model()
+    if isinstance(model, str):
+        return create_model(model)
+    raise ConfigError(
+        f"`model`: an object of the type {type(model).__name__} was given; give a network, a model's name, or the path "
+        "of a run folder"
+    )
+
+
+def _size_of(image_size: Any) -> tuple[int, int]:
+    each = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(each) != 2 or isinstance(image_size, str):
+        raise ConfigError(f"`image_size` {image_size}: is not a size; give a side, or (height, width)")
+    for side in each:
+        check_whole("image_size", side)
+    return int(each[0]), int(each[1])
 
 
 class LookCounter:
@@ -133,7 +166,7 @@ def _dense_macs(network: nn.Module, size: tuple[int, int]) -> int:
 def _looking_macs(
     model: GlimpseClassifier,
     size: tuple[int, int],
-    locations: Sequence[int] | None,
+    locations: int | Sequence[int] | None,
     policy: str | Policy,
     mpp: float | None,
 ) -> int:
@@ -145,7 +178,7 @@ def run_on_blank(
     model: GlimpseClassifier,
     size: tuple[int, int],
     watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     mpp: float | None = None,
 ) -> Watcher:

@@ -40,6 +40,16 @@ def machine_name(device: torch.device) -> str:
     )
 
 
+def check_precision(precision: str) -> None:
+    """Check that a precision is known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ConfigError(f"`precision` {precision}: is not known; use one of {', '.join(PRECISIONS)}")
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """A context in which matrix products and convolutions run in float32 (``"32"``), bfloat16 (``"bf16"``) or float16
     (``"16"``).
@@ -47,7 +57,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     Raises:
         ConfigError: the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"`precision` {precision}: is not known; use one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))

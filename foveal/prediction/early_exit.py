@@ -108,7 +108,7 @@ def look_until(
     model: GlimpseClassifier,
     images: Views | Tensor,
     threshold: float,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     at_once: int = 1,
     contributions: bool = False,
 ) -> Classification:

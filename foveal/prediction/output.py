@@ -21,6 +21,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
@@ -39,6 +40,7 @@ from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
 from foveal.importing import need_parquet
 from foveal.policies import GREEDY, Policy
+from foveal.prediction.device import check_precision
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
 from foveal.prediction.predictor import Model, Predictor
@@ -47,6 +49,7 @@ from foveal.prediction.rows import (
     Named,
     Row,
     as_text,
+    check_how,
     find_named,
     predict_rows,
 )
@@ -81,7 +84,7 @@ def predict(
     model: Model,
     paths: Any,
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     batch_size: int = 8,
     threads: int | None = None,
@@ -131,6 +134,8 @@ def predict(
             of earlier batches are safe.
     """
     start = time.perf_counter()
+    check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
+    check_precision(precision)
     predictor = Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
     left_out = LeftOut()
@@ -508,11 +513,25 @@ def _stamp(path: str, since: int | None = None) -> Any:
     return None if since is not None and max(stamp[1:]) >= since else stamp
 
 
+_ATTRIBUTES = ("class_names", "size", "squash", "antialias", "crop", "value_range", "image_size", "shorter_side")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.IGNORECASE)  # in the repr of a function, different in each process
+
+
 def fingerprint(model: nn.Module) -> str:
-    """Digest of a model's weights, classes and size, 16 hexadecimal digits."""
-    digest = hashlib.blake2b(
-        repr((getattr(model, "class_names", ()), getattr(model, "size", None))).encode(), digest_size=8
-    )
+    """Digest of a model: its weights, its structure and how it reads images; 16 hexadecimal digits.
+
+    Networks may differ in their structure alone, for example in activations or strides.
+    """
+    networks = [model, *filter(None, [getattr(model, "network", None)])]
+    described = {
+        "kinds": [f"{type(one).__module__}.{type(one).__qualname__}" for one in networks],
+        "structure": repr(model),
+        "spec": {key: value for key, value in getattr(model, "spec", {}).items() if not key.endswith("pretrained")},
+        "attributes": {key: getattr(model, key, None) for key in _ATTRIBUTES},
+        "normalisation": [getattr(model, key).tolist() for key in ("mean", "std") if hasattr(model, key)],
+    }
+    text = json.dumps(described, sort_keys=True, default=repr)
+    digest = hashlib.blake2b(_ADDRESS.sub("", text).encode(), digest_size=8)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

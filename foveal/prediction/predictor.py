@@ -43,6 +43,7 @@ from foveal.images import (
 )
 from foveal.models import as_classifier
 from foveal.policies import GREEDY, Policy
+from foveal.prediction.checks import check_whole
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, look_until
 from foveal.prediction.folding import fold_norms
@@ -93,7 +94,7 @@ class Predictor:
         """Names of the classes, in the order of the logits; empty if the model has none."""
         return self.model.class_names
 
-    def locations(self, locations: Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
+    def locations(self, locations: int | Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
         """Check locations and policy.
 
         Returns:
@@ -128,7 +129,7 @@ class Predictor:
     def __call__(
         self,
         views: Views,
-        locations: Sequence[int] | None = None,
+        locations: int | Sequence[int] | None = None,
         policy: str | Policy = GREEDY,
         draws: Draws | None = None,
         until: Exit | None = None,
@@ -150,11 +151,12 @@ class Predictor:
         self,
         images: Any,
         *,
-        locations: Sequence[int] | None = None,
+        locations: int | Sequence[int] | None = None,
         policy: str | Policy = GREEDY,
         batch_size: int = 16,
     ) -> Classification:
         """Classify one image or several; see the function `classify` for arguments and errors."""
+        check_whole("batch_size", batch_size)
         one = not isinstance(images, Views) and is_one(images)
         parts = []
         for views in self._batches(images, batch_size):
@@ -199,7 +201,7 @@ def classify(
     model: Model,
     images: Any,
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     batch_size: int = 16,
     device: str | torch.device | None = None,
@@ -225,7 +227,7 @@ def classify(
 
     Raises:
         ImageError: an image cannot be opened or read, or does not fit the model. `foveal.predict` continues instead.
-        ConfigError: ``model`` is not a model, or the device does not exist.
+        ConfigError: ``model`` is not a model, the device does not exist, or another argument is invalid.
         RunError: the run folder cannot be loaded, or weights are NaN or infinite.
     """
     was_training = isinstance(model, nn.Module) and model.training

@@ -31,6 +31,7 @@ from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, wal
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
 from foveal.policies import GREEDY, Policy
+from foveal.prediction.checks import check_whole
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.early_exit import Exit, locations_of
 from foveal.prediction.predictor import Model, Predictor
@@ -169,11 +170,28 @@ def _names(images: Sequence[Any]) -> Iterator[Named]:
             yield from (Named(name, one) for name, one in each(image, f"[{i}]"))
 
 
+def check_how(*, batch_size: int, threads: int | None, top_k: int, until: Exit | None) -> None:
+    """Check arguments of `predict_rows`.
+
+    Raises:
+        ConfigError: a number is too small, or ``until`` is not an `Exit`.
+    """
+    check_whole("batch_size", batch_size)
+    check_whole("top_k", top_k)
+    if threads is not None:
+        check_whole("threads", threads)
+    if until is not None and not isinstance(until, Exit):
+        raise ConfigError(
+            f"`until` {until}: is not an Exit; give one that foveal.prediction.read_exits or "
+            "foveal.evaluation.find_thresholds returns"
+        )
+
+
 def predict_rows(
     model: Predictor | Model,
     images: Sequence[Any],
     *,
-    locations: Sequence[int] | None = None,
+    locations: int | Sequence[int] | None = None,
     policy: str | Policy = GREEDY,
     batch_size: int = 8,
     threads: int | None = None,
@@ -204,8 +222,9 @@ def predict_rows(
         The rows of each batch, in the order of ``images``.
 
     Raises:
-        ConfigError: the locations, policy, device or precision are invalid. Errors of images are in their rows.
+        ConfigError: an argument is invalid. Errors of images are in their rows.
     """
+    check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
     named = list(_names(images))

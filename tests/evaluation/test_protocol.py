@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from foveal.data import Batch, DataModule
-from foveal.errors import DataError
-from foveal.evaluation import Setting, evaluate_faithfulness, occlude
-from foveal.evaluation.protocol import Strategy, score_batches
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation import Setting, compare, evaluate, evaluate_faithfulness, find_thresholds, occlude
+from foveal.evaluation.protocol import Strategy, score_batches, sweep_of
 from foveal.images import ArrayPyramid, BlankViews
 from foveal.metrics import compute_metrics
 from foveal.models import create_model
@@ -98,3 +98,37 @@ def test_hiding_and_showing_what_was_looked_at():
     assert looked.total_locations == 14 / 4 and 3 / 4 < looked.hidden <= 1
     found = evaluate_faithfulness(model, long_and_square(), setting=CPU)
     assert found.curves[0].share[0] == 0 and found.curves[0].share[-1] == pytest.approx(looked.hidden)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("batch_size", (0, -1, 2.5, "8")),
+        ("workers", (-1,)),
+        ("seed", (-1, 0.5)),
+        ("limit", (0, -3)),
+        ("precision", ("33", 32)),
+    ],
+)
+def test_settings_that_cannot_be(name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^`{name}` {value}: is not [^\n]*$"):
+            Setting(**{name: value})
+
+
+def test_a_setting_is_a_setting():
+    for call in (
+        lambda **how: evaluate(Looker(), data(), **how),
+        lambda **how: occlude(Looker(), data(), **how),
+        lambda **how: compare([Looker()], data(), **how),
+        lambda **how: find_thresholds(Looker(), data(), ["2locations"], **how),
+    ):
+        with pytest.raises(ConfigError, match=r"^`setting` \{'limit': 3\}: is not a Setting; give foveal.Setting"):
+            call(setting={"limit": 3})
+
+
+def test_a_sweep_of_numbers():
+    assert sweep_of([0, 1]) == sweep_of([(0,), (1,)]) == [(0,), (1,)]
+    assert sweep_of(2) == [(2,)] and sweep_of([(2, 1), 3, ()]) == [(2, 1), (3,), ()]
+    with pytest.raises(ConfigError, match=r"`locations` 1.7: are not whole numbers"):
+        sweep_of([1, 1.7])

@@ -179,6 +179,11 @@ def test_heat_is_bright_where_attention_is():
     assert np.isfinite(np.array(heat(Image.new("RGB", (4, 4)), torch.ones(2, 2)))).all()
 
 
+def test_show_takes_one_image(seen):
+    with pytest.raises(ConfigError, match=r"is of 2 images, but show prints one image; show\(c\[0\]\)$"):
+        show(Classification.cat([replace(seen, logits=seen.logits[None], maps={})] * 2))
+
+
 def test_attention_maps_are_shown_head_by_head(image, seen, tmp_path):
     maps = {"stage <3>": torch.rand(3, 7, 7), "one": torch.rand(1, 7, 7), "many": torch.rand(20, 7, 7)}
     page = Page(report(image, replace(seen, maps=maps), tmp_path / "page.html").read_text(encoding="utf-8"))

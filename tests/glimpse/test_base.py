@@ -91,6 +91,16 @@ def test_budgets(levels, cells, asked, taken):
             model.resolve_locations(asked)
 
 
+def test_locations_are_whole_numbers():
+    model = Counting(None, 9)
+    assert model.resolve_locations(2) == model.resolve_locations(np.int64(2)) == (2,)
+    assert model.resolve_locations(np.array([2, 1])) == model.resolve_locations(iter([2, 1])) == (2, 1)
+    assert model.resolve_locations(0) == ()
+    for asked in (1.7, (1.7,), "2,1", True, [None]):
+        with pytest.raises(ConfigError, match=r"^`locations` .*: are not whole numbers; give looks per level, such as"):
+            model.resolve_locations(asked)
+
+
 def test_a_policy_may_take_every_cell_of_the_levels_asked_for():
     assert Counting(None, 9).resolve_locations((2, 1), Exhaustive()) == (9, 9)
     assert Counting(None, 9).resolve_locations((), Exhaustive()) == ()

@@ -5,8 +5,10 @@ from torch import nn
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
 from foveal.glimpse.tnet import TNet
+from foveal.models import create_classifier
 from foveal.prediction.cost import count_cost
 from foveal.prediction.device import autocast, find_device
+from foveal.runs import ModelInfo, Run, save_model
 
 
 class Small(nn.Module):
@@ -54,6 +56,29 @@ def test_counting_leaves_the_model_as_it_was():
     count_cost(model, 64)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_models_by_name_and_run_folders(tmp_path):
+    model = create_classifier("tnet", num_classes=3, backbone="test_efficientnet", base_size=32, locations=(2,))
+    save_model(tmp_path, model, ModelInfo(model.spec, ("a", "b", "c")))
+    of_model = count_cost(model, 256)
+    assert count_cost(tmp_path, 256) == count_cost(str(tmp_path), 256) == count_cost(Run(tmp_path), 256) == of_model
+    assert count_cost("test_resnet", 64).macs == count_cost(create_classifier("test_resnet").dense(), 64).macs
+
+
+@pytest.mark.parametrize(
+    "model, size, sentence",
+    [
+        (7, 64, "`model`: an object of the type int was given; give a network, a model's name, or the path"),
+        ("tnett", 64, "^tnett: [^\n]*tnet"),
+        (Small(), 0, "`image_size` 0: is not a whole number from 1; give one"),
+        (Small(), (1, 2, 3), "`image_size` .* is not a size; give a side"),
+        (Small(), "64", "`image_size` 64: is not a size; give a side"),
+    ],
+)
+def test_costs_of_nothing(model, size, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        count_cost(model, size)
 
 
 def test_an_image_that_a_network_does_not_take():

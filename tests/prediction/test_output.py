@@ -12,9 +12,11 @@ from pyarrow import parquet
 from foveal.data import get_data
 from foveal.errors import ConfigError, StorageError
 from foveal.glimpse.tnet import TNet
+from foveal.models import create_classifier
 from foveal.prediction import COLUMNS, predict
 from foveal.prediction.journal import Journal
 from foveal.prediction.output import FORMATS, Output, fingerprint, read_rows, write_rows
+from foveal.runs import ModelInfo, load, save_model
 
 
 def some_rows(n):
@@ -215,6 +217,41 @@ def test_a_damaged_output_is_told(tmp_path):
         StorageError, match="was changed by another program; put the file back as it was and repeat the command, choose"
     ):
         Output(tmp_path / "rows.parquet", {})
+
+
+def test_predictions_of_networks_that_differ_in_activations_only_are_not_mixed(folder, tmp_path):
+    def network(activation):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), activation, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        )
+
+    first, second = network(torch.nn.ReLU()), network(torch.nn.GELU())
+    out = tmp_path / "rows.jsonl"
+    predict(first, folder / "0.png", out=out, device="cpu")
+    with pytest.raises(ConfigError, match=r"was written with other settings \(model\)"):
+        predict(second, folder, out=out, device="cpu")
+    assert predict(network(torch.nn.ReLU()), folder, out=out, device="cpu").predicted == 6
+
+
+def test_the_fingerprint_is_of_everything_that_changes_predictions(tmp_path):
+    def tnet(**options):
+        torch.manual_seed(0)
+        return create_classifier("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, **options)
+
+    model = tnet()
+    before = fingerprint(model)
+    assert before == fingerprint(tnet())
+    assert fingerprint(tnet(locations=(1,))) != before  # another spec
+    for name, value in {"value_range": (0.0, 2.0), "image_size": 64, "shorter_side": 64}.items():
+        setattr(model, name, value)
+        assert fingerprint(model) != before
+        setattr(model, name, None)
+    assert fingerprint(model) == before
+    model.mean += 0.1
+    assert fingerprint(model) != before
+    save_model(tmp_path, tnet(), ModelInfo({"name": "tnet", "backbone": "test_efficientnet", "base_size": 32}))
+    assert fingerprint(load(tmp_path)) == fingerprint(load(tmp_path))
 
 
 def test_the_fingerprint_is_of_weights_and_classes(model):

@@ -192,3 +192,27 @@ def test_impossible_names_are_rows(folder, model):
     paths = [str(folder / ("n" * 300 + ".png")), str(folder / ("deep/" * 900 + "a.png")), str(folder / "0.png")]
     rows = predict(model, paths, device="cpu").rows
     assert [row["error"] is None for row in rows] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "how, sentence",
+    [
+        ({"top_k": 0}, "^`top_k` 0: is not a whole number from 1; give one$"),
+        ({"batch_size": 0}, "^`batch_size` 0: is not a whole number from 1; give one$"),
+        ({"threads": 0}, "^`threads` 0: is not a whole number from 1; give one$"),
+        ({"until": "2.0GMAC"}, "^`until` 2.0GMAC: is not an Exit; give one that foveal.prediction.read_exits"),
+        ({"locations": 1.7}, "^`locations` 1.7: are not whole numbers"),
+    ],
+)
+def test_arguments_that_cannot_be(folder, model, tmp_path, how, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        predict(model, folder, out=tmp_path / "rows.csv", **how)
+    assert [file.name for file in tmp_path.iterdir()] == ["images"]
+    with pytest.raises(ConfigError, match=sentence):
+        list(predict_rows(model, [folder / "0.png"], **how))
+
+
+def test_classify_takes_a_number_of_locations(folder, model):
+    assert classify(model, folder / "0.png", locations=1).locations == 1
+    with pytest.raises(ConfigError, match=r"^`batch_size` 0: is not"):
+        classify(model, folder / "0.png", batch_size=0)
