@@ -110,10 +110,12 @@ def check_hardware(config: Training) -> None:
         near = difflib.get_close_matches(config.strategy, known, 1)
         hint = f"did you mean {near[0]}" if near else "set `strategy` to one such as auto, ddp or fsdp"
         raise ConfigError(f"strategy: Lightning has no strategy {config.strategy!r}; {hint}")
-    switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     with _quiet_lightning():
         try:
-            pl.Trainer(**_hardware(config), **dict.fromkeys(switches, False), max_steps=1)
+            pl.Trainer(**_hardware(config), **off, max_steps=1)
         except Exception as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise ConfigError(

@@ -414,7 +414,7 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
     with pytest.raises(
         RunError,
         match=r"run: a run is there already; go on with it by `resume`, replace it by `overwrite`, or choose another "
-        r"--out$",
+        r"`out`$",
     ):
         fit_config(short, tmp_path / "run", quiet=True)
     assert (tmp_path / "run/last.ckpt").stat().st_mtime_ns == before
