@@ -351,6 +351,10 @@ class WholeImage(GlimpseClassifier):
         crop: in evaluation mode, look at the centred square whose side is this share of the image's shorter side. In
             training mode look at the whole image, squashed. ImageNet's usual recipe is 0.875 with the augmentation
             ``inception``. The whole image in both modes if None.
+
+    Raises:
+        ConfigError: the network has no classes. Without an attribute ``num_classes``, the network is run on an empty
+            image to count them.
     """
 
     def __init__(
@@ -367,10 +371,18 @@ class WholeImage(GlimpseClassifier):
         config = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (config.get("input_size") or (3,))[0]
         size = image_size or tuple(config.get("input_size", (3, 224, 224))[1:])
-        classes = getattr(network, "num_classes", None) or 1000
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        classes = getattr(network, "num_classes", None)
+        if not self._calls_network:
+            classes = classes or 1000  # subclasses set their own
+        if classes == 0:
+            raise ConfigError(
+                f"model: {type(network).__name__} has num_classes 0 and gives features; give a network that returns "
+                "(images, classes) logits"
+            )
         super().__init__(
-            classes,
-            (size, size) if isinstance(size, int) else tuple(size),
+            classes or _count_classes(network, channels, size),
+            size,
             per_band(mean or config.get("mean", (0.5,)), channels),
             per_band(std or config.get("std", (0.5,)), channels),
             squash=squash,
@@ -378,6 +390,26 @@ class WholeImage(GlimpseClassifier):
             crop=crop,
         )
         self.network = channels_last(network)
+
+    @property
+    def _calls_network(self) -> bool:
+        """Whether logits are the network's output. Subclasses may get them in another way."""
+        return type(self).classify is WholeImage.classify
+
+    def check_output(self) -> None:
+        """Run the network on an empty image, and check that it gives one logit per class. Subclasses with another
+        `classify` are not checked.
+
+        Raises:
+            ConfigError: it cannot be run, or gives something else.
+        """
+        if not self._calls_network:
+            return
+        if (found := _count_classes(self.network, self.channels, self.size)) != self.num_classes:
+            raise ConfigError(
+                f"model: {type(self.network).__name__} has num_classes {self.num_classes}, but gives an output of "
+                f"shape (1, {found}) for one image; give a network that returns (images, classes) logits"
+            )
 
     @property
     def most_levels(self) -> int:  # type: ignore[override]
@@ -420,6 +452,39 @@ class WholeImage(GlimpseClassifier):
 
     def dense(self) -> nn.Module:
         return self.network
+
+
+def _count_classes(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
+    """Number of logits that a network gives for an empty image.
+
+    Raises:
+        ConfigError: it cannot be run, or gives something else.
+    """
+    name = type(network).__name__
+    weight = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(0))
+    image = torch.zeros(1, channels, *size, dtype=weight.dtype, device=weight.device)
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            output = network(image)
+    except Exception as error:
+        shown = f"{channels} x {size[0]} x {size[1]}"
+        remedy = "give the `image_size` and bands that it takes"
+        if getattr(network, "num_classes", None) is None:
+            remedy = f"set num_classes on the network, or {remedy}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ConfigError(f"model: {name} cannot classify an image of {shown} ({reason}); {remedy}") from error
+    finally:
+        for module in training:
+            module.training = True
+    if not isinstance(output, Tensor):
+        given = f"of the type {type(output).__name__}"
+    elif output.ndim != 2 or len(output) != 1:
+        given = f"of shape {tuple(output.shape)} for one image"
+    else:
+        return output.shape[1]
+    raise ConfigError(f"model: {name} gives an output {given}; give a network that returns (images, classes) logits")
 
 
 def on_host(cells: Tensor) -> np.ndarray:

@@ -11,13 +11,16 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from foveal.errors import ConfigError
 from foveal.host import usable_device
 from foveal.registry import imported
+from foveal.signatures import mismatch
 
 PRECISIONS = ("32", "bf16", "16", "64", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 _LONG = {"bf16": "bf16-mixed", "16": "16-mixed"}
@@ -69,7 +72,40 @@ class Optimiser:
 
     def steps(self) -> tuple[float, ...]:
         """``step_at`` as a tuple."""
-        return self.step_at if isinstance(self.step_at, tuple) else (self.step_at,)
+        return tuple(self.step_at) if isinstance(self.step_at, list | tuple) else (self.step_at,)
+
+    def check(self) -> None:
+        """Check types and values.
+
+        Raises:
+            ConfigError: names the first invalid value.
+        """
+        if fault := mismatch(vars(self), get_type_hints(type(self)), "optimiser."):
+            raise ConfigError(fault)
+        for key in ("lr", "clip"):
+            _number(f"optimiser.{key}", getattr(self, key), "above 0", lambda value: value > 0)
+        for key in ("weight_decay", "eps", "l2", "step_factor", "warmup", "warmup_factor"):
+            _number(f"optimiser.{key}", getattr(self, key), "to 0 or more", lambda value: value >= 0)
+        for name, lr in self.group_lr.items():
+            _number(f"optimiser.group_lr.{name}", lr, "to 0 or more", lambda value: value >= 0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"optimiser.betas: are {self.betas[0]} and {self.betas[1]}; set `optimiser.betas` to numbers from 0 to "
+                "below 1"
+            )
+        if self.l2 and self.name == "adamw":
+            raise ConfigError(
+                "optimiser.l2: is a term of the loss, which adamw replaces; use `optimiser.weight_decay`, or adam or "
+                "sgd"
+            )
+        if self.nesterov and (self.name != "sgd" or not self.betas[0]):
+            raise ConfigError(
+                "optimiser.nesterov: is a kind of momentum of sgd; set `optimiser` sgd and a first beta above 0"
+            )
+        if not self.steps():
+            raise ConfigError("optimiser.step_at: is empty; set `optimiser.step_at` to one share of the run or more")
+        if not all(0 <= share <= 1 for share in self.steps()):
+            raise ConfigError(f"optimiser.step_at: {self.step_at} are not shares of the run; give numbers from 0 to 1")
 
 
 @dataclass
@@ -131,17 +167,25 @@ class Training:
     def __post_init__(self) -> None:
         # One spelling, because configurations of runs are compared.
         self.precision = _LONG.get(str(self.precision), self.precision)
+        if isinstance(self.init_from, os.PathLike):
+            self.init_from = os.fspath(self.init_from)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for YAML and JSON."""
         return plain(asdict(self))
 
     def check(self) -> None:
-        """Check the values.
+        """Check types and values.
 
         Raises:
             ConfigError: names the first invalid value.
         """
+        if not isinstance(self.optimiser, Optimiser):
+            raise ConfigError(
+                f"optimiser: an object of the type {type(self.optimiser).__name__} was given; give a foveal.Optimiser"
+            )
+        if fault := mismatch(vars(self), {**get_type_hints(type(self)), "precision": str | int}):
+            raise ConfigError(fault)
         if self.epochs is None and self.steps is None and self.max_time is None:
             raise ConfigError("epochs: the length of the run is not set; set `epochs`, `steps` or `max_time` SECONDS")
         for key in (
@@ -155,10 +199,22 @@ class Training:
             "val_every",
             "log_every",
         ):
-            if (value := getattr(self, key)) is not None and value <= 0:
-                raise ConfigError(f"{key}: is {value}; set it above 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed: is {self.seed}; set it to 0 or more")
+            if (value := getattr(self, key)) is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{key}: is {value}; set it above 0{' and finite' * (value > 0)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: is {self.seed}; set `seed` to 0 or more, and below 2 ** 63")
+        if self.workers < 0:
+            raise ConfigError(f"workers: is {self.workers}; set `workers` to 0 or more")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema: is {self.ema}; set `ema` above 0 and below 1, or leave it out")
+        if isinstance(self.class_weights, list | tuple):
+            if not all(0 <= weight < math.inf for weight in self.class_weights) or not any(self.class_weights):
+                raise ConfigError(
+                    f"class_weights: {list(self.class_weights)} cannot weigh the classes; set `class_weights` to "
+                    "finite numbers of 0 or more, not all 0"
+                )
+            if not math.isfinite(math.fsum(self.class_weights)):
+                raise ConfigError("class_weights: their sum is not finite; set `class_weights` to smaller numbers")
         if str(self.precision) not in PRECISIONS:
             raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
         usable_device(self.device, self.devices)
@@ -167,19 +223,13 @@ class Training:
                 f"batch_size: {self.batch_size} images cannot be split equally between {self.devices} devices; "
                 "choose a multiple"
             )
-        if self.optimiser.l2 and self.optimiser.name == "adamw":
-            raise ConfigError(
-                "optimiser.l2: is a term of the loss, which adamw replaces; use `optimiser.weight_decay`, or adam or "
-                "sgd"
-            )
-        if self.optimiser.nesterov and (self.optimiser.name != "sgd" or not self.optimiser.betas[0]):
-            raise ConfigError(
-                "optimiser.nesterov: is a kind of momentum of sgd; set `optimiser` sgd and a first beta above 0"
-            )
-        if not all(0 <= share <= 1 for share in self.optimiser.steps()):
-            raise ConfigError(
-                f"optimiser.step_at: {self.optimiser.step_at} are not shares of the run; give numbers from 0 to 1"
-            )
+        self.optimiser.check()
+
+
+def _number(name: str, value: float | None, how: str, holds: Callable[[float], bool]) -> None:
+    """Check that a number is finite and has a property, which ``how`` describes. None is allowed."""
+    if value is not None and not (math.isfinite(value) and holds(value)):
+        raise ConfigError(f"{name}: is {value}; set `{name}` {how}{'' if math.isfinite(value) else ', and finite'}")
 
 
 def plain(value: Any) -> Any:

@@ -33,7 +33,7 @@ from foveal.data import DataModule
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError
 from foveal.files import replacing, storing
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.networks import channels_last
 from foveal.host import end_with_parent
 from foveal.models import as_classifier, read_weights
@@ -63,7 +63,7 @@ from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
 from foveal.training.stopping import Interrupted, Stopped, StopSignals
 from foveal.training.task import Diverged, Task
-from foveal.training.trainer import run_trainer, tensorboard
+from foveal.training.trainer import check_hardware, run_trainer, tensorboard
 
 # Options that a resumed run may not change.
 _FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
@@ -104,9 +104,41 @@ def fit(
         Stopped: Ctrl-C, SIGTERM or SIGHUP, after saving ``last.ckpt``. A KeyboardInterrupt, see
             `foveal.training.stopping`.
     """
+    if not isinstance(training, Training):
+        raise ConfigError(
+            f"training: an object of the type {type(training).__name__} was given; give a foveal.Training, such as "
+            "foveal.Training(epochs=10)"
+        )
     training.check()
+    if not isinstance(data, DataModule):
+        raise ConfigError(
+            f"data: an object of the type {type(data).__name__} was given; give a foveal.DataModule, such as "
+            "foveal.get_data('digits')"
+        )
+    if objective is not None and not _is_objective(objective):
+        raise ConfigError(
+            f"objective: {_given(objective)} was given; give an objective, such as foveal.objectives.CrossEntropy(), "
+            "or leave it out"
+        )
     with opened(out, resume=resume, overwrite=overwrite) as opening:
         return opening.train(as_classifier(model), data, objective, training, quiet)
+
+
+def _is_objective(value: Any) -> bool:
+    """Whether an object has the interface of an objective. Classes do not count."""
+    parts = ("plan", "initial_state", "__call__")
+    return (
+        not isinstance(value, type)
+        and hasattr(value, "trains")
+        and all(callable(getattr(value, part, None)) for part in parts)
+    )
+
+
+def _given(value: Any) -> str:
+    """Description of an argument for errors."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"an object of the type {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -142,9 +174,13 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
     """Lock a run folder for training, and handle the signals that stop it.
 
     Raises:
-        FovealError: see `foveal.runs.claim`.
+        FovealError: ``resume`` and ``overwrite`` are both given; or see `foveal.runs.claim`.
         Stopped: a signal arrived before training.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise ConfigError(f"out: an object of the type {type(out).__name__} was given; give the path of a run folder")
+    if resume and overwrite:
+        raise ConfigError("resume: cannot be used with `overwrite`, which removes the run; use one of the two")
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0
     out = Path(out)
     if not main:
@@ -201,6 +237,9 @@ def _plan(
             f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set `model.in_chans` "
             f"{bands}"
         )
+    if training.locations is not None:
+        model.resolve_locations(training.locations)
+    check_hardware(training)
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
     if not opening.resume:
         check_readable(data)
@@ -209,7 +248,13 @@ def _plan(
         model.double()  # before weights are copied
     if training.channels_last:
         channels_last(model)
+    if isinstance(model, WholeImage):
+        model.check_output()
     task = Task(model, _weighted(objective, data, training), data, training)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(
+            "model: it has no parameters that can be trained; give a model in which some parameters require a gradient"
+        )
     if training.init_from and not opening.resume:
         _load_initial_weights(Path(training.init_from), task)
     if training.compile:

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import difflib
 import logging
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import StrategyRegistry
 
 from foveal.errors import ConfigError, RunError
 from foveal.files import storing
@@ -45,17 +47,10 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
     """
     config = task.config
     every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
-    several = config.devices > 1
     keep_freed_memory()
     with _quiet_lightning():
         trainer = pl.Trainer(
-            accelerator=config.device.partition(":")[0].replace("cuda", "gpu"),
-            devices=_devices(config),
-            # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
-            strategy="ddp_find_unused_parameters_true"
-            if several and config.strategy in ("auto", "ddp")
-            else config.strategy,
-            precision={"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),  # type: ignore[arg-type]
+            **_hardware(config),
             max_epochs=-1,
             max_steps=min(task.total_batches // config.accumulate, ENDLESS),
             accumulate_grad_batches=config.accumulate,
@@ -88,6 +83,45 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
                     f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error
             raise
+
+
+def _hardware(config: Training) -> dict[str, Any]:
+    """Arguments of Lightning's trainer for device, strategy and precision."""
+    several = config.devices > 1
+    return {
+        "accelerator": config.device.partition(":")[0].replace("cuda", "gpu"),
+        "devices": _devices(config),
+        # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
+        "strategy": "ddp_find_unused_parameters_true"
+        if several and config.strategy in ("auto", "ddp")
+        else config.strategy,
+        "precision": {"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),
+    }
+
+
+def check_hardware(config: Training) -> None:
+    """Check that Lightning can train on these devices with this strategy and precision.
+
+    Raises:
+        ConfigError: it does not know the strategy, or cannot use it here.
+    """
+    known = StrategyRegistry.available_strategies()
+    if config.strategy != "auto" and config.strategy not in known:
+        near = difflib.get_close_matches(config.strategy, known, 1)
+        hint = f"did you mean {near[0]}" if near else "set `strategy` to one such as auto, ddp or fsdp"
+        raise ConfigError(f"strategy: Lightning has no strategy {config.strategy!r}; {hint}")
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    with _quiet_lightning():
+        try:
+            pl.Trainer(**_hardware(config), **off, max_steps=1)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise ConfigError(
+                f"strategy: Lightning cannot use {config.strategy} on {config.device} with `precision` "
+                f"{config.precision} ({reason}); set `strategy` auto"
+            ) from error
 
 
 def _devices(config: Training) -> int | list[int]:
