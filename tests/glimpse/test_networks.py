@@ -77,7 +77,10 @@ def test_a_size_that_nothing_helps_is_one_sentence():
 def test_a_network_without_a_map_is_one_sentence():
     with (
         torch.device("meta"),
-        pytest.raises(ConfigError, match=r"describe cells by .*; choose another base_size, location_features or"),
+        pytest.raises(
+            ConfigError,
+            match=r"does not process .* with location_features .*; choose another base_size, location_features or",
+        ),
     ):
         TNet(num_classes=3, backbone="coat_tiny", base_size=OTHER)
 

@@ -573,7 +573,7 @@ def test_a_model_that_is_none(model):
             call(photo(H, W), model)
         with pytest.raises(FovealError, match=r"nowhere: there is no such run folder"):
             call("nowhere", photo(H, W))
-    with pytest.raises(ConfigError, match=r"device gpu9: this machine has no such device"):
+    with pytest.raises(ConfigError, match=r"`device` gpu9: this machine has no such device"):
         classify(model, photo(H, W), device="gpu9")
 
 

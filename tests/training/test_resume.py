@@ -257,7 +257,7 @@ def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
 
 def test_another_seed_is_another_run(tmp_path):
     fit_config(config(epochs=None, steps=1), tmp_path / "run", quiet=True)
-    with pytest.raises(ConfigError, match=r"^seed: differs from the run that is to be resumed"):
+    with pytest.raises(ConfigError, match=r"^seed: differs from the run to be resumed"):
         fit_config(config(epochs=None, steps=2, seed=4), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(ConfigError, match=r"^model.base_size: differs"):
         fit_config(
