@@ -50,7 +50,7 @@ def again(out: Path, **how: bool) -> str:
         fit_config(short(), out, quiet=True, **how)
     except RunError as error:
         how = {"resume": True} if "`resume`" in str(error) else {"overwrite": True}
-        assert f"--{next(iter(how))}" in str(error)
+        assert f"`{next(iter(how))}`" in str(error)
         fit_config(short(), out, quiet=True, **how)
         return next(iter(how))
     return "same"
