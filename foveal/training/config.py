@@ -82,9 +82,8 @@ class Optimiser:
         """
         if fault := mismatch(vars(self), get_type_hints(type(self)), "optimiser."):
             raise ConfigError(fault)
-        for key in ("lr", "clip"):
-            _number(f"optimiser.{key}", getattr(self, key), "above 0", lambda value: value > 0)
-        for key in ("weight_decay", "eps", "l2", "step_factor", "warmup", "warmup_factor"):
+        _number("optimiser.clip", self.clip, "above 0", lambda value: value > 0)
+        for key in ("lr", "weight_decay", "eps", "l2", "step_factor", "warmup", "warmup_factor"):
             _number(f"optimiser.{key}", getattr(self, key), "to 0 or more", lambda value: value >= 0)
         for name, lr in self.group_lr.items():
             _number(f"optimiser.group_lr.{name}", lr, "to 0 or more", lambda value: value >= 0)

@@ -603,7 +603,7 @@ def test_augmented_images_in_memory_train_and_resume_to_the_bit(tmp_path):
 def test_weights_and_baseline_are_taken_over_but_not_the_optimiser(tmp_path):
     first = fit_config(config(ema=None), tmp_path / "first", quiet=True)
     begun = fit_config(
-        config(epochs=None, steps=1, ema=None, optimiser={"lr": 1e-300}, init_from=str(first.path)),
+        config(epochs=None, steps=1, ema=None, optimiser={"lr": 0.0}, init_from=str(first.path)),
         tmp_path / "second",
         quiet=True,
     )
