@@ -81,6 +81,7 @@ RESULT_FILES = (
     "faithfulness.png",
     "exits.json",
     "early_exit.json",
+    "early_exit.png",
 )
 """Files that commands write into a run folder."""
 

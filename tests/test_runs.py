@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import logging
@@ -519,3 +520,12 @@ def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
         assert (out / "model.safetensors").read_bytes() == before
     fit_config(config, out, overwrite=True, quiet=True)
     assert not (out / "evaluation.json").exists()
+
+
+def test_overwriting_removes_every_file_of_results():
+    from foveal import evaluation
+
+    kinds = [k for k in vars(evaluation).values() if inspect.isclass(k) and issubclass(k, evaluation.Result)]
+    names = {name for kind in kinds for name in (getattr(kind, "file", None), getattr(kind, "picture", None)) if name}
+    of_runs = names - {"comparison.json", "comparison.png"}  # which are written elsewhere
+    assert len(of_runs) >= 8 and of_runs <= set(runs.RESULT_FILES)

@@ -190,8 +190,12 @@ class Predictor:
 
 
 def _check_finite(model: GlimpseClassifier, name: Any) -> None:
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    weights = {key: tensor for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    # The sum of a tensor with NaN or infinity is not finite. Other sums may overflow, so the tensors decide then.
+    if not weights or bool(torch.stack([tensor.sum().float() for tensor in weights.values()]).isfinite().all()):
+        return
+    for key, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
             raise RunError(
                 f"{name}: the weights {key} are not all finite numbers, so it cannot classify; train it again"
             )

@@ -1,4 +1,7 @@
+import copy
+import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.tnet import TNet
 from foveal.models import create_model
-from foveal.prediction import classify, count_cost, find_images, predict, predict_rows
+from foveal.prediction import Predictor, classify, count_cost, find_images, predict, predict_rows
 from foveal.prediction.rows import as_text
 
 
@@ -216,3 +219,20 @@ def test_classify_takes_a_number_of_locations(folder, model):
     assert classify(model, folder / "0.png", locations=1).locations == 1
     with pytest.raises(ConfigError, match=r"^`batch_size` 0: is not"):
         classify(model, folder / "0.png", batch_size=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_found_in_any_tensor(model, value):
+    for name in ("first", "last"):
+        broken = copy.deepcopy(model)
+        tensors = {key: tensor for key, tensor in broken.state_dict().items() if tensor.is_floating_point()}
+        key = list(tensors)[0 if name == "first" else -1]
+        tensors[key][(-1,) * tensors[key].ndim] = value
+        with pytest.raises(RunError, match=f"the weights {re.escape(key)} are not all finite"):
+            Predictor(broken)
+
+
+def test_weights_whose_sum_overflows_are_numbers(model):
+    large = copy.deepcopy(model)
+    next(large.parameters()).data.fill_(3e38)
+    Predictor(large)
