@@ -22,8 +22,8 @@ from foveal.draws import Draws
 from foveal.models import create_classifier
 from foveal.prediction.device import autocast
 from foveal.training import Optimiser
+from foveal.training.learner import Stream
 from foveal.training.optimisation import build
-from foveal.training.task import Stream
 
 
 def main() -> None:

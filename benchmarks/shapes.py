@@ -38,9 +38,9 @@ from foveal.evaluation.looks import coverage
 from foveal.files import replacing
 from foveal.glimpse.base import enclosing_square
 from foveal.glimpse.grid import share_inside
-from foveal.glimpse.registry import MODELS
 from foveal.glimpse.tnet import TNet
-from foveal.recipes.config import FitConfig, fit_config
+from foveal.recipes.fit_config import FitConfig, fit_config
+from foveal.registry import MODELS
 from foveal.runs import WEIGHTS
 
 FOLDS = 5  # every fifth training image of a class is for validation

@@ -19,10 +19,10 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.glimpse.grid import Grid
-from foveal.glimpse.registry import MODELS
 from foveal.images.views import Views
 from foveal.objectives import OBJECTIVES, Rollout
 from foveal.policies import POLICIES, CellPolicy, Policy, certain, equal, plackett_luce
+from foveal.registry import MODELS
 
 
 @POLICIES.register

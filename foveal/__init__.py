@@ -27,7 +27,7 @@ _WHERE = {
     "Policy": "foveal.policies",
     "open_image": "foveal.images",
     "OBJECTIVES": "foveal.objectives",
-    "MODELS": "foveal.glimpse.registry",
+    "MODELS": "foveal.registry",
     "GlimpseClassifier": "foveal.glimpse.base",
     "create_model": "foveal.models",
     "create_classifier": "foveal.models",
@@ -53,8 +53,8 @@ _WHERE = {
     "paper_table": "foveal.evaluation",
     "show": "foveal.explain",
     "report": "foveal.explain",
-    "FitConfig": "foveal.recipes.config",
-    "fit_config": "foveal.recipes.config",
+    "FitConfig": "foveal.recipes.fit_config",
+    "fit_config": "foveal.recipes.fit_config",
 }
 """Module of each public name."""
 
@@ -75,13 +75,13 @@ if TYPE_CHECKING:
     )
     from foveal.explain import report, show
     from foveal.glimpse.base import GlimpseClassifier
-    from foveal.glimpse.registry import MODELS
     from foveal.images import open_image
     from foveal.models import create_classifier, create_model, list_models
     from foveal.objectives import OBJECTIVES
     from foveal.policies import POLICIES, Policy
     from foveal.prediction import Predictor, classify, count_cost, predict
-    from foveal.recipes.config import FitConfig, fit_config
+    from foveal.recipes.fit_config import FitConfig, fit_config
+    from foveal.registry import MODELS
     from foveal.runs import Run, load
     from foveal.training import Optimiser, Training, fit
 

@@ -36,7 +36,7 @@ import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.networks import check_backbone, check_network, import_timm, size_options
-from foveal.glimpse.registry import MODELS
+from foveal.registry import MODELS
 from foveal.signatures import chain_of, hints_of, mismatch
 from foveal.strict import ContentError
 

@@ -206,3 +206,10 @@ def _shown(text: str) -> str:
     """Text from a file, safe to print: at most 200 characters, on one line, without control characters."""
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return text if re.fullmatch(r"[\w./\\:~+ -]+", text) else ascii(text)
+
+
+MODELS: Registry[Callable[..., Any]] = Registry("model")
+"""Constructors of classifiers by name. Presets have the name of the model and a suffix after a dot.
+
+The keywords of a constructor are the model's options in commands and recipes.
+"""

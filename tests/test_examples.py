@@ -13,10 +13,9 @@ import torch
 import yaml
 
 from foveal import cli
-from foveal.glimpse.registry import MODELS
 from foveal.objectives import OBJECTIVES
 from foveal.policies import POLICIES
-from foveal.registry import import_module
+from foveal.registry import MODELS, import_module
 from foveal.testing import GlimpseClassifierTester
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "corners.py"

@@ -13,13 +13,13 @@ from foveal import cli
 from foveal.choices import FORMATS, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.data import ImageDataset, Reading, TensorDataset, data_constructor, get_data, list_data
 from foveal.errors import ConfigError
-from foveal.glimpse.registry import MODELS
 from foveal.models import create_model, list_models
 from foveal.objectives import OBJECTIVES
 from foveal.prediction import autocast, parse_cost
 from foveal.recipes import GROUPS, describe_recipe, find_recipe, list_recipes, load_recipe, parse_value
-from foveal.recipes.config import FitConfig
+from foveal.recipes.fit_config import FitConfig
 from foveal.recipes.help import trace_arguments
+from foveal.registry import MODELS
 from foveal.signatures import chain_of, target_of
 from foveal.training.config import plain
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from foveal.cli import main
 from foveal.prediction.output import read_rows
-from foveal.training.task import Task
+from foveal.training.learner import Learner
 
 CLASSES = ("=1+1", "\u202ebad", "a <b>$x$ [red]")
 FILES = (
@@ -114,9 +114,9 @@ def test_a_run_that_is_trained_and_resumed(run, tmp_path, capsys):
     with (folder / "bad_images.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == 2 and all("bad" in row["path"] for row in rows)
-    task = type("task", (), {"bad_images": []})()
-    Task._note_bad(task, [("=1.png", "-reason")])
-    assert task.bad_images == [("'=1.png", "'-reason")]
+    learner = type("learner", (), {"bad_images": []})()
+    Learner._note_bad(learner, [("=1.png", "-reason")])
+    assert learner.bad_images == [("'=1.png", "'-reason")]
     assert json.loads((folder / "config.json").read_text())["class_names"] == sorted(CLASSES)
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["root"] == str(data)
 

@@ -381,7 +381,7 @@ TYPES = {
 
 @pytest.mark.parametrize("key", TYPES)
 def test_a_value_of_another_type_in_config_yaml_is_named(trained, tmp_path, capsys, key):
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

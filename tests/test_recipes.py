@@ -209,7 +209,7 @@ def _shared(name):
 
 @pytest.mark.parametrize("name", [_shared(name) for name in PUBLISHED])
 def test_recipe_runs(name, roots, tmp_path):
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     def trained(name):
         flags = [*shrunk(name), "--data.root", str(roots(name.partition("/")[0])), "--out", str(tmp_path / name)]
@@ -228,7 +228,7 @@ def test_recipe_runs(name, roots, tmp_path):
 
 @pytest.mark.parametrize("more", [[], ["--model", "test_resnet", "--model.image_size", "64"]])
 def test_recipe_for_a_folder_runs(more, roots, tmp_path):
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     tiny = [] if more else ["--model.backbone", "test_efficientnet", "--model.base_size", "32"]
     flags = [
@@ -249,7 +249,7 @@ def test_recipe_for_a_folder_runs(more, roots, tmp_path):
 
 
 def test_recipe_for_the_digits_runs(tmp_path):
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     few = [
         "--data.train",
@@ -275,7 +275,7 @@ def test_recipe_for_the_digits_runs(tmp_path):
 @pytest.fixture(scope="module")
 def canvases(roots, tmp_path_factory):
     """A run of a recipe for megapixel digits, made when it is first asked for, after those that it begins with."""
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     made = {}
 

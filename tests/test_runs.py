@@ -500,7 +500,7 @@ def test_files_are_opened_as_the_training_images_were(tmp_path):
 
 
 def test_an_overwritten_run_stays_until_the_new_one_is_sound(tmp_path):
-    from foveal.recipes.config import FitConfig, fit_config
+    from foveal.recipes.fit_config import FitConfig, fit_config
 
     tiny = {"name": "digits", "canvas": 96, "digit": (12, 16), "distractors": 1, "train": 8, "val": 4, "test": 0}
     config = FitConfig(model={"name": "test_resnet", "image_size": 32}, data=tiny, steps=1, batch_size=4, device="cpu")

@@ -169,7 +169,7 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.configure import configure
 
     config, out, how = configure(recipe, flags)
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
     from foveal.training import TrainingSummary
 
     # Lightning starts further processes as copies of this command; one of them speaks.
@@ -578,8 +578,8 @@ a model that looks.
     reads=False,
 )
 def _models(args: argparse.Namespace) -> int:
-    from foveal.glimpse.registry import MODELS
     from foveal.models import list_models
+    from foveal.registry import MODELS
 
     names = list_models(args.pattern) if args.pattern else MODELS.names()
     for name in names:

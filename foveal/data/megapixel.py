@@ -40,7 +40,7 @@ from foveal.images.pyramid import Stored, Window
 SIDE = 28
 PATTERNS = 50
 DIGITS = {"majority": (3, 2), "one": (1, 0)}
-Task = Annotated[str, tuple(DIGITS)]
+MegapixelTask = Annotated[str, tuple(DIGITS)]
 """Number of digits of the target class and of other classes, by task."""
 HELD_OUT = 12
 """One in 12 of MNIST's training digits, the last 5,000, are held out for validation."""
@@ -53,7 +53,7 @@ def megapixel_digits(
     root: str,
     download: bool = True,
     canvas: int = 1500,
-    task: Task = "majority",
+    task: MegapixelTask = "majority",
     noise: int = 50,
     train: int = 5000,
     val: int = 500,

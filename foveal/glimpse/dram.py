@@ -33,11 +33,11 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import per_band
 from foveal.glimpse.networks import channels_last, create_network
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
-from foveal.glimpse.registry import MODELS
 from foveal.host import to_device
 from foveal.images.views import Views
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.policies import Policy
+from foveal.registry import MODELS
 
 WINDOWS = 3
 

@@ -26,9 +26,9 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import on_host, per_band
 from foveal.glimpse.recurrent import GaussianPolicy, RecurrentAttention, Trace
-from foveal.glimpse.registry import MODELS
 from foveal.images.views import Look, Views
 from foveal.policies import Policy
+from foveal.registry import MODELS
 
 
 @MODELS.register("ram")

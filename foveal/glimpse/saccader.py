@@ -42,7 +42,6 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
 from foveal.glimpse.networks import channels_last, create_network
-from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
 from foveal.layers.initialise import glorot
@@ -50,6 +49,7 @@ from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderObjective
 from foveal.policies import GREEDY, NEVER, POLICIES, CellPolicy, Policy, certain
+from foveal.registry import MODELS
 
 BARRED = 1e5
 """Penalty on the scores of barred cells: finite, and exact in float32."""

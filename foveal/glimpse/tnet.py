@@ -43,7 +43,6 @@ from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
 from foveal.glimpse.networks import channels_last, create_network
-from foveal.glimpse.registry import MODELS
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
 from foveal.layers.initialise import glorot
@@ -51,6 +50,7 @@ from foveal.objectives.objective import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Random, Whole, independent, plackett_luce
+from foveal.registry import MODELS
 
 # --------------------------------------------------------------------------------------------------------- modules
 

@@ -26,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.glimpse.registry import MODELS
 from foveal.images.views import BlankViews
 from foveal.models import create_model
 from foveal.policies import GREEDY, Policy
 from foveal.prediction.checks import check_whole
+from foveal.registry import MODELS
 from foveal.runs import Run
 
 Watcher = TypeVar("Watcher")

@@ -1,6 +1,6 @@
 """Recipes: YAML files of the runs that can be reproduced.
 
-A recipe sets some values of a `foveal.recipes.config.FitConfig`. ``base:`` names a recipe to start from. If a section
+A recipe sets some values of a `foveal.recipes.FitConfig`. ``base:`` names a recipe to start from. If a section
 (``model``, ``data``, ``objective``) has another name than in the base, it replaces the section of the base, because
 options of one model do not apply to another.
 

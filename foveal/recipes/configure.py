@@ -22,14 +22,13 @@ from typing import Any
 from foveal.data import data_constructor
 from foveal.errors import ConfigError
 from foveal.glimpse.base import WholeImage
-from foveal.glimpse.registry import MODELS
 from foveal.models import constructor
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import find_recipe, load_recipe, merge
-from foveal.recipes.config import FitConfig
+from foveal.recipes.fit_config import FitConfig
 from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_options, options_of, parse_options
 from foveal.recipes.help import recipe_help
-from foveal.registry import made_with
+from foveal.registry import MODELS, made_with
 from foveal.signatures import mismatch, target_of
 
 RUN_FLAGS = (

@@ -28,12 +28,12 @@ import yaml
 
 from foveal.data import data_constructor, list_data
 from foveal.errors import ConfigError
-from foveal.glimpse.registry import MODELS
 from foveal.models import constructor, wrapper_options
 from foveal.objectives import OBJECTIVES, CrossEntropy
 from foveal.recipes import describe_recipe
 from foveal.recipes.flags import REQUIRED, UNKNOWN, Option, as_flat, flag, initialiser_of, options_of
 from foveal.recipes.layout import HelpLayout, columns
+from foveal.registry import MODELS
 from foveal.signatures import chain_of, target_of
 
 EXAMPLES = """\

@@ -1,4 +1,4 @@
-"""Training: one task for every model, a run folder that can be resumed to the last bit.
+"""Training: one training step for every model, a run folder that can be resumed to the last bit.
 
 Example:
     >>> Training(epochs=1).optimiser.lr
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from foveal.importing import fast_imports
 from foveal.training.config import Optimiser, Training
 
-__all__ = ["Optimiser", "Task", "Training", "TrainingSummary", "fit"]
+__all__ = ["Optimiser", "Learner", "Training", "TrainingSummary", "fit"]
 
 if TYPE_CHECKING:
     from foveal.training.fitting import fit
+    from foveal.training.learner import Learner
     from foveal.training.report import TrainingSummary
-    from foveal.training.task import Task
 
 
 def __getattr__(name: str) -> Any:
@@ -31,8 +31,8 @@ def __getattr__(name: str) -> Any:
         from foveal.training.report import TrainingSummary
 
         return TrainingSummary
-    if name == "Task":
-        from foveal.training.task import Task
+    if name == "Learner":
+        from foveal.training.learner import Learner
 
-        return Task
+        return Learner
     raise AttributeError(f"module 'foveal.training' has no attribute '{name}'")

@@ -31,9 +31,9 @@ from foveal.errors import RunError
 from foveal.files import replacing, storing
 from foveal.layers import AttentionLayer, attention_maps
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
+from foveal.training.learner import Diverged, Learner
 from foveal.training.progress import Progress
 from foveal.training.stopping import Interrupted, StopSignals
-from foveal.training.task import Diverged, Task
 
 _COLUMNS = (
     "step",
@@ -61,7 +61,7 @@ def callbacks(folder: Path, ema: float | None, quiet: bool, signals: StopSignals
 class Averaging(pl.Callback):
     """Keeps an exponential moving average of the model's weights and statistics, which is validated instead.
 
-    It copies the model only. Lightning's callback copies the whole task with its data.
+    It copies the model only. Lightning's callback copies the whole learner with its data.
 
     Args:
         decay: weight of the previous average in each update.
@@ -70,33 +70,40 @@ class Averaging(pl.Callback):
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
-    def setup(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
-        self.average = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+    def setup(self, trainer: pl.Trainer, learner: Learner, stage: str) -> None:  # type: ignore[override]
+        self.average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
 
-    def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self.average.to(task.device)  # the task has been moved since setup
+    def on_fit_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self.average.to(learner.device)  # the learner has been moved since setup
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        if task.updates_after(batch_idx):
-            self.average.update_parameters(task.model)
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if learner.updates_after(batch_idx):
+            self.average.update_parameters(learner.model)
 
-    def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self._swap(task)
+    def on_validation_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._swap(learner)
 
-    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self._swap(task)
+    def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._swap(learner)
 
-    def _swap(self, task: Task) -> None:
-        live, average = task.model.state_dict(), self.average.module.state_dict()
+    def _swap(self, learner: Learner) -> None:
+        live, average = learner.model.state_dict(), self.average.module.state_dict()
         for name, value in live.items():
             kept = value.clone()
             value.copy_(average[name])
             average[name].copy_(kept)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+    def on_save_checkpoint(self, trainer: pl.Trainer, learner: Learner, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["average"] = self.average.state_dict()
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, task: Task, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+    def on_load_checkpoint(self, trainer: pl.Trainer, learner: Learner, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         if "average" not in checkpoint:
             raise RunError(f"{trainer.default_root_dir}: the run has no averaged weights; resume without `ema`")
         self.average.load_state_dict(checkpoint["average"])
@@ -135,29 +142,36 @@ class Checkpoints(pl.Callback):
         self.best, self.last = (None if state.get(name) is None else tuple(state[name]) for name in ("best", "last"))
         self.images, self.validations = state.get("images", 0), state.get("validations", 0)
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if trainer.world_size > 1:  # all processes stop after the same step
-            self.signals.wait_for(task)
+            self.signals.wait_for(learner)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        self.signals.wait_for(task)  # after this step there is something to save
+    def on_train_batch_start(self, trainer: pl.Trainer, learner: Learner, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.signals.wait_for(learner)  # after this step there is something to save
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        if not task.updates_after(batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not learner.updates_after(batch_idx):
             return
         if trainer.world_size == 1:
-            task.stopping |= task.stop_requested  # a signal during the step
-        end = task.step * task.config.accumulate >= task.total_batches or task.progress >= 1
+            learner.stopping |= learner.stop_requested  # a signal during the step
+        end = learner.step * learner.config.accumulate >= learner.total_batches or learner.progress >= 1
         trainer.should_stop = end
-        validates = task.validates and (end or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0)
+        validates = learner.validates and (end or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0)
         if validates:
             return
-        if end or task.stopping or task.step == 1 or task.step % task.config.save_every == 0:
-            self.save(trainer, task)
-        if task.stopping and not end:
+        if end or learner.stopping or learner.step == 1 or learner.step % learner.config.save_every == 0:
+            self.save(trainer, learner)
+        if learner.stopping and not end:
             raise Interrupted
 
-    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         score = float(trainer.callback_metrics["val_accuracy"]), -float(trainer.callback_metrics["val_loss"])
         self.images = int(trainer.callback_metrics["val_images"])
         better = self.images > 0 and (self.best is None or score > self.best)
@@ -166,16 +180,16 @@ class Checkpoints(pl.Callback):
             self.validations += 1
         if better:
             self.best = score
-        self.save(trainer, task, better)
+        self.save(trainer, learner, better)
         if trainer.world_size == 1:
-            task.stopping |= task.stop_requested
-        if task.stopping and not trainer.should_stop:
+            learner.stopping |= learner.stop_requested
+        if learner.stopping and not trainer.should_stop:
             raise Interrupted
 
-    def save(self, trainer: pl.Trainer, task: Task, best: bool = False) -> None:
+    def save(self, trainer: pl.Trainer, learner: Learner, best: bool = False) -> None:
         """Write ``last.ckpt``, and with ``best`` the same as ``best.ckpt``."""
-        if not torch.stack([p.isfinite().all() for p in task.parameters()]).all():
-            raise task.diverged("weights are NaN or infinite")
+        if not torch.stack([p.isfinite().all() for p in learner.parameters()]).all():
+            raise learner.diverged("weights are NaN or infinite")
         file = self.folder / LAST
         if not trainer.is_global_zero:
             trainer.save_checkpoint(file)  # a collective operation; one process writes
@@ -185,7 +199,7 @@ class Checkpoints(pl.Callback):
             if best:
                 with storing(self.folder / BEST), replacing(self.folder / BEST) as copy:
                     shutil.copyfile(unfinished, copy)
-        task.saved = task.step
+        learner.saved = learner.step
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -223,15 +237,22 @@ class Metrics(pl.Callback):
         # Older checkpoints count the images of all values together.
         self.counts = dict(state["counts"]) if "counts" in state else dict.fromkeys(self.sums, state["images"])
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
         if self.file.is_file():
             # Lines after the last checkpoint are written again.
-            self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= task.step])
+            self._rewrite([row for row in _rows(self.file) if int(row["step"]) <= learner.step])
         self._since = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         count = outputs["images"]
         self._seen += count
         for key, value in outputs["log"].items():
@@ -239,37 +260,37 @@ class Metrics(pl.Callback):
                 self.sums.get(key, 0.0) + value.detach() * count
             )  # stays on the device, so that the host does not wait for the step
             self.counts[key] = self.counts.get(key, 0) + count
-        if not trainer.is_global_zero or not task.updates_after(batch_idx):
+        if not trainer.is_global_zero or not learner.updates_after(batch_idx):
             return
-        if (task.step % task.config.log_every == 0 or task.progress >= 1) and self.sums:
+        if (learner.step % learner.config.log_every == 0 or learner.progress >= 1) and self.sums:
             means = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
-            self._write(trainer, task, means | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            self._write(trainer, learner, means | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
             self.sums, self.counts = {}, {}
 
-    def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._validating = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._since += time.monotonic() - self._validating
         if trainer.is_global_zero:
             values = {key: float(trainer.callback_metrics[key]) for key in ("val_loss", "val_accuracy")}
-            self._write(trainer, task, values)
+            self._write(trainer, learner, values)
 
-    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: pl.Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]
         if isinstance(exception, Diverged) and trainer.is_global_zero:
-            self._write(trainer, task, {"loss": math.nan}, exception.step)
+            self._write(trainer, learner, {"loss": math.nan}, exception.step)
 
-    def _write(self, trainer: pl.Trainer, task: Task, values: dict[str, float], step: int | None = None) -> None:
-        step = step or task.step
+    def _write(self, trainer: pl.Trainer, learner: Learner, values: dict[str, float], step: int | None = None) -> None:
+        step = step or learner.step
         if "loss" in values:
             speed = self._seen / max(time.monotonic() - self._since, 1e-9)
             values = {**values, "images_per_second": speed * trainer.world_size}
             self._since, self._seen = time.monotonic(), 0
-        epoch = step * task.config.accumulate / task.batches_per_epoch
+        epoch = step * learner.config.accumulate / learner.batches_per_epoch
         row = {
             "step": step,
             "epoch": f"{epoch:.4g}",
-            "seconds": f"{task.elapsed:.1f}",
+            "seconds": f"{learner.elapsed:.1f}",
             **{k: f"{v:.6g}" for k, v in values.items()},
         }
         header = _header(self.file)
@@ -300,22 +321,29 @@ class Attention(pl.Callback):
         self.modules: dict[str, AttentionLayer] = {}
         self._maps = ExitStack()
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
         self.modules = {
-            name: module for name, module in task.model.named_modules() if isinstance(module, AttentionLayer)
+            name: module for name, module in learner.model.named_modules() if isinstance(module, AttentionLayer)
         }
         if self.file.is_file():
-            _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= task.step])
+            _write_rows(self.file, _FIGURES, [row for row in _rows(self.file) if int(row["step"]) <= learner.step])
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        follows = task.updates_after(batch_idx) and (task.step + 1) % task.config.log_every == 0
-        if self.modules and follows and not task.config.compile:
-            self._maps.enter_context(attention_maps(task.model))
+    def on_train_batch_start(self, trainer: pl.Trainer, learner: Learner, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        follows = learner.updates_after(batch_idx) and (learner.step + 1) % learner.config.log_every == 0
+        if self.modules and follows and not learner.config.compile:
+            self._maps.enter_context(attention_maps(learner.model))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        if not (self.modules and task.updates_after(batch_idx) and task.step % task.config.log_every == 0):
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not (self.modules and learner.updates_after(batch_idx) and learner.step % learner.config.log_every == 0):
             return
         found = {
             (name, what): value for name, module in self.modules.items() for what, value in module.figures().items()
@@ -324,10 +352,10 @@ class Attention(pl.Callback):
         if not found:
             return
         values = torch.stack(list(found.values())).tolist()  # one transfer from the device
-        lines = [(task.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True)]
+        lines = [(learner.step, *which, f"{value:.6g}") for which, value in zip(found, values, strict=True)]
         _append(self.file, _FIGURES, [dict(zip(_FIGURES, line, strict=True)) for line in lines])
 
-    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: pl.Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]
         self._maps.close()
 
 
@@ -342,25 +370,32 @@ class BadImages(pl.Callback):
         self.file = file
         self.known: set[str] = set()
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if trainer.is_global_zero and self.file.is_file():
             rows = _rows(self.file)
             self.known = {row["path"] for row in rows}
             _write_rows(self.file, _BAD, rows)  # without an incomplete last line
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        self._record(trainer, task)
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._record(trainer, learner)
 
-    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
-        self._record(trainer, task)
+    def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._record(trainer, learner)
 
-    def _record(self, trainer: pl.Trainer, task: Task) -> None:
-        for path, reason in task.bad_images:
+    def _record(self, trainer: pl.Trainer, learner: Learner) -> None:
+        for path, reason in learner.bad_images:
             if path in self.known or not trainer.is_global_zero:
                 continue
             self.known.add(path)
             _append(self.file, _BAD, [{"path": path, "reason": reason}])
-        task.bad_images.clear()
+        learner.bad_images.clear()
 
 
 def _header(file: Path) -> list[str]:

@@ -59,10 +59,10 @@ from foveal.runs import (
 )
 from foveal.stored import check_weights, class_names_error
 from foveal.training.config import Training, plain
+from foveal.training.learner import Diverged, Learner
 from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
 from foveal.training.stopping import Interrupted, Stopped, StopSignals
-from foveal.training.task import Diverged, Task
 from foveal.training.trainer import check_hardware, run_trainer, tensorboard
 
 # Options that a resumed run may not change.
@@ -80,7 +80,7 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Train a model. `foveal.recipes.config.fit_config` does the same from names, for recipes and the command.
+    """Train a model. `foveal.recipes.fit_config.fit_config` does the same from names, for recipes and the command.
 
     Args:
         model: the model, whose weights are changed. A dense network looks once, at the whole image. A model that
@@ -164,7 +164,7 @@ class Opening:
     ) -> Run:
         """Train in this folder, see `fit`."""
         plan = _plan(self, model, data, objective or model.default_objective(), training)
-        with _report_saved_state(self.out, plan.task) if self.main else nullcontext():
+        with _report_saved_state(self.out, plan.learner) if self.main else nullcontext():
             _run(plan, self, quiet)
         return Run(self.out)
 
@@ -208,12 +208,12 @@ class _Plan(NamedTuple):
     """A checked training. Nothing is written yet.
 
     Attributes:
-        task, info: the task, and the description of its model.
+        learner, info: the learner, and the description of its model.
         resolved: the configuration of the run.
         checkpoint: the checkpoint from which to continue.
     """
 
-    task: Task
+    learner: Learner
     info: ModelInfo
     resolved: dict[str, Any]
     checkpoint: dict[str, Any] | None
@@ -250,29 +250,29 @@ def _plan(
         channels_last(model)
     if isinstance(model, WholeImage):
         model.check_output()
-    task = Task(model, _weighted(objective, data, training), data, training)
+    learner = Learner(model, _weighted(objective, data, training), data, training)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(
             "model: it has no parameters that can be trained; give a model in which some parameters require a gradient"
         )
     if training.init_from and not opening.resume:
-        _load_initial_weights(Path(training.init_from), task)
+        _load_initial_weights(Path(training.init_from), learner)
     if training.compile:
         for part in model.children():
             part.compile()
     # Raise errors before the run that is replaced is removed.
-    task.configure_optimizers()
-    _check_batches(task)
+    learner.configure_optimizers()
+    _check_batches(learner)
     if training.tensorboard:
         tensorboard(opening.out)
-    resolved = _resolved(task, training)
+    resolved = _resolved(learner, training)
     if opening.stored is not None and checkpoint is not None:
         _check_unchanged(resolved, with_absolute_paths(opening.stored))
-        check_weights(task, checkpoint["state_dict"], opening.out / LAST)
-        task.saved = checkpoint["global_step"]
+        check_weights(learner, checkpoint["state_dict"], opening.out / LAST)
+        learner.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-    return _Plan(task, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+    return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
 
 
 def _weighted(objective: Objective, data: DataModule, training: Training) -> Objective:
@@ -295,35 +295,35 @@ def _weighted(objective: Objective, data: DataModule, training: Training) -> Obj
 
 def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
     """Train, and write the model and the summary, also if the run stops early."""
-    task, out, main = plan.task, opening.out, opening.main
-    updates = task.total_batches // task.config.accumulate
-    finished = plan.checkpoint is not None and _finished(task, plan.checkpoint)
+    learner, out, main = plan.learner, opening.out, opening.main
+    updates = learner.total_batches // learner.config.accumulate
+    finished = plan.checkpoint is not None and _finished(learner, plan.checkpoint)
     try:
         if main:
             _start(plan, opening)
             if not quiet:
-                print_safely(describe(task, out, updates))
+                print_safely(describe(learner, out, updates))
                 if plan.checkpoint is not None:
                     _print_resumed(out, plan.checkpoint["global_step"], finished, plan.resolved, opening.stored)
         if not finished:
             if main:
                 (out / SUMMARY).unlink(missing_ok=True)
-            run_trainer(task, out, opening.resume, quiet, opening.signals)
-        opening.signals.wait_for(task)  # ignore signals from now on
+            run_trainer(learner, out, opening.resume, quiet, opening.signals)
+        opening.signals.wait_for(learner)  # ignore signals from now on
     except (Interrupted, Diverged) as end:
         if not main:
             raise SystemExit(0) from None  # Lightning kills the main process if another one fails
         interrupted = isinstance(end, Interrupted)
-        if task.saved is not None:
-            _close(out, task, plan.info, "interrupted" if interrupted else "diverged", quiet)
+        if learner.saved is not None:
+            _close(out, learner, plan.info, "interrupted" if interrupted else "diverged", quiet)
             if interrupted and quiet:
-                print_safely(f"stopped after step {task.saved}; go on with: {_resume_command(out)}", sys.stderr)
+                print_safely(f"stopped after step {learner.saved}; go on with: {_resume_command(out)}", sys.stderr)
         elif interrupted:
             _remove(out)
             print_safely("stopped before the first update; nothing is left of the run", sys.stderr)
         raise
     if main:
-        _close(out, task, plan.info, "finished", quiet)
+        _close(out, learner, plan.info, "finished", quiet)
 
 
 def _start(plan: _Plan, opening: Opening) -> None:
@@ -334,7 +334,7 @@ def _start(plan: _Plan, opening: Opening) -> None:
             clear(out)
     with storing(out / CONFIG), replacing(out / CONFIG) as unfinished:
         unfinished.write_text(yaml.safe_dump(plan.resolved, sort_keys=False))
-    write_card(out, plan.task.model, plan.info)
+    write_card(out, plan.learner.model, plan.info)
 
 
 def _remove(out: Path) -> None:
@@ -344,12 +344,12 @@ def _remove(out: Path) -> None:
 
 
 @contextmanager
-def _report_saved_state(out: Path, task: Task) -> Iterator[None]:
+def _report_saved_state(out: Path, learner: Learner) -> Iterator[None]:
     """Add to a `StorageError` which checkpoint is saved, and how to continue."""
     try:
         yield
     except StorageError as error:
-        if task.saved is None:
+        if learner.saved is None:
             with suppress(OSError):
                 _remove(out)
             safe = (
@@ -357,7 +357,7 @@ def _report_saved_state(out: Path, task: Task) -> Iterator[None]:
                 "start again"
             )
         else:
-            saved, resume = f"the run is safe in {out / LAST}, of step {task.saved}", _resume_command(out)
+            saved, resume = f"the run is safe in {out / LAST}, of step {learner.saved}", _resume_command(out)
             safe = f"{saved}; when there is space, go on with: {resume}"
         raise StorageError(f"{error}; {safe}") from error
 
@@ -366,38 +366,41 @@ def _resume_command(out: Path) -> str:
     return f"foveal fit --resume --out {shlex.quote(str(out))}"
 
 
-def _load_initial_weights(source: Path, task: Task) -> None:
+def _load_initial_weights(source: Path, learner: Learner) -> None:
     """Load weights of a file, or weights and the objective's state of a run. Children of the model without any of these
     weights keep their own.
     """
     weights = load(source).state_dict() if source.is_dir() else read_weights(source)
     loaded = {name.partition(".")[0] for name in weights}
-    kept = {name: value for name, value in task.model.state_dict().items() if name.partition(".")[0] not in loaded}
-    check_weights(task.model, {**kept, **weights}, source)
-    task.model.load_state_dict({**kept, **weights})
+    kept = {name: value for name, value in learner.model.state_dict().items() if name.partition(".")[0] not in loaded}
+    check_weights(learner.model, {**kept, **weights}, source)
+    learner.model.load_state_dict({**kept, **weights})
     if source.is_dir() and (source / LAST).is_file():
         state = read_checkpoint(source / LAST)["state_dict"].get("objective_state")
-        if state is not None and state.shape == task.objective_state.shape:
-            task.objective_state.copy_(state)
+        if state is not None and state.shape == learner.objective_state.shape:
+            learner.objective_state.copy_(state)
 
 
-def _check_batches(task: Task) -> None:
+def _check_batches(learner: Learner) -> None:
     """Check that batches have enough images for batch norm.
 
     Raises:
         ConfigError: all batches have one image, and a batch norm would get a single value per channel.
     """
-    config, count = task.config, len(task.data.split("train"))
+    config, count = learner.config, len(learner.data.split("train"))
     if min(config.batch_size, count) > config.devices:
         return
-    task.train_mode()
-    if all(task.takes_one_image(task.objective.plan(progress)) for progress in (0.0, 1.0)):
+    learner.train_mode()
+    if all(learner.takes_one_image(learner.objective.plan(progress)) for progress in (0.0, 1.0)):
         return
     few, remedy = f"batch_size: {config.batch_size} leaves", f"set `batch_size` to {2 * config.devices} or more"
     if count < config.batch_size:
-        few, remedy = f"{task.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}", "add images"
+        few, remedy = (
+            f"{learner.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}",
+            "add images",
+        )
     each = " for each device" if config.devices > 1 else ""
-    name = task.model.spec.get("name", "the model")
+    name = learner.model.spec.get("name", "the model")
     raise ConfigError(
         f"{few} one image{each}, of which batch norm in {name} gets a single value per channel; {remedy}, or use "
         "larger looks"
@@ -417,12 +420,12 @@ def _print_resumed(
     print_safely("\n       ".join([first, *changed]))
 
 
-def _finished(task: Task, checkpoint: dict[str, Any]) -> bool:
-    out_of_time = task.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= task.config.max_time
-    return out_of_time or checkpoint["global_step"] * task.config.accumulate >= task.total_batches
+def _finished(learner: Learner, checkpoint: dict[str, Any]) -> bool:
+    out_of_time = learner.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= learner.config.max_time
+    return out_of_time or checkpoint["global_step"] * learner.config.accumulate >= learner.total_batches
 
 
-def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) -> None:
+def _close(out: Path, learner: Learner, info: ModelInfo, ended: Ended, quiet: bool) -> None:
     """Write the model with the weights of the best validation, or else the last ones; and the summary."""
     checkpoint = read_checkpoint(out / LAST)
     last = kept = facts(checkpoint)
@@ -431,30 +434,30 @@ def _close(out: Path, task: Task, info: ModelInfo, ended: Ended, quiet: bool) ->
         file = out / BEST
         checkpoint = read_checkpoint(file)
         kept = facts(checkpoint)
-    save_model(out, task.model, info, model_state(checkpoint, file))
-    summary = summarise(task, out, ended, last, kept)
+    save_model(out, learner.model, info, model_state(checkpoint, file))
+    summary = summarise(learner, out, ended, last, kept)
     summary.write(out)
     if not quiet:
         summary.show(out)
 
 
-def _resolved(task: Task, training: Training) -> dict[str, Any]:
+def _resolved(learner: Learner, training: Training) -> dict[str, Any]:
     """The configuration of a run as plain values, for ``config.yaml``. Paths are absolute."""
     values: dict[str, Any] = {
-        "model": task.model.spec or {"name": made_in_python(task.model)},
-        "data": task.data.spec or {"name": task.data.name},
-        "objective": _objective_spec(task),
+        "model": learner.model.spec or {"name": made_in_python(learner.model)},
+        "data": learner.data.spec or {"name": learner.data.name},
+        "objective": _objective_spec(learner),
         **{f.name: getattr(training, f.name) for f in fields(Training)},
     }
     values["optimiser"] = asdict(training.optimiser)
     return with_absolute_paths(plain(values))
 
 
-def _objective_spec(task: Task) -> dict[str, Any] | None:
+def _objective_spec(learner: Learner) -> dict[str, Any] | None:
     """Options of the objective, with its name unless it is the model's own."""
-    objective = task.objective
+    objective = learner.objective
     name = OBJECTIVES.name_of(type(objective)) or made_in_python(objective)
-    named = {} if type(objective) is task.model.objective else {"name": name}
+    named = {} if type(objective) is learner.model.objective else {"name": name}
     options: dict[str, Any] = asdict(objective) if is_dataclass(objective) else {}  # type: ignore[call-overload]
     options.pop("class_weights", None)
     return {**named, **options}

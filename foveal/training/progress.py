@@ -24,7 +24,7 @@ from rich.text import Text
 from torch import Tensor
 
 from foveal.display import unfiltered
-from foveal.training.task import ENDLESS, Task
+from foveal.training.learner import ENDLESS, Learner
 
 MEMORY = 0.95  # weight of the previous batches in a running mean
 REDRAW = 0.25  # seconds between two updates of the bar
@@ -71,15 +71,22 @@ class Progress(pl.Callback):
         self._since = self._shown = 0.0
         self._passes = 0
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
         console = Console(stderr=True, file=unfiltered(sys.stderr))
         with self._drawing():
-            self.display = _Bar(console, task.progress) if console.is_interactive else _Lines()
+            self.display = _Bar(console, learner.progress) if console.is_interactive else _Lines()
         self._since = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        learner: Learner,  # type: ignore[override]
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if self.display is None:
             return
         now = time.monotonic()
@@ -92,31 +99,31 @@ class Progress(pl.Callback):
         for mean, key in ((self.loss, "loss"), (self.accuracy, "accuracy")):
             if key in outputs["log"]:
                 mean.add(outputs["log"][key].detach(), outputs["images"])
-        due = not self._shown or task.progress >= 1 or self.display.due(now, self._shown, task.elapsed)
-        if task.updates_after(batch_idx) and due:
+        due = not self._shown or learner.progress >= 1 or self.display.due(now, self._shown, learner.elapsed)
+        if learner.updates_after(batch_idx) and due:
             with self._drawing():
-                self._show(trainer, task, batch_idx + 1)
+                self._show(trainer, learner, batch_idx + 1)
 
-    def on_validation_start(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._began = time.monotonic()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, task: Task, *args: Any) -> None:  # type: ignore[override]
+    def on_validation_batch_end(self, trainer: pl.Trainer, learner: Learner, *args: Any) -> None:  # type: ignore[override]
         now, done, total = time.monotonic(), args[2] + 1, trainer.num_val_batches[0]  # type: ignore[index]
-        if self.display is not None and self.display.due(now, self._shown, task.elapsed):
+        if self.display is not None and self.display.due(now, self._shown, learner.elapsed):
             self._shown = now
             with self._drawing():
                 self.display.show(f"validating, batch {done} of {total}")
 
-    def on_validation_end(self, trainer: pl.Trainer, task: Task) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._validation = f"{float(trainer.callback_metrics['val_accuracy']):.1%}"
         self._validation_seconds = time.monotonic() - self._began
         self._since += self._validation_seconds
 
-    def _show(self, trainer: pl.Trainer, task: Task, done: int) -> None:
+    def _show(self, trainer: pl.Trainer, learner: Learner, done: int) -> None:
         assert self.display is not None
         self._shown = time.monotonic()
-        of = "" if task.total_batches >= ENDLESS else f"/{task.total_batches // task.config.accumulate}"
-        values = {"step": f"{task.step}{of}", "epoch": f"{done / task.batches_per_epoch:.1f}"}
+        of = "" if learner.total_batches >= ENDLESS else f"/{learner.total_batches // learner.config.accumulate}"
+        values = {"step": f"{learner.step}{of}", "epoch": f"{done / learner.batches_per_epoch:.1f}"}
         # Values stay on the device until they are shown, so that the host does not wait for each step.
         if self.loss.weight:
             values["loss"] = f"{float(self.loss.mean):.3f}"
@@ -125,24 +132,24 @@ class Progress(pl.Callback):
         if self._validation:
             values["val"] = self._validation
         speed = float(self.images.mean) / max(float(self.seconds.mean), 1e-9) * trainer.world_size
-        self.display.show_values(values, speed, self._left(trainer, task, done), task.progress)
+        self.display.show_values(values, speed, self._left(trainer, learner, done), learner.progress)
 
-    def _left(self, trainer: pl.Trainer, task: Task, done: int) -> float:
+    def _left(self, trainer: pl.Trainer, learner: Learner, done: int) -> float:
         """Estimated seconds until the end of the run."""
-        total, left = task.total_batches, []
+        total, left = learner.total_batches, []
         if total < ENDLESS:
             left.append((total - done) * float(self.seconds.mean))
-            if task.validates:
+            if learner.validates:
                 every = int(trainer.val_check_batch or total)
                 left[0] += (total // every - done // every + (total % every > 0)) * self._validation_seconds
-        if task.config.max_time:
-            left.append(task.config.max_time - task.elapsed + task.validates * self._validation_seconds)
+        if learner.config.max_time:
+            left.append(learner.config.max_time - learner.elapsed + learner.validates * self._validation_seconds)
         return max(min(left), 0.0)
 
-    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: pl.Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]
         self._close()
 
-    def teardown(self, trainer: pl.Trainer, task: Task, stage: str) -> None:  # type: ignore[override]
+    def teardown(self, trainer: pl.Trainer, learner: Learner, stage: str) -> None:  # type: ignore[override]
         self._close()
 
     def _close(self) -> None:

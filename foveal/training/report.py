@@ -36,24 +36,24 @@ from foveal.files import replacing, storing
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
 from foveal.training.config import Training
+from foveal.training.learner import ENDLESS, Learner
 from foveal.training.optimisation import lr_factor
 from foveal.training.progress import as_duration, print_safely
-from foveal.training.task import ENDLESS, Task
 
 Ended = Literal["finished", "interrupted", "diverged"]
 
 # --------------------------------------------------------------------------------------------------- before a run
 
 
-def describe(task: Task, out: Path, updates: int) -> str:
+def describe(learner: Learner, out: Path, updates: int) -> str:
     """The model, the data, and the length of a run that is about to start, in a few lines.
 
     Args:
-        task: the model, the data and the settings.
+        learner: the model, the data and the settings.
         out: run folder.
         updates: number of updates after which the run ends; `ENDLESS` where only time ends it.
     """
-    model, data, training = task.model, task.data, task.config
+    model, data, training = learner.model, learner.data, learner.config
     name = model.spec.get("name", type(model).__name__)
     backbone = f" on {model.spec['backbone']}" if "backbone" in model.spec else ""
     beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
@@ -208,26 +208,28 @@ def facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def summarise(task: Task, out: Path, ended: Ended, last: Mapping[str, Any], kept: Mapping[str, Any]) -> TrainingSummary:
+def summarise(
+    learner: Learner, out: Path, ended: Ended, last: Mapping[str, Any], kept: Mapping[str, Any]
+) -> TrainingSummary:
     """The summary of a run, from the files in its folder.
 
     Args:
-        task: the task of the run.
+        learner: the learner of the run.
         out: run folder.
         ended: how the run ended.
         last: `facts` of the last checkpoint.
         kept: `facts` of the checkpoint whose weights are kept.
     """
-    config, step = task.config, last["step"]
-    best = _score(kept, "best", task) if task.validates else None
-    end = _score(last, "last", task) or best if best else None
+    config, step = learner.config, last["step"]
+    best = _score(kept, "best", learner) if learner.validates else None
+    end = _score(last, "last", learner) or best if best else None
     scores = _training_scores(out / METRICS, config, last)
-    counts = task.data.split("val" if best else "train").counts()
+    counts = learner.data.split("val" if best else "train").counts()
     commonest = int(np.argmax(counts))
-    by_steps = step * config.accumulate >= task.total_batches
+    by_steps = step * config.accumulate >= learner.total_batches
     found = TrainingSummary(
         step=step,
-        epoch=step * config.accumulate / task.batches_per_epoch,
+        epoch=step * config.accumulate / learner.batches_per_epoch,
         seconds=last["elapsed"],
         ended=ended,
         out_of_time=ended == "finished" and config.max_time is not None and not by_steps,
@@ -237,7 +239,7 @@ def summarise(task: Task, out: Path, ended: Ended, last: Mapping[str, Any], kept
         last_accuracy=end.accuracy if end else None,
         validations=max(last.get("validations", 0), 1) if best else 0,
         training_accuracy=scores[-1].accuracy if scores else None,
-        commonest=task.data.classes[commonest],
+        commonest=learner.data.classes[commonest],
         commonest_share=float(counts[commonest] / counts.sum()),
         kept_step=kept["step"],
         averaged=kept["averaged"],
@@ -245,31 +247,31 @@ def summarise(task: Task, out: Path, ended: Ended, last: Mapping[str, Any], kept
         unread=_lines_of(out / BAD_IMAGES),
     )
     judged = [best, end] if best and end else scores
-    return replace(found, warnings=tuple(_warnings(found, task, judged, last["lr_share"], out)))
+    return replace(found, warnings=tuple(_warnings(found, learner, judged, last["lr_share"], out)))
 
 
-def _score(facts: Mapping[str, Any], which: str, task: Task) -> _Score | None:
+def _score(facts: Mapping[str, Any], which: str, learner: Learner) -> _Score | None:
     """The best or the last validation of a checkpoint. Older checkpoints lack the last one and the number of images."""
-    if facts.get(which) is None or task.data.val is None:
+    if facts.get(which) is None or learner.data.val is None:
         return None
-    return _Score(facts["step"], facts[which][0], facts.get("images") or len(task.data.val))
+    return _Score(facts["step"], facts[which][0], facts.get("images") or len(learner.data.val))
 
 
 def _warnings(
-    found: TrainingSummary, task: Task, scores: Sequence[_Score], lr_share: float, out: Path
+    found: TrainingSummary, learner: Learner, scores: Sequence[_Score], lr_share: float, out: Path
 ) -> Iterator[str]:
     """What may be wrong with a result.
 
     Args:
         found: the summary so far.
-        task: the task of the run.
+        learner: the learner of the run.
         scores: validations, or training accuracies where nothing was validated; the last is that of the end.
         lr_share: learning rate of the last update, as a share of the highest.
         out: run folder.
     """
     if scores:
         yield from _warnings_of_accuracy(found, max(scores, key=lambda score: score.accuracy), scores[-1])
-    optimiser = task.config.optimiser
+    optimiser = learner.config.optimiser
     more = "go on with --resume" if found.ended == "interrupted" else "train longer"
     if found.step < optimiser.warmup:
         length = f"{found.step:,} update{_s(found.step)}, within the {optimiser.warmup:,} of --optimiser.warmup"
@@ -277,9 +279,9 @@ def _warnings(
     elif found.ended != "diverged" and lr_share > lr_factor(optimiser, ENDLESS, 1.0) + 0.1:
         yield f"the learning rate was still at {lr_share:.0%} of its highest when the run ended; {more}"
     if found.ended == "interrupted":
-        by_time = found.seconds / task.config.max_time if task.config.max_time else 0.0
-        by_steps = found.step * task.config.accumulate / task.total_batches
-        now, then = task.objective.plan(min(1.0, max(by_time, by_steps))), task.objective.plan(1.0)
+        by_time = found.seconds / learner.config.max_time if learner.config.max_time else 0.0
+        by_steps = found.step * learner.config.accumulate / learner.total_batches
+        now, then = learner.objective.plan(min(1.0, max(by_time, by_steps))), learner.objective.plan(1.0)
         if now != then:
             phases = f"looks: {' and '.join(map(str, now))}, later {' and '.join(map(str, then))}"
             yield f"the objective had not reached its last phase ({phases}); {more}"

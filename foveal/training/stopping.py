@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from foveal.host import STOP_SIGNALS
-from foveal.training.task import Task
+from foveal.training.learner import Learner
 
 AGAIN = 1.0
 """Seconds after the first signal from which on Ctrl-C ends the run without saving."""
@@ -57,13 +57,13 @@ class StopSignals:
         self.at_once = at_once
         self.number: int = signal.SIGINT
         self._since: float | None = None
-        self._task: Task | None = None
+        self._learner: Learner | None = None
         self._before: dict[int, Any] = {}
 
-    def wait_for(self, task: Task) -> None:
-        """From now on, request the task to stop instead; also for an earlier signal."""
-        self._task = task
-        task.stop_requested |= self._since is not None
+    def wait_for(self, learner: Learner) -> None:
+        """From now on, request the learner to stop instead; also for an earlier signal."""
+        self._learner = learner
+        learner.stop_requested |= self._since is not None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -87,8 +87,8 @@ class StopSignals:
         now = time.monotonic()
         if self._since is None:
             self._since, self.number = now, number
-            if self._task is not None:
-                self._task.stop_requested = True
+            if self._learner is not None:
+                self._learner.stop_requested = True
             elif self.at_once:
                 raise Interrupted
         elif number == signal.SIGINT and now - self._since >= AGAIN:

@@ -1,4 +1,4 @@
-"""Run Lightning's trainer: train a `Task` in a run folder.
+"""Run Lightning's trainer: train a `Learner` in a run folder.
 
 Example:
     >>> with _quiet_lightning():
@@ -28,31 +28,34 @@ from foveal.host import deaf_children, keep_freed_memory
 from foveal.runs import LAST, TENSORBOARD
 from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import Training
+from foveal.training.learner import ENDLESS, Learner
 from foveal.training.stopping import StopSignals
-from foveal.training.task import ENDLESS, Task
+
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError)
+"""What Lightning raises for a checkpoint of another run."""
 
 
-def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopSignals) -> None:
-    """Train a task to its end.
+def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals: StopSignals) -> None:
+    """Train a learner to its end.
 
     Args:
-        task: the task.
+        learner: the learner.
         out: run folder.
         resume: continue from ``last.ckpt``.
         quiet: show no progress.
-        signals: signals that stop the task.
+        signals: signals that stop the learner.
 
     Raises:
         Interrupted, Diverged, StorageError: see `foveal.training.fit`.
     """
-    config = task.config
-    every = config.val_every * config.accumulate if config.val_every else task.batches_per_epoch
+    config = learner.config
+    every = config.val_every * config.accumulate if config.val_every else learner.batches_per_epoch
     keep_freed_memory()
     with _quiet_lightning():
         trainer = pl.Trainer(
             **_hardware(config),
             max_epochs=-1,
-            max_steps=min(task.total_batches // config.accumulate, ENDLESS),
+            max_steps=min(learner.total_batches // config.accumulate, ENDLESS),
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.optimiser.clip,
             val_check_interval=-(-every // config.accumulate) * config.accumulate,
@@ -74,11 +77,15 @@ def run_trainer(task: Task, out: Path, resume: bool, quiet: bool, signals: StopS
         if children:
             launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
         try:
-            trainer.fit(task, ckpt_path=out / LAST if resume else None, weights_only=True)
+            trainer.fit(learner, ckpt_path=out / LAST if resume else None, weights_only=True)
         except BaseException as error:
-            if children and not task.stopping:  # they may wait for this process forever
+            if children and not learner.stopping:  # they may wait for this process forever
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            if resume and not task.started and isinstance(error, LookupError | TypeError | ValueError | AttributeError):
+            if (
+                resume
+                and not learner.started
+                and isinstance(error, LookupError | TypeError | ValueError | AttributeError)
+            ):
                 raise RunError(
                     f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error

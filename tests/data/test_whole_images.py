@@ -14,7 +14,7 @@ from foveal.glimpse.base import WholeImage
 from foveal.images import Look
 from foveal.images.views import TensorViews
 from foveal.prediction import classify
-from foveal.training.task import DelayedScalars, _in_mode
+from foveal.training.learner import DelayedScalars, _in_mode
 
 
 def images(count: int = 5, height: int = 32, width: int = 32, dtype: torch.dtype = torch.uint8) -> torch.Tensor:

@@ -21,7 +21,7 @@ from foveal.policies import find_policy
 from foveal.prediction.cost import count_cost
 from foveal.runs import ModelInfo, load, save_model
 from foveal.testing import CountingViews, GlimpseClassifierTester
-from foveal.training.task import freeze
+from foveal.training.learner import freeze
 
 TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
 

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
-from foveal.glimpse.registry import MODELS
 from foveal.glimpse.tnet import LocationModule, PositionModule, TNet, _windows, code_frequencies, position_code
 from foveal.images import ArrayPyramid, as_views
 from foveal.images.views import BlankViews, TensorViews
@@ -20,6 +19,7 @@ from foveal.objectives.rollout import MASKED
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.prediction import classify
 from foveal.prediction.cost import count_cost
+from foveal.registry import MODELS
 from foveal.testing import CountingViews, GlimpseClassifierTester
 
 

@@ -13,7 +13,7 @@ from foveal.cli import main
 from foveal.errors import ConfigError
 from foveal.host import usable_device
 from foveal.prediction import find_device
-from foveal.recipes.config import FitConfig
+from foveal.recipes.fit_config import FitConfig
 from tests.training.tiny import config
 
 TINY = ["--model", "test_resnet", "--model.image_size", "32", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
@@ -104,7 +104,7 @@ def test_devices_are_as_many_as_there_are(monkeypatch):
 
 
 def test_a_processor_may_have_a_number(tmp_path):
-    from foveal.recipes.config import fit_config
+    from foveal.recipes.fit_config import fit_config
 
     assert (
         fit_config(config(device="cpu:0", epochs=None, steps=1, ema=None), tmp_path / "run", quiet=True).summary["step"]

@@ -25,10 +25,10 @@ from foveal.data.module import DataModule
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import WholeImage
 from foveal.objectives.objective import CrossEntropy
-from foveal.recipes.config import FitConfig, fit_config, make_objective
 from foveal.recipes.configure import configure
+from foveal.recipes.fit_config import FitConfig, fit_config, make_objective
 from foveal.training import Optimiser, Training, fit
-from foveal.training.task import DelayedScalars, Task
+from foveal.training.learner import DelayedScalars, Learner
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -144,10 +144,10 @@ def test_the_config_holds_every_value(tmp_path):
 
 def test_average_is_the_recursion(tmp_path, monkeypatch):
     seen: list[Tensor] = []
-    end = Task.on_train_batch_end if "on_train_batch_end" in vars(Task) else None
+    end = Learner.on_train_batch_end if "on_train_batch_end" in vars(Learner) else None
     assert end is None
     monkeypatch.setattr(
-        Task,
+        Learner,
         "on_train_batch_end",
         lambda self, *_: seen.append(self.model.classifier.bias.detach().clone()),
         raising=False,
@@ -268,20 +268,20 @@ def test_looks_that_fail_are_left_out_of_the_loss(monkeypatch):
     data = foveal.data.get_data("tiny_images")
     torch.manual_seed(0)
     model = foveal.models.create_classifier(**NORM_FREE, num_classes=3)
-    task = Task(model, model.default_objective(), data, config(epochs=None, steps=1))
-    monkeypatch.setattr(Task, "progress", 0.5)
+    learner = Learner(model, model.default_objective(), data, config(epochs=None, steps=1))
+    monkeypatch.setattr(Learner, "progress", 0.5)
 
     def loss(indices: list[int], broken: dict[int, str]) -> tuple[float, int]:
-        task.objective_state.zero_()
+        learner.objective_state.zero_()
         batch = data.train.batch(0, indices, 0)
         batch.views.errors.update(broken)
-        value, _, good = task._loss(batch, 0)
+        value, _, good = learner._loss(batch, 0)
         return float(value.detach()), good
 
     whole, good = loss([1, 4, 9], {})
     assert good == 3
     assert loss([1, 2, 4, 9], {1: "2.png: cut short; copy it again"}) == (pytest.approx(whole, rel=1e-6), 3)
-    assert task.bad_images == [("2.png", "cut short; copy it again")]
+    assert learner.bad_images == [("2.png", "cut short; copy it again")]
     nothing, good = loss([1, 2], {0: "a: x", 1: "b: y"})
     assert (nothing, good) == (0.0, 0)
 
@@ -358,7 +358,7 @@ def test_a_loss_that_is_read_late_stops_the_run_and_names_its_step(tmp_path, mon
         return (loss * float("nan") if len(calls) == 4 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
+    monkeypatch.setattr("foveal.training.learner.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
@@ -384,7 +384,7 @@ def test_a_loss_that_is_read_late_is_read_before_the_end(tmp_path, monkeypatch):
         return (loss * float("inf") if len(calls) == 3 else loss), state, log
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverging)
-    monkeypatch.setattr("foveal.training.task.DelayedScalars", Delayed)
+    monkeypatch.setattr("foveal.training.learner.DelayedScalars", Delayed)
     changes = {
         "model": {"name": "test_resnet", "image_size": 16},
         "accumulate": 1,
@@ -401,7 +401,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
         if self.step == 3:
             self.model.classifier.bias.data[0] = math.nan
 
-    monkeypatch.setattr(Task, "on_train_batch_start", poisoned)
+    monkeypatch.setattr(Learner, "on_train_batch_start", poisoned)
     with pytest.raises(RunError, match=r"step 4; try a lower"):
         fit_config(config(epochs=None, steps=6, ema=None), tmp_path / "run", quiet=True)
     assert all(v.isfinite().all() for v in last(tmp_path / "run")["state_dict"].values())
@@ -563,13 +563,13 @@ def test_a_dense_network_with_smoothed_labels(tmp_path):
     ]
     wanted, _, _ = configure("demo", [*flags, "--optimiser.step_at", "0.5,0.75", "--steps", "1", "--device", "cpu"])
     assert wanted.optimiser.step_at == (0.5, 0.75)
-    task = Task(
+    learner = Learner(
         foveal.models.create_classifier("test_resnet", num_classes=3, image_size=16),
         make_objective(foveal.models.create_classifier("test_resnet", num_classes=3), wanted.objective),
         foveal.data.get_data("tiny_images"),
         wanted,
     )
-    assert task.objective.label_smoothing == 0.1
+    assert learner.objective.label_smoothing == 0.1
     run = fit_config(replace(wanted, epochs=None, batch_size=4), tmp_path / "run", quiet=True)
     assert yaml.safe_load((run.path / "config.yaml").read_text())["objective"]["label_smoothing"] == 0.1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from foveal.errors import RunError
-from foveal.recipes.config import FitConfig, fit_config
+from foveal.recipes.fit_config import FitConfig, fit_config
 from foveal.runs import Run
 from tests.kills import killed
 from tests.training.test_resume import metrics

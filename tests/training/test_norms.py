@@ -16,7 +16,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.images import as_views
 from foveal.models import create_classifier
-from foveal.recipes.config import fit_config
+from foveal.recipes.fit_config import fit_config
 from foveal.training.norms import takes_one_image
 from tests.training.tiny import NORM_FREE, config
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foveal.errors import ConfigError
-from foveal.recipes.config import FitConfig
+from foveal.recipes.fit_config import FitConfig
 from foveal.training import Optimiser
 from foveal.training.optimisation import build, lr_factor
 

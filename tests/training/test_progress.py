@@ -10,10 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from foveal.recipes.config import fit_config
+from foveal.recipes.fit_config import fit_config
 from foveal.training import progress
+from foveal.training.learner import ENDLESS, Learner
 from foveal.training.progress import Progress, as_duration, as_line, as_rate, pause
-from foveal.training.task import ENDLESS, Task
 from tests.training.tiny import NORM_FREE, config
 
 TEN = {"model": NORM_FREE, "epochs": None, "steps": 10, "accumulate": 1, "ema": None}
@@ -98,7 +98,7 @@ def test_the_bar_is_taken_down_where_a_run_fails(tmp_path, monkeypatch):
     def fail(self, batch, batch_idx):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Task, "training_step", fail)
+    monkeypatch.setattr(Learner, "training_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         fit_config(config(**TEN), tmp_path / "run")
     assert len(closed) == 1
@@ -112,14 +112,14 @@ def test_a_dumb_terminal_gets_lines(tmp_path, capsys, monkeypatch):
     assert "step 10/10" in capsys.readouterr().err
 
 
-def shown_left(done: int = 40, seconds: float = 2.0, validation: float = 10.0, every: int = 25, **task) -> float:
+def shown_left(done: int = 40, seconds: float = 2.0, validation: float = 10.0, every: int = 25, **learner) -> float:
     """Seconds that are left, after ``done`` passes of ``seconds`` each and validations of ``validation``."""
     shown = Progress()
     shown.seconds.add(seconds, 1)
     shown._validation_seconds = validation
-    config = SimpleNamespace(max_time=task.pop("max_time", None))
-    task = {"total_batches": 100, "validates": True, "elapsed": 90.0, "config": config, **task}
-    return shown._left(SimpleNamespace(val_check_batch=every), SimpleNamespace(**task), done)
+    config = SimpleNamespace(max_time=learner.pop("max_time", None))
+    learner = {"total_batches": 100, "validates": True, "elapsed": 90.0, "config": config, **learner}
+    return shown._left(SimpleNamespace(val_check_batch=every), SimpleNamespace(**learner), done)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from foveal.data.module import DataModule
 from foveal.errors import DataError, RunError
 from foveal.objectives import CrossEntropy, TNetObjective
 from foveal.prediction import classify
-from foveal.recipes.config import fit_config
+from foveal.recipes.fit_config import fit_config
 from foveal.runs import Run
 from foveal.training import Optimiser, TrainingSummary
+from foveal.training.learner import Learner
 from foveal.training.report import differences, summarise
-from foveal.training.task import Task
 from tests.training.tiny import NORM_FREE, config
 
 SHORT = {"model": NORM_FREE, "epochs": None, "accumulate": 1, "ema": None}
@@ -135,14 +135,14 @@ def test_validation_images_that_cannot_be_read_are_none(tmp_path):
 
 
 def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, monkeypatch):
-    step = Task.training_step
+    step = Learner.training_step
 
     def interrupt(self, batch, batch_idx):
         if batch_idx == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Task, "training_step", interrupt)
+    monkeypatch.setattr(Learner, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit_config(
             config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}),
@@ -165,7 +165,7 @@ def test_a_killed_run_has_no_summary_of_what_was_before(tmp_path, monkeypatch):
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(Task, "training_step", fail)
+        patch.setattr(Learner, "training_step", fail)
         fit_config(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True)
     assert Run(tmp_path / "run").summary is None
     assert fit_config(config(**SHORT, steps=4), tmp_path / "run", resume=True, quiet=True).summary["step"] == 4
@@ -228,7 +228,7 @@ def told(
     data = DataModule(("common", "rare"), val, val if best else None)
     settings = config(optimiser={}, accumulate=1, epochs=None, steps=1000, max_time=more.pop("max_time", None))
     settings.optimiser = optimiser
-    task = SimpleNamespace(
+    learner = SimpleNamespace(
         config=settings,
         data=data,
         validates=best is not None,
@@ -252,7 +252,7 @@ def told(
     if rows:
         (out / "metrics.csv").write_text("step,accuracy\n" + "".join(f"{a},{b}\n" for a, b in rows))
     assert not more
-    found = summarise(task, out, ended, facts, {**facts, "step": 500})
+    found = summarise(learner, out, ended, facts, {**facts, "step": 500})
     return found, "\n".join(found.warnings)
 
 

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from foveal.errors import ConfigError, RunError
-from foveal.recipes.config import fit_config
+from foveal.recipes.fit_config import fit_config
 from foveal.runs import Run, load
 from foveal.training.callbacks import Checkpoints
-from foveal.training.task import Task
+from foveal.training.learner import Learner
 from tests.training.tiny import config
 
 ROOT = Path(__file__).parents[2]
@@ -104,12 +104,12 @@ def test_killed_and_resumed(tmp_path, whole):
     "batch", [2, 6, 11, 13]
 )  # within the first update, after a validation, within an update, in the last epoch
 def test_cut_in_a_step(tmp_path, monkeypatch, whole, batch):
-    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", batch), whole)
+    same_runs(resumed(monkeypatch, tmp_path / "run", Learner, "training_step", batch), whole)
 
 
 @pytest.mark.parametrize("batch", [0, 3])
 def test_cut_in_validation(tmp_path, monkeypatch, whole, batch):
-    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "validation_step", batch), whole)
+    same_runs(resumed(monkeypatch, tmp_path / "run", Learner, "validation_step", batch), whole)
 
 
 def test_cut_while_saving(tmp_path, monkeypatch, whole):
@@ -119,7 +119,7 @@ def test_cut_while_saving(tmp_path, monkeypatch, whole):
 def test_cut_between_sparse_checkpoints(tmp_path, monkeypatch):
     changes = {"save_every": 3, "val_every": 100, "ema": None, "log_every": 2, "accumulate": 1}
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True).path
-    same_runs(resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes), plain)
+    same_runs(resumed(monkeypatch, tmp_path / "run", Learner, "training_step", 11, **changes), plain)
 
 
 def test_attention_is_followed_in_a_resumed_run_too(tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_attention_is_followed_in_a_resumed_run_too(tmp_path, monkeypatch):
     }
     changes = {"model": options, "save_every": 3, "val_every": 100, "ema": None, "log_every": 2}
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
-    run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 11, **changes)
+    run = resumed(monkeypatch, tmp_path / "run", Learner, "training_step", 11, **changes)
     assert (run / "attention.csv").read_text() == (plain.path / "attention.csv").read_text()
     with (run / "attention.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -150,7 +150,7 @@ def test_resume_without_validation_and_with_workers(tmp_path, monkeypatch):
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True).path
     assert not (plain / "best.ckpt").exists()
     assert torch.load(plain / "last.ckpt", weights_only=True)["global_step"] == 8
-    run = resumed(monkeypatch, tmp_path / "run", Task, "training_step", 8, workers=1, **changes)
+    run = resumed(monkeypatch, tmp_path / "run", Learner, "training_step", 8, workers=1, **changes)
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
@@ -175,7 +175,7 @@ def test_terminated_in_the_step_before_a_validation(tmp_path, whole):
 
 def test_a_finished_run_is_resumed_by_doing_nothing(whole, monkeypatch, capsys):
     before = {file.name: file.read_bytes() for file in whole.iterdir()}
-    monkeypatch.setattr(Task, "training_step", None)
+    monkeypatch.setattr(Learner, "training_step", None)
     fit_config(None, whole, resume=True)
     said = capsys.readouterr()
     assert (
@@ -221,7 +221,7 @@ def test_resuming_says_where_it_goes_on_and_what_has_changed(tmp_path, capsys):
 def test_resuming_without_a_change_says_so(tmp_path, monkeypatch, capsys):
     changes = {"ema": None, "epochs": None, "steps": 3, "accumulate": 1}
     with monkeypatch.context() as patch:
-        cut(patch, Task, "training_step", 2)
+        cut(patch, Learner, "training_step", 2)
         with pytest.raises(Cut):
             fit_config(config(**changes), tmp_path / "run", quiet=True)
     fit_config(None, tmp_path / "run", resume=True)
@@ -235,7 +235,7 @@ def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
     changes = {"ema": None, "accumulate": 1, "log_every": 4, "save_every": 1, "objective": {"name": "cross_entropy"}}
     plain = fit_config(config(**changes), tmp_path / "plain", quiet=True)
     with monkeypatch.context() as patch:
-        cut(patch, Task, "training_step", 7)
+        cut(patch, Learner, "training_step", 7)
         with pytest.raises(Cut):
             fit_config(config(**changes), tmp_path / "run", quiet=True)
     for name in ("last.ckpt", "best.ckpt"):

@@ -18,13 +18,13 @@ from PIL import Image
 
 from foveal.data import get_data
 from foveal.errors import StorageError
-from foveal.recipes.config import FitConfig, fit_config
+from foveal.recipes.fit_config import FitConfig, fit_config
 from foveal.runs import Run
 from foveal.training import fitting, stopping
 from foveal.training.callbacks import Checkpoints
+from foveal.training.learner import Learner
 from foveal.training.report import summarise
 from foveal.training.stopping import Interrupted, StopSignals
-from foveal.training.task import Task
 from tests.training.test_kills import short
 from tests.training.test_resume import metrics, same_runs
 from tests.training.tiny import NORM_FREE, config
@@ -85,7 +85,7 @@ def stopped(out: Path, wanted: FitConfig, number: int = signal.SIGTERM, **how: b
 def test_a_signal_in_a_step(tmp_path, monkeypatch, photos, whole, number, workers, group):
     """Sent twice, as `timeout` does."""
     with monkeypatch.context() as patch:
-        at(patch, Task, "training_step", 3, number, number, signal.SIGCONT, group=group)
+        at(patch, Learner, "training_step", 3, number, number, signal.SIGCONT, group=group)
         stopped(tmp_path / "run", of_files(photos, workers, save_every=100), number)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
     assert Run(tmp_path / "run").summary["ended"] == "interrupted"
@@ -97,10 +97,10 @@ def test_a_signal_in_a_step(tmp_path, monkeypatch, photos, whole, number, worker
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved"),
     [
-        (Task, "validation_step", 1, 4),
+        (Learner, "validation_step", 1, 4),
         (Checkpoints, "save", 1, 2),
-        (Task, "on_save_checkpoint", 2, 3),
-        (Task, "training_step", 1, 1),
+        (Learner, "on_save_checkpoint", 2, 3),
+        (Learner, "training_step", 1, 1),
     ],
 )
 def test_a_signal_elsewhere(tmp_path, monkeypatch, photos, whole, owner, name, call, saved):
@@ -113,7 +113,8 @@ def test_a_signal_elsewhere(tmp_path, monkeypatch, photos, whole, owner, name, c
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Task, "configure_optimizers"), (Task, "on_train_start"), (Task, "transfer_batch_to_device")]
+    ("owner", "name"),
+    [(Learner, "configure_optimizers"), (Learner, "on_train_start"), (Learner, "transfer_batch_to_device")],
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_signal_before_the_first_update(tmp_path, monkeypatch, capsys, photos, owner, name, workers):
@@ -141,12 +142,12 @@ def test_a_signal_after_the_last_update_changes_nothing(tmp_path, monkeypatch, p
 def test_another_ctrl_c_ends_at_once(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    task = Task.__new__(Task)
-    object.__setattr__(task, "stop_requested", False)
+    learner = Learner.__new__(Learner)
+    object.__setattr__(learner, "stop_requested", False)
     with StopSignals() as signals:
-        signals._task = task
+        signals._learner = learner
         os.kill(os.getpid(), signal.SIGTERM)
-        assert task.stop_requested
+        assert learner.stop_requested
         os.kill(os.getpid(), signal.SIGINT)
         now[0] += 60
         os.kill(os.getpid(), signal.SIGTERM)
@@ -171,16 +172,16 @@ def test_workers_end_with_a_killed_parent_and_leave_no_lock(tmp_path, photos):
     program = f"""if True:
         import os, signal
         from tests.training.test_signals import children, of_files
-        from foveal.recipes.config import fit_config
-        from foveal.training.task import Task
+        from foveal.recipes.fit_config import fit_config
+        from foveal.training.learner import Learner
         from pathlib import Path
-        step = Task.training_step
+        step = Learner.training_step
         def marked(self, batch, number):
             if number == 3:
                 print(*children(), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, batch, number)
-        Task.training_step = marked
+        Learner.training_step = marked
         fit_config(of_files(Path({str(photos)!r}), 2), {str(tmp_path / "run")!r}, quiet=True)
     """
     ended = subprocess.run(
@@ -199,7 +200,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_lock(tmp_path, photos):
 
 def test_the_second_of_two_runs_in_a_folder_is_told(tmp_path, monkeypatch):
     """The second is a fork of the first, as a worker is."""
-    out, step = tmp_path / "run", Task.training_step
+    out, step = tmp_path / "run", Learner.training_step
 
     def marked(self, *args):
         child = os.fork()
@@ -212,7 +213,7 @@ def test_the_second_of_two_runs_in_a_folder_is_told(tmp_path, monkeypatch):
         os.waitpid(child, 0)
         return step(self, *args)
 
-    monkeypatch.setattr(Task, "training_step", marked)
+    monkeypatch.setattr(Learner, "training_step", marked)
     fit_config(short(), out, quiet=True)
     told = f"{out}: another process trains this run; wait until it has ended, or choose another `out`"
     assert (tmp_path / "told").read_text() == told

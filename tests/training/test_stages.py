@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveal.errors import ConfigError, RunError
-from foveal.recipes.config import fit_config
+from foveal.recipes.fit_config import fit_config
 from tests.training.tiny import config
 
 SACCADER = {"name": "saccader", "backbone": "test_bagnet_lowd", "image_size": 32, "locations": [3]}

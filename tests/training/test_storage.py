@@ -15,7 +15,7 @@ import torch
 
 from foveal.cli import main
 from foveal.errors import StorageError
-from foveal.recipes.config import FitConfig, fit_config
+from foveal.recipes.fit_config import FitConfig, fit_config
 from tests.training.test_kills import NETWORK, same, short
 from tests.training.tiny import config
 

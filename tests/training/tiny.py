@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveal.data.dataset import Dataset, Loaded, TensorDataset
 from foveal.data.module import DATA_SETS, DataModule
-from foveal.recipes.config import FitConfig, fit_config
+from foveal.recipes.fit_config import FitConfig, fit_config
 
 
 class NormFree(nn.Module):
@@ -121,19 +121,19 @@ NORM_FREE = {"name": "tnet", "backbone": "norm_free_16", "base_size": 16, "locat
 
 def main(out: str, changes: str = "{}", how: str = "{}") -> None:
     """Train; ``how`` may say {"kill_at": batch}, {"interrupt_at": batch} or {"resume": true}."""
-    from foveal.training.task import Task
+    from foveal.training.learner import Learner
 
     options = json.loads(how)
-    step = Task.training_step
+    step = Learner.training_step
 
-    def marked(self: Task, batch: Any, batch_idx: int) -> Any:
+    def marked(self: Learner, batch: Any, batch_idx: int) -> Any:
         if batch_idx == options.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         if batch_idx == options.get("interrupt_at"):
             os.kill(os.getpid(), getattr(signal, options.get("signal", "SIGINT")))
         return step(self, batch, batch_idx)
 
-    Task.training_step = marked  # type: ignore[method-assign]
+    Learner.training_step = marked  # type: ignore[method-assign]
     try:
         fit_config(config(**json.loads(changes)), Path(out), resume=options.get("resume", False), quiet=True)
     except KeyboardInterrupt:

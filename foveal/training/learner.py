@@ -10,8 +10,8 @@ Example:
     >>> from foveal.training.config import Training
     >>> model = create_classifier("test_resnet", num_classes=10, image_size=32)
     >>> data = get_data("digits", canvas=96, digit=(12, 16), distractors=1, train=8, val=4, test=4)
-    >>> task = Task(model, model.default_objective(), data, Training(steps=3, batch_size=4))
-    >>> task.batches_per_epoch, len(task.val_dataloader())
+    >>> learner = Learner(model, model.default_objective(), data, Training(steps=3, batch_size=4))
+    >>> learner.batches_per_epoch, len(learner.val_dataloader())
     (2, 1)
 """
 
@@ -126,12 +126,12 @@ class Diverged(RunError):
         self.step = step
 
 
-class Task(pl.LightningModule):
+class Learner(pl.LightningModule):
     """Train a classifier with an objective on a data set.
 
     Args:
         model: the model.
-        objective: the objective. Its state is a buffer of the task.
+        objective: the objective. Its state is a buffer of the learner.
         data: the data set.
         config: see `Training`.
 
