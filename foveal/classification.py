@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from foveal.host import to_device
+from foveal.tasks import MULTICLASS, SEPARATOR, Task
 
 Box = tuple[float, float, float, float]
 
@@ -131,6 +132,7 @@ class Classification:
         class_names: names in the order of the logits; if empty, numbers are used.
         maps: attention maps by name, each (heads, h, w) or (B, heads, h, w).
         bytes_read: bytes read from files per image, int or (B,) array; None for images in memory.
+        task: what the logits mean, and the thresholds of decisions.
     """
 
     logits: Tensor
@@ -138,22 +140,31 @@ class Classification:
     class_names: tuple[str, ...] = ()
     maps: dict[str, Tensor] = field(default_factory=dict)
     bytes_read: np.ndarray | int | None = None
+    task: Task = MULTICLASS
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits, of the same shape, in float32 or more."""
-        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).softmax(-1)
+        """Softmax of the logits, or their sigmoid for labels; of the same shape, in float32 or more."""
+        return self.task.probabilities(self.logits)
 
     @property
     def probability(self) -> Tensor:
-        """Probability of the predicted class: a scalar, or (B,)."""
-        return self.probabilities.amax(-1)
+        """Probability of the predicted class, or of the least certain decision on a label: a scalar, or (B,)."""
+        return self.task.certainty(self.probabilities)
 
     @property
     def label(self) -> str | list[str]:
-        """Name of the predicted class, or a list of B names."""
-        best = self.logits.argmax(-1).tolist()
-        return [self._name(i) for i in best] if isinstance(best, list) else self._name(best)
+        """Name of the predicted class, or the predicted labels with ``|`` between them, empty if there are none.
+
+        A list for a batch.
+        """
+        decided = self.task.decide(self.probabilities).cpu()
+        return self._names(decided) if self.logits.ndim == 1 else [self._names(one) for one in decided]
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """Indices of the predicted class or labels of one image."""
+        return self.task.indices(self.task.decide(self.probabilities))
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` most probable classes of one image and their probabilities, in descending order."""
@@ -169,6 +180,9 @@ class Classification:
             if self.logits.ndim == 1
             else np.bincount(self.glimpses.image[chosen], minlength=len(self))
         )
+
+    def _names(self, decided: Tensor) -> str:
+        return SEPARATOR.join(self._name(i) for i in self.task.indices(decided))
 
     def _name(self, i: int) -> str:
         return self.class_names[i] if self.class_names else str(i)
@@ -214,7 +228,7 @@ class Classification:
         )
         logits = torch.cat([part.logits for _, part in parts])
         rows = to_device(np.argsort(which), logits.device)
-        return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read)
+        return cls(logits[rows], whole[order], parts[0][1].class_names, bytes_read=bytes_read, task=parts[0][1].task)
 
     @classmethod
     def cat(cls, parts: Sequence[Classification]) -> Classification:
@@ -235,6 +249,7 @@ class Classification:
                 contribution=torch.cat([g.contribution.cpu() for g in looks]) if additive else None,  # type: ignore[union-attr]
             ),
             class_names=parts[0].class_names,
+            task=parts[0].task,
             maps={k: torch.cat([p.maps[k].cpu() for p in parts]) for k in parts[0].maps},
             bytes_read=None if any(r is None for r in read) else np.concatenate([np.atleast_1d(r) for r in read]),  # type: ignore[arg-type]
         )

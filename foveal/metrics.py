@@ -1,35 +1,47 @@
-"""Named metrics of classification, and confidence intervals of proportions.
+"""Named metrics of classification, with confidence intervals.
 
-A metric is a function of a model's `Answers`. It is registered with the header of its column, and then part of all
-results of `foveal.evaluation`.
+A metric is a function of a model's `Answers`. It is registered with the header of its column, and may then be chosen by
+its name in all evaluations. Intervals are of 95 %: Wilson's for proportions; the normal one for means and, on the scale
+of the logit, for areas under curves; otherwise percentiles of a bootstrap over images.
 
 Example:
     >>> import torch
     >>> answers = Answers.of(torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1, 0]))
-    >>> found = compute_metrics(answers)
+    >>> found = compute_metrics(answers, ["accuracy", "nll", "auroc"])
     >>> found["accuracy"].value, [round(bound, 2) for bound in found["accuracy"].interval], round(found["nll"].value, 2)
     (0.75, [0.3, 0.95], 2.34)
+    >>> found["auroc"].value
+    0.625
     >>> [round(x, 3) for x in wilson(90, 100)]
     [0.826, 0.945]
 """
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from foveal.display import fixed, percent
+from foveal.errors import ConfigError
+from foveal.tasks import Task, task_of
 
 BINS = 15
 """Bins of the expected calibration error."""
 ROWS = 4096
 """Images whose logits are converted to float64 at a time."""
+RESAMPLES = 1000
+"""Resamples of a bootstrap."""
+RANKED_CLASSES = 20
+"""The most classes for which metrics of rankings are computed unless they are chosen: they need every probability."""
+_CHUNK = 4_000_000
 
 
 class Metric(NamedTuple):
@@ -46,57 +58,117 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's predictions for N images, with their labels.
+    """A model's predictions for N images, with their targets.
 
     Attributes:
+        task: the task, whose thresholds decide.
         classes: number of classes.
-        target, predicted: (N,) int64, the label and the most probable class.
-        in_top5: (N,) bool, whether the label is among the five most probable classes.
-        confidence: (N,) float64, the probability of the most probable class.
-        nll: (N,) float64, negative log-likelihood of the label, in nats.
+        target, predicted: (N,) int64, the class and the predicted one; or (N, classes) bool, the labels.
+        in_top5: (N,) bool, whether the class is among the five most probable ones; all false for labels.
+        confidence: (N,) float64, the probability of the predicted class; or (N, classes), of the decision on each
+            label.
+        nll: (N,) float64, negative log-likelihood of the target, in nats; for labels their mean.
+        probabilities: (N, classes) float64; None unless they were to be kept.
     """
 
+    task: Task
     classes: int
     target: np.ndarray
     predicted: np.ndarray
     in_top5: np.ndarray
     confidence: np.ndarray
     nll: np.ndarray
+    probabilities: np.ndarray | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, target: Tensor, temperature: float = 1.0) -> Answers:
-        """Answers from (N, classes) logits, divided by a temperature, and (N,) labels."""
-        classes, parts = logits.shape[1], []
+    def of(
+        cls,
+        logits: Tensor,
+        target: Tensor,
+        temperature: float = 1.0,
+        *,
+        task: Task | None = None,
+        keep_probabilities: bool | None = None,
+    ) -> Answers:
+        """Answers from logits and targets.
+
+        Args:
+            logits: (N, classes), which are divided by the temperature.
+            target: (N,) classes, or (N, classes) labels.
+            temperature: see `foveal.evaluation.fit_temperature`.
+            task: a task with thresholds; the task of the targets if None.
+            keep_probabilities: whether to keep all probabilities, 8 bytes each; if None, up to `RANKED_CLASSES`.
+        """
+        classes, parts, task = logits.shape[1], [], task or task_of(target)
+        keep = classes <= RANKED_CLASSES if keep_probabilities is None else keep_probabilities
         for z, t in zip(logits.split(ROWS), target.split(ROWS), strict=True):
             scaled = z.double() / temperature
-            top = (z.topk(min(5, classes), dim=1).indices == t[:, None]).any(1)
-            confidence, nll = scaled.softmax(1).amax(1), F.cross_entropy(scaled, t, reduction="none")
-            parts.append(cls(classes, *(of.numpy() for of in (t, z.argmax(1), top, confidence, nll))))
+            p = task.probabilities(scaled)
+            predicted, nll = task.decide(p), task.loss(scaled, t, reduction="none")
+            if t.ndim == 1:
+                top = (z.topk(min(5, classes), dim=1).indices == t[:, None]).any(1)
+                confidence = p.gather(1, predicted[:, None]).squeeze(1)
+            else:
+                t, top, confidence = t.bool(), torch.zeros(len(t), dtype=torch.bool), torch.where(predicted, p, 1 - p)
+            columns = [of.numpy() for of in (t, predicted, top, confidence, nll, *([p] if keep else []))]
+            parts.append(cls(task, classes, *columns))
         return cls.cat(parts)
 
     @classmethod
     def cat(cls, parts: Sequence[Answers]) -> Answers:
         """Concatenate answers, one part or more."""
         columns = zip(*(part._columns() for part in parts), strict=True)
-        return cls(parts[0].classes, *map(np.concatenate, columns))
+        return Answers(parts[0].task, parts[0].classes, *map(np.concatenate, columns))
 
     def take(self, rows: np.ndarray) -> Answers:
         """Answers for some of the images, by index or mask."""
-        return Answers(self.classes, *(column[rows] for column in self._columns()))
+        return Answers(self.task, self.classes, *(column[rows] for column in self._columns()))
+
+    def one_against_rest(self, index: int) -> Answers:
+        """The same predictions as a single label: whether the class holds."""
+        column = slice(index, index + 1)
+        if self.target.ndim == 2:
+            target, predicted, confidence = (
+                self.target[:, column],
+                self.predicted[:, column],
+                self.confidence[:, column],
+            )
+        else:
+            target, predicted = (self.target == index)[:, None], (self.predicted == index)[:, None]
+            confidence = self.confidence[:, None]
+        scores = None if self.probabilities is None else self.probabilities[:, column]
+        return replace(self, classes=1, target=target, predicted=predicted, confidence=confidence, probabilities=scores)
 
     @property
     def correct(self) -> np.ndarray:
-        """(N,) bool, whether the most probable class is the label."""
-        return self.predicted == self.target
+        """(N,) bool, whether the predicted class, or every label, is the target."""
+        same = self.predicted == self.target
+        return same if same.ndim == 1 else same.all(1)
+
+    @cached_property
+    def marks(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, classes) bool each: the classes that hold, and those predicted."""
+        if self.target.ndim == 2:
+            return self.target, self.predicted
+        every = np.arange(self.classes)
+        return self.target[:, None] == every, self.predicted[:, None] == every
+
+    @cached_property
+    def positive(self) -> int | None:
+        """The class of which two-class metrics speak: of two classes the rarer one, the second if they are equal."""
+        if self.target.ndim == 2 or self.classes != 2:
+            return None
+        return int(2 * self.target.sum() <= len(self.target))
 
     def __len__(self) -> int:
         return len(self.target)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
-        return self.target, self.predicted, self.in_top5, self.confidence, self.nll
+        own = self.target, self.predicted, self.in_top5, self.confidence, self.nll
+        return own if self.probabilities is None else (*own, self.probabilities)
 
 
-# ---- the metrics
+# ---- the registry
 
 
 class Definition(NamedTuple):
@@ -107,12 +179,18 @@ class Definition(NamedTuple):
         header: header of its column in a table.
         decimals: digits after the decimal point; if None, a share is printed in per cent with its interval.
         of_confidence: whether it depends on the temperature of the softmax.
+        default: whether it is computed unless metrics are chosen.
+        ranks: whether it needs all probabilities.
+        lower_is_better: whether a smaller value is better.
     """
 
     compute: Callable[[Answers], Metric]
     header: str
     decimals: int | None = None
     of_confidence: bool = False
+    default: bool = True
+    ranks: bool = False
+    lower_is_better: bool = False
 
     def show(self, metric: Metric) -> str:
         """The metric as text for a table."""
@@ -122,19 +200,64 @@ class Definition(NamedTuple):
 METRICS: dict[str, Definition] = {}
 
 
-def metric(header: str, *, decimals: int | None = None, of_confidence: bool = False) -> Callable:
+def metric(
+    header: str,
+    *,
+    decimals: int | None = None,
+    of_confidence: bool = False,
+    default: bool = True,
+    ranks: bool = False,
+    lower_is_better: bool = False,
+) -> Callable:
     """Register a function of `Answers` as a metric by its name; arguments as of `Definition`."""
 
     def register_metric(compute: Callable[[Answers], Metric]) -> Callable[[Answers], Metric]:
-        METRICS[compute.__name__] = Definition(compute, header, decimals, of_confidence)
+        METRICS[compute.__name__] = Definition(
+            compute, header, decimals, of_confidence, default, ranks, lower_is_better
+        )
         return compute
 
     return register_metric
 
 
-def compute_metrics(answers: Answers) -> dict[str, Metric]:
-    """All registered metrics, by name."""
-    return {name: definition.compute(answers) for name, definition in METRICS.items()}
+def choose_metrics(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """Names of the metrics to compute: accuracy, then the chosen ones.
+
+    Args:
+        names: metrics; if None, the default ones. Those of rankings are default up to `RANKED_CLASSES`.
+        classes: number of classes.
+
+    Raises:
+        ConfigError: there is no metric of a name.
+    """
+    if names is None:
+        return tuple(
+            name for name, one in METRICS.items() if one.default and not (one.ranks and classes > RANKED_CLASSES)
+        )
+    for name in names:
+        check_metric("metrics", name)
+    return tuple(dict.fromkeys(["accuracy", *names]))
+
+
+def check_metric(argument: str, name: str) -> None:
+    """Check that a metric is registered.
+
+    Args:
+        argument: the argument that names it, for the error.
+        name: its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(str(name), METRICS, 1)
+        hint = f"did you mean {near[0]}" if near else f"use one of {', '.join(METRICS)}"
+        raise ConfigError(f"`{argument}` {name}: there is no metric of this name; {hint}")
+
+
+def compute_metrics(answers: Answers, names: Sequence[str] | None = None) -> dict[str, Metric]:
+    """Metrics by name; see `choose_metrics`."""
+    return {name: METRICS[name].compute(answers) for name in choose_metrics(names, answers.classes)}
 
 
 def flat(metrics: Mapping[str, Metric]) -> dict[str, object]:
@@ -150,32 +273,250 @@ def flat(metrics: Mapping[str, Metric]) -> dict[str, object]:
     return content
 
 
+# ---- the metrics
+
+
 @metric("accuracy, %")
 def accuracy(answers: Answers) -> Metric:
-    """Share of images whose most probable class is the label, with Wilson's interval."""
+    """Share of images whose predicted class is the target, or of which every label is right; Wilson's interval."""
     return _share(answers.correct)
 
 
 @metric("top 5, %")
 def top5(answers: Answers) -> Metric:
-    """Share of images whose label is among the five most probable classes; undefined for five classes or fewer."""
-    return _share(answers.in_top5) if answers.classes > 5 else Metric()
+    """Share of images whose class is among the five most probable ones; undefined for five classes or fewer, and for
+    labels.
+    """
+    return _share(answers.in_top5) if answers.classes > 5 and answers.target.ndim == 1 else Metric()
 
 
-@metric("NLL", decimals=3, of_confidence=True)
+@metric("balanced accuracy, %")
+def balanced_accuracy(answers: Answers) -> Metric:
+    """Mean recall of the classes that occur. A constant answer has 1 / classes, however rare a class is.
+
+    For labels it is the mean of the recall of presence and of absence.
+    """
+    return _bootstrapped(answers, _balanced_accuracy)
+
+
+@metric("macro F1, %")
+def macro_f1(answers: Answers) -> Metric:
+    """Mean of the F1 scores of the classes that occur or are predicted."""
+    return _bootstrapped(answers, _macro_f1)
+
+
+@metric("AUROC, %", ranks=True)
+def auroc(answers: Answers) -> Metric:
+    """Area under the receiver operating characteristic: mean over the classes, each against the rest."""
+    return _area(answers, _auroc, range(answers.classes))
+
+
+@metric("AP, %", ranks=True)
+def average_precision(answers: Answers) -> Metric:
+    """Average precision: sum of precisions at each score, weighted by the recall gained there.
+
+    Mean over the classes, each against the rest; of two classes it is that of the rarer one alone.
+    """
+    which = range(answers.classes) if answers.positive is None else [answers.positive]
+    return _area(answers, _average_precision, which)
+
+
+@metric("NLL", decimals=3, of_confidence=True, lower_is_better=True)
 def nll(answers: Answers) -> Metric:
-    """Mean negative log-likelihood of the labels, in nats."""
-    return Metric(float(answers.nll.mean()))
+    """Mean negative log-likelihood of the targets, in nats, with the normal interval of a mean."""
+    mean, count = float(answers.nll.mean()), len(answers)
+    half = 1.959964 * float(answers.nll.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    return Metric(mean, (max(mean - half, 0.0), mean + half) if math.isfinite(half) else None)
 
 
-@metric("ECE, %", of_confidence=True)
+@metric("ECE, %", of_confidence=True, lower_is_better=True)
 def ece(answers: Answers) -> Metric:
-    """Expected calibration error, see `expected_calibration_error`."""
-    return Metric(expected_calibration_error(answers.confidence, answers.correct))
+    """Expected calibration error, see `expected_calibration_error`; for labels over all decisions."""
+    return Metric(expected_calibration_error(answers.confidence.ravel(), (answers.predicted == answers.target).ravel()))
 
 
 def _share(successes: np.ndarray) -> Metric:
     return Metric(int(successes.sum()) / len(successes), wilson(int(successes.sum()), len(successes)))
+
+
+# ---- classes
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Metrics of one class against the rest.
+
+    Attributes:
+        name: the class.
+        images: how many have it.
+        metrics: ``precision``, ``recall``, ``f1``, ``auroc`` and ``average_precision``; the last two only where all
+            probabilities were kept.
+    """
+
+    name: str
+    images: int
+    metrics: Mapping[str, Metric]
+
+
+def class_metrics(answers: Answers, names: Sequence[str]) -> tuple[ClassMetrics, ...]:
+    """Metrics of each class, given their names."""
+    true, predicted = answers.marks
+    found = []
+    for index, name in enumerate(names):
+        one = answers.one_against_rest(index)
+        metrics = {
+            "precision": _proportion(true[predicted[:, index], index]),
+            "recall": _proportion(predicted[true[:, index], index]),
+            "f1": _bootstrapped(one, _macro_f1),
+        }
+        if answers.probabilities is not None:
+            metrics["auroc"] = _area(one, _auroc, [0])
+            metrics["average_precision"] = _area(one, _average_precision, [0])
+        found.append(ClassMetrics(name, int(true[:, index].sum()), metrics))
+    return tuple(found)
+
+
+def confusion_matrix(answers: Answers) -> np.ndarray:
+    """Images by (class, predicted class), or for each label by (presence, predicted presence)."""
+    if answers.target.ndim == 1:
+        cells = answers.target * answers.classes + answers.predicted
+        return np.bincount(cells, minlength=answers.classes**2).reshape(answers.classes, answers.classes)
+    cells = 2 * answers.target + answers.predicted
+    return np.stack([np.bincount(column, minlength=4).reshape(2, 2) for column in cells.T])
+
+
+def _proportion(successes: np.ndarray) -> Metric:
+    return _share(successes) if len(successes) else Metric()
+
+
+# ---- areas under curves
+
+_Area = tuple[float, np.ndarray]
+"""An area, and its derivatives with respect to the weight of each image, (N,)."""
+
+
+def _area(answers: Answers, of_class: Callable[[np.ndarray, np.ndarray], _Area], which: Sequence[int]) -> Metric:
+    """Mean of an area over the classes that have positives and negatives, with its interval.
+
+    The standard error is that of the infinitesimal jackknife (Efron 1982; for the AUROC nearly DeLong's, Biometrics
+    44, 1988): images are independent, and each adds the derivative of the area with respect to its weight. The interval
+    is normal on the scale of the logit, as Boyd, Eng and Page recommend for average precision (ECML PKDD 2013). At 0
+    and 1, where the standard error is 0, it is Wilson's for as many trials as there are positives.
+    """
+    if answers.probabilities is None:
+        raise ConfigError("`metrics`: probabilities were not kept for the metrics of rankings; choose them by name")
+    true = answers.marks[0]
+    known = [c for c in which if true[:, c].any() and not true[:, c].all()]
+    if not known:
+        return Metric()
+    values, derivatives = zip(*(of_class(true[:, c], answers.probabilities[:, c]) for c in known), strict=True)
+    value, count = float(np.mean(values)), len(answers)
+    if not 1e-12 < value < 1 - 1e-12:
+        positives = int(true[:, known].any(1).sum())
+        return Metric(value, wilson(round(value) * positives, positives))
+    error = math.sqrt(float((np.mean(derivatives, axis=0) ** 2).sum()) * count / (count - 1))
+    middle, half = math.log(value / (1 - value)), 1.959964 * error / (value * (1 - value))
+    return Metric(value, (1 / (1 + math.exp(half - middle)), 1 / (1 + math.exp(-half - middle))))
+
+
+def _auroc(true: np.ndarray, scores: np.ndarray) -> _Area:
+    """The probability that a positive has a higher score than a negative, where equal scores count half; and its
+    derivatives with respect to the weight of each image.
+    """
+    group, positives, negatives = _by_score(true, scores)
+    below = len(true) - true.sum() - np.cumsum(negatives) + negatives / 2
+    above = np.cumsum(positives) - positives / 2
+    pairs = true.sum() * (len(true) - true.sum())
+    value = float((positives * below).sum() / pairs)
+    own = np.where(true, below[group] / pairs - value / true.sum(), above[group] / pairs - value / (~true).sum())
+    return value, own
+
+
+def _average_precision(true: np.ndarray, scores: np.ndarray) -> _Area:
+    """The sum over the distinct scores of the precision there times the recall gained; and its derivatives with respect
+    to the weight of each image.
+    """
+    group, positives, negatives = _by_score(true, scores)
+    found, passed = np.cumsum(positives), np.cumsum(negatives)
+    both, all_positives = found + passed, true.sum()
+    value = float((positives * found / both).sum() / all_positives)
+    # One more positive raises the precision at its score and at all lower ones; one more negative reduces it.
+    gained = np.cumsum((positives * passed / both**2)[::-1])[::-1]
+    lost = np.cumsum((positives * found / both**2)[::-1])[::-1]
+    own = np.where(true, (found / both + gained)[group] - value, -lost[group]) / all_positives
+    return value, own
+
+
+def _by_score(true: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rank of each image's score among the distinct ones, from the highest; and positives and negatives by rank."""
+    group = np.unique(-scores, return_inverse=True)[1]
+    positives = np.bincount(group, true).astype(np.float64)
+    return group, positives, np.bincount(group) - positives
+
+
+# ---- the bootstrap: statistics of answers that count each image as often as its weight says
+
+
+Statistic = Callable[[Answers, np.ndarray], np.ndarray]
+"""(R,) values of answers to N images with (R, N) weights; NaN where it is undefined."""
+
+
+def _bootstrapped(answers: Answers, statistic: Statistic) -> Metric:
+    """The value of a statistic, and the 2.5 and 97.5 % percentiles of its values for resampled images."""
+    value = float(statistic(answers, np.ones((1, len(answers))))[0])
+    if not math.isfinite(value):
+        return Metric()
+    every = np.concatenate([statistic(answers, weights) for weights in _resamples(len(answers))])
+    low, high = np.nanpercentile(every, (2.5, 97.5))
+    # A value at the end of its range can be outside of the percentiles.
+    return Metric(value, (min(float(low), value), max(float(high), value)))
+
+
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """`RESAMPLES` x (N,) weights of a bootstrap over N images, in chunks; the same for all metrics and models."""
+    rng, chunk = np.random.default_rng(0), max(1, _CHUNK // count)
+    if count * RESAMPLES <= _CHUNK:
+        yield _kept_resamples(count)
+        return
+    for start in range(0, RESAMPLES, chunk):
+        yield _draw(rng, count, min(chunk, RESAMPLES - start))
+
+
+@lru_cache(maxsize=2)
+def _kept_resamples(count: int) -> np.ndarray:
+    return _draw(np.random.default_rng(0), count, RESAMPLES)
+
+
+def _draw(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
+    drawn = rng.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float64)
+
+
+def _balanced_accuracy(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    true, predicted = answers.marks
+    if answers.target.ndim == 2:
+        right = [_ratio(weights @ (t & (predicted == s)), weights @ t) for s, t in ((True, true), (False, ~true))]
+        return _nan_mean((right[0] + right[1]) / 2)
+    return _nan_mean(_ratio(weights @ (true & predicted), weights @ true))
+
+
+def _macro_f1(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    true, predicted = answers.marks
+    return _nan_mean(_ratio(2 * (weights @ (true & predicted)), weights @ true + weights @ predicted))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Quotients; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last dimension without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+
+
+# ---- calibration
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:

@@ -51,6 +51,7 @@ from foveal.models import (
 from foveal.registry import UnknownName, imported, made_with
 from foveal.stored import card_error, check_outline, check_weights, checkpoint_error, limit_parameters
 from foveal.strict import ContentError, read_json, read_yaml
+from foveal.tasks import TASKS, Task
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "config.yaml",
@@ -148,6 +149,7 @@ def write_card(folder: Path, model: GlimpseClassifier, info: ModelInfo) -> None:
         },
         "num_classes": model.num_classes,
         "class_names": list(info.class_names),
+        "task": model.task.name,
         "channels": model.channels,
         "size": list(model.size),
         "mean": model.mean.tolist(),
@@ -294,6 +296,12 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
+    @property
+    def task(self) -> Task:
+        """The task of the model, with the thresholds that the run stores."""
+        found = [(self.class_names.index(one["label"]), one["threshold"]) for one in self.card.get("thresholds", [])]
+        return TASKS[self.card.get("task", "multiclass")].with_thresholds(found)
+
     def load_model(
         self, *, device: str | torch.device = "cpu", which: Which = "best", model: nn.Module | None = None
     ) -> GlimpseClassifier:
@@ -335,7 +343,7 @@ class Run:
             made = card["model"]["name"].removeprefix(_PYTHON)
             raise RunError(f"{file}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
         model = self._made_by_name() if given is None else as_classifier(given)
-        model.class_names = self.class_names
+        model.class_names, model.task = self.class_names, self.task
         if (locations := card.get("locations")) is not None:
             model.locations = tuple(locations)
         for key in ("value_range", "image_size", "shorter_side"):

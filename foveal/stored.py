@@ -27,6 +27,7 @@ from foveal.errors import RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.models import LARGEST_OPTION, Whole
 from foveal.signatures import mismatch
+from foveal.tasks import TASKS
 
 PARAMETERS_PER_TENSOR, EXTRA_PARAMETERS = 4, 1_000
 """Limit of the parameters created while a model is built: so many per stored tensor, plus the extra ones. Some modules
@@ -43,6 +44,14 @@ MOST_LOOKS = 100_000
 # ---- config.json
 
 
+class Threshold(TypedDict):
+    """The threshold of a class in ``config.json``; see `foveal.evaluation.fit_threshold`."""
+
+    label: str
+    threshold: float
+    at: str
+
+
 class Card(TypedDict, total=False):
     """Types of the values in ``config.json``. ``model`` and ``class_names`` are required."""
 
@@ -51,6 +60,8 @@ class Card(TypedDict, total=False):
     model: dict[str, Any]
     num_classes: Annotated[int, range(1, 1_000_001)]
     class_names: list[str]
+    task: Annotated[str, tuple(TASKS)]
+    thresholds: list[Threshold]
     channels: Whole
     size: tuple[Whole, Whole]
     mean: list[float]
@@ -73,6 +84,11 @@ def card_error(card: Any) -> str | None:
         return error
     if error := class_names_error(card["class_names"]):
         return f"class_names: {error}"
+    for one in card.get("thresholds", []):
+        if one["label"] not in card["class_names"]:
+            return f"thresholds: there is no class {one['label']!r}"
+        if not 0 <= one["threshold"] <= 1:
+            return f"thresholds: {one['threshold']} is not from 0 to 1"
     low, high = card.get("value_range") or (0, 1)
     return None if low < high else f"value_range: {low} is not below {high}"
 

@@ -38,6 +38,7 @@ from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
 from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, open_image
+from foveal.tasks import Task, task_of
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
 
@@ -51,7 +52,7 @@ class Batch:
 
     Attributes:
         views: the B images.
-        target: (B,) int64 classes.
+        target: (B,) int64 classes, or (B, classes) bool labels.
         index: (B,) positions in the data set.
         errors: (path, sentence) of each image that could not be opened. Such images are left out, so a batch can be
             empty.
@@ -79,7 +80,7 @@ class Dataset(ABC):
     """A data set of labelled images.
 
     Attributes:
-        targets: (N,) int64 class of each image.
+        targets: (N,) int64, the class of each image; or (N, classes) bool, its labels, see `foveal.tasks`.
         classes: names of the classes.
         boxes: (k, 4) boxes of the object for each image, in full-resolution pixels; k may be 0. None if there are no
             boxes.
@@ -96,7 +97,12 @@ class Dataset(ABC):
 
     def counts(self) -> np.ndarray:
         """(classes,) number of images per class."""
-        return np.bincount(self.targets, minlength=len(self.classes))
+        return self.task.counts(self.targets, len(self.classes))
+
+    @property
+    def task(self) -> Task:
+        """The task of the targets."""
+        return task_of(self.targets)
 
     def objects(self, i: int) -> np.ndarray | None:
         """(k, 4) boxes of the object in image ``i`` of `plain`; None if there are no boxes."""
@@ -146,12 +152,18 @@ class Loaded:
         return Batch(views, self.target, self.index, self.errors)
 
 
+def as_targets(targets: Any) -> np.ndarray:
+    """Targets as an array: (N,) int64 classes, or (N, classes) bool labels."""
+    given = np.asarray(targets)
+    return given.astype(bool if given.ndim == 2 else np.int64, copy=False)
+
+
 class TensorDataset(Dataset):
     """Images in memory, all of the same size.
 
     Args:
         images: (N, C, H, W); uint8, or float in [0, 1].
-        targets: (N,) classes.
+        targets: (N,) classes, or (N, classes) labels.
         classes: names of the classes.
         boxes: (N, 4), one box of the object for each image, or None.
         augmentation: ``none`` or ``crop_flip`` (see `foveal.data.augmentation.crop_flip`), padded with the mean colour.
@@ -177,7 +189,7 @@ class TensorDataset(Dataset):
             mean = images.mean((0, 2, 3), dtype=torch.float32)
             self._fill = mean if images.is_floating_point() else mean.round()
         self._drawn: tuple[Any, np.ndarray] = None, np.empty(0)
-        self.targets = np.asarray(targets, dtype=np.int64)
+        self.targets = as_targets(targets)
         self.classes = tuple(classes)
         self.boxes = None if boxes is None else [np.asarray(b, dtype=np.float64).reshape(-1, 4) for b in boxes]
         self.channels = images.shape[1]
@@ -252,7 +264,7 @@ class ImageDataset(Dataset):
 
     Args:
         paths: N files.
-        targets: (N,) classes.
+        targets: (N,) classes, or (N, classes) labels.
         classes: names of the classes.
         reading: how to read the files.
         boxes: (k, 4) boxes of the object for each image; may be computed on access.
@@ -271,7 +283,7 @@ class ImageDataset(Dataset):
     ) -> None:
         # An array: reference counts in a list of a million strings would make workers copy its memory.
         self._paths = np.array([os.fsencode(p) for p in paths])
-        self.targets = np.asarray(targets, dtype=np.int64)
+        self.targets = as_targets(targets)
         self.classes = tuple(classes)
         self.reading = reading or Reading()
         self.boxes = boxes

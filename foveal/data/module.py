@@ -30,6 +30,7 @@ from foveal.data.dataset import Dataset, FirstLooks
 from foveal.data.loader import Loader
 from foveal.errors import ConfigError, DataError
 from foveal.registry import Registry
+from foveal.tasks import MULTICLASS, Task
 
 
 @dataclass
@@ -51,6 +52,12 @@ class DataModule:
     name: str = "the data set"
     notes: tuple[str, ...] = field(default=(), init=False)
     spec: dict[str, Any] = field(default_factory=dict, init=False)
+
+    @property
+    def task(self) -> Task:
+        """What the targets are."""
+        splits = (self.train, self.val, self.test)
+        return next((data.task for data in splits if data is not None), MULTICLASS)
 
     def split(self, split: str) -> Dataset:
         """A split by name.

@@ -27,12 +27,13 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     """The temperature from 0.05 to 20 at which labels are most likely.
 
     The negative log-likelihood is convex in 1 / temperature. Its slope is the mean over images of E z - z_label and its
-    curvature that of Var z, both under the probabilities at that temperature. Newton's method finds where the slope is
+    curvature that of Var z, both under the probabilities at that temperature. For multilabel targets, E z is p z for
+    each label, and z_label is z where the label holds and 0 elsewhere. Newton's method finds where the slope is
     0; a step that leaves the bracket is replaced by a bisection.
 
     Args:
         logits: (N, classes), N at least 1.
-        target: (N,) labels.
+        target: (N,) classes, or (N, classes) labels.
     """
     low, high = 1 / HOTTEST, 1 / COLDEST
     if _slope(logits, target, low)[0] > 0:
@@ -56,6 +57,11 @@ def _slope(logits: Tensor, target: Tensor, inverse: float) -> tuple[float, float
     slope = curvature = 0.0
     for part, t in zip(logits.split(ROWS), target.split(ROWS), strict=True):
         z = part.double()
+        if t.ndim == 2:
+            p = (inverse * z).sigmoid()
+            slope += float(((p - t.double()) * z).mean(1).sum())
+            curvature += float((p * (1 - p) * z * z).mean(1).sum())
+            continue
         z = z - z.amax(1, keepdim=True)
         p = (inverse * z).softmax(1)
         mean = (p * z).sum(1)

@@ -36,7 +36,7 @@ from foveal.images import BlankViews, Views
 from foveal.metrics import METRICS, Answers, compute_metrics
 from foveal.prediction.cost import LookCounter, count_cost
 from foveal.prediction.device import autocast, machine_name
-from foveal.prediction.early_exit import Exit, confidence, format_cost, locations_of, look_until, parse_cost, turns
+from foveal.prediction.early_exit import Exit, format_cost, locations_of, look_until, parse_cost, turns
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.locations import format_locations
 from foveal.prediction.output import fingerprint
@@ -355,7 +355,9 @@ def _confidences(
     for batch in bench.batches():
         if len(batch):
             with torch.inference_mode(), autocast(bench.setting.precision, bench.device):
-                seen = [confidence(logits) for logits in _logits_by_turn(model, batch.views, ends[-1], at_once)]
+                seen = [
+                    model.task.confidence(logits) for logits in _logits_by_turn(model, batch.views, ends[-1], at_once)
+                ]
             rows = bench.readable(batch)
             if len(seen) != len(ends):
                 what = f"{type(model).__name__} cannot stop early"
@@ -382,7 +384,7 @@ def _times(
         start, ended = time.perf_counter(), []
         with torch.inference_mode(), autocast(precision, model.mean.device):
             for logits in _logits_by_turn(model, views_of(), locations, at_once):
-                confidence(logits).cpu()
+                model.task.confidence(logits).cpu()
                 ended.append(1e3 * (time.perf_counter() - start))
         times.append(ended)
     return np.median(times[WARM_UP:], 0)

@@ -31,6 +31,7 @@ from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
+from foveal.tasks import MULTICLASS, Task
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
@@ -109,6 +110,7 @@ class GlimpseClassifier(nn.Module, ABC):
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
         class_names: set when the model is trained or loaded.
+        task: what targets are, with the thresholds of decisions; set when the model is trained or loaded.
         spec: ``name`` and options with which `foveal.models.create_classifier` creates the same model; empty if the
             model was created in another way.
     """
@@ -145,6 +147,7 @@ class GlimpseClassifier(nn.Module, ABC):
         self.antialias = antialias
         self.crop = crop
         self.class_names: tuple[str, ...] = ()
+        self.task: Task = MULTICLASS
         self.spec: dict[str, Any] = {}
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -426,7 +429,7 @@ class WholeImage(GlimpseClassifier):
             probability=torch.ones(len(which)),
             contribution=logits if contributions else None,
         )
-        return Classification(logits, looks, self.class_names, maps, views.bytes_read)
+        return Classification(logits, looks, self.class_names, maps, views.bytes_read, self.task)
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))

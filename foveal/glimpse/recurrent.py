@@ -205,7 +205,7 @@ class RecurrentAttention(GlimpseClassifier):
             probability=torch.ones(len(views) * count),
             contribution=contribution,
         )
-        return Classification(chosen.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read)
+        return Classification(chosen.mean(1), glimpses, self.class_names, bytes_read=views.bytes_read, task=self.task)
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         count, steps = len(policies), sum(locations)

@@ -540,7 +540,7 @@ class Saccader(GlimpseClassifier):
             probability=F.pad(log_p.exp(), (1, 0), value=1.0).flatten(),
             contribution=None if share is None else share.flatten(0, 1),
         )
-        return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=read)
+        return Classification(alone.mean(1), glimpses, self.class_names, bytes_read=read, task=self.task)
 
     def boxes(self, root: np.ndarray, cells: Tensor) -> np.ndarray:
         """Windows of the chosen cells.

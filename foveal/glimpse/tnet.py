@@ -669,7 +669,9 @@ class TNet(GlimpseClassifier):
         )
         if not seen.taken.all():
             glimpses = glimpses[seen.taken.ravel()]
-        return Classification(self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read)
+        return Classification(
+            self.classifier(self.dropout(fused)), glimpses, self.class_names, bytes_read=read, task=self.task
+        )
 
     def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
         """See `GlimpseClassifier.walk`. Cells of the thumbnail are taken in order of descending probability, each with

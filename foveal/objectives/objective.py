@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.choices import POLICY_NAMES
 from foveal.objectives.rollout import Rollout
 from foveal.policies import Policy
 from foveal.registry import Registry
+from foveal.tasks import task_of
 
 OBJECTIVES: Registry[type[Any]] = Registry("objective")
 """Objectives by name. They are dataclasses whose fields are the options in recipes."""
@@ -58,7 +58,7 @@ class Objective(Protocol):
 
         Args:
             rollouts: one for each policy of the plan, in the same order.
-            target: (B,) int64 labels.
+            target: (B,) int64 classes, or (B, classes) labels, see `foveal.tasks`.
             state: state returned by the previous call.
 
         Returns:
@@ -119,13 +119,12 @@ def classification_loss(
 def cross_entropy(
     logits: Tensor, target: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy of logits (B, classes), or (B, N, classes) with the label of the image for every look."""
+    """Mean loss of logits (B, classes), or (B, N, classes) with the target of the image for every look.
+
+    It is the cross-entropy, or the binary cross-entropy of (B, classes) targets; see `foveal.tasks.Task.loss`.
+    """
+    task = task_of(target)
     if logits.ndim == 3:
-        target = target[:, None].expand(logits.shape[:2]).flatten()
+        target = target.repeat_interleave(logits.shape[1], dim=0)
         logits = logits.flatten(0, 1)
-    weights = (
-        None
-        if class_weights is None
-        else torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
-    )
-    return F.cross_entropy(logits, target, weight=weights, label_smoothing=label_smoothing)
+    return task.loss(logits, target, class_weights, label_smoothing)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from foveal.objectives.objective import OBJECTIVES, classification_loss
 from foveal.objectives.rollout import Rollout
+from foveal.tasks import task_of
 
 
 @OBJECTIVES.register("recurrent")
@@ -62,7 +63,7 @@ class RecurrentObjective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
         loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
-        right = (rollout.logits.argmax(-1) == target).float()
+        right = task_of(target).reward(rollout.logits, target)
         log = {"loss_perception": loss_perception.detach(), "reward": right.mean()}
         if not rollout.log_probability.shape[1]:
             return loss_perception, state, {"loss": loss_perception.detach(), **log}

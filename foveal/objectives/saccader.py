@@ -8,6 +8,7 @@ first.
 
 Example:
     >>> import numpy as np, torch
+    >>> import foveal.glimpse.saccader  # registers its policies
     >>> from foveal.objectives.rollout import Rollout
     >>> scores = torch.tensor([[0.5, 0.25, 0.25]]).log()
     >>> rollout = Rollout(
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from foveal.objectives.objective import OBJECTIVES, cross_entropy
 from foveal.objectives.rollout import Rollout
+from foveal.tasks import task_of
 
 
 def location_nll(rollout: Rollout, target_cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,7 @@ class SaccaderObjective:
             loss_locations = -rollouts[-1].log_probability.mean()
             loss = loss_classes + loss_locations
             return loss, state, {"loss": loss.detach(), **log, "loss_locations": loss_locations.detach()}
-        right = torch.stack([(rollout.logits.argmax(-1) == target).float() for rollout in rollouts])
+        right = torch.stack([task_of(target).reward(rollout.logits, target) for rollout in rollouts])
         reward = 2 * right - 1 if self.punish else right
         log_p = torch.stack([rollout.log_probability.mean(1) for rollout in rollouts])
         loss = loss_classes - self.policy_weight * ((reward - reward.mean()) * log_p).mean()

@@ -29,6 +29,7 @@ from torch import Tensor
 from foveal.host import to_device
 from foveal.objectives.objective import OBJECTIVES, classification_loss, cross_entropy
 from foveal.objectives.rollout import MASKED, Rollout
+from foveal.tasks import task_of
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
@@ -39,7 +40,7 @@ def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int =
 
     Args:
         fused: (B, D) features.
-        target: (B,) labels.
+        target: (B,) classes, or (B, classes) labels, which are alike if all are equal.
         margin: cosine similarity up to which pairs of different classes have no loss.
         group: number of images that are compared with each other.
     """
@@ -47,7 +48,7 @@ def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int =
     for vectors, labels in zip(fused.split(group), target.split(group), strict=True):
         v = F.normalize(vectors, dim=1)
         cos = v @ v.T
-        same = labels[:, None] == labels
+        same = labels[:, None] == labels if labels.ndim == 1 else (labels[:, None] == labels).all(-1)
         total = total + torch.where(same, 1 - cos, (cos - margin).clamp(min=0)).mean() * len(labels)
     return total / len(fused)
 
@@ -87,7 +88,8 @@ class ReferenceTNetObjective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
         weights, share = self.class_weights, self.image_share
-        right = (rollout.logits.argmax(-1) == target).float()
+        task = task_of(target)
+        right = task.reward(rollout.logits, target)
         loss_image = cross_entropy(rollout.logits, target, weights)
         log = {"loss_image": loss_image.detach()}
         loss_contrastive: Tensor | float = 0.0
@@ -102,7 +104,7 @@ class ReferenceTNetObjective:
         at = to_device(looks, target.device)
         alone = rollout.glimpse_logits.index_select(1, at)
         loss_feature = cross_entropy(alone, target, weights)
-        right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
+        right_alone = task.reward(alone[:, 1:], target)
         log_p = rollout.log_probability
         policy_image = ((right - state) * -log_p.sum(1)).mean()
         policy_feature = ((right_alone - state) * -log_p.index_select(1, at[1:] - 1)).mean()
@@ -141,8 +143,7 @@ def credit(rollout: Rollout, target: Tensor) -> Tensor:
     def value(looks: Tensor) -> Tensor:
         share = looks.to(logits.dtype) / looks.sum(1, keepdim=True)
         with torch.autocast(logits.device.type, enabled=False):  # half precision is too coarse for differences of means
-            means = (share @ logits).transpose(1, 2)
-        return -F.cross_entropy(means, target[:, None].expand(-1, len(share)), reduction="none")
+            return task_of(target).evidence(share @ logits, target)
 
     expected = torch.where(
         next_choice.any(1), (1 - p) * value(context | next_choice) + p * value(context | own), value(context)
@@ -245,8 +246,7 @@ def imitation_loss(rollout: Rollout, target: Tensor) -> Tensor:
         Mean divergence in nats.
     """
     log_p = rollout.scores[0].flatten(0, 1)
-    evidence = rollout.glimpse_logits.detach().to(log_p.dtype).log_softmax(-1)
-    evidence = evidence.gather(-1, target[:, None, None].expand(-1, evidence.shape[1], 1)).squeeze(-1)
+    evidence = task_of(target).evidence(rollout.glimpse_logits.detach().to(log_p.dtype), target)
     masked = log_p < MASKED
     teacher = evidence.masked_fill(masked, -torch.inf).log_softmax(-1)
     divergence = teacher.exp() * (teacher - log_p)

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-import torch
 from torch import Tensor
 
 from foveal.classification import Classification, Glimpses
@@ -126,14 +125,9 @@ def look_until(
     try:
         _, logits = next(walk)
         while True:
-            _, logits = walk.send((confidence(logits) < threshold).cpu().numpy())
+            _, logits = walk.send((model.task.confidence(logits) < threshold).cpu().numpy())
     except StopIteration as end:
         return end.value
-
-
-def confidence(logits: Tensor) -> Tensor:
-    """(n,) probability of the most probable class of logits (n, classes)."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).amax(-1)
 
 
 def turns(locations: Sequence[int], at_once: int) -> list[tuple[int, ...]]:

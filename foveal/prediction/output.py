@@ -148,6 +148,8 @@ def predict(
         "top_k": top_k,
         "seed": seed,
     }
+    if thresholds := predictor.model.task.thresholds:
+        settings["thresholds"] = [list(pair) for pair in thresholds]
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
@@ -591,14 +593,14 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    top = pa.struct({"label": pa.string(), "probability": pa.float32()})
+    top = pa.struct({"label": pa.string(), "probability": pa.float64()})
     glimpse = pa.struct(
         {"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()}
     )
     types = {
         "path": pa.string(),
         "label": pa.string(),
-        "probability": pa.float32(),
+        "probability": pa.float64(),
         "top_k": pa.list_(top),
         "locations": pa.int32(),
         "glimpses": pa.list_(glimpse),

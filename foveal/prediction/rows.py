@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -56,6 +57,8 @@ COLUMNS = (
 )
 """Columns of a prediction.
 
+``label`` is the predicted class, or the predicted labels with ``|`` between them; empty if there are none.
+``probability`` is that of the class, or of the least certain decision on a label.
 ``path`` of an image in memory is its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
 ``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list of
 ``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of
@@ -249,6 +252,7 @@ def predict_rows(
                     start = time.perf_counter()
                     seen = predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=False)
                     seen = Classification.cat([seen])
+                    seen = replace(seen, logits=seen.logits.double())
                     share = (time.perf_counter() - start) / len(good)
                     for i, (place, image) in enumerate(good.items()):
                         if broken := views.errors.get(i):
@@ -290,8 +294,8 @@ def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: i
     top = seen.top(top_k)
     return {
         "path": as_text(path),
-        "label": top[0][0],
-        "probability": top[0][1],
+        "label": str(seen.label),
+        "probability": float(seen.probability),
         "top_k": [{"label": name, "probability": p} for name, p in top],
         "locations": seen.locations,
         "glimpses": [

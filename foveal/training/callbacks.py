@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from foveal.errors import RunError
 from foveal.files import replacing, storing
 from foveal.layers import AttentionLayer, attention_maps
+from foveal.metrics import METRICS as METRICS_BY_NAME
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
 from foveal.training.learner import Diverged, Learner
 from foveal.training.progress import Progress
@@ -109,6 +110,36 @@ class Averaging(pl.Callback):
         self.average.load_state_dict(checkpoint["average"])
 
 
+class Score(NamedTuple):
+    """The result of a validation.
+
+    Attributes:
+        accuracy: accuracy.
+        negative_loss: negative mean loss.
+        monitored: monitored metric, with its sign changed if lower values are better. None if it is one of these two.
+    """
+
+    accuracy: float
+    negative_loss: float
+    monitored: float | None = None
+
+    @classmethod
+    def of(cls, logged: Mapping[str, Any], monitor: str) -> Score:
+        """The score of the values that a validation has logged."""
+        accuracy, loss = float(logged["val_accuracy"]), float(logged["val_loss"])
+        if monitor == "accuracy":
+            return cls(accuracy, -loss)
+        value = float(logged.get(f"val_{monitor}", math.nan))
+        return cls(accuracy, -loss, -value if monitor == "loss" or METRICS_BY_NAME[monitor].lower_is_better else value)
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """Scores are compared by this value."""
+        if self.monitored is None:
+            return self.accuracy, self.negative_loss
+        return -math.inf if math.isnan(self.monitored) else self.monitored, self.accuracy, self.negative_loss
+
+
 class Checkpoints(pl.Callback):
     """Saves ``last.ckpt`` after the first update, every ``save_every`` updates, each validation and at the end. The
     checkpoint with the best validation is also saved as ``best.ckpt``.
@@ -121,7 +152,8 @@ class Checkpoints(pl.Callback):
         signals: signals that stop the run.
 
     Attributes:
-        best, last: accuracy and negative loss of the best and of the last validation; None before the first.
+        best, last: `Score` of the best and of the last validation; None before the first.
+        waited: number of validations since the best one.
         images: number of validation images that could be read.
         validations: number of validations of at least one image.
     """
@@ -129,18 +161,18 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, signals: StopSignals) -> None:
         self.folder = folder
         self.signals = signals
-        self.best: tuple[float, float] | None = None
-        self.last: tuple[float, float] | None = None
-        self.images = self.validations = 0
+        self.best: Score | None = None
+        self.last: Score | None = None
+        self.images = self.validations = self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
         scores = {"best": self.best and list(self.best), "last": self.last and list(self.last)}
-        return {**scores, "images": self.images, "validations": self.validations}
+        return {**scores, "images": self.images, "validations": self.validations, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Older checkpoints have the best only.
-        self.best, self.last = (None if state.get(name) is None else tuple(state[name]) for name in ("best", "last"))
-        self.images, self.validations = state.get("images", 0), state.get("validations", 0)
+        # Older checkpoints have the best only, and no monitored value.
+        self.best, self.last = (None if state.get(name) is None else Score(*state[name]) for name in ("best", "last"))
+        self.images, self.validations, self.waited = (state.get(key, 0) for key in ("images", "validations", "waited"))
 
     def on_train_start(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         if trainer.world_size > 1:  # all processes stop after the same step
@@ -172,14 +204,16 @@ class Checkpoints(pl.Callback):
             raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
-        score = float(trainer.callback_metrics["val_accuracy"]), -float(trainer.callback_metrics["val_loss"])
+        score = Score.of(trainer.callback_metrics, learner.config.monitor)
         self.images = int(trainer.callback_metrics["val_images"])
-        better = self.images > 0 and (self.best is None or score > self.best)
+        better = self.images > 0 and (self.best is None or score.key > self.best.key)
         if self.images:
             self.last = score
             self.validations += 1
+            self.waited = 0 if better else self.waited + 1
         if better:
             self.best = score
+        trainer.should_stop |= learner.config.out_of_patience(self.waited)
         self.save(trainer, learner, better)
         if trainer.world_size == 1:
             learner.stopping |= learner.stop_requested
@@ -273,7 +307,9 @@ class Metrics(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._since += time.monotonic() - self._validating
         if trainer.is_global_zero:
-            values = {key: float(trainer.callback_metrics[key]) for key in ("val_loss", "val_accuracy")}
+            names = dict.fromkeys(("loss", "accuracy", learner.config.monitor))
+            logged = {key: trainer.callback_metrics.get(f"val_{key}") for key in names}
+            values = {f"val_{key}": float(value) for key, value in logged.items() if value is not None}
             self._write(trainer, learner, values)
 
     def on_exception(self, trainer: pl.Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]

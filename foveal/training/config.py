@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from foveal.errors import ConfigError
 from foveal.host import usable_device
+from foveal.metrics import check_metric
 from foveal.registry import imported
 from foveal.signatures import mismatch
 
@@ -132,6 +133,9 @@ class Training:
         channels_last: store images and weights channels last in memory.
         save_every: updates between checkpoints.
         val_every: updates between validations; one per epoch if None.
+        monitor: metric of the validation images whose best value decides which weights are kept: a name of
+            `foveal.metrics.METRICS`, or ``loss``. Equal values are decided by accuracy and loss.
+        patience: validations without a better value of ``monitor`` after which the run ends; None for no limit.
         log_every: updates between lines of ``metrics.csv``, and of ``attention.csv`` for networks with attention
             modules.
         locations: looks per level in validation; the model's own if None.
@@ -158,6 +162,8 @@ class Training:
     channels_last: bool = False
     save_every: int = 500
     val_every: int | None = None
+    monitor: str = "accuracy"
+    patience: int | None = None
     log_every: int = 50
     locations: tuple[int, ...] | None = None
     tensorboard: bool = False
@@ -172,6 +178,10 @@ class Training:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for YAML and JSON."""
         return plain(asdict(self))
+
+    def out_of_patience(self, waited: int) -> bool:
+        """Whether the run ends, this number of validations after the best one."""
+        return self.patience is not None and waited >= self.patience
 
     def check(self) -> None:
         """Check types and values.
@@ -196,6 +206,7 @@ class Training:
             "devices",
             "save_every",
             "val_every",
+            "patience",
             "log_every",
         ):
             if (value := getattr(self, key)) is not None and not 0 < value < math.inf:
@@ -214,6 +225,8 @@ class Training:
                 )
             if not math.isfinite(math.fsum(self.class_weights)):
                 raise ConfigError("class_weights: their sum is not finite; set `class_weights` to smaller numbers")
+        if self.monitor != "loss":
+            check_metric("monitor", self.monitor)
         if str(self.precision) not in PRECISIONS:
             raise ConfigError(f"precision: {self.precision} is not known; use one of {', '.join(PRECISIONS)}")
         usable_device(self.device, self.devices)

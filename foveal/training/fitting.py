@@ -237,13 +237,18 @@ def _plan(
             f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set `model.in_chans` "
             f"{bands}"
         )
+    if (training.monitor != "accuracy" or training.patience is not None) and not (
+        data.val is not None and len(data.val)
+    ):
+        given = "monitor" if training.patience is None else "patience"
+        raise ConfigError(f"{given}: {data.name} has no validation images; hold some out, or leave `{given}` out")
     if training.locations is not None:
         model.resolve_locations(training.locations)
     check_hardware(training)
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
     if not opening.resume:
         check_readable(data)
-    model.class_names = data.classes
+    model.class_names, model.task = data.classes, data.task
     if training.precision == "64":
         model.double()  # before weights are copied
     if training.channels_last:
@@ -422,7 +427,12 @@ def _print_resumed(
 
 def _finished(learner: Learner, checkpoint: dict[str, Any]) -> bool:
     out_of_time = learner.config.max_time is not None and checkpoint.get("elapsed", 0.0) >= learner.config.max_time
-    return out_of_time or checkpoint["global_step"] * learner.config.accumulate >= learner.total_batches
+    waited = checkpoint["callbacks"].get("Checkpoints", {}).get("waited", 0)
+    return (
+        out_of_time
+        or learner.config.out_of_patience(waited)
+        or checkpoint["global_step"] * learner.config.accumulate >= learner.total_batches
+    )
 
 
 def _close(out: Path, learner: Learner, info: ModelInfo, ended: Ended, quiet: bool) -> None:

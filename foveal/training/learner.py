@@ -28,7 +28,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
@@ -36,9 +35,11 @@ from foveal.display import as_cell
 from foveal.draws import Draws
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.metrics import METRICS, Answers
 from foveal.objectives import Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import Policy
+from foveal.tasks import task_of
 from foveal.training.config import Training
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
@@ -176,6 +177,7 @@ class Learner(pl.LightningModule):
         self._groups: list[dict[str, Any]] = []
         self._validated: list[Tensor] = []
         self._validated_images = 0
+        self._answers: list[tuple[Tensor, Tensor]] = []
         self._losses = DelayedScalars()
         self._takes_one: dict[tuple[str | Policy, ...], bool] = {}
 
@@ -331,7 +333,7 @@ class Learner(pl.LightningModule):
             return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
         loss, state, log = self.objective(rollouts, target, self.objective_state)
         self.objective_state.copy_(state.detach())
-        log["accuracy"] = (rollouts[0].logits.argmax(-1) == target).float().mean()
+        log["accuracy"] = _right(rollouts[0].logits, target).float().mean()
         if (entropy := rollouts[0].entropy) is not None:
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
@@ -366,7 +368,7 @@ class Learner(pl.LightningModule):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validated, self._validated_images = [], 0
+        self._validated, self._validated_images, self._answers = [], 0, []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_bad(batch.errors)
@@ -379,9 +381,11 @@ class Learner(pl.LightningModule):
         if batch.views.errors:
             good = [i for i in range(len(batch)) if i not in batch.views.errors]
             logits, target = logits[good], target[good]
-        right = (logits.argmax(-1) == target).sum()
+        right, loss = _right(logits, target).sum(), task_of(target).loss(logits, target, reduction="sum")
         # Stay on the device, so that the host does not wait for the batch.
-        self._validated.append(torch.stack([right.float(), F.cross_entropy(logits, target, reduction="sum")]))
+        self._validated.append(torch.stack([right.float(), loss]))
+        if self.config.monitor not in ("accuracy", "loss"):
+            self._answers.append((logits, target))
         self._validated_images += len(target)
 
     def on_validation_epoch_end(self) -> None:
@@ -396,7 +400,19 @@ class Learner(pl.LightningModule):
             dist.all_reduce(totals)
         count, right, loss = totals.tolist()
         means = {"val_accuracy": right / max(count, 1), "val_loss": loss / max(count, 1)}
+        if self.config.monitor not in ("accuracy", "loss") and count:
+            means[f"val_{self.config.monitor}"] = self._monitored()
         self.log_dict({**means, "val_images": count}, logger=False, rank_zero_only=False)
+
+    def _monitored(self) -> float:
+        """The monitored metric of the validation images of all processes; NaN if it is undefined."""
+        answers = [Answers.of(z.cpu(), t.cpu(), keep_probabilities=True) for z, t in self._answers]
+        if self.trainer.world_size > 1:
+            gathered: list[list[Answers]] = [[] for _ in range(self.trainer.world_size)]
+            dist.all_gather_object(gathered, answers)
+            answers = [part for of_rank in gathered for part in of_rank]
+        value = METRICS[self.config.monitor].compute(Answers.cat(answers)).value
+        return math.nan if value is None else value
 
 
 def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:
@@ -430,6 +446,13 @@ def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Mo
         return []
     held = [(module, list(module.parameters())) for module in model.modules()]
     return [module for module, parameters in held if parameters and not any(p.requires_grad for p in parameters)]
+
+
+def _right(logits: Tensor, target: Tensor) -> Tensor:
+    """(B,) bool, whether the class, or every label, is predicted right."""
+    task = task_of(target)
+    same = task.decide(task.probabilities(logits)) == target
+    return same if same.ndim == 1 else same.all(-1)
 
 
 def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:

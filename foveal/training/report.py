@@ -116,6 +116,7 @@ class TrainingSummary:
         left_out: number of batches left out because they held one image, see `foveal.training.norms`.
         unread: number of images that could not be read.
         out_of_time: whether ``max_time`` ended the run, rather than its epochs or steps.
+        out_of_patience: whether ``patience`` ended the run.
         warnings: sentences about what may be wrong with the result.
     """
 
@@ -136,6 +137,7 @@ class TrainingSummary:
     left_out: int = 0
     unread: int = 0
     out_of_time: bool = False
+    out_of_patience: bool = False
     warnings: Sequence[str] = ()
 
     def write(self, out: Path) -> None:
@@ -145,7 +147,7 @@ class TrainingSummary:
 
     def result(self) -> str:
         """The length of the run and the accuracy of its model, in a few lines of 80 columns."""
-        how = "ended by max_time" if self.out_of_time else self.ended
+        how = "ended by max_time" if self.out_of_time else "ended by patience" if self.out_of_patience else self.ended
         length = f"{self.step:,} update{_s(self.step)}, {self.epoch:.4g} epochs, in {as_duration(self.seconds)}"
         length += "" if how == "finished" else f", {how}"
         if self.accuracy is None or self.interval is None:
@@ -224,7 +226,8 @@ def summarise(
     best = _score(kept, "best", learner) if learner.validates else None
     end = _score(last, "last", learner) or best if best else None
     scores = _training_scores(out / METRICS, config, last)
-    counts = learner.data.split("val" if best else "train").counts()
+    images = learner.data.split("val" if best else "train")
+    counts = images.counts()
     commonest = int(np.argmax(counts))
     by_steps = step * config.accumulate >= learner.total_batches
     found = TrainingSummary(
@@ -232,6 +235,7 @@ def summarise(
         epoch=step * config.accumulate / learner.batches_per_epoch,
         seconds=last["elapsed"],
         ended=ended,
+        out_of_patience=ended == "finished" and config.out_of_patience(last.get("waited", 0)),
         out_of_time=ended == "finished" and config.max_time is not None and not by_steps,
         accuracy=best.accuracy if best else None,
         interval=best.interval() if best else None,
@@ -240,7 +244,7 @@ def summarise(
         validations=max(last.get("validations", 0), 1) if best else 0,
         training_accuracy=scores[-1].accuracy if scores else None,
         commonest=learner.data.classes[commonest],
-        commonest_share=float(counts[commonest] / counts.sum()),
+        commonest_share=float(counts[commonest] / len(images)),
         kept_step=kept["step"],
         averaged=kept["averaged"],
         left_out=last["left_out"],
@@ -276,7 +280,9 @@ def _warnings(
     if found.step < optimiser.warmup:
         length = f"{found.step:,} update{_s(found.step)}, within the {optimiser.warmup:,} of --optimiser.warmup"
         yield f"the run ended after {length}; {more}, or set a shorter warm-up"
-    elif found.ended != "diverged" and lr_share > lr_factor(optimiser, ENDLESS, 1.0) + 0.1:
+    elif (
+        found.ended != "diverged" and not found.out_of_patience and lr_share > lr_factor(optimiser, ENDLESS, 1.0) + 0.1
+    ):
         yield f"the learning rate was still at {lr_share:.0%} of its highest when the run ended; {more}"
     if found.ended == "interrupted":
         by_time = found.seconds / learner.config.max_time if learner.config.max_time else 0.0
