@@ -76,6 +76,7 @@ _UNFINISHED = re.compile(
 RESULT_FILES = (
     "evaluation.json",
     "tradeoff.png",
+    "confusion.png",
     "occlusion.json",
     "occlusion.png",
     "faithfulness.json",

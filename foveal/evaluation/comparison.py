@@ -67,7 +67,7 @@ from foveal.evaluation.results import (
 )
 from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.metrics import METRICS, Answers, Metric, compute_metrics, paired_interval
+from foveal.metrics import METRICS, Answers, Metric, paired_interval
 from foveal.models import create_classifier, list_models
 from foveal.prediction.cost import count_cost
 from foveal.prediction.locations import format_locations
@@ -97,8 +97,6 @@ COSTS = {
     "memory": "peak memory at batch 1, MB",
 }
 """The costs that accuracy is drawn against, with the labels of their axes."""
-AFTER = {f"{name}_after": name for name, definition in METRICS.items() if definition.of_confidence}
-"""Metrics with logits divided by the temperature, and their names without."""
 PAGE = 4096
 """Bytes of a page. Memory on a CPU is counted in pages; a logarithmic axis has no 0."""
 
@@ -235,7 +233,7 @@ def compare(
             model=name,
             locations=places,
             **point_costs(model, size, Strategy(places), timings[name]),
-            **(passes[name].at(places, common) if name in passes else WITHOUT_WEIGHTS),
+            **(passes[name].at(places, common, bench.measure) if name in passes else _without_weights(bench)),
         )
         for name, model in bench.models.items()
         for places in chosen[name]
@@ -368,6 +366,11 @@ def _reading_notes(name: str, model: GlimpseClassifier, images: Dataset) -> list
 # ---- answers
 
 
+def _after(names: Iterable[str]) -> dict[str, str]:
+    """Names of metrics with logits divided by the temperature, and their names without."""
+    return {f"{name}_after": name for name in names if name in METRICS and METRICS[name].of_confidence}
+
+
 class _ModelPass(NamedTuple):
     """What a model answered by learned looks, by random looks, and with calibrated probabilities, by locations."""
 
@@ -378,19 +381,22 @@ class _ModelPass(NamedTuple):
     temperature: dict[tuple[int, ...], float]
     calibrated: dict[tuple[int, ...], Answers]
 
-    def at(self, locations: tuple[int, ...], common: np.ndarray) -> dict[str, Any]:
+    def at(
+        self, locations: tuple[int, ...], common: np.ndarray, measure: Callable[[Answers], dict[str, Metric]]
+    ) -> dict[str, Any]:
         """The fields of a `ComparedPoint` that depend on answers, about the images at these places in the data set."""
         rows, scores = np.isin(self.places, common), self.learned[locations]
         answers = scores.answers.take(rows)
-        metrics = compute_metrics(answers) | dict.fromkeys(["random", "gap", *AFTER], Metric())
+        metrics = measure(answers)
+        metrics |= dict.fromkeys(["random", "gap", *_after(metrics)], Metric())
         if locations in self.random:
             by_chance = self.random[locations].take(rows).correct
             metrics["random"] = Metric(float(by_chance.mean()))
             gap = float(answers.correct.mean()) - float(by_chance.mean())
             metrics["gap"] = Metric(gap, paired_interval(answers.correct, by_chance))
         if locations in self.calibrated:
-            after = compute_metrics(self.calibrated[locations].take(rows))
-            metrics |= {name: after[plain] for name, plain in AFTER.items()}
+            after = measure(self.calibrated[locations].take(rows))
+            metrics |= {name: after[plain] for name, plain in _after(after).items()}
         return {
             "total_locations": float(scores.looks.take(rows).number.mean()),
             "images": len(common),
@@ -399,12 +405,10 @@ class _ModelPass(NamedTuple):
         }
 
 
-WITHOUT_WEIGHTS: dict[str, Any] = {
-    "total_locations": None,
-    "images": None,
-    "metrics": dict.fromkeys([*METRICS, "random", "gap", *AFTER], Metric()),
-}
-"""The same fields of a model that answers nothing."""
+def _without_weights(bench: Bench) -> dict[str, Any]:
+    """The same fields of a model that answers nothing."""
+    names = [*bench.metrics, "random", "gap", *_after(bench.metrics)]
+    return {"total_locations": None, "images": None, "metrics": dict.fromkeys(names, Metric())}
 
 
 def _strategies(
@@ -440,7 +444,8 @@ def _pass_over(
     found = bench.score(model, [*learned, *random], on_step=on_step, keep_logits=fit)
     at = {scores.strategy: scores for scores in found.scores}
     for locations, value in temperature.items():
-        calibrated[locations] = Answers.of(*_logits_and_labels(at[Strategy(locations)]), value)
+        logits, target = _logits_and_labels(at[Strategy(locations)])
+        calibrated[locations] = bench.answers(model, logits / value, target)
     return _ModelPass(
         found.places,
         found.size,
@@ -485,9 +490,9 @@ def _table(comparison: Comparison, wide: bool) -> Table:
         columns += [
             Column("looks", lambda p: fixed(p.total_locations, 1)),
             Column("gap, %", lambda p: percent(p.metrics["gap"].value, p.metrics["gap"].interval, signed=True)),
-            *(metric_column(name) for name in METRICS if name != "accuracy"),
+            *(metric_column(name) for name in points[0].metrics if name in METRICS and name != "accuracy"),
             Column("T", lambda p: fixed(p.temperature, 2)),
-            *(metric_column(name, after=True) for name in AFTER),
+            *(metric_column(name, after=True) for name in points[0].metrics if name.endswith("_after")),
             *wide_cost_columns(points),
         ]
     images = f"{counted(about['images'], 'image')} of {image_size(about['image_size'])} px"

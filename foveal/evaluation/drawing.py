@@ -84,6 +84,34 @@ def finish(axes: Any, **labels: str) -> None:
         axes.legend(frameon=False, loc="best", fontsize=8)
 
 
+def draw_confusion(file: Path, counts: np.ndarray, names: Sequence[str], heading: str) -> None:
+    """Draw a confusion matrix, with the share of each row as its colour.
+
+    Args:
+        file: PNG file.
+        counts: (classes, classes) by class and predicted class, or (classes, 2, 2) by presence and predicted presence.
+        names: of the classes.
+        heading: text above the figure.
+    """
+    if counts.ndim == 3:
+        counts, columns = counts.reshape(-1, 4)[:, [3, 2, 1, 0]], ["found", "missed", "false alarm", "rightly absent"]
+    else:
+        columns = list(names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(3.0, 0.42 * len(counts)), 24)
+    with png_figure(file, 2.5 + (side if len(columns) == len(counts) else 4), 1.5 + side) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.6 else INK
+            text = f"{counts[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+        axes.set(xlabel="prediction", ylabel="class")
+        figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
+
+
 def title(figure: Figure, about: Mapping[str, Any], images: int) -> None:
     """Write model, data, split and number of images above a figure."""
     text = f"{about['model']}: {about['data']}, {about['split']}, {images} images"

@@ -42,7 +42,7 @@ from foveal.evaluation.protocol import (
 )
 from foveal.evaluation.results import INTERVALS, Result, Scored
 from foveal.images import Occluded, Views
-from foveal.metrics import Answers, compute_metrics
+from foveal.metrics import Answers
 from foveal.prediction.device import autocast
 from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
@@ -164,7 +164,7 @@ def occlude(
                 total_locations=float(chosen.number.mean()),
                 hidden=float(chosen.coverage.mean()),
                 images=len(chosen.number),
-                metrics=compute_metrics(Answers.cat(parts)),
+                metrics=bench.measure(Answers.cat(parts)),
             )
         )
     about = {
@@ -202,7 +202,7 @@ def _occlude_batch(
     if len(rows):
         target, sizes = batch.target.cpu()[rows], views.sizes[rows]
         for key, found in logits.items():
-            answers[key].append(Answers.of(found[rows], target))
+            answers[key].append(bench.answers(bench.models[key[1]], found[rows], target))
         none = next(iter(boxes.values()))[rows][:, :0]
         for s, hide in ((None, none), *((s, hide[rows]) for s, hide in boxes.items())):
             looks[s].append(Looks.of(hide, sizes))

@@ -32,7 +32,7 @@ from foveal.evaluation.looks import Looks, chosen_boxes
 from foveal.evaluation.timing import Measure, TimedModel, Timing, measure_locations, measure_steps
 from foveal.glimpse.base import GlimpseClassifier, whole_locations
 from foveal.images import Look, Views
-from foveal.metrics import Answers
+from foveal.metrics import METRICS, Answers, Metric, check_metric, choose_metrics, compute_metrics
 from foveal.prediction.checks import check_whole
 from foveal.prediction.device import autocast, check_precision, find_device, machine_name
 from foveal.prediction.predictor import Model, Predictor
@@ -53,11 +53,12 @@ class Setting:
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: of policies that draw, and of the images that ``limit`` draws.
+        metrics: names of metrics, see `foveal.metrics.choose_metrics`; the default ones if None.
         limit: use this many images of a split, drawn by the seed; all if None.
         on_progress: see `Progress`.
 
     Raises:
-        ConfigError: a number is too small, or the precision is unknown.
+        ConfigError: a number is too small, or the precision or a metric is unknown.
     """
 
     split: str | None = None
@@ -66,6 +67,7 @@ class Setting:
     device: str | torch.device = "auto"
     precision: str = "32"
     seed: int = 0
+    metrics: Sequence[str] | None = None
     limit: int | None = None
     on_progress: Progress | None = None
 
@@ -75,6 +77,8 @@ class Setting:
         check_whole("seed", self.seed, 0)
         if self.limit is not None:
             check_whole("limit", self.limit)
+        for name in self.metrics or ():
+            check_metric("metrics", name)
         check_precision(self.precision)
 
     def steps(self, what: str, total: int) -> Callable[..., None]:
@@ -139,6 +143,7 @@ class Bench:
         data: the data without augmentation.
         split, images: the split and its images.
         device: where the models are.
+        metrics: names of the metrics to compute.
         errors: (path or name, one sentence) of each image that could not be read; such an image counts nowhere.
 
     Raises:
@@ -155,7 +160,17 @@ class Bench:
         self.models = {name: ready_for(model, data, self.device) for name, model in named.items()}
         self.data, self.split = plain_split(data, setting.split)
         self.images = self.data.split(self.split)
+        self.metrics = choose_metrics(setting.metrics, len(data.classes))
         self.errors: list[tuple[str, str]] = []
+
+    def answers(self, model: GlimpseClassifier, logits: Tensor, target: Tensor) -> Answers:
+        """A model's answers from logits and targets, with what the metrics need."""
+        ranks = any(METRICS[name].ranks for name in self.metrics)
+        return Answers.of(logits, target, task=model.task, keep_probabilities=ranks)
+
+    def measure(self, answers: Answers) -> dict[str, Metric]:
+        """The metrics of answers."""
+        return compute_metrics(answers, self.metrics)
 
     def loader(self, models: Iterable[GlimpseClassifier], split: str | None = None) -> Loader:
         """Loads batches of the split, or of another one; the first looks of these models are read ahead."""
@@ -200,6 +215,7 @@ class Bench:
             seed=how.seed,
             on_step=on_step,
             keep_logits=keep_logits,
+            answers_of=self.answers,
         )
         self.errors += found.errors
         return found
@@ -284,6 +300,11 @@ def ready_for(model: Any, data: DataModule, device: torch.device) -> GlimpseClas
     elif classifier.num_classes != len(data.classes):
         what = f"has {len(data.classes)} classes, the model {classifier.num_classes}"
         raise ConfigError(f"{data.name}: {what}; use data with the model's classes")
+    if data.task.name != classifier.task.name:
+        raise ConfigError(
+            f"{data.name}: its targets are {data.task.name}, the model is {classifier.task.name}; use data of the same "
+            "task"
+        )
     check_values(classifier, data)
     return classifier
 
@@ -394,6 +415,7 @@ def score_batches(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda looks: None,
     keep_logits: bool = False,
+    answers_of: Callable[[GlimpseClassifier, Tensor, Tensor], Answers] | None = None,
 ) -> Pass:
     """Classify every batch by each strategy.
 
@@ -405,10 +427,12 @@ def score_batches(
         seed: of policies that draw; what they draw depends on the image's place in the data set alone.
         on_step: called with the looks that a strategy takes at an image, after each strategy of each batch.
         keep_logits: keep the logits, 4 bytes for each class of each image.
+        answers_of: makes answers of the model, logits and targets; see `Bench.answers`.
 
     Raises:
         DataError: no image could be read.
     """
+    make = answers_of or (lambda _, logits, target: Answers.of(logits, target, task=model.task))
     errors: list[tuple[str, str]] = []
     sizes, index = [], []
     taken: list[tuple[int, ...]] = [() for _ in strategies]
@@ -436,7 +460,7 @@ def score_batches(
             if len(rows):
                 logits = result.logits.cpu()[rows]
                 looks = Looks.of(chosen_boxes(result.glimpses, len(batch))[rows], sizes[-1])
-                parts[i].append((Answers.of(logits, target), looks, logits.float() if keep_logits else None))
+                parts[i].append((make(model, logits, target), looks, logits.float() if keep_logits else None))
     if not sum(map(len, index)):
         raise nothing_read(errors)
     scores = []

@@ -56,6 +56,10 @@ class Result(ABC):
     def draw(self, file: Path) -> None:
         """Draw the result into a PNG file."""
 
+    def pictures(self) -> dict[str, Callable[[Path], None]]:
+        """Functions that draw a PNG file, by its name."""
+        return {self.picture: self.draw}
+
     def as_dict(self) -> dict[str, Any]:
         """Content of the JSON file."""
         own = {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.name not in ("about", "errors")}
@@ -69,8 +73,9 @@ class Result(ABC):
         """
         with taking_turns(Path(folder) / self.file, ELSEWHERE) as unfinished:
             unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        with taking_turns(Path(folder) / self.picture, ELSEWHERE) as unfinished:
-            self.draw(unfinished)
+        for name, draw in self.pictures().items():
+            with taking_turns(Path(folder) / name, ELSEWHERE) as unfinished:
+                draw(unfinished)
 
 
 @dataclass(frozen=True, kw_only=True)

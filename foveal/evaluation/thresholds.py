@@ -33,7 +33,7 @@ from foveal.evaluation.results import INTERVALS, Result, Scored, metric_column
 from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, Views
-from foveal.metrics import METRICS, Answers, compute_metrics
+from foveal.metrics import Answers
 from foveal.prediction.cost import LookCounter, count_cost
 from foveal.prediction.device import autocast, machine_name
 from foveal.prediction.early_exit import Exit, format_cost, locations_of, look_until, parse_cost, turns
@@ -92,6 +92,7 @@ class EarlyExit(Result):
         def leaves(one: Exit) -> str:
             return "never early" if one.threshold > 1 else f"{percent(one.threshold)} % sure"
 
+        about, first = self.about, self.ways[0]
         columns = [
             Column("budget", lambda way: way.name, TEXT),
             Column("leaves images", of_exit(leaves), TEXT),
@@ -102,12 +103,11 @@ class EarlyExit(Result):
         ]
         if wide:
             columns += [
-                *(metric_column(name) for name in METRICS if name != "accuracy"),
+                *(metric_column(name) for name in first.metrics if name != "accuracy"),
                 Column("threshold", of_exit(lambda one: fixed(one.threshold, 4))),
                 Column("validation cost", of_exit(lambda one: format_cost(one.cost, one.unit))),
                 Column("validation images", of_exit(lambda one: f"{one.images:,}")),
             ]
-        about, first = self.about, self.ways[0]
         images = f"{counted(first.images or 0, 'image')}, {first.batch_size} at a time"
         heading = f"{about['model']} on {about['data']}, {about['split']}: {images}"
         equal, early = ([way for way in self.ways if way.stops is stops] for stops in (False, True))
@@ -280,7 +280,7 @@ def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
                 continue
             rows = bench.readable(batch)
             if number and len(rows):
-                answers[i].append(Answers.of(seen.logits.cpu()[rows], batch.target.cpu()[rows]))
+                answers[i].append(bench.answers(model, seen.logits.cpu()[rows], batch.target.cpu()[rows]))
                 looks[i] += np.asarray(seen.locations)[rows].sum()
                 most = way.locations if isinstance(way, Exit) else way
                 for j in rows:
@@ -296,7 +296,7 @@ def score_exits(bench: Bench, exits: Sequence[Exit]) -> list[ExitPoint]:
             locations=looks[i] / images,
             macs=macs[i] / images,
             images=images,
-            metrics=compute_metrics(Answers.cat(answers[i])),
+            metrics=bench.measure(Answers.cat(answers[i])),
             milliseconds=1e3 * seconds[i] / images,
             batch_size=setting.batch_size,
         )

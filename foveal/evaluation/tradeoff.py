@@ -15,12 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from foveal.data import DataModule
-from foveal.display import NAME, TEXT, Column, Table, counted, fixed, image_size, percent, stacked
+from foveal.display import NAME, TEXT, Column, Table, counted, fixed, image_size, percent, printable, stacked
 from foveal.errors import ConfigError
-from foveal.evaluation.drawing import ACCURACY, INK, ORANGE, draw_series, finish, png_figure, policy_colours
+from foveal.evaluation.drawing import (
+    ACCURACY,
+    INK,
+    ORANGE,
+    draw_confusion,
+    draw_series,
+    finish,
+    png_figure,
+    policy_colours,
+)
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, strategies_of
 from foveal.evaluation.results import (
     INTERVALS,
@@ -33,7 +44,7 @@ from foveal.evaluation.results import (
 )
 from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.metrics import METRICS, compute_metrics
+from foveal.metrics import METRICS, Answers, ClassMetrics, class_metrics, confusion_matrix
 from foveal.prediction.cost import count_cost
 from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
@@ -50,6 +61,13 @@ HOW = (
 )
 
 
+LISTED_CLASSES = 100
+"""The most classes of which each has its own metrics."""
+PRINTED_CLASSES = 5
+"""The most classes that are printed unless the table is wide."""
+CONFUSION = "confusion.png"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedPoint(OperatingPoint):
     """A model at some locations.
@@ -59,6 +77,9 @@ class EvaluatedPoint(OperatingPoint):
             ``"against"``, another model.
         name: of the model.
         coverage: share of the image inside the boxes of the looks beyond the first, mean.
+        classes: metrics of each class; empty for more than `LISTED_CLASSES`.
+        confusion: images by (class, predicted class), or for each label by (presence, predicted presence); empty for
+            more than `LISTED_CLASSES`.
         diversity: distance between two of them, in units where the image's sides span -1 to 1, mean; None with fewer
             than two.
     """
@@ -67,6 +88,8 @@ class EvaluatedPoint(OperatingPoint):
     name: str
     coverage: float
     diversity: float | None
+    classes: tuple[ClassMetrics, ...] = ()
+    confusion: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,29 @@ class Evaluation(Result):
     dense: tuple[DenseCost, ...]
 
     def table(self, wide: bool = False) -> Group:
-        return stacked(_table(self, wide), *_policy_tables(self, wide), _legend(self))
+        tables = [_table(self, wide), _metrics_table(self), *_class_tables(self, wide), *_policy_tables(self, wide)]
+        return stacked(*tables, _legend(self))
+
+    def pictures(self) -> dict[str, Callable[[Path], None]]:
+        """The curve and, up to `LISTED_CLASSES`, the confusion matrix."""
+        more = {CONFUSION: self.draw_confusion} if self._own.confusion else {}
+        return {self.picture: self.draw, **more}
+
+    @property
+    def _own(self) -> EvaluatedPoint:
+        """The point with the most looks of the model's own choice."""
+        return max((point for point in self.points if point.kind == "learned"), key=lambda point: point.total_locations or 0)
+
+    def draw_confusion(self, file: Path) -> None:
+        """The confusion matrix at the most locations; for labels the four counts of each."""
+        own = self._own
+        draw_confusion(
+            file,
+            np.array(own.confusion),
+            [printable(one.name) for one in own.classes],
+            f"{self.about['model']}: {self.about['data']}, {self.about['split']}, "
+            f"{format_locations(own.locations)} locations",
+        )
 
     def draw(self, file: Path) -> None:
         """Accuracy against MACs: policies are curves, other models are points, costs of dense networks are lines."""
@@ -170,15 +215,34 @@ def evaluate(
             coverage=float(scores.looks.coverage.mean()),
             diversity=scores.looks.mean_diversity,
             images=len(scores.answers),
-            metrics=compute_metrics(scores.answers),
+            metrics=bench.measure(scores.answers),
+            **_of_classes(scores.answers, data.classes),
             **point_costs(bench.models[of], found.size, scores.strategy, timings[of]),
         )
         for of, found in passes.items()
         for scores in found.scores
     ]
     size = passes[name].size
-    about = {"model": name, "image_size": list(size), **bench.circumstances(), "measure": measure, "how": HOW}
+    answers = passes[name].scores[0].answers
+    about = {
+        "model": name,
+        "image_size": list(size),
+        **bench.circumstances(),
+        "task": first.task.name,
+        "thresholds": [[data.classes[index], threshold] for index, threshold in first.task.thresholds],
+        "positive": None if answers.positive is None else data.classes[answers.positive],
+        "measure": measure,
+        "how": HOW,
+    }
     return Evaluation(about=about, points=tuple(points), dense=_dense(first, size), errors=bench.failed())
+
+
+def _of_classes(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a point about classes."""
+    if len(names) > LISTED_CLASSES:
+        return {}
+    table = confusion_matrix(answers).tolist()
+    return {"classes": class_metrics(answers, names), "confusion": tuple(table)}
 
 
 def _dense(model: GlimpseClassifier, full: tuple[int, int]) -> tuple[DenseCost, ...]:
@@ -221,7 +285,6 @@ def _table(evaluation: Evaluation, wide: bool) -> Table:
             Column("looks", of_point(lambda p: fixed(p.total_locations, 1))),
             Column("covered, %", of_point(lambda p: percent(p.coverage))),
             Column("distance", of_point(lambda p: fixed(p.diversity, 2))),
-            *(metric_column(metric) for metric in METRICS if metric != "accuracy"),
             *wide_cost_columns([*learned, *against, *costs]),
         ]
     images = f"{counted(learned[0].images or 0, 'image')} of {image_size(about['image_size'])} px"
@@ -229,9 +292,46 @@ def _table(evaluation: Evaluation, wide: bool) -> Table:
     return Table(f"{about['model']} on {about['data']}, {about['split']}: {images}", columns, rows)
 
 
+def _metrics_table(evaluation: Evaluation) -> Table:
+    """A row for learned looks at each locations, and one for random looks; a column for each metric."""
+    rows: list[EvaluatedPoint] = []
+    for point in evaluation.points:
+        if point.kind == "learned":
+            rows += [point, *(p for p in evaluation.points if (p.kind, p.locations) == ("random", point.locations))]
+    names = [name for name in rows[0].metrics if rows[0].metrics[name].value is not None]
+    columns = [
+        Column("locations", lambda p: format_locations(p.locations), TEXT),
+        Column("looks", lambda p: p.kind, TEXT),
+        *(metric_column(name) for name in names if name != "accuracy"),
+    ]
+    return Table("further metrics", columns, rows, keys=2)
+
+
+def _class_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
+    """A row for each class, at the most locations; none for many classes unless ``wide``."""
+    own = evaluation._own
+    if not own.classes or not (wide or len(own.classes) <= PRINTED_CLASSES):
+        return []
+
+    def column(name: str) -> Column:
+        header = METRICS[name].header if name in METRICS else f"{name.replace('f1', 'F1')}, %"
+        return Column(header, lambda one: percent(*one.metrics[name]))
+
+    columns = [
+        Column("class", lambda one: printable(one.name), NAME),
+        Column("images", lambda one: f"{one.images:,}"),
+        *(column(name) for name in own.classes[0].metrics),
+    ]
+    return [Table(f"classes, at {format_locations(own.locations)} locations", columns, own.classes)]
+
+
 def _legend(evaluation: Evaluation) -> str:
     """Explains the columns of the table."""
     about, legend = evaluation.about, [INTERVALS]
+    if (positive := about["positive"]) is not None:
+        legend.append(f"AP: of the class {printable(positive)}, the rarer one.")
+    if about["thresholds"]:
+        legend.append("Classes are predicted by the thresholds of the run.")
     if any(point.kind == "random" for point in evaluation.points):
         legend.append("random looks: of the same model, drawn without its guidance.")
     if about["measure"] != "none":
