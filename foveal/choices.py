@@ -27,6 +27,18 @@ PRECISIONS = {
 """Precisions of a prediction, and the type of torch that matrix products and convolutions are done in, if it is
 another."""
 
+METRIC_NAMES = (
+    "accuracy",
+    "top5",
+    "balanced_accuracy",
+    "macro_f1",
+    "auroc",
+    "average_precision",
+    "nll",
+    "ece",
+)
+"""Metrics of classification, see `foveal.metrics`."""
+
 FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""
 

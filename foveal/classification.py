@@ -181,6 +181,10 @@ class Classification:
             else np.bincount(self.glimpses.image[chosen], minlength=len(self))
         )
 
+    def decision_rules(self) -> list[str]:
+        """A sentence for each class that is predicted by a threshold."""
+        return [f"{self._name(i)} is predicted from {100 * least:.3g} %" for i, least in self.task.thresholds]
+
     def _names(self, decided: Tensor) -> str:
         return SEPARATOR.join(self._name(i) for i in self.task.indices(decided))
 

@@ -365,8 +365,8 @@ def class_metrics(answers: Answers, names: Sequence[str]) -> tuple[ClassMetrics,
     for index, name in enumerate(names):
         one = answers.one_against_rest(index)
         metrics = {
-            "precision": _proportion(true[predicted[:, index], index]),
-            "recall": _proportion(predicted[true[:, index], index]),
+            "precision": proportion(true[predicted[:, index], index]),
+            "recall": proportion(predicted[true[:, index], index]),
             "f1": _bootstrapped(one, _macro_f1),
         }
         if answers.probabilities is not None:
@@ -385,7 +385,8 @@ def confusion_matrix(answers: Answers) -> np.ndarray:
     return np.stack([np.bincount(column, minlength=4).reshape(2, 2) for column in cells.T])
 
 
-def _proportion(successes: np.ndarray) -> Metric:
+def proportion(successes: np.ndarray) -> Metric:
+    """The share of successes, (n,) bool, with Wilson's interval; undefined for none."""
     return _share(successes) if len(successes) else Metric()
 
 

@@ -23,7 +23,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +77,8 @@ RESULT_FILES = (
     "evaluation.json",
     "tradeoff.png",
     "confusion.png",
+    "threshold.json",
+    "threshold.png",
     "occlusion.json",
     "occlusion.png",
     "faithfulness.json",
@@ -273,6 +275,22 @@ class Run:
         if fault := card_error(card):
             raise RunError(f"{file}: {fault}; copy it again, use the version of foveal that wrote it, or train again")
         return card
+
+    def keep_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
+        """Store decision thresholds in ``config.json``, instead of those that are there.
+
+        They are lost when training writes other weights.
+
+        Args:
+            thresholds: ``label``, ``threshold`` and ``at`` of each, see `foveal.evaluation.DecisionThreshold`.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        card = {**self.card, "thresholds": [dict(one) for one in thresholds]}
+        with storing(self.path / CARD), replacing(self.path / CARD) as unfinished:
+            unfinished.write_text(json.dumps(card, indent=2) + "\n")
+        self.__dict__.pop("card", None)  # the file has changed
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.choices import FORMATS, MEASURES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
+from foveal.choices import FORMATS, MEASURES, METRIC_NAMES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
 from foveal.cli.arguments import Arguments, Command, argument, given, natural, positional, positive, switch
 from foveal.cli.running import data_of, export, import_torch, keep_exits, make_data, print_result, progress, tell_failed
 from foveal.display import printable
@@ -92,6 +92,12 @@ EVALUATION: Arguments = {
     "data_flags": argument("data set, see foveal data (default: the run's)", "NAME", name="--data"),
     "data.KEY": argument("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
     "split": argument("images to use (default: test, or val where there is no test)", choices=SPLITS),
+    "metrics": argument(
+        f"metrics besides accuracy, with commas between them (default: by the task): {_names(METRIC_NAMES)}",
+        "NAMES",
+        type=_separate,
+        action="extend",
+    ),
     "limit": argument("use N images, drawn by the seed (default: all)"),
     "out": argument("where to write (default: the run)", "FOLDER"),
     "wide": WIDE,
@@ -300,6 +306,45 @@ def _result(function: Callable[..., Any], args: argparse.Namespace, run: Run, wh
     arguments, data = given(args, function), data_of(run, args.data_flags)
     with progress(what, args.quiet) as show:
         return function(**arguments, data=data, setting=Setting(**given(args, Setting), on_progress=show))
+
+
+@command(
+    "decide a class by a threshold: a wanted recall, precision or specificity",
+    """A class that is rare, or that must not be missed, can be predicted from another probability than the one at
+which it is the most probable class. The threshold is found on the validation images of the run, for the class
+against the rest. It is kept in the run: predict, explain, evaluate and foveal.load use it, until the run is trained
+on. Writes threshold.json and threshold.png, the shares at every threshold, into the run.
+
+  foveal threshold runs/cracks --at recall=0.99
+  foveal threshold runs/photos --at precision=0.9 --class cat
+  foveal threshold runs/cracks --remove           the most probable class again
+""",
+    {
+        "model": RUN,
+        "at": argument("what to reach: recall=, precision= or specificity=, and a share up to 1", "AIM"),
+        "remove": switch("remove the thresholds of the run"),
+        "label": argument(
+            "the class (default: the rarer one of two, or every label of a multilabel model)", "NAME", name="--class"
+        ),
+        "locations": argument("looks per level, as 2,1 (default: the run's)", "LOOKS"),
+        **{key: value for key, value in EVALUATION.items() if key != "metrics"},
+    },
+    calls=("foveal.evaluation.decisions.fit_threshold", SETTING),
+)
+def _threshold(args: argparse.Namespace) -> int:
+    from foveal.evaluation import fit_threshold
+    from foveal.runs import Run
+
+    args.model = run = Run(args.model)
+    if args.remove == bool(args.at):
+        raise ConfigError("--at: give an aim, as recall=0.99, or --remove alone")
+    if args.remove:
+        run.keep_thresholds([])
+        return 0
+    result = _result(fit_threshold, args, run, "validation")
+    code = print_result(result, args)
+    run.keep_thresholds([{key: getattr(one, key) for key in ("label", "threshold", "at")} for one in result.thresholds])
+    return code
 
 
 @command(

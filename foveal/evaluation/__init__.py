@@ -1,4 +1,4 @@
-"""Evaluation of models: accuracy, calibration, cost, occlusion, faithfulness and early exit.
+"""Evaluation of models: metrics, calibration, cost, thresholds, occlusion, faithfulness and early exit.
 
 Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict()``, ``.write(folder)`` and
 ``.draw(file)``:
@@ -9,11 +9,12 @@ Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict
     evaluate_faithfulness(model, data, *, locations=None, attention=None, cam=None, judges=(), setting=Setting())
         -> Faithfulness
     evaluate_early_exit(model, data, budgets, *, locations=None, at_once=1, setting=Setting(batch_size=8)) -> EarlyExit
+    fit_threshold(model, data, at, *, label=None, locations=None, setting=Setting()) -> Decisions
     paper_table(name, runs="runs") -> PaperTables
 
 What they share:
 
-    Setting(split, batch_size, workers, device, precision, seed, limit, on_progress)
+    Setting(split, batch_size, workers, device, precision, seed, metrics, limit, on_progress)
     Bench(models, data, setting): loaded models, and images; Strategy(locations, policy)
     point.metrics: {name: Metric(value, interval)}, see `foveal.metrics`
 
@@ -30,6 +31,7 @@ Example:
 
 from foveal.evaluation.calibration import fit_temperature
 from foveal.evaluation.comparison import ComparedPoint, Comparison, compare, first_run, pareto
+from foveal.evaluation.decisions import Decisions, DecisionThreshold, fit_threshold
 from foveal.evaluation.faithfulness import Curve, Faithfulness, ObjectInside, PointingGame, evaluate_faithfulness
 from foveal.evaluation.looks import chosen_boxes, coverage, diversity
 from foveal.evaluation.occlusion import Occlusion, OcclusionPoint, occlude
@@ -54,6 +56,8 @@ __all__ = [
     "ComparedPoint",
     "Comparison",
     "Curve",
+    "DecisionThreshold",
+    "Decisions",
     "DenseCost",
     "EarlyExit",
     "EvaluatedPoint",
@@ -84,6 +88,7 @@ __all__ = [
     "find_thresholds",
     "first_run",
     "fit_temperature",
+    "fit_threshold",
     "measure",
     "measure_in_turn",
     "measure_locations",

@@ -124,7 +124,9 @@ class Evaluation(Result):
     @property
     def _own(self) -> EvaluatedPoint:
         """The point with the most looks of the model's own choice."""
-        return max((point for point in self.points if point.kind == "learned"), key=lambda point: point.total_locations or 0)
+        return max(
+            (point for point in self.points if point.kind == "learned"), key=lambda point: point.total_locations or 0
+        )
 
     def draw_confusion(self, file: Path) -> None:
         """The confusion matrix at the most locations; for labels the four counts of each."""

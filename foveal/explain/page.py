@@ -225,10 +225,11 @@ def report(
     top = classification.logits.float().topk(min(SHOWN, classification.logits.shape[-1])).indices.tolist()
     page = Template(files("foveal.explain").joinpath("report.html").read_text(encoding="utf-8")).substitute(
         name=escape(name),
-        label=escape(str(classification.label)),
+        label=escape(str(classification.label) or "no label"),
         probability=f"{100 * float(classification.probability):.1f}",
         summary=escape(
             f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"
+            f"{''.join(f'; {line}' for line in classification.decision_rules())}"
         ),
         picture=_data_uri(thumbnail(views, 1024)),
         grain="coarse" if max(height, width) < 128 else "fine",

@@ -29,6 +29,7 @@ from foveal.classification import Classification, Glimpse
 from foveal.display import TEXT, Column, Table, console, fixed, percent, printable, stacked
 from foveal.errors import ConfigError
 from foveal.explain.pictures import overlay
+from foveal.tasks import MULTICLASS
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -72,6 +73,8 @@ def classification_table(classification: Classification, wide: bool = False) -> 
         raise ConfigError(f"`classification`: is of {count} images, but show prints one image; show(c[0])")
     top = classification.top(5 if wide else 2)
     title = ", then ".join(f"{printable(name)} {percent(p)} %" for name, p in top)
+    if classification.task != MULTICLASS:
+        title = f"{printable(str(classification.label) or 'no label')} (probabilities: {title})"
     looks = list(enumerate(classification.glimpses))
     columns = [
         Column("look", lambda row: str(row[0]), TEXT),
@@ -101,7 +104,8 @@ def classification_table(classification: Classification, wide: bool = False) -> 
         if count
         else ""
     )
-    return stacked(Table(title, columns, rows), note, drawn)
+    rules = "; ".join(map(printable, classification.decision_rules()))
+    return stacked(Table(title, columns, rows), note, f"{rules}." if rules else "", drawn)
 
 
 def _contribution_columns(names: Sequence[str], shares: Tensor) -> list[Column]:

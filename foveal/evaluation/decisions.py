@@ -1,0 +1,243 @@
+"""Decision thresholds: which probability of a class is enough to predict it.
+
+A class that is rare, or that must not be missed, is predicted from a probability other than the one at which it is the
+most probable class. The threshold is found on validation images, for a wanted recall, precision or specificity of the
+class against the rest.
+
+Example:
+    >>> true = np.array([True, False, True, False, True])
+    >>> scores = np.array([0.9, 0.5, 0.4, 0.2, 0.1])
+    >>> round(threshold_at("recall", 0.6, true, scores), 2), round(threshold_at("precision", 0.6, true, scores), 2)
+    (0.3, 0.05)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import numpy as np
+
+from foveal.data import DataModule
+from foveal.display import NAME, Column, Table, counted, fixed, percent, printable, stacked
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure
+from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, check_setting
+from foveal.evaluation.results import INTERVALS, Result
+from foveal.metrics import Answers, Metric, proportion
+from foveal.prediction.predictor import Model
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Aim = Literal["recall", "precision", "specificity"]
+AIMS: tuple[Aim, ...] = get_args(Aim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionThreshold:
+    """The threshold of a class, and what it gives on the images on which it was found.
+
+    Attributes:
+        label: the class.
+        threshold: the least probability at which it is predicted.
+        at: the aim, ``recall=0.99``.
+        positives, negatives: images with and without the class.
+        metrics: ``recall``, ``precision`` and ``specificity``, with Wilson's interval.
+        curve: (threshold, recall, precision, specificity) at each distinct probability, for the picture.
+    """
+
+    label: str
+    threshold: float
+    at: str
+    positives: int
+    negatives: int
+    metrics: dict[str, Metric]
+    curve: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions(Result):
+    """Result of `fit_threshold`."""
+
+    file: ClassVar[str] = "threshold.json"
+    picture: ClassVar[str] = "threshold.png"
+
+    thresholds: tuple[DecisionThreshold, ...]
+
+    def table(self, wide: bool = False) -> Group:
+        columns = [
+            Column("class", lambda one: printable(one.label), NAME),
+            Column("predicted from, %", lambda one: fixed(100 * one.threshold, 2)),
+            Column("with it", lambda one: f"{one.positives:,}"),
+            *(Column(f"{name}, %", _shown(name)) for name in AIMS),
+        ]
+        about = self.about
+        images = counted(about["images"], "image")
+        heading = f"{about['model']} on {about['data']}, {about['split']}: {images}, for {self.thresholds[0].at}"
+        few = [printable(one.label) for one in self.thresholds if min(one.positives, one.negatives) < 30]
+        note = f"Fewer than 30 images with or without {', '.join(few)}: mind the intervals." if few else ""
+        return stacked(Table(heading, columns, self.thresholds), INTERVALS, note)
+
+    def draw(self, file: Path) -> None:
+        """Recall, precision and specificity against the threshold; a panel for each class."""
+        shown = self.thresholds[:12]
+        with png_figure(file, 4.2 * min(len(shown), 3), 3.4 * -(-len(shown) // 3)) as figure:
+            panels = figure.subplots(-(-len(shown) // 3), min(len(shown), 3), squeeze=False).ravel()
+            for axes, one in zip(panels, shown, strict=False):
+                at, *values = np.array(one.curve).T
+                for name, value, colour in zip(AIMS, values, (BLUE, ORANGE, INK), strict=True):
+                    axes.step(100 * at, 100 * value, where="pre", color=colour, label=name, linewidth=1.5)
+                axes.axvline(100 * one.threshold, color=INK, linestyle=":")
+                axes.set_title(printable(one.label), fontsize=9, loc="left")
+                finish(axes, xlabel="predicted from a probability of, %", ylabel="%")
+            for axes in panels[len(shown) :]:
+                axes.remove()
+
+
+def fit_threshold(
+    model: Model,
+    data: DataModule,
+    at: str,
+    *,
+    label: str | None = None,
+    locations: int | Sequence[int] | None = None,
+    setting: Setting = DEFAULT,
+) -> Decisions:
+    """Find decision thresholds on validation images.
+
+    Args:
+        model: a classifier, a dense network, or a run folder.
+        data: images with labels.
+        at: the aim: ``recall=0.99``, ``precision=0.9`` or ``specificity=0.95``.
+        label: the class; if None, the rarer of two classes, or every label of a multilabel model.
+        locations: looks per grid at each level; the model's own if None.
+        setting: which images, and how; the split is ``"val"`` if None.
+
+    Raises:
+        ConfigError: an aim that is unknown or cannot be reached, or no such class; or there are several classes and
+            none is given.
+        DataError: no validation images, or none with or without the class; or other classes than the model's.
+    """
+    check_setting(setting)
+    aim, wanted = parse_aim(at)
+    split = setting.split or "val"
+    if split == "val" and not (data.val is not None and len(data.val)):
+        raise DataError(f"{data.name}: there are no validation images, on which thresholds are found; hold some out")
+    bench = Bench([model], data, replace(setting, split=split, metrics=["auroc"]))
+    ((name, classifier),) = bench.models.items()
+    classifier.task = classifier.task.with_thresholds(())
+    strategy = Strategy(classifier.resolve_locations(locations))
+    step = setting.steps("validation", strategy.looks * len(bench.loader([])))
+    answers = bench.score(classifier, [strategy], on_step=step).scores[0].answers
+    about = {
+        "model": name,
+        "images": len(answers),
+        "locations": list(strategy.locations),
+        **bench.circumstances(),
+    }
+    found = [_fit(answers, index, data, aim, wanted, at) for index in _classes(answers, data, label)]
+    return Decisions(about=about, thresholds=tuple(found), errors=bench.failed())
+
+
+def parse_aim(text: str) -> tuple[Aim, float]:
+    """An aim such as ``recall=0.99``, as a name and a share.
+
+    Raises:
+        ConfigError: it is none.
+
+    >>> parse_aim("recall=0.99")
+    ('recall', 0.99)
+    """
+    name, _, value = str(text).partition("=")
+    aim = next((each for each in AIMS if each == name.strip()), None)
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if aim is None or not 0 < share <= 1:
+        what = f"give {', '.join(AIMS)} and a share above 0 and up to 1, as recall=0.99"
+        raise ConfigError(f"`at` {text}: is not an aim; {what}")
+    return aim, share
+
+
+def threshold_at(aim: Aim, wanted: float, true: np.ndarray, scores: np.ndarray) -> float | None:
+    """The threshold that reaches an aim with the best of the other shares.
+
+    For a recall it is the highest possible threshold; for a precision or a specificity the lowest. It is halfway
+    between two scores, so that rounding does not decide about an image.
+
+    Args:
+        aim: what is to be reached.
+        wanted: the least share, 0 to 1.
+        true: (N,) bool, whether the class holds; both occur.
+        scores: (N,) its probability.
+
+    Returns:
+        The threshold; None if no threshold reaches the aim.
+    """
+    curve = _curve(true, scores)
+    reached = np.flatnonzero(curve[:, 1 + AIMS.index(aim)] >= wanted - 1e-12)
+    if not len(reached):
+        return None
+    # The curve is by falling threshold.
+    return float(curve[reached[0] if aim == "recall" else reached[-1], 0])
+
+
+def _curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(T, 4): threshold, recall, precision and specificity, by falling threshold; from above the highest score on."""
+    distinct, rank = np.unique(-scores, return_inverse=True)
+    levels = -distinct
+    found = np.cumsum(np.bincount(rank, true))
+    passed = np.arange(1, len(scores) + 1)[np.cumsum(np.bincount(rank)) - 1]
+    thresholds = np.append((levels[:-1] + levels[1:]) / 2, levels[-1] / 2)
+    rows = [thresholds, found / true.sum(), found / passed, 1 - (passed - found) / (~true).sum()]
+    # Where nothing is predicted, no prediction is wrong.
+    none = [(1 + levels[0]) / 2, 0.0, 1.0, 1.0]
+    return np.vstack([none, np.stack(rows, 1)])
+
+
+def _classes(answers: Answers, data: DataModule, label: str | None) -> list[int]:
+    if label is not None:
+        if label not in data.classes:
+            raise ConfigError(f"`label` {label}: there is no such class; use one of {', '.join(data.classes)}")
+        return [data.classes.index(label)]
+    if answers.target.ndim == 2:
+        return list(range(answers.classes))
+    if answers.positive is None:
+        raise ConfigError(f"`label`: there are {answers.classes} classes; name the one to be decided by a threshold")
+    return [answers.positive]
+
+
+def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float, at: str) -> DecisionThreshold:
+    assert answers.probabilities is not None
+    name, true, scores = data.classes[index], answers.marks[0][:, index], answers.probabilities[:, index]
+    positives = int(true.sum())
+    if not 0 < positives < len(true):
+        lacks = "with" if not positives else "without"
+        raise DataError(f"{data.name}: no validation image is {lacks} the class {name!r}; hold some out")
+    threshold, curve = threshold_at(aim, wanted, true, scores), _curve(true, scores)
+    if threshold is None:
+        best = percent(float(curve[1:, 1 + AIMS.index(aim)].max()))
+        raise ConfigError(f"`at` {at}: no threshold reaches it for {name!r}, the best is {best} %; ask for less")
+    predicted = scores >= threshold
+    metrics = {
+        "recall": proportion(predicted[true]),
+        "precision": proportion(true[predicted]),
+        "specificity": proportion(~predicted[~true]),
+    }
+    return DecisionThreshold(
+        label=name,
+        threshold=threshold,
+        at=at,
+        positives=positives,
+        negatives=len(true) - positives,
+        metrics=metrics,
+        curve=tuple(map(tuple, curve.tolist())),
+    )
+
+
+def _shown(name: str) -> Callable[[DecisionThreshold], str]:
+    return lambda one: percent(*one.metrics[name])
