@@ -13,15 +13,14 @@ import fnmatch
 import inspect
 import logging
 import re
-import reprlib
 import socket
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -35,9 +34,8 @@ import foveal.glimpse.saccader
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.glimpse.networks import check_backbone, check_network, import_timm, size_options
+from foveal.glimpse.networks import check_network, import_timm, size_options
 from foveal.registry import MODELS
-from foveal.signatures import chain_of, hints_of, mismatch
 from foveal.strict import ContentError
 
 
@@ -166,14 +164,14 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
     Raises:
         ConfigError: see `create_model`; or the network takes no images of ``image_size``.
     """
-    if name in MODELS:
-        return as_classifier(create_model(name, num_classes=num_classes, **options))
-    how = {key: options.pop(key) for key in wrapper_options() if key in options}
+    how: dict[str, Any] = {}
     sized: dict[str, Any] = {}
-    if (size := how.get("image_size")) is not None:
-        constructor(name)  # raise for an unknown name first
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        sized = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
+    if name not in MODELS:
+        how = {key: options.pop(key) for key in wrapper_options() if key in options}
+        if (size := how.get("image_size")) is not None:
+            constructor(name)  # raise for an unknown name first
+            classes = {} if num_classes is None else {"num_classes": num_classes}
+            sized = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
     classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **sized), **how)
     classifier.spec = {key: value for key, value in classifier.spec.items() if key not in sized}
     return classifier
@@ -211,104 +209,6 @@ def as_classifier(model: Any, **options: Any) -> GlimpseClassifier:
 def wrapper_options() -> list[str]:
     """Options of `WholeImage`, which apply to all dense networks."""
     return [name for name in inspect.signature(WholeImage).parameters if name != "network"]
-
-
-LARGEST_OPTION = 32_768
-"""Largest integer in a model's options."""
-
-Whole = Annotated[int, range(1, LARGEST_OPTION + 1)]
-
-
-def check_options(name: str, options: Mapping[str, Any], stored: bool = False) -> None:
-    """Check that options are parameters of the model's constructor and have their types.
-
-    Options of a dense network are the parameters of its class. Keyword arguments by which timm finds weights are not
-    allowed.
-
-    Args:
-        name: see `list_models`.
-        options: keyword arguments of `create_classifier`.
-        stored: whether they come from a run folder, which has its own weights.
-
-    Raises:
-        ConfigError: an option is unknown, has another type, or is too large.
-    """
-    build = constructor(name)
-    error = mismatch(options, _option_types(name, build, options, stored))
-    for key, inner in options.items() if error is None and name in MODELS else ():
-        if key.endswith("_options") and inner:
-            network = options.get(key.removesuffix("_options"))
-            known = _network_types(network, inner) if network else dict.fromkeys(inner.keys() - _reserved(), Any)
-            error = error or mismatch(inner, known, f"{key}.")
-    for key, value in options.items():
-        if error is None and _too_large(value):
-            error = f"{key}: {reprlib.repr(value)} is too large; give whole numbers up to {LARGEST_OPTION:,}"
-    if error is not None:
-        raise ConfigError(
-            f"model {name}: {error}{'' if stored else f'; foveal fit --model {name} --help lists what there is'}"
-        )
-
-
-def _option_types(name: str, build: Callable[..., Any], options: Mapping[str, Any], stored: bool) -> dict[str, Any]:
-    """Types of a model's options, except the number of classes."""
-    found: dict[str, Any] = {} if name in MODELS else _network_types(name, options)
-    for part in chain_of(build) if name in MODELS else (WholeImage,):
-        found = {key: hint for key, (hint, _) in hints_of(part).items()} | found
-    if name not in MODELS and not stored:
-        found["pretrained"] = bool | str
-    if "in_chans" in found:
-        found["in_chans"] = Whole
-    left_out = {"num_classes", "network", "return", "options"} | (
-        {key for key in found if key.endswith("pretrained")} if stored else set()
-    )
-    return {key: hint for key, hint in found.items() if key not in left_out}
-
-
-COMMON: dict[str, Any] = {
-    "in_chans": Whole,
-    "drop_rate": float,
-    "drop_path_rate": float,
-    "global_pool": str | None,
-    "bn_momentum": float,
-    "bn_eps": float,
-}
-"""Types of options that most networks of timm take. Those of batch norm are in no signature."""
-
-
-def _network_types(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Types of a timm network's options: the parameters of its class; all of ``options`` if that takes ``**kwargs``."""
-    check_backbone(name)
-    make = inspect.signature(import_timm().model_entrypoint(name.partition(".")[0]))
-    kind = make.return_annotation
-    if isinstance(kind, str):
-        kind = getattr(sys.modules[import_timm().model_entrypoint(name.partition(".")[0]).__module__], kind, make.empty)
-    spec = {} if kind is make.empty else inspect.signature(kind).parameters
-    takes_any = not spec or any(p.kind is p.VAR_KEYWORD for p in spec.values())
-    named = {
-        p.name
-        for p in [*spec.values(), *make.parameters.values()]
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
-    known = (named | (set(options) if takes_any else set())) - _reserved() - {"num_classes"}
-    return dict.fromkeys(known, Any) | COMMON
-
-
-def _reserved() -> set[str]:
-    """Keyword arguments by which timm finds weights and wraps networks."""
-    from timm.models import build_model_with_cfg
-
-    makers = (import_timm().create_model, build_model_with_cfg)
-    return {key for make in makers for key in inspect.signature(make).parameters} | {
-        "pruned",
-        "features_only",
-        "num_classes",
-    }
-
-
-def _too_large(value: Any) -> bool:
-    """Whether a value contains an integer above `LARGEST_OPTION`."""
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return (isinstance(value, int) and abs(value) > LARGEST_OPTION) or any(map(_too_large, inner))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -40,14 +40,8 @@ from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import usable_device
-from foveal.models import (
-    as_classifier,
-    check_options,
-    constructor,
-    create_classifier,
-    unpickled,
-    without_warnings,
-)
+from foveal.model_options import check_options
+from foveal.models import as_classifier, constructor, create_classifier, unpickled, without_warnings
 from foveal.registry import UnknownName, imported, made_with
 from foveal.stored import card_error, check_outline, check_weights, checkpoint_error, limit_parameters
 from foveal.strict import ContentError, read_json, read_yaml
@@ -114,16 +108,13 @@ class ModelInfo:
     locations: tuple[int, ...] | None = None
 
 
-def save_model(
-    folder: str | Path, model: GlimpseClassifier, info: ModelInfo, weights: dict[str, Tensor] | None = None
-) -> None:
+def save_model(folder: str | Path, model: GlimpseClassifier, info: ModelInfo) -> None:
     """Write ``model.safetensors`` and ``config.json`` into a folder.
 
     Args:
         folder: run folder; it is created if it does not exist.
         model: the model, whose input size and normalisation are stored too.
         info: see `ModelInfo`.
-        weights: weights to write instead of those of ``model``.
 
     Raises:
         StorageError: a file cannot be written.
@@ -131,10 +122,12 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, model, info)
-    state = {
-        name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in (weights or model.state_dict()).items()
-    }
+    save_weights(folder, model.state_dict())
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write ``model.safetensors`` only."""
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
     with storing(folder / WEIGHTS), replacing(folder / WEIGHTS) as unfinished:
         unfinished.write_bytes(serialise(state, metadata={"format": "pt"}))
 
@@ -348,7 +341,7 @@ class Run:
                 torch.device("meta"),
                 limit_parameters(len(shapes), self.path / CARD),
             ):
-                outline = self._build()
+                outline = self._build(check=True)
             check_weights(outline, shapes, file)
             check_outline(outline, self.card, self.path / CARD)
         classifier = self._build(model)
@@ -356,12 +349,12 @@ class Run:
         classifier.load_state_dict(weights())
         return classifier.eval().to(place)
 
-    def _build(self, given: nn.Module | None = None) -> GlimpseClassifier:
+    def _build(self, given: nn.Module | None = None, check: bool = False) -> GlimpseClassifier:
         file, card = self.path / CARD, self.card
         if given is None and card["model"]["name"].startswith(_PYTHON):
             made = card["model"]["name"].removeprefix(_PYTHON)
             raise RunError(f"{file}: the model was made in Python, as {made}; give it: foveal.load(path, model=...)")
-        model = self._made_by_name() if given is None else as_classifier(given)
+        model = self._made_by_name(check) if given is None else as_classifier(given)
         model.class_names, model.task = self.class_names, self.task
         if (locations := card.get("locations")) is not None:
             model.locations = tuple(locations)
@@ -369,7 +362,7 @@ class Run:
             setattr(model, key, card.get(key))
         return model
 
-    def _made_by_name(self) -> GlimpseClassifier:
+    def _made_by_name(self, check: bool) -> GlimpseClassifier:
         file, card = self.path / CARD, self.card
         name = card["model"]["name"]
         try:
@@ -377,9 +370,10 @@ class Run:
                 made_with(card.get("imports")),
                 without_warnings("foveal.glimpse"),
             ):  # constructors warn of unsuitable options, which matters before training only
-                check_options(name, _but_name(card["model"]), stored=True)
-                options = as_written(card["model"])
-                return create_classifier(options.pop("name"), num_classes=card.get("num_classes"), **options)
+                options = _but_name(as_written(card["model"]))
+                if check:
+                    check_options(name, _but_name(card["model"]), stored=True)
+                return create_classifier(name, num_classes=card.get("num_classes"), **options)
         except ConfigError as error:
             advice = (
                 ""

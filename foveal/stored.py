@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foveal.errors import RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import LARGEST_OPTION, Whole
+from foveal.model_options import LARGEST_OPTION, Whole
 from foveal.signatures import mismatch
 from foveal.tasks import TASKS
 

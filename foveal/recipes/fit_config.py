@@ -23,7 +23,8 @@ import torch
 from foveal.data import DataModule, data_constructor, get_data, list_data
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.models import check_options, constructor, create_classifier
+from foveal.model_options import check_options
+from foveal.models import constructor, create_classifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
 from foveal.signatures import chain_of, hints_of, mismatch
@@ -76,9 +77,16 @@ class FitConfig(Training):
             ConfigError: names the first invalid value.
         """
         for key in ("model", "data"):
-            if not isinstance(getattr(self, key).get("name"), str):
+            section = getattr(self, key)
+            if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
                 raise ConfigError(f"{key}: has no name; set `{key}` NAME")
-        super().check()
+        if not isinstance(self.objective, Mapping | None):
+            raise ConfigError(f"objective: {self.objective!r} does not fit; give a mapping of options, or null")
+        self.training().check()
+
+    def training(self) -> Training:
+        """The configuration without names of model, data and objective."""
+        return Training(**{f.name: getattr(self, f.name) for f in fields(Training)})
 
 
 def fit_config(
@@ -106,9 +114,9 @@ def fit_config(
         config.check()
     with opened(out, resume=resume, overwrite=overwrite) as opening:
         config = _with_stored(config, opening)
-        data = data or get_data(**config.data)
+        data, training = data or get_data(**config.data), config.training()
         model = make_model(config, data, resume)
-        return opening.train(model, data, make_objective(model, config.objective), config, quiet)
+        return opening.train(model, data, make_objective(model, config.objective), training, quiet)
 
 
 def _with_stored(config: FitConfig | None, opening: Opening) -> FitConfig:

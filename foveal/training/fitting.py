@@ -53,7 +53,7 @@ from foveal.runs import (
     model_state,
     read_checkpoint,
     read_config,
-    save_model,
+    save_weights,
     with_absolute_paths,
     write_card,
 )
@@ -320,7 +320,7 @@ def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
             raise SystemExit(0) from None  # Lightning kills the main process if another one fails
         interrupted = isinstance(end, Interrupted)
         if learner.saved is not None:
-            _close(out, learner, plan.info, "interrupted" if interrupted else "diverged", quiet)
+            _close(out, learner, "interrupted" if interrupted else "diverged", quiet)
             if interrupted and quiet:
                 print_safely(f"stopped after step {learner.saved}; go on with: {_resume_command(out)}", sys.stderr)
         elif interrupted:
@@ -328,7 +328,7 @@ def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
             print_safely("stopped before the first update; nothing is left of the run", sys.stderr)
         raise
     if main:
-        _close(out, learner, plan.info, "finished", quiet)
+        _close(out, learner, "finished", quiet)
 
 
 def _start(plan: _Plan, opening: Opening) -> None:
@@ -435,7 +435,7 @@ def _finished(learner: Learner, checkpoint: dict[str, Any]) -> bool:
     )
 
 
-def _close(out: Path, learner: Learner, info: ModelInfo, ended: Ended, quiet: bool) -> None:
+def _close(out: Path, learner: Learner, ended: Ended, quiet: bool) -> None:
     """Write the model with the weights of the best validation, or else the last ones; and the summary."""
     checkpoint = read_checkpoint(out / LAST)
     last = kept = facts(checkpoint)
@@ -444,7 +444,7 @@ def _close(out: Path, learner: Learner, info: ModelInfo, ended: Ended, quiet: bo
         file = out / BEST
         checkpoint = read_checkpoint(file)
         kept = facts(checkpoint)
-    save_model(out, learner.model, info, model_state(checkpoint, file))
+    save_weights(out, model_state(checkpoint, file))
     summary = summarise(learner, out, ended, last, kept)
     summary.write(out)
     if not quiet:
