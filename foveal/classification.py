@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from foveal.host import to_device
-from foveal.tasks import MULTICLASS, SEPARATOR, Task
+from foveal.tasks import MULTICLASS, Task, join
 
 Box = tuple[float, float, float, float]
 
@@ -186,7 +186,7 @@ class Classification:
         return [f"{self._name(i)} is predicted from {100 * least:.3g} %" for i, least in self.task.thresholds]
 
     def _names(self, decided: Tensor) -> str:
-        return SEPARATOR.join(self._name(i) for i in self.task.indices(decided))
+        return join([self._name(i) for i in self.task.indices(decided)])
 
     def _name(self, i: int) -> str:
         return self.class_names[i] if self.class_names else str(i)

@@ -182,6 +182,7 @@ class Definition(NamedTuple):
         default: whether it is computed unless metrics are chosen.
         ranks: whether it needs all probabilities.
         lower_is_better: whether a smaller value is better.
+        brief: whether it is part of tables that are not wide.
     """
 
     compute: Callable[[Answers], Metric]
@@ -191,6 +192,7 @@ class Definition(NamedTuple):
     default: bool = True
     ranks: bool = False
     lower_is_better: bool = False
+    brief: bool = True
 
     def show(self, metric: Metric) -> str:
         """The metric as text for a table."""
@@ -208,12 +210,13 @@ def metric(
     default: bool = True,
     ranks: bool = False,
     lower_is_better: bool = False,
+    brief: bool = True,
 ) -> Callable:
     """Register a function of `Answers` as a metric by its name; arguments as of `Definition`."""
 
     def register_metric(compute: Callable[[Answers], Metric]) -> Callable[[Answers], Metric]:
         METRICS[compute.__name__] = Definition(
-            compute, header, decimals, of_confidence, default, ranks, lower_is_better
+            compute, header, decimals, of_confidence, default, ranks, lower_is_better, brief
         )
         return compute
 
@@ -282,7 +285,7 @@ def accuracy(answers: Answers) -> Metric:
     return _share(answers.correct)
 
 
-@metric("top 5, %")
+@metric("top 5, %", brief=False)
 def top5(answers: Answers) -> Metric:
     """Share of images whose class is among the five most probable ones; undefined for five classes or fewer, and for
     labels.
@@ -290,7 +293,7 @@ def top5(answers: Answers) -> Metric:
     return _share(answers.in_top5) if answers.classes > 5 and answers.target.ndim == 1 else Metric()
 
 
-@metric("balanced accuracy, %")
+@metric("balanced, %")
 def balanced_accuracy(answers: Answers) -> Metric:
     """Mean recall of the classes that occur. A constant answer has 1 / classes, however rare a class is.
 
@@ -321,7 +324,7 @@ def average_precision(answers: Answers) -> Metric:
     return _area(answers, _average_precision, which)
 
 
-@metric("NLL", decimals=3, of_confidence=True, lower_is_better=True)
+@metric("NLL", decimals=3, of_confidence=True, lower_is_better=True, brief=False)
 def nll(answers: Answers) -> Metric:
     """Mean negative log-likelihood of the targets, in nats, with the normal interval of a mean."""
     mean, count = float(answers.nll.mean()), len(answers)
@@ -329,7 +332,7 @@ def nll(answers: Answers) -> Metric:
     return Metric(mean, (max(mean - half, 0.0), mean + half) if math.isfinite(half) else None)
 
 
-@metric("ECE, %", of_confidence=True, lower_is_better=True)
+@metric("ECE, %", of_confidence=True, lower_is_better=True, brief=False)
 def ece(answers: Answers) -> Metric:
     """Expected calibration error, see `expected_calibration_error`; for labels over all decisions."""
     return Metric(expected_calibration_error(answers.confidence.ravel(), (answers.predicted == answers.target).ravel()))

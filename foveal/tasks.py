@@ -96,6 +96,10 @@ class Task(ABC):
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         """(classes,) number of images of each class."""
 
+    @abstractmethod
+    def commonest(self, targets: np.ndarray) -> tuple[tuple[int, ...], float]:
+        """The most frequent target, as classes, and the share of images that have it: the accuracy of a constant."""
+
     def with_thresholds(self, thresholds: Sequence[tuple[int, float]]) -> Task:
         """The same task with other thresholds."""
         return type(self)(tuple(sorted(thresholds)))
@@ -155,6 +159,10 @@ class Multiclass(Task):
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         return np.bincount(targets, minlength=classes)
 
+    def commonest(self, targets: np.ndarray) -> tuple[tuple[int, ...], float]:
+        counts = np.bincount(targets)
+        return (int(counts.argmax()),), float(counts.max() / len(targets))
+
 
 class Multilabel(Task):
     """Each image has any number of labels. Targets are (N, classes); the activation is the sigmoid."""
@@ -207,6 +215,11 @@ class Multilabel(Task):
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         return targets.astype(bool).sum(0)
 
+    def commonest(self, targets: np.ndarray) -> tuple[tuple[int, ...], float]:
+        sets, counts = np.unique(targets.astype(bool), axis=0, return_counts=True)
+        most = counts.argmax()
+        return tuple(np.flatnonzero(sets[most]).tolist()), float(counts[most] / len(targets))
+
 
 MULTICLASS, MULTILABEL = Multiclass(), Multilabel()
 TASKS: dict[str, Task] = {task.name: task for task in (MULTICLASS, MULTILABEL)}
@@ -216,6 +229,11 @@ TASKS: dict[str, Task] = {task.name: task for task in (MULTICLASS, MULTILABEL)}
 def task_of(targets: Any) -> Task:
     """The task of targets, a tensor or an array."""
     return MULTICLASS if targets.ndim == 1 else MULTILABEL
+
+
+def join(names: Sequence[str]) -> str:
+    """Labels as one text, as tables hold them."""
+    return SEPARATOR.join(names)
 
 
 def _weights(class_weights: Sequence[float] | None, logits: Tensor) -> Tensor | None:

@@ -150,6 +150,7 @@ def export(data: DataModule, split: str, folder: Path, count: int) -> list[tuple
             failed += [(text.partition(": ")[0], text) for text in batch.views.errors.values()]
             continue
         rows = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
-        name = printable(data.classes[int(batch.target[0])]).replace(os.sep, "_").replace("\\", "_")
+        classes = [data.classes[i] for i in data.task.indices(batch.target[0])]
+        name = printable("+".join(classes)).replace(os.sep, "_").replace("\\", "_")
         Image.fromarray(rows if rows.shape[2] == 3 else rows[..., 0]).save(folder / f"{number}_{name}.png")
     return failed

@@ -54,6 +54,7 @@ from foveal.layers import AttentionLayer
 from foveal.metrics import wilson
 from foveal.prediction.device import autocast
 from foveal.prediction.predictor import Model
+from foveal.tasks import MULTICLASS
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -212,13 +213,15 @@ def evaluate_faithfulness(
             showing"``, in batches.
 
     Raises:
-        ConfigError: a model that points at nothing; locations, a map, a module or an option that does not fit; captum
-            is not installed.
+        ConfigError: a model of labels, or one that points at nothing; locations, a map, a module or an option that does
+            not fit; captum is not installed.
         DataError: other classes than the model's, no such split, or no image that can be read.
         RunError: a run folder is missing or damaged.
     """
     bench = Bench([model, *judges], data, setting)
     name, pointer = next(iter(bench.models.items()))
+    if pointer.task.name != MULTICLASS.name:
+        raise ConfigError(f"{name}: it predicts labels, and faithfulness follows a single class; use occlude instead")
     ranking = _ranker(pointer, name, locations, attention, cam)
     rows: dict[Any, list[np.ndarray]] = defaultdict(list)
     step = setting.steps("hiding and showing", len(bench.loader([])))

@@ -258,6 +258,7 @@ class Bench:
             "torch": torch.__version__,
             "precision": self.setting.precision,
             "seed": self.setting.seed,
+            "metrics": None if self.setting.metrics is None else list(self.setting.metrics),
         }
 
     def failed(self) -> tuple[tuple[str, str], ...]:

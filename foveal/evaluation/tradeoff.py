@@ -44,7 +44,7 @@ from foveal.evaluation.results import (
 )
 from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.metrics import METRICS, Answers, ClassMetrics, class_metrics, confusion_matrix
+from foveal.metrics import METRICS, Answers, ClassMetrics, Metric, class_metrics, confusion_matrix
 from foveal.prediction.cost import count_cost
 from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
@@ -113,7 +113,12 @@ class Evaluation(Result):
     dense: tuple[DenseCost, ...]
 
     def table(self, wide: bool = False) -> Group:
-        tables = [_table(self, wide), _metrics_table(self), *_class_tables(self, wide), *_policy_tables(self, wide)]
+        tables = [
+            _table(self, wide),
+            _metrics_table(self, wide),
+            *_class_tables(self, wide),
+            *_policy_tables(self, wide),
+        ]
         return stacked(*tables, _legend(self))
 
     def pictures(self) -> dict[str, Callable[[Path], None]]:
@@ -294,13 +299,14 @@ def _table(evaluation: Evaluation, wide: bool) -> Table:
     return Table(f"{about['model']} on {about['data']}, {about['split']}: {images}", columns, rows)
 
 
-def _metrics_table(evaluation: Evaluation) -> Table:
+def _metrics_table(evaluation: Evaluation, wide: bool) -> Table:
     """A row for learned looks at each locations, and one for random looks; a column for each metric."""
     rows: list[EvaluatedPoint] = []
     for point in evaluation.points:
         if point.kind == "learned":
             rows += [point, *(p for p in evaluation.points if (p.kind, p.locations) == ("random", point.locations))]
-    names = [name for name in rows[0].metrics if rows[0].metrics[name].value is not None]
+    chosen = evaluation.about["metrics"] or [name for name, one in METRICS.items() if one.brief or wide]
+    names = [name for name in chosen if rows[0].metrics.get(name, Metric()).value is not None]
     columns = [
         Column("locations", lambda p: format_locations(p.locations), TEXT),
         Column("looks", lambda p: p.kind, TEXT),
@@ -322,7 +328,7 @@ def _class_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
     columns = [
         Column("class", lambda one: printable(one.name), NAME),
         Column("images", lambda one: f"{one.images:,}"),
-        *(column(name) for name in own.classes[0].metrics),
+        *(column(name) for name in own.classes[0].metrics if wide or name != "auroc"),
     ]
     return [Table(f"classes, at {format_locations(own.locations)} locations", columns, own.classes)]
 

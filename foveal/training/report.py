@@ -28,13 +28,12 @@ from statistics import NormalDist
 from textwrap import TextWrapper
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from foveal.data import value_notes
 from foveal.display import printable
 from foveal.files import replacing, storing
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
+from foveal.tasks import join
 from foveal.training.config import Training
 from foveal.training.learner import ENDLESS, Learner
 from foveal.training.optimisation import lr_factor
@@ -109,7 +108,8 @@ class TrainingSummary:
         last_accuracy: accuracy of the last validation.
         validations: number of validations.
         training_accuracy: mean over the images of the latest updates; None if no image could be read.
-        commonest: the most frequent class of the validation images; of the training images if nothing was validated.
+        commonest: the most frequent class, or labels, of the validation images; of the training images if nothing was
+            validated.
         commonest_share: share of these images that it has, 0 to 1. Always predicting this class has this accuracy.
         kept_step: the update after which the weights in ``model.safetensors`` were saved.
         averaged: whether these weights are the moving average.
@@ -227,8 +227,7 @@ def summarise(
     end = _score(last, "last", learner) or best if best else None
     scores = _training_scores(out / METRICS, config, last)
     images = learner.data.split("val" if best else "train")
-    counts = images.counts()
-    commonest = int(np.argmax(counts))
+    commonest, share = images.task.commonest(images.targets)
     by_steps = step * config.accumulate >= learner.total_batches
     found = TrainingSummary(
         step=step,
@@ -243,8 +242,8 @@ def summarise(
         last_accuracy=end.accuracy if end else None,
         validations=max(last.get("validations", 0), 1) if best else 0,
         training_accuracy=scores[-1].accuracy if scores else None,
-        commonest=learner.data.classes[commonest],
-        commonest_share=float(counts[commonest] / len(images)),
+        commonest=join([learner.data.classes[i] for i in commonest]),
+        commonest_share=share,
         kept_step=kept["step"],
         averaged=kept["averaged"],
         left_out=last["left_out"],
@@ -314,7 +313,7 @@ def _warnings_of_accuracy(found: TrainingSummary, best: _Score, end: _Score) -> 
     if judged.interval(z)[0] <= chance:
         yield (
             f"an accuracy of {_percent(judged.accuracy)} is not clearly better than that of always predicting the"
-            f" commonest class, {found.commonest!r} ({_percent(chance)}); train longer, or try another --optimiser.lr"
+            f" commonest class, {found.commonest or 'none'!r} ({_percent(chance)}); train longer, or try another --optimiser.lr"
         )
 
 
