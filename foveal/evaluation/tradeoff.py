@@ -305,7 +305,7 @@ def _metrics_table(evaluation: Evaluation, wide: bool) -> Table:
     for point in evaluation.points:
         if point.kind == "learned":
             rows += [point, *(p for p in evaluation.points if (p.kind, p.locations) == ("random", point.locations))]
-    chosen = evaluation.about["metrics"] or [name for name, one in METRICS.items() if one.brief or wide]
+    chosen = evaluation.about.get("metrics") or [name for name, one in METRICS.items() if one.brief or wide]
     names = [name for name in chosen if rows[0].metrics.get(name, Metric()).value is not None]
     columns = [
         Column("locations", lambda p: format_locations(p.locations), TEXT),
@@ -336,9 +336,9 @@ def _class_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
 def _legend(evaluation: Evaluation) -> str:
     """Explains the columns of the table."""
     about, legend = evaluation.about, [INTERVALS]
-    if (positive := about["positive"]) is not None:
+    if (positive := about.get("positive")) is not None:
         legend.append(f"AP: of the class {printable(positive)}, the rarer one.")
-    if about["thresholds"]:
+    if about.get("thresholds"):
         legend.append("Classes are predicted by the thresholds of the run.")
     if any(point.kind == "random" for point in evaluation.points):
         legend.append("random looks: of the same model, drawn without its guidance.")

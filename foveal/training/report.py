@@ -313,7 +313,8 @@ def _warnings_of_accuracy(found: TrainingSummary, best: _Score, end: _Score) -> 
     if judged.interval(z)[0] <= chance:
         yield (
             f"an accuracy of {_percent(judged.accuracy)} is not clearly better than that of always predicting the"
-            f" commonest class, {found.commonest or 'none'!r} ({_percent(chance)}); train longer, or try another --optimiser.lr"
+            f" commonest class, {found.commonest or 'none'!r} ({_percent(chance)}); train longer, or try another"
+            " --optimiser.lr"
         )
 
 
