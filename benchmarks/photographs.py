@@ -41,7 +41,7 @@ from foveal.glimpse.base import GlimpseClassifier
 from foveal.host import keep_freed_memory
 from foveal.images import Views
 from foveal.prediction import count_cost, fold_norms
-from foveal.prediction.early_exit import confidence, look_until
+from foveal.prediction.early_exit import look_until
 from foveal.runs import WEIGHTS
 
 SIDE = 400
@@ -262,8 +262,8 @@ def accuracy_rows(job: Job, model: GlimpseClassifier, data: DataModule) -> Itera
         yield row(plan.policy if looks else "none", looks, logits.argmax(-1).numpy(), looks, macs[looks])
     if job.contender == "tnet":  # greedy looks are nested, so steps of the walk are fixed locations
         known = score_batches(model, data.loader("val", batch_size=JUDGED), plans, keep_logits=True)
-        sure = np.stack([confidence(scores.logits).numpy() for scores in known.scores], 1)
-        seen = np.stack([confidence(logits).numpy() for logits in kept[: len(plans)]], 1)
+        sure = np.stack([model.task.confidence(scores.logits).numpy() for scores in known.scores], 1)
+        seen = np.stack([model.task.confidence(logits).numpy() for logits in kept[: len(plans)]], 1)
         answers = np.stack([logits.argmax(-1).numpy() for logits in kept[: len(plans)]], 1)
         price = np.arange(len(plans), dtype=float)
         for wanted in EXITS:
