@@ -31,8 +31,8 @@ from foveal.files import replacing
 CLASSES = ("fine", "crack")
 HELD = 5  # every fifth training image of a class is for validation
 AIM = "recall=0.95"
-FLAGS = """--data manifest --data.value_range [0,255] --model tnet --model.backbone mobilenetv2_100
---model.backbone_options {pad_type:same} --model.base_size 160 --model.locations [2] --batch_size 16
+FLAGS = """--data manifest --model tnet --model.backbone mobilenetv2_100
+--model.backbone_options {"pad_type":"same"} --model.base_size 160 --model.locations [2] --batch_size 16
 --class_weights balanced --monitor average_precision --val_every 40 --optimiser.name adamw --optimiser.lr 1e-3
 --optimiser.weight_decay 1e-2 --optimiser.schedule cosine --optimiser.warmup 20"""
 
@@ -42,8 +42,8 @@ def prepare(root: Path, folder: Path) -> tuple[Path, list[str], list[str]]:
     labels = json.loads((root / "labels.json").read_text())
     rows, counts = [], [0, 0]
     for name, of_image in sorted(labels.items()):
-        kind, split = bool(of_image["defect"]), of_image["split"]
-        if split == "train":
+        kind, split = bool(of_image["defect"]), "test"
+        if of_image["split"] == "train":
             counts[kind] += 1
             split = "val" if counts[kind] % HELD == 0 else "train"
         rows.append((str((root / f"{name}.jpg").resolve()), CLASSES[kind], split))

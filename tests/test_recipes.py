@@ -201,10 +201,9 @@ def test_locations_trained_with_are_the_published_ones():
 
 
 def _shared(name):
-    """Larger models of one family run the same code: those of CUB from B3 on, and of NABirds from B1 on, are slow."""
-    repeats = name.startswith("nabirds/") and not name.endswith("_b0.reference")
-    slow = repeats or (name.startswith("cub/") and name.endswith(("_b3.reference", "_b4.reference")))
-    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+    """Recipes that run the code of a smaller one of their family are slow tests."""
+    larger = re.search(r"_b[1-4]\.reference$|resnet(101|152)$|_(448|896)\.reference$|tnet_step1", name)
+    return pytest.param(name, marks=pytest.mark.slow) if larger or name.startswith("nabirds/") else name
 
 
 @pytest.mark.parametrize("name", [_shared(name) for name in PUBLISHED])
