@@ -243,7 +243,7 @@ def choose_metrics(names: Sequence[str] | None, classes: int) -> tuple[str, ...]
 
 
 def check_metric(argument: str, name: str) -> None:
-    """Check that a metric is registered.
+    """Check that a metric is registered, or register one of torchmetrics by its name, such as ``CohenKappa``.
 
     Args:
         argument: the argument that names it, for the error.
@@ -252,10 +252,36 @@ def check_metric(argument: str, name: str) -> None:
     Raises:
         ConfigError: there is none.
     """
-    if name not in METRICS:
+    if name not in METRICS and not _register_from_torchmetrics(str(name)):
         near = difflib.get_close_matches(str(name), METRICS, 1)
         hint = f"did you mean {near[0]}" if near else f"use one of {', '.join(METRICS)}"
         raise ConfigError(f"`{argument}` {name}: there is no metric of this name; {hint}")
+
+
+def _register_from_torchmetrics(name: str) -> bool:
+    """Register a metric by the name of its classes in torchmetrics, without ``Multiclass`` and ``Multilabel``.
+
+    It has no interval, and torchmetrics' precision: most of its metrics are computed in float32.
+    """
+    try:
+        from torchmetrics import classification
+    except ModuleNotFoundError:
+        return False
+    kinds = [getattr(classification, f"{prefix}{name}", None) for prefix in ("Multiclass", "Multilabel")]
+    if not name[:1].isupper() or not any(kinds):
+        return False
+
+    def compute(answers: Answers) -> Metric:
+        labels = answers.target.ndim == 2
+        kind = kinds[labels]
+        if kind is None or answers.probabilities is None:
+            return Metric()
+        count = {"num_labels" if labels else "num_classes": answers.classes}
+        found = kind(**count)(torch.from_numpy(answers.probabilities), torch.from_numpy(answers.target).long())
+        return Metric(float(found)) if found.numel() == 1 and bool(found.isfinite()) else Metric()
+
+    METRICS[name] = Definition(compute, name, decimals=3, default=False, ranks=True)
+    return True
 
 
 def compute_metrics(answers: Answers, names: Sequence[str] | None = None) -> dict[str, Metric]:
