@@ -65,12 +65,12 @@ class Result(ABC):
         """Write the JSON file and the picture into a folder, which is made; waits for another process that writes them.
 
         Raises:
-            StorageError: one of them cannot be written; the folder keeps the old one, or has none.
+            StorageError: one of them cannot be written; the folder keeps both old ones, or has none.
         """
-        with taking_turns(Path(folder) / self.file, ELSEWHERE) as unfinished:
-            unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        with taking_turns(Path(folder) / self.picture, ELSEWHERE) as unfinished:
-            self.draw(unfinished)
+        with taking_turns(Path(folder) / self.file, ELSEWHERE) as numbers:
+            numbers.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+            with taking_turns(Path(folder) / self.picture, ELSEWHERE) as picture:
+                self.draw(picture)
 
 
 @dataclass(frozen=True, kw_only=True)
