@@ -92,7 +92,7 @@ DATA_PATHS = ("root", "file", "val_labels", "annotations")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Description of a model, stored beside its weights.
+    """Description of a model, stored next to its weights.
 
     Attributes:
         model: ``name`` and options of `create_classifier`.

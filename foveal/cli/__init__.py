@@ -140,7 +140,7 @@ def _raise_for_signals(restore: bool) -> Iterator[None]:
         yield
         return
     process = os.getpid()
-    ours = {
+    handlers = {
         number: then
         for number in _SIGNALS
         if (then := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
@@ -149,16 +149,16 @@ def _raise_for_signals(restore: bool) -> Iterator[None]:
     def end(number: int, frame: Any) -> None:
         if os.getpid() != process:  # a worker that reads images; the main process reports the signal
             os._exit(0)
-        for each in ours:
+        for each in handlers:
             signal.signal(each, signal.SIG_DFL)
         raise _Ended(number)
 
-    for number in ours:
+    for number in handlers:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number, then in ours.items():
+        for number, then in handlers.items():
             signal.signal(number, then if restore else signal.SIG_DFL)
 
 

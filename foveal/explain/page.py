@@ -138,6 +138,7 @@ def explain(
         )
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
+        picture = None if kind is None else _encoded(overlay(seen, views, side=2048), kind)
         report(
             shown,
             views,
@@ -148,8 +149,8 @@ def explain(
             antialias=classifier.antialias,
             captions=captions(network),
         )
-        if overlay_out is not None and kind is not None:
-            _write(Path(overlay_out), _encoded(overlay(seen, views, side=2048), kind))
+        if overlay_out is not None and picture is not None:
+            _write(Path(overlay_out), picture)
     return seen
 
 
