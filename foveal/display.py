@@ -411,5 +411,5 @@ def console() -> Console:
 
 
 def unfiltered(stream: Any) -> Any:
-    """The stream behind a `Printed`, for rich; None stands for any other, which rich finds itself."""
+    """The stream of a `Printed`, for rich; None for any other stream, so that rich uses its default."""
     return stream.unfiltered if isinstance(stream, Printed) else None

@@ -1,6 +1,7 @@
-"""The one exception a user may see: a sentence that says what was wrong, where, and what to do.
+"""Exceptions for errors that a user can correct. The message is one sentence: what is wrong, where, and what to do.
 
-The command prints it and exits non-zero; everything else is a bug and keeps its traceback.
+The command prints the message and exits with 2 for a `ConfigError`, with 1 for the others. Any other exception is a bug
+and keeps its traceback.
 
 Example:
     >>> from foveal.errors import ImageError
@@ -14,24 +15,24 @@ from __future__ import annotations
 
 
 class FovealError(Exception):
-    """Something the user can mend. Its text is one clear sentence."""
+    """An error that a user can correct."""
 
 
 class ImageError(FovealError):
-    """An image that cannot be opened or read."""
+    """An image cannot be opened or read."""
 
 
 class DataError(FovealError):
-    """A data set, manifest or label file that does not fit."""
+    """A data set, manifest or label file is missing or invalid."""
 
 
 class ConfigError(FovealError):
-    """A model name, recipe, locations or option that does not exist or does not fit."""
+    """A name, option or value is not valid: of a model, recipe, locations, ..."""
 
 
 class RunError(FovealError):
-    """A run folder that is missing, half written, in the way, or does not fit the model."""
+    """A run folder is missing, incomplete, already there, or does not fit the model."""
 
 
 class StorageError(FovealError):
-    """A file that cannot be written: a full disk, a limit, no permission, or another process that writes it."""
+    """A file cannot be written: full disk, limit of size, no permission, or another process writes it."""

@@ -38,12 +38,19 @@ from torch import Tensor, nn
 
 from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
-from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.host import usable_device
 from foveal.model_options import check_options
 from foveal.models import as_classifier, constructor, create_classifier, unpickled, without_warnings
 from foveal.registry import UnknownName, imported, made_with
-from foveal.stored import card_error, check_outline, check_weights, checkpoint_error, limit_parameters
+from foveal.stored import (
+    card_error,
+    check_normalisation,
+    check_outline,
+    check_weights,
+    checkpoint_error,
+    limit_parameters,
+)
 from foveal.strict import ContentError, read_json, read_yaml
 from foveal.tasks import TASKS, Task
 
@@ -89,7 +96,7 @@ DATA_PATHS = ("root", "file", "val_labels", "annotations")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Description of a model, stored beside its weights.
+    """Description of a model, stored next to its weights.
 
     Attributes:
         model: ``name`` and options of `create_classifier`.
@@ -191,8 +198,11 @@ _PYTHON = "python:"
 
 
 def made_in_python(thing: object) -> str:
-    """Stored in place of a registered name, for an object that was made in Python."""
-    return f"{_PYTHON}{type(thing).__module__}.{type(thing).__qualname__}"
+    """Module and class of an object that was made in Python, stored in place of a registered name. For a dense network,
+    the class is that of the network.
+    """
+    kind = type(thing.network if isinstance(thing, WholeImage) else thing)
+    return f"{_PYTHON}{kind.__module__}.{kind.__qualname__}"
 
 
 Which = Literal["best", "last"]
@@ -345,6 +355,7 @@ class Run:
             check_weights(outline, shapes, file)
             check_outline(outline, self.card, self.path / CARD)
         classifier = self._build(model)
+        check_normalisation(classifier, self.card, self.path / CARD)
         check_weights(classifier, shapes, file)
         classifier.load_state_dict(weights())
         return classifier.eval().to(place)

@@ -20,6 +20,7 @@ from operator import mul
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -190,6 +191,19 @@ def check_weights(model: nn.Module, weights: dict[str, Tensor], file: Path) -> N
         else:
             continue
         raise RunError(f"{file}: the weights do not fit the model, {what}; use the config that they were trained with")
+
+
+def check_normalisation(model: GlimpseClassifier, card: Mapping[str, Any], file: Path) -> None:
+    """Check that mean and standard deviation in ``config.json`` are those of the model.
+
+    Raises:
+        RunError: one of them differs.
+    """
+    for key in ("mean", "std"):
+        built = getattr(model, key).float().cpu()
+        if key in card and not torch.equal(torch.tensor(card[key], dtype=torch.float32), built):
+            what = f"is {card[key]}, but the model with these options has {built.tolist()}"
+            raise RunError(f"{file}: {key}: {what}; copy it again, or use the version of foveal that wrote it")
 
 
 def check_outline(model: GlimpseClassifier, card: Mapping[str, Any], file: Path) -> None:

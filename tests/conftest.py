@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, no trace in the user's cache folder."""
+"""For all tests: one thread, no network, a temporary cache folder."""
 
 import os
 import tempfile

@@ -95,4 +95,4 @@ def _count(at: int, under: str) -> None:
         fsync(descriptor)
 
     sys.addaudithook(hook)
-    os.fsync = counted  # no audit event tells of it
+    os.fsync = counted  # there is no audit event for it

@@ -1,4 +1,4 @@
-"""Benchmarks are honest: what the docs say is what the results files say, and these say how they were made."""
+"""Tables in the docs equal the results files, and these record how they were made."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.json"))
-UNUSED: set[str] = set()  # results files that no page tells of, on purpose
+UNUSED: set[str] = set()  # results files that no page uses, on purpose
 
 
 def render(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def render(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path):
-    """The pages and the results, to be changed."""
+    """A copy of the pages and the results."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
@@ -110,7 +110,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(copy, text, message):
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_say_how_they_were_made(name):
     record = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
-    if record["command"].startswith("foveal "):  # what a command of the program wrote
+    if record["command"].startswith("foveal "):  # written by the foveal command
         assert {"device", "machine", "foveal", "torch", "seed"} <= set(record) and record["points"]
         return
     assert {"command", "device", "versions", "seed", "results"} <= set(record)
@@ -190,7 +190,7 @@ def test_early_exit_beside_mixed_fixed_budgets(copy):
         # Fixed budgets mixed to the same products are right on 62 %, and to the same time on 70 %; on 80 % for 17.5 and
         # 2.5.
         ("0.5 looks", 13_000_000, 2.0, 0.8),
-        # Slower than all of them, and more accurate: nothing to compare with.
+        # Slower and more accurate than all of them, so there is nothing to compare with.
         ("9 looks", 90_000_000, 4.0, 0.95),
     )
     ways += [
@@ -202,7 +202,7 @@ def test_early_exit_beside_mixed_fixed_budgets(copy):
     )
     page = copy / "docs" / "new.md"
     page.write_text("<!-- table: early_exit_small -->\n<!-- end -->\n")
-    (copy / "docs" / "evidence.md").unlink()  # tells more than these few rows hold
+    (copy / "docs" / "evidence.md").unlink()  # needs more rows than these
     assert render(copy).returncode == 0
     assert page.read_text().splitlines()[3:7] == [
         "| 0 | 0.00 | 50.0 | 10.0 |  | 1.00 |  |",

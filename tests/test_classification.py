@@ -1,4 +1,4 @@
-"""The types everything exchanges."""
+"""`Classification` and `Glimpse`."""
 
 from __future__ import annotations
 

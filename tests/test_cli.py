@@ -33,7 +33,7 @@ def images(run, tmp_path_factory):
     return folder
 
 
-# ---- start
+# ---- version, help, usage
 
 
 def test_version_and_help(capsys):
@@ -211,14 +211,14 @@ def test_fit_help_explains_the_chosen_model_and_data(capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["dem"], 1, "did you mean demo"),
-        (["nowhere.yaml"], 1, "no such file"),
+        (["dem"], 2, "did you mean demo"),
+        (["nowhere.yaml"], 2, "no such file"),
         (["demo", "--optimiser.lrr", "1"], 2, "did you mean optimiser.lr?"),
         (["demo", "--lr", "1"], 2, "did you mean optimiser.lr?"),
         (["demo", "--optimiser", "sgx"], 2, "optimiser.name: sgx does not fit; give one of adamw, adam, sgd"),
         (["demo", "--epochs", "many"], 2, "many does not fit; give a whole number"),
-        (["demo", "--model", "tnett"], 1, "did you mean tnet"),
-        (["demo", "--data", "digit"], 1, "digits"),
+        (["demo", "--model", "tnett"], 2, "did you mean tnet"),
+        (["demo", "--data", "digit"], 2, "digits"),
         (["demo", "--model.locations", "few"], 2, "a list of numbers"),
         (["--epochs", "3", "demo"], 2, "the recipe comes first"),
         (["--out", "x"], 2, "--data.root: this option is missing"),
@@ -241,10 +241,10 @@ def test_recipe_errors_name_the_file(capsys, tmp_path):
     ):
         recipe.write_text(text)
         code, said = failure(capsys, "fit", recipe)
-        assert code == 1 and said.startswith(f"foveal: {recipe}: ") and words in said, said
+        assert code == 2 and said.startswith(f"foveal: {recipe}: ") and words in said, said
 
 
-# ---- use
+# ---- predict, explain, evaluate
 
 
 def test_data_names_sets_and_exports_images(capsys, run, images):
@@ -286,33 +286,36 @@ def test_predict_without_a_file_prints_a_table(capsys, run, images):
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "code", "words"),
     [
-        (["predict", "nowhere", "x.png"], "there is no such run folder"),
-        (["predict", "RUN", "x.png", "--locations", "two"], "--locations two"),
-        (["predict", "RUN", "x.png", "--device", "abacus"], "--device abacus"),
-        (["evaluate", "RUN", "--locations", "3..1"], "backwards"),
-        (["evaluate", "RUN", "--data", "nonsense"], "no data set of this name"),
-        (["explain", "RUN", "nowhere.png"], "nowhere.png"),
+        (["predict", "nowhere", "x.png"], 1, "there is no such run folder"),
+        (["predict", "RUN", "x.png", "--locations", "two"], 2, "--locations two"),
+        (["predict", "RUN", "x.png", "--device", "abacus"], 2, "--device abacus"),
+        (["evaluate", "RUN", "--locations", "3..1"], 2, "backwards"),
+        (["evaluate", "RUN", "--data", "nonsense"], 2, "no data set of this name"),
+        (["explain", "RUN", "nowhere.png"], 1, "nowhere.png"),
         (
             ["predict", "RUN", "x.png", "--policy", "telepathy"],
+            2,
             "policy telepathy: TNet does not know it; use one of greedy",
         ),
         (
             ["explain", "RUN", "nowhere.png", "--policy", "telepathy"],
+            2,
             "policy telepathy: TNet does not know it; use one of greedy",
         ),
-        (["occlude", "RUN", "--locations", "0"], "hides nothing"),
-        (["occlude", "RUN", "--by", "nowhere"], "there is no such run folder"),
+        (["occlude", "RUN", "--locations", "0"], 2, "hides nothing"),
+        (["occlude", "RUN", "--by", "nowhere"], 1, "there is no such run folder"),
         (
             ["evaluate", "RUN", "--policy", "centre,telepathy"],
+            2,
             "policy telepathy: TNet does not know it; use one of greedy",
         ),
     ],
 )
-def test_errors_are_one_sentence(capsys, run, argv, words):
-    code, said = failure(capsys, *[run if a == "RUN" else a for a in argv])
-    assert code == 1 and words in said, said
+def test_errors_are_one_sentence(capsys, run, argv, code, words):
+    found, said = failure(capsys, *[run if a == "RUN" else a for a in argv])
+    assert found == code and words in said, said
 
 
 def test_evaluate_writes_table_file_and_curve(capsys, run, tmp_path):
@@ -459,7 +462,13 @@ def test_models(capsys):
     assert "tnet" in said.out.split() and "resnet18" not in said.out.split() and "dense networks" in said.err
     assert main(["models", "resnet1*"]) == 0
     assert "resnet18" in capsys.readouterr().out.split()
-    assert main(["models", "nonsense*"]) == 1
+    assert main(["models", "tn*"]) == 0
+    ours, dense = (block.splitlines() for block in capsys.readouterr().out.split("\n\n"))
+    assert ours[:2] == ["models that look:", "tnet"] and all(name.startswith("tnet") for name in ours[1:])
+    assert dense[0] == "dense networks, of timm and foveal:" and all(name.startswith("tnt_") for name in dense[1:])
+    assert main(["models", "tn*", "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == [*ours[1:], *dense[1:]]
+    assert failure(capsys, "models", "nonsense*")[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -499,7 +508,7 @@ def test_cost_takes_options_classes_and_runs(capsys, run):
     assert main(["cost", str(run), "--image-size", "512"]) == 0
     assert "dense backbone" in capsys.readouterr().out
     code, said = failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "gird=4")
-    assert code == 1 and "no option 'gird'; did you mean grid" in said
+    assert code == 2 and "no option 'gird'; did you mean grid" in said
     assert failure(capsys, "cost", "tnet", "--image-size", "64", "--set", "grid")[0] == 2
     assert main(["cost", "aa_resnet20_cifar", "--image-size", "32", "--set", "conv_options.heads=1"]) == 0
 
@@ -512,7 +521,7 @@ def test_cost_takes_the_number_of_classes_as_an_option_too(capsys):
         said.append(json.loads(capsys.readouterr().out)["parameters"])
     assert len(set(said)) == 1
     code, said = failure(capsys, *cost, "--num-classes", "7", "--set", "num_classes=8")
-    assert code == 2 and said == "foveal: --num-classes 7: --set num_classes=8 says another number; give one of the two"
+    assert code == 2 and said == "foveal: --num-classes 7: differs from --set num_classes=8; give one of the two"
     for value in ("many", "0", "true"):
         assert failure(capsys, *cost, "--set", f"num_classes={value}")[0] == 2
 
@@ -525,7 +534,7 @@ def test_table_prints_columns_and_json(capsys, tmp_path, run):
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert rows[0] | {"name": "ResNet-110", "claimed": [93.6], "measured": [], "recipe": "cifar10/resnet110"} == rows[0]
     assert failure(capsys, "table", "mnist") == (
-        1,
+        2,
         "foveal: mnist: there is no table of this name; use cifar or imagenet",
     )
 
@@ -603,7 +612,7 @@ def test_interruption_ends_with_130(capsys, monkeypatch):
 
     monkeypatch.setattr("foveal.models.list_models", interrupt)
     assert main(["models", "*"]) == 130
-    assert capsys.readouterr().err == "foveal: interrupted; the same command begins anew\n"
+    assert capsys.readouterr().err == "foveal: interrupted; the same command starts again\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -701,4 +710,4 @@ def test_the_memory_of_an_image_is_a_flag(run, images, tmp_path, capsys, monkeyp
     assert "FOVEAL_MAX_BYTES" not in os.environ
     assert main([*argv, "--max-bytes=2MiB", "--overwrite"]) == 0
     code, said = failure(capsys, *argv, "--max-bytes", "much")
-    assert code == 1 and "--max-bytes much" in said and "4GiB" in said
+    assert code == 2 and "--max-bytes much" in said and "4GiB" in said

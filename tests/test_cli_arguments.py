@@ -30,13 +30,13 @@ def test_signatures_are_those_of_the_functions(path):
         made = parameters[name].default
         if default is not None:
             assert default == made and type(default) is type(made)
-        else:  # none, or a constant, say a policy
+        else:  # none, or a constant such as a policy
             assert made in (None, inspect.Parameter.empty) or not isinstance(made, str | int | float | tuple)
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.calls])
 def test_defaults_and_types_are_those_of_the_functions(name):
-    """An argument that stays unset has the default of its function."""
+    """An argument that is not set has the default of its function."""
     command = COMMANDS[name]
     parser = next(a for a in cli._parser(name)._actions if a.dest == "command").choices[name]
     actions = {action.dest: action for action in parser._actions}

@@ -1,4 +1,4 @@
-"""``--budget`` of evaluate and predict: whose threshold is kept, and when a kept one is used again."""
+"""``--budget`` of evaluate and predict: which thresholds are stored, and when a stored one is used."""
 
 import shutil
 from dataclasses import replace
@@ -35,14 +35,11 @@ def images(trained, tmp_path_factory):
 def test_predict_takes_what_evaluate_solved(run, images, tmp_path, capsys):
     assert main(["evaluate", str(run), "--budget", "1locations", *HERE]) == 0
     (solved,) = read_exits(run)
-    # Were it solved again, this mark would be lost.
+    # A new solution would not have this mark.
     write_exits(run, [replace(solved, threshold=0.25, images=77)])
     capsys.readouterr()
     assert main(["predict", str(run), str(images), "--budget", "1.0 locations", *HERE]) == 0
-    assert (
-        "1.0 locations: images are left once they are 25.0 % sure, or when --locations 2 is spent"
-        in capsys.readouterr().err
-    )
+    assert "1.0 locations: looking stops at a probability of 25.0 %, or after --locations 2" in capsys.readouterr().err
     assert [one.images for one in read_exits(run)] == [77]
 
 
@@ -51,7 +48,7 @@ def test_predict_takes_what_evaluate_solved(run, images, tmp_path, capsys):
     [["--locations", "1"], ["--precision", "bf16"], ["--at-once", "2"]],
     ids=["other looks", "other precision", "other turns"],
 )
-def test_other_conditions_are_solved_for_and_kept_beside(run, images, asked):
+def test_other_conditions_get_their_own_thresholds(run, images, asked):
     for more in ([], asked):
         assert main(["predict", str(run), str(images), "--budget", "1locations", "--quiet", *HERE, *more]) == 0
     first, second = read_exits(run)
@@ -123,5 +120,5 @@ def test_an_output_is_not_continued_without_its_budget(run, images, tmp_path, ca
     assert main([*map(str, command), "--budget", "0.5locations"]) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     code, said = failure(capsys, *command)
-    assert code == 1 and "was written with other settings (budget)" in said
+    assert code == 2 and "was written with other settings (budget)" in said
     assert (tmp_path / "out.jsonl").read_bytes() == before

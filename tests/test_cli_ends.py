@@ -1,4 +1,4 @@
-"""How commands end that are ended: by signals, by a full disk, by nobody who reads what they print."""
+"""Exit codes and messages of commands that signals, a full disk or a closed pipe end."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def images(run, tmp_path_factory):
 
 
 def command(tmp_path, *argv, prepare):
-    """How a process of its own group ended in which a command ran, as `subprocess` tells it, and what it said."""
+    """Run a command in a new process group; returns its exit code as `subprocess` does, and its output."""
     said = tmp_path / "said"
     child = os.fork()
     if child == 0:
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_is_told(run, images, tmp_path):
     ],
 )
 @pytest.mark.parametrize("argv", ["recipes", "--help", "--version"])
-def test_output_that_nobody_takes(redirection, code, says, argv):
+def test_output_that_cannot_be_written(redirection, code, says, argv):
     shell = f"{sys.executable} -m foveal {argv} {redirection}; exit ${{PIPESTATUS[0]}}"
     if "|" in redirection:
         shell = f"(sleep 0.5; {sys.executable} -m foveal {argv}; echo $? >&2) {redirection}"
@@ -177,7 +177,7 @@ def test_output_that_nobody_takes(redirection, code, says, argv):
 
 
 def test_a_file_does_not_become_the_standard_error(tmp_path):
-    """Where a process is begun with it closed, the first file that is opened gets its number."""
+    """If it is closed at the start, the first file that is opened gets its number."""
     code = (
         "import os, sys; sys.argv[1:] = ['--version']; from foveal.cli import main; main(); "
         "print(os.open(sys.argv[0], os.O_RDONLY))"
@@ -200,7 +200,7 @@ def test_a_file_does_not_become_the_standard_error(tmp_path):
 def test_a_module_that_cannot_be_loaded_is_one_sentence(tmp_path, capsys, content, reason):
     file = tmp_path / f"{reason.partition(':')[0].lower()}.py"
     file.write_text(content)
-    assert main(["models", "--import", str(file)]) == 1
+    assert main(["models", "--import", str(file)]) == 2
     told = capsys.readouterr().err
     assert (
         told == f"foveal: --import {file}: cannot be loaded ({reason.replace('FILE', str(file))}); correct the module\n"

@@ -1,5 +1,5 @@
-"""Folders on the command line: training, prediction and the listing of data go by one rule, and tell what they leave
-out.
+"""Folders on the command line: training, prediction and ``foveal data`` find the same images and report the files that
+they leave out.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.data.layouts import make_folder, save_image
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes, of three images each, among files of many kinds, junk and links that run in circles."""
+    """Two classes of three images each, with other files, system files and circular links."""
     root = make_folder(tmp_path / "photos", images=3, splits=())
     for name in (
         "0.jfif",

@@ -58,11 +58,11 @@ def fake_cuda() -> Iterator[None]:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        _taps.cache_clear()  # it would hand fake tensors to the tests that follow
+        _taps.cache_clear()  # otherwise it returns fake tensors in later tests
 
 
 def moved(module: Module) -> Module:
-    """What ``.to("cuda")`` does: registered parameters and buffers move, and nothing else that a module holds."""
+    """Like ``.to("cuda")``: moves registered parameters and buffers, and nothing else."""
     for part in module.modules():
         for held in (part._parameters, part._buffers):
             for name, value in held.items():
@@ -77,7 +77,7 @@ def on_cuda(*tensors: Tensor) -> bool:
 
 
 class Impatient(TorchDispatchMode):
-    """Raises where the program would wait for the GPU to take, or give, a copy."""
+    """Raises if the program would wait for a copy to or from the GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -87,11 +87,11 @@ class Impatient(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-# ---- what this file would catch
+# ---- errors that these tests detect
 
 
 class Forgetful(nn.Module):
-    """Every way to forget the device."""
+    """Typical ways to forget the device."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def test_layers(name, monkeypatch):
 
 
 def test_figures_of_a_map_of_one_position():
-    """A number on the CPU among those that training stacks."""
+    """One CPU scalar among those that training stacks."""
     with fake_cuda():
         assert on_cuda(*evenness(torch.empty(2, 4, 1, 1, device="cuda")).values())
 
@@ -252,14 +252,14 @@ POLICIES = {
 
 
 def any_cells(cells: Tensor) -> np.ndarray:
-    """Stands for `on_host`: the numbers that fake tensors have not."""
+    """Replaces `on_host`, because fake tensors have no values."""
     assert on_cuda(cells)
     return np.zeros(cells.shape, np.float64 if cells.is_floating_point() else np.int64)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers(name, monkeypatch):
-    """Policies and objectives, on images that have fill beside them."""
+    """Policies and objectives on images with fill."""
     for module in (tnet, saccader, recurrent, ram):
         monkeypatch.setattr(module, "on_host", any_cells)
     options, objective = CLASSIFIERS[name]
@@ -286,7 +286,7 @@ def test_classifiers(name, monkeypatch):
 
 @pytest.mark.parametrize("options", [TNET, {**TNET, "weighting": True}])
 def test_a_long_image_that_has_fewer_cells_than_looks_are_wanted(options, monkeypatch):
-    """The middle row of the grid stands for all three; two of five looks are not taken."""
+    """All three rows of the grid are equal; two of five looks are not taken."""
     monkeypatch.setattr(
         tnet, "on_host", lambda cells: np.tile([3, 4, 5, 0, 1][: cells.shape[-1]], (*cells.shape[:-1], 1))
     )
@@ -318,7 +318,7 @@ def test_a_long_image_that_has_fewer_cells_than_looks_are_wanted(options, monkey
 
 
 def test_a_step_on_images_in_memory_waits_for_nothing(monkeypatch):
-    """From picking to the loss: what `tests/data/test_whole_images.py` sees on a GPU."""
+    """From selection to the loss, as `tests/data/test_whole_images.py` tests on a GPU."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     pixels = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
     data = TensorDataset(pixels, np.arange(64) % 2, ("a", "b"), augmentation="crop_flip")

@@ -1,4 +1,4 @@
-"""Numbers and tables as people see them."""
+"""Numbers and tables as printed."""
 
 import io
 import math
@@ -241,7 +241,7 @@ def test_what_is_no_terminal_has_no_end(monkeypatch):
     assert "x" * 500 in lines[3] and len(lines) == 6
 
 
-# ---- what names must not do
+# ---- unsafe names
 
 
 HOSTILE = [

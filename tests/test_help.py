@@ -1,4 +1,4 @@
-"""What help says, compared with what the code does: widths, recipes, defaults, and the values that options take."""
+"""Help compared with the code: widths, recipes, defaults, and accepted values."""
 
 import inspect
 import re
@@ -46,7 +46,7 @@ def help_of(capsys):
 
 
 def options(text):
-    """{key: (what it takes, default as it is typed, or None)} of ``fit``'s help."""
+    """{key: (accepted values, default as typed or None)} from the help of ``fit``."""
     found = {}
     for block in re.split(r"\n(?=  --)", text)[1:]:
         words = " ".join(block.partition("\n\n")[0].split())
@@ -68,7 +68,7 @@ def words(form):
 
 
 def same(told, value):
-    """Whether a default that help tells is this value; a list of one is written as the one."""
+    """Whether a default in help equals a value; a list of one item is written as the item."""
     value = plain(value)
     return told == value or [told] == value or (isinstance(value, str) and str(told) == value)
 
@@ -133,8 +133,8 @@ def test_recipes_are_found_by_group_and_pattern(capsys):
     assert capsys.readouterr().out.split() == [name for name in list_recipes() if name.startswith("megapixel/")]
     assert cli.main(["recipes", "*saccader_stage?", "--quiet"]) == 0
     assert len(capsys.readouterr().out.split()) == 6
-    assert cli.main(["recipes", "nonsense*"]) == 1
-    assert capsys.readouterr() == ("", "foveal: nonsense*: no recipe has such a name; foveal recipes lists them all\n")
+    assert cli.main(["recipes", "nonsense*"]) == 2
+    assert capsys.readouterr() == ("", "foveal: nonsense*: no recipe has such a name; foveal recipes lists all\n")
 
 
 def test_help_of_fit_lists_recipes_and_counts_groups(help_of):
@@ -149,7 +149,7 @@ def test_help_of_fit_lists_recipes_and_counts_groups(help_of):
 
 
 def test_a_group_is_no_recipe(capsys):
-    assert cli.main(["fit", "cifar10"]) == 1
+    assert cli.main(["fit", "cifar10"]) == 2
     assert (
         capsys.readouterr().err
         == "foveal: cifar10: this is a group of recipes; give one that foveal recipes cifar10 lists\n"
@@ -158,7 +158,7 @@ def test_a_group_is_no_recipe(capsys):
 
 def test_a_recipe_that_is_not_there_is_told_in_one_short_line(capsys):
     for name in ("xyz", "nowhere.yaml"):
-        assert cli.main(["fit", name]) == 1
+        assert cli.main(["fit", name]) == 2
         assert len(capsys.readouterr().err) < 120
 
 
@@ -194,7 +194,7 @@ TOLD = ["locations", "squash", "antialias", "crop", "weighting", "aggregate", "r
 
 @pytest.mark.parametrize("name", [name for name in MODELS.names() if not re.search("_b[1-3].reference", name)])
 def test_defaults_of_a_model_and_its_objective_are_those_of_the_model_made(help_of, name):
-    """As it is made on the meta device, where weights take no time."""
+    """The model on the meta device, where weights take no time."""
     told = options(help_of("fit", "--data", "digits", "--model", name))
     with torch.device("meta"):
         model = create_model(name)
@@ -231,7 +231,7 @@ def test_an_objective_by_name_has_its_own_defaults(help_of):
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        # By timm: Swin's stochastic depth is 0.1 unless told otherwise, VGG has none.
+        # In timm, the default stochastic depth of Swin is 0.1, and VGG has none.
         ("swin_tiny_patch4_window7_224", {"in_chans": 3, "drop_rate": 0.0, "drop_path_rate": 0.1}),
         ("vgg11", {"in_chans": 3, "drop_rate": 0.0}),
         (
@@ -249,16 +249,16 @@ def test_defaults_of_dense_networks(help_of, network, expected):
 
 
 def test_options_of_a_network_of_ours_are_in_its_help(help_of):
-    """Those that recipes set, too, with what the recipe sets."""
+    """Also of options that recipes set, with their values."""
     told = options(help_of("fit", "cifar10/attn_resnet110.clip"))
     assert told["model.attention_options"][1] == {"clip": 4} and told["model.depth"][1] == 110
 
 
 def test_every_option_is_explained_and_says_its_default(help_of):
-    """Of every model that looks, on one data set after another, and of every objective by name."""
+    """For every model that looks, every data set and every objective."""
     ours = [
         name for name in list_data() if data_constructor(name).__module__.startswith("foveal.")
-    ]  # other tests register theirs
+    ]  # other tests register more
     for choice in (*(["--model", name] for name in MODELS), *(["--data", name] for name in ours), *OBJECTIVES):
         for block in re.split(
             r"\n(?=  --)", help_of("fit", *(["--objective", choice] if isinstance(choice, str) else choice))
@@ -283,14 +283,14 @@ def test_defaults_of_commands_are_those_of_their_parser(command):
 
 
 NOTHING = ("import", "policies", "budgets", "judges", "against", "overlay_out", "cam", "export", "set", "data.KEY")
-"""Options that do nothing unless they are given."""
+"""Options without effect if they are not set."""
 
 
 # ---- values
 
 
 def listed(error):
-    """The names that an error says there are."""
+    """The names that an error lists."""
     return set(re.split(r", | or ", re.search(r"use (?:one of )?(.*)$", str(error.value))[1]))
 
 
@@ -381,7 +381,7 @@ def test_help_lists_the_values_of_commands(help_of):
     assert parse_cost("3locations")[1] == "locations"
 
 
-# ---- how it is found out
+# ---- trace_arguments
 
 
 def test_nothing_is_built_for_help_and_classes_are_as_they_were():
@@ -415,7 +415,7 @@ def test_what_a_constructor_makes_has_to_be_said():
     "argv", [["--help"], ["fitt"], ["predict", "a"], ["recipes", "nonsense*"], ["fit", "xyz"]], ids=" ".join
 )
 def test_python_m_foveal_is_the_command(argv):
-    """The same output, errors and exit code as the function that the command is."""
+    """The same output, errors and exit code as `main`."""
     commands = (
         [sys.executable, "-m", "foveal"],
         [sys.executable, "-c", "from foveal.cli import main; raise SystemExit(main())"],

@@ -1,4 +1,4 @@
-"""Names of files and classes that would move a cursor, turn text round or be formulas: what commands print and write of
+"""Names of files and classes with control characters, bidirectional text or formulas: printed and written output of
 them.
 """
 
@@ -39,7 +39,7 @@ def save(path: Path, key: int) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, Path]:
-    """A run that was trained on such names, among them an image that cannot be read; and the folder of its images."""
+    """A run trained on such names, with one image that cannot be read; and the folder of its images."""
     top = tmp_path_factory.mktemp("names")
     for c, label in enumerate(CLASSES):
         for split, names in (("train", FILES), ("val", FILES[:3])):

@@ -23,7 +23,7 @@ from foveal.recipes import list_recipes, load_recipe
 MODELS = {
     "tnet": {"name": "tnet", "backbone": "test_efficientnet", "base_size": 32, "locations": [2]},
     "dense": {"name": "test_resnet", "image_size": 32},
-    "open": {"name": "test_attn_resnet", "image_size": 32},  # its class takes any keyword
+    "open": {"name": "test_attn_resnet", "image_size": 32},  # its class accepts any keyword
     "unannotated": {"name": "regnetx_002", "image_size": 32},
     "separate": {
         "name": "saccader_separate",
@@ -69,7 +69,7 @@ print(json.dumps(int(peak.split()[1]) / 1024))
 
 
 def load_watched(folders: list[Path]) -> tuple[dict[str, tuple[str, list, float]], float]:
-    """What loading each folder says, opens and takes, in one process of its own; and its memory, MB."""
+    """Load each folder in one new process: errors, opened files, and peak memory in MB."""
     done = subprocess.run(
         [sys.executable, "-c", WATCH, *map(str, folders)],
         check=False,
@@ -162,7 +162,7 @@ FETCHES = {
 
 
 def test_loading_a_run_reads_nothing_else_and_fetches_nothing(made, tmp_path):
-    """Sockets and openings are seen by an audit hook of Python, in a process of its own."""
+    """A Python audit hook in a new process records sockets and opened files."""
     folders = [
         changed(made[base], tmp_path / name.replace("/", "_"), change) for name, (base, change) in FETCHES.items()
     ]
@@ -447,7 +447,7 @@ def test_what_is_wrong_in_a_checkpoint_is_one_sentence(trained, tmp_path, capsys
 
 
 def test_a_compressed_checkpoint_is_not_opened(trained, tmp_path):
-    """8 GB of zeros take 8 MB so."""
+    """Compressed, 8 GB of zeros take 8 MB."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     with (

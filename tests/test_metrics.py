@@ -106,7 +106,7 @@ def test_ece_is_that_of_a_slow_loop(count, bins):
     rng = np.random.default_rng(count)
     confidence = rng.random(count)
     correct = rng.random(count) < confidence**2
-    confidence[: count // 4] = 1  # where a network is saturated
+    confidence[: count // 4] = 1  # as of a saturated network
     assert expected_calibration_error(confidence, correct, bins) == pytest.approx(
         by_loop(confidence, correct, bins), abs=1e-12
     )
@@ -123,14 +123,14 @@ def test_ece_is_that_of_torchmetrics():
 
 
 def test_ece_of_known_cases():
-    assert expected_calibration_error(np.ones(7), np.zeros(7, bool)) == 1  # sure and wrong
-    assert expected_calibration_error(np.ones(7), np.ones(7, bool)) == 0  # sure and right
-    # As often right as it says, in each of three bins.
+    assert expected_calibration_error(np.ones(7), np.zeros(7, bool)) == 1  # certain and wrong
+    assert expected_calibration_error(np.ones(7), np.ones(7, bool)) == 0  # certain and right
+    # Calibrated in each of three bins.
     confidence = np.repeat([0.25, 0.5, 0.75], 4)
     correct = np.array([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0], bool)
     assert expected_calibration_error(confidence, correct) == 0
     assert expected_calibration_error(confidence, ~correct) == pytest.approx((0.5 + 0 + 0.5) / 3)
-    # The edge of a bin belongs to the one below: in one bin these two would cancel out.
+    # An edge belongs to the bin below. In one bin these two would cancel out.
     assert expected_calibration_error(np.array([0.5, 0.500001]), np.array([True, False]), bins=2) == pytest.approx(
         0.5, abs=1e-5
     )

@@ -119,7 +119,7 @@ def test_an_archive_of_something_else_is_refused(benchmark, tmp_path):
 
 @pytest.fixture
 def scenes(tmp_path):
-    """Two classes of images whose numbers say the split."""
+    """Two classes of images with the split in their numbers."""
     rng = np.random.default_rng(0)
     for label, brightness in (("aDark", 60), ("bBright", 190)):
         (tmp_path / "scenes" / label).mkdir(parents=True)

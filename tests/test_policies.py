@@ -1,4 +1,4 @@
-"""Selection against enumeration and frequencies."""
+"""Selection compared with enumeration and frequencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every recipe runs as it stands, on tiny data in the layout of the real one; only size and length are overridden."""
+"""Every recipe runs on tiny data in the layout of the real data; only sizes and lengths are overridden."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ SOFT = [name for name in PUBLISHED if name not in TNETS + DRAMS + SACCADERS]
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """A root for each data set, made when it is first asked for."""
+    """A root for each data set, made when it is first used."""
     made = {}
     patch = pytest.MonkeyPatch()
     patch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
@@ -38,7 +38,7 @@ def roots(tmp_path_factory):
 
 
 def shrunk(name):
-    """Flags that make a recipe cheap and leave its data, augmentation, model family and objective alone."""
+    """Flags that make a recipe cheap without changing its data, augmentation, model family and objective."""
     flags = ["--steps", "1", "--batch-size", "2", "--log-every", "1", "--workers", "0", "--device", "cpu", "--quiet"]
     if "bagnet77" in name:
         # The same network with few channels. With fewer than 16, the backward pass of strided 1x1 convolutions in
@@ -74,7 +74,7 @@ def shrunk(name):
 def shrunk_dense(name):
     """Flags that make a network of the soft-attention tables shallow; of the wide ones also thin."""
     model = load_recipe(name)["model"]["name"]
-    share = "0.25"  # a tenth of so few channels does not make attention augmentation's eight heads
+    share = "0.25"  # a tenth of so few channels is too little for eight heads of attention augmentation
     if name.startswith("imagenet/") and name in SOFT:
         thin = ["--model.image_size", "64", "--model.layers", "[1,1,1,1]", "--model.channels", "[16,32,32,64]"]
         return [*thin, "--model.ratio", share] if model.startswith("aa_") else thin
@@ -273,7 +273,7 @@ def test_recipe_for_the_digits_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def canvases(roots, tmp_path_factory):
-    """A run of a recipe for megapixel digits, made when it is first asked for, after those that it begins with."""
+    """A run of a recipe for megapixel digits, made when it is first used, after the runs that it starts from."""
     from foveal.recipes.fit_config import fit_config
 
     made = {}
@@ -326,7 +326,7 @@ def test_recipe_for_megapixel_digits_runs(name, canvases):
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_are_bounded_by_updates_and_not_by_the_clock(name):
-    """A slower machine takes longer, and comes to the same result."""
+    """A slower machine takes longer and gets the same result."""
     values = load_recipe(name)
     assert values.get("epochs") or values.get("steps")
     assert values.get("max_time") is None
@@ -346,7 +346,7 @@ def test_recipes_merge_and_name_what_replaces_what(tmp_path):
 
 
 def test_options_of_an_objective_stay_with_models_of_the_same_objective(tmp_path):
-    """Also where a recipe of the user's changes the model of its base."""
+    """Also if a user's recipe changes the model of its base."""
     options = {"image_share": 0.6, "warm_up": 0.2}
     base = {"model": {"name": "tnet"}, "objective": options}
     assert merge(base, {"model": {"name": "test_resnet"}})["objective"] == {}

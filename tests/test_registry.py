@@ -1,4 +1,4 @@
-"""Registries: names, errors that help, and modules of others."""
+"""Registries: names, errors, and external modules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_two_entries_of_one_name_are_refused_but_a_module_may_be_run_again(tools
     assert tools.register("saw")(again) is tools.get("saw") is again
 
 
-# ---- modules of others
+# ---- external modules
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Models by name, classify, and run folders good and bad."""
+"""Models by name, classify, and valid and invalid run folders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path) -> Path:
 def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
     """Runs of versions without ``fit_grid`` look at the square around an image."""
     card = json.loads((folder / runs.CARD).read_text())
-    assert card["model"] == {**TNET, "fit_grid": True}  # written though nobody set it
+    assert card["model"] == {**TNET, "fit_grid": True}  # written although it is not set
     del card["model"]["fit_grid"]
     image = torch.rand(3, 60, 150)
     now = classify(runs.load(folder), image)
@@ -52,7 +52,7 @@ def test_options_that_a_run_was_written_without_are_as_they_were_then(folder):
     loaded = runs.load(folder)
     model = tnet(fit_grid=False)
     model.load_state_dict(loaded.state_dict())
-    model.value_range = loaded.value_range  # a tensor is opened like a file where values have a range of their own
+    model.value_range = loaded.value_range  # a tensor is opened like a file with a value range
     assert torch.equal(classify(model, image).logits, then.logits)
     runs.save_model(folder / "copy", model, runs.ModelInfo(TNET))
     assert json.loads((folder / "copy" / runs.CARD).read_text())["model"]["fit_grid"] is False
@@ -129,7 +129,7 @@ def test_what_is_unknown_gets_a_near_name(call, sentence):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_pretrained_weights_of_a_file(tmp_path, suffix):
-    """timm's own way of fitting weights: another number of classes starts its classifier anew."""
+    """As in timm, the classifier is initialised if the number of classes differs."""
     source = timm.create_model("test_resnet", num_classes=1000)
     file = tmp_path / f"weights{suffix}"
     state = source.state_dict()
@@ -167,14 +167,14 @@ def test_pretrained_weights_without_a_network(monkeypatch, caplog):
 
 @pytest.mark.parametrize(("reached", "proxies"), [(True, {}), (False, {}), (False, {"https": "http://proxy"})])
 def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, proxies):
-    """It would be asked again and again for a minute."""
+    """huggingface_hub would retry for a minute."""
     from huggingface_hub import constants
 
     def connect(address, timeout):
         assert address == ("huggingface.co", 443)
         if not reached:
             raise OSError("network is unreachable")
-        return io.BytesIO()  # something to close
+        return io.BytesIO()  # can be closed
 
     offline = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -195,12 +195,12 @@ HUB = "a model of the Hugging Face Hub or of a folder is not loaded by its name;
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("hf-hub:timm/resnet18.a1_in1k", rf"{HUB} resnet18.a1_in1k, and --model.pretrained true for its weights"),
+        ("hf-hub:timm/resnet18.a1_in1k", rf"{HUB} resnet18.a1_in1k, and `model.pretrained` true for its weights"),
         ("hf_hub:timm/resnet18.a1_in1k@main", rf"{HUB} resnet18.a1_in1k, and"),
         ("timm/resnet18", rf"{HUB} resnet18, and"),
         (
             "hf-hub:somebody/birds",
-            rf"{HUB} the name of its architecture in timm, and its file of weights by --model.pretrained FILE",
+            rf"{HUB} the name of its architecture in timm, and its file of weights by `model.pretrained` FILE",
         ),
         ("local-dir:/models/birds", rf"{HUB} the name of its architecture in timm"),
         ("resnet18.a1_in1kk", "UNKNOWN; did you mean resnet18.a1_in1k or "),
@@ -305,6 +305,28 @@ def test_loading_never_fetches_pretrained_weights(tmp_path, monkeypatch):
     runs.save_model(tmp_path, tnet(), runs.ModelInfo({**TNET, "pretrained": True}))
     monkeypatch.setattr("timm.models._builder.load_pretrained", None)
     assert runs.load(tmp_path).num_classes == 3
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_another_normalisation_than_that_of_the_model_is_refused(folder, key):
+    file = folder / "config.json"
+    card = json.loads(file.read_text())
+    values = [round(value, 6) for value in card[key]]  # written by hand: equal as float32
+    file.write_text(json.dumps({**card, key: values}))
+    assert getattr(runs.load(folder), key).tolist() == card[key]
+    file.write_text(json.dumps({**card, key: [*values[:-1], values[-1] + 0.01]}))
+    with pytest.raises(RunError, match=rf"config.json: {key}: is \[[^\n]*, but the model with these options has \["):
+        runs.load(folder)
+    file.write_text(json.dumps({**card, key: values[:1]}))
+    with pytest.raises(RunError, match=rf"config.json: {key}: is \[[^\n]*, but the model"):
+        runs.load(folder)
+    file.write_text(json.dumps({name: value for name, value in card.items() if name != key}))
+    assert runs.load(folder).mean.tolist() == card["mean"]
+
+
+def test_the_class_of_a_network_made_in_python_is_stored():
+    network = timm.create_model("test_resnet", num_classes=2)
+    assert runs.made_in_python(models.as_classifier(network)) == "python:timm.models.resnet.ResNet"
 
 
 def test_a_write_that_fails_leaves_what_was_there(folder, monkeypatch):
@@ -416,7 +438,7 @@ def test_claiming(tmp_path):
         assert out.is_dir()
     assert not (tmp_path / "a").exists()  # nothing was written
     out.mkdir(parents=True)
-    claimed(out)  # empty, so free
+    claimed(out)  # empty, so it can be used
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is not a run; choose another `out`"):
         claimed(tmp_path / "file", overwrite=True)
@@ -464,7 +486,7 @@ def test_a_folder_in_use_says_what_works(tmp_path, files, sentence):
 
 def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
     left = [".config.yaml.12.unfinished", ".last.ckpt.unfinished", ".metrics.csv.345", ".lock"]
-    others = [".evaluation.json.12.unfinished", ".hidden"]  # of a living process, perhaps; and of the user
+    others = [".evaluation.json.12.unfinished", ".hidden"]  # perhaps of another process; and of the user
     for name in left:
         (tmp_path / name).touch()
     with runs.claim(tmp_path):
@@ -481,7 +503,7 @@ def test_what_killed_processes_left_is_removed_under_the_lock(tmp_path):
 
 
 def test_files_are_opened_as_the_training_images_were(tmp_path):
-    """A model trained on images resized to a square resizes those it is given."""
+    """A model trained on images resized to a square resizes its images."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (40, 100, 3), np.uint8)
@@ -527,5 +549,5 @@ def test_overwriting_removes_every_file_of_results():
 
     kinds = [k for k in vars(evaluation).values() if inspect.isclass(k) and issubclass(k, evaluation.Result)]
     names = {name for kind in kinds for name in (getattr(kind, "file", None), getattr(kind, "picture", None)) if name}
-    of_runs = names - {"comparison.json", "comparison.png"}  # which are written elsewhere
+    of_runs = names - {"comparison.json", "comparison.png"}  # written to another folder
     assert len(of_runs) >= 8 and of_runs <= set(runs.RESULT_FILES)

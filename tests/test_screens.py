@@ -1,4 +1,4 @@
-"""The commands on a terminal of 80 columns, and away from one, where nothing is cut."""
+"""Output of commands on a terminal of 80 columns, and without a terminal, where nothing is cut."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def quickly(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it prints to for a terminal then
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
@@ -56,14 +56,14 @@ COMMANDS = {
     "data": ("data RUN", "10 classes"),
     "data sets": ("data", "digits"),
 }
-"""Each command, and words that must stand in its output."""
+"""Each command, and words of its output."""
 
 NAMELESS = ("explain", "table", "models", "data", "data sets")
 """Commands that do not name a run in their output."""
 
 
 def said(capsys, command, run, image, out):
-    """What a command prints; its colours, and lines that only say where a file is, are left out."""
+    """Output of a command without colours and without lines that only name a file."""
     words = {"RUN": run, "OTHER": shutil.copytree(run, out / "second"), "IMAGE": image, "OUT": out}
     argv = [re.sub("^(RUN|OTHER|IMAGE|OUT)", lambda found: str(words[found[1]]), word) for word in command.split()]
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""A run of the recipe demo that takes seconds, and commands that fail."""
+"""Flags of a small run of the recipe demo, and a helper for commands that fail."""
 
 from foveal.cli import main
 
@@ -28,7 +28,7 @@ TINY = [
 
 
 def failure(capsys, *argv):
-    """Exit code of a command that fails, and the one sentence it says."""
+    """Exit code and message of a command that fails."""
     code = main([*map(str, argv)])
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "Traceback" not in said, said

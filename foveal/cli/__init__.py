@@ -1,6 +1,6 @@
-"""The ``foveal`` command: exit codes, signals, and the call of a command.
+"""The ``foveal`` command: parse the command line, run a command, return its exit code.
 
-`foveal.cli.commands` describes the commands, `foveal.cli.arguments` makes their arguments from signatures.
+`foveal.cli.commands` defines the commands. `foveal.cli.arguments` makes their arguments from signatures.
 
 Example:
     >>> main(["--version"])
@@ -38,23 +38,23 @@ from foveal.importing import fast_imports
 
 DESCRIPTION = """Classify large images by looking where it matters."""
 
-EXAMPLES = """A first hour:
+EXAMPLES = """First steps:
 
   foveal fit demo                               train on the bundled images
-  foveal evaluate runs/demo --locations 0..4    accuracy and cost by looks
+  foveal evaluate runs/demo --locations 0..4    accuracy and cost by locations
   foveal predict runs/demo photos/ --out labels.csv       one row per image
   foveal explain runs/demo photos/1.png         where the model looked
 
-Your own images, in one folder per class:
+Train on your own images, in one folder per class:
 
   foveal fit --data.root photos/ --out runs/photos
 
-foveal COMMAND --help explains a command and its options. foveal recipes lists what foveal fit trains by name. Every
+foveal COMMAND --help explains a command and its options. foveal recipes lists the recipes of foveal fit. Every
 command takes --quiet, and --import for models of your own. Commands that run a model take --device, --precision and
---seed; all of these but explain, which takes one image, also take --batch-size and --workers.
+--seed; all of these except explain, which takes one image, also take --batch-size and --workers.
 
-Exit codes: 0 done; 1 failed, or some images failed; 2 not understood; 128 + n ended by signal n: 130 Ctrl-C, 143
-SIGTERM, 129 SIGHUP.
+Exit codes: 0 success; 1 failure, or some images failed; 2 a name, option or value is not valid; 128 + n ended by
+signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 
@@ -62,70 +62,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: what stands after ``foveal``; that of the process if None.
+        argv: the words after ``foveal``; those of the process if None.
 
     Returns:
-        Exit code: 0 done; 1 failed, or images failed; 2 not understood; 128 + n ended by signal n, which is 130 for
-        Ctrl-C; 141 if nobody reads the output any more.
+        Exit code: 0 success; 1 failure, or some images failed; 2 a name, option or value is not valid
+        (`foveal.errors.ConfigError`); 128 + n ended by signal n, 130 for Ctrl-C; 141 if the output is a closed pipe.
     """
     own_process = argv is None
     if own_process:
         _open_standard_files()
     argv, modules = _take(list(sys.argv[1:] if argv is None else argv), "import")
     if "OMP_WAIT_POLICY" not in os.environ:
-        # By default OpenMP's threads spin for milliseconds between operations. Where another program needs the core,
-        # that makes a training step twenty times as long. So many turns are enough to meet the next operation. Read
-        # when torch is imported.
+        # By default, threads of OpenMP spin for milliseconds between operations. If another program needs the core,
+        # a training step takes up to twenty times as long. 5,000 iterations last until the next operation. OpenMP
+        # reads the variable when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     with printed(for_good=own_process):
         return _main(argv, modules, own_process)
 
 
 def _main(argv: list[str], modules: list[str], own_process: bool) -> int:
-    """`main`, with streams that print names as they are safe to show."""
+    """`main`, with output streams that escape control characters."""
     limit = os.environ.get("FOVEAL_MAX_BYTES")
-    fits = argv[:1] == ["fit"]  # which minds signals itself
-    watch: AbstractContextManager[None] = nullcontext() if fits else _ended_by_signals(not own_process)
+    called = find_command(argv[0]) if argv else None
+    arguments = called.arguments if called else {}
+    fits = argv[:1] == ["fit"]  # training handles signals itself
+    watch: AbstractContextManager[None] = nullcontext() if fits else _raise_for_signals(not own_process)
     try:
         with watch:
-            return _written(_run(argv, modules))
+            return _flush(_run(argv, modules))
     except FovealError as error:
-        called = find_command(argv[0]) if argv else None
-        _say(in_flags(str(error), called.arguments if called else {}))
-        return _written(2 if type(error).__name__ == "UsageError" else 1)
+        _say(in_flags(str(error), arguments))
+        return _flush(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt as end:
         number = getattr(end, "number", signal.SIGINT)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        how = getattr(end, "__notes__", [] if fits else ["the same command begins anew"])
-        _say("; ".join([f"interrupted{by}", *how]))
-        return _written(128 + number)
+        how = getattr(end, "__notes__", [] if fits else ["the same command starts again"])
+        _say(in_flags("; ".join([f"interrupted{by}", *how]), arguments))
+        return _flush(128 + number)
     except OSError as error:
-        if error.errno not in _NOT_OURS:
+        if error.errno not in _WRITE_ERRORS:
             raise
-        if _written(0) == 0 and error.errno != errno.EPIPE:
-            _say(f"{error.filename or 'output'}: {_unwritten(error)}")
-        return _written(141 if error.errno == errno.EPIPE else 1)
+        if _flush(0) == 0 and error.errno != errno.EPIPE:
+            _say(f"{error.filename or 'output'}: {_write_error(error)}")
+        return _flush(141 if error.errno == errno.EPIPE else 1)
     except SystemExit as end:
-        return _written(end.code if isinstance(end.code, int) else int(end.code is not None))
+        return _flush(end.code if isinstance(end.code, int) else int(end.code is not None))
     finally:
         if limit is None:
             os.environ.pop("FOVEAL_MAX_BYTES", None)
         else:
             os.environ["FOVEAL_MAX_BYTES"] = limit
         if own_process:
-            gc.freeze()  # the process ends; what is there need not be searched for garbage
+            gc.freeze()  # no garbage collection while the process exits
 
 
-_NOT_OURS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EPIPE")}
-"""Errors of writing that are no bug: a full disk, a quota, a limit of file sizes, a disk to read only, nobody who
-reads.
-"""
+_WRITE_ERRORS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EPIPE")}
+"""Errors of writing that are not bugs: full disk, quota, limit of file sizes, read-only disk, closed pipe."""
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class _Ended(KeyboardInterrupt):
-    """A signal is to end the process; what is under way is left as at Ctrl-C."""
+    """A signal that ends the process, handled like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -133,66 +132,64 @@ class _Ended(KeyboardInterrupt):
 
 
 @contextmanager
-def _ended_by_signals(restore: bool) -> Iterator[None]:
-    """Raise `_Ended` at the first signal that is to end the process. The second ends it at once. Ignored signals stay
+def _raise_for_signals(restore: bool) -> Iterator[None]:
+    """Raise `_Ended` for the first signal that ends the process. The second ends it at once. Ignored signals stay
     ignored.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     process = os.getpid()
-    ours = {
+    handlers = {
         number: then
         for number in _SIGNALS
         if (then := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
     }
 
     def end(number: int, frame: Any) -> None:
-        if os.getpid() != process:  # a process that reads images ahead; the one that it works for tells what happened
+        if os.getpid() != process:  # a worker that reads images; the main process reports the signal
             os._exit(0)
-        for each in ours:
+        for each in handlers:
             signal.signal(each, signal.SIG_DFL)
         raise _Ended(number)
 
-    for number in ours:
+    for number in handlers:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number, then in ours.items():
+        for number, then in handlers.items():
             signal.signal(number, then if restore else signal.SIG_DFL)
 
 
 def _say(text: str) -> None:
-    """Tell it on standard error, if that can be written."""
+    """Print a message on standard error; ignore errors of writing."""
     with suppress(OSError):
         print(f"foveal: {printable(text)}", file=sys.stderr)
 
 
-def _unwritten(error: OSError) -> str:
+def _write_error(error: OSError) -> str:
     return f"cannot be written ({error.strerror}); make space or send it elsewhere, and run the same command again"
 
 
-def _written(code: int) -> int:
-    """The exit code, once all is written that was printed; another one if it cannot be."""
+def _flush(code: int) -> int:
+    """Flush the output. Returns the exit code: ``code``, or another one if the output cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError as error:
-            # Python must not complain about it while shutting down.
+            # Otherwise Python reports it again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if isinstance(error, BrokenPipeError):
                 return 141
             if stream is sys.stdout:
-                _say(f"output: {_unwritten(error)}")
+                _say(f"output: {_write_error(error)}")
             code = code or 1
     return code
 
 
 def _open_standard_files() -> None:
-    """Where the process was begun without input or output, have it read and write nothing: a file must not get their
-    number.
-    """
+    """Open /dev/null for standard streams that are closed. Otherwise the next file gets the number of such a stream."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -204,7 +201,7 @@ def _run(argv: list[str], modules: list[str]) -> int:
     _import_modules(modules)
     called = find_command(argv[0]) if argv else None
     argv, limit = _take(argv, "max-bytes") if called and called.reads else (argv, [])
-    if limit:  # the processes that read images inherit it
+    if limit:  # worker processes inherit it
         os.environ["FOVEAL_MAX_BYTES"] = str(_bytes(limit[-1].rpartition("=")[2]))
     if argv[:1] == ["fit"] and argv[1:] not in (["--help"], ["-h"]):
         return COMMANDS["fit"].run(argv[1:])
@@ -213,7 +210,7 @@ def _run(argv: list[str], modules: list[str]) -> int:
     parser = _parser(next(filter(find_command, argv), ""))
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        # argparse would have the program say this, with the usage of the program.
+        # The error shows the usage of the command. That of argparse shows the usage of the program.
         getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command is None:
         parser.print_help()
@@ -233,7 +230,7 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def _import_modules(flags: Sequence[str]) -> None:
-    """Load the modules of others that the command line names; those that a run or a recipe names are left alone."""
+    """Import the modules of ``--import``. Modules that runs or recipes list are not imported."""
     if not flags:
         return
     from foveal.registry import import_module
@@ -242,13 +239,13 @@ def _import_modules(flags: Sequence[str]) -> None:
     for flag in names:
         name = flag.partition("=")[2] or next(names, "")
         if not name:
-            raise ConfigError("--import: names no module; give one as --import my_package, or the path of a .py file")
+            raise ConfigError("--import: the module is missing; give one, as --import my_package, or a .py file")
         try:
             with fast_imports():
                 import_module(name)
         except FovealError:
             raise
-        except Exception as error:  # a module may raise anything
+        except Exception as error:  # a module can raise any exception
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
             reason = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]
@@ -259,15 +256,19 @@ def _import_modules(flags: Sequence[str]) -> None:
 
 
 def _bytes(text: str) -> int:
-    """A number of bytes, or of KiB, MiB, GiB or TiB."""
+    """Parse a number of bytes, KiB, MiB, GiB or TiB.
+
+    Raises:
+        ConfigError: the text is not a size.
+    """
     found = re.fullmatch(r"(\d+)\s*(?:([KMGT])i?B?)?", text, re.IGNORECASE)
     if not found or int(found[1]) < 1:
-        raise ConfigError(f"--max-bytes {text}: is no size in memory; give one such as 4GiB, or a number of bytes")
+        raise ConfigError(f"--max-bytes {text}: is not a size in memory; give one such as 4GiB, or a number of bytes")
     return int(found[1]) << 10 * (" KMGT".index(found[2].upper()) if found[2] else 0)
 
 
 def _take(argv: list[str], section: str) -> tuple[list[str], list[str]]:
-    """Move ``--data X`` and ``--data.key X`` out of the command line."""
+    """Split the command line: all other words, and the flags of a section such as ``--data X`` and ``--data.key X``."""
     rest: list[str] = []
     taken: list[str] = []
     i = 0

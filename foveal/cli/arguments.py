@@ -1,13 +1,13 @@
-"""What the command line takes, made from the functions that commands call.
+"""Arguments of commands, made from the signatures of the functions that they call.
 
-A command names the arguments that it offers. An argument that a function has gets its type and its default from the
-signature. Signatures are read from the source: importing the modules would import torch, which takes seconds.
+A command lists its arguments. Types and defaults of arguments that a function has come from its signature. Signatures
+are read from the source, because importing the modules would import torch, which takes seconds.
 
 Example:
     >>> signature("foveal.evaluation.tradeoff.evaluate")["measure"]
     Parameter(hint='Measure', default='quick')
-    >>> in_flags("`judges` x: has other classes", {"judges": {"name": "--by"}})
-    '--by x: has other classes'
+    >>> in_flags("`judges` x: other classes", {"judges": {"name": "--by"}})
+    '--by x: other classes'
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 from foveal.recipes.layout import HelpLayout
 
 Arguments = dict[str, dict[str, Any]]
-"""Arguments by name, each with keywords of ``add_argument``, for what the signature does not say. The keyword ``name``
-is the flag, if it is not the name of the argument, or None if the argument is positional.
+"""Arguments by name, each with keywords of ``add_argument`` that the signature does not determine. The keyword ``name``
+is the flag if it differs from the name of the argument; None if the argument is positional.
 """
 
 
 class Parameter(NamedTuple):
-    """The type of an argument, as it is written, and its default; None if there is none, or it is no literal."""
+    """The type hint of an argument as text, and its default; None if there is none or it is not a literal."""
 
     hint: str = "str"
     default: Any = None
@@ -41,14 +41,14 @@ class Command:
     """A command.
 
     Attributes:
-        run: carries it out; returns the exit code.
+        run: runs the command; returns the exit code.
         summary: one line of help.
         epilog: the rest of the help, with examples; or a function that returns it.
-        arguments: what the command takes.
-        calls: functions and dataclasses whose signatures have the arguments. The first that has one decides.
+        arguments: arguments of the command.
+        calls: functions and dataclasses whose signatures have the arguments; the first that has one determines it.
         reads: whether it reads images.
         aliases: other names.
-        usage: the line of usage; made from the arguments if None.
+        usage: line of usage; made from the arguments if None.
     """
 
     run: Callable[[Any], int]
@@ -88,7 +88,7 @@ def natural(text: str) -> int:
     return int(text)
 
 
-positive.__name__ = natural.__name__ = "number"  # what argparse calls them in its errors
+positive.__name__ = natural.__name__ = "number"  # shown in errors of argparse
 
 
 def signature(path: str) -> dict[str, Parameter]:
@@ -120,7 +120,7 @@ def make_parser(made: Mapping[str, Command], only: str | None = None, **top: Any
 
     Args:
         made: commands by name.
-        only: add only the arguments of the command of this name or alias; those of all commands if None.
+        only: add the arguments of the command with this name or alias only; of all commands if None.
         top: further keywords of the parser, such as its description.
     """
     parser = argparse.ArgumentParser(formatter_class=HelpLayout, allow_abbrev=False, **top)
@@ -147,7 +147,7 @@ def make_parser(made: Mapping[str, Command], only: str | None = None, **top: Any
 
 EVERYWHERE: Arguments = {
     "quiet": switch("print results and errors only"),
-    "import": argument("load a module, or a .py file, with models and the like of your own; repeatable", "MODULE"),
+    "import": argument("load a module or .py file with models, data sets, ... of your own; repeatable", "MODULE"),
 }
 """Arguments of every command."""
 
@@ -179,7 +179,7 @@ def _flag(name: str, how: Mapping[str, Any]) -> str | None:
 
 
 def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a function that the command line gives. Locations are parsed to the type that it takes."""
+    """Arguments of a function that are set on the command line. Locations are parsed to the type of the function."""
     from foveal.prediction import parse_location_sweep, parse_locations
 
     read: dict[str, Callable[[str], Any]] = {
@@ -195,11 +195,11 @@ def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, A
 
 
 def in_flags(error: str, arguments: Arguments) -> str:
-    """An error of the library with flags in place of names of arguments. The library puts them in backquotes.
+    """Replace names of arguments in backquotes in an error of the library by flags.
 
     Args:
-        error: the sentence.
-        arguments: those of the command; other names become flags as they are.
+        error: the message.
+        arguments: arguments of the command; other names become flags with the same name.
     """
     flags = {name: _flag(name, how) for name, how in arguments.items()}
 

@@ -1,4 +1,4 @@
-"""The commands: what each takes, which function it calls, and what it prints.
+"""The commands: arguments, help, the call of the library, and printed output.
 
 Example:
     >>> list(COMMANDS)
@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveal.choices import FORMATS, MEASURES, METRIC_NAMES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
-from foveal.cli.arguments import Arguments, Command, argument, given, natural, positional, positive, switch
-from foveal.cli.running import data_of, export, import_torch, keep_exits, make_data, print_result, progress, tell_failed
+from foveal.cli.arguments import Arguments, Command, argument, given, in_flags, natural, positional, positive, switch
+from foveal.cli.running import (
+    data_of,
+    export,
+    import_torch,
+    keep_exits,
+    make_data,
+    print_failed,
+    print_result,
+    progress,
+)
 from foveal.display import printable
 from foveal.errors import ConfigError, RunError
 from foveal.formats import SUFFIXES
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
     from foveal.runs import Run
 
 SHOWN_CLASSES = 20
-"""Classes that a terminal shows unless it is to show all."""
+"""Number of classes shown on a terminal without ``--wide``."""
 
 
 COMMANDS: dict[str, Command] = {}
@@ -58,7 +67,7 @@ def find_command(name: str) -> Command | None:
 
 
 def _names(names: Sequence[str], word: str = "or") -> str:
-    """Names as a sentence lists them."""
+    """Names joined as in a sentence: ``a, b or c``."""
     *first, last = names
     return f"{', '.join(first)} {word} {last}" if first else last
 
@@ -74,19 +83,23 @@ TABLES = sorted(file.stem for file in Path(__file__).parents[1].glob("evaluation
 RUN = positional("RUN", "run folder")
 LOCATIONS = argument("looks per level, as 2,1 (default: the run's)", "LOOKS")
 POLICY_OF_ONE = argument(f"how cells are chosen: {POLICY}", "NAME", default="greedy")
-AT_ONCE = argument("with --budget: looks between two decisions to stop")
-WIDE = switch("print every column that there is")
+AT_ONCE = argument("with --budget: number of looks between two decisions to stop")
+WIDE = switch("print all columns")
 MEASURE = argument(
     "times and memory: none, in about 20 s in all, or 0.5 s and more for each number", default=None, choices=MEASURES
-)  # no default: with --budget it must not be given
+)  # no default, so that --budget can refuse it
 HOW: Arguments = {
-    "device": argument("where to run: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU"),
-    "precision": argument(f"of the arithmetic: {_names(list(PRECISIONS))}"),
-    "seed": argument("of everything random", type=natural),
+    "device": argument("device: cpu, cuda, cuda:1, ...; auto is the first GPU, or the CPU"),
+    "precision": argument(f"numerical precision: {_names(list(PRECISIONS))}"),
+    "seed": argument("seed of all random numbers", type=natural),
 }
-BATCH_SIZE = argument("images at a time")
+BATCH_SIZE = argument("images per batch")
 JUDGES = argument(
-    "other runs that also classify the changed images, say dense ones", "RUN", name="--by", action="extend", nargs="+"
+    "other runs that also classify the changed images, such as dense networks",
+    "RUN",
+    name="--by",
+    action="extend",
+    nargs="+",
 )
 EVALUATION: Arguments = {
     "data_flags": argument("data set, see foveal data (default: the run's)", "NAME", name="--data"),
@@ -98,20 +111,20 @@ EVALUATION: Arguments = {
         type=_separate,
         action="extend",
     ),
-    "limit": argument("use N images, drawn by the seed (default: all)"),
-    "out": argument("where to write (default: the run)", "FOLDER"),
+    "limit": argument("use N random images, drawn by the seed (default: all)"),
+    "out": argument("output folder (default: the run)", "FOLDER"),
     "wide": WIDE,
     **HOW,
     "batch_size": BATCH_SIZE,
-    "workers": argument("processes that read images ahead", type=natural),
+    "workers": argument("worker processes that read images", type=natural),
 }
-"""Arguments of every command that evaluates: the fields of a `foveal.evaluation.Setting`, data, and the output."""
+"""Arguments of all evaluations: the fields of a `foveal.evaluation.Setting`, data and output."""
 SETTING = "foveal.evaluation.protocol.Setting"
 
 
 def _policies(what: str) -> dict[str, Any]:
-    """Further policies, with commas between them."""
-    text = f"{what} besides the learned one and random, with commas between them: {POLICY}"
+    """The argument for further policies."""
+    text = f"{what} besides the learned one and random, separated by commas: {POLICY}"
     return argument(text, "NAMES", name="--policy", type=_separate, action="extend")
 
 
@@ -137,8 +150,8 @@ the options of the chosen model and data set.
       --model.pretrained true
   foveal fit --data.root photos/ --model efficientnet_b0    a dense network
   foveal fit --data manifest --data.file labels.csv
-  foveal fit --out runs/short --resume            go on after an interruption
-  foveal fit --data folder --model tnet --help    every option of the two
+  foveal fit --out runs/short --resume            continue an interrupted run
+  foveal fit --data folder --model tnet --help    all options of the two
 
 Recipes:
 
@@ -160,17 +173,17 @@ Recipes of published experiments; foveal recipes NAME lists those of a group:
             nargs="?",
         ),
         "out": argument("run folder (default: runs/ and the name of the recipe)", "FOLDER"),
-        "resume": switch("go on with the run that is there"),
-        "overwrite": switch("replace the run that is there"),
+        "resume": switch("continue the run in the folder"),
+        "overwrite": switch("replace the run in the folder"),
     },
     usage="foveal fit [RECIPE] [--key value ...]",
 )
 def _fit(argv: list[str]) -> int:
-    """Its flags depend on the recipe, the model and the data; it reads them itself, see `foveal.recipes.configure`."""
+    """Its flags depend on the recipe, the model and the data. `foveal.recipes.configure` parses them."""
     recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (_recipe_of(argv), argv)
     from foveal.recipes import find_recipe
 
-    find_recipe(recipe)  # a name that is wrong should be told at once
+    find_recipe(recipe)  # report an unknown name before torch is imported
     import_torch()
     from foveal.recipes.configure import configure
 
@@ -178,18 +191,18 @@ def _fit(argv: list[str]) -> int:
     from foveal.recipes.fit_config import fit_config
     from foveal.training import TrainingSummary
 
-    # Lightning starts further processes as copies of this command; one of them speaks.
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    quiet = how["quiet"] or not speaks
+    # Lightning starts further processes with the same command. Only the main process prints.
+    main = os.environ.get("LOCAL_RANK", "0") == "0"
+    quiet = how["quiet"] or not main
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
     run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
-    if speaks and quiet and run.summary:
+    if main and quiet and run.summary:
         TrainingSummary(**run.summary).show(out, brief=True)
     return 0
 
 
 def _recipe_of(argv: Sequence[str]) -> str:
-    """What is meant where no recipe is named: the run that is to be resumed, or a folder of images."""
+    """The default recipe: the configuration of the run with ``--resume``, else ``folder``."""
     joined = [
         text
         for word, after in zip(argv, [*argv[1:], ""], strict=True)
@@ -202,19 +215,19 @@ def _recipe_of(argv: Sequence[str]) -> str:
         config = Path(joined[0].removeprefix("--out="), CONFIG)
         if config.is_file():
             if "base" in read_config(config.parent):
-                raise RunError(f"{config}: base: a run has all its values and no recipe below it; remove the line")
+                raise RunError(f"{config}: base: a run has all its values and no base; remove the line")
             return str(config)
     return "folder"
 
 
 @command(
-    "recipes there are, and what each of them trains",
+    "list recipes with descriptions",
     """One line per recipe. With --quiet, the names alone.
 
   foveal recipes
-  foveal recipes cifar10                          all of one group
+  foveal recipes cifar10                          a group
   foveal recipes '*saccader*'
-  foveal fit cifar10/saccader --help              the options of one
+  foveal fit cifar10/saccader --help              options of a recipe
 """,
     {"pattern": positional("PATTERN", "a group, or names with * and ? (default: *)", nargs="?", default="*")},
     reads=False,
@@ -224,7 +237,7 @@ def _recipes(args: argparse.Namespace) -> int:
 
     names = sorted(list_recipes(args.pattern), key=lambda name: "/" in name)
     if not names:
-        raise ConfigError(f"{args.pattern}: no recipe has such a name; foveal recipes lists them all")
+        raise ConfigError(f"{args.pattern}: no recipe has such a name; foveal recipes lists all")
     if args.quiet:
         print("\n".join(names))
         return 0
@@ -250,7 +263,7 @@ Other policies, compared with the learned one:
 
   foveal evaluate runs/demo --policy centre,exhaustive
 
-Early exit: no more looks at an image once the answer is sure. The budget is the cost of the mean image:
+Early exit: stop looking at an image once the answer is certain. The budget is the mean cost of an image:
 
   foveal evaluate runs/demo --budget 3locations --budget 20MMAC
 """,
@@ -261,15 +274,15 @@ Early exit: no more looks at an image once the answer is sure. The budget is the
         ),
         "policies": _policies("policies to evaluate"),
         "budgets": argument(
-            "early exit instead of equal looks: stop at each image once the answer is sure, so that the mean "
-            f"image costs this much: {COST}. The threshold is found on validation images and kept in the run. May be "
-            "repeated",
+            "early exit instead of equal locations: stop looking at an image once the answer is certain. The budget is "
+            f"the mean cost of an image: {COST}. The threshold is found on validation images and stored in the run. "
+            "May be repeated",
             "COST",
             name="--budget",
             action="append",
         ),
         "at_once": AT_ONCE,
-        "against": argument("run of another model, say a dense network, to compare with", "RUN"),
+        "against": argument("run of another model to compare with, such as a dense network", "RUN"),
         "measure": MEASURE,
         **EVALUATION,
     },
@@ -285,13 +298,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         return print_result(_result(evaluate, args, run, "accuracy"), args)
     if args.policies or args.against:
         raise ConfigError(
-            "--budget: is compared with equal locations of the same model; leave --policy and --against out"
+            "--budget: early exit is compared with equal locations of the same model; leave --policy and --against out"
         )
     if args.measure:
         raise ConfigError(
-            f"--measure {args.measure}: with --budget every image is timed while it is classified; leave --measure out"
+            f"--measure {args.measure}: with --budget, images are timed while they are classified; leave --measure out"
         )
-    read_exits(run.path)  # a damaged file is reported before the work is done
+    read_exits(run.path)  # report a damaged file before the evaluation
     result = _result(evaluate_early_exit, args, run, "finding thresholds")
     code = print_result(result, args)
     if not args.data_flags:  # thresholds found on other data are not kept
@@ -300,7 +313,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _result(function: Callable[..., Any], args: argparse.Namespace, run: Run, what: str) -> Any:
-    """What a function of `foveal.evaluation` finds on the data of a run."""
+    """The result of a function of `foveal.evaluation` on the data of a run."""
     from foveal.evaluation import Setting
 
     arguments, data = given(args, function), data_of(run, args.data_flags)
@@ -337,7 +350,7 @@ def _threshold(args: argparse.Namespace) -> int:
 
     args.model = run = Run(args.model)
     if args.remove == bool(args.at):
-        raise ConfigError("--at: give an aim, as recall=0.99, or --remove alone")
+        raise ConfigError("`at`: is missing; give an aim, such as recall=0.99, or `remove` alone")
     if args.remove:
         run.keep_thresholds([])
         return 0
@@ -349,10 +362,10 @@ def _threshold(args: argparse.Namespace) -> int:
 
 @command(
     "accuracy, calibration and cost of several models on the same images",
-    """Takes run folders, of models that look and of dense ones, and names of networks. A network by name has no
-trained weights, so that only its cost is found. Times are taken in turn. Writes comparison.json and comparison.png
-into --out: accuracy against MACs, time and memory, with the Pareto front marked. The images are those of the first
-run; --data and --data.KEY choose others, as for foveal fit.
+    """Arguments are run folders and names of networks. A network by name has no trained weights, so only its cost is
+measured. Times are measured in alternation. Writes comparison.json and comparison.png into --out: accuracy against
+MACs, time and memory, with the Pareto front marked. The images are those of the first run; --data and --data.KEY
+choose others, as for foveal fit.
 
   foveal compare runs/demo runs/dense
   foveal compare runs/tnet runs/dense --locations 0..6 --out results/
@@ -362,13 +375,13 @@ run; --data and --data.KEY choose others, as for foveal fit.
     {
         "models": positional("RUN_OR_MODEL", "run folders, and names of networks, see foveal models", nargs="+"),
         "locations": argument(
-            "looks per level, 2,1, or a sweep of the first, 0..6, for the models that can meet them "
+            "looks per level, 2,1, or a sweep of the first, 0..6, for the models that can take as many "
             "(default: 0, and each run's own)",
             "LOOKS",
         ),
         "measure": MEASURE,
         **EVALUATION,
-        "out": argument("where to write", "FOLDER", default="comparison"),
+        "out": argument("output folder", "FOLDER", default="comparison"),
     },
     calls=("foveal.evaluation.comparison.compare", SETTING),
 )
@@ -379,12 +392,12 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 @command(
-    "hide what a model looked at, and see what is still known",
-    """The model classifies an image at each of the locations. The regions that it chose to look at are hidden
-under the mean colour. Then the model, and the runs named by --by, classify what is left. If the model looks at what
-matters, accuracy falls faster than when random looks hide as much of the image; random looks are always evaluated
-too. Writes occlusion.json and occlusion.png, accuracy against the share hidden, into the run. The images are those
-of the run; --data and --data.KEY choose others, as for foveal fit.
+    "accuracy after hiding the regions that a model looked at",
+    """The model classifies each image. The regions that it looked at are replaced by the mean colour. Then the
+model, and the runs of --by, classify the changed image. If the model looks at what matters, accuracy falls faster
+than when random looks hide the same share of the image; random looks are always included. Writes occlusion.json and
+occlusion.png, accuracy against the share hidden, into the run. The images are those of the run; --data and --data.KEY
+choose others, as for foveal fit.
 
   foveal occlude runs/demo
   foveal occlude runs/demo --locations 1..8 --policy centre
@@ -411,14 +424,13 @@ def _occlude(args: argparse.Namespace) -> int:
 
 
 @command(
-    "does the answer depend on the regions that a model points at?",
-    """Regions are ranked: the boxes that a model chose to look at, the cells of a network's last attention map
-or of the one named by --map, or the cells of Grad-CAM at the module named by --cam. Deletion hides them one after
-another, best first, under the mean colour. Insertion shows nothing else but them. The probability of the predicted
-class should fall early in deletion and rise early in insertion. The pointing game asks whether the best region lies
-on the object, where the data has boxes. Everything is compared with random regions of equal area. Writes
-faithfulness.json and faithfulness.png into the run. The images are those of the run; --data and --data.KEY choose
-others, as for foveal fit.
+    "deletion, insertion and pointing game of the regions that a model highlights",
+    """Regions are ranked: the boxes that a model looked at, the cells of the last attention map or of the one given
+by --map, or the cells of Grad-CAM at the module given by --cam. Deletion replaces them by the mean colour, one after
+another, highest first. Insertion shows only them. The probability of the predicted class should fall early in
+deletion and rise early in insertion. The pointing game tests whether the highest region lies on the object, if the
+data has boxes. Random regions of equal area are the baseline. Writes faithfulness.json and faithfulness.png into the
+run. The images are those of the run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal faithfulness runs/demo
   foveal faithfulness runs/demo --locations 4 --by runs/dense --limit 500
@@ -429,7 +441,7 @@ others, as for foveal fit.
         "model": RUN,
         "locations": argument("looks per level, as 2,1, of a model that looks (default: the run's)", "LOOKS"),
         "attention": argument(
-            "attention map, by its module or part of the network (default: the last)", "NAME", name="--map"
+            "attention map, given by its module or a part of the network (default: the last)", "NAME", name="--map"
         ),
         "cam": argument("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
         "judges": JUDGES,
@@ -450,14 +462,14 @@ def _faithfulness(args: argparse.Namespace) -> int:
 
 
 @command(
-    "classify images: one row an image",
-    f"""IMAGES are files, folders (searched to the bottom) and patterns. An image that fails is a row with an
-error: the command goes on, lists these images at the end and exits with 1.
+    "classify images: one row per image",
+    f"""IMAGES are files, folders (with their subfolders) and patterns. An image that fails gets a row with an error;
+the command continues, lists these images at the end and exits with 1.
 
-With --out, the rows of finished batches are safe whatever ends the command. The same command again goes on where it
-stopped, and the rows are those of one command that was not stopped. Images that are new are appended. Images that
-have a row are not predicted again; those that failed are if their file has changed since, or with --retry. Leave the
-table as it is until all is done.
+With --out, the rows of finished batches are saved if the command is interrupted. The same command continues where it
+stopped, with the same result as without the interruption. New images are appended. Images that have a row are not
+predicted again; failed images are if their file has changed, or with --retry. Do not edit the table before all images
+are done.
 
 In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
 {" ".join(SUFFIXES)}
@@ -467,7 +479,7 @@ In folders, files with these suffixes are images, unless they are hidden; others
   foveal predict runs/slides scans/ 'more/**/*.svs' --locations 3,2 \\
       --out predictions.parquet
 
-Three looks on average, more at hard images than at easy ones:
+Three looks on average, more at difficult images than at easy ones:
 
   foveal predict runs/demo photos/ --budget 3locations
 
@@ -481,20 +493,20 @@ Random looks, to compare with:
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "budgets": argument(
-            f"stop at each image once the answer is sure, so that the mean image costs this much: {COST}; "
-            "--locations is then the most looks",
+            f"early exit: stop looking at an image once the answer is certain, at this mean cost of an image: {COST}; "
+            "--locations is then the maximum",
             "COST",
             name="--budget",
         ),
         "at_once": AT_ONCE,
         "out": argument(f"table to write, {_names(FORMATS)} (default: print path, label, probability)", "FILE"),
-        "top_k": argument("most probable classes in a row", "K"),
-        "overwrite": switch("replace the file instead of going on with it"),
-        "retry": switch("with --out: predict images again that failed"),
+        "top_k": argument("number of most probable classes in a row", "K"),
+        "overwrite": switch("replace the file instead of continuing it"),
+        "retry": switch("with --out: predict failed images again"),
         **HOW,
         "batch_size": BATCH_SIZE,
         "threads": argument(
-            "threads that open images (default: one per image of a batch, two per processor at most)",
+            "threads that open images (default: one per image of a batch, at most two per processor)",
             name="--workers",
             type=natural,
         ),
@@ -512,24 +524,22 @@ def _predict(args: argparse.Namespace) -> int:
         if not row["error"]:
             print(f"{printable(row['path'])}\t{printable(row['label'])}\t{row['probability']:.3f}")
     if done.out and not args.quiet:
-        before = f", {done.skipped} were there" if done.skipped else ""
+        before = f", {done.skipped} were done before" if done.skipped else ""
         print(f"{done.out}: {done.predicted} predicted{before}, in {done.seconds:.1f} s")
     if not args.quiet:
         for line in done.left_out.lines():
             print(f"foveal: {printable(line)}", file=sys.stderr)
-    tell_failed(done.failed)
+    print_failed(done.failed)
     if done.failed and done.out and not args.quiet:
         print(
-            "foveal: the same command tries these again once their files have changed; with --retry at once",
+            "foveal: the same command predicts these again if their files have changed; with --retry, always",
             file=sys.stderr,
         )
     return 1 if done.failed else 0
 
 
 def _exit(args: argparse.Namespace) -> Exit:
-    """The exit of this budget: as it was solved before under these conditions, or solved now on the run's validation
-    images.
-    """
+    """The exit for the budget: the stored one for these conditions, or else a new one found on validation images."""
     from foveal.evaluation import Setting, find_thresholds
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.policies import GREEDY, find_policy
@@ -546,7 +556,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     from foveal.runs import Run, load
 
     if find_policy(args.policy) != GREEDY:
-        raise ConfigError("--budget: looks where the model thinks best; leave --policy out")
+        raise ConfigError("--budget: early exit uses the policy of the model; leave --policy out")
     run, unit = Run(args.model), parse_cost(args.budgets)[1]
     model = load(run.path)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
@@ -557,7 +567,7 @@ def _exit(args: argparse.Namespace) -> Exit:
         (one for one in read_exits(run.path) if (one.conditions, one.model) == (wanted.conditions, wanted.model)), None
     )
     if known is None:
-        with progress("finding when to stop", args.quiet) as show:
+        with progress("finding the threshold", args.quiet) as show:
             setting = Setting(
                 batch_size=args.batch_size, device=args.device, precision=args.precision, on_progress=show
             )
@@ -565,31 +575,29 @@ def _exit(args: argparse.Namespace) -> Exit:
             (known,) = find_thresholds(run, data, [args.budgets], locations=most, at_once=args.at_once, setting=setting)
         keep_exits(run, [known])
     if not args.quiet:
-        spent = f"--locations {format_locations(known.locations)} is spent"
-        when = f"no image is left before {spent}"
+        most_looks = f"after --locations {format_locations(known.locations)}"
+        when = f"looking stops {most_looks}"
         if known.threshold <= 1:
-            when = f"images are left once they are {100 * known.threshold:.1f} % sure, or when {spent}"
+            when = f"looking stops at a probability of {100 * known.threshold:.1f} %, or {most_looks}"
         print(f"foveal: {args.budgets}: {when}", file=sys.stderr)
     return known
 
 
 @command(
     "where a model looked, and what each look added",
-    """Writes one page that needs no other file: the image with the boxes, every look as the model saw it, what
-each look added to the most probable classes, and the cost.
+    """Writes one self-contained page: the image with the boxes, every look as the model saw it, the contribution of
+each look to the most probable classes, and the cost.
 
   foveal explain runs/demo photo.png --out report.html
   foveal explain runs/slides slide.svs --locations 3,2 \\
       --overlay looked.png
-  foveal explain runs/demo photo.png --policy exhaustive    what every cell adds
+  foveal explain runs/demo photo.png --policy exhaustive    look at every cell
 """,
     {
         "model": RUN,
         "path": positional("IMAGE", "image file"),
         "out": argument("the page", "FILE"),
-        "overlay_out": argument(
-            "also write the image with the boxes alone: .png, .jpg or .webp", "FILE", name="--overlay"
-        ),
+        "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "wide": WIDE,
@@ -603,7 +611,7 @@ def _explain(args: argparse.Namespace) -> int:
     seen = explain(**given(args, explain))
     if not args.quiet:
         show(seen, wide=args.wide)
-        print(f"\nThe page is {args.out}")
+        print(f"\nThe page is in {args.out}")
     return 0
 
 
@@ -611,15 +619,15 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 @command(
-    "names of the models there are",
-    """Without a pattern: the models that look. Any of timm's networks can be trained too, or be the backbone of
-a model that looks.
+    "list models",
+    """Without a pattern: the models that look. Networks of timm can be trained as dense networks, or be the backbone
+of a model that looks.
 
   foveal models
   foveal models 'efficientnet*'
-  foveal fit demo --model tnet --help             the options of one
+  foveal fit demo --model tnet --help             options of a model
 """,
-    {"pattern": positional("PATTERN", "names with * and ?, among timm's too (default: models that look)", nargs="?")},
+    {"pattern": positional("PATTERN", "names with * and ?, of timm too (default: models that look)", nargs="?")},
     reads=False,
 )
 def _models(args: argparse.Namespace) -> int:
@@ -627,17 +635,23 @@ def _models(args: argparse.Namespace) -> int:
     from foveal.registry import MODELS
 
     names = list_models(args.pattern) if args.pattern else MODELS.names()
-    for name in names:
-        print(name)
-    if not args.pattern and not args.quiet:
-        print("and the dense networks of timm and ours: foveal models '*'", file=sys.stderr)
-    return 0 if names else 1
+    if not names:
+        raise ConfigError(f"{args.pattern}: no model has such a name; foveal models '*' lists all")
+    if args.quiet or not args.pattern:
+        print("\n".join(names))
+        if not args.quiet:
+            print("foveal models '*' also lists dense networks", file=sys.stderr)
+        return 0
+    groups = {"models that look": [name for name in names if name in MODELS]}
+    groups["dense networks, of timm and foveal"] = [name for name in names if name not in MODELS]
+    print("\n\n".join("\n".join([f"{title}:", *group]) for title, group in groups.items() if group))
+    return 0
 
 
 @command(
-    "data sets there are, or the images of one",
-    """Without NAME: the names of the data sets. With the name of a data set, or a run folder: its classes, and
-how many images each split has. --data.KEY sets an option of the data set, as for foveal fit.
+    "list data sets, or describe one",
+    """Without NAME: the names of the data sets. With the name of a data set or a run folder: its classes, and the
+number of images of each split. --data.KEY sets an option of the data set, as for foveal fit.
 
   foveal data
   foveal data folder --data.root photos/
@@ -651,8 +665,8 @@ Write the first test images of a run's data set as PNG files:
         "data.KEY": argument("option of the data set, see foveal fit --data NAME --help", "VALUE"),
         "split": argument("images to export", default="test", choices=SPLITS),
         "export": argument("write images into this folder", "FOLDER"),
-        "count": argument("how many images to write", "N", type=positive, default=8),
-        "wide": switch("name every class"),
+        "count": argument("number of images to write", "N", type=positive, default=8),
+        "wide": switch("list all classes"),
     },
 )
 def _data(args: argparse.Namespace) -> int:
@@ -667,18 +681,18 @@ def _data(args: argparse.Namespace) -> int:
     data = data_of(Run(name), flags) if run else make_data({"name": name}, flags, where=name)
     if args.export:
         failed = export(data, args.split, Path(args.export), args.count)
-        tell_failed(failed)
+        print_failed(failed)
         return 1 if failed else 0
     from foveal.display import console, counted, stacked
 
     shown = console()
     few = data.classes[: SHOWN_CLASSES if shown.is_terminal and not args.wide else None]
-    more = "" if len(few) == len(data.classes) else f" and {len(data.classes) - len(few):,} more; --wide names all"
+    more = "" if len(few) == len(data.classes) else f" and {len(data.classes) - len(few):,} more; --wide lists all"
     splits = {split: len(images) for split in ("train", "val", "test") if (images := getattr(data, split)) is not None}
     shown.print(stacked(f"{len(data.classes):,} classes: {', '.join(map(printable, few))}{more}"))
     shown.print(stacked(", ".join(f"{split}: {counted(count, 'image')}" for split, count in splits.items())))
     for note in (*data.notes, *value_notes(data)):
-        shown.print(stacked(printable(note)))
+        shown.print(stacked(printable(in_flags(note, {}))))
     return 0
 
 
@@ -692,16 +706,17 @@ _size.__name__ = "size"
 
 @command(
     "parameters and multiply-accumulates of a model for one image",
-    """Nothing is trained and no image is held in memory, so that any size is quick to ask for. FLOPs are twice
-the MACs.
+    """The operations are counted without an image in memory, so that any size is quick. FLOPs are twice the MACs.
 
   foveal cost tnet --image-size 4096 --locations 2,1 --set backbone=resnet50
   foveal cost tnet_bagnet77.reference --image-size 224 --locations 5 --json
   foveal cost efficientnet_b0 --image-size 896 --num-classes 62
 """,
     {
-        "model": positional("MODEL", "name that foveal models lists, or run folder"),
-        "image_size": argument("of the image: 896, or 896x1344 (height x width)", "SIDE", type=_size, required=True),
+        "model": positional("MODEL", "name of a model, see foveal models, or run folder"),
+        "image_size": argument(
+            "side of the image, 896, or height x width, 896x1344", "SIDE", type=_size, required=True
+        ),
         "locations": argument("looks per level, as 2,1 (default: the model's)", "LOOKS"),
         "num_classes": argument("classes (default: the model's)"),
         "set": argument(
@@ -720,16 +735,16 @@ def _cost(args: argparse.Namespace) -> int:
     from foveal.glimpse.base import GlimpseClassifier
     from foveal.models import create_model, list_models
     from foveal.prediction import count_cost, format_locations, parse_locations
-    from foveal.recipes.flags import UsageError, as_nested, parse_settings
+    from foveal.recipes.flags import as_nested, parse_settings
     from foveal.runs import load
 
     settings = as_nested(parse_settings(args.set))
     classes = settings.pop("num_classes", args.num_classes)
     if classes is not None and (type(classes) is not int or classes < 1):
-        raise UsageError(f"--set num_classes={classes}: is no number of classes; give 1 or more")
+        raise ConfigError(f"--set num_classes={classes}: is not a number of classes; give 1 or more")
     if args.num_classes not in (None, classes):
-        raise UsageError(
-            f"--num-classes {args.num_classes}: --set num_classes={classes} says another number; give one of the two"
+        raise ConfigError(
+            f"--num-classes {args.num_classes}: differs from --set num_classes={classes}; give one of the two"
         )
     folder = Path(args.model).is_dir() and args.model not in list_models()
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
@@ -755,7 +770,7 @@ def _cost(args: argparse.Namespace) -> int:
             rows.append(("dense backbone", None))
     columns = [
         Column("", lambda row: row[0], TEXT),
-        Column("parameters", lambda row: f"{row[1].parameters:,}" if row[1] else "takes no such image"),
+        Column("parameters", lambda row: f"{row[1].parameters:,}" if row[1] else "cannot take this size"),
         Column("and statistics", lambda row: f"{row[1].parameters_and_statistics:,}" if row[1] else ""),
         Column("MACs", lambda row: f"{row[1].macs:,}" if row[1] else ""),
         Column(
@@ -769,14 +784,14 @@ def _cost(args: argparse.Namespace) -> int:
 
 @command(
     "published tables, with the results of your own runs",
-    """Each row has three kinds of numbers, in separate columns. Claimed: what a paper's own tables say of its
-model and of others; two numbers where its tables contradict each other. Published: what other papers and
-repositories report, with the source. Measured: mean, standard deviation and best over the seeds of your runs, from
-their evaluation.json. "not found" means that a number was looked for and not found.
+    """Each row has three kinds of numbers, in separate columns. Claimed: numbers in the tables of the paper; two
+numbers if its tables contradict each other. Published: numbers that other papers and repositories report, with the
+source. Measured: mean, standard deviation and best over the seeds of your runs, from their evaluation.json. "not
+found" means that no published number was found.
 
-A run counts for a row if its model has the row's name and options, it was trained to its end, and foveal evaluate
-has seen every image of the table's split: CIFAR's test images, ImageNet's val images. Runs that differ in anything
-but the seed are lines of their own.
+A run counts for a row if its model has the name and options of the row, training has finished, and foveal evaluate
+has used all images of the split: test images of CIFAR, val images of ImageNet. Runs that differ in more than the seed
+get separate lines.
 
   foveal fit cifar10/attn_resnet110 --seed 1 --out runs/attn_1
   foveal evaluate runs/attn_1
@@ -786,9 +801,9 @@ but the seed are lines of their own.
 """,
     {
         "name": positional("NAME", _names(TABLES)),
-        "runs": argument("where to look for run folders", "FOLDER", default=None),
+        "runs": argument("folder with run folders", "FOLDER", default=None),
         "wide": WIDE,
-        "json": switch("print every row, also those without a number, as JSON"),
+        "json": switch("print all rows as JSON, including those without a number"),
     },
     calls=("foveal.evaluation.papers.paper_table",),
     reads=False,
@@ -807,5 +822,6 @@ def _table(args: argparse.Namespace) -> int:
     if found.left_out and not args.quiet:
         print("left out:", file=sys.stderr)
     for folder, reason in found.left_out if not args.quiet else ():
-        print(f"  {printable(f'{folder}: ' + reason.removeprefix(f'{folder}: '))}", file=sys.stderr)
+        text = f"{folder}: {in_flags(reason.removeprefix(f'{folder}: '), {})}"
+        print(f"  {printable(text)}", file=sys.stderr)
     return 0

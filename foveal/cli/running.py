@@ -1,4 +1,4 @@
-"""What commands share while they run: data of a run, a bar of progress, reports, images that failed.
+"""Functions that several commands use: data of a run, progress bar, printed results, failed images.
 
 Example:
     >>> len(make_data({"name": "digits"}, ["--data.test", "20"], where="digits").test)
@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 
 def import_torch() -> None:
-    """What takes a command longest to begin with."""
+    """Import torch, with the faster import of `foveal.importing`."""
     with fast_imports():
         import torch  # noqa: F401
 
 
 @contextmanager
 def progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; what it yields is called with how much is done, of how much, and of which part of the work
-    if there are some.
+    """Show a progress bar on a terminal.
+
+    Args:
+        what: description of the work.
+        quiet: show nothing.
+
+    Yields:
+        A function of the amounts done and in total, and optionally of the description of the current part.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
@@ -55,14 +61,18 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
         def show(done: int, total: int, part: str = what) -> None:
             part = escape(printable(part))
             if part != bar.tasks[0].description:
-                bar.reset(row, description=part)  # its time left is not that of the part before
+                bar.reset(row, description=part)  # also resets the estimate of the time left
             bar.update(row, completed=done, total=total)
 
         yield show
 
 
 def print_result(result: Result, args: argparse.Namespace) -> int:
-    """Print a result's table, write its files into ``--out`` or the run, list the images that failed."""
+    """Print the table of a result, write its files into ``--out`` or the run, and list failed images.
+
+    Returns:
+        The exit code.
+    """
     from foveal.display import console
 
     out = args.out or args.model.path
@@ -71,12 +81,12 @@ def print_result(result: Result, args: argparse.Namespace) -> int:
     result.write(out)
     if not args.quiet:
         print(f"\nAll numbers are in {Path(out) / result.file}{'' if args.wide else '; --wide prints more of them'}.")
-    tell_failed(result.errors)
+    print_failed(result.errors)
     return 1 if result.errors else 0
 
 
-def tell_failed(failed: Sequence[tuple[str, str]]) -> None:
-    """List images that failed; their sentences name them."""
+def print_failed(failed: Sequence[tuple[str, str]]) -> None:
+    """Print the (path, error) of each failed image on standard error."""
     if failed:
         print(f"foveal: {len(failed)} image{'s' if len(failed) > 1 else ''} failed:", file=sys.stderr)
     for path, error in failed:
@@ -84,7 +94,7 @@ def tell_failed(failed: Sequence[tuple[str, str]]) -> None:
 
 
 def keep_exits(run: Run, exits: Sequence[Exit]) -> None:
-    """Keep thresholds for later predictions, where the run can be written."""
+    """Store thresholds in the run for later predictions. If it cannot be written, print the error only."""
     from foveal.prediction import write_exits
 
     try:
@@ -94,13 +104,18 @@ def keep_exits(run: Run, exits: Sequence[Exit]) -> None:
 
 
 def data_of(run: Run, flags: Sequence[str]) -> DataModule:
-    """The data set of a run, or what the flags make of it; another one is read as the model's images were."""
+    """The data set of a run, changed by flags. Another data set gets the value range and image size of the run.
+
+    Raises:
+        RunError: the run does not store its data set.
+        DataError: the data cannot be read.
+    """
     from foveal.registry import made_with
     from foveal.runs import DATA_PATHS
 
     config = run.config.get("data")
     if not isinstance(config, dict) or "name" not in config:
-        raise RunError(f"{run.path}: does not say which data it was trained on; give --data and --data.root")
+        raise RunError(f"{run.path}: the data it was trained on is not stored; give --data and --data.root")
     try:
         with made_with(run.config.get("imports")):
             return make_data(config, flags, where=str(run.path / "config.yaml"), like=run.card)
@@ -108,7 +123,7 @@ def data_of(run: Run, flags: Sequence[str]) -> DataModule:
         key = next(
             (key for key in DATA_PATHS if config.get(key) and not Path(config[key]).expanduser().is_absolute()), None
         )
-        if flags or key is None:  # runs of older versions have relative paths
+        if flags or key is None:  # runs of older versions store relative paths
             raise
         raise RunError(
             f"{run.path}: was trained on {config[key]}, a path from the folder where training was started, and "
@@ -119,6 +134,14 @@ def data_of(run: Run, flags: Sequence[str]) -> DataModule:
 def make_data(
     config: dict[str, Any], flags: Sequence[str], where: str, like: Mapping[str, Any] = MappingProxyType({})
 ) -> DataModule:
+    """Create a data set from its configuration and flags.
+
+    Args:
+        config: name and options.
+        flags: flags such as ``--data.root`` that override them.
+        where: origin of ``config``, for errors.
+        like: content of a run's ``config.json``, whose value range and image size another data set gets.
+    """
     from foveal.data import get_data
     from foveal.recipes.configure import configure_data
 
@@ -129,8 +152,10 @@ def make_data(
 
 
 def export(data: DataModule, split: str, folder: Path, count: int) -> list[tuple[str, str]]:
-    """Write the first images of a split as PNG files, named by number and class; (path, reason) of each that cannot be
-    read.
+    """Write the first images of a split as PNG files, named by number and class.
+
+    Returns:
+        (path, error) of each image that cannot be read.
     """
     import numpy as np
     from PIL import Image

@@ -180,7 +180,7 @@ def advise(sample: Sample, reading: Reading) -> str | None:
         if beyond <= SMALL and used >= SMALL:
             return None
         share = f"{100 * beyond:.0f} % of them beyond" if beyond > SMALL else "a small part of"
-        why = f"{share} --data.value_range {given[0]:g},{given[1]:g}"
+        why = f"{share} `data.value_range` {given[0]:g},{given[1]:g}"
     elif sample.stored_range is None:
         why = "and their pixel type has no range"
     elif high - low < SMALL * (sample.stored_range[1] - sample.stored_range[0]):
@@ -193,7 +193,7 @@ def advise(sample: Sample, reading: Reading) -> str | None:
     if len(wide) < len(sample.types):
         others = sum(sample.types.values()) - count
         return f"{what}, {why}; {others} others are 8-bit, which no common range fits: convert the images to one type"
-    return f"{what}, {why}; set --data.value_range {black:.15g},{white:.15g}"
+    return f"{what}, {why}; set `data.value_range` {black:.15g},{white:.15g}"
 
 
 def sensible_range(values: np.ndarray) -> tuple[float, float]:

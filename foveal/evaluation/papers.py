@@ -244,7 +244,7 @@ def _result(folder: Path, tables: Mapping[str, Any]) -> _RunResult | str | None:
         if about is None:
             return None
         way, how = _way(config), _how(config)
-        reading, remedy = METRICS, "copy it again, go on by --resume or train again"
+        reading, remedy = METRICS, "copy it again, continue it by `resume`, or train again"
         if reason := _unfinished(run):
             return reason
         written = (folder / WEIGHTS).stat().st_mtime
@@ -285,7 +285,7 @@ def _newest(found: list[_RunResult]) -> tuple[list[_RunResult], list[tuple[str, 
     repeated = [
         (
             run.folder,
-            f"repeats the training of {newest.folder}, which is newer, seed included; train with another --seed",
+            f"repeats the training of {newest.folder}, which is newer, seed included; train with another `seed`",
         )
         for run in found
         if (newest := kept[json.dumps(run.way, sort_keys=True), run.seed]) is not run
@@ -296,13 +296,13 @@ def _newest(found: list[_RunResult]) -> tuple[list[_RunResult], list[tuple[str, 
 
 def _unfinished(run: Run) -> str | None:
     """A sentence where a run is not trained to its end: metrics.csv ends more than one interval of its lines before."""
-    file, goes_on = run.path / METRICS, "is not trained to its end; go on by --resume"
+    file, goes_on = run.path / METRICS, "is not trained to its end; continue it by `resume`"
     rows: list[dict[str, str]] = []
     if file.is_file():
         with file.open(newline="") as lines:
             rows = list(csv.DictReader(lines))
     if rows and math.isnan(float(rows[-1].get("loss") or 0)):
-        return f"diverged in step {rows[-1]['step']}; train with a lower --optimiser.lr or --optimiser.clip 1"
+        return f"diverged in step {rows[-1]['step']}; train with a lower `optimiser.lr` or `optimiser.clip` 1"
     if not rows or not (run.path / WEIGHTS).is_file():
         return goes_on
     step, epoch = int(rows[-1]["step"]), float(rows[-1]["epoch"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -69,13 +70,13 @@ class Result(ABC):
         """Write the JSON file and the picture into a folder, which is made; waits for another process that writes them.
 
         Raises:
-            StorageError: one of them cannot be written; the folder keeps the old one, or has none.
+            StorageError: one of them cannot be written; the folder keeps both old ones, or has none.
         """
-        with taking_turns(Path(folder) / self.file, ELSEWHERE) as unfinished:
-            unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        for name, draw in self.pictures().items():
-            with taking_turns(Path(folder) / name, ELSEWHERE) as unfinished:
-                draw(unfinished)
+        with ExitStack() as files:
+            numbers = files.enter_context(taking_turns(Path(folder) / self.file, ELSEWHERE))
+            numbers.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+            for name, draw in self.pictures().items():
+                draw(files.enter_context(taking_turns(Path(folder) / name, ELSEWHERE)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
     explain(model, path, out="report.html", *, locations=None, policy="greedy", device="auto", precision="32", seed=0,
             overlay_out=None) -> Classification         # classify one image and write the page and the overlay
-    report(image, classification, out="report.html", *, name="image", costs=Costs(), fill=None, antialias=True) -> Path
-    overlay(image, classification, *, side=768) -> PIL.Image.Image
+    report(classification, image, out="report.html", *, name="image", costs=Costs(), fill=None, antialias=True) -> Path
+    overlay(classification, image, *, side=768) -> PIL.Image.Image
     show(classification, image=None)                    # print a table; in a notebook also show the overlay
 
 Example:

@@ -8,7 +8,7 @@ Example:
     >>> from foveal.prediction import classify
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
     >>> image = torch.rand(3, 96, 128)
-    >>> page = report(image, classify(model, image), Path(tempfile.mkdtemp()) / "report.html", name="<noise>")
+    >>> page = report(classify(model, image), image, Path(tempfile.mkdtemp()) / "report.html", name="<noise>")
     >>> "&lt;noise&gt;" in page.read_text(), "<noise>" in page.read_text()
     (True, False)
 """
@@ -138,9 +138,10 @@ def explain(
         )
         network = classifier.dense() if seen.maps else nn.Identity()
         shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
+        picture = None if kind is None else _encoded(overlay(seen, views, side=2048), kind)
         report(
-            views,
             shown,
+            views,
             out,
             name="image" if file is None else str(file),
             costs=costs,
@@ -148,15 +149,15 @@ def explain(
             antialias=classifier.antialias,
             captions=captions(network),
         )
-        if overlay_out is not None and kind is not None:
-            _write(Path(overlay_out), _encoded(overlay(views, seen, side=2048), kind))
+        if overlay_out is not None and picture is not None:
+            _write(Path(overlay_out), picture)
     return seen
 
 
 def _check_page(out: Path) -> None:
     if out.suffix.lower() not in PAGES:
         raise ConfigError(
-            f"{out}: the page is HTML; give --out a name that ends in .html, and --overlay one for the picture alone"
+            f"{out}: the page is HTML; give `out` a name that ends in .html, and `overlay_out` that of the picture"
         )
 
 
@@ -165,10 +166,10 @@ def _picture_kind(out: Path, image: Any) -> str:
     kind = PICTURES.get(out.suffix.lower())
     if kind is None:
         raise ConfigError(
-            f"{out}: pictures are written as {', '.join(PICTURES)}; give --overlay a name with one of these suffixes"
+            f"{out}: pictures are {', '.join(PICTURES)}; give `overlay_out` a name with one of these suffixes"
         )
     if is_path(image) and out.exists() and Path(image).exists() and out.samefile(image):
-        raise ConfigError(f"{out}: this is the image itself; give --overlay another name")
+        raise ConfigError(f"{out}: this is the image itself; give `overlay_out` another name")
     return kind
 
 
@@ -187,8 +188,8 @@ def _from_the_edge(network: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, 
 
 
 def report(
-    image: Any,
     classification: Classification,
+    image: Any,
     out: str | Path = "report.html",
     *,
     name: str = "image",
@@ -200,8 +201,8 @@ def report(
     """Write the page of a classification.
 
     Args:
-        image: the classified image, see `foveal.explain.pictures.one_view`.
-        classification: the classification of this image.
+        classification: the classification of one image.
+        image: the image, see `foveal.explain.pictures.one_view`.
         out: the page, ``.html``.
         name: title of the image.
         costs: costs to show.
@@ -220,7 +221,7 @@ def report(
     views = one_view(image)
     height, width = (int(n) for n in views.sizes[0])
     mpp = float(views.mpp[0])
-    pictures = glimpse_pictures(views, classification, fill=fill, antialias=antialias)
+    pictures = glimpse_pictures(classification, views, fill=fill, antialias=antialias)
     looks = list(classification.glimpses)
     top = classification.logits.float().topk(min(SHOWN, classification.logits.shape[-1])).indices.tolist()
     page = Template(files("foveal.explain").joinpath("report.html").read_text(encoding="utf-8")).substitute(
@@ -410,5 +411,5 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with storing(path, "make room, or choose another place"), replacing(path) as unfinished:
+    with storing(path, "make space, or choose another `out`"), replacing(path) as unfinished:
         unfinished.write_bytes(content)

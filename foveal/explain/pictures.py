@@ -6,7 +6,7 @@ Example:
     >>> from foveal.prediction import classify
     >>> model = create_model("tnet", backbone="test_efficientnet", num_classes=3, base_size=32, locations=(2,))
     >>> image = torch.rand(3, 96, 128)
-    >>> overlay(image, classify(model, image)).size
+    >>> overlay(classify(model, image), image).size
     (128, 96)
 """
 
@@ -61,13 +61,13 @@ def thumbnail(image: Any, side: int = 768) -> Image.Image:
 
 
 def glimpse_pictures(
-    image: Any, classification: Classification, *, fill: Sequence[float] | None = None, antialias: bool = True
+    classification: Classification, image: Any, *, fill: Sequence[float] | None = None, antialias: bool = True
 ) -> list[Image.Image]:
     """Each glimpse as the model saw it, before normalisation.
 
     Args:
-        image: see `one_view`.
-        classification: the classification of this image.
+        classification: the classification of one image.
+        image: the image, see `one_view`.
         fill: value of each channel outside the image; models use their mean, which is normalised to 0.
         antialias: whether looks are antialiased, as for the model.
     """
@@ -87,12 +87,12 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-def overlay(image: Any, classification: Classification, *, side: int = 768) -> Image.Image:
+def overlay(classification: Classification, image: Any, *, side: int = 768) -> Image.Image:
     """The image with the boxes of all glimpses, coloured by level and numbered in order.
 
     Args:
-        image: see `one_view`.
-        classification: the classification of this image.
+        classification: the classification of one image.
+        image: the image, see `one_view`.
         side: longest side of the picture; smaller images are not enlarged.
     """
     views = one_view(image)

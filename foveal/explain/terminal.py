@@ -58,7 +58,7 @@ def show(classification: Classification, image: Any = None, wide: bool = False) 
     if image is not None and shell is not None and hasattr(shell, "kernel"):
         from IPython.display import display
 
-        display(overlay(image, classification))
+        display(overlay(classification, image))
 
 
 def classification_table(classification: Classification, wide: bool = False) -> Group:

@@ -89,9 +89,9 @@ def check_network(
     source, _, place = name.rpartition(":")
     if source or "/" in place:
         architecture = place.rpartition("/")[2].partition("@")[0]
-        advice = "give the name of its architecture in timm, and its file of weights by --model.pretrained FILE"
+        advice = "give the name of its architecture in timm, and its file of weights by `model.pretrained` FILE"
         if _has_network(architecture):
-            advice = f"give {architecture}, and --model.pretrained true for its weights"
+            advice = f"give {architecture}, and `model.pretrained` true for its weights"
         raise ConfigError(
             f"{label}: a model of the Hugging Face Hub or of a folder is not loaded by its name; {advice}"
         )

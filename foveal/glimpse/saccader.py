@@ -620,7 +620,7 @@ class SaccaderSeparate(Saccader):
 
     The BagNet finds locations in a small version of the image. Each glimpse is cut from the full-resolution image,
     resampled to the input size of the classifier and classified. The logits are averaged. Training usually starts from
-    the weights of a trained `Saccader` (``--init-from``). Without locations the prediction is that of the BagNet.
+    the weights of a trained `Saccader` (``init_from``). Without locations the prediction is that of the BagNet.
 
     Args:
         num_classes: number of classes.

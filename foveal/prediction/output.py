@@ -189,7 +189,7 @@ def predict(
                 output.finish()
         except KeyboardInterrupt as end:
             if output is not None:
-                again = "" if resume else " without --overwrite (in Python resume=False)"
+                again = "" if resume else " without `overwrite`"
                 end.add_note(f"the rows {safe} are safe; the same command{again} goes on")
             raise
     return Summary(

@@ -140,8 +140,8 @@ def load_recipe(name: str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    beside = file.parent / base
-    return merge(load_recipe(str(beside) if beside.suffix and beside.is_file() else str(base), (*_seen, file)), values)
+    nearby = file.parent / base
+    return merge(load_recipe(str(nearby) if nearby.suffix and nearby.is_file() else str(base), (*_seen, file)), values)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Example:
     >>> configure("demo", ["--optimiser.lrr", "1"])
     Traceback (most recent call last):
     ...
-    foveal.recipes.flags.UsageError: --optimiser.lrr: there is no such option; did you mean optimiser.lr?
+    foveal.errors.ConfigError: --optimiser.lrr: there is no such option; did you mean optimiser.lr?
 """
 
 from __future__ import annotations

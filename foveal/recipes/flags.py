@@ -35,10 +35,6 @@ from foveal.signatures import chain_of, hints_of, in_words
 SECTIONS = ("model", "data", "objective")
 
 
-class UsageError(ConfigError):
-    """An error on the command line, as opposed to a file."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Option:
     """A value that can be set.
@@ -145,7 +141,7 @@ def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `as_flat`.
 
     Raises:
-        UsageError: a key is both a value and a section.
+        ConfigError: a key is both a value and a section.
     """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
@@ -154,7 +150,7 @@ def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
         for part in way:
             at = at.setdefault(part, {})
             if not isinstance(at, dict):
-                raise UsageError(f"{key}: {part} has a value already; give the one or the other")
+                raise ConfigError(f"{key}: {part} has a value already; give the one or the other")
         at[last] = value
     return nested
 
@@ -193,8 +189,7 @@ def parse_options(
         Nested values.
 
     Raises:
-        ConfigError: a key is unknown, or a value is missing or of the wrong type; `UsageError` if it is on the command
-            line.
+        ConfigError: a key is unknown, or a value is missing or of the wrong type.
     """
     by_key = {o.key: o for o in options}
     given = as_flat(recipe, by_key)
@@ -218,10 +213,10 @@ def parse_options(
         parser.set_defaults(checked)
         values = as_flat(parser.parse_args(argv).as_dict(), by_key)
     except jsonargparse.ArgumentError as error:
-        raise UsageError(f"--{_wrong_type(str(error), by_key)}") from error
+        raise ConfigError(f"--{_wrong_type(str(error), by_key)}") from error
     for key, option in by_key.items():
         if option.default is REQUIRED and not option.unset and values.get(key) is None:
-            raise UsageError(f"--{key}: this option is missing ({option.help.rstrip('.')}); set it")
+            raise ConfigError(f"--{key}: this option is missing ({option.help.rstrip('.')}); set it")
     unset = {key for key, option in by_key.items() if option.unset and values.get(key) is None}
     return as_nested({**{k: v for k, v in values.items() if k not in unset}, **through, **more})
 
@@ -253,7 +248,7 @@ def _translate(
             continue
         if not token.startswith("--"):
             hint = f"; give a folder of images by --data.root {token}" if Path(token).is_dir() else ""
-            raise UsageError(f"{token}: not expected here; the recipe comes first, then values after --key{hint}")
+            raise ConfigError(f"{token}: not expected here; the recipe comes first, then values after --key{hint}")
         key, equals, value = token[2:].partition("=")
         key = key.replace("-", "_")
         key = f"{key}.name" if f"{key}.name" in by_key else key
@@ -266,7 +261,7 @@ def _translate(
             value = _as_list(value, by_key[key].taken)
         elif not any(key.startswith(f"{k}.") and "dict" in str(o.hint) for k, o in by_key.items()):
             if not key.startswith(tuple(f"{s}." for s in open_keys)):
-                raise UsageError(f"--{_unknown(key, by_key)}")
+                raise ConfigError(f"--{_unknown(key, by_key)}")
             through[key] = parse_value(_as_list(value, int | Sequence))
             continue
         known += [flag(key), value]
@@ -313,12 +308,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Parse ``["grid=5", "locations=[3]"]`` to keywords.
 
     Raises:
-        UsageError: there is no equals sign.
+        ConfigError: there is no equals sign.
     """
     values = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise UsageError(f"--set {setting}: the value is missing; write --set {key}=VALUE")
+            raise ConfigError(f"--set {setting}: the value is missing; write --set {key}=VALUE")
         values[key] = parse_value(_as_list(value, int | Sequence))
     return values

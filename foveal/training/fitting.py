@@ -418,7 +418,7 @@ def _print_resumed(
     """Print the step from which a run is resumed, and the changed options."""
     if finished:
         after = f"finished already, after step {step}"
-        print_safely(f"{out}: {after}; to train on, give more --epochs, --steps or --max-time", sys.stderr)
+        print_safely(f"{out}: {after}; to train longer, set more `epochs`, `steps` or `max_time`", sys.stderr)
         return
     changed = differences(resolved, stored) if stored else []
     first = f"resume after step {step:,}; {'changed:' if changed else 'no value is changed'}"

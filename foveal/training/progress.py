@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, elsewhere a line every few seconds.
+"""Progress of training: a bar on a terminal, otherwise a line every few seconds.
 
 Example:
     >>> print(as_line({"step": "120/850", "epoch": "2.1", "loss": "1.342", "acc": "45.3%"}, 215.4, 161.0))
@@ -31,7 +31,7 @@ REDRAW = 0.25  # seconds between two updates of the bar
 
 
 def pause(elapsed: float) -> float:
-    """Seconds between two lines, after ``elapsed`` seconds of the run: from 5 to 60."""
+    """Seconds between two lines after ``elapsed`` seconds of training, 5 to 60."""
     return min(max(5.0, elapsed / 20), 60.0)
 
 
@@ -56,11 +56,10 @@ def _silence(stream: TextIO) -> None:
 
 
 class Progress(pl.Callback):
-    """Shows the progress of a run, from the first update on.
+    """Shows the progress of training from the first update.
 
-    It shows the step, the epoch, loss and accuracy (means over recent batches), the accuracy of the last validation,
-    images per second, and the time left, estimated from the speed of recent batches and the time of the last
-    validation.
+    Shown are step, epoch, loss and accuracy (means over recent batches), accuracy of the last validation, images per
+    second, and the time left, estimated from the speed of recent batches and the duration of the last validation.
     """
 
     def __init__(self) -> None:
@@ -124,7 +123,7 @@ class Progress(pl.Callback):
         self._shown = time.monotonic()
         of = "" if learner.total_batches >= ENDLESS else f"/{learner.total_batches // learner.config.accumulate}"
         values = {"step": f"{learner.step}{of}", "epoch": f"{done / learner.batches_per_epoch:.1f}"}
-        # Values stay on the device until they are shown, so that the host does not wait for each step.
+        # Values are copied from the device only when they are shown, so that the host does not wait at each step.
         if self.loss.weight:
             values["loss"] = f"{float(self.loss.mean):.3f}"
         if self.accuracy.weight:
@@ -185,7 +184,7 @@ class _Recent:
 
 
 class _Lines:
-    """A line every few seconds, on standard error."""
+    """Prints a line every few seconds on standard error."""
 
     def due(self, now: float, shown: float, elapsed: float) -> bool:
         return now - shown >= pause(elapsed)
@@ -234,14 +233,20 @@ class _WithText(Bars):
 
 
 def as_line(values: Mapping[str, str], speed: float, left: float | None = None) -> str:
-    """Values with their names, images a second and seconds left, as one line."""
+    """One line with named values, images per second and the time left.
+
+    Args:
+        values: values by name.
+        speed: images per second; not shown if 0.
+        left: seconds left; not shown if None.
+    """
     parts = [f"{name} {value}" for name, value in values.items()]
     parts += [f"{as_rate(speed)} img/s"] if speed else []  # 0 if no image could be read
     return "  ".join([*parts, *([] if left is None else [f"{as_duration(left)} left"])])
 
 
 def as_rate(rate: float) -> str:
-    """A rate as a whole number, or with two digits where it is less than 10."""
+    """A rate as a whole number, or with two significant digits below 10."""
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 

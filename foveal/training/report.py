@@ -1,4 +1,4 @@
-"""What `fit` prints before and after a training run, and the summary that the run folder keeps.
+"""Texts that `fit` prints before and after training, and the summary in the run folder.
 
 Example:
     >>> summary = TrainingSummary(
@@ -45,12 +45,12 @@ Ended = Literal["finished", "interrupted", "diverged"]
 
 
 def describe(learner: Learner, out: Path, updates: int) -> str:
-    """The model, the data, and the length of a run that is about to start, in a few lines.
+    """Describe model, data and length of a run before it starts, in a few lines.
 
     Args:
-        learner: the model, the data and the settings.
+        learner: model, data and settings.
         out: run folder.
-        updates: number of updates after which the run ends; `ENDLESS` where only time ends it.
+        updates: number of updates of the run; `ENDLESS` if it is limited by time only.
     """
     model, data, training = learner.model, learner.data, learner.config
     name = model.spec.get("name", type(model).__name__)
@@ -76,14 +76,14 @@ def describe(learner: Learner, out: Path, updates: int) -> str:
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """The values of a configuration that a resumed run changes, as ``key: old -> new``."""
+    """Changed values of two configurations, as ``key: old -> new``."""
     now, before = _by_flag(new), _by_flag(old)
     changed = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
 
 
 def _by_flag(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration by the flags that set them: ``optimiser.lr``."""
+    """Values of a configuration by dotted keys such as ``optimiser.lr``."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         found |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {key: value}
@@ -95,29 +95,29 @@ def _by_flag(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """The outcome of a training run. The run folder keeps it as ``summary.json``.
+    """The outcome of training, stored as ``summary.json`` in the run folder.
 
     Attributes:
         step: number of updates.
         epoch: number of passes over the training images.
-        seconds: time of training and validation, over all the times the run was resumed.
+        seconds: time of training and validation, including the time before the run was resumed.
         ended: ``finished``; ``interrupted`` by a signal; or ``diverged``: loss or weights became NaN or infinite.
         accuracy: accuracy of the best validation, 0 to 1; None if nothing was validated.
         interval: 95 % Wilson interval of ``accuracy``.
         images: number of validation images that could be read.
         last_accuracy: accuracy of the last validation.
         validations: number of validations.
-        training_accuracy: mean over the images of the latest updates; None if no image could be read.
+        training_accuracy: mean over the images of the last updates; None if no image could be read.
         commonest: the most frequent class, or labels, of the validation images; of the training images if nothing was
             validated.
-        commonest_share: share of these images that it has, 0 to 1. Always predicting this class has this accuracy.
-        kept_step: the update after which the weights in ``model.safetensors`` were saved.
+        commonest_share: its share of these images, 0 to 1. This is the accuracy of always predicting this class.
+        kept_step: number of updates of the weights in ``model.safetensors``.
         averaged: whether these weights are the moving average.
-        left_out: number of batches left out because they held one image, see `foveal.training.norms`.
+        left_out: number of skipped batches of one image, see `foveal.training.norms`.
         unread: number of images that could not be read.
-        out_of_time: whether ``max_time`` ended the run, rather than its epochs or steps.
-        out_of_patience: whether ``patience`` ended the run.
-        warnings: sentences about what may be wrong with the result.
+        out_of_time: whether the run was ended by ``max_time`` and not by epochs or steps.
+        out_of_patience: whether the run was ended by ``patience``.
+        warnings: warnings about the result, one sentence each.
     """
 
     step: int
@@ -146,7 +146,7 @@ class TrainingSummary:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def result(self) -> str:
-        """The length of the run and the accuracy of its model, in a few lines of 80 columns."""
+        """Length of the run and accuracy of the model, in a few lines of 80 columns."""
         how = "ended by max_time" if self.out_of_time else "ended by patience" if self.out_of_patience else self.ended
         length = f"{self.step:,} update{_s(self.step)}, {self.epoch:.4g} epochs, in {as_duration(self.seconds)}"
         length += "" if how == "finished" else f", {how}"
@@ -154,7 +154,7 @@ class TrainingSummary:
             none = ": there are no validation images that can be read"
             result = f"nothing was validated{none if self.ended == 'finished' else ' before the run ended'}"
             if self.training_accuracy is not None:
-                result += f"\naccuracy {_percent(self.training_accuracy)} on the training images of the latest updates"
+                result += f"\naccuracy {_percent(self.training_accuracy)} on the training images of the last updates"
         else:
             low, high = (f"{100 * bound:.1f}" for bound in self.interval)
             result = f"accuracy {_percent(self.accuracy)} on {self.images:,} validation images"
@@ -165,7 +165,12 @@ class TrainingSummary:
         return _labelled({"run": length, "result": result})
 
     def show(self, out: Path, brief: bool = False) -> None:
-        """Print the result and, unless ``brief``, which weights were kept and the next commands; warnings on stderr."""
+        """Print the result, and the warnings on stderr.
+
+        Args:
+            out: run folder.
+            brief: do not print which weights were saved, and the next commands.
+        """
         print_safely(self.result())
         if not brief:
             folder = shlex.quote(str(out))
@@ -178,7 +183,7 @@ class TrainingSummary:
             }
             kept = f"{'averaged ' * self.averaged}weights of step {self.kept_step:,} in {out / WEIGHTS}"
             print_safely(_labelled({"kept": kept, "next": following[self.ended]}, wrap=False))
-        # A terminal would break words.
+        # Wrapped here, because a terminal wraps within words.
         wrapper = TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
         for warning in self.warnings:
             text = f"foveal: {warning}"
@@ -186,7 +191,7 @@ class TrainingSummary:
 
 
 class _Score(NamedTuple):
-    """An accuracy, 0 to 1, the update after which it was measured, and on how many images."""
+    """Accuracy, 0 to 1, with the number of updates before and the number of images."""
 
     step: int
     accuracy: float
@@ -197,7 +202,7 @@ class _Score(NamedTuple):
 
 
 def facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What `summarise` needs from a training checkpoint. It holds no weights, so that the checkpoint can be freed."""
+    """Values of a checkpoint for `summarise`, without weights, so that the checkpoint can be freed."""
     groups = checkpoint["optimizer_states"][0]["param_groups"]
     return {
         "step": checkpoint["global_step"],
@@ -213,14 +218,14 @@ def facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def summarise(
     learner: Learner, out: Path, ended: Ended, last: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> TrainingSummary:
-    """The summary of a run, from the files in its folder.
+    """Summarise a run from the files in its folder.
 
     Args:
         learner: the learner of the run.
         out: run folder.
         ended: how the run ended.
         last: `facts` of the last checkpoint.
-        kept: `facts` of the checkpoint whose weights are kept.
+        kept: `facts` of the checkpoint with the saved weights.
     """
     config, step = learner.config, last["step"]
     best = _score(kept, "best", learner) if learner.validates else None
@@ -254,7 +259,7 @@ def summarise(
 
 
 def _score(facts: Mapping[str, Any], which: str, learner: Learner) -> _Score | None:
-    """The best or the last validation of a checkpoint. Older checkpoints lack the last one and the number of images."""
+    """The best or last validation of a checkpoint. Older checkpoints lack the last one and the number of images."""
     if facts.get(which) is None or learner.data.val is None:
         return None
     return _Score(facts["step"], facts[which][0], facts.get("images") or len(learner.data.val))
@@ -263,26 +268,24 @@ def _score(facts: Mapping[str, Any], which: str, learner: Learner) -> _Score | N
 def _warnings(
     found: TrainingSummary, learner: Learner, scores: Sequence[_Score], lr_share: float, out: Path
 ) -> Iterator[str]:
-    """What may be wrong with a result.
+    """Warnings about a result.
 
     Args:
         found: the summary so far.
         learner: the learner of the run.
-        scores: validations, or training accuracies where nothing was validated; the last is that of the end.
-        lr_share: learning rate of the last update, as a share of the highest.
+        scores: validations, or training accuracies if nothing was validated, in order.
+        lr_share: learning rate of the last update divided by the highest.
         out: run folder.
     """
     if scores:
         yield from _warnings_of_accuracy(found, max(scores, key=lambda score: score.accuracy), scores[-1])
     optimiser = learner.config.optimiser
-    more = "go on with --resume" if found.ended == "interrupted" else "train longer"
+    more = "continue by `resume`" if found.ended == "interrupted" else "train longer"
     if found.step < optimiser.warmup:
-        length = f"{found.step:,} update{_s(found.step)}, within the {optimiser.warmup:,} of --optimiser.warmup"
+        length = f"{found.step:,} update{_s(found.step)}, within the {optimiser.warmup:,} of `optimiser.warmup`"
         yield f"the run ended after {length}; {more}, or set a shorter warm-up"
-    elif (
-        found.ended != "diverged" and not found.out_of_patience and lr_share > lr_factor(optimiser, ENDLESS, 1.0) + 0.1
-    ):
-        yield f"the learning rate was still at {lr_share:.0%} of its highest when the run ended; {more}"
+    elif not (found.ended == "diverged" or found.out_of_patience) and lr_share > lr_factor(optimiser, ENDLESS, 1) + 0.1:
+        yield f"the learning rate was still {lr_share:.0%} of its maximum when the run ended; {more}"
     if found.ended == "interrupted":
         by_time = found.seconds / learner.config.max_time if learner.config.max_time else 0.0
         by_steps = found.step * learner.config.accumulate / learner.total_batches
@@ -292,8 +295,8 @@ def _warnings(
             yield f"the objective had not reached its last phase ({phases}); {more}"
     if found.left_out:
         batches = "1 batch was" if found.left_out == 1 else f"{found.left_out:,} batches were"
-        why = "of the one image in a batch, batch norm sees one value per channel"
-        yield f"{batches} left out: {why}; set a larger --batch-size"
+        why = "with one image, batch norm gets a single value per channel"
+        yield f"{batches} left out: {why}; set a larger `batch_size`"
     if found.unread:
         yield f"{found.unread:,} image{_s(found.unread)} could not be read; see {out / BAD_IMAGES}"
 
@@ -304,22 +307,21 @@ def _warnings_of_accuracy(found: TrainingSummary, best: _Score, end: _Score) -> 
     if lost_most and end.interval()[1] < best.interval()[0]:
         yield (
             f"accuracy fell from {_percent(best.accuracy)} at step {best.step:,} to {_percent(end.accuracy)} at the "
-            "end,"
-            " so training may have diverged; try a lower --optimiser.lr or --optimiser.clip 1"
+            "end, so training may have diverged; try a lower `optimiser.lr` or `optimiser.clip` 1"
         )
     judged = best if found.validations else end
-    # The best of many validations exceeds chance by luck more often than a single one: the interval is wider.
+    # The best of many validations is more often above chance by luck than a single one, so the interval is wider.
     z = NormalDist().inv_cdf(1 - 0.025 / max(found.validations, 1))
     if judged.interval(z)[0] <= chance:
         yield (
             f"an accuracy of {_percent(judged.accuracy)} is not clearly better than that of always predicting the"
             f" commonest class, {found.commonest or 'none'!r} ({_percent(chance)}); train longer, or try another"
-            " --optimiser.lr"
+            " `optimiser.lr`"
         )
 
 
 def _training_scores(file: Path, config: Training, last: Mapping[str, Any]) -> list[_Score]:
-    """Training accuracies in ``metrics.csv``, and of the updates after its last line, on about that many images."""
+    """Training accuracies in ``metrics.csv`` and of the updates after its last line, with approximate image counts."""
     found: list[_Score] = []
     before = 0
     for row in _rows(file):
@@ -340,7 +342,7 @@ def _lines_of(file: Path) -> int:
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
-    """The rows of a table; none if there is no file."""
+    """Rows of a table; none if the file does not exist."""
     if file.is_file():
         with file.open(newline="") as lines:
             yield from csv.DictReader(lines)
@@ -351,12 +353,12 @@ def _percent(share: float) -> str:
 
 
 def _s(count: float) -> str:
-    """The plural's s."""
+    """Plural ending."""
     return "" if count == 1 else "s"
 
 
 def _labelled(texts: Mapping[str, str], wrap: bool = True) -> str:
-    """Texts behind their labels. Prose is wrapped at 80 columns; commands and paths must not be."""
+    """Lines with labels. Text is wrapped at 80 columns unless it has commands or paths."""
     wrapper = TextWrapper(80, subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False)
     lines = []
     for label, text in texts.items():

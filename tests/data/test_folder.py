@@ -240,7 +240,7 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, classes):
     assert get_data("folder", root=str(tmp_path), val_fraction=0).classes == classes
 
 
-def test_what_is_beside_the_splits_is_told(tmp_path):
+def test_files_next_to_the_splits_are_reported(tmp_path):
     root = make_folder(tmp_path, images=2, splits=("train", "val"))
     for n in range(3):
         save_image(root / "spare" / "class_0" / f"{n}.jpg", n)

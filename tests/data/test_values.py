@@ -73,7 +73,7 @@ def test_16_bit_images_that_use_a_small_part_get_a_suggestion(dark):
         "the values of 9 uint16"
     )
     assert "a small part of 0 to 65535" in note
-    assert note.endswith("; set --data.value_range 0,4095")
+    assert note.endswith("; set `data.value_range` 0,4095")
     # With the suggested range there is no further note.
     assert notes(dark, value_range=(0, 4095)) == []
 
@@ -110,16 +110,16 @@ def test_types_without_a_range_get_one_suggested(tmp_path, dtype, low, high, sug
         pixels = low + photo(50, 60, 1, np.float64, i) * (high - low)
         save(tmp_path / f"{i % 2}" / f"{i}.tif", pixels.astype(dtype))
     (note,) = notes(tmp_path)
-    assert note.endswith(f"set --data.value_range {suggested}")
+    assert note.endswith(f"set `data.value_range` {suggested}")
     wanted = "a small part of 0 to" if np.dtype(dtype).kind == "u" else "their pixel type has no range"
     assert wanted in note
 
 
 def test_a_range_that_does_not_fit_is_told(dark):
     (note,) = notes(dark, value_range=(0, 1000))
-    assert "% of them beyond --data.value_range 0,1000; set --data.value_range 0,4095" in note
+    assert "% of them beyond `data.value_range` 0,1000; set `data.value_range` 0,4095" in note
     (note,) = notes(dark, value_range=(0, 65535))
-    assert "a small part of --data.value_range 0,65535; set --data.value_range 0,4095" in note
+    assert "a small part of `data.value_range` 0,65535; set `data.value_range` 0,4095" in note
 
 
 def test_images_of_two_types_are_told_instead(dark):
@@ -290,7 +290,7 @@ def test_fit_and_data_suggest_and_the_run_keeps_it(capsys, dark, tmp_path):
     suggestion = capsys.readouterr().out.partition("; set ")[2].strip()
     assert suggestion == "--data.value_range 0,4095"
     assert main(["fit", "--data.root", str(dark), *FIT, "--out", str(tmp_path / "unset")]) == 0
-    assert f"; set {suggestion}" in capsys.readouterr().out
+    assert "; set `data.value_range` 0,4095" in capsys.readouterr().out
     out = tmp_path / "run"
     assert main(["fit", "--data.root", str(dark), *FIT, *suggestion.split(), "--out", str(out)]) == 0
     assert "value_range" not in capsys.readouterr().out

@@ -33,6 +33,6 @@ def test_the_likelihood_never_falls_where_it_is_fitted(count, seed):
 
 
 def test_the_ends_of_the_range():
-    assert fit_temperature(torch.eye(3), torch.arange(3)) == 0.05  # always right: the surer the better
+    assert fit_temperature(torch.eye(3), torch.arange(3)) == 0.05  # always right: the lowest temperature is best
     assert fit_temperature(torch.eye(3), torch.tensor([1, 2, 0])) == 20  # always wrong
-    assert 0.05 <= fit_temperature(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)) <= 20  # nothing to tell
+    assert 0.05 <= fit_temperature(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)) <= 20  # no information

@@ -37,7 +37,7 @@ def visible(pixels):
 
 
 class Seer(Spotter):
-    """Looks at three cells, that with the square first, or third but saying that it alone adds anything."""
+    """Looks at three cells: the one with the square first, or third with the only contribution."""
 
     locations = (3,)
 
@@ -423,11 +423,11 @@ def test_the_command(capsys, runs, tmp_path):
 
 @pytest.mark.parametrize("name", ["faithfulness", "faithful"])
 def test_errors_of_the_command_name_its_flags(capsys, runs, name):
-    assert main([name, str(runs[1]), "--map", "nowhere", "--cam", "stages.2", "--device", "cpu"]) == 1
+    assert main([name, str(runs[1]), "--map", "nowhere", "--cam", "stages.2", "--device", "cpu"]) == 2
     assert capsys.readouterr().err.startswith(
         "foveal: --map nowhere and --cam stages.2: regions are ranked by one of them"
     )
-    assert main([name, str(runs[0]), "--cam", "stages.2", "--device", "cpu"]) == 1
+    assert main([name, str(runs[0]), "--cam", "stages.2", "--device", "cpu"]) == 2
     assert capsys.readouterr().err.endswith("its looks are ranked; leave --map and --cam out\n")
 
 

@@ -18,7 +18,7 @@ CPU = Setting(device="cpu")
 
 
 def squares(count):
-    """One bright square each, its cell and its brightness drawn."""
+    """Images with one bright square of random cell and brightness."""
     rng = np.random.default_rng(0)
     images, target = torch.zeros(count, 3, 24, 24, dtype=torch.uint8), torch.arange(count) % len(CLASSES)
     for image, t, cell in zip(images, target, rng.integers(9, size=count), strict=True):
@@ -49,7 +49,7 @@ def test_hiding_what_matters_destroys_and_hiding_at_random_does_not():
     for kind in ("learned", "random"):
         assert [found[kind, (k,), "model"].hidden for k in (1, 3)] == pytest.approx([1 / 9, 1 / 3])
         assert found[kind, (3,), "model"].total_locations == 3
-    # One class of six is guessed where nothing is left.
+    # If nothing is visible, one class of six is guessed.
     assert found["learned", (1,), "model"].accuracy == pytest.approx(1 / 6)
     for k in (1, 3):  # the square is hidden in k cases of nine, of which one of six is guessed
         expected = 1 - k / 9 * 5 / 6

@@ -1,4 +1,4 @@
-"""Published tables beside runs; run folders are written by hand, so that every number is known."""
+"""Published tables with runs. The run folders are written by hand, so that all numbers are known."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def make_run(
     machine=("cpu", "laptop"),
     **config,
 ):
-    """A run folder as training and evaluation leave it, without weights that anybody could load."""
+    """A run folder as after training and evaluation, with invalid weights."""
     folder.mkdir(parents=True)
     model = {"pretrained": False, **WRAPPER, **(model or {"name": "resnet20_cifar"})}
     config = {
@@ -238,10 +238,10 @@ def test_what_does_not_count_is_left_out_with_the_reason(tmp_path, change, words
 
 def test_a_run_that_diverged_is_told_so(tmp_path):
     folder = make_run(tmp_path / "a", 0.5, epoch=150)
-    (folder / "model.safetensors").unlink()  # which a run that diverges does not get to
+    (folder / "model.safetensors").unlink()  # not written if a run diverges
     (folder / "metrics.csv").write_text("step,epoch,seconds,loss\n50,0.128,5.0,2.1\n73,0.187,7.1,nan\n")
     ((_, reason),) = paper_table("cifar", tmp_path).left_out
-    assert reason == "diverged in step 73; train with a lower --optimiser.lr or --optimiser.clip 1"
+    assert reason == "diverged in step 73; train with a lower `optimiser.lr` or `optimiser.clip` 1"
 
 
 def test_damaged_and_old_evaluations_are_left_out(tmp_path):
@@ -306,7 +306,7 @@ def test_time_ends_a_run_too(tmp_path, seconds):
         ({"precision": "bf16-mixed"}, "bf16-mixed"),
     ],
 )
-def test_what_is_not_the_recipes_is_said_beside_no_other_run_too(tmp_path, change, words):
+def test_differences_from_the_recipe_are_shown_for_a_single_run(tmp_path, change, words):
     make_run(tmp_path / "a", 0.9, **change)
     found = paper_table("cifar", tmp_path)
     assert row_of(found, "ResNet-20").measured[0].how == f"200 epochs, step, batches of 128, {words}"
@@ -317,7 +317,7 @@ def test_lines_of_a_row_never_read_the_same(tmp_path):
     changes = [{}, {"ema": 0.99}, {"accumulate": 2}, {"objective": {"smoothing": 0.1}}, {"optimiser": {"warmup": 400}}]
     for i, change in enumerate(changes):
         make_run(tmp_path / f"{i}", 0.9, **({"ema": None} | change))
-    make_run(tmp_path / "older", 0.9, seed=1)  # which knew of no such option
+    make_run(tmp_path / "older", 0.9, seed=1)  # before the option existed
     groups = row_of(paper_table("cifar", tmp_path), "ResNet-20").measured
     assert [len(group.runs) for group in groups] == [2, 1, 1, 1, 1]
     words = ("128", "ema 0.99", "accumulate 2", "objective.smoothing 0.1", "optimiser.warmup 400")
@@ -363,7 +363,7 @@ def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(
     for seed, clip in enumerate((4, 4.0)):
         model = {"name": "attn_resnet110_cifar", "attention_options": {"clip": clip}}
         make_run(tmp_path / f"clip{seed}", 0.9, seed=seed, model=model, optimiser={"lr": 1 if seed else 1.0})
-    make_run(tmp_path / "nl", 0.9, model={"name": "nl_resnet110_cifar", "place": "block"})  # its own is middle
+    make_run(tmp_path / "nl", 0.9, model={"name": "nl_resnet110_cifar", "place": "block"})  # the default is middle
     found = paper_table("cifar", tmp_path)
     for name, seeds in (("attention CNN", (0, 1, 2)), ("clipped at 4, zero start", (0, 1))):
         assert [group.seeds for group in row_of(found, name).measured] == [seeds]

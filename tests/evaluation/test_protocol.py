@@ -30,7 +30,7 @@ def test_scores_are_those_of_counting_by_hand(batch_size):
         logits = [2.0 * (c == t) - 0.01 * c for c in range(6)]
         nll += (math.log(sum(map(math.exp, logits))) - logits[t]) / 6
     assert compute_metrics(found.scores[2].answers)["nll"].value == pytest.approx(nll, rel=1e-6)
-    # Classes a to e lead when a is said; f never is among five then.
+    # If a is predicted, classes a to e are the first five, without f.
     assert compute_metrics(found.scores[0].answers)["top5"].value == 25 / 30
 
 
@@ -44,7 +44,7 @@ def test_random_looks_do_not_depend_on_the_batch():
 
 
 class Spoiled(BlankViews):
-    """Four images, the pixel of each its number; the second breaks when it is looked at."""
+    """Four images whose pixel is their number; reading the second fails."""
 
     def look(self, which, boxes, size, **options):
         self.errors[1] = "second.tif: broke off; copy it again"

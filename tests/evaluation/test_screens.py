@@ -1,4 +1,4 @@
-"""Each result on a terminal of 80 columns: made by hand, so that names and numbers can be as awkward as they come."""
+"""Each result on a terminal of 80 columns, with long names and extreme numbers."""
 
 import io
 import json
@@ -50,12 +50,12 @@ def printed(what, width):
 
 
 def cells_of(text):
-    """What stands in tables: words of lines until the paragraphs below, without those that were cut."""
+    """Words in tables, without the paragraphs below and shortened words."""
     return [word for word in re.split(r" {2,}|\n", text) if word.strip() and "─" not in word]
 
 
 def check(result, names=()):
-    """No line over 80, no line break in a row, no number and no header cut; away from a terminal nothing is."""
+    """At most 80 columns, no line break in a row, no shortened number or header; unlimited without a terminal."""
     for wide in (False, True):
         narrow, whole = printed(result.table(wide), 80), printed(result.table(wide), 1_000_000)
         assert max(map(cell_len, narrow.splitlines())) <= 80
@@ -159,7 +159,7 @@ def test_evaluate_awkwardly():
     assert "takes no image" in text and "77.2" in text and "2,050,000" in text
     assert (
         len({line.split()[0] for line in text.splitlines() if "…" in line and "50.0 ±" in line}) == 2
-    )  # runs are told apart
+    )  # runs have different names
 
 
 def test_evaluate_one_point_without_times():
@@ -329,7 +329,7 @@ def test_faithfulness_awkwardly():
 
 @pytest.mark.parametrize("size", [(500, 1260), 3])
 def test_sizes_are_never_broken(size):
-    """One image, one number of locations, one digit more or less: nothing depends on it."""
+    """One image, one number of locations, one digit more or less."""
     about = {**ABOUT, "image_size": size if isinstance(size, tuple) else [size, size]}
     check(evaluation(about=about, points=(replace(point((1,)), images=1),)))
 

@@ -1,4 +1,4 @@
-"""Thresholds that spend a wanted cost, and what they give."""
+"""Thresholds for a mean cost, and their results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_images_with_fewer_cells_than_looks_are_counted_as_they_were_looked_at()
     exits = find_thresholds(model, mixed, ["2.5locations"], locations=(5,), setting=CPU)
     assert exits[0].threshold <= 1 and exits[0].cost <= 2.5
     unbound = find_thresholds(model, mixed, ["3locations"], locations=(5,), setting=CPU)
-    assert unbound[0].threshold == NEVER_SURE and unbound[0].cost == 3  # more is not to be had of the validation images
+    assert unbound[0].threshold == NEVER_SURE and unbound[0].cost == 3  # the maximum on the validation images
     ways = score_exits(Bench([model], mixed, Setting(split="test", device="cpu", batch_size=4)), unbound)
     assert [way.locations for way in ways] == pytest.approx([0, 1, 2, 3, 3.3, 3.6, 3.6])
     cost = [count_cost(model, 90, (k,) if k else ()).macs for k in range(6)]
@@ -124,7 +124,7 @@ def test_what_cannot_be_solved_gets_a_sentence(model, budget, message):
 
 
 def test_a_time_is_that_of_looking_on_turn_by_turn():
-    """Not that of the fixed budgets, whose looks are taken all at once: each turn waits, whatever it looks at."""
+    """The time of early exit, not of equal locations, whose looks are taken at once."""
 
     class Slow(TensorViews):
         def look(self, which, boxes, size, **options):

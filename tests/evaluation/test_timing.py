@@ -97,7 +97,7 @@ NO_LOOKS = Glimpses(np.zeros(0, int), np.zeros((0, 4)), (8, 8), np.zeros(0, int)
 
 
 class Clocked(WholeImage):
-    """Takes so many seconds a look, a little less in larger batches, by a clock that stands still otherwise."""
+    """Takes a given time per look, a little less in larger batches, by a clock that only it advances."""
 
     def __init__(self, clock, seconds):
         super().__init__(Slow(), image_size=8)

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import math
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.draws import generator
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, StorageError
 from foveal.evaluation import Setting, evaluate
 from foveal.models import create_model
 from foveal.prediction import count_cost
@@ -34,6 +35,24 @@ def evaluation(tmp_path_factory):
     return result, folder
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_result_that_cannot_be_drawn_leaves_the_old_files(evaluation, tmp_path, before, monkeypatch):
+    result, _ = evaluation
+    if before:
+        (tmp_path / "evaluation.json").write_text("old")
+        (tmp_path / "tradeoff.png").write_text("old")
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(self, file):
+        file.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(result), "draw", full)
+    with pytest.raises(StorageError, match=r"tradeoff.png: cannot be written \(No space left on device\)"):
+        result.write(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
 def test_points(evaluation):
     points = evaluation[0].points
     assert [(p.kind, p.locations, p.total_locations) for p in points] == [
@@ -52,7 +71,7 @@ def test_points(evaluation):
     assert points[0].single.batch_size == 1 and points[1].batched.batch_size >= 1 and points[2].single is None
 
 
-def test_dense_costs_stand_beside(evaluation):
+def test_dense_costs_are_included(evaluation):
     small, full = evaluation[0].dense
     backbone = tnet().dense()
     assert (small.size, small.macs) == ((32, 32), count_cost(backbone, 32).macs)
@@ -97,7 +116,7 @@ def test_a_limit_draws_images_by_the_seed(seed):
     result = evaluate(Looker(), data(20), locations=[(3,)], measure="none", setting=setting)
     drawn = generator(seed, 0, 0, "order").permutation(120)[:50]
     assert result.points[0].images == result.as_dict()["limit"] == 50
-    assert result.points[0].accuracy == (data(20).test.targets[drawn] < 3).mean()  # three looks tell three classes
+    assert result.points[0].accuracy == (data(20).test.targets[drawn] < 3).mean()  # three looks, three classes
 
 
 def test_progress_counts_looks_at_batches_then_timings():
@@ -157,7 +176,7 @@ def test_what_does_not_fit_is_told():
 
 @pytest.fixture(scope="module")
 def several():
-    """A TNet, its policies and what they came to."""
+    """A TNet, its policies and their results."""
     sweep = [(), (1,), (3,), (2, 1), (1, 2)]
     return evaluate(
         tnet(locations=(3,)), data(), locations=sweep, policies=("centre", "exhaustive"), measure="none", setting=CPU

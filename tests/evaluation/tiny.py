@@ -1,4 +1,4 @@
-"""Models of which every answer is known, and data for them."""
+"""Models with known answers, and data for them."""
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Looker(WholeImage):
         seen = views.look(np.arange(count), np.tile([0.0, 0, 1, 1], (count, 1)), (1, 1))
         truth = (seen[:, 0, 0, 0] * 255).round().long()
         says = torch.where(truth < k, truth, 0)
-        if policy == "random" and draws is not None:  # whoever counts the cost has no draws
+        if policy == "random" and draws is not None:  # without draws when the cost is counted
             says = torch.from_numpy((draws.uniform("guess")[:] * self.num_classes).astype(int))
         looks = Glimpses(
             image=np.repeat(np.arange(count), k + 1),
@@ -46,7 +46,7 @@ class Looker(WholeImage):
 
 
 class OpenImages(ImageDataset):
-    """Images that are open already, of any sizes; the first class is that of all."""
+    """Images in memory of any sizes, all of the first class."""
 
     def __init__(self, images):
         super().__init__([str(i) for i in range(len(images))], [0] * len(images), tuple("abcdef"))

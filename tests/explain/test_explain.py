@@ -71,7 +71,7 @@ class Page(HTMLParser):
 def page(image, seen, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "report.html"
     costs = Costs(macs=10**10, dense_macs=16 * 10**10, bytes_read=1024, file_bytes=4096, seconds=0.25)
-    return Page(report(image, seen, out, name="<img src=x>.tif", costs=costs).read_text(encoding="utf-8"))
+    return Page(report(seen, image, out, name="<img src=x>.tif", costs=costs).read_text(encoding="utf-8"))
 
 
 def test_the_page_needs_nothing_else(page):
@@ -127,7 +127,7 @@ def test_costs(page):
 def test_no_number_on_the_page_has_an_exponent_or_is_minus_zero(image, seen, tmp_path):
     tiny = replace(seen, glimpses=replace(seen.glimpses, contribution=seen.glimpses.contribution * 0 - 1e-6))
     costs = Costs(macs=77_200_000, dense_macs=6_910_000_000_000, bytes_read=7, file_bytes=10**12, seconds=12_345.6)
-    text = Page(report(image, tiny, tmp_path / "page.html", costs=costs).read_text()).text
+    text = Page(report(tiny, image, tmp_path / "page.html", costs=costs).read_text()).text
     assert "77.2 MMAC" in text and "6,910,000 MMAC, 89,500 times as many" in text and "12,300 s" in text
     assert not re.search(r"\de[+-]\d|[-+]0\.0+\b", text.partition("<script")[0])
 
@@ -142,7 +142,7 @@ def test_glimpses_are_shown_as_the_model_saw_them(model, image, seen, monkeypatc
     monkeypatch.setattr(model, "see", watched)
     classify(model, image)
     monkeypatch.undo()
-    pictures = glimpse_pictures(image, seen, fill=model.mean.tolist(), antialias=model.antialias)
+    pictures = glimpse_pictures(seen, image, fill=model.mean.tolist(), antialias=model.antialias)
     given = torch.cat(looks) * model.std[:, None, None] + model.mean[:, None, None]
     shown = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures])
     assert (shown - given).abs().max() < 0.51 / 255
@@ -150,7 +150,7 @@ def test_glimpses_are_shown_as_the_model_saw_them(model, image, seen, monkeypatc
 
 
 def test_boxes_are_drawn_where_they_are(image, seen):
-    picture = overlay(image, seen)
+    picture = overlay(seen, image)
     assert picture.size == (128, 96)
     pixels = np.array(picture)
     plain = np.array(thumbnail(image))
@@ -186,7 +186,7 @@ def test_show_takes_one_image(seen):
 
 def test_attention_maps_are_shown_head_by_head(image, seen, tmp_path):
     maps = {"stage <3>": torch.rand(3, 7, 7), "one": torch.rand(1, 7, 7), "many": torch.rand(20, 7, 7)}
-    page = Page(report(image, replace(seen, maps=maps), tmp_path / "page.html").read_text(encoding="utf-8"))
+    page = Page(report(replace(seen, maps=maps), image, tmp_path / "page.html").read_text(encoding="utf-8"))
     assert len(page.of("figure")) == (1 + 3) + 1 + 1
     assert "stage <3>, head 2" in page.text
 
@@ -208,7 +208,7 @@ def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
     maps = {name: torch.rand(4, 2 ** (6 - int(name[5])), 8) for name in names}
     whole = replace(classify(WholeImage(create_model("test_resnet", num_classes=2), 32), image), maps=maps)
     said = {name: f"radius <{i}> px" for i, name in enumerate(names)}
-    text = report(image, whole, tmp_path / "page.html", captions=said).read_text(encoding="utf-8")
+    text = report(whole, image, tmp_path / "page.html", captions=said).read_text(encoding="utf-8")
     page = Page(text)
     assert (
         len(page.of("figure")) == 54
@@ -216,7 +216,7 @@ def test_many_attention_maps_are_small_pictures_by_stage(seen, tmp_path):
     )
     assert [text.count(f"<h3>layer{stage}</h3>") for stage in (1, 2, 3)] == [1, 1, 1]
     assert all(words in page.text for words in said.values())
-    text = report(image, whole, tmp_path / "page.html").read_text(encoding="utf-8")
+    text = report(whole, image, tmp_path / "page.html").read_text(encoding="utf-8")
     mean = maps[names[0]].mean(0)
     assert (
         f"<figcaption>0.attention<br>{float(mean.min() / mean.mean()):.2g} to {float(mean.max() / mean.mean()):.2g} "
@@ -244,7 +244,7 @@ def test_a_terminal_says_that_there_are_maps(seen, capsys):
 
 def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
     whole = replace(seen, glimpses=replace(seen.glimpses, contribution=None))
-    assert "not a sum over looks" in Page(report(image, whole, tmp_path / "page.html").read_text()).text
+    assert "not a sum over looks" in Page(report(whole, image, tmp_path / "page.html").read_text()).text
     (drawn, _, said) = classification_table(whole).renderables
     assert [column.header for column in drawn.columns] == ["look", "level", "chosen", "rows", "columns"]
     assert "not a sum over looks" in said.plain
@@ -252,7 +252,7 @@ def test_a_model_that_does_not_add_up_says_so(image, seen, tmp_path):
 
 def test_a_dense_network_has_a_page_too(image, tmp_path):
     page = Page(
-        report(image, classify(create_model("test_resnet", num_classes=2), image), tmp_path / "page.html").read_text()
+        report(classify(create_model("test_resnet", num_classes=2), image), image, tmp_path / "page.html").read_text()
     )
     assert len(page.of("article")) == 1 and not page.of("g")
 
@@ -368,14 +368,14 @@ def test_explaining_a_file(model, tmp_path):
     [
         (
             {"out": "g.png"},
-            r"g\.png: the page is HTML; give --out a name that ends in \.html, and --overlay one for the picture alone",
+            r"g\.png: the page is HTML; give `out` a name that ends in \.html, and `overlay_out` that of the picture",
         ),
-        ({"out": "page"}, r"page: the page is HTML; give --out a name that ends in \.html"),
+        ({"out": "page"}, r"page: the page is HTML; give `out` a name that ends in \.html"),
         (
             {"overlay_out": "g.html"},
-            r"g\.html: pictures are written as \.png, \.jpg, \.jpeg, \.webp; give --overlay a name with one of",
+            r"g\.html: pictures are \.png, \.jpg, \.jpeg, \.webp; give `overlay_out` a name with one of",
         ),
-        ({"overlay_out": "photo.png"}, r"photo\.png: this is the image itself; give --overlay another name"),
+        ({"overlay_out": "photo.png"}, r"photo\.png: this is the image itself; give `overlay_out` another name"),
     ],
 )
 def test_files_are_what_their_names_say(tmp_path, names, sentence):
@@ -408,7 +408,7 @@ def test_images_in_memory_are_explained(model, tmp_path):
         page = Page((tmp_path / f"{name}.html").read_text(encoding="utf-8"))
         assert "read from the file" not in page.text
         pages[name] = [a["src"] for a in page.of("img")]
-        assert np.array_equal(np.asarray(overlay(image, seen)), np.asarray(overlay(pixels, seen)))
+        assert np.array_equal(np.asarray(overlay(seen, image)), np.asarray(overlay(seen, pixels)))
     assert pages["array"] == pages["picture"] == pages["tensor"]
 
 
@@ -428,7 +428,7 @@ def test_the_page_says_how_large_a_pixel_is(tmp_path):
     assert {g.box[2] - g.box[0] for g in list(seen.glimpses)[1:]} == {96}
     raster = ArrayPyramid(pixels, metadata={"mpp": 10e6})
     dense = create_model("test_resnet", num_classes=4)
-    report(raster, classify(dense, raster), tmp_path / "raster.html")
+    report(classify(dense, raster), raster, tmp_path / "raster.html")
     assert "256 × 256 px, 10 m per pixel, 1 look" in Page((tmp_path / "raster.html").read_text(encoding="utf-8")).text
 
 
@@ -438,11 +438,11 @@ def test_boxes_of_a_long_image_are_drawn_inside_it(tmp_path):
     model = TNet(num_classes=4, backbone="test_efficientnet", base_size=32, locations=(3, 1)).eval()
     image = torch.rand(3, 100, 250)
     seen = classify(model, image)
-    page = Page(report(image, seen, tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = Page(report(seen, image, tmp_path / "report.html").read_text(encoding="utf-8"))
     drawn = [tuple(float(box[key]) for key in ("y", "x", "height", "width")) for box in page.of("rect")]
     assert drawn == [(y0, x0, y1 - y0, x1 - x0) for y0, x0, y1, x1 in (g.box for g in list(seen.glimpses)[1:])]
     assert all(y >= 0 and x >= 0 and y + h <= 100 and x + w <= 250 and h == w for y, x, h, w in drawn)
-    pixels = np.array(overlay(image, seen))
+    pixels = np.array(overlay(seen, image))
     rgb = np.array([int(colour(2)[i : i + 2], 16) for i in (1, 3, 5)])
     # Boxes of level 2 have the height of the image, and three of them cover it. Boxes of level 3 are on top.
     assert (pixels[0] == rgb).all(1).sum() > 200 and (pixels[99] == rgb).all(1).sum() > 50
@@ -451,7 +451,7 @@ def test_boxes_of_a_long_image_are_drawn_inside_it(tmp_path):
 @pytest.mark.chromium
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium")
 def test_a_look_lights_up_its_box(image, seen, tmp_path):
-    out = report(image, seen, tmp_path / "report.html")
+    out = report(seen, image, tmp_path / "report.html")
     focus = "<script>document.querySelector('.look[data-look=\"3\"]').focus()</script></body>"
     out.write_text(out.read_text(encoding="utf-8").replace("</body>", focus), encoding="utf-8")
     flags = (

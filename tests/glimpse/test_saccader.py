@@ -200,7 +200,7 @@ def test_no_cell_is_chosen_twice(model, policy):
     assert all(sorted(row) == list(range(cells)) for row in out.tolist())
 
 
-def test_cells_beside_the_image_come_last(model):
+def test_cells_outside_the_image_come_last(model):
     wide = torch.rand(1, 3, 20, 80, dtype=torch.float64)
     chosen = model.saccade(
         seen := model.perceive(TensorViews(wide)), find_policy("sampled"), model.side**2, draws(1)
@@ -210,7 +210,7 @@ def test_cells_beside_the_image_come_last(model):
 
 
 @pytest.mark.parametrize("size", [(36, 90), (20, 80), (90, 36)])
-def test_windows_that_are_mostly_beside_a_long_image_are_not_offered(model, size):
+def test_windows_mostly_outside_a_long_image_are_excluded(model, size):
     """Without the rule some of those offered see next to nothing of it."""
     views = TensorViews(torch.rand(1, 3, *size, dtype=torch.float64))
     seen = model.perceive(views)

@@ -542,7 +542,7 @@ def test_descriptors_follow_the_cells():
         torch.testing.assert_close(got[0, i], fine[:, y0:y1, x0:x1].mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_descriptors_of_a_square_look_are_the_same_beside_others():
+def test_descriptors_of_a_square_look_do_not_depend_on_other_images():
     model = TNet(5, backbone="plain_convnet_32", location_features="stages.1").eval()
     boxes = np.array([[0, 0, 123, 123], [0, 0, 90, 240]])
     cells, _ = model.grid.inside(boxes, boxes[:, 2:])

@@ -8,7 +8,7 @@ from foveal.glimpse.tnet import TNet
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven images of two sizes, two levels of folders, and things that are no images."""
+    """Seven images of two sizes in two levels of folders, and other files."""
     root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
     for i in range(7):

@@ -1,4 +1,4 @@
-"""Early exit: what leaves when, what that saves, and what is kept in the run folder."""
+"""Early exit: when images stop, the saved cost, and the file in the run folder."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_costs_are_told_as_they_are_typed():
     assert format_cost(12.0, "macs") == "12MAC"
 
 
-def test_exits_are_kept_beside_each_other(tmp_path):
+def test_several_exits_are_stored(tmp_path):
     one, other = (
         Exit("3locations", 0.7, (4, 1), 1, 2.9, "locations", 50),
         Exit("5ms", 0.9, (4, 1), 2, 4.9, "ms", 50, "abc", "32", 8, "a machine"),
@@ -129,7 +129,7 @@ def test_exits_are_kept_beside_each_other(tmp_path):
     write_exits(tmp_path, [one])
     write_exits(tmp_path, [other])
     assert read_exits(tmp_path) == [one, other]
-    # Solved again, however it is typed, and under other conditions.
+    # Another solution, for another spelling and other conditions.
     again, elsewhere = replace(one, budget="3.0 locations", threshold=0.6), replace(other, machine="another machine")
     write_exits(tmp_path, [again, elsewhere])
     assert read_exits(tmp_path) == [again, other, elsewhere]

@@ -25,7 +25,7 @@ from tests.images.files import photo
 
 
 def worn(model):
-    """The model as training might have left it: statistics and scales that are not those of the beginning."""
+    """The model with statistics and scales that differ from the initial ones, as after training."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -80,7 +80,7 @@ def test_a_network_says_the_same(name, size, left):
     assert len(norms_of(folded)) == left
     assert all(
         torch.equal(value, before[key]) for key, value in model.state_dict().items()
-    )  # the model itself is as it was
+    )  # the model itself is unchanged
     assert count_cost(model, size).macs == count_cost(folded, size).macs
 
 
@@ -126,7 +126,7 @@ class Takes(nn.Conv2d):
 
 
 class Net(nn.Module):
-    """A convolution, a norm, and something that may stand in the way."""
+    """A convolution, a norm, and a part that may prevent folding."""
 
     num_classes = 2
 
@@ -156,7 +156,7 @@ class Net(nn.Module):
             y = y + self.norm.weight[:, None, None]
         if self.way == "shared weights":
             y = y + self.twin(x)
-        if self.way == "used beside":
+        if self.way == "used twice":
             y = y + z
         if self.way == "two norms":
             y = y + self.other(z)
@@ -175,7 +175,7 @@ class Net(nn.Module):
         ("another name", 1),
         ("read", 1),
         ("shared weights", 1),
-        ("used beside", 2),
+        ("used twice", 2),
         ("two norms", 2),
         ("used again", 2),
         ("norm again", 2),

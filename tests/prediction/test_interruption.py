@@ -31,7 +31,7 @@ def rows_of(out):
 
 
 def in_child(work):
-    """How a forked process that did the work ended, as `subprocess` tells it."""
+    """Run in a forked process; returns its exit code as `subprocess` does."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -44,7 +44,7 @@ def in_child(work):
 
 
 def die_at(step):
-    """Kill this process at an operation on files; a write is half done by then, or not begun."""
+    """Kill this process at an operation on files; a write is then half done or not started."""
     count, write = 0, os.write
 
     def passing():
@@ -82,7 +82,7 @@ def die_at(step):
 
 
 def killed(model, folder, out, step, **options):
-    """Whether the process of a prediction was killed at that step, or came to its end before."""
+    """Whether the prediction was killed at this step and did not end before."""
 
     def work():
         die_at(step)
@@ -93,7 +93,7 @@ def killed(model, folder, out, step, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Rows of a call that nothing ended, by folder and options."""
+    """Rows of an uninterrupted call, by folder and options."""
     kept = {}
 
     def rows(model, folder, suffix, **options):
@@ -168,7 +168,7 @@ class Stop(Exception):
 
 
 def stopped_after(count, model, images, out, **options):
-    """A call that an error ends after so many rows."""
+    """A call that ends with an error after a number of rows."""
 
     def stop(done, total, rows):
         if done >= count:
@@ -256,7 +256,7 @@ def test_a_killed_call_leaves_no_lock_and_no_temporary_files(folder, model, tmp_
     )
 
 
-# ---- changed by others
+# ---- files changed by other programs
 
 
 @pytest.fixture
@@ -376,7 +376,7 @@ def test_a_journal_that_is_edited_between_calls_is_told(folder, model, tmp_path,
 
 
 def fail_at(step, number):
-    """Have an operation on files fail, and all after it."""
+    """Let an operation on files and all later ones fail."""
     count, write = 0, os.write
 
     def check():
@@ -439,7 +439,7 @@ def test_a_full_disk_is_told_at_every_step(folder, model, tmp_path, whole, suffi
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_limit_of_file_sizes_is_told(folder, model, tmp_path, whole, suffix):
-    """It also meets the writers of the formats themselves."""
+    """The error also occurs within the libraries that write the formats."""
     out = tmp_path / f"rows{suffix}"
     for limit in (100, 3000, 6000):
 

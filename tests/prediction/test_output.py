@@ -154,7 +154,7 @@ def test_failed_images_are_tried_again_when_their_file_has_changed_or_on_request
     (folder / "3.png").write_bytes(b"")
     old = time.time() - 60
     os.utime(folder / "3.png", (old, old))
-    time.sleep(0.05)  # a file that changed while it was read may be whole by now
+    time.sleep(0.05)  # a file that changed during reading may be complete now
     first = call()
     assert len(first.failed) == 2 and (first.predicted, first.skipped) == (6, 0)
     again = call()
@@ -242,7 +242,7 @@ def test_the_fingerprint_is_of_everything_that_changes_predictions(tmp_path):
     model = tnet()
     before = fingerprint(model)
     assert before == fingerprint(tnet())
-    assert fingerprint(tnet(locations=(1,))) != before  # another spec
+    assert fingerprint(tnet(locations=(1,))) != before  # another configuration
     for name, value in {"value_range": (0.0, 2.0), "image_size": 64, "shorter_side": 64}.items():
         setattr(model, name, value)
         assert fingerprint(model) != before

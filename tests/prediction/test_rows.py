@@ -84,7 +84,7 @@ def test_rows_carry_the_size_of_a_pixel(tmp_path):
         assert [g["mpp"] for g in looks] == pytest.approx([2.0 if g["level"] == 2 else 1.0 for g in looks])
         assert row["macs"] == count_cost(closer, (800, 400), mpp=row["mpp"]).macs
     assert rows[2]["error"].startswith(f"{tmp_path / 'c.png'}: has no pixel size") and rows[2]["glimpses"] == []
-    # A model whose cells are shares of the image needs no scale, and tells of one.
+    # A model whose cells are shares of the image needs no scale, but reports it.
     plain = predict(create_model("test_resnet", num_classes=3), tmp_path, device="cpu").rows
     assert [row["error"] for row in plain] == [None] * 3
     assert [row["mpp"] for row in plain] == [pytest.approx(0.5), pytest.approx(0.25), None]

@@ -1,4 +1,4 @@
-"""What `fit` refuses, in one sentence each, before it touches the run in the way."""
+"""Invalid values that `fit` refuses before it changes an existing run."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_at_the_end_stand_the_result_and_the_next_commands(run, capsys, tmp_path
         f"       foveal explain {out} IMAGE",
     ]
     assert "step 1/2  epoch " in said.err and "step 2/2  epoch " in said.err
-    assert "foveal: an accuracy of " in said.err and "within the 100 of --optimiser.warmup" in said.err
+    assert "foveal: an accuracy of " in said.err and "within the 100 of `optimiser.warmup`" in said.err
 
 
 def test_quiet_prints_the_result_and_the_warnings_alone(run, capsys):

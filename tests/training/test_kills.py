@@ -22,7 +22,7 @@ NETWORK = {"name": "test_resnet_cifar", "image_size": 32, "attention": "softmax"
 
 
 def short(seed: int = 3) -> FitConfig:
-    """Two updates, validations and images that cannot be read."""
+    """A run with two updates, validations and images that cannot be read."""
     data = {"name": "tiny_images", "count": 8, "bad": [2, 5]}
     return config(
         model=NETWORK,
@@ -39,13 +39,13 @@ def short(seed: int = 3) -> FitConfig:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[int, Path]:
-    """Runs of two seeds that nothing interrupts."""
+    """Uninterrupted runs of two seeds."""
     folder = tmp_path_factory.mktemp("whole")
     return {seed: fit_config(short(seed), folder / str(seed), quiet=True).path for seed in (3, 4)}
 
 
 def again(out: Path, **how: bool) -> str:
-    """The same command, then what its sentence names; tells which it was."""
+    """Run the same command, then the command that its error names. Returns which one worked."""
     try:
         fit_config(short(), out, quiet=True, **how)
     except RunError as error:
@@ -69,7 +69,7 @@ def points(every: int) -> Iterator[int]:
 
 
 def try_all(begin: Callable[[Path], object], every: int, folder: Path, check: Callable[[Path], object]) -> int:
-    """Kill at every so many operations, until there are no more; returns how many there were."""
+    """Kill at every n-th operation. Returns the number of operations."""
     for at in points(every):
         out = folder / str(at) / "run"
         out.parent.mkdir()
@@ -94,7 +94,7 @@ def test_killed_anywhere(tmp_path, whole, every=11):
 
 
 def test_killed_anywhere_while_it_replaces_another_run(tmp_path, whole, every=23):
-    """Afterwards the folder holds the old run, the new one, or none."""
+    """The folder then holds the old run, the new run or none."""
 
     def begin(out: Path) -> None:
         fit_config(short(), out, overwrite=True, quiet=True)

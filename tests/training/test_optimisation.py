@@ -1,4 +1,4 @@
-"""Groups, penalties and schedules against their definitions."""
+"""Groups, penalties and schedules compared with their definitions."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, 
     assert "8 updates, 1.6 epochs" in said.out and ", interrupted" in said.out
     assert f"next   foveal fit --resume --out {tmp_path / 'run'}\n" in said.out
     warned = " ".join(told["warnings"])
-    assert "the learning rate was still at 99% of its highest when the run ended; go on with --resume" in warned
+    assert "the learning rate was still 99% of its maximum when the run ended; continue by `resume`" in warned
     assert "the objective had not reached its last phase (looks: random, later sampled)" in warned
     assert all(f"foveal: {warning}" in said.err for warning in told["warnings"])
 
@@ -296,11 +296,11 @@ def test_the_training_accuracy_is_compared_where_nothing_was_validated(tmp_path)
     [
         (
             {"step": 100, "optimiser": {"warmup": 150}, "lr_share": 0.7},
-            "the run ended after 100 updates, within the 150 of --optimiser.warmup",
+            "the run ended after 100 updates, within the 150 of `optimiser.warmup`",
         ),
-        ({"lr_share": 0.3}, "the learning rate was still at 30% of its highest when the run ended; train longer"),
-        ({"lr_share": 0.3, "ended": "interrupted"}, "when the run ended; go on with --resume"),
-        ({"lr_share": 1.0, "optimiser": {"schedule": "step"}}, "still at 100% of its highest"),
+        ({"lr_share": 0.3}, "the learning rate was still 30% of its maximum when the run ended; train longer"),
+        ({"lr_share": 0.3, "ended": "interrupted"}, "when the run ended; continue by `resume`"),
+        ({"lr_share": 1.0, "optimiser": {"schedule": "step"}}, "still 100% of its maximum"),
         (
             {"last": (0.62, -9.0)},
             "accuracy fell from 90.0 % at step 500 to 62.0 % at the end, so training may have diverged; try a lower",
@@ -311,12 +311,12 @@ def test_the_training_accuracy_is_compared_where_nothing_was_validated(tmp_path)
         ),
         (
             {"step": 400, "ended": "interrupted", "objective": TNetObjective(warm_up=0.5)},
-            "the objective had not reached its last phase (looks: whole, later sampled); go on with --resume",
+            "the objective had not reached its last phase (looks: whole, later sampled); continue by `resume`",
         ),
         (
             {"left_out": 1},
-            "1 batch was left out: of the one image in a batch, batch norm sees one value per channel; set a larger "
-            "--batch-size",
+            "1 batch was left out: with one image, batch norm gets a single value per channel; set a larger "
+            "`batch_size`",
         ),
         ({"left_out": 2000}, "2,000 batches were left out"),
     ],

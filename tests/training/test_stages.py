@@ -20,7 +20,7 @@ def stage(out, objective=None, model=SACCADER, **options):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """The three stages, each begun with the weights of the one before."""
+    """The three stages, each with the weights of the previous one."""
     folder = tmp_path_factory.mktemp("stages")
     first = stage(folder / "1", {"name": "cross_entropy", "policy": "exhaustive"})
     second = stage(folder / "2", {"name": "saccader_locations"}, init_from=str(first.path))

@@ -116,7 +116,7 @@ def test_half_a_line_is_not_kept(tmp_path, whole):
             (again / name).write_bytes(content[:-cut])
         fit_config(short(), again, resume=True, quiet=True)
         same(again, whole)
-    for name in full:  # begun, and no more
+    for name in full:  # started only
         (run / name).write_bytes(b"")
     fit_config(short(), run, resume=True, quiet=True)
     for name in full:
@@ -169,7 +169,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert NETWORK["name"] not in said
 
 
-def test_words_that_nobody_can_take_do_not_end_a_run(tmp_path, monkeypatch):
+def test_a_run_continues_if_its_output_cannot_be_written(tmp_path, monkeypatch):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         monkeypatch.setattr("sys.stdout", full)
         monkeypatch.setattr("sys.stderr", full)
