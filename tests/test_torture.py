@@ -93,6 +93,6 @@ def test_the_distance_of_pictures_sees_orientation_and_other_colours():
 
 @pytest.mark.slow
 def test_killed_commands_end_as_others_do(tmp_path):
-    counts = {"killed at a file operation": 2, "disk full": 0, "signal to the group": 1, "two at a time": 0}
-    found = kills.run(tmp_path, counts, names=("predict .csv",))
-    assert not [row for row in found["rows"] if row["kind"].startswith(("killed", "signal")) and row["wrong"]]
+    found = kills.run(tmp_path, 6, names=("predict .csv",))
+    assert not [row for row in found["rows"] if row["wrong"]]
+    assert sum(row["kills"] for row in found["rows"]) >= 2
