@@ -72,9 +72,8 @@ def _run(part: str, folder: Path, arguments: argparse.Namespace) -> Any:
     if part == "kills":
         found = kills.run(folder, arguments.kills, arguments.seed, say=say)
         for row in found["rows"]:
-            print(
-                f"  {row['job']:20} {row['kind']:26} {row['trials']:4} trials, {row['kills']:4} kills, {len(row['wrong']):3} wrong"
-            )
+            counts = f"{row['trials']:4} trials, {row['kills']:4} kills, {len(row['wrong']):3} wrong"
+            print(f"  {row['job']:20} {row['kind']:26} {counts}")
         return found
     count, module = (arguments.mutants, mutants) if part == "mutants" else (arguments.tiles, tiles)
     result = module.run(folder, count, arguments.seed, say=say)

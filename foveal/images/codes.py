@@ -4,6 +4,7 @@ libjpeg ignores bytes after the last code of a restart interval. These bytes may
 or the remainder of damaged data. Valid data obey rules that damaged data soon violate: runs of zeros end within their
 block, runs of empty blocks end within the image, and the last byte is filled with ones. Encoders also write an optimal
 Huffman table for each scan of a progressive JPEG. If the symbols are damaged, the table is no longer optimal for them.
+Damaged tables may also leave codes over; `check_tables` finds most of them.
 
 Example:
     >>> import io
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections import Counter
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
@@ -36,6 +38,23 @@ Blocks = list[tuple[list[int], list[int] | None]]
 _SHORT = "Corrupt JPEG data: premature end of data segment"
 _NO_CODE = "Corrupt JPEG data: bad Huffman code"
 _OVER = "Corrupt JPEG data: codes are left over"
+_STANDARD = {
+    bytes.fromhex("0002010303020403050504040000017d"): 0xAEF8D3CC,
+    bytes.fromhex("00020102040403040705040400010277"): 0xCC0DDCD7,
+}
+"""The AC tables of the JPEG standard: counts of codes by length, and the CRC-32 of the symbols."""
+
+
+def check_tables(stream: ParsedJpeg) -> None:
+    """Check the Huffman tables: no symbol has two codes, and tables with the lengths of standard tables are those.
+
+    Raises:
+        ValueError: a table is damaged.
+    """
+    for table in {table for scan in stream.scans for part in scan.parts for table in part[1:]}:
+        counts, symbols = table[:16], table[16:]
+        if len(set(symbols)) < len(symbols) or _STANDARD.get(counts, zlib.crc32(symbols)) != zlib.crc32(symbols):
+            raise ValueError("Corrupt JPEG data: damaged Huffman table")
 
 
 def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
@@ -70,15 +89,17 @@ def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
         expected = -(-units // scan.interval) if scan.interval else 1
         if len(parts) != expected:
             raise ValueError(f"{len(parts)} restart intervals where there should be {expected}")
-        symbols, over = Counter[int](), list[bool]()
+        symbols, over, coded = Counter[int](), list[bool](), 0
         for number, part in enumerate(parts):
             first = number * scan.interval
             count = min(scan.interval, units - first) if scan.interval else units
             if stream.progressive and scan.first:
                 flags = known.setdefault(scan.parts[0][0].name, bytearray(64 * units))
-                left = _skip_coefficients(part, scan, flags, first, count, symbols)
+                at = _skip_coefficients(part, scan, flags, first, count, symbols)
+                left, coded = _left(part, at, []), coded or _coded(part, at)
             elif stream.progressive and scan.high:
-                left = _left(part, count * len(blocks), [])
+                at = count * len(blocks)
+                left, coded = _left(part, at, []), coded or _coded(part, at)
             else:
                 runs = not stream.progressive and side == 8
                 left = _skip_units(
@@ -92,8 +113,12 @@ def check_codes(stream: ParsedJpeg, *, cut: bool = False) -> None:
             over += [left > 0] if number + 1 < len(parts) else []
         if any(over) and not all(over):  # an encoder pads all restart intervals or none
             raise ValueError(_OVER)
+        optimal = bool(symbols) and _is_optimal(scan.parts[0][2], symbols)
+        # Damage in a refinement misplaces all codes after it, so that the table is no longer optimal for many of them.
+        if coded and not (coded >= 16 and optimal and scan.high):
+            raise ValueError(_OVER)
         if symbols:
-            fitting.append(_is_optimal(scan.parts[0][2], symbols))
+            fitting.append(optimal)
     # An encoder without optimal tables has several tables that are not optimal.
     if fitting.count(False) == 1 and len(fitting) > 1:
         raise ValueError(_OVER)
@@ -174,22 +199,33 @@ def _left(data: bytes, at: int, blocks: Blocks) -> int:
     intact = data[at // 8] & filler == filler
     stray = data[-(-at // 8) :]
     erased = data[-len(stray) - 4 : -len(stray)] == stray[:1] * 4
-    # Without blocks, codes are recognised by their values: half of the bytes of coded data exceed 127.
-    coded = not blocks and max(stray) > 127 and len(set(stray)) > 1
-    if erased or coded or not intact:
+    if erased or not intact:
         raise ValueError(_OVER)
     if blocks and all(block[0] is blocks[0][0] and block[1] is blocks[0][1] for block in blocks):
         blocks = blocks[:1]  # with equal tables, any block of the unit may come next
     padded = data + bytes(16)
-    while blocks and bits - at >= 8:
-        try:
-            at = _skip_unit(padded, blocks, at)
-        except ValueError:
-            break
-    left = bits - at
-    if 0 <= left < 8 and data[-1] & ((1 << left) - 1) == (1 << left) - 1:
-        raise ValueError(_OVER)
+    for start in range(len(blocks)):
+        if _ends_with_units(padded, blocks, start, at, bits):
+            raise ValueError(_OVER)
     return len(stray)
+
+
+def _ends_with_units(padded: bytes, blocks: Blocks, start: int, at: int, bits: int) -> bool:
+    """Whether ``at`` is followed by the blocks of a unit from ``start`` on, then whole units, up to the last byte."""
+    try:
+        at = _skip_unit(padded, blocks[start:], at)
+        while bits - at >= 8:
+            at = _skip_unit(padded, blocks, at)
+    except ValueError:
+        return False
+    filler = (1 << max(bits - at, 0)) - 1
+    return at <= bits and padded[(bits - 1) // 8] & filler == filler
+
+
+def _coded(data: bytes, at: int) -> int:
+    """Number of bytes after ``at`` if they may be codes by their values, of which half exceed 127; otherwise 0."""
+    stray = data[-(-at // 8) :]
+    return len(stray) if len(set(stray)) > 1 and max(stray) > 127 else 0
 
 
 def _skip_unit(data: bytes, blocks: Blocks, at: int) -> int:
@@ -228,7 +264,7 @@ def _skip_unit(data: bytes, blocks: Blocks, at: int) -> int:
 
 
 def _skip_coefficients(data: bytes, scan: Scan, flags: bytearray, first: int, count: int, symbols: Counter[int]) -> int:
-    """Number of bytes after the blocks of an AC scan of a progressive JPEG, either a first scan or a refinement.
+    """Position in bits after the blocks of an AC scan of a progressive JPEG, either a first scan or a refinement.
 
     Args:
         data: the restart interval.
@@ -277,4 +313,4 @@ def _skip_coefficients(data: bytes, scan: Scan, flags: bytearray, first: int, co
                 at += sum(flags[index : last + 1])
     if empty:
         raise ValueError(_NO_CODE)
-    return _left(data, at, [])
+    return at

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from foveal.images.codes import check_codes
+from foveal.images.codes import check_codes, check_tables
 
 HARMLESS = {
     "extraneous bytes before marker": "padding before a marker, which some cameras write",
@@ -150,6 +150,8 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
         raise ValueError(warning)
     stream = parse_jpeg(data)
     stream.require_all_scans("extraneous" in warning)
+    stream.require_markers()
+    check_tables(stream)
     if stream.progressive and "extraneous" in warning:
         check_codes(stream)
     ended, data = stream.ended, stream.mended()
@@ -274,6 +276,17 @@ class ParsedJpeg:
                 and any(left.get((component.name, k), 1) for k in range(64))
             ):
                 raise ValueError("the last scans are missing")
+
+    def require_markers(self) -> None:
+        """Check that bytes between segments are not a segment whose marker is damaged.
+
+        Raises:
+            ValueError: they are as long as a header in them says.
+        """
+        ends = [2, *(end for _, end in self.pieces)]
+        for end, (start, _) in zip(ends, self.pieces, strict=False):
+            if start - end >= 4 and 2 + int.from_bytes(self.data[end + 2 : end + 4], "big") == start - end:
+                raise ValueError("Corrupt JPEG data: a marker is damaged")
 
     def mended(self) -> bytes:
         """The JPEG without bytes between its segments and without metadata, and with an end marker."""
