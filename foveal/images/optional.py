@@ -23,7 +23,7 @@ import numpy as np
 
 from foveal.errors import ImageError
 from foveal.formats import EXTRAS
-from foveal.images import jpeg2000, scale
+from foveal.images import jpeg2000, leica, scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
@@ -150,6 +150,8 @@ class OpenSlidePyramid(Pyramid):
             path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options
         )
         self._slide: Any = slide
+        is_leica = slide.properties.get("openslide.vendor") == "leica"
+        self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None
 
     def close(self) -> None:
         with self._lock:
@@ -166,6 +168,9 @@ class OpenSlidePyramid(Pyramid):
     def _region(self, level: int, box: Window) -> Stored:
         y0, x0, y1, x1 = box
         openslide = need("openslide", self.path)
+        if self._tiles is not None:
+            with Path(self.path).open("rb") as file:
+                self._tiles.check(file.fileno(), level, box)
         with self._lock:
             slide, self._slide = self._slide, None  # a handle cannot be used after an error
             with reading(
