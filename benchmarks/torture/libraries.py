@@ -253,6 +253,28 @@ def _stray_among_headers(data: bytes) -> bool:
     return data[at : at + 1] != b"\xff"
 
 
+def without_later_frames(path: Path) -> Path:
+    """The file, or a copy of the first frame if it is a GIF: damage of later frames does not change the first."""
+    data = path.read_bytes()
+    if not data.startswith(b"GIF8"):
+        return path
+    try:
+        at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+        while data[at] in b"!,":
+            frame = data[at : at + 1] == b","
+            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 128 else 0) if frame else 2
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+            if frame:
+                first = path.with_name(f"first frame of {path.name}")
+                first.write_bytes(data[:at] + b";")
+                return first
+    except IndexError:
+        pass
+    return path
+
+
 def is_proven(path: Path) -> bool:
     """Whether checksums show that the pixels are those that were written: of a PNG with its critical chunks intact."""
     data = path.read_bytes()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.torture.libraries import READERS, damage_reports, is_proven, read_by
+from benchmarks.torture.libraries import READERS, damage_reports, is_proven, read_by, without_later_frames
 from benchmarks.torture.seeds import VARIANTS, Variant
 from benchmarks.torture.worker import Worker
 
@@ -188,7 +188,7 @@ class Others:
 
     def __call__(self, task: tuple[str, str]) -> dict[str, Any]:
         """Return which libraries report damage or read the intact pixels, of a task (path, path of intact file)."""
-        path, intact = task
+        path, intact = (str(without_later_frames(Path(name))) for name in task)
         if intact not in self._intact:
             self._intact[intact] = {name: read_by(name, Path(intact)) for name in READERS}
         told = damage_reports(Path(path))

@@ -39,7 +39,7 @@ from foveal.images import pages, scale
 from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import open_file, read_at, reading
+from foveal.images.reading import check_inside, open_file, read_at, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
 # tifffile logs faults of damaged files, which Python prints if there is no handler. Damage raises errors here instead.
@@ -428,10 +428,11 @@ class TiffPyramid(Pyramid):
                 return self._kept[key]
         descriptor = self._descriptor(level.file)
         length = level.counts.get(descriptor, index)
-        if length == 0:
-            return None
         where = f"tile {index} of level {number}"
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
+            if length == 0:
+                check_inside(descriptor, at)
+                return None
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
             tile = decode_tile(level, data, index)

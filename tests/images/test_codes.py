@@ -112,11 +112,15 @@ def test_damaged_tables_are_told_though_codes_are_left_over(kind):
     assert tried > 2
 
 
-def test_a_damaged_marker_of_a_segment_is_told():
+def test_damaged_symbols_that_are_not_used_lose_nothing():
     data, colours = _jpeg("baseline")
-    at = data.index(b"\xff\xe0")
-    with pytest.raises(ValueError, match="a marker is damaged"):
-        jpeg.decode_jpeg(data[:at] + b"\xbf" + data[at + 1 :], colours)
+    good, at = simplejpeg.decode_jpeg(data, colours), data.index(b"\xff\xda")
+    for last in (b"\1", b"\xfa"):  # the last symbol of the table of chroma, after stray bytes in the header
+        damaged = data[: at - 1] + last + b"stray" + data[at:]
+        assert np.array_equal(jpeg.decode_jpeg(damaged, colours), good)
+    tables = data.index(b"\xff\xc4")
+    for stray in (b"", b"stray"):  # libjpeg then uses the standard tables
+        assert np.array_equal(jpeg.decode_jpeg(data[:tables] + stray + data[at:], colours), good)
 
 
 def test_a_lost_scan_of_a_progressive_jpeg_is_told():
