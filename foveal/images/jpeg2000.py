@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+_OTHER_BOXES = {b"jpx ", b"jpm ", b"mjp2"}  # file types of compound images and videos
 START = b"\xff\x4f\xff\x51"
 
 
@@ -31,8 +32,11 @@ def check_jpeg2000(data: Any, start: int) -> None:
     Raises:
         ValueError: a tile-part is missing or has another length, or boxes of the header contradict the codestream.
     """
-    if data[4:8] == b"jP  " and data[20:24] == b"jp2 ":  # JPX files may have other boxes
-        _check_boxes(data, start)
+    if data[4:8] == b"jP  ":
+        if data[16:20] != b"ftyp":
+            raise ValueError("it has no file type")
+        if data[20:24] not in _OTHER_BOXES:
+            _check_boxes(data, start)
     *_, at = _markers(data, start)
     while data[at : at + 2] == b"\xff\x90":
         length = int.from_bytes(data[at + 6 : at + 10], "big")
