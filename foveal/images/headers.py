@@ -152,9 +152,8 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             if code in (_OFFSETS[0], _COUNTS[0]):  # of tiles only: strips are few, and tifffile checks their number
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
-        if (code in _ONE and (number != 1 or type_ not in _SIGNED | _FORMATS.keys())) or (
-            code in _PICTURE and type_ not in _BYTES
-        ):
+        wrong = number != 1 or type_ not in _SIGNED | _FORMATS.keys() if code in _ONE else type_ not in _BYTES
+        if wrong and code in _ONE | _PICTURE:
             raise ValueError(f"its tag {code} is damaged")
         if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):
             continue
