@@ -23,7 +23,7 @@ import numpy as np
 
 from foveal.errors import ImageError
 from foveal.formats import EXTRAS
-from foveal.images import jpeg2000, leica, scale
+from foveal.images import jpeg2000, scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import reading
@@ -140,6 +140,8 @@ class OpenSlidePyramid(Pyramid):
     """
 
     def __init__(self, path: str, **options: Any) -> None:
+        from foveal.images import leica
+
         openslide = need("openslide", path)
         with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
             slide = openslide.OpenSlide(path)
