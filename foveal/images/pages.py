@@ -26,6 +26,7 @@ from typing import Any
 import tifffile
 
 _REDUCED, _MASK = 1, 4
+_KINDS = 0x1001F  # the bits that TIFF and DNG define
 _NO_TEXT = re.compile(r"[\x01-\x08\x0e-\x1f\x7f]")
 _DAMAGED = "its description, which may define the roles of its pages, is damaged"
 
@@ -70,6 +71,7 @@ def find_picture(file: tifffile.TiffFile) -> Picture:
     everyone = [page for parent in top for page in (parent, *_children(parent))]
     masks = [page for page in everyone if page_kind(page) & _MASK]
     main = _main(top, everyone)
+    masks = [page for page in masks if page is not main]  # a file of masks only shows the largest
     pages, channels = _channels(file, top, main)
     picture = Picture([PageLevel(pages, _mask_of(main, masks))], top[0], channels)
     used = {id(page) for page in (*pages, *masks)}
@@ -100,7 +102,8 @@ def page_kind(page: tifffile.TiffPage) -> int:
     """Bits of the tag NewSubfileType, or else of SubfileType: 1 for a reduced copy, 4 for a mask."""
     if page.tags.valueof(254) is None and page.tags.valueof(255) == 2:
         return _REDUCED
-    return int(page.subfiletype)
+    kind = int(page.subfiletype)
+    return 0 if kind & ~_KINDS else kind  # with bits that do not exist the tag is damaged
 
 
 def _children(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:

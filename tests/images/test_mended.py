@@ -277,6 +277,14 @@ def test_a_width_of_a_signed_type_is_read(tmp_path):
     assert np.array_equal(_read(path), picture())
 
 
+@pytest.mark.parametrize("kind", [4, 0x7F, 0x10001, 1 << 31])
+def test_a_page_is_seen_whatever_its_kind(tmp_path, kind):
+    """A lone page is the picture, be it called a mask or a reduced copy."""
+    path = _written(tmp_path, "TIFF deflate, planar")
+    _patch(path, _tag(path, 254) + 8, struct.pack("<I", kind))
+    assert np.array_equal(_read(path), picture())
+
+
 def test_a_missing_tile_past_the_end(tmp_path):
     path = _written(tmp_path, "TIFF uncompressed, tiles")
     with tifffile.TiffFile(path) as file:
