@@ -742,14 +742,14 @@ TROUBLE = ("unnamed", "crash", "hang", "memory")
 
 
 def outcomes(found: dict[str, int]) -> list[object]:
-    counts = [found.get(name, 0) for name in ("right", "named", "undetectable", "accepted", "refused")]
+    counts = [found.get(name, 0) for name in ("right", "named", "metadata", "undetectable", "accepted", "refused")]
     return [f"{n:,}" for n in (sum(found.values()), *counts, sum(found.get(name, 0) for name in TROUBLE))]
 
 
 @table("torture_mutants", "torture.json")
 def torture_mutants(record: Any) -> Iterator[Row]:
     found = record["results"]["mutants"]
-    yield "format", "damaged files", "right", "named", "not detectable", "accepted", "refused", "other"
+    yield "format", "damaged files", "right", "named", "stored", "not detectable", "accepted", "refused", "other"
     for name, counts in found["by_format"].items():
         yield name, *outcomes(counts)
     yield "all", *outcomes(found["outcomes"])
@@ -771,7 +771,7 @@ def torture_bad(record: Any) -> Iterator[Row]:
 @table("torture_tiles", "torture.json")
 def torture_tiles(record: Any) -> Iterator[Row]:
     found = record["results"]["tiles"]
-    yield "tiles, damage", "damaged tiles", "right", "named", "not detectable", "accepted", "refused", "other"
+    yield "tiles, damage", "damaged tiles", "right", "named", "stored", "not detectable", "accepted", "refused", "other"
     for name, counts in found["by_kind"].items():
         yield name, *outcomes(counts)
     yield "all", *outcomes(found["outcomes"])
@@ -779,9 +779,14 @@ def torture_tiles(record: Any) -> Iterator[Row]:
 
 @table("torture_kills", "torture.json")
 def torture_kills(record: Any) -> Iterator[Row]:
-    yield "command", "disturbed by", "its file operations", "trials", "wrong"
+    yield "command", "disturbed by", "its file operations", "trials", "kills", "wrong"
     for row in record["results"].get("kills", {"rows": []})["rows"]:
-        yield row["job"], row["kind"], row["operations"], row["trials"], len(row["wrong"])
+        yield row["job"], row["kind"], row["operations"], row["trials"], row["kills"] or "–", len(row["wrong"])
+
+
+def kills_of(record: Any, command: str) -> int:
+    rows = record["results"].get("kills", {"rows": []})["rows"]
+    return sum(row["kills"] for row in rows if row["job"].split()[0] == command)
 
 
 @table("torture_wrong", "torture.json")
@@ -812,6 +817,8 @@ def torture_variants(record: Any) -> Iterator[Row]:
 value("torture_count", "torture.json", lambda record: f"{record['results']['mutants']['mutants']:,}")
 value("torture_kinds", "torture.json", lambda record: str(record["results"]["mutants"]["variants"]))
 value("torture_slowest", "torture.json", lambda record: number(record["results"]["mutants"]["slowest_seconds"]))
+for command in ("fit", "predict"):
+    value(f"torture_kills_{command}", "torture.json", lambda record, command=command: f"{kills_of(record, command):,}")
 value("torture_memory", "torture.json", lambda record: number(record["results"]["mutants"]["most_mebibytes"]))
 
 for stem in ("cifar_loader", "explicit_attention", "looking_cost", "traversal", "traversal_disk"):

@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run (default: all)")
     parser.add_argument("--mutants", type=int, default=10_000, help="damaged files (default: 10000)")
     parser.add_argument("--tiles", type=int, default=2_800, help="damaged JPEG tiles (default: 2800)")
-    parser.add_argument("--kills", type=int, default=40, help="trials of each kind and command (default: 40)")
+    parser.add_argument("--kills", type=int, default=200, help="kills of training, and of prediction (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="folder of generated files (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -70,9 +70,10 @@ def _run(part: str, folder: Path, arguments: argparse.Namespace) -> Any:
             print(f"  {row['format']:10} {row['name']:30} {row['foveal'][:20]:20} {row['others']}")
         return rows
     if part == "kills":
-        found = kills.run(folder, dict.fromkeys(kills.TRIALS, arguments.kills) | {"fit": 40}, arguments.seed, say=say)
+        found = kills.run(folder, arguments.kills, arguments.seed, say=say)
         for row in found["rows"]:
-            print(f"  {row['job']:20} {row['kind']:26} {row['trials']:4} trials, {len(row['wrong']):3} wrong")
+            counts = f"{row['trials']:4} trials, {row['kills']:4} kills, {len(row['wrong']):3} wrong"
+            print(f"  {row['job']:20} {row['kind']:26} {counts}")
         return found
     count, module = (arguments.mutants, mutants) if part == "mutants" else (arguments.tiles, tiles)
     result = module.run(folder, count, arguments.seed, say=say)

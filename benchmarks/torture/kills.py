@@ -17,6 +17,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -249,11 +250,21 @@ class Job:
         self.operations = int(folder.with_name(f"{folder.name}.count").read_text())
         self.expected = self.result(folder)
 
+    def again(self, folder: Path, how: str = "", at: int = 0) -> int | None:
+        """Repeat the command, with a disturbance as in `start`; return the exit code.
+
+        A training that was killed before its first checkpoint has nothing to resume: the options are then those that
+        the message of the command names.
+        """
+        code = wait(start(self.repeat(folder), folder, how, at))
+        if code == 1 and "no last.ckpt" in said(folder):
+            added = ["--overwrite"] if "--overwrite" in said(folder) else []
+            code = wait(start([*self.command(folder), *added], folder, how, at))
+        return code
+
     def repeated(self, folder: Path) -> str | None:
-        """Repeat the command; return a description of what is wrong, or None."""
-        code = wait(start(self.repeat(folder), folder))
-        if code == 1 and "no last.ckpt" in said(folder):  # killed before the first checkpoint
-            code = wait(start([*self.command(folder), "--overwrite"], folder))
+        """Repeat the command without disturbance; return a description of what is wrong, or None."""
+        code = self.again(folder)
         if code != self.code:
             return f"repeating it ends with {code}: {said(folder)[-300:]}"
         try:
@@ -283,7 +294,7 @@ def jobs(run: Path, images: Path) -> list[Job]:
             count = Counter(row["path"] for row in found)
             if set(count.values()) != {1}:
                 raise ValueError(f"rows that are there several times: {[p for p, n in count.items() if n > 1][:3]}")
-            return sorted((row["path"], row["label"], row["error"], round(row["probability"] or 0, 4)) for row in found)
+            return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
         return read
 
@@ -362,15 +373,59 @@ SLOW = (
 
 
 def killed(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Kill the command at ``count`` random operations, and repeat it."""
+    """Kill the command at ``count`` of its operations, at most at each of them, and repeat it."""
     found = []
     places = range(1, job.operations + 1)
     for at in sorted(random.Random(f"{seed} {job.name}").sample(places, min(count, len(places)))):
         job.fresh(folder)
         code = wait(start(job.command(folder), folder, "kill", at))
-        wrong = None if code in (-signal.SIGKILL, job.code) else f"it ends with {code}: {said(folder)[-300:]}"
-        found.append({"at": at, "wrong": wrong or job.repeated(folder)})
+        found.append({"at": at, "kills": int(code == -signal.SIGKILL), "wrong": _after_kill(job, folder, code)})
     return found
+
+
+def killed_again(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Kill the command and one to three of its repetitions at random operations, and repeat it."""
+    found = []
+    draw = random.Random(f"{seed} again {job.name}")
+    for _ in range(count):
+        job.fresh(folder)
+        places = [draw.randint(1, job.operations) for _ in range(draw.randint(2, 4))]
+        codes = [wait(start(job.command(folder), folder, "kill", places[0]))]
+        codes += [job.again(folder, "kill", at) for at in places[1:]]
+        wrong = next((code for code in codes if code not in (-signal.SIGKILL, job.code)), codes[-1])
+        kills = codes.count(-signal.SIGKILL)
+        found.append({"at": places, "kills": kills, "wrong": _after_kill(job, folder, wrong)})
+    return found
+
+
+def killed_at_a_time(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Kill the process group of the command after a random time, and repeat it."""
+    found = []
+    draw = random.Random(f"{seed} time {job.name}")
+    length = _length(job, folder)
+    for _ in range(count):
+        job.fresh(folder)
+        process = start(job.command(folder), folder)
+        time.sleep(draw.random() * length)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        code = wait(process)
+        found.append({"kills": int(code == -signal.SIGKILL), "wrong": _after_kill(job, folder, code)})
+    return found
+
+
+def _after_kill(job: Job, folder: Path, code: int | None) -> str | None:
+    if code not in (-signal.SIGKILL, job.code):
+        return f"it ends with {code}: {said(folder)[-300:]}"
+    return job.repeated(folder)
+
+
+def _length(job: Job, folder: Path) -> float:
+    """Wall time of the command in seconds."""
+    job.fresh(folder)
+    begin = time.perf_counter()
+    wait(start(job.command(folder), folder))
+    return time.perf_counter() - begin
 
 
 def full(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
@@ -398,13 +453,10 @@ def signalled(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, A
     """Send a signal to the whole process group after some time, and repeat the command."""
     found = []
     draw = random.Random(f"{seed} signal {job.name}")
-    job.fresh(folder)
-    begin = time.perf_counter()
-    wait(start(job.command(folder), folder))
-    length = time.perf_counter() - begin
+    length = _length(job, folder)
     for _ in range(count):
         job.fresh(folder)
-        number = draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL))
+        number = draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         process = start(job.command(folder), folder)
         time.sleep(draw.random() * length)
         with contextlib.suppress(ProcessLookupError):
@@ -412,7 +464,7 @@ def signalled(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, A
         code = wait(process)
         text = said(folder)
         wrong = None
-        if code is None or code not in (0, 1, 130, 143, 129, -number) or "Traceback" in text:
+        if code is None or code not in (0, 1, 130, 143, 129) or "Traceback" in text:
             wrong = f"{number.name}: it ends with {code}: {text[-300:]}"
         found.append({"signal": number.name, "wrong": wrong or job.repeated(folder)})
     return found
@@ -434,23 +486,39 @@ def twice(job: Job, folder: Path, count: int, seed: int) -> list[dict[str, Any]]
 
 TRIALS = {
     "killed at a file operation": killed,
+    "killed several times": killed_again,
+    "killed at a random time": killed_at_a_time,
     "disk full": full,
     "signal to the group": signalled,
     "two at a time": twice,
 }
+_SHARE = {"predict": 1 / 3, "evaluate": 1 / 10}  # predictions are three jobs; evaluation writes two files
 
 
-def run(
-    folder: Path, counts: dict[str, int], seed: int = 0, names: Sequence[str] = (), say: Any = None
-) -> dict[str, Any]:
+def plan(job: Job, kills: int) -> dict[str, int]:
+    """Number of trials of each kind for a job.
+
+    Args:
+        job: the job, with its number of operations.
+        kills: number of trials with SIGKILL for training, and for the three formats of prediction together. They begin
+            with one at each operation; the others are kills of repetitions and kills at random times, in equal parts.
+    """
+    share = math.ceil(kills * _SHARE.get(job.name.split()[0], 1))
+    each = min(share, job.operations)
+    counts = {"killed at a file operation": each, "killed several times": (share - each + 1) // 2}
+    counts["killed at a random time"] = share - sum(counts.values())
+    return counts | dict.fromkeys(("disk full", "signal to the group", "two at a time"), math.ceil(kills / 25))
+
+
+def run(folder: Path, kills: int, seed: int = 0, names: Sequence[str] = (), say: Any = None) -> dict[str, Any]:
     """Run the trials of all jobs.
 
     Args:
         folder: folder of all files.
-        counts: number of trials of each kind, by name; "fit" is the share of them for training in per cent.
+        kills: see `plan`.
         seed: seed of operations, signals and times.
         names: names of jobs; all if empty.
-        say: function that is called with a line of text for each failed trial, or None.
+        say: function that is called with a line of text for each kind of trial, or None.
     """
     import torch
 
@@ -465,19 +533,17 @@ def run(
     if code:
         raise RuntimeError(f"no images: {said(folder / 'export')}")
     (images / "bad.png").write_bytes(b"nonsense")
-    rows = []
-    for job in jobs(base / "run", images):
-        if names and job.name not in names:
-            continue
+    rows: list[dict[str, Any]] = []
+    waiting = [job for job in jobs(base / "run", images) if not names or job.name in names]
+    for job in waiting:
         job.undisturbed(folder / "work")
-        for kind, trial in TRIALS.items():
-            count = counts[kind] if job.name != "fit" else max(1, counts[kind] * counts.get("fit", 100) // 100)
-            found = trial(job, folder / "work", count, seed)
+    for kind, trial in TRIALS.items():
+        for job in waiting:
+            found = trial(job, folder / "work", plan(job, kills)[kind], seed)
             wrong = [one for one in found if one["wrong"]]
-            rows.append(
-                {"job": job.name, "kind": kind, "operations": job.operations, "trials": len(found), "wrong": wrong}
-            )
-            for one in wrong:
-                if say is not None:
-                    say(f"{job.name}, {kind}: {one}")
+            row = {"job": job.name, "kind": kind, "operations": job.operations, "trials": len(found), "wrong": wrong}
+            rows.append(row | {"kills": sum(one.get("kills", 0) for one in found)})
+            if say is not None:
+                say(f"{job.name}, {kind}: {len(found)} trials, {rows[-1]['kills']} kills, {len(wrong)} wrong {wrong}")
+            (folder / "rows.json").write_text(json.dumps({"seed": seed, "rows": rows}))
     return {"seed": seed, "rows": rows}

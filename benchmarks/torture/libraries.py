@@ -253,6 +253,34 @@ def _stray_among_headers(data: bytes) -> bool:
     return data[at : at + 1] != b"\xff"
 
 
+def without_later_frames(path: Path) -> Path:
+    """The file, or a copy of the first frame if it is a GIF: damage of later frames does not change the first."""
+    data = path.read_bytes()
+    if not data.startswith(b"GIF8"):
+        return path
+    try:
+        at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+        while data[at] in b"!,":
+            frame = data[at : at + 1] == b","
+            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 128 else 0) if frame else 2
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+            if frame:
+                first = path.with_name(f"first frame of {path.name}")
+                first.write_bytes(data[:at] + b";")
+                return first
+    except IndexError:
+        pass
+    return path
+
+
+def is_proven(path: Path) -> bool:
+    """Whether checksums show that the pixels are those that were written: of a PNG with its critical chunks intact."""
+    data = path.read_bytes()
+    return data.startswith(b"\x89PNG") and not damage_reports(path)
+
+
 def _png(data: bytes) -> tuple[str | None, str | None]:
     """Wrong checksums of critical chunks, and of the compressed pixels."""
     at, pixels, wrong, ended = 8, b"", None, False
@@ -285,11 +313,16 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     if _tag_is_cut(data):
         found["header"] = "a tag continues past the end of the file"
+    elif _chain_is_cut(data):
+        found["header"] = "the next header is past the end of the file"
     with tifffile.TiffFile(path) as file:
         for page in (p.aspage() for p in file.pages):
             compression = int(page.compression)
             if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
                 found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
+            bits = page.tags.get(258)
+            if bits is not None and bits.count not in (1, page.samplesperpixel):
+                found["header"] = "not as many numbers of bits as samples, which TIFF requires"
             if page.tags.get(262) is None:
                 found["header"] = "no photometric interpretation, which TIFF requires"
             for i, (at, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=False)):
@@ -345,6 +378,21 @@ def _tag_is_cut(data: bytes) -> bool:
         sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data)
         for _, kind, number, where in tags
     )
+
+
+def _chain_is_cut(data: bytes) -> bool:
+    """Whether the chain of headers of a classic TIFF leaves the file, so that levels may be lost."""
+    order = "<" if data[:2] == b"II" else ">"
+    at, seen = struct.unpack(order + "I", data[4:8])[0], set[int]()
+    while data[2:4] in (b"*\0", b"\0*") and at and at not in seen:
+        seen.add(at)
+        if at + 2 > len(data):
+            return True
+        end = at + 2 + 12 * struct.unpack(order + "H", data[at : at + 2])[0]
+        if end + 4 > len(data):
+            return True
+        at = struct.unpack(order + "I", data[end : end + 4])[0]
+    return at != 0 and at in seen
 
 
 def _raw_size(page: Any, index: int) -> int:

@@ -1,8 +1,9 @@
-"""Check of the run lengths of a BMP. Pillow pads missing pixels and drops surplus ones without an error.
+"""Checks of the palette and the run lengths of a BMP. Pillow pads missing pixels and drops surplus ones without an
+error.
 
 Example:
     >>> row = bytes([3, 7, 0, 0])  # three pixels of colour 7, end of the row
-    >>> head = struct.pack("<2s8xIIiiHHI20x", b"BM", 54, 40, 3, 2, 1, 8, 1)
+    >>> head = struct.pack("<2s8xIIiiHHI12xI4x", b"BM", 86, 40, 3, 2, 1, 8, 1, 8) + bytes(32)  # 8 colours
     >>> check_bmp(head + row + row + bytes([0, 1]))
     >>> check_bmp(head + row + bytes([2, 7, 0, 0, 0, 1]))
     Traceback (most recent call last):
@@ -17,20 +18,22 @@ from typing import Any
 
 
 def check_bmp(data: Any) -> None:
-    """Check that the runs of a run-length encoded BMP fill its rows exactly.
+    """Check that the palette ends before the pixels, and that run lengths fill the rows exactly.
 
-    Files of other compressions are not checked. Files with delta codes, which skip pixels, may have incomplete rows.
+    Runs of files with delta codes, which skip pixels, may leave rows incomplete.
 
     Raises:
-        ValueError: the runs are cut short, leave the image, or do not fill its rows.
+        ValueError: the palette overlaps the pixels, or the runs are cut short, leave the image or do not fill its rows.
     """
-    size = int.from_bytes(data[14:18], "little")
+    at, size = struct.unpack("<II", data[10:18])
     if size < 40:
         return
-    width, height, compression = struct.unpack("<ii4xI", data[18:34])
+    width, height, bits, compression, colours = struct.unpack("<ii2xHI12xI", data[18:50])
+    if bits <= 8 and at < 14 + size + 4 * min(colours or 1 << bits, 1 << bits):
+        raise ValueError("its palette overlaps its pixels")
     if compression not in (1, 2):
         return
-    at, x, y, jumped = int.from_bytes(data[10:14], "little"), 0, 0, False
+    x, y, jumped = 0, 0, False
     while True:
         if at + 2 > len(data):
             raise ValueError("its run lengths are cut short")

@@ -26,6 +26,7 @@ import numpy as np
 from foveal.images.reading import read_at, read_up_to
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_SIGNED = {6, 8, 9, 17}
 _FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _OFFSETS, _COUNTS, _CHILDREN, _DESCRIPTION = (324, 273), (325, 279), 330, 270
 _ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # required tags that hold one number
@@ -151,7 +152,8 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
             if code in (_OFFSETS[0], _COUNTS[0]):  # of tiles only: strips are few, and tifffile checks their number
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
-        if (code in _ONE and (number != 1 or type_ not in _FORMATS)) or (code in _PICTURE and type_ not in _BYTES):
+        wrong = number != 1 or type_ not in _SIGNED | _FORMATS.keys() if code in _ONE else type_ not in _BYTES
+        if wrong and code in _ONE | _PICTURE:
             raise ValueError(f"its tag {code} is damaged")
         if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):
             continue

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from foveal.images.codes import check_codes
+from foveal.images.codes import STANDARD, check_codes, has_sound_tables
 
 HARMLESS = {
     "extraneous bytes before marker": "padding before a marker, which some cameras write",
@@ -150,7 +150,7 @@ def _after_warning(data: bytes, colours: str, warning: str) -> np.ndarray:
         raise ValueError(warning)
     stream = parse_jpeg(data)
     stream.require_all_scans("extraneous" in warning)
-    if stream.progressive and "extraneous" in warning:
+    if not has_sound_tables(stream) or (stream.progressive and "extraneous" in warning):
         check_codes(stream)
     ended, data = stream.ended, stream.mended()
     if not ended:
@@ -191,11 +191,12 @@ def _sound(data: bytes) -> bool:
 
 @dataclass
 class _Component:
-    """A colour component: its identifier, and its horizontal and vertical sampling factors."""
+    """A colour component: its identifier, sampling factors, and number of its quantisation table."""
 
     name: int
     across: int
     down: int
+    table: int
 
 
 @dataclass
@@ -222,6 +223,7 @@ class ParsedJpeg:
         frame_at: position of the frame header.
         pieces: (start, end) of the segments and scans.
         ended: whether there is an end marker.
+        steps: the first entry of each quantisation table, by its number.
     """
 
     data: Any
@@ -234,6 +236,7 @@ class ParsedJpeg:
     scans: list[Scan] = field(default_factory=list)
     pieces: list[tuple[int, int]] = field(default_factory=list)
     ended: bool = False
+    steps: dict[int, int] = field(default_factory=dict)
 
     def notes(self, marker: int, start: bytes) -> bytes | None:
         """Contents after ``start`` of the first application segment that begins with it; None if there is none."""
@@ -303,7 +306,7 @@ def parse_jpeg(data: Any, *, headers: bool = False) -> ParsedJpeg:
     Raises:
         ValueError: there is no frame header, or a segment goes past the end.
     """
-    stream, tables, interval, at = ParsedJpeg(data), dict[int, bytes](), 0, 2
+    stream, tables, interval, at = ParsedJpeg(data), dict(STANDARD), 0, 2
     while not stream.ended and (at := data.find(b"\xff", at)) >= 0:
         while at + 1 < len(data) and data[at + 1] == 0xFF:
             at += 1
@@ -325,7 +328,9 @@ def parse_jpeg(data: Any, *, headers: bool = False) -> ParsedJpeg:
             stream.frame, stream.frame_at = marker, at
             stream.bits = body[0]
             stream.height, stream.width = struct.unpack(">HH", body[1:5])
-            stream.components = [_Component(c[0], c[1] >> 4, c[1] & 15) for c in _chunks(body[6:], 3)][: body[5]]
+            stream.components = [_Component(c[0], c[1] >> 4, c[1] & 15, c[2]) for c in _chunks(body[6:], 3)][: body[5]]
+        elif marker == 0xDB:
+            stream.steps.update(_quantisers(body))
         elif marker == 0xC4:
             tables.update(_huffman(body))
         elif marker == 0xDD:
@@ -373,6 +378,14 @@ def _scan(stream: ParsedJpeg, body: bytes, tables: dict[int, bytes], interval: i
         parts.append((names[name], tables.get(chosen >> 4, b""), tables.get(16 + (chosen & 15), b"")))
     first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
     return Scan(parts, first, last, approximation >> 4, approximation & 15, interval, start, end)
+
+
+def _quantisers(body: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the number and the first entry of each table of 64 entries of one or two bytes."""
+    while len(body) > 64:
+        size = 2 if body[0] >> 4 else 1
+        yield body[0] & 15, int.from_bytes(body[1 : 1 + size], "big")
+        body = body[1 + 64 * size :]
 
 
 def _huffman(body: bytes) -> Iterator[tuple[int, bytes]]:

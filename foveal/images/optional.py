@@ -140,6 +140,8 @@ class OpenSlidePyramid(Pyramid):
     """
 
     def __init__(self, path: str, **options: Any) -> None:
+        from foveal.images import leica
+
         openslide = need("openslide", path)
         with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
             slide = openslide.OpenSlide(path)
@@ -150,6 +152,8 @@ class OpenSlidePyramid(Pyramid):
             path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options
         )
         self._slide: Any = slide
+        is_leica = slide.properties.get("openslide.vendor") == "leica"
+        self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None
 
     def close(self) -> None:
         with self._lock:
@@ -166,6 +170,9 @@ class OpenSlidePyramid(Pyramid):
     def _region(self, level: int, box: Window) -> Stored:
         y0, x0, y1, x1 = box
         openslide = need("openslide", self.path)
+        if self._tiles is not None:
+            with Path(self.path).open("rb") as file:
+                self._tiles.check(file.fileno(), level, box)
         with self._lock:
             slide, self._slide = self._slide, None  # a handle cannot be used after an error
             with reading(

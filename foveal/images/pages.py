@@ -19,12 +19,16 @@ Example:
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import tifffile
 
 _REDUCED, _MASK = 1, 4
+_KINDS = 0x1001F  # the bits that TIFF and DNG define
+_NO_TEXT = re.compile(r"[\x01-\x08\x0e-\x1f\x7f]")
+_DAMAGED = "its description, which may define the roles of its pages, is damaged"
 
 
 @dataclass
@@ -61,12 +65,13 @@ def find_picture(file: tifffile.TiffFile) -> Picture:
     """Find the main image among the pages of a file.
 
     Raises:
-        ValueError: a channel is in another file.
+        ValueError: a channel is in another file, or the description that defines the channels is damaged.
     """
     top = [page.aspage() for page in file.pages]
     everyone = [page for parent in top for page in (parent, *_children(parent))]
     masks = [page for page in everyone if page_kind(page) & _MASK]
     main = _main(top, everyone)
+    masks = [page for page in masks if page is not main]  # a file of masks only shows the largest
     pages, channels = _channels(file, top, main)
     picture = Picture([PageLevel(pages, _mask_of(main, masks))], top[0], channels)
     used = {id(page) for page in (*pages, *masks)}
@@ -97,7 +102,8 @@ def page_kind(page: tifffile.TiffPage) -> int:
     """Bits of the tag NewSubfileType, or else of SubfileType: 1 for a reduced copy, 4 for a mask."""
     if page.tags.valueof(254) is None and page.tags.valueof(255) == 2:
         return _REDUCED
-    return int(page.subfiletype)
+    kind = int(page.subfiletype)
+    return 0 if kind & ~_KINDS else kind  # with bits that do not exist the tag is damaged
 
 
 def _children(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:
@@ -201,7 +207,10 @@ def _channels(
         if count <= len(top):
             return top[: max(count, 1)], 1
         return [main], count if len(top) == 1 and int(main.compression) == 1 and not main.is_tiled else 1
-    if len(top) == 1 or not (file.is_ome or file.is_qpi or file.is_shaped or file.is_lsm):
+    if len(top) == 1:
+        return [main], 1
+    if not (file.is_ome or file.is_qpi or file.is_shaped or file.is_lsm):
+        _check_description(main)
         return [main], 1
     series = _series(file)
     if series is None or "C" not in series.axes:
@@ -221,8 +230,17 @@ def _channels(
 def _series(file: tifffile.TiffFile) -> Any:
     try:
         return file.series[0]
-    except Exception:  # damaged OME-XML; the first page can still be read
+    except Exception as error:
+        if file.is_ome:
+            raise ValueError(_DAMAGED) from error
         return None
+
+
+def _check_description(page: tifffile.TiffPage) -> None:
+    """Raise ValueError if a description is no text, or was OME-XML: it may have told that the pages are channels."""
+    text = page.tags.valueof(270) or ""
+    if isinstance(text, bytes) or _NO_TEXT.search(text) or "<OME" in text or "openmicroscopy" in text:
+        raise ValueError(_DAMAGED)
 
 
 def _siblings(

@@ -1,8 +1,9 @@
 """Parser and decoder of PNG files with checks of their checksums.
 
 The CRCs of the critical chunks are checked, and the Adler-32 of the compressed pixels, which libpng does not always
-check. Damage of ancillary chunks is ignored. A chunk of an unknown name before the pixels must have a valid CRC,
-because it may be a critical chunk with a damaged name.
+check. Ancillary chunks with a wrong CRC are ignored, as libpng does, and with them the orientation in damaged EXIF
+data, about which there is a warning. A chunk of an unknown name before the pixels must have a valid CRC, because it may
+be a critical chunk with a damaged name.
 
 Example:
     >>> import io
@@ -17,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,15 +111,24 @@ def parse_png(data: Any) -> Png:
             png.chunks.append((name, start, end))
         elif name == b"IEND":
             break
-        elif name == b"eXIf":
-            png.exif = data[start:end]
-        elif name in (b"tEXt", b"zTXt", b"iTXt") and end <= len(data):
-            _read_note(png, name, data[start : min(end, start + _LONGEST_NOTE)])
+        elif name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            if _is_intact(data, start, end):
+                _read_note(png, name, data[start : min(end, start + _LONGEST_NOTE)])
+            elif name == b"eXIf":
+                warnings.warn("the checksum of its EXIF data is wrong; an orientation in them is ignored", stacklevel=2)
         at = end + 4
     return png
 
 
+def _is_intact(data: Any, start: int, end: int) -> bool:
+    """Whether the CRC of a chunk is right."""
+    return end + 4 <= len(data) and struct.pack(">I", zlib.crc32(data[start - 4 : end])) == data[end : end + 4]
+
+
 def _read_note(png: Png, name: bytes, body: bytes) -> None:
+    if name == b"eXIf":
+        png.exif = body
+        return
     keyword, _, text = body.partition(b"\0")
     try:
         if keyword == b"XML:com.adobe.xmp" and name == b"iTXt":
@@ -146,14 +157,13 @@ def decode_png(png: Png) -> np.ndarray:
     kept, pixels = [SIGNATURE], []
     last = max((i for i, (name, *_) in enumerate(png.chunks) if name == b"IDAT"), default=-1)
     for name, start, end in png.chunks[: last + 1]:
-        chunk = png.data[start - 4 : end]
-        if len(chunk) < end - start + 4 or struct.pack(">I", zlib.crc32(chunk)) != png.data[end : end + 4]:
+        if not _is_intact(png.data, start, end):
             raise ValueError(f"the checksum of its {name.decode('latin-1')} chunk is wrong")
         if name not in _PICTURE:
             continue  # a chunk of an unknown name is only checked
         if name == b"IDAT":
             pixels.append(png.data[start:end])
-        kept += [struct.pack(">I", end - start), chunk, png.data[end : end + 4]]
+        kept += [struct.pack(">I", end - start), png.data[start - 4 : end + 4]]
     _check(b"".join(pixels), png.raw_size)
     end_chunk = b"IEND"
     kept += [bytes(4), end_chunk, struct.pack(">I", zlib.crc32(end_chunk))]

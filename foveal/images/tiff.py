@@ -39,7 +39,7 @@ from foveal.images import pages, scale
 from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import open_file, read_at, reading
+from foveal.images.reading import check_inside, open_file, read_at, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
 # tifffile logs faults of damaged files, which Python prints if there is no handler. Damage raises errors here instead.
@@ -142,14 +142,20 @@ def parse_tiff(path: str, name: str | None = None) -> TiffLayout:
     """
     name = name or path
     with reading(name, "the TIFF header cannot be read"):
-        source, file = _open(path, name)
+        source, file = open_tiff(path, name)
         with file:
             layout, picture = _layout(source, file)
             _add_files_beside(layout, picture, path, name)
         return layout
 
 
-def _open(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
+def open_tiff(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
+    """Open the headers of a TIFF, without its lists of tiles.
+
+    Args:
+        path: path of the file.
+        name: path for messages.
+    """
     descriptor = open_file(path)
     try:
         small, lists = outline(descriptor)
@@ -161,7 +167,7 @@ def _open(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
 def _add_files_beside(layout: TiffLayout, picture: pages.Picture, path: str, name: str) -> None:
     """Add the levels in ``.ovr`` and the masks in ``.msk`` that GDAL writes beside a file."""
     if layout.tiled and Path(path + ".ovr").exists():
-        source, file = _open(path + ".ovr", name)
+        source, file = open_tiff(path + ".ovr", name)
         with file:
             for level in pages.coarser(picture, file):
                 layout.levels.append(Level.of(source, level.pages, size=level.size))
@@ -169,7 +175,7 @@ def _add_files_beside(layout: TiffLayout, picture: pages.Picture, path: str, nam
     masks: list[Level] = []
     for beside in (path + ".msk", path + ".msk.ovr"):
         if Path(beside).exists():
-            source, file = _open(beside, name)
+            source, file = open_tiff(beside, name)
             with file:
                 masks += [Level.of(source, [page.aspage()]) for page in file.pages]
     if masks:
@@ -422,10 +428,11 @@ class TiffPyramid(Pyramid):
                 return self._kept[key]
         descriptor = self._descriptor(level.file)
         length = level.counts.get(descriptor, index)
-        if length == 0:
-            return None
         where = f"tile {index} of level {number}"
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
+            if length == 0:
+                check_inside(descriptor, at)
+                return None
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
             tile = decode_tile(level, data, index)

@@ -33,6 +33,7 @@ from foveal.images.reading import memory_limit
 JPEG = {6, 7, 34892, 33007}
 _JPEG_XR = b"II\xbc"
 _FAX = {2, 3, 4, 32771}
+_EXTRA = {0, 1, 2, 999}  # kinds of extra samples; 999 is alpha of Corel
 _LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 IMAGE_CODECS = JPEG | {33003, 33004, 33005, 34712, 50001, 50002, 52546}
 """Compressions whose codecs handle YCbCr."""
@@ -257,7 +258,13 @@ def _check_header(name: str, page: tifffile.TiffPage) -> None:
     if page.tags.get(262) is None or colourless or (bits is None and samples > 1):
         raise ImageError(f"{name}: lacks tags of its pixel format; the header is damaged, copy the file again")
     white = int(page.photometric) == 0 and samples - len(page.extrasamples) != 1
-    if white or (bits is not None and bits.count not in (1, samples)) or page.tags.valueof(284) not in (None, 1, 2):
+    extra = any(int(kind) not in _EXTRA for kind in page.extrasamples)
+    if (
+        white
+        or extra
+        or (bits is not None and bits.count not in (1, samples))
+        or page.tags.valueof(284) not in (None, 1, 2)
+    ):
         what = "has contradictory tags of its pixel format"
         raise ImageError(f"{name}: {what}; the header is damaged, copy the file again")
 

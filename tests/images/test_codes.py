@@ -77,6 +77,52 @@ def test_stray_bytes_lose_nothing(kind, stray):
     )
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "progressive" in kind])
+def test_random_bytes_after_the_last_scan_lose_nothing(kind):
+    data, colours = _jpeg(kind)
+    good, draw = simplejpeg.decode_jpeg(data, colours), random.Random(kind)
+    for count in (16, 60, 300) * 8:
+        stray = draw.randbytes(count).replace(b"\xff", b"\x7f")
+        assert np.array_equal(jpeg.decode_jpeg(data[:-2] + stray + data[-2:], colours), good)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "optimised", "progressive"])
+def test_damaged_tables_are_told_though_codes_are_left_over(kind):
+    """Codes of another table may end early, so that libjpeg reports extraneous bytes only."""
+    data, colours = _jpeg(kind)
+    good, tried = simplejpeg.decode_jpeg(data, colours), 0
+    for number in range(200):
+        draw = random.Random(number)
+        changed, at = bytearray(data), draw.randrange(22, data.index(b"\xff\xda") - 8)
+        if number % 2:
+            changed[at : at + 4] = bytes(4)
+        else:
+            changed[at] ^= 1 << draw.randrange(8)
+        try:
+            simplejpeg.decode_jpeg(bytes(changed), colours, strict=True)
+        except ValueError as error:
+            if "extraneous" not in str(error):
+                continue
+            tried += 1
+            try:
+                pixels = jpeg.decode_jpeg(bytes(changed), colours)
+            except ValueError:
+                continue
+            assert np.array_equal(pixels, good), number
+    assert tried > 2
+
+
+def test_damaged_symbols_that_are_not_used_lose_nothing():
+    data, colours = _jpeg("baseline")
+    good, at = simplejpeg.decode_jpeg(data, colours), data.index(b"\xff\xda")
+    for last in (b"\1", b"\xfa"):  # the last symbol of the table of chroma, after stray bytes in the header
+        damaged = data[: at - 1] + last + b"stray" + data[at:]
+        assert np.array_equal(jpeg.decode_jpeg(damaged, colours), good)
+    tables = data.index(b"\xff\xc4")
+    for stray in (b"", b"stray"):  # libjpeg then uses the standard tables
+        assert np.array_equal(jpeg.decode_jpeg(data[:tables] + stray + data[at:], colours), good)
+
+
 def test_a_lost_scan_of_a_progressive_jpeg_is_told():
     data, colours = _jpeg("progressive")
     headers = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image
 
@@ -206,3 +207,135 @@ def test_a_changed_mask_is_another_pyramid(tmp_path):
     os.utime(tmp_path / "a.tif.msk", (time.time() + 5,) * 2)
     cache.cached(str(tmp_path / "a.tif"), tmp_path / "cache", make, "a test")
     assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("find", "at", "new", "match"),
+    [
+        (b"ihdr", 7, b"\x50", "size in its header"),
+        (b"ihdr", 13, b"\x43", "size in its header"),
+        (b"ihdr", 14, b"\x0b", "depth in its header"),
+        (b"colr", -2, b"\x02", "box of its header"),
+        (b"colr", 4, b"\x09", "colour space"),
+        (b"ftyp", 0, b"d", "no file type"),
+    ],
+)
+def test_boxes_of_jpeg_2000_that_describe_pixels(tmp_path, find, at, new, match):
+    pytest.importorskip("rasterio")
+    path = _written(tmp_path, "rasters JPEG 2000, lossless")
+    assert np.array_equal(_read(path), picture())
+    _patch(path, path.read_bytes().index(find) + at, new)
+    _refused(path, match)
+
+
+def test_roles_of_channels_of_jpeg_2000(tmp_path):
+    pytest.importorskip("rasterio")
+    path = tmp_path / "a.jp2"
+    Image.fromarray(np.dstack([picture(), np.full(picture().shape[:2], 255, np.uint8)])).save(path)
+    assert np.array_equal(_read(path), picture())
+    _patch(path, path.read_bytes().index(b"cdef") + 7, b"\x99")
+    _refused(path, "roles of its channels")
+
+
+def test_other_boxes_of_jpeg_2000_do_not_matter(tmp_path):
+    pytest.importorskip("rasterio")
+    path = _written(tmp_path, "rasters JPEG 2000, lossless")
+    data = path.read_bytes()
+    at = data.index(b"jp2h") - 4
+    path.write_bytes(data[:at] + struct.pack(">I4s", 28, b"xml ") + b"<damaged \xff\0\x01/ no xml" + data[at:])
+    assert np.array_equal(_read(path), picture())
+
+
+@pytest.mark.parametrize("damage", [b"\x17\xff\x90" * 30, b"<OME xmlns=", b"xml of openmicroscopy"])
+def test_pages_whose_description_is_damaged(tmp_path, damage):
+    """The pages may be channels, of which only the first would be seen."""
+    path = _written(tmp_path, "TIFF OME-TIFF, channels as pages")
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags[270]
+    _patch(path, tag.valueoffset, (damage + b" " * tag.count)[: tag.count - 1])
+    _refused(path, "description, which may define the roles of its pages, is damaged")
+
+
+def test_pages_with_other_descriptions_are_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in picture().transpose(2, 0, 1):
+            writer.write(page, description="sections of a caf\u00e9".encode(), metadata=None)
+    assert np.array_equal(_read(tmp_path / "a.tif"), picture()[..., :1])
+
+
+def test_extra_samples_of_a_kind_that_does_not_exist(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture(4), photometric="rgb", extrasamples=[2], tile=(32, 32), metadata=None)
+    assert _read(path).shape[2] == 3
+    _patch(path, _tag(path, 338) + 9, b"\x10")
+    _refused(path, "contradictory")
+
+
+def test_a_width_of_a_signed_type_is_read(tmp_path):
+    path = _written(tmp_path, "TIFF LZW, tiles")
+    _patch(path, _tag(path, 256) + 2, b"\x09")
+    assert np.array_equal(_read(path), picture())
+
+
+@pytest.mark.parametrize("kind", [4, 0x7F, 0x10001, 1 << 31])
+def test_a_page_is_seen_whatever_its_kind(tmp_path, kind):
+    """A lone page is the picture, be it called a mask or a reduced copy."""
+    path = _written(tmp_path, "TIFF deflate, planar")
+    _patch(path, _tag(path, 254) + 8, struct.pack("<I", kind))
+    assert np.array_equal(_read(path), picture())
+
+
+def test_a_missing_tile_past_the_end(tmp_path):
+    path = _written(tmp_path, "TIFF uncompressed, tiles")
+    with tifffile.TiffFile(path) as file:
+        offsets, counts = (file.pages[0].tags[code].valueoffset for code in (324, 325))
+    width = 2 if tifffile.TiffFile(path).pages[0].tags[325].dtype == 3 else 4
+    _patch(path, counts + 2 * width, bytes(width))
+    seen = _read(path)
+    assert not seen[:32, 64:96].any() and np.array_equal(seen[32:], picture()[32:])
+    _patch(path, offsets + 2 * 4, b"\0\0\0\x7f")
+    _refused(path, "past the end")
+
+
+def test_a_palette_that_overlaps_the_pixels(tmp_path):
+    path = _written(tmp_path, "BMP palette")
+    _patch(path, 46, bytes(4))  # 256 colours
+    _refused(path, "palette overlaps")
+
+
+def test_exif_data_of_a_png_with_a_wrong_checksum_are_ignored(tmp_path, caplog):
+    """As libpng and the viewers that use it ignore them: the picture is shown as it is stored."""
+    path = _written(tmp_path, "PNG orientation 6 and text")
+    with open_image(path) as image:
+        assert image.size == picture().shape[1::-1]
+    _patch(path, path.read_bytes().index(b"eXIf") + 4, b"X")
+    with open_image(path) as image:
+        assert image.size == picture().shape[:2]
+        assert np.array_equal(image.read(0, (0, 0, *image.size)), picture())
+    assert f"{path}: the checksum of its EXIF data is wrong" in caplog.text
+
+
+def test_damaged_tiles_of_a_leica_slide(tmp_path):
+    """OpenSlide does not report the warnings of libjpeg."""
+    openslide = pytest.importorskip("openslide")
+    path = _written(tmp_path, "slides Leica SCN")
+    data, intact, told = path.read_bytes(), _read(path), 0
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        at, length, tables = page.dataoffsets[1], page.databytecounts[1], page.jpegtables
+    for number in range(12):
+        path.write_bytes(data)
+        _patch(path, at + length // 2, np.random.default_rng(number).bytes(16))
+        tile = path.read_bytes()[at + 2 : at + length]
+        with openslide.OpenSlide(path) as slide:
+            try:
+                slide.read_region((0, 0), 0, slide.dimensions)
+                simplejpeg.decode_jpeg((tables or b"\xff\xd8\xff\xd9")[:-2] + tile, strict=True)
+            except openslide.OpenSlideError:
+                continue
+            except ValueError:
+                told += 1
+                _refused(path, "tile 1 of level 0 cannot be decoded")
+                with open_image(path) as image:  # tiles elsewhere can be read
+                    assert np.array_equal(image.read(0, (66, 0, 120, 60)), intact[66:120, :60])
+    assert told > 2
