@@ -106,7 +106,7 @@ EVALUATION: Arguments = {
     "data.KEY": argument("option of the data set, see foveal fit --data NAME --help (default: the run's)", "VALUE"),
     "split": argument("images to use (default: test, or val where there is no test)", choices=SPLITS),
     "metrics": argument(
-        f"metrics besides accuracy, with commas between them (default: by the task): {_names(METRIC_NAMES)}",
+        f"metrics with commas between them: {_names(METRIC_NAMES)}, or a class of torchmetrics (default: by the task)",
         "NAMES",
         type=_separate,
         action="extend",
@@ -334,7 +334,7 @@ on. Writes threshold.json and threshold.png, the shares at every threshold, into
 """,
     {
         "model": RUN,
-        "at": argument("what to reach: recall=, precision= or specificity=, and a share up to 1", "AIM"),
+        "at": argument("recall=, precision= or specificity=, and a share up to 1 (default: none)", "AIM"),
         "remove": switch("remove the thresholds of the run"),
         "label": argument(
             "the class (default: the rarer one of two, or every label of a multilabel model)", "NAME", name="--class"
