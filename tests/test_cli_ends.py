@@ -76,7 +76,7 @@ def test_predict_ends_by_a_signal_and_goes_on(run, images, tmp_path, number, gro
         f"foveal: interrupted{by}; the rows of 1 of 4 images are safe; the same command goes on\n",
     )
     code, said = command(tmp_path, *argv, prepare=lambda: None)
-    assert code == 0 and "2 predicted, 2 were there" in said
+    assert code == 0 and "2 predicted, 2 were done before" in said
     assert len(list(read_rows(tmp_path / "rows.csv"))) == 4
 
 
@@ -126,7 +126,7 @@ def test_a_signal_while_workers_read(run, images, tmp_path, number, group):
     ]
     code, said = command(tmp_path, *argv, prepare=send)
     by = "" if number == signal.SIGINT else f" by {number.name}"
-    assert (code, said) == (128 + number, f"foveal: interrupted{by}; the same command begins anew\n")
+    assert (code, said) == (128 + number, f"foveal: interrupted{by}; the same command starts again\n")
 
 
 def test_a_disk_that_is_full_is_told(run, images, tmp_path):
