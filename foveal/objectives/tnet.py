@@ -67,6 +67,7 @@ class ReferenceTNetObjective:
         feature_levels: highest level with terms for every look alone (H); all levels if None.
         contrastive: weight c of the contrastive loss (lambda_k).
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
@@ -75,6 +76,7 @@ class ReferenceTNetObjective:
     feature_levels: int | None = None
     contrastive: float = 0.0
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return ("greedy",)
@@ -86,9 +88,9 @@ class ReferenceTNetObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
-        weights, share = self.class_weights, self.image_share
+        weights, smooth, share = self.class_weights, self.label_smoothing, self.image_share
         right = (rollout.logits.argmax(-1) == target).float()
-        loss_image = cross_entropy(rollout.logits, target, weights)
+        loss_image = cross_entropy(rollout.logits, target, weights, smooth)
         log = {"loss_image": loss_image.detach()}
         loss_contrastive: Tensor | float = 0.0
         if self.contrastive and rollout.fused is not None:
@@ -101,7 +103,7 @@ class ReferenceTNetObjective:
         looks = np.flatnonzero(rollout.level <= (self.feature_levels or rollout.level.max()))
         at = to_device(looks, target.device)
         alone = rollout.glimpse_logits.index_select(1, at)
-        loss_feature = cross_entropy(alone, target, weights)
+        loss_feature = cross_entropy(alone, target, weights, smooth)
         right_alone = (alone[:, 1:].argmax(-1) == target[:, None]).float()
         log_p = rollout.log_probability
         policy_image = ((right - state) * -log_p.sum(1)).mean()
@@ -185,6 +187,7 @@ class TNetObjective:
         warm_up_looks: looks of the warm-up: ``whole``, all cells in one pass, for backbones that accept images of that
             size; or ``random``.
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
@@ -193,6 +196,7 @@ class TNetObjective:
     warm_up: float = 0.1
     warm_up_looks: Literal["whole", "random"] = "whole"
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return (self.warm_up_looks if progress < self.warm_up else "sampled",)
@@ -205,7 +209,7 @@ class TNetObjective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
         if rollout.policy.one_pass:
-            loss_perception = cross_entropy(rollout.logits, target, self.class_weights)
+            loss_perception = cross_entropy(rollout.logits, target, self.class_weights, self.label_smoothing)
             loss_imitation = imitation_loss(rollout, target)
             loss = loss_perception + self.policy_weight * loss_imitation
             return (
@@ -217,7 +221,9 @@ class TNetObjective:
                     "loss_imitation": loss_imitation.detach(),
                 },
             )
-        loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
+        loss_perception = classification_loss(
+            rollout, target, self.image_share, self.class_weights, self.label_smoothing
+        )
         if not rollout.policy.sampled or rollout.glimpses_per_image == 1:
             return loss_perception, state, {"loss": loss_perception.detach()}
         credits = self.credit(rollout, target)
