@@ -115,7 +115,7 @@ def _wandb(out: Path, known: str | None) -> Logger:
     # Without a key it would ask for an account. Lightning sets "dryrun" for an earlier run of this process.
     offline = os.environ.get("WANDB_MODE", "dryrun") == "dryrun" and not wandb.api.api_key
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    how = {"mode": "offline"} if offline else {}
+    how: dict[str, Any] = {"mode": "offline"} if offline else {}
     return WandB(out.absolute().name, out.absolute(), offline=offline, project=project, **how)
 
 

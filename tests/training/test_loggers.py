@@ -51,6 +51,7 @@ def in_two_parts(out: Path, name: str) -> Path:
     return run.path
 
 
+@pytest.mark.slow
 def test_mlflow_in_the_run_folder(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     pytest.importorskip("alembic")
@@ -71,6 +72,7 @@ def test_mlflow_in_the_run_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.slow
 def test_trackio_in_its_folder(tmp_path):
     """In another process, because Trackio reads its folder when it is imported."""
     pytest.importorskip("trackio")
