@@ -65,7 +65,7 @@ CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (
     "bad_images.csv",
     "summary.json",
 )
-LOCK, TENSORBOARD = ".lock", "tensorboard"
+LOCK, TENSORBOARD, LOGGER = ".lock", "tensorboard", "logger.json"
 
 RUN_FILES = (CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY)
 """Files that `foveal.training.fit` writes into a run folder."""
@@ -555,7 +555,7 @@ def clear(out: Path) -> None:
 
     Checkpoints and weights are removed first, so that the rest is not taken for a run if the process is killed.
     """
-    for name in (LAST, BEST, WEIGHTS, *RESULT_FILES, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, CARD):
+    for name in (LAST, BEST, WEIGHTS, *RESULT_FILES, SUMMARY, METRICS, ATTENTION, BAD_IMAGES, LOGGER, CARD):
         (out / name).unlink(missing_ok=True)
     for pattern in ("events.out.tfevents.*", "hparams.yaml"):
         for file in (out / TENSORBOARD).glob(pattern):

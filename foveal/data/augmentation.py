@@ -23,10 +23,11 @@ from torch import Tensor
 
 from foveal.classification import Box
 from foveal.data.kernels import resize
+from foveal.errors import ConfigError
 from foveal.images import Colour, Pyramid, Transform, View
 
-AUGMENTATIONS = ("none", "light", "inception", "tnet", "tnet_birds")
-TENSOR_AUGMENTATIONS = ("none", "crop_flip")
+AUGMENTATIONS = ("none", "light", "inception", "tnet", "tnet_birds", "randaugment")
+TENSOR_AUGMENTATIONS = ("none", "crop_flip", "randaugment")
 
 Augmentation = Annotated[str, AUGMENTATIONS]
 TensorAugmentation = Annotated[str, TENSOR_AUGMENTATIONS]
@@ -48,6 +49,11 @@ _COLOUR_ORDERS = (
     ("hue", "saturation", "contrast", "brightness"),
     (),
 )
+
+# Operations of RandAugment that a view can express, with the amounts of torchvision's strength 9 of 30. Brightness is
+# added here, and multiplied there; 0.135 is the difference for medium grey.
+_VIEW_OPERATIONS = ("identity", "down", "right", "rotate", "brightness", "saturation", "contrast")
+_SHIFT, _DEGREES, _BRIGHTNESS, _FACTOR = 150 / 331 * 0.3, 9.0, 0.135, 0.27
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ def draw_change(
       same flip and a change of colour, as TNet trains on ImageNet and fMoW.
     * ``tnet_birds``: such a crop that ignores boxes, the same flip, a shift of up to 10 % and a rotation of up to 20
       degrees.
+    * ``randaugment``: ``light``, and two of the operations of RandAugment (arXiv 1909.13719) that do not need the
+      pixels of the whole image: shifts, rotation, brightness, saturation, contrast or none. For whole images there is
+      `rand_augment`.
 
     Args:
         augmentation: a name from `AUGMENTATIONS`.
@@ -100,8 +109,9 @@ def draw_change(
     if augmentation == "none":
         return whole
     mirrored = bool(rng.random() < 0.5)
-    if augmentation == "light":
-        return replace(whole, crop=_keep_aspect(region, rng.uniform(0.85, 1.0), boxes, rng), mirrored=mirrored)
+    if augmentation in ("light", "randaugment"):
+        light = replace(whole, crop=_keep_aspect(region, rng.uniform(0.85, 1.0), boxes, rng), mirrored=mirrored)
+        return light if augmentation == "light" else _with_operations(light, rng)
     if augmentation == "inception":
         return replace(whole, crop=inception_crop(region, rng), mirrored=mirrored)
     birds = augmentation == "tnet_birds"
@@ -117,6 +127,48 @@ def draw_change(
     return replace(
         change, colour=tuple((operation, float(rng.uniform(*_COLOUR_RANGES[operation]))) for operation in order)
     )
+
+
+def _with_operations(change: Change, rng: np.random.Generator) -> Change:
+    """A change and two operations of RandAugment, drawn with replacement."""
+    for which, sign in zip(rng.integers(len(_VIEW_OPERATIONS), size=2), rng.choice((-1.0, 1.0), 2), strict=True):
+        operation, sign = _VIEW_OPERATIONS[which], float(sign)
+        down, right = change.shift
+        if operation in ("down", "right"):
+            down, right = down + sign * _SHIFT * (operation == "down"), right + sign * _SHIFT * (operation == "right")
+            change = replace(change, shift=(down, right))
+        elif operation == "rotate":
+            change = replace(change, degrees=change.degrees + sign * _DEGREES)
+        elif operation != "identity":
+            amount = sign * _BRIGHTNESS if operation == "brightness" else 1 + sign * _FACTOR
+            change = replace(change, colour=(*change.colour, (operation, amount)))
+    return change
+
+
+def rand_augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """RandAugment of torchvision with its defaults, two of 14 operations of strength 9 of 30, on a whole image.
+
+    Args:
+        pixels: (C, H, W) with one or three bands; uint8, or floating point in [0, 1].
+        rng: source of randomness. torch's global generator is left as it was.
+    """
+    from torchvision.transforms import v2
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        return v2.RandAugment()(pixels)
+
+
+def check_bands(augmentation: str, channels: int) -> None:
+    """Check that images of this number of bands can be augmented as whole images.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if augmentation == "randaugment" and channels not in (1, 3):
+        raise ConfigError(
+            f"data.augmentation: randaugment takes images of 1 or 3 bands, and these have {channels}; use another one"
+        )
 
 
 def _keep_aspect(region: Sequence[float], share: float, boxes: np.ndarray | None, rng: np.random.Generator) -> Box:

@@ -26,7 +26,7 @@ from foveal.errors import ConfigError
 HELP = {
     "train": "number of training images, the first of the archive, which is in random order; None takes all.",
     "val": "number of validation images, held out at random from the training images before ``train`` is applied.",
-    "augmentation": "random changes to training images: ``crop_flip`` or ``none``.",
+    "augmentation": "random changes to training images: ``crop_flip``, ``randaugment`` after it, or ``none``.",
 }
 
 

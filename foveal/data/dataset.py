@@ -30,9 +30,11 @@ from foveal.data.augmentation import (
     TENSOR_AUGMENTATIONS,
     change_pixels,
     change_view,
+    check_bands,
     crop_flip,
     draw_change,
     draw_crop_flip,
+    rand_augment,
 )
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
@@ -146,6 +148,21 @@ class Loaded:
     index: np.ndarray
     errors: list[tuple[str, str]] = field(default_factory=list)
 
+    @staticmethod
+    def join(parts: Sequence[Loaded]) -> Loaded:
+        """One batch of several. ``errors`` are those of all."""
+        whole = [part for part in parts if len(part.index)] or parts[:1]
+        errors = [error for part in parts for error in part.errors]
+        if len(whole) == 1:
+            return replace(whole[0], errors=errors)
+        pixels: list[Any] = [part.pixels for part in whole]
+        return Loaded(
+            torch.cat(pixels) if isinstance(pixels[0], Tensor) else [view for views in pixels for view in views],
+            torch.cat([part.target for part in whole]),
+            np.concatenate([part.index for part in whole]),
+            errors,
+        )
+
     def batch(self) -> Batch:
         """Make the batch."""
         views = TensorViews(self.pixels) if isinstance(self.pixels, Tensor) else ImageViews(self.pixels)
@@ -166,10 +183,11 @@ class TensorDataset(Dataset):
         targets: (N,) classes, or (N, classes) labels.
         classes: names of the classes.
         boxes: (N, 4), one box of the object for each image, or None.
-        augmentation: ``none`` or ``crop_flip`` (see `foveal.data.augmentation.crop_flip`), padded with the mean colour.
+        augmentation: ``none``; ``crop_flip`` (see `foveal.data.augmentation.crop_flip`), padded with the mean colour;
+            or ``randaugment``, which is `foveal.data.augmentation.rand_augment` after ``crop_flip``.
 
     Raises:
-        ConfigError: unknown augmentation.
+        ConfigError: unknown augmentation, or one for another number of bands.
     """
 
     def __init__(
@@ -183,9 +201,10 @@ class TensorDataset(Dataset):
         if augmentation not in TENSOR_AUGMENTATIONS:
             known = " or ".join(TENSOR_AUGMENTATIONS)
             raise ConfigError(f"data: there is no augmentation {augmentation!r} for images in memory; use {known}")
+        check_bands(augmentation, images.shape[1])
         self.images = images
         self.augmentation = augmentation
-        if augmentation == "crop_flip":
+        if augmentation != "none":
             mean = images.mean((0, 2, 3), dtype=torch.float32)
             self._fill = mean if images.is_floating_point() else mean.round()
         self._drawn: tuple[Any, np.ndarray] = None, np.empty(0)
@@ -210,8 +229,11 @@ class TensorDataset(Dataset):
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
         pixels = self.images.index_select(0, torch.from_numpy(index).to(self.images.device, non_blocking=True))
-        if self.augmentation == "crop_flip":
+        if self.augmentation != "none":
             pixels = crop_flip(pixels, self._draws(seed, epoch)[index], self._fill)
+        if self.augmentation == "randaugment" and len(index):
+            each = zip(pixels, index.tolist(), strict=True)
+            pixels = torch.stack([rand_augment(one, generator(seed, epoch, i, "augmentation")) for one, i in each])
         return Loaded(pixels, torch.from_numpy(self.targets[index]), index)
 
     def _draws(self, seed: int, epoch: int) -> np.ndarray:
@@ -251,6 +273,8 @@ class Reading:
         ):
             if value not in known:
                 raise ConfigError(f"data: there is no {what} {value!r}; use one of {', '.join(known)}")
+        if self.image_size is not None:
+            check_bands(self.augmentation, self.channels)
         if self.value_range is not None:
             checked_range(self.value_range)
 
@@ -333,10 +357,13 @@ class ImageDataset(Dataset):
         region = (0, 0, *image.size) if self.regions is None else self.regions[i]
         boxes = self.boxes[i] if self.boxes is not None and self.regions is None else None
         kernels = KERNELS if self.reading.kernels == "tnet" else ("bilinear",)
-        change = draw_change(self.reading.augmentation, region, boxes, rng, kernels)
-        if self.reading.image_size is not None:
+        augmentation, side = self.reading.augmentation, self.reading.image_size
+        of_pixels = side is not None and augmentation == "randaugment"
+        change = draw_change("light" if of_pixels else augmentation, region, boxes, rng, kernels)
+        if side is not None:
             with image:
-                return change_pixels(change, image, self.reading.image_size, self.reading.shorter_side)
+                pixels = change_pixels(change, image, side, self.reading.shorter_side)
+            return rand_augment(pixels, rng) if of_pixels else pixels
         view = change_view(change, image)
         if first_looks is not None:
             view.prefetch(first_looks(view.size))

@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import csv
+import math
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +110,11 @@ def manifest(
     image_size: int | None = None,
     kernels: Resizing = "bilinear",
 ) -> DataModule:
-    """Images listed in a table with the columns ``path``, ``label`` and optionally ``split`` (names as for `folder`).
+    """Images listed in a table with the columns ``path`` and ``label``, and optionally ``split`` (names as for
+    `folder`) and ``group``.
+
+    A group is what images have in common besides their label, such as a patient or a slide. All images of a group are
+    in one split: held-out validation images are those of whole groups, with about the same share of each class.
 
     Args:
         file: the table, CSV or Parquet.
@@ -118,20 +123,24 @@ def manifest(
             images.
 
     Raises:
-        DataError: the table cannot be read, a column or an image is missing, or a label or split is unknown.
+        DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, or a group
+            has images in two splits.
     """
     reading = Reading(augmentation, channels, value_range, image_size, kernels)
     table = existing(file)
     base = table.parent if root is None else existing(root)
     rows: dict[str, list[tuple[str, str, int]]] = {}
-    for number, (path, label, split) in _read_rows(table):
+    groups: dict[str, list[str]] = {}
+    for number, (path, label, split, group) in _read_rows(table):
         if not path or not label:
             raise DataError(f"{table}: row {number} has no {'label' if path else 'path'}; complete it or remove it")
         if split.casefold() not in SPLIT_NAMES:
             raise DataError(f"{table}: row {number} has the split {split!r}; use train, val or test")
         rows.setdefault(SPLIT_NAMES[split.casefold()], []).append((str(base / path), label, number))
+        groups.setdefault(SPLIT_NAMES[split.casefold()], []).append(group)
     if not rows:
         raise DataError(f"{table}: there are no rows; list at least one image")
+    _check_groups(table, groups)
     notes: list[str] = []
     classes = _classes({label for _, label, _ in rows.get("train", next(iter(rows.values())))}, notes)
     code = {class_key(name): i for i, name in enumerate(classes)}
@@ -154,11 +163,28 @@ def manifest(
         )
         for split, of_split in rows.items()
     }
-    return assemble(str(table), classes, listings, reading, val_fraction, seed, notes)
+    of_train = groups.get("train")
+    return assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
 
 
-def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Rows of a table: (row number as shown in an editor, (path, label, split))."""
+def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
+    """Check that no group has images in two splits.
+
+    Raises:
+        DataError: names such a group.
+    """
+    seen: dict[str, str] = {}
+    for split, names in groups.items():
+        for name in names:
+            if name and seen.setdefault(name, split) != split:
+                raise DataError(
+                    f"{table}: the group {name!r} has images in {seen[name]} and in {split}; put all images of a group "
+                    "in one split, or leave the column group out"
+                )
+
+
+def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
+    """Rows of a table: (row number as shown in an editor, (path, label, split, group))."""
     if table.suffix.lower() in (".parquet", ".pq"):
         need_parquet(table)
         import pyarrow as pa
@@ -185,10 +211,10 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
                     f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
                     "splits, split"
                 )
-        path, label, split = (
-            str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split")
+        path, label, split, group = (
+            str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split", "group")
         )
-        yield number, (path, label, split or "train")
+        yield number, (path, label, split or "train", group)
 
 
 def existing(path: str | Path) -> Path:
@@ -352,6 +378,41 @@ def hold_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return held
 
 
+def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """(N,) bool mask of the images of some groups, about a share of each class.
+
+    Groups are taken in random order, each if this brings the shares of the classes closer to ``fraction``. At least one
+    is held out, but never all images of a class, unless ``fraction`` is 1.
+
+    Args:
+        targets: (N,) classes, or (N, classes) of 0 and 1.
+        groups: name of the group of each image; images without a name are groups of their own.
+        fraction: share to hold out, 0 to 1.
+        seed: seed of the order.
+    """
+    names = [name or f"\0{i}" for i, name in enumerate(groups)]
+    of_group = np.unique(names, return_inverse=True)[1]
+    labels = np.asarray(targets if targets.ndim == 2 else np.eye(targets.max() + 1)[targets], dtype=float)
+    counts = np.zeros((of_group.max() + 1, labels.shape[1]))
+    np.add.at(counts, of_group, labels)
+    shares = (counts / np.maximum(counts.sum(0), 1))[:, counts.any(0)]
+    order = generator(seed, 0, 0, "hold out groups").permutation(len(shares))
+    taken, held = np.zeros(len(shares), dtype=bool), np.zeros(shares.shape[1])
+
+    def distance(group: int) -> float:
+        """Distance of the shares from those wanted with one group more; infinite if training loses a class."""
+        after = held + shares[group]
+        lost = fraction < 1 and (after > 1 - 1e-9).any()
+        return math.inf if lost else float(np.square(after - fraction).sum())
+
+    for group in order:
+        if distance(group) < np.square(held - fraction).sum():
+            taken[group], held = True, held + shares[group]
+    if not taken.any() and math.isfinite(distance(best := min(order, key=distance))):
+        taken[best] = True
+    return taken[of_group]
+
+
 def assemble(
     name: str,
     classes: Sequence[str],
@@ -360,11 +421,20 @@ def assemble(
     val_fraction: float = 0.0,
     seed: int = 0,
     notes: Sequence[str] = (),
+    groups: Sequence[str] | None = None,
 ) -> DataModule:
-    """Make data sets of listings (paths, targets); holds out validation images if there is no listing of them."""
+    """Make data sets of listings (paths, targets); holds out validation images if there is no listing of them.
+
+    ``groups`` are those of the training images, see `hold_out_groups`; none if empty.
+    """
     if "val" not in listings and "train" in listings and val_fraction > 0:
         paths, targets = listings["train"]
-        held = hold_out(targets, val_fraction, seed)
+        if groups and any(groups):
+            held = hold_out_groups(targets, groups, val_fraction, seed)
+            if not held.any():
+                notes = [*notes, "no group is held out for validation, because each has all images of a class"]
+        else:
+            held = hold_out(targets, val_fraction, seed)
         for split, rows in (("train", np.flatnonzero(~held)), ("val", np.flatnonzero(held))):
             listings[split] = ([paths[i] for i in rows], targets[rows])
     splits = {

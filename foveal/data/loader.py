@@ -30,6 +30,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from foveal.data.dataset import Batch, Dataset, FirstLooks, Loaded, TensorDataset
 from foveal.draws import generator
+from foveal.errors import ConfigError
 from foveal.host import deaf_children, end_with_parent
 
 
@@ -49,6 +50,8 @@ class Order(Sampler[tuple[int, list[int]]]):
         drop_last: leave an incomplete last batch out.
         rank, world_size: which of how many processes.
         limit: use the first so many images of the order; all if None.
+        classes: (count,) class of each image, for a random order in which each class comes equally often, give or take
+            one. Images of small classes are repeated after all others of their class, as i + count, i + 2 count, ...
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Order(Sampler[tuple[int, list[int]]]):
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         self.whole = count
+        self.classes = classes
         self.count = min(count, count if limit is None else limit)
         self.batch_size = batch_size
         self.seed = seed
@@ -80,16 +85,36 @@ class Order(Sampler[tuple[int, list[int]]]):
         return self.count // together if self.drop_last else -(-self.count // together)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        order = (
-            generator(self.seed, self.epoch, 0, "order").permutation(self.whole)
-            if self.shuffle
-            else np.arange(self.whole)
-        )
+        rng = generator(self.seed, self.epoch, 0, "order")
+        if self.classes is not None:
+            order = balanced_order(self.classes, rng)
+        else:
+            order = rng.permutation(self.whole) if self.shuffle else np.arange(self.whole)
         order = order[: self.count]
         together = self.batch_size * self.world_size
         for j in range(self.first_batch, len(self)):
             mine = order[j * together : (j + 1) * together][self.rank :: self.world_size]
             yield self.epoch, mine.tolist()
+
+
+def balanced_order(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random order in which each class comes equally often, give or take one.
+
+    Args:
+        classes: (N,) class of each image.
+        rng: source of randomness.
+
+    Returns:
+        (N,) positions of images. The r-th repetition of image i is i + r N. An image is repeated when all others of its
+        class have come as often.
+    """
+    members = [np.flatnonzero(classes == label) for label in np.unique(classes)]
+    wanted = len(classes) // len(members) + (rng.permutation(len(members)) < len(classes) % len(members))
+    chosen = []
+    for rows, count in zip(members, wanted, strict=True):
+        rounds = range(-(-count // len(rows)))
+        chosen.append(np.concatenate([rng.permutation(rows) + r * len(classes) for r in rounds])[:count])
+    return rng.permutation(np.concatenate(chosen))
 
 
 class Loader:
@@ -107,7 +132,12 @@ class Loader:
         seed: decides the order and every augmentation.
         first_looks: size of a view to the looks that workers read ahead, usually a model's ``first_looks``.
         device: where images in memory are kept from now on, see `Dataset.to`; where they are if None.
+        balanced: show each class equally often, see `Order`; the number of batches is the same. Repetitions of an image
+            get other random changes.
         shuffle, drop_last, rank, world_size, limit: see `Order`.
+
+    Raises:
+        ConfigError: ``balanced``, and images have several labels.
     """
 
     def __init__(
@@ -119,12 +149,17 @@ class Loader:
         seed: int = 0,
         first_looks: FirstLooks | None = None,
         device: str | torch.device | None = None,
+        balanced: bool = False,
         shuffle: bool = False,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
     ) -> None:
+        if balanced and data.targets.ndim > 1:
+            raise ConfigError(
+                "sampling: images of several labels cannot be balanced by class; leave it out, or use `class_weights`"
+            )
         self.data = data if device is None else data.to(device)
         self.order = Order(
             len(data),
@@ -135,6 +170,7 @@ class Loader:
             rank=rank,
             world_size=world_size,
             limit=limit,
+            classes=data.targets if balanced else None,
         )
         self.reader = _Reader(self.data, seed, first_looks)
         self.workers: DataLoader | None = None
@@ -179,7 +215,13 @@ class _Reader(TorchDataset):
 
     def __getitems__(self, wanted: tuple[int, list[int]]) -> Loaded:
         epoch, indices = wanted
-        return self.data.load(epoch, indices, self.seed, self.first_looks)
+        count, parts = len(self.data), []
+        # Repetitions of an image in an epoch are images i + r count, with the random changes of another epoch.
+        for r in sorted({i // count for i in indices}) or [0]:
+            rows = [i % count for i in indices if i // count == r]
+            parts.append(self.data.load(epoch + (r << 32), rows, self.seed, self.first_looks))
+            parts[-1].index = parts[-1].index + r * count
+        return Loaded.join(parts)
 
 
 class _Packed(NamedTuple):

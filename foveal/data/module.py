@@ -85,6 +85,7 @@ class DataModule:
         device: str | torch.device | None = None,
         drop_last: bool = False,
         shuffle: bool | None = None,
+        balanced: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> Loader:
@@ -98,6 +99,7 @@ class DataModule:
             device=device,
             drop_last=drop_last,
             shuffle=split == "train" if shuffle is None else shuffle,
+            balanced=balanced,
             rank=rank,
             world_size=world_size,
         )

@@ -32,7 +32,9 @@ HELP = {
     "augmentation": (
         "random changes to training images: ``light`` is a slight crop and a flip, ``inception`` is the usual crop "
         "and flip for "
-        "ImageNet, ``tnet`` and ``tnet_birds`` follow TNet's paper."
+        "ImageNet, ``tnet`` and ``tnet_birds`` follow TNet's paper. ``randaugment`` is ``light`` and two operations of "
+        "RandAugment: any with ``image_size``, else shifts, rotation and changes of colour that all looks at an image "
+        "share."
     ),
     "channels": "bands of the images; grey images are repeated to 3 bands.",
     "value_range": (

@@ -47,15 +47,15 @@ _SAME_RESULT = (
     "seed",
     "device",
     "devices",
+    "nodes",
     "strategy",
     "workers",
     "compile",
-    "channels_last",
     "save_every",
     "val_every",
     "log_every",
     "locations",
-    "tensorboard",
+    "logger",
 )
 _SAME_DATA = ("root", "download")
 _SAME_MODEL = ("num_classes",)  # the data says how many

@@ -333,6 +333,17 @@ class GlimpseClassifier(nn.Module, ABC):
         """The objective that the model is trained with by default."""
         return self.objective()
 
+    def compile_backbone(self) -> None:
+        """Let `torch.compile` compile the backbone when it is used next.
+
+        Raises:
+            ConfigError: there is no backbone.
+        """
+        network: Any = getattr(self, "backbone", None)
+        if network is None:
+            raise ConfigError(f"compile: {type(self).__name__} has no backbone; leave it out")
+        network.forward_features = torch.compile(network.forward_features)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by group, for separate learning rates and weight decay."""
         return {"head": [p for p in self.parameters() if p.requires_grad]}
@@ -435,12 +446,16 @@ class WholeImage(GlimpseClassifier):
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))
         return [Rollout(logits, logits[:, None], level=np.array([1]))]
 
+    def compile_backbone(self) -> None:
+        self.network.compile()
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """``head``, ``backbone``, and the groups of the network's attribute ``groups`` (group name to submodule)."""
         head = getattr(self.network, "get_classifier", lambda: None)()
         parts = {name: self.network.get_submodule(part) for name, part in getattr(self.network, "groups", {}).items()}
-        if isinstance(head, nn.Module):
-            parts["head"] = head
+        heads = head if isinstance(head, tuple | list) else (head,)  # distilled networks have two
+        if all(isinstance(part, nn.Module) for part in heads):
+            parts["head"] = nn.ModuleList(heads)
         group_of = {id(p): name for name, part in parts.items() for p in part.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": [], **{name: [] for name in parts}}
         for p in self.parameters():

@@ -416,16 +416,32 @@ class TNet(GlimpseClassifier):
         Returns:
             (N, D) tagged feature vectors, and the inputs of `score`.
         """
-        outputs: list[Tensor] = []
+        with _running_statistics(self.backbone, min(level, self.statistics)):
+            feature, described = self.embed(seen)
+        return self.position(feature, position), (_as_map(described, self.backbone), feature)
+
+    def embed(self, seen: Tensor) -> tuple[Tensor, Any]:
+        """Feature vectors (N, D) of normalised looks (N, C, h, w), and the output of ``location_features``."""
+        outputs: list[Any] = []
         hook = self.backbone.get_submodule(self.location_features).register_forward_hook(
             lambda _m, _i, out: outputs.append(out)
         )
         try:
-            with _running_statistics(self.backbone, min(level, self.statistics)):
-                feature = _embed(self.backbone, seen)
+            return _embed(self.backbone, seen), outputs.pop()
         finally:
             hook.remove()
-        return self.position(feature, position), (_as_map(outputs[0], self.backbone), feature)
+
+    def compile_backbone(self) -> None:
+        # A hook that is registered before compilation becomes part of the compiled code.
+        outputs: list[Any] = []
+        tapped = self.backbone.get_submodule(self.location_features)
+        tapped.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+
+        def embed(seen: Tensor) -> tuple[Tensor, Any]:
+            outputs.clear()
+            return _embed(self.backbone, seen), outputs.pop()
+
+        self.embed = torch.compile(embed)  # type: ignore[method-assign]
 
     def score(self, features: Tensor, feature: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Score the cells of looks.

@@ -45,12 +45,14 @@ class RecurrentObjective:
         image_share: weight of the cross-entropy of the final prediction. The remaining weight is that of the
             predictions after every look, which allow the model to stop at any time.
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
     policy_weight: float = 1.0
     image_share: float = 1.0
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return ("sampled",)
@@ -62,7 +64,9 @@ class RecurrentObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
-        loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
+        loss_perception = classification_loss(
+            rollout, target, self.image_share, self.class_weights, self.label_smoothing
+        )
         right = task_of(target).reward(rollout.logits, target)
         log = {"loss_perception": loss_perception.detach(), "reward": right.mean()}
         if not rollout.log_probability.shape[1]:

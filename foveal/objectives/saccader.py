@@ -103,6 +103,7 @@ class SaccaderObjective:
         samples: number of rollouts per image.
         punish: reward -1 instead of 0 for a wrong prediction.
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
@@ -111,6 +112,7 @@ class SaccaderObjective:
     samples: int = 1
     punish: bool = False
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return ("exhaustive", "ordered_logits") if progress < self.pretraining else ("sampled",) * self.samples
@@ -122,7 +124,7 @@ class SaccaderObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss_classes = torch.stack(
-            [cross_entropy(rollout.logits, target, self.class_weights) for rollout in rollouts]
+            [cross_entropy(r.logits, target, self.class_weights, self.label_smoothing) for r in rollouts]
         ).mean()
         log = {"loss_classes": loss_classes.detach()}
         if rollouts[-1].policy.teaches:

@@ -68,6 +68,7 @@ class ReferenceTNetObjective:
         feature_levels: highest level with terms for every look alone (H); all levels if None.
         contrastive: weight c of the contrastive loss (lambda_k).
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
@@ -76,6 +77,7 @@ class ReferenceTNetObjective:
     feature_levels: int | None = None
     contrastive: float = 0.0
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return ("greedy",)
@@ -87,10 +89,10 @@ class ReferenceTNetObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
-        weights, share = self.class_weights, self.image_share
+        weights, smooth, share = self.class_weights, self.label_smoothing, self.image_share
         task = task_of(target)
         right = task.reward(rollout.logits, target)
-        loss_image = cross_entropy(rollout.logits, target, weights)
+        loss_image = cross_entropy(rollout.logits, target, weights, smooth)
         log = {"loss_image": loss_image.detach()}
         loss_contrastive: Tensor | float = 0.0
         if self.contrastive and rollout.fused is not None:
@@ -103,7 +105,7 @@ class ReferenceTNetObjective:
         looks = np.flatnonzero(rollout.level <= (self.feature_levels or rollout.level.max()))
         at = to_device(looks, target.device)
         alone = rollout.glimpse_logits.index_select(1, at)
-        loss_feature = cross_entropy(alone, target, weights)
+        loss_feature = cross_entropy(alone, target, weights, smooth)
         right_alone = task.reward(alone[:, 1:], target)
         log_p = rollout.log_probability
         policy_image = ((right - state) * -log_p.sum(1)).mean()
@@ -186,6 +188,7 @@ class TNetObjective:
         warm_up_looks: looks of the warm-up: ``whole``, all cells in one pass, for backbones that accept images of that
             size; or ``random``.
         class_weights: weight of each class in the cross-entropies.
+        label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
     """
 
     trains: ClassVar[None] = None
@@ -194,6 +197,7 @@ class TNetObjective:
     warm_up: float = 0.1
     warm_up_looks: Literal["whole", "random"] = "whole"
     class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
 
     def plan(self, progress: float) -> tuple[str, ...]:
         return (self.warm_up_looks if progress < self.warm_up else "sampled",)
@@ -206,7 +210,7 @@ class TNetObjective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
         if rollout.policy.one_pass:
-            loss_perception = cross_entropy(rollout.logits, target, self.class_weights)
+            loss_perception = cross_entropy(rollout.logits, target, self.class_weights, self.label_smoothing)
             loss_imitation = imitation_loss(rollout, target)
             loss = loss_perception + self.policy_weight * loss_imitation
             return (
@@ -218,7 +222,9 @@ class TNetObjective:
                     "loss_imitation": loss_imitation.detach(),
                 },
             )
-        loss_perception = classification_loss(rollout, target, self.image_share, self.class_weights)
+        loss_perception = classification_loss(
+            rollout, target, self.image_share, self.class_weights, self.label_smoothing
+        )
         if not rollout.policy.sampled or rollout.glimpses_per_image == 1:
             return loss_perception, state, {"loss": loss_perception.detach()}
         credits = self.credit(rollout, target)

@@ -30,6 +30,7 @@ from foveal.recipes.flags import SECTIONS, Option, chosen_names, dataclass_optio
 from foveal.recipes.help import recipe_help
 from foveal.registry import MODELS, made_with
 from foveal.signatures import mismatch, target_of
+from foveal.training.config import renamed
 
 RUN_FLAGS = (
     Option("resume", bool, False, "continue the run in the folder"),
@@ -51,7 +52,7 @@ def configure(recipe: str, argv: Sequence[str]) -> tuple[FitConfig, Path, dict[s
     Raises:
         ConfigError: a name, key or value does not fit.
     """
-    file, content = find_recipe(recipe), load_recipe(recipe)
+    file, content = find_recipe(recipe), renamed(load_recipe(recipe))
     with made_with(content.pop("imports", None)):
         return _configured(recipe, file, content, argv)
 

@@ -28,7 +28,7 @@ from foveal.models import constructor, create_classifier
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
 from foveal.signatures import chain_of, hints_of, mismatch
-from foveal.training.config import Optimiser, Training
+from foveal.training.config import Optimiser, Training, renamed
 
 if TYPE_CHECKING:
     from foveal.training.fitting import Opening
@@ -55,7 +55,7 @@ class FitConfig(Training):
         Raises:
             ConfigError: a key is unknown, or a value has another type.
         """
-        values = dict(values)
+        values = renamed(values)
         _known(values, cls, "")
         _typed(values, cls, "")
         if isinstance(values.get("optimiser"), Mapping):
@@ -112,7 +112,8 @@ def fit_config(
 
     if config is not None:
         config.check()
-    with opened(out, resume=resume, overwrite=overwrite) as opening:
+    processes = None if config is None else config.processes
+    with opened(out, resume=resume, overwrite=overwrite, processes=processes) as opening:
         config = _with_stored(config, opening)
         data, training = data or get_data(**config.data), config.training()
         model = make_model(config, data, resume)

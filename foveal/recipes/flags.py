@@ -32,6 +32,10 @@ from foveal.errors import ConfigError
 from foveal.recipes import merge, parse_value
 from foveal.signatures import chain_of, hints_of, in_words
 
+_GONE = {
+    "tensorboard": "use --logger tensorboard",
+    "channels_last": "leave it out, because every model chooses its memory format",
+}
 SECTIONS = ("model", "data", "objective")
 
 
@@ -264,6 +268,10 @@ def _translate(
                 raise ConfigError(f"--{_unknown(key, by_key)}")
             through[key] = parse_value(_as_list(value, int | Sequence))
             continue
+        if flag(key) in known and value[:1] == "[" and _takes_words(by_key[key].taken):  # --logger a --logger b
+            at = known.index(flag(key)) + 1
+            known[at] = f"{known[at][:-1]},{value[1:]}"
+            continue
         known += [flag(key), value]
     return known, through
 
@@ -275,6 +283,8 @@ def flag(key: str) -> str:
 def _as_list(value: str, hint: Any) -> str:
     """Convert ``2,1`` to ``[2,1]`` for a sequence, and also ``2`` unless the type accepts a number."""
     parts = [hint, *(typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ())]
+    if _takes_words(hint) and value[:1] not in ("", "[") and value != "null":
+        return f"[{value.rstrip(',')}]"
     takes_list = any(inspect.isclass(o := typing.get_origin(p) or p) and o in (tuple, list, Sequence) for p in parts)
     if (
         takes_list
@@ -285,7 +295,16 @@ def _as_list(value: str, hint: Any) -> str:
     return value
 
 
+def _takes_words(hint: Any) -> bool:
+    """Whether a type is a list of text, but not also a text."""
+    parts = [hint, *(typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ())]
+    listed = [typing.get_args(p)[:1] for p in parts if typing.get_origin(p) in (list, tuple, Sequence)]
+    return str not in parts and (str,) in listed
+
+
 def _unknown(key: str, by_key: dict[str, Option]) -> str:
+    if key in _GONE:
+        return f"{key}: there is no such option any more; {_GONE[key]}"
     near = difflib.get_close_matches(key, by_key, 1, cutoff=0.6)
     if not near:
         leaf = key.rpartition(".")[2]

@@ -33,6 +33,7 @@ from foveal.layers import AttentionLayer, attention_maps
 from foveal.metrics import METRICS as METRICS_BY_NAME
 from foveal.runs import ATTENTION, BAD_IMAGES, BEST, LAST, METRICS
 from foveal.training.learner import Diverged, Learner
+from foveal.training.loggers import sending
 from foveal.training.progress import Progress
 from foveal.training.stopping import Interrupted, StopSignals
 
@@ -335,7 +336,7 @@ class Metrics(pl.Callback):
         else:
             self._rewrite([*_rows(self.file), row])
         for logger in trainer.loggers:
-            with storing(Path(logger.log_dir or self.file.parent)):
+            with sending(logger):
                 logger.log_metrics(values, step=step)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:

@@ -17,24 +17,26 @@ Example:
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import yaml
+from lightning.pytorch import loggers as pl_loggers
 from torch import nn
 
-from foveal.data import DataModule
+from foveal.data import DataModule, ImageDataset
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.glimpse.networks import channels_last
 from foveal.host import end_with_parent
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective
@@ -58,15 +60,16 @@ from foveal.runs import (
     write_card,
 )
 from foveal.stored import check_weights, class_names_error
-from foveal.training.config import Training, plain
-from foveal.training.learner import Diverged, Learner
+from foveal.training.config import Training, plain, renamed
+from foveal.training.learner import NOT_MIXED, Diverged, Learner
+from foveal.training.loggers import loggers as create_loggers
 from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
 from foveal.training.stopping import Interrupted, Stopped, StopSignals
-from foveal.training.trainer import check_hardware, run_trainer, tensorboard
+from foveal.training.trainer import check_hardware, run_trainer
 
 # Options that a resumed run may not change.
-_FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate")
+_FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate", "freeze", "sampling", "mixup")
 
 
 def fit(
@@ -79,6 +82,8 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
 ) -> Run:
     """Train a model. `foveal.recipes.fit_config.fit_config` does the same from names, for recipes and the command.
 
@@ -93,6 +98,9 @@ def fit(
             ``model`` are replaced.
         overwrite: replace the run in ``out``.
         quiet: show no progress.
+        callbacks: further callbacks of Lightning. They are called before those of foveal, which save the run. Their
+            state is saved with it, and must be of tensors and plain values.
+        loggers: further loggers of Lightning, which get the values of ``metrics.csv``.
 
     Returns:
         The run. Its model has the weights of the best validation, or the last ones without validation images. Its
@@ -120,8 +128,11 @@ def fit(
             f"objective: {_given(objective)} was given; give an objective, such as foveal.objectives.CrossEntropy(), "
             "or leave it out"
         )
-    with opened(out, resume=resume, overwrite=overwrite) as opening:
-        return opening.train(as_classifier(model), data, objective, training, quiet)
+    for name, given, kind in (("callbacks", callbacks, pl.Callback), ("loggers", loggers, pl_loggers.Logger)):
+        if wrong := [one for one in given if not isinstance(one, kind)]:
+            raise ConfigError(f"{name}: {_given(wrong[0])} was given; give a list of lightning's {kind.__name__}s")
+    with opened(out, resume=resume, overwrite=overwrite, processes=training.processes) as opening:
+        return opening.train(as_classifier(model), data, objective, training, quiet, callbacks, loggers)
 
 
 def _is_objective(value: Any) -> bool:
@@ -160,18 +171,31 @@ class Opening:
     stored: dict[str, Any] | None
 
     def train(
-        self, model: GlimpseClassifier, data: DataModule, objective: Objective | None, training: Training, quiet: bool
+        self,
+        model: GlimpseClassifier,
+        data: DataModule,
+        objective: Objective | None,
+        training: Training,
+        quiet: bool,
+        callbacks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
     ) -> Run:
         """Train in this folder, see `fit`."""
         plan = _plan(self, model, data, objective or model.default_objective(), training)
         with _report_saved_state(self.out, plan.learner) if self.main else nullcontext():
-            _run(plan, self, quiet)
+            _run(plan, self, quiet, callbacks, loggers)
         return Run(self.out)
 
 
 @contextmanager
-def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Opening]:
+def opened(
+    out: str | Path, *, resume: bool = False, overwrite: bool = False, processes: int | None = None
+) -> Iterator[Opening]:
     """Lock a run folder for training, and handle the signals that stop it.
+
+    Args:
+        out, resume, overwrite: see `fit`.
+        processes: number of processes that train; those of the run to resume if None.
 
     Raises:
         FovealError: ``resume`` and ``overwrite`` are both given; or see `foveal.runs.claim`.
@@ -181,9 +205,13 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
         raise ConfigError(f"out: an object of the type {type(out).__name__} was given; give the path of a run folder")
     if resume and overwrite:
         raise ConfigError("resume: cannot be used with `overwrite`, which removes the run; use one of the two")
-    main = int(os.environ.get("LOCAL_RANK", "0")) == 0
     out = Path(out)
-    if not main:
+    if processes is None:
+        stored = read_config(out) if resume else {}
+        counts = [stored.get(key, 1) for key in ("devices", "nodes")]
+        processes = math.prod(count for count in counts if isinstance(count, int))
+    main = global_rank(processes) == 0
+    if int(os.environ.get("LOCAL_RANK", "0")):
         end_with_parent()
     signals = StopSignals(at_once=main)
     try:
@@ -193,9 +221,31 @@ def opened(out: str | Path, *, resume: bool = False, overwrite: bool = False) ->
         raise Stopped(signals.number) from None
 
 
+def global_rank(processes: int) -> int:
+    """Rank of this process among all of a run; 0 writes. It is known before Lightning starts.
+
+    ``torchrun`` sets ``RANK``. Lightning sets ``LOCAL_RANK``, and its users ``NODE_RANK``. Slurm sets ``SLURM_PROCID``,
+    which is a rank of this run if Slurm started as many tasks as it has processes, as Lightning decides too.
+    """
+    known = {name: int(value) for name, value in os.environ.items() if name in _RANKS and value.isdecimal()}
+    if "RANK" in known:
+        return known["RANK"]
+    if "LOCAL_RANK" in known or "NODE_RANK" in known or not 1 < processes == known.get("SLURM_NTASKS"):
+        # Not the exact rank on another node, but not 0 either.
+        return known.get("LOCAL_RANK", 0) + (known.get("NODE_RANK", 0) if processes > 1 else 0)
+    return known.get("SLURM_PROCID", 0)
+
+
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID")
+
+
 def _stored(out: Path) -> dict[str, Any]:
-    """The stored configuration of a run, with model options added since as in `as_written`."""
-    stored = read_config(out)
+    """The stored configuration of a run, with options added since: those of the model as in `as_written`, others with
+    their defaults."""
+    stored, usual = renamed(read_config(out)), Training(imports=[]).to_dict()
+    if isinstance(stored.get("optimiser"), dict):
+        stored["optimiser"] = {**usual["optimiser"], **stored["optimiser"]}
+    stored = {**usual, **stored}
     if isinstance(stored.get("model"), dict) and isinstance(stored["model"].get("name"), str):
         try:
             stored["model"] = as_written(stored["model"])
@@ -244,6 +294,8 @@ def _plan(
         raise ConfigError(f"{given}: {data.name} has no validation images; hold some out, or leave `{given}` out")
     if training.locations is not None:
         model.resolve_locations(training.locations)
+    if training.mixup and isinstance(data.train, ImageDataset) and data.train.reading.image_size is None:
+        raise ConfigError(NOT_MIXED)
     check_hardware(training)
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
     if not opening.resume:
@@ -251,11 +303,9 @@ def _plan(
     model.class_names, model.task = data.classes, data.task
     if training.precision == "64":
         model.double()  # before weights are copied
-    if training.channels_last:
-        channels_last(model)
     if isinstance(model, WholeImage):
         model.check_output()
-    learner = Learner(model, _weighted(objective, data, training), data, training)
+    learner = Learner(model, _weighted(_smoothed(objective, training), data, training), data, training)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(
             "model: it has no parameters that can be trained; give a model in which some parameters require a gradient"
@@ -263,21 +313,34 @@ def _plan(
     if training.init_from and not opening.resume:
         _load_initial_weights(Path(training.init_from), learner)
     if training.compile:
-        for part in model.children():
-            part.compile()
+        model.compile_backbone()
     # Raise errors before the run that is replaced is removed.
     learner.configure_optimizers()
     _check_batches(learner)
-    if training.tensorboard:
-        tensorboard(opening.out)
+    create_loggers(opening.out, training.logger, resume=False)  # whether they are installed
     resolved = _resolved(learner, training)
     if opening.stored is not None and checkpoint is not None:
+        if isinstance(old := opening.stored.get("objective"), dict) and "label_smoothing" in resolved["objective"]:
+            old.setdefault("label_smoothing", 0.0)  # it was added later
         _check_unchanged(resolved, with_absolute_paths(opening.stored))
         check_weights(learner, checkpoint["state_dict"], opening.out / LAST)
         learner.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
     return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+
+
+def _smoothed(objective: Objective, training: Training) -> Objective:
+    """The objective with the label smoothing of the training.
+
+    Raises:
+        ConfigError: the objective has no label smoothing.
+    """
+    if training.label_smoothing is None:
+        return objective
+    if not is_dataclass(objective) or "label_smoothing" not in {f.name for f in fields(objective)}:
+        raise ConfigError(f"label_smoothing: {type(objective).__name__} has no cross-entropy to smooth; leave it out")
+    return replace(objective, label_smoothing=training.label_smoothing)
 
 
 def _weighted(objective: Objective, data: DataModule, training: Training) -> Objective:
@@ -298,7 +361,9 @@ def _weighted(objective: Objective, data: DataModule, training: Training) -> Obj
     return replace(objective, class_weights=tuple(weights))
 
 
-def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
+def _run(
+    plan: _Plan, opening: Opening, quiet: bool, callbacks: Sequence[Any] = (), loggers: Sequence[Any] = ()
+) -> None:
     """Train, and write the model and the summary, also if the run stops early."""
     learner, out, main = plan.learner, opening.out, opening.main
     updates = learner.total_batches // learner.config.accumulate
@@ -313,7 +378,7 @@ def _run(plan: _Plan, opening: Opening, quiet: bool) -> None:
         if not finished:
             if main:
                 (out / SUMMARY).unlink(missing_ok=True)
-            run_trainer(learner, out, opening.resume, quiet, opening.signals)
+            run_trainer(learner, out, opening.resume, quiet, opening.signals, callbacks, loggers)
         opening.signals.wait_for(learner)  # ignore signals from now on
     except (Interrupted, Diverged) as end:
         if not main:
@@ -393,18 +458,18 @@ def _check_batches(learner: Learner) -> None:
         ConfigError: all batches have one image, and a batch norm would get a single value per channel.
     """
     config, count = learner.config, len(learner.data.split("train"))
-    if min(config.batch_size, count) > config.devices:
+    if min(config.batch_size, count) > config.processes:
         return
     learner.train_mode()
     if all(learner.takes_one_image(learner.objective.plan(progress)) for progress in (0.0, 1.0)):
         return
-    few, remedy = f"batch_size: {config.batch_size} leaves", f"set `batch_size` to {2 * config.devices} or more"
+    few, remedy = f"batch_size: {config.batch_size} leaves", f"set `batch_size` to {2 * config.processes} or more"
     if count < config.batch_size:
         few, remedy = (
             f"{learner.data.name}: {count} training image{'s leave' if count > 1 else ' leaves'}",
             "add images",
         )
-    each = " for each device" if config.devices > 1 else ""
+    each = " for each device" if config.processes > 1 else ""
     name = learner.model.spec.get("name", "the model")
     raise ConfigError(
         f"{few} one image{each}, of which batch norm in {name} gets a single value per channel; {remedy}, or use "

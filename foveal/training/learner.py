@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -32,9 +32,11 @@ from torch import Tensor, nn
 
 from foveal.data import Batch, DataModule
 from foveal.display import as_cell
-from foveal.draws import Draws
+from foveal.draws import Draws, generator
 from foveal.errors import ConfigError, RunError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.host import to_device
+from foveal.images import TensorViews, Views
 from foveal.metrics import METRICS, Answers
 from foveal.objectives import Objective
 from foveal.objectives.rollout import Rollout
@@ -45,6 +47,7 @@ from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
 
 ENDLESS = 10**12
+NOT_MIXED = "mixup: images are read look by look and cannot be mixed; set `data.image_size`, or leave `mixup` out"
 
 
 class Stream:
@@ -139,7 +142,7 @@ class Learner(pl.LightningModule):
     Attributes:
         batches_per_epoch: number of forward passes per epoch.
         total_batches: number of forward passes of the run; `ENDLESS` if only time ends it.
-        frozen: modules that the objective does not train.
+        frozen: modules that are not trained.
         validates: whether there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of
             ``bad_images.csv``.
@@ -155,7 +158,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.frozen = freeze(model, objective.trains)
+        self.frozen = freeze(model, objective.trains, config.freeze)
         self.data = data
         self.config = config
         self.register_buffer("objective_state", objective.initial_state().clone())
@@ -184,7 +187,8 @@ class Learner(pl.LightningModule):
     # ---- data
 
     def train_dataloader(self) -> Stream:
-        return Stream(self._loader("train", drop_last=self.drop_last), self.total_batches)
+        balanced = self.config.sampling == "balanced"
+        return Stream(self._loader("train", drop_last=self.drop_last, balanced=balanced), self.total_batches)
 
     def val_dataloader(self) -> Any:
         return self._loader("val") if self.validates else []
@@ -272,14 +276,14 @@ class Learner(pl.LightningModule):
             group["lr"] = group["base_lr"] * factor
 
     def train_mode(self) -> None:
-        """Put the modules that the objective does not train into eval mode."""
+        """Put the modules that are not trained into eval mode."""
         for module in self.frozen:
             module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self._note_bad(batch.errors)
         left_out = self.left_out
-        loss, log, good = self._loss(batch, batch_idx // self.batches_per_epoch)
+        loss, log, good = self._loss(batch, *divmod(batch_idx, self.batches_per_epoch))
         world = self.trainer.world_size
         if world == 1:
             self._check(self._losses.put(loss.detach(), self.step + 1))
@@ -310,9 +314,15 @@ class Learner(pl.LightningModule):
         if read is not None and not math.isfinite(read[0]):
             raise self.diverged(f"the loss is {read[0]}", read[1])
 
-    def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss, values to log, and number of images that could be read."""
+    def _loss(self, batch: Batch, epoch: int, number: int = 0) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Loss, values to log, and number of images that could be read, of a batch of an epoch."""
         plan = self.objective.plan(self.progress)
+        share = 1.0
+        if self.config.mixup and len(batch):
+            rng = generator(self.config.seed, epoch, number, "mixup")
+            share = float(rng.beta(self.config.mixup, self.config.mixup))  # the same in all processes
+            other = to_device(rng.spawn(self.global_rank + 1)[-1].permutation(len(batch)), batch.target.device)
+            batch = replace(batch, views=mixed(batch.views, share, other))
         rollouts, target = [], batch.target
         if len(batch) == 1 and not self.takes_one_image(plan):
             self.left_out += 1
@@ -331,12 +341,20 @@ class Learner(pl.LightningModule):
             # No image. DDP needs a gradient of at least one parameter. The last one mostly belongs to the classifier,
             # which gets gradients in every other process too.
             return 0.0 * [p for p in self.model.parameters() if p.requires_grad][-1].sum(), {}, 0
-        loss, state, log = self.objective(rollouts, target, self.objective_state)
+        loss, state, log = self._judge(rollouts, target)
+        if share < 1:
+            of_other = self._judge(rollouts, target[other])
+            loss, state = (share * a + (1 - share) * b for a, b in zip((loss, state), of_other[:2], strict=True))
+            log = {key: share * value + (1 - share) * of_other[2][key] for key, value in log.items()}
         self.objective_state.copy_(state.detach())
-        log["accuracy"] = _right(rollouts[0].logits, target).float().mean()
         if (entropy := rollouts[0].entropy) is not None:
             log["entropy"] = entropy.mean()
         return loss, log, len(target)
+
+    def _judge(self, rollouts: list[Rollout], target: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, next state of the objective, and values to log."""
+        loss, state, log = self.objective(rollouts, target, self.objective_state)
+        return loss, state, {**log, "accuracy": _right(rollouts[0].logits, target).float().mean()}
 
     def takes_one_image(self, plan: Sequence[str | Policy]) -> bool:
         """Whether a batch of one image can be trained on; see `foveal.training.norms.takes_one_image`."""
@@ -415,37 +433,74 @@ class Learner(pl.LightningModule):
         return math.nan if value is None else value
 
 
-def freeze(model: GlimpseClassifier, trains: Sequence[str] | None) -> list[nn.Module]:
-    """Freeze all groups of parameters except some.
+def freeze(model: GlimpseClassifier, trains: Sequence[str] | None, names: Sequence[str] = ()) -> list[nn.Module]:
+    """Freeze groups of parameters.
 
     Args:
         model: the model; ``requires_grad`` of its parameters is changed.
         trains: names of the groups to train; all if None.
+        names: names of further groups, or of modules, to freeze. Modules of a dense network are named as in it.
 
     Returns:
-        Fully frozen modules. They stay in eval mode, so that norms keep their statistics.
+        Fully frozen modules, and norms without parameters that follow frozen parameters. They stay in eval mode, so
+        that norms keep their statistics.
 
     Raises:
-        ConfigError: the model has no such group.
+        ConfigError: the model has no such group or module.
     """
     for p in getattr(model, "frozen_parameters", []):  # frozen by an earlier objective
         p.requires_grad_(True)
-    frozen: list[nn.Parameter] = []
-    if trains is not None:
-        groups = model.parameter_groups()
-        for name in trains:
-            if name not in groups:
-                raise ConfigError(
-                    f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}"
-                )
-        frozen = [p for name, parameters in groups.items() for p in parameters if name not in trains]
+    groups = model.parameter_groups()
+    for name in trains or ():
+        if name not in groups:
+            raise ConfigError(
+                f"objective.trains: the model has no group of parameters {name!r}; use {' or '.join(groups)}"
+            )
+    frozen = [
+        p for name, of in groups.items() for p in of if name in names or (trains is not None and name not in trains)
+    ]
+    modules = dict(getattr(model, "network", model).named_modules())
+    for name in names:
+        if name in groups:
+            continue
+        if not name or name not in modules:
+            known = list(dict.fromkeys([*(name for name, of in groups.items() if of), *_children(modules)]))
+            raise ConfigError(f"freeze: the model has no part {name!r}; use one of {', '.join(known)}")
+        frozen += [p for p in modules[name].parameters() if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)
     model.__dict__["frozen_parameters"] = frozen
     if not frozen:
         return []
-    held = [(module, list(module.parameters())) for module in model.modules()]
-    return [module for module, parameters in held if parameters and not any(p.requires_grad for p in parameters)]
+    found, last = [], False
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters:
+            last = not parameters[-1].requires_grad
+        if not any(p.requires_grad for p in parameters) and (
+            parameters or (last and getattr(module, "running_mean", None) is not None)
+        ):
+            found.append(module)
+    return found
+
+
+def _children(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the direct submodules that have parameters."""
+    return [name for name, part in modules.items() if name and "." not in name and any(True for _ in part.parameters())]
+
+
+def mixed(views: Views, share: float, other: Tensor) -> TensorViews:
+    """Images mixed with others: ``share`` of each, and the rest of image ``other[i]`` ("mixup", arXiv 1710.09412).
+
+    Raises:
+        ConfigError: the images are not in memory.
+    """
+    if not isinstance(views, TensorViews):
+        raise ConfigError(NOT_MIXED)
+    pixels = views.images
+    if not pixels.is_floating_point():
+        pixels = pixels.float() / torch.iinfo(pixels.dtype).max
+    return TensorViews(share * pixels + (1 - share) * pixels[other])
 
 
 def _right(logits: Tensor, target: Tensor) -> Tensor:

@@ -14,28 +14,37 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 
 from foveal.errors import ConfigError, RunError
-from foveal.files import storing
 from foveal.host import deaf_children, keep_freed_memory
-from foveal.runs import LAST, TENSORBOARD
+from foveal.runs import LAST
 from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import Training
 from foveal.training.learner import ENDLESS, Learner
+from foveal.training.loggers import loggers, sending
 from foveal.training.stopping import StopSignals
 
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError)
 """What Lightning raises for a checkpoint of another run."""
 
 
-def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals: StopSignals) -> None:
+def run_trainer(
+    learner: Learner,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    signals: StopSignals,
+    more_callbacks: Sequence[pl.Callback] = (),
+    more_loggers: Sequence[Logger] = (),
+) -> None:
     """Train a learner to its end.
 
     Args:
@@ -44,6 +53,8 @@ def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals:
         resume: continue from ``last.ckpt``.
         quiet: show no progress.
         signals: signals that stop the learner.
+        more_callbacks: callbacks that are called before the run is saved.
+        more_loggers: loggers besides those of the configuration.
 
     Raises:
         Interrupted, Diverged, StorageError: see `foveal.training.fit`.
@@ -61,9 +72,9 @@ def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals:
             val_check_interval=-(-every // config.accumulate) * config.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            callbacks=callbacks(out, config.ema, quiet, signals),
+            callbacks=[*more_callbacks, *callbacks(out, config.ema, quiet, signals)],
             plugins=[WholeFiles()],
-            logger=tensorboard(out) if config.tensorboard else False,
+            logger=[*loggers(out, config.logger, resume), *more_loggers],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -72,6 +83,10 @@ def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals:
         )
         # StopSignals handles signals. Lightning's handlers would forward them to the other processes at any time.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:  # a service that cannot be reached stops the run before it starts
+                with sending(logger):
+                    _ = getattr(logger, "experiment", None)
         launcher: Any = trainer.strategy.launcher
         children = hasattr(launcher, "_call_children_scripts")
         if children:
@@ -94,10 +109,11 @@ def run_trainer(learner: Learner, out: Path, resume: bool, quiet: bool, signals:
 
 def _hardware(config: Training) -> dict[str, Any]:
     """Arguments of Lightning's trainer for device, strategy and precision."""
-    several = config.devices > 1
+    several = config.processes > 1
     return {
         "accelerator": config.device.partition(":")[0].replace("cuda", "gpu"),
         "devices": _devices(config),
+        "num_nodes": config.nodes,
         # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
         "strategy": "ddp_find_unused_parameters_true"
         if several and config.strategy in ("auto", "ddp")
@@ -135,37 +151,6 @@ def _devices(config: Training) -> int | list[int]:
     """Number of devices; or the list of one, for names with an index such as ``cuda:1``. A CPU's index is ignored."""
     kind, _, number = config.device.partition(":")
     return [int(number)] if number and kind != "cpu" else config.devices
-
-
-def tensorboard(out: Path) -> Any:
-    """Lightning's TensorBoard logger for a run folder.
-
-    Raises:
-        ConfigError: TensorBoard is not installed.
-    """
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        class Logger(TensorBoardLogger):
-            """Raises a `StorageError` if writing fails. Lightning's logger raises an error about types instead."""
-
-            @property
-            def experiment(self) -> Any:
-                with storing(self.log_dir):
-                    return super().experiment
-
-            def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-                with storing(self.log_dir):
-                    for name, value in metrics.items():
-                        self.experiment.add_scalar(name, value, step)
-
-            def finalize(self, status: str) -> None:
-                with storing(self.log_dir):
-                    super().finalize(status)
-
-        return Logger(out, name="", version=TENSORBOARD)
-    except ModuleNotFoundError as error:
-        raise ConfigError("tensorboard: is not installed; pip install 'foveal[log]'") from error
 
 
 @contextmanager

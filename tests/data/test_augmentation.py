@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.functional import rotate
 
+from foveal.data import ImageDataset, Reading, TensorDataset
 from foveal.data.augmentation import (
     _COLOUR_ORDERS,
     Change,
@@ -16,8 +17,12 @@ from foveal.data.augmentation import (
     draw_change,
     draw_crop_flip,
     inception_crop,
+    rand_augment,
     rotate_and_shift,
 )
+from foveal.draws import generator
+from foveal.errors import ConfigError
+from tests.data.layouts import save_image
 
 REGION = (0, 0, 90, 120)
 
@@ -194,3 +199,72 @@ def test_crops_and_flips_are_drawn_evenly():
         share = np.bincount(chosen[:, column], minlength=count) / 90_000
         assert len(share) == count and np.abs(share * count - 1).max() < 0.05
     assert len(np.unique(chosen, axis=0)) == 9 * 9 * 2
+
+
+# ---- RandAugment
+
+
+def test_operations_on_views_are_two_of_those_they_can_express():
+    changes, light = drawn("randaugment"), drawn("light")
+    assert [(c.crop, c.mirrored) for c in changes] == [(c.crop, c.mirrored) for c in light]
+    seen = {"shift": 0, "degrees": 0, "colour": 0, "none": 0}
+    for change in changes:
+        assert {abs(part) for part in change.shift} <= {0, 0.3 * 150 / 331, 0.6 * 150 / 331}
+        assert abs(change.degrees) in (0, 9, 18) and len(change.colour) <= 2
+        for operation, amount in change.colour:
+            assert abs(amount if operation == "brightness" else amount - 1) == pytest.approx(
+                0.135 if operation == "brightness" else 0.27
+            )
+        for what in ("shift", "degrees", "colour"):
+            seen[what] += bool(np.any(getattr(change, what))) if what != "colour" else bool(change.colour)
+        seen["none"] += change == light[changes.index(change)]
+    assert all(count > 4 for count in seen.values()), seen
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_whole_images_get_that_of_torchvision(dtype):
+    pixels = torch.randint(0, 256, (3, 24, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = pixels if dtype == torch.uint8 else pixels / 255
+    different = 0
+    for seed in range(30):
+        state = torch.get_rng_state()
+        changed = rand_augment(pixels, np.random.default_rng(seed))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+        assert torch.equal(changed, v2.RandAugment()(pixels))
+        assert changed.dtype == dtype and changed.shape == pixels.shape
+        different += not torch.equal(changed, pixels)
+    assert different > 20
+
+
+def test_data_sets_apply_it_by_seed_epoch_and_image(tmp_path):
+    sizes = [save_image(tmp_path / f"{i}.jpg", i) for i in range(3)]
+    paths = [str(tmp_path / f"{i}.jpg") for i in range(3)]
+    files = ImageDataset(paths, [0, 1, 0], ("a", "b"), reading=Reading("randaugment", image_size=16))
+    light = ImageDataset(paths, [0, 1, 0], ("a", "b"), reading=Reading("light", image_size=16))
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    memory = TensorDataset(images, np.array([0, 1, 0]), ("a", "b"), augmentation="randaugment")
+    for data in (files, memory):
+        whole, alone = data.batch(2, [0, 1, 2], 5).views.images, data.batch(2, [1], 5).views.images
+        assert torch.equal(whole[1], alone[0])
+        several = [data.batch(epoch, [1], 5).views.images for epoch in range(6)]
+        assert len({image.float().sum().item() for image in several}) > 1
+        assert torch.equal(data.plain().batch(2, [1], 5).views.images, data.plain().batch(3, [1], 6).views.images)
+    for epoch in range(4):  # the same crop and flip, then the operations
+        before = light.batch(epoch, [1], 5).views.images[0]
+        rng = generator(5, epoch, 1, "augmentation")
+        draw_change("light", (0, 0, *sizes[1]), None, rng)
+        assert torch.equal(files.batch(epoch, [1], 5).views.images[0], rand_augment(before, rng))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Reading("randaugment", channels=4, image_size=16),
+        lambda: TensorDataset(torch.zeros(1, 4, 8, 8), np.zeros(1), ("a", "b"), augmentation="randaugment"),
+    ],
+)
+def test_other_bands_are_refused(make):
+    with pytest.raises(ConfigError, match=r"^data.augmentation: randaugment takes images of 1 or 3 bands[^\n]+$"):
+        make()
+    Reading("randaugment", channels=4)  # views of any number of bands have brightness and contrast

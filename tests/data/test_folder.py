@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from foveal.data import check_classes, get_data, list_data
-from foveal.data.folder import hold_out
+from foveal.data.folder import hold_out, hold_out_groups, manifest
 from foveal.errors import ConfigError, DataError
 from tests.data.layouts import make_folder, make_manifest, save_image, write_table
 
@@ -380,3 +380,70 @@ def test_class_names_that_are_not_utf8_are_text(tmp_path):
     assert data.classes == ("d\\udcf6g",)
     "".join(data.classes).encode()
     assert len(data.train.batch(0, [0], 0)) == 1
+
+
+# ---- groups
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_group_is_on_both_sides(seed):
+    """Random tables, against the definition: whole groups, about the share of every class, no class lost."""
+    rng = np.random.default_rng(seed)
+    classes, fraction = int(rng.integers(2, 5)), float(rng.choice([0.1, 0.2, 0.5]))
+    count = int(rng.integers(20, 300))
+    groups = [f"p{i}" if rng.random() < 0.9 else "" for i in rng.integers(0, rng.integers(2, count), count)]
+    targets = rng.choice(classes, count, p=rng.dirichlet(np.full(classes, 3.0)))
+    held = hold_out_groups(targets, groups, fraction, seed)
+    for name in {name for name in groups if name}:
+        assert len({bool(held[i]) for i in range(count) if groups[i] == name}) == 1
+    assert set(targets[~held]) == set(targets)
+    assert (held == hold_out_groups(targets, groups, fraction, seed)).all()
+    largest = max(sum(g == name for g in groups) for name in set(groups) - {""})
+    if largest < 0.05 * count:
+        assert 0.5 * fraction < held.mean() < 1.5 * fraction + 0.05
+
+
+def test_small_groups_are_split_as_images_are():
+    targets = np.repeat([0, 1, 2], [500, 100, 20])
+    groups = [f"p{i // 2}" for i in range(620)]
+    for seed in range(5):
+        held = hold_out_groups(targets, groups, 0.2, seed)
+        assert [held[targets == c].mean() for c in range(3)] == pytest.approx([0.2, 0.2, 0.2], abs=0.02)
+    assert (held != hold_out_groups(targets, groups, 0.2, 99)).any()
+    assert hold_out_groups(targets, groups, 1.0, 0).all()
+    assert not hold_out_groups(np.array([0, 0, 1, 1]), ["a", "a", "b", "b"], 0.5, 0).any()  # a class would be lost
+    several = np.eye(3)[targets]
+    assert (hold_out_groups(several, groups, 0.2, 4) == hold_out_groups(targets, groups, 0.2, 4)).all()
+
+
+def grouped(tmp_path, rows) -> Path:
+    file = tmp_path / "table.csv"
+    for i, (path, *_) in enumerate(rows):
+        save_image(tmp_path / path, i)
+    file.write_text("path,label,split,group\n" + "".join(",".join(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_table_with_groups(tmp_path):
+    rows = [(f"{i}.png", "ab"[i % 2], "", f"p{i // 4}") for i in range(24)]
+    data = manifest(str(grouped(tmp_path, rows)), val_fraction=0.3)
+    split = [{int(Path(part.path(i)).stem) // 4 for i in range(len(part))} for part in (data.train, data.val)]
+    assert split[0] | split[1] == set(range(6)) and not split[0] & split[1]
+    assert len(split[1]) == 2 and data.val.counts().tolist() == [4, 4]
+
+
+def test_groups_in_two_splits_are_refused(tmp_path):
+    rows = [("0.png", "a", "train", "p0"), ("1.png", "b", "train", "p1"), ("2.png", "a", "test", "p1")]
+    with pytest.raises(DataError, match=r"table.csv: the group 'p1' has images in train and in test; put all [^\n]+$"):
+        manifest(str(grouped(tmp_path, rows)))
+    rows[2] = ("2.png", "a", "test", "")
+    rows[1] = ("1.png", "b", "train", "")
+    assert len(manifest(str(grouped(tmp_path, rows)), val_fraction=0).test) == 1
+
+
+def test_groups_that_each_have_a_class_are_not_held_out(tmp_path):
+    rows = [(f"{i}.png", "ab"[i // 2], "", f"p{i // 2}") for i in range(4)]
+    data = manifest(str(grouped(tmp_path, rows)), val_fraction=0.5)
+    assert data.val is None and data.notes == (
+        "no group is held out for validation, because each has all images of a class",
+    )

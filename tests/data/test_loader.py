@@ -5,10 +5,12 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from foveal.data import Batch, Loader, TensorDataset
+from foveal.data import Batch, ImageDataset, Loader, Reading, TensorDataset
 from foveal.data.augmentation import crop_flip, draw_crop_flip
 from foveal.draws import generator
+from foveal.errors import ConfigError
 from foveal.images.views import TensorViews
 
 
@@ -160,3 +162,70 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     assert sum(torch.equal(whole[i], different[i]) for i in range(23)) < 5
     plain = pixels(Loader(augmented().plain(), batch_size=4, seed=5))
     assert all(torch.equal(plain[i], augmented().images[i]) for i in range(23))
+
+
+# ---- balanced sampling
+
+
+def skewed(counts: tuple[int, ...] = (40, 7, 3)) -> TensorDataset:
+    target = np.repeat(np.arange(len(counts)), counts)
+    images = torch.arange(len(target)).float()[:, None, None, None].expand(-1, 3, 8, 8) / len(target)
+    return TensorDataset(images, target, tuple("abcdef"[: len(counts)]))
+
+
+@pytest.mark.parametrize("counts", [(40, 7, 3), (1, 1, 99), (5, 5), (20, 0, 3)])
+def test_balanced_epochs_show_every_class_equally_often(counts):
+    data = skewed(counts)
+    loader = Loader(data, batch_size=4, seed=3, shuffle=True, balanced=True)
+    seen = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [4] * (len(data) // 4) + [len(data) % 4] * (len(data) % 4 > 0)
+        index = np.concatenate([batch.index for batch in batches])
+        target = np.concatenate([batch.target for batch in batches])
+        assert (data.targets[index % len(data)] == target).all()
+        shown = np.bincount(target, minlength=len(counts))[np.array(counts) > 0]
+        assert shown.sum() == len(data) and shown.max() - shown.min() <= 1
+        for label, count in enumerate(counts):  # every image of a class as often as the others, give or take one
+            times = np.bincount(index[target == label] % len(data), minlength=len(data))[data.targets == label]
+            assert count == 0 or times.max() - times.min() <= 1
+        assert len(set(index.tolist())) == len(data)
+        seen.append(index.tolist())
+    assert seen[0] != seen[1] != seen[2]
+    loader.set_epoch(1, first_batch=2)
+    assert np.concatenate([batch.index for batch in loader]).tolist() == seen[1][8:]
+
+
+def test_processes_share_a_balanced_epoch():
+    whole = indices(Loader(skewed(), batch_size=6, seed=3, shuffle=True, balanced=True))
+    parts = [
+        indices(Loader(skewed(), batch_size=2, seed=3, shuffle=True, balanced=True, rank=r, world_size=3))
+        for r in range(3)
+    ]
+    assert [sorted(chain.from_iterable(part[i] for part in parts)) for i in range(len(whole))] == [
+        sorted(b) for b in whole
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_repetitions_of_an_image_are_changed_differently(tmp_path, workers):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(8)]
+    data = ImageDataset(paths, [0] * 7 + [1], ("a", "b"), reading=Reading("inception", image_size=16))
+    seen = {}
+    for batch in Loader(data, batch_size=3, seed=1, shuffle=True, balanced=True, workers=workers):
+        for i, image in zip(batch.index.tolist(), batch.views.images, strict=True):
+            seen[i] = image
+    rare = [seen[i] for i in sorted(seen) if i % 8 == 7]
+    assert len(rare) == 4 and all(not torch.equal(rare[0], other) for other in rare[1:])
+    assert torch.equal(rare[0], data.batch(0, [7], 1).views.images[0])  # the first time as ever
+
+
+def test_several_labels_cannot_be_balanced():
+    data = skewed()
+    data.targets = np.eye(3, dtype=np.float32)[data.targets]
+    with pytest.raises(ConfigError, match=r"^sampling: images of several labels cannot be balanced by class; [^\n]+$"):
+        Loader(data, batch_size=4, balanced=True)

@@ -640,12 +640,11 @@ def test_precision_has_one_spelling_in_a_run(short, long):
     "changes",
     [
         {"precision": "bf16", "model": NORM_FREE},
-        {"channels_last": True},
-        {"tensorboard": True},
+        {"logger": ["tensorboard"]},
         {"optimiser": {"name": "sgd", "clip": 1.0}},
     ],
 )
 def test_switches(tmp_path, changes):
     run = fit_config(config(**changes, epochs=None, steps=2), tmp_path / "run", quiet=True)
     assert last(run.path)["global_step"] == 2
-    assert bool(list(run.path.glob("tensorboard/events*"))) == ("tensorboard" in changes)
+    assert bool(list(run.path.glob("tensorboard/events*"))) == ("logger" in changes)

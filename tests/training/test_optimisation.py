@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
+import timm.optim
 import torch
 from torch import nn
 
 from foveal.errors import ConfigError
+from foveal.models import create_classifier
 from foveal.recipes.fit_config import FitConfig
 from foveal.training import Optimiser
 from foveal.training.optimisation import build, lr_factor
+from tests.training.tiny import NORM_FREE
 
 
 def network() -> nn.Module:
@@ -187,3 +191,128 @@ def test_a_momentum_of_sgd():
     net = nn.Linear(1, 1)
     optimiser = build(net, {"head": list(net.parameters())}, Optimiser(name="sgd", betas=(0.8, 0.999)))
     assert optimiser.defaults["momentum"] == 0.8 and math.isclose(optimiser.param_groups[0]["lr"], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "options"),
+    [
+        (Optimiser(lr=0.1, eps=1e-7), torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-7}),
+        (Optimiser(name="adam", lr=0.1, betas=(0.8, 0.9)), torch.optim.Adam, {"betas": (0.8, 0.9), "eps": 1e-8}),
+        (Optimiser(name="sgd", lr=0.1), torch.optim.SGD, {"momentum": 0.9}),
+        (Optimiser(name="sgd", lr=0.1, nesterov=True), torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ],
+)
+def test_the_usual_optimisers_are_those_of_torch(config, kind, options):
+    one, other = network(), network()
+    decayed, others = (
+        [p for p in other.parameters() if (p.ndim > 1) == weight] for weight in (True, False)
+    )  # the order in which they are grouped
+    optimisers = (
+        build(one, {"head": list(one.parameters())}, replace(config, weight_decay=0.1)),
+        kind([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.1, **options),
+    )
+    assert type(optimisers[0]) is kind
+    images = torch.randn(8, 3, 3, 3, dtype=torch.float64)
+    for _ in range(3):
+        for net, optimiser in zip((one, other), optimisers, strict=True):
+            optimiser.zero_grad()
+            net(images).square().mean().backward()
+            optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+USABLE = [
+    name
+    for name in timm.optim.list_optimizers()
+    if not name.startswith(("bnb", "fused")) and not timm.optim.get_optimizer_info(name).second_order
+]
+
+
+FEW = ("adafactor", "adan", "lamb", "lion", "muon", "nadam", "radam", "rmsprop")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in USABLE]
+)
+def test_every_optimiser_of_timm_is_saved_and_resumed(name, tmp_path):
+    images = torch.randn(8, 3, 3, 3)
+
+    def trained(stop: int | None) -> torch.Tensor:
+        net = network().float()
+        config = Optimiser(name=name, lr=0.01, weight_decay=0.05)
+        config.check()
+        optimiser = build(net, groups(net), config)
+        for step in range(4):
+            if step == stop:
+                torch.save([net.state_dict(), optimiser.state_dict()], tmp_path / "state")
+                net = network().float()
+                optimiser = build(net, groups(net), config)
+                weights, state = torch.load(tmp_path / "state", weights_only=True)
+                net.load_state_dict(weights)
+                optimiser.load_state_dict(state)
+            optimiser.zero_grad()
+            torch.manual_seed(step)  # kron draws
+            net(images).square().mean().backward()
+            optimiser.step()
+        return torch.cat([p.flatten() for p in net.parameters()])
+
+    whole = trained(None)
+    assert torch.equal(trained(2), whole) and not torch.equal(whole, trained_not())
+
+
+def trained_not() -> torch.Tensor:
+    return torch.cat([p.flatten() for p in network().float().parameters()])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": "adamww"}, r"^optimiser.name: there is no optimiser 'adamww'; did you mean adamw$"),
+        ({"name": "?"}, r"^optimiser.name: there is no optimiser '\?'; timm.optim.list_optimizers\(\) lists them$"),
+        ({"name": "adahessian"}, r"^optimiser.name: adahessian needs second derivatives"),
+        ({"name": "lion", "l2": 0.1}, r"^optimiser.l2: is a term of the loss, which lion replaces"),
+        ({"layer_decay": 1.5}, r"^optimiser.layer_decay: is 1.5; set `optimiser.layer_decay` above 0 and up to 1$"),
+    ],
+)
+def test_optimisers_that_cannot_be_used(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Optimiser(**options).check()
+
+
+def test_an_optimiser_that_does_not_take_the_options():
+    net = network()
+    with pytest.raises(ConfigError, match=r"^optimiser.name: adan cannot be made \(.+\); change its options"):
+        build(net, groups(net), Optimiser(name="adan", betas=(0.5, 0.9)))
+
+
+def test_layers_of_a_dense_network_are_those_of_timm():
+    model = create_classifier("test_vit", num_classes=3)
+    optimiser = build(model, model.parameter_groups(), Optimiser(lr=1.0, layer_decay=0.5))
+    found = {id(p): g["base_lr"] for g in optimiser.param_groups for p in g["params"]}
+    expected = {
+        id(p): g["lr_scale"]
+        for g in timm.optim.param_groups_layer_decay(model.network, layer_decay=0.5)
+        for p in g["params"]
+    }
+    assert found == expected and len(set(found.values())) > 3
+    assert found[id(model.network.head.weight)] == 1.0
+
+
+def test_what_is_not_the_backbone_has_the_full_rate():
+    model = create_classifier("tnet", num_classes=3, backbone="test_vit", base_size=32)
+    config = Optimiser(lr=1.0, layer_decay=0.5, group_lr={"backbone": 0.1})
+    optimiser = build(model, model.parameter_groups(), config)
+    rates = {id(p): g["lr"] for g in optimiser.param_groups for p in g["params"]}
+    blocks = [{rates[id(p)] for p in block.parameters()} for block in model.backbone.blocks]
+    assert all(len(of_block) == 1 for of_block in blocks)
+    first, *_, last = (of_block.pop() for of_block in blocks)
+    assert first == pytest.approx(last * 0.5 ** (len(blocks) - 1)) and last < 0.1 + 1e-9
+    assert {rates[id(p)] for p in model.classifier.parameters()} == {1.0}
+
+
+def test_layers_that_cannot_be_counted():
+    for name, sentence in (("ram", "RAM has no backbone"), ("tnet", "timm finds no layers in NormFree")):
+        options = dict(NORM_FREE) if name == "tnet" else {"name": name}
+        model = create_classifier(**options, num_classes=3)
+        with pytest.raises(ConfigError, match=rf"^optimiser.layer_decay: .*{sentence}"):
+            build(model, model.parameter_groups(), Optimiser(layer_decay=0.5))

@@ -132,7 +132,7 @@ def test_tensorboard(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer.RecordWriter, "write", full)
     with pytest.raises(StorageError, match=r"tensorboard: cannot be written \(Disk quota exceeded\); "):
-        fit_config(config(epochs=None, steps=1, tensorboard=True), tmp_path / "run", quiet=True)
+        fit_config(config(epochs=None, steps=1, logger=["tensorboard"]), tmp_path / "run", quiet=True)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
