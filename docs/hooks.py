@@ -18,6 +18,7 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks.md",
     "examples/README.md": "examples.md",
     "examples/corners.py": "examples/corners.py",
+    "CITATION.cff": "CITATION.cff",
 }
 """Place in the site of each file of the repository that the site shows and that is not in ``docs/``."""
 INSIDE = {place: path for path, place in OUTSIDE.items()}
