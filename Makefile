@@ -1,11 +1,11 @@
-# make setup | demo | test | slow | torture | lint | format.  PYTHON chooses the interpreter (3.11 or newer) the first time.
+# make setup | demo | docs | test | slow | torture | lint | format.  PYTHON chooses the interpreter (3.11 or newer) the first time.
 
 PYTHON ?= python3
 BIN    := .venv/bin
 EXTRAS := demo,log,cam,vips,openslide,geo,dev
 RUN    := runs/demo
 
-.PHONY: setup demo test slow torture lint format
+.PHONY: setup demo docs test slow torture lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -22,6 +22,10 @@ demo: setup
 	$(BIN)/foveal data $(RUN) --data.train 0 --data.val 0 --export $(RUN)/images --count 4
 	$(BIN)/foveal predict $(RUN) $(RUN)/images --out $(RUN)/predictions.csv --overwrite
 	$(BIN)/foveal explain $(RUN) $(RUN)/images/0_0.png --out $(RUN)/report.html
+
+# The variable silences a notice of the theme that is no warning of ours.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
