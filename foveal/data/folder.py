@@ -20,6 +20,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -29,10 +30,11 @@ from foveal.data.dataset import ImageDataset, Reading, Resizing
 from foveal.data.module import DATA_SETS, DataModule, class_key, class_text
 from foveal.data.options import document_options
 from foveal.draws import generator
-from foveal.errors import DataError
+from foveal.errors import ConfigError, DataError
 from foveal.images import SUFFIXES, LeftOut, walk
 from foveal.images.walk import set_apart, why_left_out
 from foveal.importing import need_parquet
+from foveal.tasks import MULTICLASS, MULTILABEL, SEPARATOR, TASKS
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
@@ -102,6 +104,7 @@ def folder(
 def manifest(
     file: str,
     root: str | None = None,
+    task: Annotated[str, tuple(TASKS)] = MULTICLASS.name,
     val_fraction: float = 0.1,
     seed: int = 0,
     augmentation: Augmentation = "light",
@@ -119,6 +122,8 @@ def manifest(
     Args:
         file: the table, CSV or Parquet.
         root: folder that paths are relative to; None takes the folder of the table.
+        task: ``multiclass``: each image has one label. ``multilabel``: any number of labels, with ``|`` between them;
+            none in an empty cell.
         val_fraction: share of each class's training images held out for validation if the table has no validation
             images.
 
@@ -129,23 +134,35 @@ def manifest(
     reading = Reading(augmentation, channels, value_range, image_size, kernels)
     table = existing(file)
     base = table.parent if root is None else existing(root)
-    rows: dict[str, list[tuple[str, str, int]]] = {}
+    if task not in TASKS:
+        raise ConfigError(f"data manifest: there is no task {task!r}; use one of {', '.join(TASKS)}")
+    several = TASKS[task] == MULTILABEL
+    rows: dict[str, list[tuple[str, list[str], int]]] = {}
     groups: dict[str, list[str]] = {}
     for number, (path, label, split, group) in _read_rows(table):
-        if not path or not label:
+        if not path or not (label or several):
             raise DataError(f"{table}: row {number} has no {'label' if path else 'path'}; complete it or remove it")
         if split.casefold() not in SPLIT_NAMES:
             raise DataError(f"{table}: row {number} has the split {split!r}; use train, val or test")
-        rows.setdefault(SPLIT_NAMES[split.casefold()], []).append((str(base / path), label, number))
+        rows.setdefault(SPLIT_NAMES[split.casefold()], []).append(
+            (str(base / path), split_labels(label) if several else [label], number)
+        )
         groups.setdefault(SPLIT_NAMES[split.casefold()], []).append(group)
     if not rows:
         raise DataError(f"{table}: there are no rows; list at least one image")
     _check_groups(table, groups)
     notes: list[str] = []
-    classes = _classes({label for _, label, _ in rows.get("train", next(iter(rows.values())))}, notes)
+    first = rows.get("train", next(iter(rows.values())))
+    classes = _classes({label for _, labels, _ in first for label in labels}, notes)
+    if not classes:
+        raise DataError(f"{table}: no training row has a label; give at least two labels")
+    if not several and (joined := next((name for name in classes if SEPARATOR in name), None)):
+        notes.append(f"{joined!r} is one class; set `data.task` {MULTILABEL.name} if {SEPARATOR} separates labels")
     code = {class_key(name): i for i, name in enumerate(classes)}
     every = [row for of_split in rows.values() for row in of_split]
-    unknown = next(((label, number) for _, label, number in every if class_key(label) not in code), None)
+    unknown = next(
+        ((label, number) for _, labels, number in every for label in labels if class_key(label) not in code), None
+    )
     if unknown:
         advice = _similar(unknown[0], classes) or "correct it or add training images of it"
         raise DataError(f"{table}: row {unknown[1]} has the label {unknown[0]!r}, which no training row has; {advice}")
@@ -159,12 +176,33 @@ def manifest(
     listings = {
         split: (
             [path for path, _, _ in of_split],
-            np.array([code[class_key(label)] for _, label, _ in of_split], dtype=np.int64),
+            _targets(
+                [[code[class_key(label)] for label in labels] for _, labels, _ in of_split], len(classes), several
+            ),
         )
         for split, of_split in rows.items()
     }
     of_train = groups.get("train")
     return assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels in a cell of a table.
+
+    >>> split_labels("crack | dust|"), split_labels("")
+    (['crack', 'dust'], [])
+    """
+    return [label for part in text.split(SEPARATOR) if (label := part.strip())]
+
+
+def _targets(codes: Sequence[Sequence[int]], classes: int, several: bool) -> np.ndarray:
+    """(N,) classes, or (N, classes) labels, of the classes of each image."""
+    if not several:
+        return np.array([one for (one,) in codes], dtype=np.int64)
+    targets = np.zeros((len(codes), classes), dtype=bool)
+    for row, labels in zip(targets, codes, strict=True):
+        row[list(labels)] = True
+    return targets
 
 
 def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
@@ -393,6 +431,7 @@ def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float,
     names = [name or f"\0{i}" for i, name in enumerate(groups)]
     of_group = np.unique(names, return_inverse=True)[1]
     labels = np.asarray(targets if targets.ndim == 2 else np.eye(targets.max() + 1)[targets], dtype=float)
+    labels = np.column_stack([labels, ~labels.any(1)])  # images without a label are a kind of their own
     counts = np.zeros((of_group.max() + 1, labels.shape[1]))
     np.add.at(counts, of_group, labels)
     shares = (counts / np.maximum(counts.sum(0), 1))[:, counts.any(0)]
@@ -429,8 +468,8 @@ def assemble(
     """
     if "val" not in listings and "train" in listings and val_fraction > 0:
         paths, targets = listings["train"]
-        if groups and any(groups):
-            held = hold_out_groups(targets, groups, val_fraction, seed)
+        if (groups and any(groups)) or targets.ndim == 2:
+            held = hold_out_groups(targets, groups or [""] * len(paths), val_fraction, seed)
             if not held.any():
                 notes = [*notes, "no group is held out for validation, because each has all images of a class"]
         else:

@@ -60,6 +60,7 @@ from foveal.runs import (
     write_card,
 )
 from foveal.stored import check_weights, class_names_error
+from foveal.tasks import MULTILABEL, SEPARATOR
 from foveal.training.config import Training, plain, renamed
 from foveal.training.learner import NOT_MIXED, Diverged, Learner
 from foveal.training.loggers import loggers as create_loggers
@@ -277,6 +278,9 @@ def _plan(
         raise DataError(f"{data.name}: there is only one class, {name!r}; give images of two classes or more")
     if fault := class_names_error(data.classes):
         raise DataError(f"{data.name}: its classes cannot be stored, {fault}; rename them")
+    joined = [label for label in data.classes if SEPARATOR in label]
+    if joined and data.task == MULTILABEL:
+        raise DataError(f"{data.name}: the class {joined[0]!r} has a {SEPARATOR}, which separates labels; rename it")
     if model.num_classes != len(data.classes):
         raise ConfigError(
             f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give this "

@@ -22,7 +22,6 @@ from foveal.errors import ConfigError, StorageError
 from foveal.models import create_classifier
 from foveal.recipes.configure import configure
 from foveal.recipes.fit_config import FitConfig, fit_config
-from foveal.recipes.flags import UsageError
 from foveal.training import Training, fit
 from foveal.training.loggers import sending
 from tests.training.tiny import NORM_FREE, config
@@ -118,10 +117,10 @@ def test_several_loggers_on_the_command_line():
     assert configure("demo", [])[0].logger == [] and configure("demo", ["--freeze", "backbone"])[0].freeze == [
         "backbone"
     ]
-    with pytest.raises(UsageError, match=r"tensorboard: there is no such option any more; use --logger tensorboard$"):
+    with pytest.raises(ConfigError, match=r"tensorboard: there is no such option any more; use --logger tensorboard$"):
         configure("demo", ["--tensorboard"])
     with pytest.raises(
-        UsageError, match=r"channels_last: there is no such option any more; leave it out, because [^\n]+$"
+        ConfigError, match=r"channels_last: there is no such option any more; leave it out, because [^\n]+$"
     ):
         configure("demo", ["--channels-last"])
     with pytest.raises(ConfigError, match=r"^logger: 'csw' is not known; use one of csv, tensorboard, wandb, mlflow"):
