@@ -198,7 +198,8 @@ def test_the_page_on_installing(reader):
 
 def test_the_table_of_extras_has_each():
     table = (DOCS / "install.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(PROJECT["project"]["optional-dependencies"])
+    first = "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first)) == set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_tutorial_on_a_folder_and_that_on_a_policy(reader):
