@@ -153,6 +153,9 @@ class OpenSlidePyramid(Pyramid):
         )
         self._slide: Any = slide
         is_leica = slide.properties.get("openslide.vendor") == "leica"
+        if Path(path).suffix.lower() == ".scn" and not is_leica:
+            what = "has no description of a Leica slide, or a damaged one"
+            raise ImageError(f"{path}: {what}; copy it again, or give it the suffix of its format")
         self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None
 
     def close(self) -> None:

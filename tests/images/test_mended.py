@@ -59,6 +59,7 @@ def _patch(path, at, new):
         (284, 8, b"\7"),
         (277, 4, b"\2"),
         (258, 4, b"\2"),
+        (258, 4, b"\xe4\xe5\xe6\xe7\xe8\xe9\xea\xf2"),
         (258, 8, b"\xff" * 4),
     ],
 )
@@ -339,3 +340,11 @@ def test_damaged_tiles_of_a_leica_slide(tmp_path):
                 with open_image(path) as image:  # tiles elsewhere can be read
                     assert np.array_equal(image.read(0, (66, 0, 120, 60)), intact[66:120, :60])
     assert told > 2
+
+
+def test_a_leica_slide_with_a_damaged_description(tmp_path):
+    """OpenSlide then reads it as any TIFF, with other levels."""
+    pytest.importorskip("openslide")
+    path = _written(tmp_path, "slides Leica SCN")
+    _patch(path, path.read_bytes().index(b"collection name") + 17, b"\xb5")
+    _refused(path, "no description of a Leica slide")
