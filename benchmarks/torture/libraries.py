@@ -311,11 +311,12 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
     import tifffile
 
     found: dict[str, str | None] = {}
-    if _tag_is_cut(data):
-        found["header"] = "a tag continues past the end of the file"
-    elif _chain_is_cut(data):
+    found["header"] = _damage_of_tags(data)
+    if not found["header"] and _chain_is_cut(data):
         found["header"] = "the next header is past the end of the file"
     with tifffile.TiffFile(path) as file:
+        if path.name.endswith(".ome.tif") and not file.is_ome:
+            found["header"] = "no OME-XML, which tells that pages are channels"
         for page in (p.aspage() for p in file.pages):
             compression = int(page.compression)
             if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
@@ -363,21 +364,28 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
     return found
 
 
-def _tag_is_cut(data: bytes) -> bool:
-    """Whether the first header of a classic TIFF, or one of its values, goes past the end of the file."""
+def _damage_of_tags(data: bytes) -> str | None:
+    """Whether the first header of a TIFF, or one of its values, goes past the end of the file, or a tag that is needed
+    to decode the pixels has a type that does not exist.
+    """
     order = "<" if data[:2] == b"II" else ">"
-    if data[2:4] not in (b"*\0", b"\0*"):
-        return False
-    at = struct.unpack(order + "I", data[4:8])[0]
-    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
-    count = struct.unpack(order + "H", data[at : at + 2])[0]
-    if at + 6 + 12 * count > len(data):
-        return True
-    tags = (struct.unpack(order + "HHII", data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count))
-    return any(
-        sizes.get(kind, 1) * number > 4 and sizes.get(kind, 1) * number + where > len(data)
-        for _, kind, number, where in tags
-    )
+    big = data[2:4] in (b"+\0", b"\0+")
+    word, count_form = ("Q", "Q") if big else ("I", "H")
+    width = struct.calcsize(order + word)
+    at = struct.unpack(order + word, data[8:16] if big else data[4:8])[0]
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+    start, step = at + struct.calcsize(order + count_form), 4 + 2 * width
+    count = struct.unpack(order + count_form, data[at:start])[0]
+    cut = "a tag continues past the end of the file"
+    if start + step * count + width > len(data):
+        return cut
+    tags = [
+        struct.unpack(order + "HH" + 2 * word, data[start + step * i : start + step * (i + 1)]) for i in range(count)
+    ]
+    if any(kind not in sizes and code in (258, 320, 338, 339, 347, 529, 530, 532) for code, kind, *_ in tags):
+        return "a tag of pixels has a type that does not exist"
+    past = (sizes.get(kind, 1) * number > max(width, len(data) - where) for _, kind, number, where in tags)
+    return cut if any(past) else None
 
 
 def _chain_is_cut(data: bytes) -> bool:

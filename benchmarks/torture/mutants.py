@@ -199,6 +199,8 @@ class Others:
             got = read_by(name, Path(path))
             if isinstance(got, str):
                 told[name] = got
+            elif path.endswith(".scn") and name != "OpenSlide":
+                continue  # it does not read the areas and levels
             elif got is not None and len(got) == len(expected) and all(map(np.array_equal, got, expected)):
                 same.append(name)
         warned = damage_reports(Path(path), all_warnings=True)

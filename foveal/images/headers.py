@@ -153,6 +153,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
                 number, length = 1, _BYTES[type_]
                 value = read_up_to(descriptor, length, where)
         wrong = number != 1 or type_ not in _SIGNED | _FORMATS.keys() if code in _ONE else type_ not in _BYTES
+        wrong |= length > _LONGEST
         if wrong and code in _ONE | _PICTURE:
             raise ValueError(f"its tag {code} is damaged")
         if code in _DROPPED or length > _LONGEST or (code in _ONE_NOTE and number != 1):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _OTHER_BOXES = {b"jpx ", b"jpm ", b"mjp2"}  # file types of compound images and videos
+SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 START = b"\xff\x4f\xff\x51"
 
 
@@ -57,6 +58,8 @@ def _check_boxes(data: Any, start: int) -> None:
     bits = data[start + 42 : start + 42 + 3 * count : 3]
     if len(found.get(b"ihdr", b"")) != 14 or struct.unpack(">IIH", found[b"ihdr"][:10]) != (y - y0, x - x0, count):
         raise ValueError("the size in its header is not that of its pixels")
+    if found[b"ihdr"][11] != 7:
+        raise ValueError("the compression in its header is not that of JPEG 2000")
     stated = found.get(b"bpcc", b"") if found[b"ihdr"][10] == 255 else found[b"ihdr"][10:11] * count
     if stated != bits:
         raise ValueError("the depth in its header is not that of its pixels")

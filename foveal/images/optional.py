@@ -26,11 +26,12 @@ from foveal.formats import EXTRAS
 from foveal.images import jpeg2000, scale
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import reading
+from foveal.images.reading import check_claim, memory_limit, reading
 
 _SLIDES, _RASTERS, _PICTURES = (
     {*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips")
 )
+_JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc"}
 _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -87,7 +88,7 @@ def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: d
     suffix = Path(path).suffix.lower()
     if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
         return OpenSlidePyramid(path, **options)
-    if suffix in _RASTERS or head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head.lstrip().startswith(b"<VRTDataset"):
+    if suffix in _RASTERS or head[:12] == jpeg2000.SIGNATURE or head.lstrip().startswith(b"<VRTDataset"):
         need("rasterio", path)
         _check_jpeg2000(path)
         return RasterPyramid(path, **options)
@@ -107,7 +108,9 @@ def _check_jpeg2000(path: str) -> None:
         Path(path).open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        if data[:2] == b"\xff\x4f" or data[4:8] == b"jP  ":
+        if Path(path).suffix.lower() in _JPEG_2000 or data[:2] == b"\xff\x4f" or data[4:8] == b"jP  ":
+            if data[:2] != b"\xff\x4f" and data[:12] != jpeg2000.SIGNATURE:
+                raise ValueError("it does not begin as a JPEG 2000 does")
             jpeg2000.check_jpeg2000(data, max(data.find(jpeg2000.START), 0))
 
 
@@ -153,6 +156,9 @@ class OpenSlidePyramid(Pyramid):
         )
         self._slide: Any = slide
         is_leica = slide.properties.get("openslide.vendor") == "leica"
+        if Path(path).suffix.lower() == ".scn" and not is_leica:
+            what = "has no description of a Leica slide, or a damaged one"
+            raise ImageError(f"{path}: {what}; copy it again, or give it the suffix of its format")
         self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None
 
     def close(self) -> None:
@@ -210,6 +216,8 @@ class RasterPyramid(Pyramid):
         if (mpp := scale.of_raster(data.crs, data.transform)) is not None:
             metadata["mpp"] = mpp
         dtype = np.dtype(data.dtypes[0])
+        block = data.block_shapes[0]  # GDAL decodes whole blocks
+        check_claim(path, block, block[0] * block[1] * dtype.itemsize, options.get("max_bytes") or memory_limit())
         self._data: dict[int, Any] = {0: data}
         super().__init__(path, sizes, len(self._colour_bands), dtype, metadata=metadata, **options)
 

@@ -59,6 +59,7 @@ def _patch(path, at, new):
         (284, 8, b"\7"),
         (277, 4, b"\2"),
         (258, 4, b"\2"),
+        (258, 4, b"\xe4\xe5\xe6\xe7\xe8\xe9\xea\xf2"),
         (258, 8, b"\xff" * 4),
     ],
 )
@@ -285,16 +286,16 @@ def test_a_page_is_seen_whatever_its_kind(tmp_path, kind):
     assert np.array_equal(_read(path), picture())
 
 
-def test_a_missing_tile_past_the_end(tmp_path):
+def test_a_tile_without_length_is_missing_if_it_has_no_position(tmp_path):
     path = _written(tmp_path, "TIFF uncompressed, tiles")
     with tifffile.TiffFile(path) as file:
-        offsets, counts = (file.pages[0].tags[code].valueoffset for code in (324, 325))
-    width = 2 if tifffile.TiffFile(path).pages[0].tags[325].dtype == 3 else 4
-    _patch(path, counts + 2 * width, bytes(width))
+        offsets, counts = file.pages[0].tags[324], file.pages[0].tags[325]
+    size = 2 if counts.dtype == 3 else 4
+    _patch(path, counts.valueoffset + 2 * size, bytes(size))
+    _refused(path, "a position but no length")
+    _patch(path, offsets.valueoffset + 2 * 4, bytes(4))
     seen = _read(path)
     assert not seen[:32, 64:96].any() and np.array_equal(seen[32:], picture()[32:])
-    _patch(path, offsets + 2 * 4, b"\0\0\0\x7f")
-    _refused(path, "past the end")
 
 
 def test_a_palette_that_overlaps_the_pixels(tmp_path):
@@ -339,3 +340,11 @@ def test_damaged_tiles_of_a_leica_slide(tmp_path):
                 with open_image(path) as image:  # tiles elsewhere can be read
                     assert np.array_equal(image.read(0, (66, 0, 120, 60)), intact[66:120, :60])
     assert told > 2
+
+
+def test_a_leica_slide_with_a_damaged_description(tmp_path):
+    """OpenSlide then reads it as any TIFF, with other levels."""
+    pytest.importorskip("openslide")
+    path = _written(tmp_path, "slides Leica SCN")
+    _patch(path, path.read_bytes().index(b"collection name") + 17, b"\xb5")
+    _refused(path, "no description of a Leica slide")
