@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -123,21 +123,6 @@ class Answers:
     def take(self, rows: np.ndarray) -> Answers:
         """Answers for some of the images, by index or mask."""
         return Answers(self.task, self.classes, *(column[rows] for column in self._columns()))
-
-    def one_against_rest(self, index: int) -> Answers:
-        """The same predictions as a single label: whether the class holds."""
-        column = slice(index, index + 1)
-        if self.target.ndim == 2:
-            target, predicted, confidence = (
-                self.target[:, column],
-                self.predicted[:, column],
-                self.confidence[:, column],
-            )
-        else:
-            target, predicted = (self.target == index)[:, None], (self.predicted == index)[:, None]
-            confidence = self.confidence[:, None]
-        scores = None if self.probabilities is None else self.probabilities[:, column]
-        return replace(self, classes=1, target=target, predicted=predicted, confidence=confidence, probabilities=scores)
 
     @property
     def correct(self) -> np.ndarray:
@@ -325,19 +310,22 @@ def balanced_accuracy(answers: Answers) -> Metric:
 
     For labels it is the mean of the recall of presence and of absence.
     """
-    return _bootstrapped(answers, _balanced_accuracy)
+    return _bootstrapped(answers, lambda counts: _mean(_recalls(counts)))
 
 
 @metric("macro F1, %")
 def macro_f1(answers: Answers) -> Metric:
     """Mean of the F1 scores of the classes that occur or are predicted."""
-    return _bootstrapped(answers, _macro_f1)
+    return _bootstrapped(answers, lambda counts: _mean(_f1(counts)))
 
 
 @metric("AUROC, %", ranks=True)
 def auroc(answers: Answers) -> Metric:
-    """Area under the receiver operating characteristic: mean over the classes, each against the rest."""
-    return _area(answers, _auroc, range(answers.classes))
+    """Area under the receiver operating characteristic: mean over the classes, each against the rest.
+
+    Of two classes it is that of the rarer one alone; the other's is the same, but for rounding.
+    """
+    return _area(answers, _auroc, _ranked(answers))
 
 
 @metric("AP, %", ranks=True)
@@ -346,8 +334,7 @@ def average_precision(answers: Answers) -> Metric:
 
     Mean over the classes, each against the rest; of two classes it is that of the rarer one alone.
     """
-    which = range(answers.classes) if answers.positive is None else [answers.positive]
-    return _area(answers, _average_precision, which)
+    return _area(answers, _average_precision, _ranked(answers))
 
 
 @metric("NLL", decimals=3, of_confidence=True, lower_is_better=True, brief=False)
@@ -362,6 +349,16 @@ def nll(answers: Answers) -> Metric:
 def ece(answers: Answers) -> Metric:
     """Expected calibration error, see `expected_calibration_error`; for labels over all decisions."""
     return Metric(expected_calibration_error(answers.confidence.ravel(), (answers.predicted == answers.target).ravel()))
+
+
+def _ranked(answers: Answers) -> Sequence[int]:
+    """The classes whose rankings are judged."""
+    return range(answers.classes) if answers.positive is None else [answers.positive]
+
+
+def _images(answers: Answers) -> np.ndarray:
+    """(classes,) number of images of each class."""
+    return answers.task.counts(answers.target, answers.classes)
 
 
 def _share(successes: np.ndarray) -> Metric:
@@ -390,18 +387,17 @@ class ClassMetrics:
 def class_metrics(answers: Answers, names: Sequence[str]) -> tuple[ClassMetrics, ...]:
     """Metrics of each class, given their names."""
     true, predicted = answers.marks
-    found = []
+    scores, images, found = _bootstrap(answers, _f1), _images(answers), []
     for index, name in enumerate(names):
-        one = answers.one_against_rest(index)
         metrics = {
             "precision": proportion(true[predicted[:, index], index]),
             "recall": proportion(predicted[true[:, index], index]),
-            "f1": _bootstrapped(one, _macro_f1),
+            "f1": _percentiles(scores[0][index], scores[1][:, index], images[index : index + 1]),
         }
         if answers.probabilities is not None:
-            metrics["auroc"] = _area(one, _auroc, [0])
-            metrics["average_precision"] = _area(one, _average_precision, [0])
-        found.append(ClassMetrics(name, int(true[:, index].sum()), metrics))
+            metrics["auroc"] = _area(answers, _auroc, [index])
+            metrics["average_precision"] = _area(answers, _average_precision, [index])
+        found.append(ClassMetrics(name, int(images[index]), metrics))
     return tuple(found)
 
 
@@ -428,10 +424,10 @@ _Area = tuple[float, np.ndarray]
 def _area(answers: Answers, of_class: Callable[[np.ndarray, np.ndarray], _Area], which: Sequence[int]) -> Metric:
     """Mean of an area over the classes that have positives and negatives, with its interval.
 
-    The standard error is that of the infinitesimal jackknife (Efron 1982; for the AUROC nearly DeLong's, Biometrics
-    44, 1988): images are independent, and each adds the derivative of the area with respect to its weight. The interval
+    The standard error is that of the infinitesimal jackknife (Efron 1982): images are independent, and each adds the
+    derivative of the area with respect to its weight. For the AUROC it is DeLong's (Biometrics 44, 1988). The interval
     is normal on the scale of the logit, as Boyd, Eng and Page recommend for average precision (ECML PKDD 2013). At 0
-    and 1, where the standard error is 0, it is Wilson's for as many trials as there are positives.
+    and 1 it is `_end`. One positive or negative alone tells nothing about its kind: there is no interval.
     """
     if answers.probabilities is None:
         raise ConfigError("`metrics`: probabilities were not kept for the metrics of rankings; choose them by name")
@@ -440,13 +436,32 @@ def _area(answers: Answers, of_class: Callable[[np.ndarray, np.ndarray], _Area],
     if not known:
         return Metric()
     values, derivatives = zip(*(of_class(true[:, c], answers.probabilities[:, c]) for c in known), strict=True)
-    value, count = float(np.mean(values)), len(answers)
+    value, positives = float(np.mean(values)), true[:, known].sum(0)
     if not 1e-12 < value < 1 - 1e-12:
-        positives = int(true[:, known].any(1).sum())
-        return Metric(value, wilson(round(value) * positives, positives))
-    error = math.sqrt(float((np.mean(derivatives, axis=0) ** 2).sum()) * count / (count - 1))
-    middle, half = math.log(value / (1 - value)), 1.959964 * error / (value * (1 - value))
+        return Metric(value, _end(value, positives))
+    if min(positives.min(), len(true) - positives.max()) < 2:
+        return Metric(value)
+    own = np.mean([_unbiased(true[:, c], each) for c, each in zip(known, derivatives, strict=True)], axis=0)
+    middle, half = math.log(value / (1 - value)), 1.959964 * math.sqrt(own @ own) / (value * (1 - value))
     return Metric(value, (1 / (1 + math.exp(half - middle)), 1 / (1 + math.exp(-half - middle))))
+
+
+def _unbiased(true: np.ndarray, derivatives: np.ndarray) -> np.ndarray:
+    """Derivatives of positives and of negatives with the factor that makes a variance of few unbiased."""
+    count = np.where(true, true.sum(), (~true).sum())
+    return derivatives * np.sqrt(count / (count - 1))
+
+
+def _end(value: float, images: np.ndarray) -> tuple[float, float]:
+    """The interval of a value of 0 or 1, where no error can be estimated: Wilson's for each class that occurs, with its
+    images as trials; their mean.
+
+    Args:
+        value: about 0 or 1.
+        images: (classes,) number of images of each.
+    """
+    low, high = np.mean([wilson(round(value) * n, n) for n in images.tolist() if n], axis=0)
+    return min(float(low), value), max(float(high), value)
 
 
 def _auroc(true: np.ndarray, scores: np.ndarray) -> _Area:
@@ -484,55 +499,92 @@ def _by_score(true: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndar
     return group, positives, np.bincount(group) - positives
 
 
-# ---- the bootstrap: statistics of answers that count each image as often as its weight says
+# ---- the bootstrap
 
 
-Statistic = Callable[[Answers, np.ndarray], np.ndarray]
-"""(R,) values of answers to N images with (R, N) weights; NaN where it is undefined."""
+class _Counts(NamedTuple):
+    """Numbers of images in R samples, (R, classes) each but ``images``: (R, 1)."""
+
+    true: np.ndarray
+    predicted: np.ndarray
+    both: np.ndarray
+    images: np.ndarray
+    multilabel: bool
+
+
+Statistic = Callable[[_Counts], np.ndarray]
+"""(R, ...) values of R samples; NaN where it is undefined."""
 
 
 def _bootstrapped(answers: Answers, statistic: Statistic) -> Metric:
-    """The value of a statistic, and the 2.5 and 97.5 % percentiles of its values for resampled images."""
-    value = float(statistic(answers, np.ones((1, len(answers))))[0])
-    if not math.isfinite(value):
+    """The value of a statistic, with its interval."""
+    value, resampled = _bootstrap(answers, statistic)
+    return _percentiles(value, resampled, _images(answers))
+
+
+def _bootstrap(answers: Answers, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
+    """The value of a statistic, (...), and its values for `RESAMPLES` resamples of the images, (RESAMPLES, ...).
+
+    Images with the same target and prediction count the same, so that their numbers are drawn rather than images.
+    """
+    columns = [of.reshape(len(answers), -1) for of in (answers.target, answers.predicted)]
+    _, first, counts = np.unique(np.hstack(columns), axis=0, return_index=True, return_counts=True)
+    kinds = answers.take(first)
+    rng, chunk = np.random.default_rng(0), max(1, _CHUNK // max(len(first), answers.classes))
+    shares = counts / len(answers)
+    parts = [
+        statistic(_count(kinds, rng.multinomial(len(answers), shares, min(chunk, RESAMPLES - start))))
+        for start in range(0, RESAMPLES, chunk)
+    ]
+    return statistic(_count(kinds, counts[None]))[0], np.concatenate(parts)
+
+
+def _percentiles(value: np.ndarray, resampled: np.ndarray, images: np.ndarray) -> Metric:
+    """A statistic, with the 2.5 and 97.5 % percentiles of its values for resamples; at 0 and 1 see `_end`."""
+    found = float(value)
+    if math.isnan(found):
         return Metric()
-    every = np.concatenate([statistic(answers, weights) for weights in _resamples(len(answers))])
-    low, high = np.nanpercentile(every, (2.5, 97.5))
-    # A value at the end of its range can be outside of the percentiles.
-    return Metric(value, (min(float(low), value), max(float(high), value)))
+    if not 1e-12 < found < 1 - 1e-12:
+        return Metric(found, _end(found, images) if images.any() else None)
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
+    # A value near the end of its range can be outside of the percentiles.
+    return Metric(found, (min(float(low), found), max(float(high), found)))
 
 
-def _resamples(count: int) -> Iterator[np.ndarray]:
-    """`RESAMPLES` x (N,) weights of a bootstrap over N images, in chunks; the same for all metrics and models."""
-    rng, chunk = np.random.default_rng(0), max(1, _CHUNK // count)
-    if count * RESAMPLES <= _CHUNK:
-        yield _kept_resamples(count)
-        return
-    for start in range(0, RESAMPLES, chunk):
-        yield _draw(rng, count, min(chunk, RESAMPLES - start))
-
-
-@lru_cache(maxsize=2)
-def _kept_resamples(count: int) -> np.ndarray:
-    return _draw(np.random.default_rng(0), count, RESAMPLES)
-
-
-def _draw(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
-    drawn = rng.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float64)
-
-
-def _balanced_accuracy(answers: Answers, weights: np.ndarray) -> np.ndarray:
-    true, predicted = answers.marks
+def _count(answers: Answers, weights: np.ndarray) -> _Counts:
+    """Numbers of images in R samples that hold each image as often as (R, N) weights say."""
+    images, classes = weights.sum(1, keepdims=True), answers.classes
     if answers.target.ndim == 2:
-        right = [_ratio(weights @ (t & (predicted == s)), weights @ t) for s, t in ((True, true), (False, ~true))]
-        return _nan_mean((right[0] + right[1]) / 2)
-    return _nan_mean(_ratio(weights @ (true & predicted), weights @ true))
+        marks, floats = answers.marks, weights.astype(np.float64)  # BLAS multiplies floats
+        true, predicted, both = (floats @ of.astype(np.float64) for of in (*marks, marks[0] & marks[1]))
+        return _Counts(true, predicted, both, images, True)
+    right = answers.correct
+    true, predicted = (_totals(weights, of, classes) for of in (answers.target, answers.predicted))
+    return _Counts(true, predicted, _totals(weights[:, right], answers.target[right], classes), images, False)
 
 
-def _macro_f1(answers: Answers, weights: np.ndarray) -> np.ndarray:
-    true, predicted = answers.marks
-    return _nan_mean(_ratio(2 * (weights @ (true & predicted)), weights @ true + weights @ predicted))
+def _totals(weights: np.ndarray, of: np.ndarray, classes: int) -> np.ndarray:
+    """(R, classes) sums of (R, N) weights by the class of each image, (N,)."""
+    order = np.argsort(of, kind="stable")
+    present, starts = np.unique(of[order], return_index=True)
+    totals = np.zeros((len(weights), classes))
+    if len(present):
+        totals[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+    return totals
+
+
+def _recalls(counts: _Counts) -> np.ndarray:
+    """(R, classes) recall; for labels the mean of that of presence and of absence."""
+    found = _ratio(counts.both, counts.true)
+    if not counts.multilabel:
+        return found
+    absent = counts.images - counts.true
+    return (found + _ratio(absent - counts.predicted + counts.both, absent)) / 2
+
+
+def _f1(counts: _Counts) -> np.ndarray:
+    """(R, classes) F1 score; NaN for classes that neither occur nor are predicted."""
+    return _ratio(2 * counts.both, counts.true + counts.predicted)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -540,7 +592,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
 
 
-def _nan_mean(values: np.ndarray) -> np.ndarray:
+def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last dimension without NaN; NaN where there is nothing else."""
     known = ~np.isnan(values)
     return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))

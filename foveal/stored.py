@@ -85,6 +85,9 @@ def card_error(card: Any) -> str | None:
         return error
     if error := class_names_error(card["class_names"]):
         return f"class_names: {error}"
+    labels = [one["label"] for one in card.get("thresholds", [])]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        return f"thresholds: {twice!r} has several"
     for one in card.get("thresholds", []):
         if one["label"] not in card["class_names"]:
             return f"thresholds: there is no class {one['label']!r}"

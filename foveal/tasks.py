@@ -203,7 +203,7 @@ class Multilabel(Task):
 
     def reward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Jaccard index of the predicted and the true labels; 1 if there are none of both."""
-        predicted, true = logits > 0, _aligned(target, logits.ndim).bool()
+        predicted, true = logits >= 0, _aligned(target, logits.ndim).bool()
         union = (predicted | true).sum(-1)
         return torch.where(union > 0, (predicted & true).sum(-1) / union.clamp(min=1), 1.0)
 
@@ -239,7 +239,7 @@ def join(names: Sequence[str]) -> str:
 def _weights(class_weights: Sequence[float] | None, logits: Tensor) -> Tensor | None:
     if class_weights is None:
         return None
-    return torch.tensor(class_weights).to(logits.device, logits.dtype, non_blocking=True)
+    return torch.tensor(class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
 
 
 def _aligned(target: Tensor, ndim: int) -> Tensor:

@@ -356,7 +356,9 @@ def _threshold(args: argparse.Namespace) -> int:
         return 0
     result = _result(fit_threshold, args, run, "validation")
     code = print_result(result, args)
-    run.keep_thresholds([{key: getattr(one, key) for key in ("label", "threshold", "at")} for one in result.thresholds])
+    found = [{key: getattr(one, key) for key in ("label", "threshold", "at")} for one in result.thresholds]
+    labels = [one["label"] for one in found]
+    run.keep_thresholds([*(one for one in run.card.get("thresholds", []) if one["label"] not in labels), *found])
     return code
 
 

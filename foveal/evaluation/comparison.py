@@ -311,6 +311,8 @@ def _loaded(
         else Predictor(path_of(model), device="cpu").model
         for name, model in named.items()
     }
+    for name in bare:
+        models[name].task = data.task
     (first, wanted), *others = [(name, m.class_names) for name, m in models.items() if m.class_names] or [("", ())]
     for name, classes in others:
         for i, (one, other) in enumerate(zip_longest(wanted, classes)):

@@ -128,7 +128,6 @@ def fit_threshold(
         raise DataError(f"{data.name}: there are no validation images, on which thresholds are found; hold some out")
     bench = Bench([model], data, replace(setting, split=split, metrics=["auroc"]))
     ((name, classifier),) = bench.models.items()
-    classifier.task = classifier.task.with_thresholds(())
     strategy = Strategy(classifier.resolve_locations(locations))
     step = setting.steps("validation", strategy.looks * len(bench.loader([])))
     answers = bench.score(classifier, [strategy], on_step=step).scores[0].answers
@@ -187,16 +186,15 @@ def threshold_at(aim: Aim, wanted: float, true: np.ndarray, scores: np.ndarray) 
 
 
 def _curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(T, 4): threshold, recall, precision and specificity, by falling threshold; from above the highest score on."""
+    """(T, 4): threshold, recall, precision and specificity, by falling threshold, where one image or more is found."""
     distinct, rank = np.unique(-scores, return_inverse=True)
     levels = -distinct
     found = np.cumsum(np.bincount(rank, true))
     passed = np.arange(1, len(scores) + 1)[np.cumsum(np.bincount(rank)) - 1]
-    thresholds = np.append((levels[:-1] + levels[1:]) / 2, levels[-1] / 2)
-    rows = [thresholds, found / true.sum(), found / passed, 1 - (passed - found) / (~true).sum()]
-    # Where nothing is predicted, no prediction is wrong.
-    none = [(1 + levels[0]) / 2, 0.0, 1.0, 1.0]
-    return np.vstack([none, np.stack(rows, 1)])
+    middles = (levels + np.append(levels[1:], 0)) / 2
+    # There may be no number between two scores.
+    thresholds = np.where(middles > np.append(levels[1:], -1), middles, levels)
+    return np.stack([thresholds, found / true.sum(), found / passed, 1 - (passed - found) / (~true).sum()], 1)
 
 
 def _classes(answers: Answers, data: DataModule, label: str | None) -> list[int]:
@@ -220,7 +218,7 @@ def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float
         raise DataError(f"{data.name}: no validation image is {lacks} the class {name!r}; hold some out")
     threshold, curve = threshold_at(aim, wanted, true, scores), _curve(true, scores)
     if threshold is None:
-        best = percent(float(curve[1:, 1 + AIMS.index(aim)].max()))
+        best = percent(float(curve[:, 1 + AIMS.index(aim)].max()))
         raise ConfigError(f"`at` {at}: no threshold reaches it for {name!r}, the best is {best} %; ask for less")
     predicted = scores >= threshold
     metrics = {

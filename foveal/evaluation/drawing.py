@@ -26,6 +26,8 @@ BLUE, GREY, ORANGE, INK = "#2f6fb0", "#8a8f98", "#c8642a", "#222831"
 OTHERS = ("#3a8f5c", "#8b5fb8", "#b8a02f", "#c0417a", "#2fa3a3")
 """Colours of policies other than the learned one and random looks."""
 
+NUMBERED_CLASSES = 40
+"""The most classes whose confusion matrix has a number in each cell."""
 ACCURACY = "accuracy, % (bars: 95 % interval)"
 """Label of an axis."""
 
@@ -85,7 +87,7 @@ def finish(axes: Any, **labels: str) -> None:
 
 
 def draw_confusion(file: Path, counts: np.ndarray, names: Sequence[str], heading: str) -> None:
-    """Draw a confusion matrix, with the share of each row as its colour.
+    """Draw a confusion matrix, with the share of the class, or of its presence or absence, as the colour of a cell.
 
     Args:
         file: PNG file.
@@ -93,23 +95,38 @@ def draw_confusion(file: Path, counts: np.ndarray, names: Sequence[str], heading
         names: of the classes.
         heading: text above the figure.
     """
+    shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+    rows = [_shortened(name) for name in names]
+    columns = rows
     if counts.ndim == 3:
-        counts, columns = counts.reshape(-1, 4)[:, [3, 2, 1, 0]], ["found", "missed", "false alarm", "rightly absent"]
-    else:
-        columns = list(names)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(max(3.0, 0.42 * len(counts)), 24)
-    with png_figure(file, 2.5 + (side if len(columns) == len(counts) else 4), 1.5 + side) as figure:
+        counts, shares = (of.reshape(-1, 4)[:, [3, 2, 1, 0]] for of in (counts, shares))
+        columns = ["found", "missed", "false alarm", "rightly absent"]
+    many = len(rows) > NUMBERED_CLASSES
+    cell, points = (0.14, 6) if many else (0.42, 8)
+    height = max(1.5, cell * len(rows))
+    width = max(3.0, cell * len(columns)) if columns is rows else 3.0
+    named = 0.055 * max(map(len, rows))
+    with png_figure(file, 0.8 + named + width, 1.2 + height + (named if columns is rows else 0.7)) as figure:
         axes = figure.add_subplot()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        for row, column in np.argwhere(counts):
+        upright = 90 if many else 45
+        axes.set_xticks(range(len(columns)), columns, rotation=upright, fontsize=points, rotation_mode="anchor")
+        for label in axes.get_xticklabels():
+            label.set(ha="right", va="center" if many else "top")
+        axes.set_yticks(range(len(rows)), rows, fontsize=points)
+        for row, column in np.argwhere(counts) if not many or columns is not rows else ():
             colour = "white" if shares[row, column] > 0.6 else INK
             text = f"{counts[row, column]:,}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-        axes.set(xlabel="prediction", ylabel="class")
+            axes.text(column, row, text, ha="center", va="center", fontsize=points - 1, color=colour)
+        share = "of the class" if columns is rows else "with or without it"
+        axes.set_xlabel(f"prediction; colour: share {share}", fontsize=8)
+        axes.set_ylabel("class", fontsize=8)
         figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    """A name without its middle, where it is long."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
 
 
 def title(figure: Figure, about: Mapping[str, Any], images: int) -> None:

@@ -424,12 +424,13 @@ class Learner(pl.LightningModule):
 
     def _monitored(self) -> float:
         """The monitored metric of the validation images of all processes; NaN if it is undefined."""
-        answers = [Answers.of(z.cpu(), t.cpu(), keep_probabilities=True) for z, t in self._answers]
+        metric = METRICS[self.config.monitor]
+        answers = [Answers.of(z.cpu(), t.cpu(), keep_probabilities=metric.ranks) for z, t in self._answers]
         if self.trainer.world_size > 1:
             gathered: list[list[Answers]] = [[] for _ in range(self.trainer.world_size)]
             dist.all_gather_object(gathered, answers)
             answers = [part for of_rank in gathered for part in of_rank]
-        value = METRICS[self.config.monitor].compute(Answers.cat(answers)).value
+        value = metric.compute(Answers.cat(answers)).value
         return math.nan if value is None else value
 
 

@@ -234,13 +234,14 @@ def summarise(
     images = learner.data.split("val" if best else "train")
     commonest, share = images.task.commonest(images.targets)
     by_steps = step * config.accumulate >= learner.total_batches
+    out_of_patience = ended == "finished" and not by_steps and config.out_of_patience(last.get("waited", 0))
     found = TrainingSummary(
         step=step,
         epoch=step * config.accumulate / learner.batches_per_epoch,
         seconds=last["elapsed"],
         ended=ended,
-        out_of_patience=ended == "finished" and config.out_of_patience(last.get("waited", 0)),
-        out_of_time=ended == "finished" and config.max_time is not None and not by_steps,
+        out_of_patience=out_of_patience,
+        out_of_time=ended == "finished" and config.max_time is not None and not by_steps and not out_of_patience,
         accuracy=best.accuracy if best else None,
         interval=best.interval() if best else None,
         images=best.images if best else 0,

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,6 +17,8 @@ from foveal.evaluation import (
     ComparedPoint,
     Comparison,
     Curve,
+    Decisions,
+    DecisionThreshold,
     DenseCost,
     EarlyExit,
     EvaluatedPoint,
@@ -27,8 +31,7 @@ from foveal.evaluation import (
     PointingGame,
     Timing,
 )
-from foveal.evaluation.comparison import WITHOUT_WEIGHTS
-from foveal.metrics import Metric
+from foveal.metrics import Answers, Metric, class_metrics, compute_metrics, confusion_matrix
 from foveal.prediction import Exit
 
 ABOUT = {
@@ -137,7 +140,7 @@ def test_evaluate():
     ]
     assert lines[9].split() == ["runs/dense", "95.1", "±", "2.2", "698", "30.1", "3.30"]
     assert lines[12].split() == ["dense,", "256", "x", "256", "px", "698"]
-    assert len(lines) < 24
+    assert len(lines) < 32
 
 
 def test_evaluate_awkwardly():
@@ -226,7 +229,9 @@ def test_compare_awkwardly():
         compared(
             "nfnet_" + "very_" * 30 + "deep",
             (),
-            **WITHOUT_WEIGHTS,
+            dict.fromkeys(METRICS, Metric()),
+            total_locations=None,
+            images=None,
             temperature=None,
             single=None,
             batched=None,
@@ -242,7 +247,14 @@ def test_compare_awkwardly():
 
 def way(name, stops, looks, macs, ms):
     return ExitPoint(
-        name=name, stops=stops, locations=looks, macs=macs, images=500, metrics=METRICS, milliseconds=ms, batch_size=8
+        name=name,
+        stops=stops,
+        locations=looks,
+        macs=macs,
+        images=500,
+        metrics={key: METRICS[key] for key in ("accuracy", "top5", "nll", "ece")},
+        milliseconds=ms,
+        batch_size=8,
     )
 
 
@@ -325,6 +337,120 @@ def test_faithfulness_awkwardly():
         faithfulness(judges, "map stages.3.blocks.17.attention.relative_positions", COUNTRY, pointing=(), found=None),
         [LONG],
     )
+
+
+# ---- metrics and classes of evaluate, and its confusion matrix
+
+
+def answered(classes, labels=False, count=600):
+    """Answers to which every metric is known."""
+    rng = np.random.default_rng(classes)
+    share = np.linspace(1, 4, classes)
+    if labels:
+        target = rng.random((count, classes)) < share / 8
+        logits = rng.normal(size=(count, classes)) + 2 * target - 1
+    else:
+        target = rng.choice(classes, count, p=share / share.sum())
+        logits = rng.normal(size=(count, classes)) + 2 * np.eye(classes)[target]
+    return Answers.of(torch.from_numpy(logits), torch.from_numpy(target))
+
+
+def measured(classes, names, labels=False):
+    answers = answered(classes, labels)
+    fields = {
+        "metrics": compute_metrics(answers),
+        "classes": class_metrics(answers, names),
+        "confusion": tuple(confusion_matrix(answers).tolist()),
+    }
+    points = [replace(point((k,), kind), **fields) for kind in ("learned", "random") for k in (1, 2)]
+    about = {**ABOUT, "metrics": None, "positive": names[0] if classes == 2 else None}
+    return Evaluation(about=about, points=tuple(points), dense=())
+
+
+NAMES = {
+    "digits": [str(i) for i in range(100)],
+    "long": [f"the {i}th of the very long names of classes of a whole country of photographs" for i in range(100)],
+    "odd": [f"class\t{i}th | [red]\x1b[31m\n" for i in range(100)],
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize(("classes", "labels"), [(2, False), (5, False), (10, False), (30, False), (4, True)])
+def test_classes_and_metrics(classes, labels, names):
+    found = measured(classes, NAMES[names][:classes], labels)
+    text = check(found, [] if names == "odd" else NAMES[names][:1] if classes <= 5 else [])
+    assert "further metrics" in text and "balanced, %" in text and "macro F1, %" in text
+    assert ("AUROC, %" in text) == (classes <= 20)
+    assert ("classes, at 2 locations" in text) == (classes <= 5)
+    wide = printed(found.table(wide=True), 1_000_000)
+    rows = wide.split("classes, at 2 locations")[1].split("±:")[0].splitlines()
+    assert len([line for line in rows if "±" in line]) == classes
+    assert ("NLL" in wide) and "precision, %" in wide and "recall, %" in wide and "F1, %" in wide
+    assert ("rarer one" in " ".join(text.split())) == (classes == 2)
+
+
+def test_chosen_metrics_alone_are_told():
+    found = measured(5, NAMES["digits"][:5])
+    text = check(replace(found, about={**found.about, "metrics": ["nll", "macro_f1"]}))
+    assert "NLL" in text and "macro F1" in text and "AUROC" not in text.split("classes, at")[0]
+
+
+def test_undefined_metrics_have_no_column():
+    """All images are of one class."""
+    logits = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    answers = Answers.of(logits, torch.zeros(40, dtype=torch.int64))
+    fields = {
+        "metrics": compute_metrics(answers),
+        "classes": class_metrics(answers, "ab"),
+        "confusion": tuple(confusion_matrix(answers).tolist()),
+    }
+    text = check(Evaluation(about=ABOUT, points=(replace(point((1,)), **fields),), dense=()))
+    assert "AUROC" not in text and "balanced" in text and "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "names"),
+    [
+        (2, False, "digits"),
+        (2, False, "long"),
+        (10, False, "odd"),
+        (100, False, "long"),
+        (4, True, "odd"),
+        (100, True, "digits"),
+    ],
+)
+def test_confusion_is_a_picture(tmp_path, classes, labels, names):
+    measured(classes, NAMES[names][:classes], labels).draw_confusion(tmp_path / "confusion.png")
+    width, height = Image.open(tmp_path / "confusion.png").size
+    assert 400 < width < 5000 and 400 < height < 5000
+
+
+def test_more_classes_than_are_listed_have_no_picture(tmp_path):
+    found = Evaluation(about=ABOUT, points=(point((1,)),), dense=())
+    found.write(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"evaluation.json", "tradeoff.png"}
+
+
+# ---- threshold
+
+
+def decision(label, threshold, **more):
+    metrics = {name: Metric(0.9, (0.85, 0.94)) for name in ("recall", "precision", "specificity")}
+    curve = ((0.9, 0.1, 1.0, 1.0), (threshold, 0.9, 0.5, 0.6), (0.0, 1.0, 0.1, 0.0))
+    known = {"label": label, "threshold": threshold, "at": "recall=0.9", "positives": 12, "negatives": 3_456}
+    return DecisionThreshold(**(known | more), metrics=metrics, curve=curve)
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, "digits"), (2, "long"), (14, "odd")])
+def test_threshold(tmp_path, names, count):
+    found = tuple(decision(name, 0.00012 * (i + 1)) for i, name in enumerate(NAMES[names][:count]))
+    result = Decisions(about={**ABOUT, "split": "val", "images": 3_468}, thresholds=found)
+    text = check(result)
+    assert "0.01" in text and "mind the intervals" in " ".join(text.split()) and "3,468 images" in text
+    result.write(tmp_path)
+    stored = json.loads((tmp_path / "threshold.json").read_text())["thresholds"]
+    assert len(stored) == count and stored[0]["recall_interval"] == [0.85, 0.94]
+    assert min(Image.open(tmp_path / "threshold.png").size) > 300
 
 
 @pytest.mark.parametrize("size", [(500, 1260), 3])

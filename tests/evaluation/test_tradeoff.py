@@ -80,7 +80,7 @@ def test_dense_costs_are_included(evaluation):
 
 def test_files(evaluation):
     result, folder = evaluation
-    assert sorted(p.name for p in folder.iterdir()) == ["evaluation.json", "tradeoff.png"]
+    assert sorted(p.name for p in folder.iterdir()) == ["confusion.png", "evaluation.json", "tradeoff.png"]
     stored = json.loads((folder / "evaluation.json").read_text())
     assert stored["data"] == "numbers" and stored["split"] == "test" and stored["errors"] == []
     assert stored["points"][1]["accuracy"] == result.points[1].accuracy
@@ -91,7 +91,9 @@ def test_files(evaluation):
 def test_the_table_has_a_row_per_locations(evaluation):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(evaluation[0].table())
-    rows = [line.split()[0] for line in shown.export_text().split("±:")[0].splitlines()[3:] if line.strip()]
+    rows = [
+        line.split()[0] for line in shown.export_text().split("further metrics")[0].splitlines()[3:] if line.strip()
+    ]
     assert rows == ["0", "2,1", "model", "dense,", "dense,"]
 
 
@@ -222,7 +224,8 @@ def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
     start = next(i for i, line in enumerate(lines) if line[:3] == ["accuracy", "by", "policy"])
     assert lines[start + 1] == ["policy", "0", "1", "1,2", "2,1", "3", "9", "9,9"]
     assert [line[0] for line in lines[start + 3 : start + 7]] == ["learned", "random", "centre", "exhaustive"]
-    assert lines[start + 6] == ["exhaustive", "16.7", "16.7"]
+    found = [f"{100 * p.accuracy:.1f}" for p in several.points if p.kind == "exhaustive"]
+    assert lines[start + 6] == ["exhaustive", *found]
     covered = next(i for i, line in enumerate(lines) if line[:2] == ["share", "of"])
     assert lines[covered + 6] == ["exhaustive", "100.0", "100.0"] and lines[covered + 5][:2] == ["centre", "25.0"]
     several.write(tmp_path)

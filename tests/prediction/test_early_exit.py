@@ -16,7 +16,6 @@ from foveal.models import create_model
 from foveal.prediction import count_cost, predict
 from foveal.prediction.early_exit import (
     Exit,
-    confidence,
     format_cost,
     look_until,
     parse_cost,
@@ -62,7 +61,7 @@ def test_images_leave_as_soon_as_they_are_sure(model):
     images = torch.rand(6, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ends = turns((3, 1), 1)
-        sure = torch.stack([confidence(model(images, end).logits) for end in ends], 1)
+        sure = torch.stack([model.task.confidence(model(images, end).logits) for end in ends], 1)
         for threshold in (0.0, float(sure[:, :3].median()), 2.0):
             seen = look_until(model, images, threshold, (3, 1), contributions=True)
             for i, one in enumerate(seen):

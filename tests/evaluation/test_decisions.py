@@ -1,0 +1,289 @@
+"""Decision thresholds: against brute force over all thresholds, and kept in a run by the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveal
+from foveal.cli import main
+from foveal.data import DATA_SETS, DataModule, ImageDataset
+from foveal.errors import ConfigError, DataError
+from foveal.evaluation import Setting, evaluate, fit_threshold
+from foveal.evaluation.decisions import AIMS, parse_aim, threshold_at
+from foveal.metrics import wilson
+from foveal.recipes.fit_config import fit_config
+from foveal.runs import Run
+from tests.tiny import failure
+from tests.training.tiny import NORM_FREE, config
+
+CPU = Setting(device="cpu")
+
+
+# ---- one class against the rest
+
+
+def shares(true, scores, threshold):
+    predicted = scores >= threshold
+    found = (predicted & true).sum()
+    return {
+        "recall": found / true.sum(),
+        "precision": found / predicted.sum() if predicted.any() else None,
+        "specificity": (~predicted & ~true).sum() / (~true).sum(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("aim", AIMS)
+def test_a_threshold_is_the_best_of_all(aim, seed):
+    rng = np.random.default_rng(seed)
+    true = rng.random(30) < 0.4
+    true[:2] = True, False
+    scores = np.round(np.clip(rng.normal(0.5 + 0.2 * true, 0.3), 0, 1), 1)  # ties, and scores of 0 and 1
+    every = {level: shares(true, scores, level) for level in np.unique(scores)}
+    for wanted in (0.3, 0.8, 0.95, 1.0):
+        threshold = threshold_at(aim, wanted, true, scores)
+        reached = [level for level, of in every.items() if of[aim] >= wanted - 1e-12]
+        if not reached:
+            assert threshold is None
+            continue
+        best = max(reached) if aim == "recall" else min(reached)
+        assert (scores >= threshold).tolist() == (scores >= best).tolist()
+        assert 0 <= threshold <= 1 and shares(true, scores, threshold)[aim] >= wanted - 1e-12
+
+
+def test_a_threshold_is_halfway_between_scores():
+    true, scores = np.array([True, False, True]), np.array([0.9, 0.5, 0.2])
+    assert threshold_at("recall", 0.5, true, scores) == pytest.approx(0.7)
+    assert threshold_at("recall", 1.0, true, scores) == pytest.approx(0.1)
+    assert threshold_at("specificity", 1.0, true, scores) == pytest.approx(0.7)
+    # There is no number between these.
+    above = np.nextafter(0.5, 1)
+    for low, high in ((0.5, above), (above, np.nextafter(above, 1))):
+        threshold = threshold_at("specificity", 1.0, np.array([False, True]), np.array([low, high]))
+        assert low < threshold <= high
+
+
+@pytest.mark.parametrize("aim", ["precision", "specificity"])
+def test_what_no_threshold_reaches(aim):
+    """The highest score, of 1, is that of an image without the class."""
+    assert threshold_at(aim, 1.0, np.array([False, True]), np.array([1.0, 0.5])) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["recall", "recall=", "recall=0", "recall=1.1", "recall=x", "F1=0.9", "", "recall=nan"]
+)
+def test_what_is_no_aim_gets_a_sentence(text):
+    with pytest.raises(
+        ConfigError, match=r"^`at` [^\n]*: is not an aim; give recall, precision, specificity and [^\n]*$"
+    ):
+        parse_aim(text)
+
+
+def test_aims():
+    assert [parse_aim(text) for text in ("recall=1", " precision = .5")] == [("recall", 1.0), ("precision", 0.5)]
+
+
+# ---- a run
+
+
+def made(root: Path, split: str, count: int, seed: int) -> ImageDataset:
+    """Grey images in files; brighter ones are more often cracked."""
+    rng = np.random.default_rng(seed)
+    target = (np.arange(count) % 3 == 0).astype(int)
+    files = []
+    for i, kind in enumerate(target):
+        level = rng.integers(60, 150) + 50 * kind
+        pixels = np.clip(rng.normal(level, 10, (16, 16, 3)), 0, 255).astype(np.uint8)
+        files.append(root / f"{split}_{i:02d}.png")
+        Image.fromarray(pixels).save(files[-1])
+    return ImageDataset([str(file) for file in files], target, ("sound", "cracked"))
+
+
+@DATA_SETS.register
+def tiny_cracks(root: str, val: int = 24) -> DataModule:
+    folder = Path(root)
+    folder.mkdir(exist_ok=True)
+    splits = [made(folder, split, count, seed) for seed, (split, count) in enumerate([("train", 24), ("val", val)])]
+    return DataModule(
+        ("sound", "cracked"), splits[0], splits[1] if val else None, made(folder, "test", 15, 2), name="tiny_cracks"
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cracks")
+    changes = {"model": NORM_FREE, "accumulate": 1, "ema": None, "epochs": None, "steps": 12, "batch_size": 8}
+    settings = config(data={"name": "tiny_cracks", "root": str(root / "data")}, **changes)
+    return fit_config(settings, root / "run", quiet=True).path
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def predicted(run: Path, out: Path, *more: str) -> list[dict[str, str]]:
+    images = run.parent / "test_images"
+    assert main(["predict", str(run), str(images), "--out", str(out), "--device", "cpu", "--quiet", *more]) == 0
+    with out.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def images(trained, run) -> Path:
+    folder = run.parent / "test_images"
+    folder.mkdir()
+    for file in (trained.parent / "data").glob("test_*.png"):
+        shutil.copy(file, folder / file.name)
+    return folder
+
+
+def test_a_threshold_of_a_run(run, images, capsys, tmp_path):
+    data = tiny_cracks(str(tmp_path / "data"))
+    plain = predicted(run, tmp_path / "plain.csv")
+    assert main(["threshold", str(run), "--at", "recall=1", "--device", "cpu", "--quiet"]) == 0
+    assert "cracked" in capsys.readouterr().out
+    assert {"threshold.json", "threshold.png"} <= {file.name for file in run.iterdir()}
+    (stored,) = json.loads((run / "threshold.json").read_text())["thresholds"]
+    (kept,) = json.loads((run / "config.json").read_text())["thresholds"]
+    assert kept == {key: stored[key] for key in ("label", "threshold", "at")}
+    assert (kept["label"], kept["at"], stored["recall"]) == ("cracked", "recall=1", 1.0)
+    assert stored["recall_interval"] == list(wilson(8, 8)) and (stored["positives"], stored["negatives"]) == (8, 16)
+    # As the probabilities of the validation images say.
+    folder = tmp_path / "data"
+    rows = list(foveal.predict(Run(run), sorted(folder.glob("val_*.png")), device="cpu", top_k=2).rows)
+    scores = np.array([next(t["probability"] for t in row["top_k"] if t["label"] == "cracked") for row in rows])
+    true = data.val.targets == 1
+    assert kept["threshold"] == pytest.approx(threshold_at("recall", 1.0, true, scores), abs=1e-9)
+    assert stored["specificity"] == shares(true, scores, kept["threshold"])["specificity"]
+    # And is used.
+    later = predicted(run, tmp_path / "later.csv")
+    p = [json.loads(row["top_k"]) for row in later]
+    cracked = [next(t["probability"] for t in top if t["label"] == "cracked") for top in p]
+    assert [row["label"] for row in later] == ["cracked" if x >= kept["threshold"] else "sound" for x in cracked]
+    assert [row["label"] for row in later] != [row["label"] for row in plain]
+    for row, x in zip(later, cracked, strict=True):
+        assert float(row["probability"]) == pytest.approx(x if row["label"] == "cracked" else 1 - x, abs=1e-9)
+    model = foveal.load(run)
+    assert model.task.thresholds == ((1, kept["threshold"]),)
+    result = evaluate(model, data, measure="none", setting=CPU)
+    assert result.as_dict()["thresholds"] == [["cracked", kept["threshold"]]]
+    right = np.mean(
+        [(row["label"] == "cracked") == (target == 1) for row, target in zip(later, data.test.targets, strict=True)]
+    )
+    assert result.points[1].accuracy == pytest.approx(right)
+
+
+def test_a_threshold_is_told(run, images, capsys, tmp_path):
+    Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.125, "at": "recall=0.9"}])
+    rule = "cracked is predicted from 12.5 %"
+    one = images / "test_00.png"
+    page = tmp_path / "page.html"
+    assert main(["explain", str(run), str(one), "--out", str(page), "--device", "cpu"]) == 0
+    pages = [page] if page.is_file() else list(page.rglob("*.html"))
+    assert rule in pages[0].read_text(encoding="utf-8")
+    assert rule in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", str(run), "--measure", "none", "--device", "cpu", "--quiet"]) == 0
+    assert "Classes are predicted by the thresholds of the run." in " ".join(capsys.readouterr().out.split())
+
+
+def test_thresholds_are_removed(run):
+    before = json.loads((run / "config.json").read_text())
+    Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.1, "at": "recall=0.9"}])
+    assert foveal.load(run).task.thresholds
+    assert main(["threshold", str(run), "--remove"]) == 0
+    assert not foveal.load(run).task.thresholds
+    assert json.loads((run / "config.json").read_text()) == {**before, "thresholds": []}
+
+
+def test_the_threshold_of_another_class_stays(run):
+    for label in ("cracked", "sound"):
+        assert main(["threshold", str(run), "--at", "recall=0.9", "--class", label, "--device", "cpu", "--quiet"]) == 0
+    kept = json.loads((run / "config.json").read_text())["thresholds"]
+    assert [one["label"] for one in kept] == ["cracked", "sound"]
+    assert main(["threshold", str(run), "--at", "recall=1", "--device", "cpu", "--quiet"]) == 0
+    again = {one["label"]: one for one in json.loads((run / "config.json").read_text())["thresholds"]}
+    assert again["cracked"]["at"] == "recall=1" and again["sound"] == kept[1]
+
+
+def test_predictions_of_another_threshold_are_not_continued(run, images, capsys, tmp_path):
+    out = tmp_path / "rows.csv"
+    predicted(run, out)
+    Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.01, "at": "recall=0.9"}])
+    command = ["predict", run, images, "--out", out, "--device", "cpu", "--quiet"]
+    code, said = failure(capsys, *command)
+    assert code == 1 and "rows.csv" in said and "thresholds" in said
+
+
+def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
+    Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.9, "at": "precision=0.9"}])
+    model = foveal.load(run)
+    data = tiny_cracks(str(tmp_path / "data"))
+    found = fit_threshold(model, data, "recall=0.9", setting=CPU)
+    assert model.task.thresholds == ((1, 0.9),)
+    Run(run).keep_thresholds([])
+    assert fit_threshold(run, data, "recall=0.9", setting=CPU).thresholds == found.thresholds
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--at: give an aim, as recall=0.99, or --remove alone"),
+        (["--at", "recall=0.9", "--remove"], "--at: give an aim, as recall=0.99, or --remove alone"),
+        (["--at", "recall=2"], "--at recall=2: is not an aim; give recall, precision, specificity and a share"),
+        (
+            ["--at", "recall=0.9", "--class", "crack"],
+            "--class crack: there is no such class; use one of sound, cracked",
+        ),
+    ],
+)
+def test_errors_of_the_command(run, capsys, arguments, sentence):
+    code, said = failure(capsys, "threshold", run, *arguments, *(["--device", "cpu"] if arguments else []))
+    assert code == 1 and sentence in said
+    assert "thresholds" not in json.loads((run / "config.json").read_text())
+
+
+def test_a_run_without_validation_images(run, tmp_path):
+    with pytest.raises(DataError, match=r"^tiny_cracks: there are no validation images, [^\n]*; hold some out$"):
+        fit_threshold(run, tiny_cracks(str(tmp_path / "data"), val=0), "recall=0.9", setting=CPU)
+
+
+def test_validation_images_of_one_class(run, tmp_path):
+    data = tiny_cracks(str(tmp_path / "data"))
+    data.val.targets[:] = 0
+    with pytest.raises(
+        DataError, match=r"^tiny_cracks: no validation image is with the class 'cracked'; hold some out$"
+    ):
+        fit_threshold(run, data, "recall=0.9", setting=CPU)
+    with pytest.raises(DataError, match=r"^tiny_cracks: no validation image is without the class 'sound'; hold some"):
+        fit_threshold(run, data, "recall=0.9", label="sound", setting=CPU)
+
+
+def test_an_aim_out_of_reach(run, tmp_path):
+    data = tiny_cracks(str(tmp_path / "data"))
+    # The classes are interchanged, so that the most probable images are the wrong ones.
+    data.val.targets[:] = 1 - data.val.targets
+    found = r"^`at` precision=1: no threshold reaches it for 'sound', the best is [\d.]+ %; ask for less$"
+    with pytest.raises(ConfigError, match=found):
+        fit_threshold(run, data, "precision=1", label="sound", setting=CPU)
+
+
+def test_several_classes_need_a_name():
+    from tests.training.tiny import tiny_images
+
+    model = foveal.create_model("tnet", backbone="norm_free_16", num_classes=3, base_size=16, locations=(1,))
+    with pytest.raises(ConfigError, match=r"^`label`: there are 3 classes; name the one to be decided by a threshold$"):
+        fit_threshold(model, tiny_images(), "recall=0.9", setting=CPU)
+    found = fit_threshold(model, tiny_images(val=9), "recall=1", label="green", setting=CPU)
+    assert [one.label for one in found.thresholds] == ["green"] and torch.is_grad_enabled()
