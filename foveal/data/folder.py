@@ -20,7 +20,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def manifest(
         file: the table, CSV or Parquet.
         root: folder that paths are relative to; None takes the folder of the table.
         task: ``multiclass``: each image has one label. ``multilabel``: any number of labels, with ``|`` between them;
-            none in an empty cell.
+            none in an empty cell. In Parquet, a list of labels works too.
         val_fraction: share of each class's training images held out for validation if the table has no validation
             images.
 
@@ -249,10 +249,15 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
                     f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
                     "splits, split"
                 )
-        path, label, split, group = (
-            str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split", "group")
-        )
+        path, label, split, group = (_cell(record.get(k)) for k in ("path", "label", "split", "group"))
         yield number, (path, label, split or "train", group)
+
+
+def _cell(value: Any) -> str:
+    """A value of a table as text. Parquet may hold the labels of an image as a list."""
+    if isinstance(value, list):
+        return SEPARATOR.join(_cell(one) for one in value)
+    return "" if value is None else str(value).strip()
 
 
 def existing(path: str | Path) -> Path:

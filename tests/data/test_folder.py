@@ -144,6 +144,16 @@ def test_bad_manifests_are_refused(tmp_path, change, message):
     assert str(caught.value).startswith(str(table))
 
 
+def test_labels_in_parquet_may_be_lists(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": ["crack", "dust", "oil"][:i], "split": "train"} for i in range(4)]
+    for i in range(4):
+        save_image(tmp_path / f"{i}.jpg", i)
+    table = write_table(tmp_path / "m.parquet", rows)
+    data = get_data("manifest", file=str(table), task="multilabel", val_fraction=0)
+    assert data.classes == ("crack", "dust", "oil")
+    assert data.train.targets.tolist() == [[j < i for j in range(3)] for i in range(4)]
+
+
 def test_tables_that_are_none_are_refused(tmp_path):
     for name, content, message in (
         ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),
