@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 
 from foveal.data import DataModule
-from foveal.display import NAME, Column, Table, counted, fixed, percent, printable, stacked
+from foveal.data.module import class_key
+from foveal.display import NAME, Column, Table, counted, percent, printable, significant, stacked
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure
+from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure, verbatim
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, check_setting
 from foveal.evaluation.results import INTERVALS, Result
 from foveal.metrics import Answers, Metric, proportion
@@ -70,7 +71,7 @@ class Decisions(Result):
     def table(self, wide: bool = False) -> Group:
         columns = [
             Column("class", lambda one: printable(one.label), NAME),
-            Column("predicted from, %", lambda one: fixed(100 * one.threshold, 2)),
+            Column("predicted from, %", lambda one: significant(100 * one.threshold, 4)),
             Column("with it", lambda one: f"{one.positives:,}"),
             *(Column(f"{name}, %", _shown(name)) for name in AIMS),
         ]
@@ -91,7 +92,7 @@ class Decisions(Result):
                 for name, value, colour in zip(AIMS, values, (BLUE, ORANGE, INK), strict=True):
                     axes.step(100 * at, 100 * value, where="pre", color=colour, label=name, linewidth=1.5)
                 axes.axvline(100 * one.threshold, color=INK, linestyle=":")
-                axes.set_title(printable(one.label), fontsize=9, loc="left")
+                axes.set_title(verbatim(printable(one.label)), fontsize=9, loc="left")
                 finish(axes, xlabel="predicted from a probability of, %", ylabel="%")
             for axes in panels[len(shown) :]:
                 axes.remove()
@@ -137,6 +138,7 @@ def fit_threshold(
         "locations": list(strategy.locations),
         **bench.circumstances(),
     }
+    data = replace(data, classes=classifier.class_names or data.classes)  # as the run writes them
     found = [_fit(answers, index, data, aim, wanted, at) for index in _classes(answers, data, label)]
     return Decisions(about=about, thresholds=tuple(found), errors=bench.failed())
 
@@ -199,9 +201,10 @@ def _curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _classes(answers: Answers, data: DataModule, label: str | None) -> list[int]:
     if label is not None:
-        if label not in data.classes:
+        known = list(map(class_key, data.classes))
+        if class_key(str(label)) not in known:
             raise ConfigError(f"`label` {label}: there is no such class; use one of {', '.join(data.classes)}")
-        return [data.classes.index(label)]
+        return [known.index(class_key(str(label)))]
     if answers.target.ndim == 2:
         return list(range(answers.classes))
     if answers.positive is None:
@@ -214,8 +217,8 @@ def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float
     name, true, scores = data.classes[index], answers.marks[0][:, index], answers.probabilities[:, index]
     positives = int(true.sum())
     if not 0 < positives < len(true):
-        lacks = "with" if not positives else "without"
-        raise DataError(f"{data.name}: no validation image is {lacks} the class {name!r}; hold some out")
+        what = "no validation image has" if not positives else "every validation image has"
+        raise DataError(f"{data.name}: {what} the class {name!r}; hold out images with and without it")
     threshold, curve = threshold_at(aim, wanted, true, scores), _curve(true, scores)
     if threshold is None:
         best = percent(float(curve[:, 1 + AIMS.index(aim)].max()))
