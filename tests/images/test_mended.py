@@ -348,3 +348,14 @@ def test_a_leica_slide_with_a_damaged_description(tmp_path):
     path = _written(tmp_path, "slides Leica SCN")
     _patch(path, path.read_bytes().index(b"collection name") + 17, b"\xb5")
     _refused(path, "no description of a Leica slide")
+
+
+def test_jpeg_2000_with_a_damaged_signature_or_huge_tiles(tmp_path):
+    pytest.importorskip("rasterio")
+    path = _written(tmp_path, "rasters JPEG 2000, lossless")
+    data = path.read_bytes()
+    _patch(path, 11, b"\x02")
+    _refused(path, "does not begin as a JPEG 2000 does")
+    path.write_bytes(data)
+    _patch(path, data.index(b"\xff\x4f\xff\x51") + 24, b"\x02")  # the width of a tile
+    _refused(path, "which take .* bytes, more than the limit")
