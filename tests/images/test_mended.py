@@ -286,16 +286,16 @@ def test_a_page_is_seen_whatever_its_kind(tmp_path, kind):
     assert np.array_equal(_read(path), picture())
 
 
-def test_a_tile_without_length_is_missing_if_it_has_no_position(tmp_path):
+def test_a_missing_tile_past_the_end(tmp_path):
     path = _written(tmp_path, "TIFF uncompressed, tiles")
     with tifffile.TiffFile(path) as file:
         offsets, counts = file.pages[0].tags[324], file.pages[0].tags[325]
     size = 2 if counts.dtype == 3 else 4
     _patch(path, counts.valueoffset + 2 * size, bytes(size))
-    _refused(path, "a position but no length")
-    _patch(path, offsets.valueoffset + 2 * 4, bytes(4))
     seen = _read(path)
     assert not seen[:32, 64:96].any() and np.array_equal(seen[32:], picture()[32:])
+    _patch(path, offsets.valueoffset + 2 * 4, b"\0\0\0\x7f")
+    _refused(path, "past the end")
 
 
 def test_a_palette_that_overlaps_the_pixels(tmp_path):
