@@ -276,8 +276,8 @@ def without_later_frames(path: Path) -> Path:
 
 
 def with_intact_notes(path: Path, intact: Path) -> Path:
-    """The file, or a copy of a little-endian TIFF with the tags of resolution, software and the like of the intact file:
-    damage of these does not change pixels, but some libraries then refuse the file.
+    """The file, or a copy of a little-endian TIFF with the tags of resolution and software of the intact file: their
+    damage does not change pixels, but some libraries then refuse the file.
     """
     data, good = bytearray(path.read_bytes()), intact.read_bytes()
     if good[:4] != b"II*\0" or data[:8] != good[:8] or len(data) < len(good):
