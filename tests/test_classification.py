@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws, generator
+from foveal.tasks import MULTICLASS, MULTILABEL
 
 
 def batch(images: int, seed: int = 0) -> Classification:
@@ -72,3 +75,34 @@ def test_draws_depend_on_the_sample_alone():
     assert not np.array_equal(together[1], Draws(3, 1, np.array([9])).uniform("y", 2, 3)[0])
     assert generator(0, 0, 1, "a").random() == generator(0, 0, 1, "a").random()
     assert Draws(0, 0, np.array([], dtype=int)).gumbel("x", 4).shape == (0, 4)
+
+
+# ---- tasks
+
+
+def of_task(task, logits) -> Classification:
+    whole = batch(2)
+    return replace(whole, logits=torch.tensor(logits), task=task)
+
+
+def test_labels_of_several():
+    both = of_task(MULTILABEL, [[2.0, -1.0, 0.0, -3.0], [-1.0, -2.0, -3.0, -4.0]])
+    assert both.label == ["a|c", ""] and [one.label for one in both] == ["a|c", ""]
+    assert [one.predicted for one in both] == [(0, 2), ()]
+    torch.testing.assert_close(both.probabilities, both.logits.sigmoid())
+    torch.testing.assert_close(both.probability, torch.tensor([0.5, 1 - torch.tensor(-1.0).sigmoid()]))
+    assert both[0].top(2) == [("a", pytest.approx(0.880797, abs=1e-6)), ("c", 0.5)]
+    strict = of_task(MULTILABEL.with_thresholds([(3, 0.01), (0, 0.9)]), both.logits.tolist())
+    assert strict.label == ["c|d", "d"] and Classification.cat([strict, strict]).label == ["c|d", "d"] * 2
+    assert strict[0].decision_rules() == ["a is predicted from 90 %", "d is predicted from 1 %"]
+
+
+def test_a_class_with_a_threshold():
+    logits = [[2.0, -1.0, 0.0, -3.0], [-1.0, -2.0, 3.0, -4.0]]
+    plain, rare = of_task(MULTICLASS, logits), of_task(MULTICLASS.with_thresholds([(1, 0.03)]), logits)
+    assert plain.label == ["a", "c"] and rare.label == ["b", "c"]
+    assert [one.predicted for one in rare] == [(1,), (2,)]
+    torch.testing.assert_close(rare.probability, torch.stack([rare.probabilities[0, 1], rare.probabilities[1, 2]]))
+    torch.testing.assert_close(rare[0].probability, rare.probability[0])
+    assert plain.decision_rules() == [] and rare.decision_rules() == ["b is predicted from 3 %"]
+    assert rare[0].top(1)[0][0] == "a"  # the most probable one is told, too

@@ -112,7 +112,7 @@ def test_a_run_knows_its_task(trained, model):
 
 @pytest.mark.parametrize("name", ["tnet", "saccader"])
 def test_contributions_add_up_for_each_label(name, data):
-    small = {"saccader": {"backbone": "test_resnet", "image_size": 64}, "tnet": NORM_FREE | {"name": None}}[name]
+    small = {"saccader": {"backbone": "test_bagnet_lowd", "image_size": 45}, "tnet": NORM_FREE | {"name": None}}[name]
     own = create_model(name, **{key: value for key, value in small.items() if key != "name"}, num_classes=4)
     own.task = data.task
     seen = foveal.classify(own, data.test.images[:5], device="cpu")
@@ -154,7 +154,8 @@ def test_balanced_class_weights(tmp_path):
         run = fit_config(settings, tmp_path / name, quiet=True)
         with (run.path / "metrics.csv").open() as file:
             losses[name] = float(next(csv.DictReader(file))["loss"])
-    assert losses["balanced"] == losses["given"] != losses["none"]
+    assert losses["balanced"] == pytest.approx(losses["given"], abs=2e-6)
+    assert losses["none"] != pytest.approx(losses["given"], abs=1e-4)
 
 
 def test_labels_are_not_balanced_and_an_older_run_stays(trained, tmp_path):
@@ -243,10 +244,8 @@ def test_other_evaluations(model, data):
     assert {p.model for p in compared.points if p.images} == {"model"} and compared.points[0].metrics["auroc"].value
     hidden = occlude(model, data, setting=CPU)
     whole = next(p for p in hidden.points if p.kind == "whole")
-    assert (
-        whole.metrics["auroc"].value
-        == evaluate(model, data, measure="none", setting=CPU).points[-2].metrics["auroc"].value
-    )
+    own = evaluate(model, data, locations=[(2,)], measure="none", setting=CPU).points[0]
+    assert whole.metrics["auroc"] == own.metrics["auroc"]
     ended = evaluate_early_exit(model, data, ["1locations"], setting=CPU)
     (one,) = (way for way in ended.ways if way.stops)
     assert one.locations <= 2 and one.metrics["macro_f1"].value is not None

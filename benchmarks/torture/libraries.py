@@ -275,6 +275,22 @@ def without_later_frames(path: Path) -> Path:
     return path
 
 
+def with_intact_notes(path: Path, intact: Path) -> Path:
+    """The file, or a copy of a little-endian TIFF with the tags of resolution and software of the intact file: their
+    damage does not change pixels, but some libraries then refuse the file.
+    """
+    data, good = bytearray(path.read_bytes()), intact.read_bytes()
+    if good[:4] != b"II*\0" or data[:8] != good[:8] or len(data) < len(good):
+        return path
+    at = int.from_bytes(good[4:8], "little")
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(good[at : at + 2], "little"), 12):
+        if int.from_bytes(good[entry : entry + 2], "little") in (269, 271, 272, 282, 283, 296, 305, 306, 315):
+            data[entry : entry + 12] = good[entry : entry + 12]
+    copy = path.with_name(f"notes of {path.name}")
+    copy.write_bytes(data)
+    return copy
+
+
 def is_proven(path: Path) -> bool:
     """Whether checksums show that the pixels are those that were written: of a PNG with its critical chunks intact."""
     data = path.read_bytes()
@@ -321,6 +337,8 @@ def _tiff(path: Path, data: bytes, all_warnings: bool) -> dict[str, str | None]:
             compression = int(page.compression)
             if int(page.photometric) not in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892):
                 found["header"] = f"no such photometric interpretation, {int(page.photometric)}"
+            if compression == 50001 and int(page.photometric) != 2:
+                found["header"] = "WebP pixels are RGB"
             bits = page.tags.get(258)
             if bits is not None and bits.count not in (1, page.samplesperpixel):
                 found["header"] = "not as many numbers of bits as samples, which TIFF requires"

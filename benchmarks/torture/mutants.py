@@ -27,7 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.torture.libraries import READERS, damage_reports, is_proven, read_by, without_later_frames
+from benchmarks.torture.libraries import (
+    READERS,
+    damage_reports,
+    is_proven,
+    read_by,
+    with_intact_notes,
+    without_later_frames,
+)
 from benchmarks.torture.seeds import VARIANTS, Variant
 from benchmarks.torture.worker import Worker
 
@@ -189,6 +196,7 @@ class Others:
     def __call__(self, task: tuple[str, str]) -> dict[str, Any]:
         """Return which libraries report damage or read the intact pixels, of a task (path, path of intact file)."""
         path, intact = (str(without_later_frames(Path(name))) for name in task)
+        path = str(with_intact_notes(Path(path), Path(intact)))
         if intact not in self._intact:
             self._intact[intact] = {name: read_by(name, Path(intact)) for name in READERS}
         told = damage_reports(Path(path))

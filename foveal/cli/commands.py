@@ -119,6 +119,7 @@ EVALUATION: Arguments = {
     "workers": argument("worker processes that read images", type=natural),
 }
 """Arguments of all evaluations: the fields of a `foveal.evaluation.Setting`, data and output."""
+WITHOUT_METRICS: Arguments = {key: value for key, value in EVALUATION.items() if key != "metrics"}
 SETTING = "foveal.evaluation.protocol.Setting"
 
 
@@ -341,8 +342,8 @@ threshold replaces the old one. Writes threshold.json and threshold.png, the sha
             "the class (default: the rarer one of two, or every label of a multilabel model)", "NAME", name="--class"
         ),
         "locations": argument("looks per level, as 2,1 (default: the run's)", "LOOKS"),
-        **{key: value for key, value in EVALUATION.items() if key != "metrics"},
-        "split": argument("images on which the threshold is found (default: val)", choices=SPLITS),
+        **WITHOUT_METRICS,
+        "split": argument("images to use (default: val)", choices=SPLITS),
     },
     calls=("foveal.evaluation.decisions.fit_threshold", SETTING),
 )
@@ -456,7 +457,7 @@ run. The images are those of the run; --data and --data.KEY choose others, as fo
         ),
         "cam": argument("Grad-CAM at this module; needs pip install 'foveal[cam]'", "LAYER"),
         "judges": JUDGES,
-        **EVALUATION,
+        **WITHOUT_METRICS,
     },
     calls=("foveal.evaluation.faithfulness.evaluate_faithfulness", SETTING),
     aliases=("faithful",),

@@ -80,7 +80,7 @@ def _check_boxes(data: Any, start: int) -> None:
         if len(each) != 1 + 3 * each[0] or max(numbers) >= channels or any(2 < kind < 65535 for kind in kinds):
             raise ValueError("the roles of its channels are damaged")
     colours = found.get(b"colr", b"")
-    if len(colours) < 3 or not 1 <= colours[0] <= 4 or (colours[0] == 1 and len(colours) < 7):
+    if colours[:1] == b"\1" and len(colours) < 7:  # boxes of other methods are ignored
         raise ValueError("its colour space is damaged")
 
 

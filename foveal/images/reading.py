@@ -124,6 +124,16 @@ def read_at(descriptor: int, length: int, position: int) -> bytes:
     return data
 
 
+def check_inside(descriptor: int, position: int) -> None:
+    """Check a position without reading there.
+
+    Raises:
+        ValueError: it is past the end of the file.
+    """
+    if position > os.fstat(descriptor).st_size:
+        raise ValueError("it lies past the end of the file")
+
+
 def read_up_to(descriptor: int, length: int, position: int) -> bytes:
     """Like `read_at`, but returns fewer bytes at the end of the file."""
     if hasattr(os, "pread"):

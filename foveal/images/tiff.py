@@ -39,7 +39,7 @@ from foveal.images import pages, scale
 from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import open_file, read_at, reading
+from foveal.images.reading import check_inside, open_file, read_at, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
 # tifffile logs faults of damaged files, which Python prints if there is no handler. Damage raises errors here instead.
@@ -430,10 +430,8 @@ class TiffPyramid(Pyramid):
         length = level.counts.get(descriptor, index)
         where = f"tile {index} of level {number}"
         with reading(self.path, f"{where} cannot be read", "check the disk, and copy the file again"):
-            # Sparse files have neither positions nor lengths of missing tiles; of those of Aperio this is not known.
-            if length == 0 and at and not str(self.metadata.get("description", "")).startswith("Aperio"):
-                raise ValueError("it has a position but no length")
             if length == 0:
+                check_inside(descriptor, at)
                 return None
             data = read_at(descriptor, length, at)
         with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):

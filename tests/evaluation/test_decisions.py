@@ -233,7 +233,7 @@ def test_predictions_of_another_threshold_are_not_continued(run, images, capsys,
     Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.01, "at": "recall=0.9"}])
     command = ["predict", run, images, "--out", out, "--device", "cpu", "--quiet"]
     code, said = failure(capsys, *command)
-    assert code == 1 and "rows.csv" in said and "thresholds" in said
+    assert code == 2 and "rows.csv" in said and "thresholds" in said
 
 
 def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
@@ -312,3 +312,19 @@ def test_several_classes_need_a_name():
         fit_threshold(model, tiny_images(), "recall=0.9", setting=CPU)
     found = fit_threshold(model, tiny_images(val=9), "recall=1", label="green", setting=CPU)
     assert [one.label for one in found.thresholds] == ["green"] and torch.is_grad_enabled()
+
+
+# ---- metrics by name
+
+
+def test_metrics_of_the_command(run, capsys):
+    common = ["evaluate", str(run), "--measure", "none", "--device", "cpu", "--quiet"]
+    assert main([*common, "--metrics", "nll,macro_f1"]) == 0
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert stored["metrics"] == ["nll", "macro_f1"]
+    assert {"accuracy", "nll", "macro_f1"} < set(stored["points"][0]) and "auroc" not in stored["points"][0]
+    assert "NLL" in capsys.readouterr().out
+    code, said = failure(capsys, *common, "--metrics", "nll,roc")
+    assert code == 2 and "--metrics roc: there is no metric of this name; " in said
+    with pytest.raises(ConfigError, match=r"^`metrics` roc: there is no metric of this name; "):
+        Setting(metrics=["roc"])

@@ -22,6 +22,8 @@ from tests.training.tiny import NORM_FREE, config
 
 SMALL = {"model": NORM_FREE, "accumulate": 1, "ema": None, "epochs": None, "steps": 6, "val_every": 1, "batch_size": 4}
 
+NOT_VALIDATED = {"name": "tiny_images", "val": 0}
+
 
 def train(out: Path, **changes) -> Run:
     resume = changes.pop("resume", False)
