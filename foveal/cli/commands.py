@@ -369,6 +369,9 @@ def _threshold(args: argparse.Namespace) -> int:
     # The threshold of one of two classes decides about the other, too.
     kept = [] if run.task.name == "multiclass" and len(run.class_names) == 2 else stored
     run.keep_thresholds([*(one for one in kept if one["label"] not in labels), *found])
+    if args.locations and not args.quiet:
+        advice = "give the same to predict, explain and evaluate"
+        print(f"foveal: the threshold holds for --locations {args.locations}; {advice}", file=sys.stderr)
     return code
 
 

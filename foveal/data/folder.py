@@ -18,7 +18,8 @@ import csv
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -182,6 +183,7 @@ def manifest(
         )
         for split, of_split in rows.items()
     }
+    notes += _shared(listings)
     of_train = groups.get("train")
     return assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
 
@@ -203,6 +205,13 @@ def _targets(codes: Sequence[Sequence[int]], classes: int, several: bool) -> np.
     for row, labels in zip(targets, codes, strict=True):
         row[list(labels)] = True
     return targets
+
+
+def _shared(listings: Mapping[str, tuple[list[str], np.ndarray]]) -> list[str]:
+    """A note if an image is in several splits."""
+    seen = Counter(path for paths, _ in listings.values() for path in set(paths))
+    shared = [path for path, splits in seen.items() if splits > 1]
+    return [f"images in several splits: {len(shared)}, first {min(shared)}"] if shared else []
 
 
 def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:

@@ -165,10 +165,11 @@ class TrainingSummary:
             result = f"accuracy {_percent(self.accuracy)} on {self.images:,} validation images"
             result += f" (95 % interval: {low} to {high} %)\n"
             result += f"at step {self.kept_step:,}, the best of {self.validations} validation{_s(self.validations)}"
-            result += "" if self.monitored is None else f" by {self.monitor}, {self.monitored:.3f}"
+            by_metric = self.monitored is not None
+            result += f" by {self.monitor}, {self.monitored:.3f}" if by_metric else ""
             if self.last_accuracy is not None and self.validations > 1:
-                accuracy = "accuracy " * (self.monitor != "accuracy")
-                result += f"; {accuracy}{_percent(self.last_accuracy)} at the last"
+                result += "\naccuracy " if by_metric else "; "
+                result += f"{_percent(self.last_accuracy)} at the last"
         return _labelled({"run": length, "result": result})
 
     def show(self, out: Path, brief: bool = False) -> None:

@@ -154,6 +154,15 @@ def test_labels_in_parquet_may_be_lists(tmp_path):
     assert data.train.targets.tolist() == [[j < i for j in range(3)] for i in range(4)]
 
 
+def test_an_image_in_two_splits_is_told(tmp_path):
+    rows = [{"path": f"{i % 4}.jpg", "label": "ab"[i % 2], "split": "train" if i < 4 else "test"} for i in range(6)]
+    for i in range(4):
+        save_image(tmp_path / f"{i}.jpg", i)
+    data = get_data("manifest", file=str(write_table(tmp_path / "m.csv", rows)))
+    assert data.notes == (f"images in several splits: 2, first {tmp_path / '0.jpg'}",)
+    assert not get_data("manifest", file=str(write_table(tmp_path / "n.csv", rows[:4]))).notes
+
+
 def test_tables_that_are_none_are_refused(tmp_path):
     for name, content, message in (
         ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),

@@ -246,6 +246,26 @@ def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
     assert fit_threshold(run, data, "recall=0.9", setting=CPU).thresholds == found.thresholds
 
 
+def test_the_rarer_class_does_not_depend_on_the_limit(run, tmp_path):
+    data = tiny_cracks(str(tmp_path / "data"))
+    few = [Setting(device="cpu", limit=limit, seed=seed) for limit in (4, 6) for seed in range(8)]
+    drawn = []
+    for setting in few:
+        try:
+            drawn.append(fit_threshold(run, data, "recall=0.1", setting=setting).thresholds[0])
+        except DataError as error:
+            assert "'cracked'" in str(error)  # it was not drawn
+    assert {one.label for one in drawn} == {"cracked"}
+    assert any(one.positives >= one.negatives for one in drawn)
+
+
+def test_other_locations_are_told(run, capsys):
+    command = ["threshold", str(run), "--at", "recall=0.9", "--device", "cpu"]
+    assert main(command) == 0 and "holds for" not in capsys.readouterr().err
+    assert main([*command, "--locations", "1"]) == 0
+    assert "the threshold holds for --locations 1; give the same to predict" in capsys.readouterr().err
+
+
 def test_a_threshold_that_is_none_is_not_kept(run):
     before = (run / "config.json").read_bytes()
     for one, fault in (

@@ -115,7 +115,9 @@ def test_what_decided_is_told(tmp_path, values):
     values.extend([0.5, 0.7, 0.6])
     run = train(tmp_path / "run", monitor="auroc", steps=3)
     assert (run.summary["monitor"], run.summary["monitored"]) == ("auroc", pytest.approx(0.7))
-    assert "at step 2, the best of 3 validations by auroc, 0.700; accuracy " in TrainingSummary(**run.summary).result()
+    _, _, decided, last = TrainingSummary(**run.summary).result().splitlines()
+    assert decided.strip() == "at step 2, the best of 3 validations by auroc, 0.700"
+    assert last.strip() == f"accuracy {100 * run.summary['last_accuracy']:.1f} % at the last"
     lower = train(tmp_path / "lower", monitor="nll", steps=1)
     assert lower.summary["monitored"] == 0.5
 
