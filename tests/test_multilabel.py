@@ -302,7 +302,8 @@ def test_a_page_says_the_labels(model, data, tmp_path):
         finally:
             own.task = own.task.with_thresholds([])
         text = page.read_text(encoding="utf-8")
-        assert label in text and f"zero is predicted from {significant(100 * threshold)} %" in text
+        assert f"<h1>{label} <small>least certain label: " in text
+        assert f"zero is predicted from {significant(100 * threshold)} %" in text
 
 
 # ---- what fits not
