@@ -185,7 +185,9 @@ def manifest(
     }
     notes += _shared(listings)
     of_train = groups.get("train")
-    return assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
+    data = assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
+    data.notes += tuple(_lacking(data))
+    return data
 
 
 def split_labels(text: str) -> list[str]:
@@ -212,6 +214,15 @@ def _shared(listings: Mapping[str, tuple[list[str], np.ndarray]]) -> list[str]:
     seen = Counter(path for paths, _ in listings.values() for path in set(paths))
     shared = [path for path, splits in seen.items() if splits > 1]
     return [f"images in several splits: {len(shared)}, first {min(shared)}"] if shared else []
+
+
+def _lacking(data: DataModule) -> Iterator[str]:
+    """Notes on classes without an image in a split, whose recall cannot be measured there."""
+    for split in ("val", "test"):
+        images = getattr(data, split)
+        absent = [] if images is None else [data.classes[i] for i in np.flatnonzero(images.counts() == 0)]
+        if absent:
+            yield f"the {split} split has no image of {len(absent)} of {len(data.classes)} classes: {_few(absent)}"
 
 
 def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
@@ -433,8 +444,8 @@ def hold_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """(N,) bool mask of the images of some groups, about a share of each class.
 
-    Groups are taken in random order, each if this brings the shares of the classes closer to ``fraction``. At least one
-    is held out, but never all images of a class, unless ``fraction`` is 1.
+    Groups are taken in random order, each if this brings the shares of the classes closer to ``fraction``. Then a group
+    is taken for each class of which there is none. All images of a class are held out only if ``fraction`` is 1.
 
     Args:
         targets: (N,) classes, or (N, classes) of 0 and 1.
@@ -461,8 +472,10 @@ def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float,
     for group in order:
         if distance(group) < np.square(held - fraction).sum():
             taken[group], held = True, held + shares[group]
-    if not taken.any() and math.isfinite(distance(best := min(order, key=distance))):
-        taken[best] = True
+    for kind in range(len(held)):  # of each class at least one, if another is left for training
+        having = [group for group in order if shares[group, kind] and not held[kind]]
+        if having and math.isfinite(distance(best := min(having, key=distance))):
+            taken[best], held = True, held + shares[best]
     return taken[of_group]
 
 
