@@ -214,6 +214,9 @@ def compare(
     notes += [f"{name}: has no weights, so that only its cost is given; train it by foveal fit" for name in bare]
     trained = {name: model for name, model in bench.models.items() if name not in bare}
     notes += [note for name, model in trained.items() for note in _reading_notes(name, model, bench.images)]
+    notes += [
+        f"{name}: predicts by the thresholds of the run" for name, model in trained.items() if model.task.thresholds
+    ]
     no_temperature = _no_temperature(bench)
     notes += [f"no temperature was fitted: {no_temperature}"] if no_temperature else []
     strategies = {name: _strategies(model, chosen[name]) for name, model in trained.items()}

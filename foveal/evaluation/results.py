@@ -98,6 +98,11 @@ class Scored:
         return self.metrics["accuracy"].value
 
     @property
+    def known(self) -> set[str]:
+        """Names of the metrics that are defined."""
+        return {name for name, metric in self.metrics.items() if metric.value is not None}
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """95 % confidence interval of the accuracy."""
         return self.metrics["accuracy"].interval

@@ -338,8 +338,9 @@ def _class_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
 def _legend(evaluation: Evaluation) -> str:
     """Explains the columns of the table."""
     about, legend = evaluation.about, [INTERVALS]
-    if (positive := about.get("positive")) is not None:
-        legend.append(f"AP: of the class {printable(positive)}, the rarer one.")
+    if (positive := about.get("positive")) is not None and "average_precision" in evaluation._own.known:
+        equal = len({one.images for one in evaluation._own.classes}) == 1
+        legend.append(f"AP: of the class {printable(positive)}{'' if equal else ', the rarer one'}.")
     if about.get("thresholds"):
         legend.append("Classes are predicted by the thresholds of the run.")
     if any(point.kind == "random" for point in evaluation.points):

@@ -314,6 +314,15 @@ class Squeamish(Looker):
         return found
 
 
+def test_thresholds_are_told():
+    first, second = Looker(), Looker()
+    second.task = second.task.with_thresholds([(2, 0.1)])
+    found = compare([first, second], data(), measure="none", setting=Setting(device="cpu"))
+    assert [note for note in found.about["notes"] if "threshold" in note] == [
+        "model 1: predicts by the thresholds of the run"
+    ]
+
+
 def test_an_image_that_one_model_cannot_read_counts_for_none():
     found = compare(
         [Looker(), Squeamish()],

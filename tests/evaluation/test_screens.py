@@ -389,6 +389,13 @@ def test_classes_and_metrics(classes, labels, names):
     assert ("rarer one" in " ".join(text.split())) == (classes == 2)
 
 
+def test_of_two_equal_classes_none_is_rarer():
+    answers = Answers.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
+    fields = {"metrics": compute_metrics(answers), "classes": class_metrics(answers, "ab")}
+    found = Evaluation(about={**ABOUT, "positive": "b"}, points=(replace(point((1,)), **fields),), dense=())
+    assert "AP: of the class b. " in check(found).replace("\n", " ")
+
+
 def test_chosen_metrics_alone_are_told():
     found = measured(5, NAMES["digits"][:5])
     text = check(replace(found, about={**found.about, "metrics": ["nll", "macro_f1"]}))
@@ -404,8 +411,8 @@ def test_undefined_metrics_have_no_column():
         "classes": class_metrics(answers, "ab"),
         "confusion": tuple(confusion_matrix(answers).tolist()),
     }
-    text = check(Evaluation(about=ABOUT, points=(replace(point((1,)), **fields),), dense=()))
-    assert "AUROC" not in text and "balanced" in text and "nan" not in text
+    text = check(Evaluation(about={**ABOUT, "positive": "b"}, points=(replace(point((1,)), **fields),), dense=()))
+    assert "AUROC" not in text and "AP:" not in text and "balanced" in text and "nan" not in text
 
 
 @pytest.mark.parametrize(
