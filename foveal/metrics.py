@@ -309,7 +309,7 @@ def flat(metrics: Mapping[str, Metric]) -> dict[str, object]:
 @metric("accuracy, %")
 def accuracy(answers: Answers) -> Metric:
     """Share of images whose predicted class is the target, or of which every label is right; Wilson's interval."""
-    return _share(answers.correct)
+    return proportion(answers.correct)
 
 
 @metric("top 5, %", brief=False)
@@ -317,7 +317,7 @@ def top5(answers: Answers) -> Metric:
     """Share of images whose class is among the five most probable ones; undefined for five classes or fewer, and for
     labels.
     """
-    return _share(answers.in_top5) if answers.classes > 5 and answers.target.ndim == 1 else Metric()
+    return proportion(answers.in_top5) if answers.classes > 5 and answers.target.ndim == 1 else Metric()
 
 
 @metric("balanced, %")
@@ -377,10 +377,6 @@ def _images(answers: Answers) -> np.ndarray:
     return answers.task.counts(answers.target, answers.classes)
 
 
-def _share(successes: np.ndarray) -> Metric:
-    return Metric(int(successes.sum()) / len(successes), wilson(int(successes.sum()), len(successes)))
-
-
 # ---- classes
 
 
@@ -428,7 +424,8 @@ def confusion_matrix(answers: Answers) -> np.ndarray:
 
 def proportion(successes: np.ndarray) -> Metric:
     """The share of successes, (n,) bool, with Wilson's interval; undefined for none."""
-    return _share(successes) if len(successes) else Metric()
+    count = int(successes.sum())
+    return Metric(count / len(successes), wilson(count, len(successes))) if len(successes) else Metric()
 
 
 # ---- areas under curves
