@@ -47,6 +47,7 @@ _WHERE = {
     "Setting": "foveal.evaluation",
     "evaluate": "foveal.evaluation",
     "compare": "foveal.evaluation",
+    "fit_threshold": "foveal.evaluation",
     "occlude": "foveal.evaluation",
     "evaluate_faithfulness": "foveal.evaluation",
     "evaluate_early_exit": "foveal.evaluation",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         evaluate,
         evaluate_early_exit,
         evaluate_faithfulness,
+        fit_threshold,
         occlude,
         paper_table,
     )

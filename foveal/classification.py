@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.display import significant
 from foveal.host import to_device
 from foveal.tasks import MULTICLASS, Task, join
 
@@ -183,7 +184,7 @@ class Classification:
 
     def decision_rules(self) -> list[str]:
         """A sentence for each class that is predicted by a threshold."""
-        return [f"{self._name(i)} is predicted from {100 * least:.3g} %" for i, least in self.task.thresholds]
+        return [f"{self._name(i)} is predicted from {significant(100 * least)} %" for i, least in self.task.thresholds]
 
     def _names(self, decided: Tensor) -> str:
         return join([self._name(i) for i in self.task.indices(decided)])

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -246,13 +246,18 @@ def check_metric(argument: str, name: str) -> None:
 def _register_from_torchmetrics(name: str) -> bool:
     """Register a metric by the name of its classes in torchmetrics, without ``Multiclass`` and ``Multilabel``.
 
-    It has no interval, and torchmetrics' precision: most of its metrics are computed in float32.
+    It has no interval, and torchmetrics' precision: most of its metrics are computed in float32. It does not use the
+    thresholds of the task. Metrics that need options, or that are no single number, are not registered.
     """
     try:
         from torchmetrics import classification
     except ModuleNotFoundError:
         return False
-    kinds = [getattr(classification, f"{prefix}{name}", None) for prefix in ("Multiclass", "Multilabel")]
+    named = [getattr(classification, f"{prefix}{name}", None) for prefix in ("Multiclass", "Multilabel")]
+    kinds = [
+        kind if _is_number(kind, count) else None
+        for kind, count in zip(named, ("num_classes", "num_labels"), strict=True)
+    ]
     if not name[:1].isupper() or not any(kinds):
         return False
 
@@ -265,8 +270,19 @@ def _register_from_torchmetrics(name: str) -> bool:
         found = kind(**count)(torch.from_numpy(answers.probabilities), torch.from_numpy(answers.target).long())
         return Metric(float(found)) if found.numel() == 1 and bool(found.isfinite()) else Metric()
 
-    METRICS[name] = Definition(compute, name, decimals=3, default=False, ranks=True)
+    lower = any(kind is not None and kind.higher_is_better is False for kind in kinds)
+    METRICS[name] = Definition(compute, name, decimals=3, default=False, ranks=True, lower_is_better=lower)
     return True
+
+
+def _is_number(kind: Any, count: str) -> bool:
+    """Whether a class of torchmetrics needs no option but the number of classes, and computes a single number."""
+    target = torch.tensor([0, 1]) if count == "num_classes" else torch.eye(2, dtype=torch.long)
+    try:
+        found = kind(**{count: 2})(torch.eye(2), target)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(found, Tensor) and found.numel() == 1
 
 
 def compute_metrics(answers: Answers, names: Sequence[str] | None = None) -> dict[str, Metric]:

@@ -288,9 +288,12 @@ class Run:
             thresholds: ``label``, ``threshold`` and ``at`` of each, see `foveal.evaluation.DecisionThreshold`.
 
         Raises:
+            ConfigError: a class that the model does not have, or has twice here; or no probability.
             StorageError: the file cannot be written.
         """
         card = {**self.card, "thresholds": [dict(one) for one in thresholds]}
+        if fault := card_error(card):
+            raise ConfigError(f"{fault}; the thresholds of {self.path} stay as they are")
         with storing(self.path / CARD), replacing(self.path / CARD) as unfinished:
             unfinished.write_text(json.dumps(card, indent=2) + "\n")
         self.__dict__.pop("card", None)  # the file has changed

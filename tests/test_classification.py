@@ -94,7 +94,7 @@ def test_labels_of_several():
     assert both[0].top(2) == [("a", pytest.approx(0.880797, abs=1e-6)), ("c", 0.5)]
     strict = of_task(MULTILABEL.with_thresholds([(3, 0.01), (0, 0.9)]), both.logits.tolist())
     assert strict.label == ["c|d", "d"] and Classification.cat([strict, strict]).label == ["c|d", "d"] * 2
-    assert strict[0].decision_rules() == ["a is predicted from 90 %", "d is predicted from 1 %"]
+    assert strict[0].decision_rules() == ["a is predicted from 90.0 %", "d is predicted from 1.00 %"]
 
 
 def test_a_class_with_a_threshold():
@@ -104,5 +104,5 @@ def test_a_class_with_a_threshold():
     assert [one.predicted for one in rare] == [(1,), (2,)]
     torch.testing.assert_close(rare.probability, torch.stack([rare.probabilities[0, 1], rare.probabilities[1, 2]]))
     torch.testing.assert_close(rare[0].probability, rare.probability[0])
-    assert plain.decision_rules() == [] and rare.decision_rules() == ["b is predicted from 3 %"]
+    assert plain.decision_rules() == [] and rare.decision_rules() == ["b is predicted from 3.00 %"]
     assert rare[0].top(1)[0][0] == "a"  # the most probable one is told, too

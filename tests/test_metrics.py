@@ -526,6 +526,25 @@ def test_metrics_are_chosen_by_the_number_of_classes_or_by_name():
 
 
 @pytest.mark.parametrize(
+    "name", ["ROC", "PrecisionRecallCurve", "FBetaScore", "RecallAtFixedPrecision", "StatScores", "ConfusionMatrix"]
+)
+def test_classes_of_torchmetrics_that_are_no_number_are_unknown(name):
+    """They need options, or compute curves and tables."""
+    with pytest.raises(ConfigError, match=rf"^`metrics` {name}: there is no metric of this name; "):
+        choose_metrics([name], 3)
+    assert name not in METRICS
+
+
+@pytest.mark.parametrize(("name", "lower"), [("CohenKappa", False), ("HammingDistance", True), ("RankingLoss", True)])
+def test_metrics_of_torchmetrics_are_better_in_their_own_direction(name, lower):
+    try:
+        check_metric("monitor", name)
+        assert METRICS[name].lower_is_better == lower
+    finally:
+        METRICS.pop(name, None)
+
+
+@pytest.mark.parametrize(
     ("name", "hint"),
     [("auroca", "did you mean auroc"), ("AP", "use one of accuracy, top5, "), (3, "use one of accuracy, ")],
 )

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 import foveal
 from foveal.data import DATA_SETS, DataModule, ImageDataset, TensorDataset
+from foveal.display import significant
 from foveal.draws import Draws
 from foveal.errors import ConfigError, DataError, RunError
 from foveal.evaluation import (
@@ -157,6 +158,15 @@ def test_balanced_class_weights(tmp_path):
     assert losses["none"] != pytest.approx(losses["given"], abs=1e-4)
 
 
+def test_labels_are_not_balanced_and_an_older_run_stays(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    settings = config(model=NORM_FREE, data={"name": "many_digits"}, **TRAINING, sampling="balanced")
+    with pytest.raises(ConfigError, match=r"^sampling: images of several labels cannot be balanced by class; "):
+        fit_config(settings, run, overwrite=True, quiet=True)
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
 # ---- evaluation
 
 
@@ -288,11 +298,12 @@ def test_a_page_says_the_labels(model, data, tmp_path):
         own.task = own.task.with_thresholds([(i, threshold) for i in range(4)])
         try:
             seen = foveal.classify(own, data.test.images[0], device="cpu")
-            page = report(data.test.images[0], seen, tmp_path / f"{threshold}.html")
+            page = report(seen, data.test.images[0], tmp_path / f"{threshold}.html")
         finally:
             own.task = own.task.with_thresholds([])
         text = page.read_text(encoding="utf-8")
-        assert label in text and f"zero is predicted from {100 * threshold:.3g} %" in text
+        assert f"<h1>{label} <small>least certain label: " in text
+        assert f"zero is predicted from {significant(100 * threshold)} %" in text
 
 
 # ---- what fits not

@@ -327,7 +327,8 @@ def _result(function: Callable[..., Any], args: argparse.Namespace, run: Run, wh
     """A class that is rare, or that must not be missed, can be predicted from another probability than the one at
 which it is the most probable class. The threshold is found on the validation images of the run, for the class
 against the rest. It is kept in the run: predict, explain, evaluate and foveal.load use it, until the run is trained
-on. Writes threshold.json and threshold.png, the shares at every threshold, into the run.
+on. It is found at --locations; at other locations, and with --budget, the shares differ. With two classes, a new
+threshold replaces the old one. Writes threshold.json and threshold.png, the shares at every threshold, into the run.
 
   foveal threshold runs/cracks --at recall=0.99
   foveal threshold runs/photos --at precision=0.9 --class cat
@@ -336,7 +337,7 @@ on. Writes threshold.json and threshold.png, the shares at every threshold, into
     {
         "model": RUN,
         "at": argument("recall=, precision= or specificity=, and a share up to 1 (default: none)", "AIM"),
-        "remove": switch("remove the thresholds of the run"),
+        "remove": switch("remove the thresholds of the run, or that of --class"),
         "label": argument(
             "the class (default: the rarer one of two, or every label of a multilabel model)", "NAME", name="--class"
         ),
@@ -351,16 +352,26 @@ def _threshold(args: argparse.Namespace) -> int:
     from foveal.runs import Run
 
     args.model = run = Run(args.model)
-    if args.remove == bool(args.at):
-        raise ConfigError("`at`: is missing; give an aim, such as recall=0.99, or `remove` alone")
+    stored = run.card.get("thresholds", [])
     if args.remove:
-        run.keep_thresholds([])
+        if args.at:
+            raise ConfigError("`remove`: cannot be used with `at`; use one of the two")
+        if args.label not in (None, *(one["label"] for one in stored)):
+            raise ConfigError(f"`label` {args.label}: has no threshold in {run.path}; leave `label` out to remove all")
+        run.keep_thresholds([one for one in stored if args.label not in (None, one["label"])])
         return 0
+    if not args.at:
+        raise ConfigError("`at`: is missing; give an aim, such as recall=0.99, or `remove`")
     result = _result(fit_threshold, args, run, "validation")
     code = print_result(result, args)
     found = [{key: getattr(one, key) for key in ("label", "threshold", "at")} for one in result.thresholds]
     labels = [one["label"] for one in found]
-    run.keep_thresholds([*(one for one in run.card.get("thresholds", []) if one["label"] not in labels), *found])
+    # The threshold of one of two classes decides about the other, too.
+    kept = [] if run.task.name == "multiclass" and len(run.class_names) == 2 else stored
+    run.keep_thresholds([*(one for one in kept if one["label"] not in labels), *found])
+    if args.locations and not args.quiet:
+        advice = "give the same to predict, explain and evaluate"
+        print(f"foveal: the threshold holds for --locations {args.locations}; {advice}", file=sys.stderr)
     return code
 
 

@@ -169,10 +169,27 @@ class Loaded:
         return Batch(views, self.target, self.index, self.errors)
 
 
-def as_targets(targets: Any) -> np.ndarray:
-    """Targets as an array: (N,) int64 classes, or (N, classes) bool labels."""
+def as_targets(targets: Any, images: int, classes: int) -> np.ndarray:
+    """Targets as an array: (N,) int64 classes, or (N, classes) bool labels.
+
+    Args:
+        targets: classes from 0 to ``classes - 1``, or labels of 0 and 1.
+        images, classes: their numbers.
+
+    Raises:
+        DataError: targets of another shape, or values that are no classes and no labels.
+    """
     given = np.asarray(targets)
-    return given.astype(bool if given.ndim == 2 else np.int64, copy=False)
+    several = given.ndim == 2
+    if given.shape != ((images, classes) if several else (images,)):
+        what = f"targets are {given.shape} for {images} images and {classes} classes"
+        raise DataError(f"data: {what}; give (N,) classes, or (N, classes) labels")
+    found = given.astype(bool if several else np.int64, copy=False)
+    in_range = several or not len(found) or 0 <= found.min() <= found.max() < classes
+    if not (in_range and np.array_equal(found, given)):
+        kind = "labels of 0 or 1" if several else f"classes from 0 to {classes - 1}"
+        raise DataError(f"data: some targets are not {kind}; correct them")
+    return found
 
 
 class TensorDataset(Dataset):
@@ -188,6 +205,7 @@ class TensorDataset(Dataset):
 
     Raises:
         ConfigError: unknown augmentation, or one for another number of bands.
+        DataError: targets do not fit the images or the classes.
     """
 
     def __init__(
@@ -202,13 +220,13 @@ class TensorDataset(Dataset):
             known = " or ".join(TENSOR_AUGMENTATIONS)
             raise ConfigError(f"data: there is no augmentation {augmentation!r} for images in memory; use {known}")
         check_bands(augmentation, images.shape[1])
+        self.targets = as_targets(targets, len(images), len(classes))
         self.images = images
         self.augmentation = augmentation
         if augmentation != "none":
             mean = images.mean((0, 2, 3), dtype=torch.float32)
             self._fill = mean if images.is_floating_point() else mean.round()
         self._drawn: tuple[Any, np.ndarray] = None, np.empty(0)
-        self.targets = as_targets(targets)
         self.classes = tuple(classes)
         self.boxes = None if boxes is None else [np.asarray(b, dtype=np.float64).reshape(-1, 4) for b in boxes]
         self.channels = images.shape[1]
@@ -307,7 +325,7 @@ class ImageDataset(Dataset):
     ) -> None:
         # An array: reference counts in a list of a million strings would make workers copy its memory.
         self._paths = np.array([os.fsencode(p) for p in paths])
-        self.targets = as_targets(targets)
+        self.targets = as_targets(targets, len(paths), len(classes))
         self.classes = tuple(classes)
         self.reading = reading or Reading()
         self.boxes = boxes

@@ -18,9 +18,10 @@ import csv
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def manifest(
         file: the table, CSV or Parquet.
         root: folder that paths are relative to; None takes the folder of the table.
         task: ``multiclass``: each image has one label. ``multilabel``: any number of labels, with ``|`` between them;
-            none in an empty cell.
+            none in an empty cell. In Parquet, a list of labels works too.
         val_fraction: share of each class's training images held out for validation if the table has no validation
             images.
 
@@ -182,8 +183,11 @@ def manifest(
         )
         for split, of_split in rows.items()
     }
+    notes += _shared(listings)
     of_train = groups.get("train")
-    return assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
+    data = assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
+    data.notes += tuple(_lacking(data))
+    return data
 
 
 def split_labels(text: str) -> list[str]:
@@ -203,6 +207,22 @@ def _targets(codes: Sequence[Sequence[int]], classes: int, several: bool) -> np.
     for row, labels in zip(targets, codes, strict=True):
         row[list(labels)] = True
     return targets
+
+
+def _shared(listings: Mapping[str, tuple[list[str], np.ndarray]]) -> list[str]:
+    """A note if an image is in several splits."""
+    seen = Counter(path for paths, _ in listings.values() for path in set(paths))
+    shared = [path for path, splits in seen.items() if splits > 1]
+    return [f"images in several splits: {len(shared)}, first {min(shared)}"] if shared else []
+
+
+def _lacking(data: DataModule) -> Iterator[str]:
+    """Notes on classes without an image in a split, whose recall cannot be measured there."""
+    for split in ("val", "test"):
+        images = getattr(data, split)
+        absent = [] if images is None else [data.classes[i] for i in np.flatnonzero(images.counts() == 0)]
+        if absent:
+            yield f"the {split} split has no image of {len(absent)} of {len(data.classes)} classes: {_few(absent)}"
 
 
 def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
@@ -249,10 +269,15 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
                     f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
                     "splits, split"
                 )
-        path, label, split, group = (
-            str("" if record.get(k) is None else record[k]).strip() for k in ("path", "label", "split", "group")
-        )
+        path, label, split, group = (_cell(record.get(k)) for k in ("path", "label", "split", "group"))
         yield number, (path, label, split or "train", group)
+
+
+def _cell(value: Any) -> str:
+    """A value of a table as text. Parquet may hold the labels of an image as a list."""
+    if isinstance(value, list):
+        return SEPARATOR.join(_cell(one) for one in value)
+    return "" if value is None else str(value).strip()
 
 
 def existing(path: str | Path) -> Path:
@@ -419,8 +444,8 @@ def hold_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """(N,) bool mask of the images of some groups, about a share of each class.
 
-    Groups are taken in random order, each if this brings the shares of the classes closer to ``fraction``. At least one
-    is held out, but never all images of a class, unless ``fraction`` is 1.
+    Groups are taken in random order, each if this brings the shares of the classes closer to ``fraction``. Then a group
+    is taken for each class of which there is none. All images of a class are held out only if ``fraction`` is 1.
 
     Args:
         targets: (N,) classes, or (N, classes) of 0 and 1.
@@ -447,8 +472,10 @@ def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float,
     for group in order:
         if distance(group) < np.square(held - fraction).sum():
             taken[group], held = True, held + shares[group]
-    if not taken.any() and math.isfinite(distance(best := min(order, key=distance))):
-        taken[best] = True
+    for kind in range(len(held)):  # of each class at least one, if another is left for training
+        having = [group for group in order if shares[group, kind] and not held[kind]]
+        if having and math.isfinite(distance(best := min(having, key=distance))):
+            taken[best], held = True, held + shares[best]
     return taken[of_group]
 
 

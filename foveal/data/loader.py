@@ -117,6 +117,18 @@ def balanced_order(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.concatenate(chosen))
 
 
+def check_balanced(data: Dataset) -> None:
+    """Check that classes can be shown equally often.
+
+    Raises:
+        ConfigError: images have several labels.
+    """
+    if data.targets.ndim > 1:
+        raise ConfigError(
+            "sampling: images of several labels cannot be balanced by class; leave it out, or use `class_weights`"
+        )
+
+
 class Loader:
     """Iterates the `Batch`es of a data set.
 
@@ -156,10 +168,8 @@ class Loader:
         world_size: int = 1,
         limit: int | None = None,
     ) -> None:
-        if balanced and data.targets.ndim > 1:
-            raise ConfigError(
-                "sampling: images of several labels cannot be balanced by class; leave it out, or use `class_weights`"
-            )
+        if balanced:
+            check_balanced(data)
         self.data = data if device is None else data.to(device)
         self.order = Order(
             len(data),

@@ -105,7 +105,10 @@ class DataModule:
         )
 
     def class_weights(self) -> list[float]:
-        """Class weights, inversely proportional to training images, with mean 1; 0 for classes without images."""
+        """Class weights, inversely proportional to the training images of a class; 0 for classes without images.
+
+        The mean of the weights of all training images is 1.
+        """
         counts = self.split("train").counts()
         present = counts > 0
         return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0).tolist()

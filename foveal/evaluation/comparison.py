@@ -42,6 +42,7 @@ from foveal.evaluation.drawing import (
     finish,
     plain_ticks,
     png_figure,
+    verbatim,
     write_beside,
 )
 from foveal.evaluation.protocol import (
@@ -165,7 +166,7 @@ class Comparison(Result):
                 finish(axes, xlabel=COSTS[kind])
             panels["macs"].set_ylabel("accuracy, %")
             figure.suptitle(
-                f"{about['data']}, {about['split']}, {about['images']} images, {about['machine']}\n"
+                verbatim(f"{about['data']}, {about['split']}, {about['images']} images, {about['machine']}") + "\n"
                 "filled: learned looks or the whole image, with its 95 % interval; hollow: random looks; "
                 "numbers: locations; grey band: Pareto front; dotted: models without weights",
                 fontsize=10,

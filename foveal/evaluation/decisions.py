@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
-from foveal.data import DataModule
-from foveal.display import NAME, Column, Table, counted, fixed, percent, printable, stacked
+from foveal.data import DataModule, Dataset
+from foveal.data.module import class_key
+from foveal.display import NAME, Column, Table, counted, percent, printable, significant, stacked
 from foveal.errors import ConfigError, DataError
-from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure
+from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure, verbatim
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, check_setting
 from foveal.evaluation.results import INTERVALS, Result
 from foveal.metrics import Answers, Metric, proportion
 from foveal.prediction.predictor import Model
+from foveal.tasks import MULTILABEL
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -70,7 +72,7 @@ class Decisions(Result):
     def table(self, wide: bool = False) -> Group:
         columns = [
             Column("class", lambda one: printable(one.label), NAME),
-            Column("predicted from, %", lambda one: fixed(100 * one.threshold, 2)),
+            Column("predicted from, %", lambda one: significant(100 * one.threshold, 4)),
             Column("with it", lambda one: f"{one.positives:,}"),
             *(Column(f"{name}, %", _shown(name)) for name in AIMS),
         ]
@@ -91,7 +93,7 @@ class Decisions(Result):
                 for name, value, colour in zip(AIMS, values, (BLUE, ORANGE, INK), strict=True):
                     axes.step(100 * at, 100 * value, where="pre", color=colour, label=name, linewidth=1.5)
                 axes.axvline(100 * one.threshold, color=INK, linestyle=":")
-                axes.set_title(printable(one.label), fontsize=9, loc="left")
+                axes.set_title(verbatim(printable(one.label)), fontsize=9, loc="left")
                 finish(axes, xlabel="predicted from a probability of, %", ylabel="%")
             for axes in panels[len(shown) :]:
                 axes.remove()
@@ -112,7 +114,7 @@ def fit_threshold(
         model: a classifier, a dense network, or a run folder.
         data: images with labels.
         at: the aim: ``recall=0.99``, ``precision=0.9`` or ``specificity=0.95``.
-        label: the class; if None, the rarer of two classes, or every label of a multilabel model.
+        label: the class; if None, the rarer of two classes in the split, or every label of a multilabel model.
         locations: looks per grid at each level; the model's own if None.
         setting: which images, and how; the split is ``"val"`` if None.
 
@@ -128,6 +130,8 @@ def fit_threshold(
         raise DataError(f"{data.name}: there are no validation images, on which thresholds are found; hold some out")
     bench = Bench([model], data, replace(setting, split=split, metrics=["auroc"]))
     ((name, classifier),) = bench.models.items()
+    data = replace(data, classes=classifier.class_names or data.classes)  # as the run writes them
+    chosen = _classes(bench.images, data.classes, label)
     strategy = Strategy(classifier.resolve_locations(locations))
     step = setting.steps("validation", strategy.looks * len(bench.loader([])))
     answers = bench.score(classifier, [strategy], on_step=step).scores[0].answers
@@ -137,7 +141,7 @@ def fit_threshold(
         "locations": list(strategy.locations),
         **bench.circumstances(),
     }
-    found = [_fit(answers, index, data, aim, wanted, at) for index in _classes(answers, data, label)]
+    found = [_fit(answers, index, data, aim, wanted, at) for index in chosen]
     return Decisions(about=about, thresholds=tuple(found), errors=bench.failed())
 
 
@@ -197,16 +201,19 @@ def _curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.stack([thresholds, found / true.sum(), found / passed, 1 - (passed - found) / (~true).sum()], 1)
 
 
-def _classes(answers: Answers, data: DataModule, label: str | None) -> list[int]:
+def _classes(images: Dataset, names: Sequence[str], label: str | None) -> list[int]:
+    """The classes that get a threshold, see `fit_threshold`. All images are counted, also with a limit."""
     if label is not None:
-        if label not in data.classes:
-            raise ConfigError(f"`label` {label}: there is no such class; use one of {', '.join(data.classes)}")
-        return [data.classes.index(label)]
-    if answers.target.ndim == 2:
-        return list(range(answers.classes))
-    if answers.positive is None:
-        raise ConfigError(f"`label`: there are {answers.classes} classes; name the one to be decided by a threshold")
-    return [answers.positive]
+        known = list(map(class_key, names))
+        if class_key(str(label)) not in known:
+            raise ConfigError(f"`label` {label}: there is no such class; use one of {', '.join(names)}")
+        return [known.index(class_key(str(label)))]
+    if images.task.name == MULTILABEL.name:
+        return list(range(len(names)))
+    if len(names) != 2:
+        raise ConfigError(f"`label`: there are {len(names)} classes; name the one to be decided by a threshold")
+    first, second = images.counts()
+    return [int(second <= first)]
 
 
 def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float, at: str) -> DecisionThreshold:
@@ -214,8 +221,8 @@ def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float
     name, true, scores = data.classes[index], answers.marks[0][:, index], answers.probabilities[:, index]
     positives = int(true.sum())
     if not 0 < positives < len(true):
-        lacks = "with" if not positives else "without"
-        raise DataError(f"{data.name}: no validation image is {lacks} the class {name!r}; hold some out")
+        what = "no validation image has" if not positives else "every validation image has"
+        raise DataError(f"{data.name}: {what} the class {name!r}; hold out images with and without it")
     threshold, curve = threshold_at(aim, wanted, true, scores), _curve(true, scores)
     if threshold is None:
         best = percent(float(curve[:, 1 + AIMS.index(aim)].max()))

@@ -45,6 +45,15 @@ def png_figure(file: Path, width: float, height: float, dpi: int = 150) -> Itera
     figure.savefig(file, format="png")
 
 
+def verbatim(text: str) -> str:
+    """A text that matplotlib does not read as a formula.
+
+    >>> verbatim("$1 and $2")
+    '\\\\$1 and \\\\$2'
+    """
+    return text.replace("$", r"\$")
+
+
 def policy_colours(kinds: Iterable[str]) -> dict[str, str]:
     """A colour for each policy. The learned one is last, so that it is drawn over the others."""
     others = [kind for kind in dict.fromkeys(kinds) if kind not in ("learned", "random", "against", "whole")]
@@ -96,7 +105,7 @@ def draw_confusion(file: Path, counts: np.ndarray, names: Sequence[str], heading
         heading: text above the figure.
     """
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
-    rows = [_shortened(name) for name in names]
+    rows = [verbatim(_shortened(name)) for name in names]
     columns = rows
     if counts.ndim == 3:
         counts, shares = (of.reshape(-1, 4)[:, [3, 2, 1, 0]] for of in (counts, shares))
@@ -121,7 +130,7 @@ def draw_confusion(file: Path, counts: np.ndarray, names: Sequence[str], heading
         share = "of the class" if columns is rows else "with or without it"
         axes.set_xlabel(f"prediction; colour: share {share}", fontsize=8)
         axes.set_ylabel("class", fontsize=8)
-        figure.suptitle(heading, fontsize=9, x=0.01, ha="left")
+        figure.suptitle(verbatim(heading), fontsize=9, x=0.01, ha="left")
 
 
 def _shortened(name: str, most: int = 24) -> str:
@@ -132,7 +141,7 @@ def _shortened(name: str, most: int = 24) -> str:
 def title(figure: Figure, about: Mapping[str, Any], images: int) -> None:
     """Write model, data, split and number of images above a figure."""
     text = f"{about['model']}: {about['data']}, {about['split']}, {images} images"
-    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
+    figure.suptitle(verbatim(text), fontsize=10, x=0.01, ha="left")
 
 
 def plain_ticks(axes: Any, prefixes: bool) -> None:
@@ -185,7 +194,7 @@ def write_beside(axes: Any, text: str, at: tuple[float, float], height: str, tak
     sides += [(dx, dy, ha, va) for dy, va in above_below for dx, ha in ((0, "center"), (8, "left"), (-8, "right"))]
     room, tries = axes.bbox, []
     for rank, (dx, dy, ha, va) in enumerate(sides):
-        note = axes.annotate(text, at, (dx, dy), ("data", height), "offset points", ha=ha, va=va, **style)
+        note = axes.annotate(verbatim(text), at, (dx, dy), ("data", height), "offset points", ha=ha, va=va, **style)
         box = note.get_window_extent(axes.figure.canvas.get_renderer())
         outside = not (room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)
         tries.append((box.count_overlaps(taken) + 2 * outside, rank, note, box))

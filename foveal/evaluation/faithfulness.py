@@ -44,7 +44,7 @@ from foveal.data import Batch, DataModule, Dataset
 from foveal.display import NAME, TEXT, Column, Table, counted, percent, stacked
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.evaluation.drawing import BLUE, GREY, finish, png_figure, title
+from foveal.evaluation.drawing import BLUE, GREY, finish, png_figure, title, verbatim
 from foveal.evaluation.looks import chosen_boxes, coverage
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting
 from foveal.evaluation.results import INTERVALS, Result
@@ -177,7 +177,7 @@ class Faithfulness(Result):
                     label = f"{name}: area {100 * auc:.1f} %"
                     x, y = [100 * share for share in c.share], [100 * p for p in probability]
                     axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=4, label=label)
-                axes.set_title(f"{c.change}, judged by {c.judge}", fontsize=9, loc="left")
+                axes.set_title(verbatim(f"{c.change}, judged by {c.judge}"), fontsize=9, loc="left")
                 axes.set_ylim(0, 100)
                 finish(axes, xlabel=f"{'hidden' if c.change == 'deletion' else 'shown'}, % of the image")
             figure.supylabel("probability of the predicted class, %", fontsize=10)

@@ -30,7 +30,7 @@ from foveal.data import Batch, DataModule
 from foveal.display import NAME, TEXT, Column, Table, counted, fixed, percent, stacked
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.evaluation.drawing import ACCURACY, draw_series, finish, png_figure, policy_colours, title
+from foveal.evaluation.drawing import ACCURACY, draw_series, finish, png_figure, policy_colours, title, verbatim
 from foveal.evaluation.looks import Looks, chosen_boxes
 from foveal.evaluation.protocol import (
     DEFAULT,
@@ -106,7 +106,7 @@ class Occlusion(Result):
                         x, y = [100 * p.hidden for p in points], [p.metrics["accuracy"] for p in points]
                         line = "-" if kind == "learned" else "--"
                         draw_series(axes, x, y, colour, linestyle=line, label=f"{kind} looks hidden")
-                axes.set_title(f"judged by {judge}", fontsize=9, loc="left")
+                axes.set_title(verbatim(f"judged by {judge}"), fontsize=9, loc="left")
                 finish(axes, xlabel="hidden, % of the image")
             panels[0].set_ylabel(ACCURACY)
             title(figure, self.about, self.about["images"])

@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
@@ -143,7 +144,12 @@ def point_costs(
 
 
 def to_json(value: Any) -> Any:
-    """A result as JSON holds it: data classes are mappings, and metrics are further keys of them, see `flat`."""
+    """A result as JSON holds it: data classes are mappings, and metrics are further keys of them, see `flat`.
+
+    JSON has no NaN and no infinity: they are None.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if is_dataclass(value):
         content: dict[str, Any] = {}
         for f in fields(value):

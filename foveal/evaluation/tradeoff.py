@@ -31,6 +31,7 @@ from foveal.evaluation.drawing import (
     finish,
     png_figure,
     policy_colours,
+    verbatim,
 )
 from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, strategies_of
 from foveal.evaluation.results import (
@@ -160,7 +161,7 @@ class Evaluation(Result):
                 for point in points if kind in ("learned", "against") else ():
                     text = point.name if kind == "against" else format_locations(point.locations)
                     at, offset = (point.macs, 100 * (point.accuracy or 0)), (6, -12)
-                    axes.annotate(text, at, offset, textcoords="offset points", color=colour, fontsize=8)
+                    axes.annotate(verbatim(text), at, offset, textcoords="offset points", color=colour, fontsize=8)
             for cost in self.dense:
                 if cost.macs is not None:
                     axes.axvline(cost.macs, color=INK, linestyle=":", linewidth=1)
@@ -168,7 +169,8 @@ class Evaluation(Result):
                     axes.annotate(cost.name, at, (-4, 0), units, "offset points", rotation=90, ha="right", fontsize=8)
             axes.set_xscale("log")
             about = self.about
-            axes.set_title(f"{about['model']}: {about['data']}, {about['split']}", fontsize=10, loc="left")
+            heading = f"{about['model']}: {about['data']}, {about['split']}"
+            axes.set_title(verbatim(heading), fontsize=10, loc="left")
             finish(axes, xlabel="multiply-accumulates an image", ylabel=ACCURACY)
 
 

@@ -46,6 +46,7 @@ from foveal.policies import GREEDY, Policy
 from foveal.prediction.cost import count_cost
 from foveal.prediction.predictor import Predictor
 from foveal.runs import Run
+from foveal.tasks import MULTICLASS
 
 SHOWN = 3
 """Number of classes with contributions."""
@@ -227,7 +228,8 @@ def report(
     page = Template(files("foveal.explain").joinpath("report.html").read_text(encoding="utf-8")).substitute(
         name=escape(name),
         label=escape(str(classification.label) or "no label"),
-        probability=f"{100 * float(classification.probability):.1f}",
+        certainty=f"{'' if classification.task.name == MULTICLASS.name else 'least certain label: '}"
+        f"{100 * float(classification.probability):.1f} %",
         summary=escape(
             f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"
             f"{''.join(f'; {line}' for line in classification.decision_rules())}"

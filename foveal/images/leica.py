@@ -2,6 +2,12 @@
 
 OpenSlide does not report the warnings of libjpeg. So the tiles below a look are decoded here first, with the checks of
 `foveal.images.jpeg`. The pixels are those of OpenSlide, which composes the scanned areas.
+
+Example:
+    >>> no_area = ScnTiles("slide.scn", areas=[[]])
+    >>> no_area.check(-1, number=0, box=(0, 0, 256, 256))
+    >>> no_area.checked
+    set()
 """
 
 from __future__ import annotations

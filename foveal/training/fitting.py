@@ -33,6 +33,7 @@ from lightning.pytorch import loggers as pl_loggers
 from torch import nn
 
 from foveal.data import DataModule, ImageDataset
+from foveal.data.loader import check_balanced
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError
 from foveal.files import replacing, storing
@@ -70,7 +71,7 @@ from foveal.training.stopping import Interrupted, Stopped, StopSignals
 from foveal.training.trainer import check_hardware, run_trainer
 
 # Options that a resumed run may not change.
-_FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate", "freeze", "sampling", "mixup")
+_FIXED = ("model", "data", "objective", "seed", "batch_size", "accumulate", "freeze", "sampling", "mixup", "monitor")
 
 
 def fit(
@@ -300,6 +301,8 @@ def _plan(
         model.resolve_locations(training.locations)
     if training.mixup and isinstance(data.train, ImageDataset) and data.train.reading.image_size is None:
         raise ConfigError(NOT_MIXED)
+    if training.sampling == "balanced":
+        check_balanced(data.split("train"))
     check_hardware(training)
     checkpoint = read_checkpoint(opening.out / LAST) if opening.resume else None
     if not opening.resume:
@@ -311,6 +314,8 @@ def _plan(
         model.check_output()
     learner = Learner(model, _weighted(_smoothed(objective, training), data, training), data, training)
     if not any(p.requires_grad for p in model.parameters()):
+        if training.freeze:
+            raise ConfigError("freeze: leaves no parameter to train; name fewer parts of the model")
         raise ConfigError(
             "model: it has no parameters that can be trained; give a model in which some parameters require a gradient"
         )

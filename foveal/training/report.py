@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 from foveal.data import value_notes
 from foveal.display import printable
 from foveal.files import replacing, storing
+from foveal.metrics import METRICS as METRICS_BY_NAME
 from foveal.metrics import wilson
 from foveal.runs import BAD_IMAGES, METRICS, SUMMARY, WEIGHTS
 from foveal.tasks import join
@@ -117,6 +118,8 @@ class TrainingSummary:
         unread: number of images that could not be read.
         out_of_time: whether the run was ended by ``max_time`` and not by epochs or steps.
         out_of_patience: whether the run was ended by ``patience``.
+        monitor: name of the metric that decided which weights are kept.
+        monitored: its value at the best validation; None if it is the accuracy, or undefined.
         warnings: warnings about the result, one sentence each.
     """
 
@@ -138,6 +141,8 @@ class TrainingSummary:
     unread: int = 0
     out_of_time: bool = False
     out_of_patience: bool = False
+    monitor: str = "accuracy"
+    monitored: float | None = None
     warnings: Sequence[str] = ()
 
     def write(self, out: Path) -> None:
@@ -160,8 +165,11 @@ class TrainingSummary:
             result = f"accuracy {_percent(self.accuracy)} on {self.images:,} validation images"
             result += f" (95 % interval: {low} to {high} %)\n"
             result += f"at step {self.kept_step:,}, the best of {self.validations} validation{_s(self.validations)}"
+            by_metric = self.monitored is not None
+            result += f" by {self.monitor}, {self.monitored:.3f}" if by_metric else ""
             if self.last_accuracy is not None and self.validations > 1:
-                result += f"; {_percent(self.last_accuracy)} at the last"
+                result += "\naccuracy " if by_metric else "; "
+                result += f"{_percent(self.last_accuracy)} at the last"
         return _labelled({"run": length, "result": result})
 
     def show(self, out: Path, brief: bool = False) -> None:
@@ -253,6 +261,8 @@ def summarise(
         kept_step=kept["step"],
         averaged=kept["averaged"],
         left_out=last["left_out"],
+        monitor=config.monitor,
+        monitored=_monitored(kept, config) if best else None,
         unread=_lines_of(out / BAD_IMAGES),
     )
     judged = [best, end] if best and end else scores
@@ -264,6 +274,14 @@ def _score(facts: Mapping[str, Any], which: str, learner: Learner) -> _Score | N
     if facts.get(which) is None or learner.data.val is None:
         return None
     return _Score(facts["step"], facts[which][0], facts.get("images") or len(learner.data.val))
+
+
+def _monitored(facts: Mapping[str, Any], config: Training) -> float | None:
+    """The monitored metric of the best validation of a checkpoint; None if it is the accuracy, or undefined."""
+    signed = dict(enumerate(facts["best"])).get(2)
+    if signed is None or not math.isfinite(signed):
+        return None
+    return -signed if config.monitor == "loss" or METRICS_BY_NAME[config.monitor].lower_is_better else signed
 
 
 def _warnings(
@@ -294,6 +312,11 @@ def _warnings(
         if now != then:
             phases = f"looks: {' and '.join(map(str, now))}, later {' and '.join(map(str, then))}"
             yield f"the objective had not reached its last phase ({phases}); {more}"
+    if found.validations and found.monitor != "accuracy" and found.monitored is None:
+        yield (
+            f"`monitor` {found.monitor} was undefined for the validation images, as it is where a class is missing; "
+            "accuracy decided which weights are kept"
+        )
     if found.left_out:
         batches = "1 batch was" if found.left_out == 1 else f"{found.left_out:,} batches were"
         why = "with one image, batch norm gets a single value per channel"

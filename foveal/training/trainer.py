@@ -96,11 +96,7 @@ def run_trainer(
         except BaseException as error:
             if children and not learner.stopping:  # they may wait for this process forever
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            if (
-                resume
-                and not learner.started
-                and isinstance(error, LookupError | TypeError | ValueError | AttributeError)
-            ):
+            if resume and not learner.started and isinstance(error, _MISFITS):
                 raise RunError(
                     f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error

@@ -91,7 +91,8 @@ def test_too_few_cannot_be_had(name, root, options, said):
 
 def test_an_unknown_augmentation(name, root):
     with pytest.raises(
-        ConfigError, match=r"^data: there is no augmentation 'light' for images in memory; use none or crop_flip$"
+        ConfigError,
+        match=r"^data: there is no augmentation 'light' for images in memory; use none or crop_flip or randaugment$",
     ):
         get_data(name, root=str(root), augmentation="light")
 

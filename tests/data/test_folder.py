@@ -144,6 +144,39 @@ def test_bad_manifests_are_refused(tmp_path, change, message):
     assert str(caught.value).startswith(str(table))
 
 
+def test_labels_in_parquet_may_be_lists(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": ["crack", "dust", "oil"][:i], "split": "train"} for i in range(4)]
+    for i in range(4):
+        save_image(tmp_path / f"{i}.jpg", i)
+    table = write_table(tmp_path / "m.parquet", rows)
+    data = get_data("manifest", file=str(table), task="multilabel", val_fraction=0)
+    assert data.classes == ("crack", "dust", "oil")
+    assert data.train.targets.tolist() == [[j < i for j in range(3)] for i in range(4)]
+
+
+def test_classes_that_a_split_lacks_are_told(tmp_path):
+    """Tumours of two patients are in both splits, those of one are all needed for training."""
+    rows = [{"path": f"{i}.jpg", "label": "tumour" if i < 4 else "none", "group": f"p{i // 2}"} for i in range(20)]
+    for i in range(20):
+        save_image(tmp_path / f"{i}.jpg", i)
+    data = get_data("manifest", file=str(write_table(tmp_path / "m.csv", rows)), val_fraction=0.1)
+    assert data.val.counts().tolist() == [2, 2] and not data.notes
+    for row in rows[:4]:
+        row["group"] = "p0"
+    data = get_data("manifest", file=str(write_table(tmp_path / "n.csv", rows)), val_fraction=0.1)
+    assert data.val.counts().tolist() == [2, 0]
+    assert data.notes == ("the val split has no image of 1 of 2 classes: tumour",)
+
+
+def test_an_image_in_two_splits_is_told(tmp_path):
+    rows = [{"path": f"{i % 4}.jpg", "label": "ab"[i % 2], "split": "train" if i < 4 else "test"} for i in range(6)]
+    for i in range(4):
+        save_image(tmp_path / f"{i}.jpg", i)
+    data = get_data("manifest", file=str(write_table(tmp_path / "m.csv", rows)))
+    assert data.notes == (f"images in several splits: 2, first {tmp_path / '0.jpg'}",)
+    assert not get_data("manifest", file=str(write_table(tmp_path / "n.csv", rows[:4]))).notes
+
+
 def test_tables_that_are_none_are_refused(tmp_path):
     for name, content, message in (
         ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),

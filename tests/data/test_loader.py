@@ -10,7 +10,7 @@ from PIL import Image
 from foveal.data import Batch, ImageDataset, Loader, Reading, TensorDataset
 from foveal.data.augmentation import crop_flip, draw_crop_flip
 from foveal.draws import generator
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, DataError
 from foveal.images.views import TensorViews
 
 
@@ -162,6 +162,24 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     assert sum(torch.equal(whole[i], different[i]) for i in range(23)) < 5
     plain = pixels(Loader(augmented().plain(), batch_size=4, seed=5))
     assert all(torch.equal(plain[i], augmented().images[i]) for i in range(23))
+
+
+# ---- targets
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        (torch.zeros(4, 1), r"targets are \(4, 1\) for 4 images and 2 classes; give"),
+        (torch.zeros(3), r"targets are \(3,\) for 4 images and 2 classes; give"),
+        (torch.tensor([0, 1, 2, 0]), "some targets are not classes from 0 to 1; correct them"),
+        (torch.tensor([0, 1, -1, 0]), "some targets are not classes from 0 to 1; correct them"),
+        (torch.full((4, 2), 0.3), "some targets are not labels of 0 or 1; correct them"),
+    ],
+)
+def test_targets_that_are_none(target, sentence):
+    with pytest.raises(DataError, match=f"^data: {sentence}"):
+        TensorDataset(torch.zeros(4, 3, 8, 8), target, ("a", "b"))
 
 
 # ---- balanced sampling

@@ -204,14 +204,27 @@ def test_thresholds_are_removed(run):
     assert json.loads((run / "config.json").read_text()) == {**before, "thresholds": []}
 
 
-def test_the_threshold_of_another_class_stays(run):
-    for label in ("cracked", "sound"):
+def test_one_of_two_classes_has_a_threshold(run):
+    """With one for each, an image could reach both, and the recall of each would be another than was asked for."""
+    for label in ("sound", "cracked"):
         assert main(["threshold", str(run), "--at", "recall=0.9", "--class", label, "--device", "cpu", "--quiet"]) == 0
-    kept = json.loads((run / "config.json").read_text())["thresholds"]
-    assert [one["label"] for one in kept] == ["cracked", "sound"]
-    assert main(["threshold", str(run), "--at", "recall=1", "--device", "cpu", "--quiet"]) == 0
-    again = {one["label"]: one for one in json.loads((run / "config.json").read_text())["thresholds"]}
-    assert again["cracked"]["at"] == "recall=1" and again["sound"] == kept[1]
+        assert [one["label"] for one in Run(run).card["thresholds"]] == [label]
+
+
+def test_the_threshold_of_one_class_is_removed(run):
+    both = [{"label": label, "threshold": 0.2, "at": "recall=0.9"} for label in ("cracked", "sound")]
+    Run(run).keep_thresholds(both)
+    assert main(["threshold", str(run), "--remove", "--class", "sound"]) == 0
+    assert Run(run).card["thresholds"] == both[:1]
+
+
+def test_classes_are_named_as_in_the_run(run, tmp_path):
+    """A data set may have the other Unicode form of a name, and the form that is stored must be that of the run."""
+    model, data = foveal.load(run), tiny_cracks(str(tmp_path / "data"))
+    model.class_names, data.classes = ("sound", "f\u00ealure"), ("sound", "fe\u0302lure")
+    for label in (None, *data.classes[1:], *model.class_names[1:]):
+        found = fit_threshold(model, data, "recall=0.9", label=label, setting=CPU)
+        assert found.thresholds[0].label == "f\u00ealure"
 
 
 def test_predictions_of_another_threshold_are_not_continued(run, images, capsys, tmp_path):
@@ -220,7 +233,7 @@ def test_predictions_of_another_threshold_are_not_continued(run, images, capsys,
     Run(run).keep_thresholds([{"label": "cracked", "threshold": 0.01, "at": "recall=0.9"}])
     command = ["predict", run, images, "--out", out, "--device", "cpu", "--quiet"]
     code, said = failure(capsys, *command)
-    assert code == 1 and "rows.csv" in said and "thresholds" in said
+    assert code == 2 and "rows.csv" in said and "thresholds" in said
 
 
 def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
@@ -233,14 +246,46 @@ def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
     assert fit_threshold(run, data, "recall=0.9", setting=CPU).thresholds == found.thresholds
 
 
+def test_the_rarer_class_does_not_depend_on_the_limit(run, tmp_path):
+    data = tiny_cracks(str(tmp_path / "data"))
+    few = [Setting(device="cpu", limit=limit, seed=seed) for limit in (4, 6) for seed in range(8)]
+    drawn = []
+    for setting in few:
+        try:
+            drawn.append(fit_threshold(run, data, "recall=0.1", setting=setting).thresholds[0])
+        except DataError as error:
+            assert "'cracked'" in str(error)  # it was not drawn
+    assert {one.label for one in drawn} == {"cracked"}
+    assert any(one.positives >= one.negatives for one in drawn)
+
+
+def test_other_locations_are_told(run, capsys):
+    command = ["threshold", str(run), "--at", "recall=0.9", "--device", "cpu"]
+    assert main(command) == 0 and "holds for" not in capsys.readouterr().err
+    assert main([*command, "--locations", "1"]) == 0
+    assert "the threshold holds for --locations 1; give the same to predict" in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_none_is_not_kept(run):
+    before = (run / "config.json").read_bytes()
+    for one, fault in (
+        ({"label": "crack", "threshold": 0.5, "at": ""}, "there is no class 'crack'"),
+        ({"label": "cracked", "threshold": 2.0, "at": ""}, "2.0 is not from 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^thresholds: {fault}; the thresholds of [^\n]* stay as they are$"):
+            Run(run).keep_thresholds([one])
+    assert (run / "config.json").read_bytes() == before
+
+
 # ---- errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "--at: give an aim, as recall=0.99, or --remove alone"),
-        (["--at", "recall=0.9", "--remove"], "--at: give an aim, as recall=0.99, or --remove alone"),
+        ([], "--at: is missing; give an aim, such as recall=0.99, or --remove"),
+        (["--at", "recall=0.9", "--remove"], "--remove: cannot be used with --at; use one of the two"),
+        (["--remove", "--class", "cracked"], "--class cracked: has no threshold in "),
         (["--at", "recall=2"], "--at recall=2: is not an aim; give recall, precision, specificity and a share"),
         (
             ["--at", "recall=0.9", "--class", "crack"],
@@ -250,7 +295,7 @@ def test_fitting_leaves_the_model_as_it_is(run, tmp_path):
 )
 def test_errors_of_the_command(run, capsys, arguments, sentence):
     code, said = failure(capsys, "threshold", run, *arguments, *(["--device", "cpu"] if arguments else []))
-    assert code == 1 and sentence in said
+    assert code == 2 and sentence in said
     assert "thresholds" not in json.loads((run / "config.json").read_text())
 
 
@@ -263,10 +308,10 @@ def test_validation_images_of_one_class(run, tmp_path):
     data = tiny_cracks(str(tmp_path / "data"))
     data.val.targets[:] = 0
     with pytest.raises(
-        DataError, match=r"^tiny_cracks: no validation image is with the class 'cracked'; hold some out$"
+        DataError, match=r"^tiny_cracks: no validation image has the class 'cracked'; hold out images [^\n]*$"
     ):
         fit_threshold(run, data, "recall=0.9", setting=CPU)
-    with pytest.raises(DataError, match=r"^tiny_cracks: no validation image is without the class 'sound'; hold some"):
+    with pytest.raises(DataError, match=r"^tiny_cracks: every validation image has the class 'sound'; hold out"):
         fit_threshold(run, data, "recall=0.9", label="sound", setting=CPU)
 
 
@@ -300,6 +345,6 @@ def test_metrics_of_the_command(run, capsys):
     assert {"accuracy", "nll", "macro_f1"} < set(stored["points"][0]) and "auroc" not in stored["points"][0]
     assert "NLL" in capsys.readouterr().out
     code, said = failure(capsys, *common, "--metrics", "nll,roc")
-    assert code == 1 and "--metrics roc: there is no metric of this name; " in said
+    assert code == 2 and "--metrics roc: there is no metric of this name; " in said
     with pytest.raises(ConfigError, match=r"^`metrics` roc: there is no metric of this name; "):
         Setting(metrics=["roc"])

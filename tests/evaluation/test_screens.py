@@ -370,7 +370,7 @@ def measured(classes, names, labels=False):
 NAMES = {
     "digits": [str(i) for i in range(100)],
     "long": [f"the {i}th of the very long names of classes of a whole country of photographs" for i in range(100)],
-    "odd": [f"class\t{i}th | [red]\x1b[31m\n" for i in range(100)],
+    "odd": [f"class\t{i}th | [red]\x1b[31m\n $\\frac$" for i in range(100)],
 }
 
 

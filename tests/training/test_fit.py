@@ -519,7 +519,7 @@ def test_a_model_that_no_name_makes(tmp_path):
     settings = Training(steps=2, device="cpu", batch_size=4, optimiser=Optimiser(schedule="constant"))
     run = fit(classifier(), mine(), tmp_path / "run", training=settings, quiet=True)
     with pytest.raises(
-        RunError, match=r"config.json: the model was made in Python, as foveal.glimpse.base.WholeImage; give it"
+        RunError, match=r"config.json: the model was made in Python, as torch.nn.modules.container.Sequential; give it"
     ):
         run.load_model()
     image = torch.rand(3, 16, 16)

@@ -112,7 +112,7 @@ def test_modules_are_frozen_by_name_and_together_with_the_objective(tmp_path):
             [""],
             "freeze: the model has no part ''; use one of head, backbone, conv1, bn1, layer1, layer2, layer3, layer4",
         ),
-        (TNET, ["backbone", "head"], "model: it has no parameters that can be trained"),
+        (TNET, ["backbone", "head"], "freeze: leaves no parameter to train; name fewer parts of the model"),
     ],
 )
 def test_parts_that_there_are_not(tmp_path, options, freeze, sentence):

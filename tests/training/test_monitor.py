@@ -16,6 +16,7 @@ from foveal.recipes.fit_config import fit_config
 from foveal.runs import Run
 from foveal.training.callbacks import Score
 from foveal.training.learner import Learner
+from foveal.training.report import TrainingSummary
 from tests.training.test_resume import same_runs, script
 from tests.training.tiny import NORM_FREE, config
 
@@ -108,6 +109,31 @@ def test_scores():
     undefined = Score.of({**logged, "val_auroc": math.nan}, "auroc")
     assert undefined.key < Score.of({**logged, "val_auroc": 0.0}, "auroc").key
     assert undefined.key < Score.of({**logged, "val_auroc": math.nan, "val_accuracy": 0.6}, "auroc").key
+
+
+def test_what_decided_is_told(tmp_path, values):
+    values.extend([0.5, 0.7, 0.6])
+    run = train(tmp_path / "run", monitor="auroc", steps=3)
+    assert (run.summary["monitor"], run.summary["monitored"]) == ("auroc", pytest.approx(0.7))
+    _, _, decided, last = TrainingSummary(**run.summary).result().splitlines()
+    assert decided.strip() == "at step 2, the best of 3 validations by auroc, 0.700"
+    assert last.strip() == f"accuracy {100 * run.summary['last_accuracy']:.1f} % at the last"
+    lower = train(tmp_path / "lower", monitor="nll", steps=1)
+    assert lower.summary["monitored"] == 0.5
+
+
+def test_an_undefined_metric_is_told(tmp_path, values):
+    values.extend([math.nan] * 3)
+    run = train(tmp_path / "run", monitor="auroc", steps=3)
+    assert run.summary["monitored"] is None and "NaN" not in (run.path / "summary.json").read_text()
+    assert any(each.startswith("`monitor` auroc was undefined for the val") for each in run.summary["warnings"])
+
+
+def test_another_metric_is_not_compared_with_that_of_the_run(tmp_path, values):
+    values.extend([0.5, 0.7, 0.6, 0.9])
+    train(tmp_path / "run", monitor="auroc", steps=3)
+    with pytest.raises(ConfigError, match=r"^monitor: differs from the run to be resumed; "):
+        train(tmp_path / "run", monitor="macro_f1", steps=4, resume=True)
 
 
 # ---- patience
