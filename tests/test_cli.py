@@ -215,7 +215,7 @@ def test_fit_help_explains_the_chosen_model_and_data(capsys):
         (["nowhere.yaml"], 2, "no such file"),
         (["demo", "--optimiser.lrr", "1"], 2, "did you mean optimiser.lr?"),
         (["demo", "--lr", "1"], 2, "did you mean optimiser.lr?"),
-        (["demo", "--optimiser", "sgx"], 2, "optimiser.name: sgx does not fit; give one of adamw, adam, sgd"),
+        (["demo", "--optimiser", "sgx"], 2, "optimiser.name: there is no optimiser 'sgx'; did you mean sgd"),
         (["demo", "--epochs", "many"], 2, "many does not fit; give a whole number"),
         (["demo", "--model", "tnett"], 2, "did you mean tnet"),
         (["demo", "--data", "digit"], 2, "digits"),

@@ -332,7 +332,7 @@ CONFIGS = {
     "control": ("data: \x07", "is not valid YAML"),
     "text": ("hello", "is not a mapping of options|is no recipe"),
     "empty": ("", "is not a mapping of options|data"),
-    "base": ("base: /etc/hostname.yaml", "base: a run has|which data"),
+    "base": ("base: /etc/hostname.yaml", "base: a run has|is not stored"),
     "section": ("data: 3\nmodel: {name: test_resnet}", "data"),
     "number as name": ("data: {name: 3}\nmodel: {name: test_resnet}", "data"),
     "list as name": ("data: {name: [digits]}\nmodel: {name: [tnet]}", "name"),

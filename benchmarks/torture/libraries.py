@@ -177,6 +177,19 @@ READERS: dict[str, Callable[[Path], Pixels]] = {
 }
 
 
+def lost_tiles(path: Path) -> bool:
+    """Whether a TIFF has a byte count of 0, as files with missing tiles have."""
+    import tifffile
+
+    if path.suffix not in (".tif", ".svs"):
+        return False
+    try:
+        with tifffile.TiffFile(path) as file:
+            return any(0 in page.aspage().databytecounts for page in file.pages)
+    except Exception:  # a header that tifffile cannot read
+        return False
+
+
 def read_by(name: str, path: Path) -> Pixels | str | None:
     """Pixels read by one library, or its error message, or None if it does not support the format."""
     try:

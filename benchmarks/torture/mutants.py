@@ -31,6 +31,7 @@ from benchmarks.torture.libraries import (
     READERS,
     damage_reports,
     is_proven,
+    lost_tiles,
     read_by,
     with_intact_notes,
     without_later_frames,
@@ -212,6 +213,10 @@ class Others:
             elif got is not None and len(got) == len(expected) and all(map(np.array_equal, got, expected)):
                 same.append(name)
         warned = damage_reports(Path(path), all_warnings=True)
+        if lost_tiles(
+            Path(path)
+        ):  # missing tiles, for GDAL, tifffile and OpenSlide; Pillow and libvips read no such file
+            told = {name: text for name, text in told.items() if name not in READERS}
         return {"told": told, "same": same, "warned": warned, "proven": is_proven(Path(path))}
 
 

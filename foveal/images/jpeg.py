@@ -116,6 +116,8 @@ def decode_segment(
     """
     if not data.startswith(b"\xff\xd8"):
         raise ValueError("it does not begin as a JPEG does")
+    if bits not in (8, 12):
+        raise ValueError(f"it is a JPEG, of 8 or 12 bits, where the header has {bits}")
     whole = tables[:-2] + data[2:] if tables else data
     height, width, found, colours = read_jpeg_header(whole)
     if (height, width) not in shapes or found != components:

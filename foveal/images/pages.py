@@ -22,6 +22,7 @@ import math
 import re
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import tifffile
 
@@ -229,6 +230,8 @@ def _channels(
 
 def _series(file: tifffile.TiffFile) -> Any:
     try:
+        if file.is_ome:  # tifffile ignores XML that it cannot parse
+            ElementTree.fromstring(file.ome_metadata or "")
         return file.series[0]
     except Exception as error:
         if file.is_ome:

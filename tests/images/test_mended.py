@@ -95,6 +95,13 @@ def test_pages_whose_description_is_cut_off(tmp_path):
     _refused(path, "description continues past the end")
 
 
+def test_jpeg_tiles_without_a_tag_of_their_bits(tmp_path):
+    """The default of TIFF is 1 bit."""
+    path = _written(tmp_path, "TIFF JPEG, grey tiles")
+    _patch(path, _tag(path, 258), b"\0\0\xff")
+    _refused(path, "of 8 or 12 bits, where the header has 1")
+
+
 def test_a_strip_that_does_not_begin_as_a_jpeg(tmp_path):
     path = _written(tmp_path, "TIFF JPEG, strips")
     with tifffile.TiffFile(path) as file:
@@ -253,6 +260,13 @@ def test_pages_whose_description_is_damaged(tmp_path, damage):
     with tifffile.TiffFile(path) as file:
         tag = file.pages[0].tags[270]
     _patch(path, tag.valueoffset, (damage + b" " * tag.count)[: tag.count - 1])
+    _refused(path, "description, which may define the roles of its pages, is damaged")
+
+
+def test_pages_whose_description_is_no_xml_any_more(tmp_path):
+    """tifffile ignores such a description."""
+    path = _written(tmp_path, "TIFF OME-TIFF, channels as pages")
+    path.write_bytes(path.read_bytes().replace(b"</Pixels>", b"</Xixels>"))
     _refused(path, "description, which may define the roles of its pages, is damaged")
 
 
