@@ -9,6 +9,7 @@ import pytest
 
 from foveal.errors import ConfigError
 from foveal.evaluation import paper_table
+from foveal.glimpse import scan
 from foveal.recipes import find_recipe, list_recipes, load_recipe, merge, parse_value
 from foveal.recipes.configure import configure
 from tests.data import layouts
@@ -312,7 +313,15 @@ def canvases(roots, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", MEGAPIXEL)
+@pytest.mark.parametrize("name", [name for name in MEGAPIXEL if "/scan_" in name])
+def test_recipe_for_a_scan_of_megapixel_digits_runs(name, canvases):
+    model, canvas = canvases(name).load_model(), load_recipe(name)["data"]["canvas"]
+    # A look at the place next to a digit contains it.
+    between = scan.STRIDE * model.scale
+    assert model.size[0] >= 28 + between and (canvas, model.locations) == (1500, (4,) if "one" in name else (8,))
+
+
+@pytest.mark.parametrize("name", [name for name in MEGAPIXEL if "/scan_" not in name])
 def test_recipe_for_megapixel_digits_runs(name, canvases):
     model, canvas = canvases(name).load_model(), load_recipe(name)["data"]["canvas"]
     root = np.array([[0.0, 0, canvas, canvas]])
