@@ -145,7 +145,10 @@ class _Kept:
 
 def _best(keys: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
     """Indices of the highest keys, in descending order; of equal keys the first in reading order comes first."""
-    return np.lexsort((places[:, 1], places[:, 0], -keys))[:count]
+    near = np.arange(len(keys))
+    if 0 < count < len(keys):  # sorting all of them would take longer
+        near = np.flatnonzero(keys >= np.partition(keys, -count)[-count])
+    return near[np.lexsort((places[near, 1], places[near, 0], -keys[near]))[:count]]
 
 
 def _gumbel(seed: np.uint64, places: np.ndarray) -> np.ndarray:
@@ -159,7 +162,7 @@ def _gumbel(seed: np.uint64, places: np.ndarray) -> np.ndarray:
 
 
 class _Found(NamedTuple):
-    """Places of a batch, N for each image; those of images with fewer come first."""
+    """Places of a batch, N for each image, in the order chosen; an image with fewer has the last ones not taken."""
 
     places: np.ndarray  # (B, N, 2) row and column, in places
     taken: np.ndarray  # (B, N) bool
@@ -252,7 +255,7 @@ class Scan(GlimpseClassifier):
             per_band(std or config.get("std", (0.5,)), in_chans),
         )
         self.scale, self.candidates, self.reservoir = scale, candidates, reservoir
-        # Looks at peaks overlap by less than half of their side.
+        # Two peaks are more than half a look apart along one axis.
         self.radius = max(1, side // (2 * STRIDE * scale))
         self.locations = self.resolve_locations(locations)
         self.scout = channels_last(Scout(in_chans, scout_width))
