@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import foveal.glimpse.dram
 import foveal.glimpse.ram
 import foveal.glimpse.saccader
+import foveal.glimpse.scan
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage

@@ -93,6 +93,10 @@ class Task(ABC):
         """(...) log-probability of the targets, of (..., classes) logits."""
 
     @abstractmethod
+    def mixture(self, logits: Tensor, log_weights: Tensor) -> Tensor:
+        """(B, classes) logits of a weighted mean of probabilities, of (B, N, classes) logits and (B, N) weights."""
+
+    @abstractmethod
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         """(classes,) number of images of each class."""
 
@@ -156,6 +160,9 @@ class Multiclass(Task):
         index = _aligned(target, logits.ndim - 1).expand(logits.shape[:-1])
         return logits.log_softmax(-1).gather(-1, index[..., None]).squeeze(-1)
 
+    def mixture(self, logits: Tensor, log_weights: Tensor) -> Tensor:
+        return (log_weights[..., None] + logits.log_softmax(-1)).logsumexp(1)
+
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         return np.bincount(targets, minlength=classes)
 
@@ -211,6 +218,10 @@ class Multilabel(Task):
         """Mean over labels, as in `loss`."""
         wanted = _aligned(target, logits.ndim).to(logits.dtype).expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
+
+    def mixture(self, logits: Tensor, log_weights: Tensor) -> Tensor:
+        log_yes, log_no = ((log_weights[..., None] + F.logsigmoid(z)).logsumexp(1) for z in (logits, -logits))
+        return log_yes - log_no
 
     def counts(self, targets: np.ndarray, classes: int) -> np.ndarray:
         return targets.astype(bool).sum(0)

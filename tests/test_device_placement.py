@@ -25,7 +25,7 @@ import foveal.backbones  # noqa: F401
 from foveal.classification import Classification
 from foveal.data import Loader, TensorDataset
 from foveal.draws import Draws
-from foveal.glimpse import ram, recurrent, saccader, tnet
+from foveal.glimpse import ram, recurrent, saccader, scan, tnet
 from foveal.images.resample import _taps
 from foveal.images.views import Occluded, TensorViews
 from foveal.layers import (
@@ -44,6 +44,7 @@ from foveal.models import create_classifier
 from foveal.objectives.objective import CrossEntropy
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.saccader import SaccaderLocations, SaccaderObjective
+from foveal.objectives.scan import ScanObjective
 from foveal.objectives.tnet import TNetObjective
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -233,6 +234,10 @@ CLASSIFIERS = {
     "saccader_separate": (SEPARATE, SaccaderObjective(0.0)),
     "ram": ({"name": "ram", "locations": (2,)}, RecurrentObjective(class_weights=WEIGHTS)),
     "dram": ({**DRAM, "aggregate": "mean"}, RecurrentObjective(image_share=0.5)),
+    "scan": (
+        {"name": "scan", "look_size": 16, "scale": 2, "locations": (2,)},
+        ScanObjective(class_weights=WEIGHTS),
+    ),
     "whole image": (
         {"name": "test_resnet", "image_size": 32},
         CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1),
@@ -247,6 +252,7 @@ POLICIES = {
     "saccader_separate": ("exhaustive",),
     "ram": ("random",),
     "dram": ("sampled",),
+    "scan": ("sampled", "random"),
     "whole image": ("greedy",),
 }
 
@@ -260,7 +266,7 @@ def any_cells(cells: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers(name, monkeypatch):
     """Policies and objectives on images with fill."""
-    for module in (tnet, saccader, recurrent, ram):
+    for module in (tnet, saccader, recurrent, ram, scan):
         monkeypatch.setattr(module, "on_host", any_cells)
     options, objective = CLASSIFIERS[name]
     model, draws = create_classifier(**options, num_classes=4).eval(), Draws(0, 0, np.arange(2))

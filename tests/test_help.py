@@ -189,7 +189,17 @@ def test_defaults_of_data_are_those_of_its_constructor(help_of, name):
             assert same(told[f"data.{key}"][1], parameter.default), key
 
 
-TOLD = ["locations", "squash", "antialias", "crop", "weighting", "aggregate", "released_boxes", "level_statistics"]
+TOLD = [
+    "locations",
+    "squash",
+    "antialias",
+    "crop",
+    "weighting",
+    "aggregate",
+    "released_boxes",
+    "level_statistics",
+    "scale",
+]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS.names() if not re.search("_b[1-3].reference", name)])
@@ -339,7 +349,7 @@ def test_help_lists_the_aggregates_that_a_model_takes(help_of, name):
     assert words(options(help_of("fit", "--data", "digits", "--model", name))["model.aggregate"][0]) == listed(error)
 
 
-@pytest.mark.parametrize("name", ["tnet", "saccader", "ram"])
+@pytest.mark.parametrize("name", ["tnet", "saccader", "ram", "scan"])
 def test_help_lists_the_policies_that_the_model_knows(help_of, name):
     told = options(help_of("fit", "--data", "digits", "--model", name, "--objective", "cross_entropy"))
     assert words(told["objective.policy"][0]) == set(target_of(MODELS.get(name)).policies)

@@ -23,6 +23,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,8 @@ def megapixel_digits(
     canvas: int = 1500,
     task: MegapixelTask = "majority",
     noise: int = 50,
+    noise_from: int | None = None,
+    noise_epochs: int = 6,
     train: int = 5000,
     val: int = 500,
     test: int = 1000,
@@ -72,6 +75,9 @@ def megapixel_digits(
         canvas: side of an image in pixels.
         task: ``majority``: five digits, three of them of the target class; ``one``: a single digit.
         noise: number of patches of noise.
+        noise_from: number of patches of noise in the first epoch of training, if it grows to ``noise``; null for
+            ``noise`` in all epochs. Canvases of later epochs have the patches of earlier ones, and more.
+        noise_epochs: number of epochs over which it grows, in equal steps.
         train, val, test: number of images of each split; 0 for none.
         seed: seed of all random draws.
 
@@ -81,6 +87,11 @@ def megapixel_digits(
     """
     if task not in DIGITS:
         raise ConfigError(f"data megapixel_digits: there is no task {task!r}; use one of {', '.join(DIGITS)}")
+    if noise_from is not None and not (0 <= noise_from <= noise and noise_epochs >= 1):
+        raise ConfigError(
+            f"data megapixel_digits: noise from {noise_from} to {noise} patches in {noise_epochs} epochs cannot grow; "
+            "give 0 to `noise` and at least one epoch"
+        )
     patches = sum(DIGITS[task]) + noise
     # Random placement without overlap gets stuck a little above half of the canvas.
     if patches * SIDE**2 > 0.4 * canvas**2:
@@ -102,7 +113,15 @@ def megapixel_digits(
             half, part = of_split[split]
             images, labels = halves[half]
             splits[split] = Canvases(
-                images[part], labels[part], split, count, canvas=canvas, digits=DIGITS[task], noise=noise, seed=seed
+                images[part],
+                labels[part],
+                split,
+                count,
+                canvas=canvas,
+                digits=DIGITS[task],
+                noise=noise,
+                seed=seed,
+                growth=(noise_from, noise_epochs) if split == "train" and noise_from is not None else None,
             )
     return DataModule(classes=Canvases.classes, name="megapixel_digits", **splits)
 
@@ -119,6 +138,7 @@ class Canvases(Dataset):
         digits: number of digits of the target class and of other classes.
         noise: number of patches of noise.
         seed: seed of the draws.
+        growth: number of patches of noise in the first epoch, and number of epochs until there are ``noise``.
     """
 
     classes = tuple("0123456789")
@@ -135,7 +155,10 @@ class Canvases(Dataset):
         digits: tuple[int, int],
         noise: int,
         seed: int,
+        growth: tuple[int, int] | None = None,
     ) -> None:
+        self._growth = growth
+        self._digits, self._noise = sum(digits), noise
         self._split = split
         self._canvas = canvas
         self._patches = np.concatenate([images, strokes(PATTERNS, generator(seed, 0, 0, f"megapixel strokes {split}"))])
@@ -157,15 +180,27 @@ class Canvases(Dataset):
         that_count = self._corners[:, : digits[0]].astype(np.float64)
         self.boxes = list(np.concatenate([that_count, that_count + SIDE], axis=-1))
 
-    def open(self, i: int) -> Scattered:
-        """Canvas ``i`` as a pyramid."""
-        return Scattered(
-            self._patches[self._chosen[i]], self._corners[i], self._canvas, path=f"megapixel_digits {self._split} {i}"
-        )
+    def plain(self) -> Canvases:
+        same = copy.copy(self)
+        same._growth = None
+        return same
+
+    def noise(self, epoch: int) -> int:
+        """Number of patches of noise in an epoch."""
+        if self._growth is None:
+            return self._noise
+        first, epochs = self._growth
+        return first + round((self._noise - first) * min(1.0, epoch / epochs))
+
+    def open(self, i: int, noise: int | None = None) -> Scattered:
+        """Canvas ``i`` as a pyramid, with all patches of noise or the first ``noise`` ones."""
+        count = self._digits + (self._noise if noise is None else noise)
+        chosen, corners = self._chosen[i, :count], self._corners[i, :count]
+        return Scattered(self._patches[chosen], corners, self._canvas, path=f"megapixel_digits {self._split} {i}")
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         index = np.asarray(indices, dtype=np.int64)
-        views = [View(self.open(i)) for i in index.tolist()]
+        views = [View(self.open(i, self.noise(epoch))) for i in index.tolist()]
         if first_looks is not None:
             for view in views:
                 view.prefetch(first_looks(view.size))

@@ -24,6 +24,9 @@ from foveal.classification import Classification
 from foveal.errors import ImageError
 from foveal.images import View, Views, as_image, as_views, is_path, open_image
 
+LONGEST = 1024
+"""Longest side in pixels of the picture of a glimpse."""
+
 COLOURS = ("#e8eaed", "#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#b794f6")
 """Colours of processing levels, starting with the thumbnail, used cyclically."""
 
@@ -63,7 +66,7 @@ def thumbnail(image: Any, side: int = 768) -> Image.Image:
 def glimpse_pictures(
     classification: Classification, image: Any, *, fill: Sequence[float] | None = None, antialias: bool = True
 ) -> list[Image.Image]:
-    """Each glimpse as the model saw it, before normalisation.
+    """Each glimpse as the model saw it, before normalisation; a scan that is longer than 1,024 px is reduced.
 
     Args:
         classification: the classification of one image.
@@ -76,7 +79,9 @@ def glimpse_pictures(
     pictures: dict[int, Image.Image] = {}
     for size in {g.size for g in looks}:
         rows = (looks.size == size).all(1).nonzero()[0]
-        seen = _read_looks(views, looks.box[rows], size, fill=ground, antialias=antialias)
+        shrink = min(1.0, LONGEST / max(size))
+        shown = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
+        seen = _read_looks(views, looks.box[rows], shown, fill=ground, antialias=antialias)
         pictures |= {int(row): to_picture(pixels) for row, pixels in zip(rows, seen, strict=True)}
     return [pictures[row] for row in range(len(looks))]
 

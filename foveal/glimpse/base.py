@@ -149,8 +149,8 @@ class GlimpseClassifier(nn.Module, ABC):
         self.class_names: tuple[str, ...] = ()
         self.task: Task = MULTICLASS
         self.spec: dict[str, Any] = {}
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor([*map(float, mean)]), persistent=False)
+        self.register_buffer("std", torch.tensor([*map(float, std)]), persistent=False)
         # A tuple, because data-loader workers and threads read it without a copy from the device.
         self._fill = tuple(map(float, mean))
 

@@ -9,6 +9,7 @@ from foveal.objectives.objective import OBJECTIVES, CrossEntropy, Objective
 from foveal.objectives.recurrent import RecurrentObjective
 from foveal.objectives.rollout import Rollout
 from foveal.objectives.saccader import SaccaderLocations, SaccaderObjective
+from foveal.objectives.scan import ScanObjective
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Rollout",
     "SaccaderLocations",
     "SaccaderObjective",
+    "ScanObjective",
     "TNetObjective",
 ]

@@ -112,7 +112,7 @@ def _size_of(image_size: Any) -> tuple[int, int]:
 
 
 class LookCounter:
-    """Counts MACs of images for one model. The result is cached by the number of looks at each level.
+    """Counts MACs of images for one model. The result is cached by the number and size of looks at each level.
 
     Args:
         model, policy: see `count_cost`.
@@ -133,7 +133,7 @@ class LookCounter:
             locations: the locations taken.
             mpp: its µm per pixel.
         """
-        key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()))
+        key = (tuple(locations), tuple(np.bincount(seen.glimpses.level).tolist()), tuple(seen.glimpses.size[0]))
         if key not in self._known:
             self._known[key] = count_cost(self.model, (int(size[0]), int(size[1])), locations, self.policy, mpp).macs
         return self._known[key]

@@ -40,7 +40,7 @@ GROUPS = {
     "fmow": "TNet on satellite images",
     "cub": "TNet on birds",
     "nabirds": "TNet on more kinds of birds",
-    "megapixel": "TNet on MNIST digits scattered over large canvases",
+    "megapixel": "TNet, and scans, on MNIST digits scattered over large canvases",
 }
 """Descriptions of the folders of recipes."""
 

@@ -131,6 +131,20 @@ def test_what_lies_on_a_canvas(root, task, same, others):
     assert len(set(module.train.targets.tolist())) == 10
 
 
+def test_noise_grows_with_the_epoch_in_training_alone(root):
+    module, full = data(root, noise=20, noise_from=4, noise_epochs=4), data(root, noise=20)
+    for epoch, noise in enumerate([4, 8, 12, 16, 20, 20]):
+        batch = module.train.batch(epoch, [3, 5], seed=0)
+        for view, i in zip(batch.views.views, (3, 5), strict=True):
+            assert len(view.image._patches) == 5 + noise
+            drawn, whole_canvas = whole(view.image), whole(full.train.open(i))
+            # The digits and the first patches of noise are those of the full canvas, and the others are missing.
+            assert (drawn[drawn > 0] == whole_canvas[drawn > 0]).all()
+            assert (drawn > 0).sum() < (whole_canvas > 0).sum() or noise == 20
+    for dataset in (module.val, module.test, module.train.plain()):
+        assert len(dataset.batch(0, [1], seed=0).views.views[0].image._patches) == 25
+
+
 def test_strokes_are_two_thin_lines():
     drawn = strokes(200, generator(0, 0, 0, "test"))
     lit = drawn > 0
@@ -144,6 +158,10 @@ def test_strokes_are_two_thin_lines():
     ("options", "said"),
     [
         ({"task": "some"}, "there is no task 'some'; use one of majority, one"),
+        (
+            {"noise_from": 60},
+            "noise from 60 to 50 patches in 6 epochs cannot grow; give 0 to `noise` and at least one epoch",
+        ),
         ({"canvas": 300}, "55 patches of 28 px do not fit on 300 px; use a larger canvas or fewer"),
     ],
 )

@@ -1,0 +1,562 @@
+"""Scan, then look: a scout reads the whole image at a coarse level, a reader looks at a few places in full resolution.
+
+A thumbnail of a large image does not show small objects. The scout reads a level at which they still have 6 to 8 px: a
+small convolutional network scores every second pixel of it. Local maxima of the scores are peaks. The reader, any
+network, looks at the K highest peaks. With scores s_i and logits z_i of the looks, the logits of the image are the sum
+of w_i z_i, with w the softmax of the scores over the looks, so the contribution of each look is exact.
+
+The scan streams over the image block by block, without gradient and in constant memory. It keeps the best peaks, and a
+uniform sample of all places (a reservoir), each with its window of the scanned level. From the windows, scores are
+computed again with gradient. Places that are blank, with constant pixels around them, are not scored and cannot be
+chosen; an image without other places is looked at in its middle. What is kept does not depend on the size of a block.
+
+In a `Classification` the scan is the glimpse of level 1. It has the size of the scanned level, and contributes 0 to the
+logits. Looks have level 2. Without looks, all logits are 0.
+
+"Iterative Patch Selection" (Bergner, Lippert and Mahendran, ICLR 2023, arXiv 2210.13007) also selects in constant
+memory, but runs the network that classifies over all patches in full resolution.
+
+Example:
+    >>> import torch
+    >>> model = Scan(num_classes=4, look_size=16, scale=2, locations=(3,)).eval()
+    >>> looked = model(torch.rand(1, 3, 120, 200))
+    >>> [(g.level, g.size) for g in looked.glimpses]
+    [(1, (60, 100)), (2, (16, 16)), (2, (16, 16)), (2, (16, 16))]
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.classification import Classification, Glimpses
+from foveal.draws import Draws
+from foveal.errors import ConfigError
+from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
+from foveal.glimpse.networks import channels_last, create_network
+from foveal.host import to_device
+from foveal.images.views import Look, Views
+from foveal.objectives.rollout import Rollout
+from foveal.objectives.scan import ScanObjective
+from foveal.policies import GREEDY, NEVER, Greedy, Policy, Random, Sampled
+from foveal.registry import MODELS
+
+STRIDE = 2
+"""Pixels of the scanned level between places."""
+WINDOW = 11
+"""Side of the window of a place, the receptive field of the scout, in pixels of the scanned level."""
+TILE = 8
+"""Places per axis of a tile. A tile is scored as a whole or, if all of its places are blank, not at all. Its fixed size
+makes scores independent of the block in which they are computed."""
+BLOCK = 32
+"""Tiles per axis that are read at once."""
+FLAT = 1 / 255
+"""Largest range of values, from 0 to 1, that counts as constant."""
+_SCORED = 256  # tiles that are scored at once
+
+
+class Scout(nn.Module):
+    """Scores places from windows of ``WINDOW`` pixels: three 3 x 3 convolutions, and a linear layer.
+
+    Without norms, the score of a place does not depend on others.
+
+    Args:
+        channels: number of bands.
+        width: channels of the convolutions.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, width, 3, STRIDE),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3),
+            nn.ReLU(),
+        )
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """(N, channels, h, w) to scores (N, rows, columns) of every second window along each axis."""
+        # A matrix product would add in an order that depends on the number of windows.
+        return (self.features(seen) * self.score.weight[0, :, None, None]).sum(1) + self.score.bias
+
+
+def small_reader(channels: int, side: int, classes: int) -> nn.Sequential:
+    """(N, channels, side, side) to logits (N, classes), by three strided convolutions and a hidden layer of 128."""
+    layers: list[nn.Module] = []
+    for width in (24, 48, 96):
+        layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels, side = width, -(-side // 2)
+    hidden = [nn.Flatten(), nn.Linear(channels * side**2, 128), nn.ReLU()]
+    return nn.Sequential(*layers, *hidden, nn.Linear(128, classes))
+
+
+# ------------------------------------------------------------------------------------------------ what a scan keeps
+
+
+@dataclass
+class _Kept:
+    """The best places of one image so far, in descending order of their keys."""
+
+    policy: Policy
+    count: int
+    places: np.ndarray  # (n, 2) row and column, in places
+    keys: np.ndarray  # (n,) float64
+    scores: np.ndarray  # (n,) float64
+    windows: Tensor  # (n, C, WINDOW, WINDOW)
+    log_total: float = -np.inf  # logarithm of the sum of exp(score) over all places offered
+
+    def offer(
+        self, places: np.ndarray, scores: np.ndarray, seed: np.uint64, windows: Tensor, first: np.ndarray
+    ) -> None:
+        """Keep the best of the places so far and (n, 2) more of scores (n,). ``windows`` are (C, rows, columns, WINDOW,
+        WINDOW), of all places from ``first``."""
+        if not len(places):
+            return
+        shown = scores if self.policy.learned else np.zeros_like(scores)
+        self.log_total = float(np.logaddexp(self.log_total, np.logaddexp.reduce(shown)))
+        keys = shown + _gumbel(seed, places) if self.policy.draws else shown
+        best = _best(keys, places, self.count)
+        rows, columns = to_device((places[best] - first).T, windows.device)
+        new = windows[:, rows, columns].transpose(0, 1)
+        places, keys = np.concatenate([self.places, places[best]]), np.concatenate([self.keys, keys[best]])
+        order = _best(keys, places, self.count)
+        self.places, self.keys = places[order], keys[order]
+        self.scores = np.concatenate([self.scores, shown[best]])[order]
+        self.windows = torch.cat([self.windows, new])[to_device(order, new.device)]
+
+    @property
+    def log_probability(self) -> np.ndarray:
+        """(n,) log-probability of each choice given those before it, among all places offered, without replacement."""
+        share = np.exp(self.scores - self.log_total)
+        left = np.log(np.clip(1 - (np.cumsum(share) - share), 1e-12, 1)) + self.log_total
+        return np.minimum(self.scores - left, 0)
+
+
+def _best(keys: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the highest keys, in descending order; of equal keys the first in reading order comes first."""
+    near = np.arange(len(keys))
+    if 0 < count < len(keys):  # sorting all of them would take longer
+        near = np.flatnonzero(keys >= np.partition(keys, -count)[-count])
+    return near[np.lexsort((places[near, 1], places[near, 0], -keys[near]))[:count]]
+
+
+def _gumbel(seed: np.uint64, places: np.ndarray) -> np.ndarray:
+    """(n,) standard Gumbel noise, a function of the seed and the place (splitmix64)."""
+    z = (places[:, 0].astype(np.uint64) << np.uint64(32)) + places[:, 1].astype(np.uint64) + np.uint64(1)
+    z = seed + z * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    uniform = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return -np.log(-np.log(uniform + 2.0**-54))
+
+
+class _Found(NamedTuple):
+    """Places of a batch, N for each image, in the order chosen; an image with fewer has the last ones not taken."""
+
+    places: np.ndarray  # (B, N, 2) row and column, in places
+    taken: np.ndarray  # (B, N) bool
+    windows: Tensor  # (B, N, C, WINDOW, WINDOW)
+    log_probability: np.ndarray  # (B, N)
+
+
+class _Block(NamedTuple):
+    """Tiles of one image that are read at once: rows and columns [first, last) of tiles are kept, [begin, end) read."""
+
+    image: int
+    first: np.ndarray  # (2,)
+    last: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+@MODELS.register("scan")
+class Scan(GlimpseClassifier):
+    """A scan of the image at a coarse level, and looks at its best places in full resolution.
+
+    Policies: ``greedy`` takes the highest peaks, ``sampled`` draws peaks without replacement from the softmax of their
+    scores, ``random`` takes any places that are not blank, without use of the scout.
+
+    In training mode, rollouts look at ``candidates`` peaks and ``reservoir`` other places instead of ``locations``.
+
+    Args:
+        num_classes: number of classes.
+        backbone: timm name of the network that reads the looks; if None, three convolutions, for small looks.
+        backbone_options: further keywords for `timm.create_model`.
+        pretrained: True loads the weights that timm downloads into the backbone; a path loads that file.
+        in_chans: number of bands of the images.
+        look_size: side of a look in full-resolution pixels; the backbone's input size if None, or 40.
+        scale: pixels of the image per pixel of the scanned level, along each axis; a power of two.
+        scout_width: channels of the scout.
+        locations: default number of looks.
+        candidates: peaks of each image that are looked at in training.
+        reservoir: other places of each image that are looked at in training, drawn uniformly.
+        mean, std: normalisation; the backbone's if None, or 0.5.
+
+    Raises:
+        ConfigError: ``scale`` is not a power of two, a number is too small, or the backbone is unknown.
+    """
+
+    objective: type[Any] = ScanObjective
+    policy_kinds = (Greedy, Sampled, Random)
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        backbone: str | None = None,
+        backbone_options: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        in_chans: int = 3,
+        look_size: int | None = None,
+        scale: int = 4,
+        scout_width: int = 24,
+        locations: Sequence[int] = (4,),
+        candidates: int = 12,
+        reservoir: int = 4,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if scale < 1 or scale & (scale - 1):
+            raise ConfigError(f"`scale` {scale}: is not a power of two; give 1, 2, 4, 8, ...")
+        for name, value, least in (
+            ("look_size", look_size, 1),
+            ("scout_width", scout_width, 1),
+            ("candidates", candidates, 1),
+            ("reservoir", reservoir, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")
+        network: nn.Module | None = None
+        if backbone is not None:
+            options = {"num_classes": num_classes, **(backbone_options or {})}
+            network = create_network(backbone, in_chans, pretrained, options, look_size)
+        elif backbone_options or pretrained:
+            raise ConfigError("`backbone`: is missing, but there are options or weights for it; name a network")
+        config = getattr(network, "pretrained_cfg", None) or {}
+        side = look_size or (40 if network is None else config.get("input_size", (3, 224, 224))[-1])
+        super().__init__(
+            num_classes,
+            (side, side),
+            per_band(mean or config.get("mean", (0.5,)), in_chans),
+            per_band(std or config.get("std", (0.5,)), in_chans),
+        )
+        self.scale, self.candidates, self.reservoir = scale, candidates, reservoir
+        # Two peaks are more than half a look apart along one axis.
+        self.radius = max(1, side // (2 * STRIDE * scale))
+        self.locations = self.resolve_locations(locations)
+        self.scout = channels_last(Scout(in_chans, scout_width))
+        self.reader = channels_last(small_reader(in_chans, side, num_classes) if network is None else network)
+
+    def root(self, sizes: np.ndarray) -> np.ndarray:
+        return whole_image(sizes)
+
+    def first_looks(self, size: tuple[int, int]) -> list[Look]:
+        """The block of an image that has only one. Larger images are read during the scan."""
+        blocks = self._blocks(np.array([size]))[0]
+        if len(blocks) > 1:
+            return []
+        box, shape = self._box(blocks[0])
+        return [Look(tuple(box), shape, self._fill, self.antialias)]
+
+    # ---- the scan
+
+    def scan(self, views: Views, count: int, policy: Policy, draws: Draws, purpose: str, reservoir: int = 0) -> _Found:
+        """Scan images, and choose places to look at.
+
+        Args:
+            views: B images.
+            count: number of places that the policy chooses.
+            policy: one of ``policies``.
+            draws: random numbers.
+            purpose: name of the draws.
+            reservoir: number of further places, drawn uniformly.
+        """
+        policies = [(policy, count), (Random(), count + reservoir)] if reservoir else [(policy, count)]
+        empty = self.mean.new_zeros(0, self.channels, WINDOW, WINDOW)
+        kept = [
+            [_Kept(of, most, np.zeros((0, 2), int), np.zeros(0), np.zeros(0), empty) for of, most in policies]
+            for _ in range(len(views))
+        ]
+        needs_seeds = any(of.draws for of, _ in policies)
+        uniform = draws.uniform(purpose) if needs_seeds else np.zeros(len(views))
+        seeds = (uniform * 2.0**63).astype(np.uint64)
+        with torch.no_grad():
+            for blocks in _together(self._blocks(views.sizes)):
+                self._scan_blocks(views, blocks, kept, seeds, policy.learned)
+        return self._found(views, kept, count + reservoir)
+
+    def _blocks(self, sizes: np.ndarray) -> list[list[_Block]]:
+        """Blocks of each image, in reading order. A block is read with the tiles around it in which a place may
+        suppress one of the block."""
+        ring, of_image = -(-self.radius // TILE), []
+        for image, size in enumerate(np.asarray(sizes)):
+            tiles = -(-size // (self.scale * STRIDE * TILE))
+            corners = [np.array([y, x]) for y in range(0, tiles[0], BLOCK) for x in range(0, tiles[1], BLOCK)]
+            ends = [np.minimum(first + BLOCK, tiles) for first in corners]
+            of_image.append(
+                [
+                    _Block(image, first, last, np.maximum(first - ring, 0), np.minimum(last + ring, tiles))
+                    for first, last in zip(corners, ends, strict=True)
+                ]
+            )
+        return of_image
+
+    def _box(self, block: _Block) -> tuple[np.ndarray, tuple[int, int]]:
+        """Box of a block in the image, and its (height, width) at the scanned level: the windows of its places."""
+        begin = block.begin * TILE * STRIDE - WINDOW // 2
+        height, width = ((block.end - block.begin) * TILE * STRIDE + WINDOW - STRIDE).tolist()
+        return np.concatenate([begin, (begin[0] + height, begin[1] + width)]) * float(self.scale), (height, width)
+
+    def _scan_blocks(
+        self, views: Views, blocks: list[_Block], kept: list[list[_Kept]], seeds: np.ndarray, scored: bool
+    ) -> None:
+        """Read blocks of the same shape, one of each image, and keep their best places."""
+        boxes, shapes = zip(*map(self._box, blocks), strict=True)
+        which = np.array([block.image for block in blocks])
+        seen = self.see(views, which, np.stack(boxes), shapes[0])
+        sizes = -(-views.sizes[which] // self.scale)
+        begin = np.stack([block.begin for block in blocks]) * TILE
+        blank = self._blank(seen, begin * STRIDE - WINDOW // 2, sizes)
+        scores = np.where(blank, np.float32(NEVER), np.float32(0))
+        if scored:
+            n, rows, columns = blank.shape
+            full = np.logical_not(blank.reshape(n, rows // TILE, TILE, columns // TILE, TILE).all((2, 4)))
+            by_tile = scores.reshape(n, rows // TILE, TILE, columns // TILE, TILE).swapaxes(2, 3)
+            by_tile[full] = np.where(by_tile[full] < 0, NEVER, self._score_tiles(seen, full))
+            scores = by_tile.swapaxes(2, 3).reshape(n, rows, columns)
+        peaks = (scores == _highest(scores, self.radius)) & ~blank
+        windows = seen.unfold(2, WINDOW, STRIDE).unfold(3, WINDOW, STRIDE)
+        for i, block in enumerate(blocks):
+            inner = tuple(
+                slice(a, b) for a, b in zip(block.first * TILE - begin[i], block.last * TILE - begin[i], strict=True)
+            )
+            for keep in kept[block.image]:
+                mask = np.zeros_like(blank[i])
+                mask[inner] = (peaks if keep.policy.learned else ~blank)[i][inner]
+                at = np.argwhere(mask)
+                keep.offer(at + begin[i], scores[i][mask].astype(np.float64), seeds[block.image], windows[i], begin[i])
+
+    def _blank(self, seen: Tensor, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Whether places are blank: the 3 x 3 pixels around them, as far as they are in the image, have one value.
+
+        Args:
+            seen: (n, C, h, w) blocks at the scanned level.
+            first: (n, 2) their first pixel in the image.
+            sizes: (n, 2) (height, width) of the images at the scanned level.
+
+        Returns:
+            (n, rows, columns) bool; True for places outside the image.
+        """
+        at = [first[:, i, None] + np.arange(seen.shape[2 + i]) for i in (0, 1)]
+        inside = [(p >= 0) & (p < sizes[:, i, None]) for i, p in enumerate(at)]
+        high, low = seen, seen
+        if not all(part.all() for part in inside):
+            beyond = ~to_device(inside[0][:, None, :, None] & inside[1][:, None, None, :], seen.device)
+            high, low = seen.masked_fill(beyond, -torch.inf), seen.masked_fill(beyond, torch.inf)
+        near = slice(WINDOW // 2 - 1, -(WINDOW // 2) + STRIDE)
+        high, low = (
+            _sliding_max(_sliding_max(x[..., near, near], 2, 3)[:, :, ::STRIDE], 3, 3)[..., ::STRIDE]
+            for x in (high, -low)
+        )
+        # Tensors on the meta device have no values: nothing is blank.
+        flat = on_host(((high + low) * self.std[:, None, None]).amax(1) <= FLAT).astype(bool)
+        centres = slice(WINDOW // 2, -(WINDOW // 2) + STRIDE - 1, STRIDE)
+        there = [part[:, centres] for part in inside]
+        return flat | ~(there[0][:, :, None] & there[1][:, None, :])
+
+    def _score_tiles(self, seen: Tensor, full: np.ndarray) -> np.ndarray:
+        """(m, TILE, TILE) scores of the tiles of blocks that are ``full``, (n, rows, columns) bool."""
+        side = TILE * STRIDE + WINDOW - STRIDE
+        tiles = seen.unfold(2, side, TILE * STRIDE).unfold(3, side, TILE * STRIDE)
+        n, y, x = (to_device(index, seen.device) for index in np.nonzero(full))
+        scores = []
+        for part in range(0, len(n), _SCORED):
+            # Convolutions of a batch of one may add in another order.
+            some = np.arange(part, min(part + _SCORED, len(n))).repeat(1 + (part + 1 == len(n)))
+            score = self.scout(tiles[n[some], :, y[some], x[some]].contiguous(memory_format=torch.channels_last))
+            scores.append(on_host(score.float()).astype(np.float32))
+        return np.concatenate(scores)[: len(n)] if scores else np.zeros((0, TILE, TILE))
+
+    def _found(self, views: Views, kept: list[list[_Kept]], count: int) -> _Found:
+        """Gather what was kept of each image."""
+        places = np.zeros((len(kept), count, 2), dtype=int)
+        taken = np.zeros((len(kept), count), dtype=bool)
+        log_p = np.zeros((len(kept), count))
+        windows = self.mean.new_zeros(len(kept), count, self.channels, WINDOW, WINDOW)
+        for i, (chosen, *more) in enumerate(kept):
+            found, shown, log_probability = chosen.places, chosen.windows, chosen.log_probability
+            for keep in more:
+                new = ~(keep.places[:, None] == found).all(-1).any(1)
+                other = np.flatnonzero(new)[: count - chosen.count]
+                found = np.concatenate([found, keep.places[other]])
+                shown = torch.cat([shown, keep.windows[to_device(other, shown.device)]])
+                log_probability = np.concatenate([log_probability, np.full(len(other), NEVER)])
+            if count and not len(found):
+                found, log_probability = (views.sizes[i] // (2 * self.scale * STRIDE))[None], np.zeros(1)
+                corner = (found * STRIDE - WINDOW // 2) * float(self.scale)
+                box = np.concatenate([corner, corner + WINDOW * self.scale], axis=1)
+                shown = self.see(views, np.array([i]), box, (WINDOW, WINDOW))
+            n = len(found)
+            places[i, :n], taken[i, :n], log_p[i, :n], windows[i, :n] = found, True, log_probability, shown
+        return _Found(places, taken, windows, log_p)
+
+    # ---- the looks
+
+    def boxes(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """(B, N, 4) boxes of looks at places (B, N, 2), moved into the images of ``sizes`` (B, 2), or centred on an
+        image that is smaller than a look."""
+        room = np.asarray(sizes)[:, None] - self.size[0]
+        corner = places * (STRIDE * self.scale) + self.scale // 2 - self.size[0] // 2
+        corner = np.where(room < 0, room // 2, np.clip(corner, 0, np.maximum(room, 0))).astype(np.float64)
+        return np.concatenate([corner, corner + self.size[0]], axis=-1)
+
+    def read(self, views: Views, boxes: np.ndarray, taken: np.ndarray) -> Tensor:
+        """(B, N, classes) logits of looks at boxes (B, N, 4); 0 where they are not taken, (B, N) bool."""
+        which, column = np.nonzero(taken)
+        if not len(which):
+            return self.mean.new_zeros(*taken.shape, self.num_classes)
+        logits = self.reader(self.see(views, which, boxes[which, column]))
+        out = logits.new_zeros(taken.size, logits.shape[1])
+        return out.index_copy(0, to_device(np.flatnonzero(taken), logits.device), logits).unflatten(0, taken.shape)
+
+    def scores(self, found: _Found) -> Tensor:
+        """(B, N) scores of places, in float32 or more; `NEVER` for those that are missing."""
+        windows = found.windows.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        scores = self.scout(windows).reshape(found.taken.shape)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.masked_fill(~to_device(found.taken, scores.device), NEVER)
+
+    def classify(
+        self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
+    ) -> Classification:
+        found = self.scan(views, sum(locations), policy, draws, "scan 0")
+        boxes = self.boxes(found.places, views.sizes)
+        return self._classification(views, found, boxes, self.read(views, boxes, found.taken), contributions)
+
+    def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
+        most = sum(locations)
+        found = self.scan(views, most, GREEDY, Draws(0, 0, np.arange(len(views))), "scan 0")
+        boxes, scores = self.boxes(found.places, views.sizes), self.scores(found)
+        looks = self.mean.new_zeros(*found.taken.shape, self.num_classes)
+        done, going = np.zeros_like(found.taken), np.ones(len(views), dtype=bool)
+        for step in range(0, most, at_once):
+            going &= found.taken[:, step]
+            if not going.any():
+                break
+            which = np.flatnonzero(going)
+            logits = (_weights(scores, done)[..., None] * looks).sum(1)
+            wanted = yield which, logits[to_device(which, logits.device)]
+            going[which] = wanted
+            now = np.zeros_like(done)
+            now[going, step : step + at_once] = found.taken[going, step : step + at_once]
+            if now.any():
+                looks, done = looks + self.read(views, boxes, now), done | now
+        return self._classification(views, found._replace(taken=done), boxes, looks, contributions)
+
+    def _classification(
+        self, views: Views, found: _Found, boxes: np.ndarray, looks: Tensor, contributions: bool
+    ) -> Classification:
+        parts = _weights(self.scores(found), found.taken)[..., None] * looks
+        first = np.ones((len(views), 1), dtype=bool)
+        taken = np.concatenate([first, found.taken], axis=1)
+        image, column = np.nonzero(taken)
+        sizes = np.repeat(-(-views.sizes // self.scale)[:, None], taken.shape[1], axis=1)
+        sizes[:, 1:] = self.size
+        log_p = to_device(np.pad(found.log_probability, ((0, 0), (1, 0)))[taken], looks.device, torch.float32)
+        glimpses = Glimpses(
+            image=image,
+            box=np.concatenate([self.root(views.sizes)[:, None], boxes], axis=1)[taken],
+            size=sizes[taken],
+            level=np.where(column, 2, 1),
+            parent=np.where(column, 0, -1),
+            probability=log_p.exp(),
+            contribution=F.pad(parts, (0, 0, 1, 0))[to_device(image, looks.device), to_device(column, looks.device)]
+            if contributions
+            else None,
+        )
+        return Classification(parts.sum(1), glimpses, self.class_names, {}, views.bytes_read, self.task)
+
+    def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
+        """``values`` are the scores of the looks, and ``scores`` the logarithms of their weights."""
+        chosen, more = (self.candidates, self.reservoir) if self.training else (sum(locations), 0)
+        rollouts = []
+        for number, policy in enumerate(policies):
+            found = self.scan(views, chosen, policy, draws, f"scan {number}", more)
+            looks = self.read(views, self.boxes(found.places, views.sizes), found.taken)
+            scores = self.scores(found)
+            rollouts.append(
+                Rollout(
+                    (_weights(scores, found.taken)[..., None] * looks).sum(1),
+                    looks,
+                    level=np.full(looks.shape[1], 2),
+                    scores=[scores.log_softmax(1)[:, None]],
+                    additive=False,
+                    values=scores,
+                    policy=policy,
+                )
+            )
+        return rollouts
+
+    # ---- parameters and the dense baseline
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``scout``, ``head`` (the classifier of the backbone), and ``backbone``."""
+        head = getattr(self.reader, "get_classifier", lambda: None)()
+        if isinstance(self.reader, nn.Sequential):
+            head = self.reader[-1]
+        parts = {"scout": self.scout, "head": head if isinstance(head, nn.Module) else nn.Identity()}
+        group_of = {id(p): name for name, part in parts.items() for p in part.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": [], "scout": []}
+        for p in self.parameters():
+            if p.requires_grad:
+                groups[group_of.get(id(p), "backbone")].append(p)
+        return groups
+
+    def dense(self) -> nn.Module:
+        return copy.deepcopy(self.reader)
+
+
+def _weights(scores: Tensor, taken: np.ndarray) -> Tensor:
+    """(B, N) softmax of scores over the looks taken; 0 for others."""
+    mask = to_device(taken, scores.device)
+    return scores.masked_fill(~mask, NEVER).softmax(1) * mask
+
+
+def _highest(scores: np.ndarray, radius: int) -> np.ndarray:
+    """Highest score up to ``radius`` places away, along both axes, of scores (n, rows, columns)."""
+    x = np.pad(scores, ((0, 0), (radius, radius), (radius, radius)), constant_values=NEVER)
+    return _sliding_max(_sliding_max(x, 1, 2 * radius + 1), 2, 2 * radius + 1)
+
+
+def _sliding_max(x: Any, dim: int, width: int) -> Any:
+    """Maxima of ``width`` neighbours along a dimension of a tensor or an array; it becomes shorter by ``width`` - 1."""
+    covered, maximum, before = 1, torch.maximum if isinstance(x, Tensor) else np.maximum, (slice(None),) * dim
+    while covered < width:
+        step = min(covered, width - covered)
+        x = maximum(x[(*before, slice(None, -step))], x[(*before, slice(step, None))])
+        covered += step
+    return x
+
+
+def _together(blocks: list[list[_Block]]) -> Iterator[list[_Block]]:
+    """The first blocks of all images, then the second ones, and so on; each time those of one shape together."""
+    for step in range(max(map(len, blocks), default=0)):
+        alike = defaultdict(list)
+        for of_image in blocks:
+            if step < len(of_image):
+                alike[tuple(of_image[step].end - of_image[step].begin)].append(of_image[step])
+        yield from alike.values()
