@@ -264,6 +264,7 @@ def _check_header(name: str, page: tifffile.TiffPage) -> None:
         or extra
         or (bits is not None and bits.count not in (1, samples))
         or page.tags.valueof(284) not in (None, 1, 2)
+        or page.tags.valueof(274) not in (None, *range(9))  # 0 is no orientation, but is written
     ):
         what = "has contradictory tags of its pixel format"
         raise ImageError(f"{name}: {what}; the header is damaged, copy the file again")

@@ -95,6 +95,16 @@ def test_pages_whose_description_is_cut_off(tmp_path):
     _refused(path, "description continues past the end")
 
 
+@pytest.mark.parametrize(("orientation", "read"), [(0, True), (88, False)])
+def test_orientations_that_do_not_exist(tmp_path, orientation, read):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture(), photometric="rgb", extratags=[(274, 3, 1, orientation, True)], metadata=None)
+    if read:
+        assert np.array_equal(_read(path), picture())
+    else:
+        _refused(path, "contradictory tags")
+
+
 def test_jpeg_tiles_without_a_tag_of_their_bits(tmp_path):
     """The default of TIFF is 1 bit."""
     path = _written(tmp_path, "TIFF JPEG, grey tiles")
