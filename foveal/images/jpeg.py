@@ -73,18 +73,18 @@ def decode_jpeg(data: bytes, colours: str, *, smaller: int = 1, bits: int = 8) -
     return pixels[::smaller, ::smaller]
 
 
-def read_jpeg_header(data: bytes) -> tuple[int, int, int, str]:
-    """Height, width, number of components, and libjpeg's colour space ("" if unknown), from the headers.
+def read_jpeg_header(data: bytes) -> tuple[int, int, int, str, str]:
+    """Height, width, number of components, colour space and subsampling ("" if libjpeg-turbo does not know them).
 
     Raises:
         ValueError: there is no frame header.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        return height, width, _COMPONENTS[colours], colours
+        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(data)
+        return height, width, _COMPONENTS[colours], colours, subsampling
     except (ValueError, KeyError):
         stream = parse_jpeg(data)
-        return stream.height, stream.width, len(stream.components), ""
+        return stream.height, stream.width, len(stream.components), "", ""
 
 
 def decode_segment(
@@ -119,7 +119,9 @@ def decode_segment(
     if bits not in (8, 12):
         raise ValueError(f"it is a JPEG, of 8 or 12 bits, where the header has {bits}")
     whole = tables[:-2] + data[2:] if tables else data
-    height, width, found, colours = read_jpeg_header(whole)
+    height, width, found, colours, subsampling = read_jpeg_header(whole)
+    if components == 3 and not transformed and subsampling not in ("444", ""):
+        raise ValueError("its components are of different sizes, which those of RGB are not")  # as in libtiff
     if (height, width) not in shapes or found != components:
         expected = f"{next(iter(shapes))[1]} x {next(iter(shapes))[0]} pixels with {components} components"
         raise ValueError(f"it has {width} x {height} pixels with {found} components where the header has {expected}")

@@ -95,6 +95,12 @@ def test_pages_whose_description_is_cut_off(tmp_path):
     _refused(path, "description continues past the end")
 
 
+def test_jpeg_tiles_of_subsampled_chroma_are_not_rgb(tmp_path):
+    path = _written(tmp_path, "TIFF SVS")
+    _patch(path, _tag(path, 262) + 8, b"\2\0")
+    _refused(path, "of different sizes, which those of RGB are not")
+
+
 @pytest.mark.parametrize(("orientation", "read"), [(0, True), (88, False)])
 def test_orientations_that_do_not_exist(tmp_path, orientation, read):
     path = tmp_path / "a.tif"
