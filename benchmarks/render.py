@@ -736,6 +736,34 @@ value("expatt_step", "explicit_attention.json", lambda record: ratio(asked("step
 value("faithfulness_area", "faithfulness.json", lambda record: f"{100 * record['results'][0]['area']:.1f}")
 
 
+# --------------------------------------------------------------------------------------------------------------- cracks
+
+
+@table("cracks", "cracks.json")
+def cracks(record: Any) -> Iterator[Row]:
+    yield "looks", "how chosen", "accuracy, %", "average precision, %", "AUROC, %"
+    points = {(point["kind"], point["total_locations"]): point for point in record["results"]["points"]}
+    for point in points.values():  # three looks are all cells
+        values = (
+            (point[key], point["interval" if key == "accuracy" else f"{key}_interval"])
+            for key in ("accuracy", "average_precision", "auroc")
+        )
+        shares = [f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})" for value, (low, high) in values]
+        yield f"{point['total_locations']:.0f}", point["kind"], *shares
+
+
+def decided(key: str) -> Callable[[Any], str]:
+    """A share of the cracks of the test images, at the threshold of the run, in per cent."""
+    return lambda record: f"{100 * record['results']['decided']['classes'][0][key]:.0f}"
+
+
+value("cracks_threshold", "cracks.json", lambda record: f"{100 * record['results']['threshold']['threshold']:.1f}")
+value("cracks_positives", "cracks.json", lambda record: str(record["results"]["threshold"]["positives"]))
+value("cracks_recall", "cracks.json", decided("recall"))
+value("cracks_precision", "cracks.json", decided("precision"))
+value("cracks_seconds", "cracks.json", lambda record: f"{record['results']['processor_seconds']:,}")
+
+
 # -------------------------------------------------------------------------------------------------------------- torture
 
 TROUBLE = ("unnamed", "crash", "hang", "memory")

@@ -42,6 +42,12 @@ INVALID = {
         [RUN, "--max-bytes", "much"],
         [RUN, "--import", "no_such_module"],
     ],
+    "threshold": [
+        [RUN],
+        [RUN, "--at", "recall=2"],
+        [RUN, "--at", "recall=0.9"],  # of which class?
+        [RUN, "--at", "recall=0.9", "--class", "no_such_class"],
+    ],
     "compare": [[RUN, "no_such_model"], [RUN, "--locations", "x"], [RUN, "--workers", "-1"]],
     "occlude": [[RUN, "--locations", "0"], [RUN, "--policy", "no_such_policy"], [RUN, "--device", "no_such_device"]],
     "faithfulness": [[RUN, "--map", "no_such_map"], [RUN, "--cam", "no_such_layer"], [RUN, "--locations", "x"]],

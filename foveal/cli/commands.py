@@ -2,7 +2,7 @@
 
 Example:
     >>> list(COMMANDS)
-    ['fit', 'recipes', 'evaluate', 'compare', 'occlude', 'faithfulness', 'predict', 'explain', 'models', 'data', ...]
+    ['fit', 'recipes', 'evaluate', 'threshold', 'compare', 'occlude', 'faithfulness', 'predict', 'explain', ...]
 """
 
 from __future__ import annotations

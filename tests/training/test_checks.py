@@ -59,7 +59,7 @@ def run(tmp_path_factory) -> Path:
         ({"strategy": "single_tpu"}, "strategy: Lightning cannot use single_tpu on cpu"),
         ({"locations": (99,)}, "locations 99: this model looks once"),
         ({"optimiser": Optimiser(schedule="poly")}, "optimiser.schedule: poly does not fit; give one of constant, "),
-        ({"optimiser": Optimiser(name="lion")}, "optimiser.name: lion does not fit; give one of adamw, adam, sgd"),
+        ({"optimiser": Optimiser(name="lyon")}, "optimiser.name: there is no optimiser 'lyon'; did you mean lion"),
         ({"optimiser": Optimiser(lr=-1.0)}, "optimiser.lr: is -1.0; set `optimiser.lr` to 0 or more"),
         ({"optimiser": Optimiser(lr=math.inf)}, "optimiser.lr: is inf; set `optimiser.lr` to 0 or more, and finite"),
         ({"optimiser": Optimiser(lr="1")}, "optimiser.lr: '1' does not fit; give a number"),

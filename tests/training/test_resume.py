@@ -179,7 +179,7 @@ def test_a_finished_run_is_resumed_by_doing_nothing(whole, monkeypatch, capsys):
     fit_config(None, whole, resume=True)
     said = capsys.readouterr()
     assert (
-        said.err.startswith(f"{whole}: finished already, after step 8; to train on, ")
+        said.err.startswith(f"{whole}: finished already, after step 8; to train longer, ")
         and "resume after" not in said.out
     )
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before

@@ -45,7 +45,6 @@ def fill(monkeypatch, name: str, after: int = 0) -> None:
     [
         ("config.yaml", 0, None),
         ("config.json", 0, None),
-        ("config.json", 1, 2),
         ("metrics.csv", 0, None),
         ("metrics.csv", 2, 1),
         ("bad_images.csv", 0, 1),
