@@ -183,6 +183,7 @@ def test_the_readme_is_short_and_names_the_two_commands():
     assert "make demo" in text and "make test" in text
 
 
+@pytest.mark.slow
 def test_the_other_guides_do_what_they_say(reader):
     write_images("photos", CLASSES)
     write_images("images", ("001a", "001b", "002a", "003a", "004a"))
@@ -211,6 +212,7 @@ def test_the_tutorial_on_a_folder_and_that_on_a_policy(reader):
     reader.follow(DOCS / "tutorials" / "policy.md")
 
 
+@pytest.mark.slow
 def test_the_tutorial_on_slides(reader):
     reader.follow(DOCS / "tutorials" / "slide.md")
     learned, _ = accuracies(Path("runs/slides"))

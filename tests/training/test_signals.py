@@ -80,8 +80,13 @@ def stopped(out: Path, wanted: FitConfig, number: int = signal.SIGTERM, **how: b
     assert end.value.number == number
 
 
-@pytest.mark.parametrize("number", STOPS)
-@pytest.mark.parametrize(("workers", "group"), [(0, False), (2, True)])
+@pytest.mark.parametrize(
+    ("workers", "group", "number"),
+    [
+        *((0, False, number) for number in STOPS),
+        *(pytest.param(2, True, n, marks=[pytest.mark.slow] if n != signal.SIGTERM else []) for n in STOPS),
+    ],
+)
 def test_a_signal_in_a_step(tmp_path, monkeypatch, photos, whole, number, workers, group):
     """Sent twice, as `timeout` does."""
     with monkeypatch.context() as patch:
@@ -116,7 +121,7 @@ def test_a_signal_elsewhere(tmp_path, monkeypatch, photos, whole, owner, name, c
     ("owner", "name"),
     [(Learner, "configure_optimizers"), (Learner, "on_train_start"), (Learner, "transfer_batch_to_device")],
 )
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_before_the_first_update(tmp_path, monkeypatch, capsys, photos, owner, name, workers):
     """Nothing is left of the run; a run that is resumed stays."""
     with monkeypatch.context() as patch:
