@@ -139,6 +139,11 @@ class Answers:
         return self.target[:, None] == every, self.predicted[:, None] == every
 
     @cached_property
+    def samples(self) -> _Counts:
+        """Numbers of images of the answers in the first row, and of their resamples in the others."""
+        return _samples(self)
+
+    @cached_property
     def positive(self) -> int | None:
         """The class of which two-class metrics speak: of two classes the rarer one, the second if they are equal."""
         if self.target.ndim == 2 or self.classes != 2:
@@ -399,12 +404,12 @@ class ClassMetrics:
 def class_metrics(answers: Answers, names: Sequence[str]) -> tuple[ClassMetrics, ...]:
     """Metrics of each class, given their names."""
     true, predicted = answers.marks
-    scores, images, found = _bootstrap(answers, _f1), _images(answers), []
+    f1, images, found = _f1(answers.samples), _images(answers), []
     for index, name in enumerate(names):
         metrics = {
             "precision": proportion(true[predicted[:, index], index]),
             "recall": proportion(predicted[true[:, index], index]),
-            "f1": _percentiles(scores[0][index], scores[1][:, index], images[index : index + 1]),
+            "f1": _percentiles(f1[0, index], f1[1:, index], images[index : index + 1]),
         }
         if answers.probabilities is not None:
             metrics["auroc"] = _area(answers, _auroc, [index])
@@ -531,12 +536,12 @@ Statistic = Callable[[_Counts], np.ndarray]
 
 def _bootstrapped(answers: Answers, statistic: Statistic) -> Metric:
     """The value of a statistic, with its interval."""
-    value, resampled = _bootstrap(answers, statistic)
-    return _percentiles(value, resampled, _images(answers))
+    values = statistic(answers.samples)
+    return _percentiles(values[0], values[1:], _images(answers))
 
 
-def _bootstrap(answers: Answers, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
-    """The value of a statistic, (...), and its values for `RESAMPLES` resamples of the images, (RESAMPLES, ...).
+def _samples(answers: Answers) -> _Counts:
+    """Numbers of images of the answers, and of `RESAMPLES` resamples of them.
 
     Images with the same target and prediction count the same, so that their numbers are drawn rather than images.
     """
@@ -544,12 +549,13 @@ def _bootstrap(answers: Answers, statistic: Statistic) -> tuple[np.ndarray, np.n
     _, first, counts = np.unique(np.hstack(columns), axis=0, return_index=True, return_counts=True)
     kinds = answers.take(first)
     rng, chunk = np.random.default_rng(0), max(1, _CHUNK // max(len(first), answers.classes))
-    shares = counts / len(answers)
-    parts = [
-        statistic(_count(kinds, rng.multinomial(len(answers), shares, min(chunk, RESAMPLES - start))))
+    draws = (
+        rng.multinomial(len(answers), counts / len(answers), min(chunk, RESAMPLES - start))
         for start in range(0, RESAMPLES, chunk)
-    ]
-    return statistic(_count(kinds, counts[None]))[0], np.concatenate(parts)
+    )
+    parts = [_count(kinds, weights) for weights in (counts[None], *draws)]
+    true, predicted, both, images = (np.concatenate(rows) for rows in list(zip(*parts, strict=True))[:4])
+    return _Counts(true, predicted, both, images, parts[0].multilabel)
 
 
 def _percentiles(value: np.ndarray, resampled: np.ndarray, images: np.ndarray) -> Metric:

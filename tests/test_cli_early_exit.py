@@ -111,7 +111,7 @@ def test_data_must_have_the_models_classes_and_validation_images(run, images, tm
     code, said = failure(capsys, *command)
     assert code == 1 and "class 'a' is unknown to the model" in said
     code, said = failure(capsys, "evaluate", run, "--budget", "1locations", "--data.val", "0", *HERE)
-    assert code == 1 and "thresholds for --budget are found on validation images, and there are none" in said
+    assert code == 1 and "thresholds are found on validation images, and there are none" in said
     assert read_exits(run) == []
 
 

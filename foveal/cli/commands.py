@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -191,9 +190,10 @@ def _fit(argv: list[str]) -> int:
     config, out, how = configure(recipe, flags)
     from foveal.recipes.fit_config import fit_config
     from foveal.training import TrainingSummary
+    from foveal.training.fitting import global_rank
 
-    # Lightning starts further processes with the same command. Only the main process prints.
-    main = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Lightning and Slurm start further processes with the same command. Only the main process prints.
+    main = global_rank(config.processes) == 0
     quiet = how["quiet"] or not main
     logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
     run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
@@ -253,8 +253,8 @@ def _recipes(args: argparse.Namespace) -> int:
 
 @command(
     "accuracy and cost of a trained model, by locations",
-    """Writes evaluation.json and tradeoff.png into the run folder, or into --out. The images are those of the
-run; --data and --data.KEY choose others, as for foveal fit.
+    """Writes evaluation.json, tradeoff.png and confusion.png into the run folder, or into --out. The images are those
+of the run; --data and --data.KEY choose others, as for foveal fit.
 
   foveal evaluate runs/demo --locations 0..4
   foveal evaluate runs/demo --locations 0..3,1 --against runs/dense

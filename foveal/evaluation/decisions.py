@@ -7,7 +7,8 @@ class against the rest.
 Example:
     >>> true = np.array([True, False, True, False, True])
     >>> scores = np.array([0.9, 0.5, 0.4, 0.2, 0.1])
-    >>> round(threshold_at("recall", 0.6, true, scores), 2), round(threshold_at("precision", 0.6, true, scores), 2)
+    >>> curve = threshold_curve(true, scores)
+    >>> round(threshold_at("recall", 0.6, curve), 2), round(threshold_at("precision", 0.6, curve), 2)
     (0.3, 0.05)
 """
 
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 
 from foveal.data import DataModule, Dataset
 from foveal.data.module import class_key
 from foveal.display import NAME, Column, Table, counted, percent, printable, significant, stacked
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.drawing import BLUE, INK, ORANGE, finish, png_figure, verbatim
-from foveal.evaluation.protocol import DEFAULT, Bench, Setting, Strategy, check_setting
+from foveal.evaluation.protocol import DEFAULT, Setting, Strategy, validation_bench
 from foveal.evaluation.results import INTERVALS, Result
 from foveal.metrics import Answers, Metric, proportion
 from foveal.prediction.predictor import Model
@@ -123,18 +125,16 @@ def fit_threshold(
             none is given.
         DataError: no validation images, or none with or without the class; or other classes than the model's.
     """
-    check_setting(setting)
     aim, wanted = parse_aim(at)
-    split = setting.split or "val"
-    if split == "val" and not (data.val is not None and len(data.val)):
-        raise DataError(f"{data.name}: there are no validation images, on which thresholds are found; hold some out")
-    bench = Bench([model], data, replace(setting, split=split, metrics=["auroc"]))
+    bench = validation_bench([model], data, setting)
     ((name, classifier),) = bench.models.items()
     data = replace(data, classes=classifier.class_names or data.classes)  # as the run writes them
     chosen = _classes(bench.images, data.classes, label)
     strategy = Strategy(classifier.resolve_locations(locations))
     step = setting.steps("validation", strategy.looks * len(bench.loader([])))
-    answers = bench.score(classifier, [strategy], on_step=step).scores[0].answers
+    scores = bench.score(classifier, [strategy], on_step=step, keep_logits=True).scores[0]
+    assert scores.logits is not None
+    answers = Answers.of(scores.logits, torch.from_numpy(scores.answers.target), keep_probabilities=True)
     about = {
         "model": name,
         "images": len(answers),
@@ -166,7 +166,7 @@ def parse_aim(text: str) -> tuple[Aim, float]:
     return aim, share
 
 
-def threshold_at(aim: Aim, wanted: float, true: np.ndarray, scores: np.ndarray) -> float | None:
+def threshold_at(aim: Aim, wanted: float, curve: np.ndarray) -> float | None:
     """The threshold that reaches an aim with the best of the other shares.
 
     For a recall it is the highest possible threshold; for a precision or a specificity the lowest. It is halfway
@@ -175,13 +175,11 @@ def threshold_at(aim: Aim, wanted: float, true: np.ndarray, scores: np.ndarray) 
     Args:
         aim: what is to be reached.
         wanted: the least share, 0 to 1.
-        true: (N,) bool, whether the class holds; both occur.
-        scores: (N,) its probability.
+        curve: see `threshold_curve`.
 
     Returns:
         The threshold; None if no threshold reaches the aim.
     """
-    curve = _curve(true, scores)
     reached = np.flatnonzero(curve[:, 1 + AIMS.index(aim)] >= wanted - 1e-12)
     if not len(reached):
         return None
@@ -189,8 +187,16 @@ def threshold_at(aim: Aim, wanted: float, true: np.ndarray, scores: np.ndarray) 
     return float(curve[reached[0] if aim == "recall" else reached[-1], 0])
 
 
-def _curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(T, 4): threshold, recall, precision and specificity, by falling threshold, where one image or more is found."""
+def threshold_curve(true: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Recall, precision and specificity at all thresholds at which an image or more is found.
+
+    Args:
+        true: (N,) bool, whether the class holds; both occur.
+        scores: (N,) its probability.
+
+    Returns:
+        (T, 4): threshold, recall, precision and specificity, by falling threshold.
+    """
     distinct, rank = np.unique(-scores, return_inverse=True)
     levels = -distinct
     found = np.cumsum(np.bincount(rank, true))
@@ -223,7 +229,8 @@ def _fit(answers: Answers, index: int, data: DataModule, aim: Aim, wanted: float
     if not 0 < positives < len(true):
         what = "no validation image has" if not positives else "every validation image has"
         raise DataError(f"{data.name}: {what} the class {name!r}; hold out images with and without it")
-    threshold, curve = threshold_at(aim, wanted, true, scores), _curve(true, scores)
+    curve = threshold_curve(true, scores)
+    threshold = threshold_at(aim, wanted, curve)
     if threshold is None:
         best = percent(float(curve[:, 1 + AIMS.index(aim)].max()))
         raise ConfigError(f"`at` {at}: no threshold reaches it for {name!r}, the best is {best} %; ask for less")

@@ -163,10 +163,14 @@ class Bench:
         self.metrics = choose_metrics(setting.metrics, len(data.classes))
         self.errors: list[tuple[str, str]] = []
 
+    @property
+    def ranks(self) -> bool:
+        """Whether a metric needs all probabilities."""
+        return any(METRICS[name].ranks for name in self.metrics)
+
     def answers(self, model: GlimpseClassifier, logits: Tensor, target: Tensor) -> Answers:
         """A model's answers from logits and targets, with what the metrics need."""
-        ranks = any(METRICS[name].ranks for name in self.metrics)
-        return Answers.of(logits, target, task=model.task, keep_probabilities=ranks)
+        return Answers.of(logits, target, task=model.task, keep_probabilities=self.ranks)
 
     def measure(self, answers: Answers) -> dict[str, Metric]:
         """The metrics of answers."""
@@ -215,7 +219,7 @@ class Bench:
             seed=how.seed,
             on_step=on_step,
             keep_logits=keep_logits,
-            answers_of=self.answers,
+            keep_probabilities=self.ranks,
         )
         self.errors += found.errors
         return found
@@ -369,6 +373,20 @@ def nothing_read(errors: Sequence[tuple[str, str]]) -> DataError:
     return DataError(f"none of the {len(errors)} images could be read ({reason}); check the data")
 
 
+def validation_bench(models: Sequence[Model] | Mapping[str, Any], data: DataModule, setting: Setting) -> Bench:
+    """A `Bench` with the images on which thresholds are found: those of the split, ``"val"`` if None.
+
+    Raises:
+        DataError: there are no validation images; see also `Bench`.
+    """
+    check_setting(setting)
+    split = setting.split or "val"
+    if split == "val" and not (data.val is not None and len(data.val)):
+        what = "thresholds are found on validation images, and there are none"
+        raise DataError(f"{data.name}: {what}; give the data a val split")
+    return Bench(models, data, replace(setting, split=split))
+
+
 # ---- a pass over the images
 
 
@@ -416,7 +434,7 @@ def score_batches(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda looks: None,
     keep_logits: bool = False,
-    answers_of: Callable[[GlimpseClassifier, Tensor, Tensor], Answers] | None = None,
+    keep_probabilities: bool | None = None,
 ) -> Pass:
     """Classify every batch by each strategy.
 
@@ -428,12 +446,11 @@ def score_batches(
         seed: of policies that draw; what they draw depends on the image's place in the data set alone.
         on_step: called with the looks that a strategy takes at an image, after each strategy of each batch.
         keep_logits: keep the logits, 4 bytes for each class of each image.
-        answers_of: makes answers of the model, logits and targets; see `Bench.answers`.
+        keep_probabilities: see `Answers.of`.
 
     Raises:
         DataError: no image could be read.
     """
-    make = answers_of or (lambda _, logits, target: Answers.of(logits, target, task=model.task))
     errors: list[tuple[str, str]] = []
     sizes, index = [], []
     taken: list[tuple[int, ...]] = [() for _ in strategies]
@@ -461,7 +478,8 @@ def score_batches(
             if len(rows):
                 logits = result.logits.cpu()[rows]
                 looks = Looks.of(chosen_boxes(result.glimpses, len(batch))[rows], sizes[-1])
-                parts[i].append((make(model, logits, target), looks, logits.float() if keep_logits else None))
+                answers = Answers.of(logits, target, task=model.task, keep_probabilities=keep_probabilities)
+                parts[i].append((answers, looks, logits.float() if keep_logits else None))
     if not sum(map(len, index)):
         raise nothing_read(errors)
     scores = []

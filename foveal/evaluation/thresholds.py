@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from torch import Tensor
 from foveal.classification import Classification
 from foveal.data import Batch, DataModule
 from foveal.display import TEXT, Column, Table, counted, fixed, percent, significant, stacked, unit_for
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError
 from foveal.evaluation.drawing import ACCURACY, BLUE, GREY, draw_series, finish, png_figure, title
-from foveal.evaluation.protocol import Bench, Setting, check_setting, median_size
+from foveal.evaluation.protocol import Bench, Setting, median_size, validation_bench
 from foveal.evaluation.results import INTERVALS, Result, Scored, metric_column
 from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
@@ -149,7 +149,7 @@ def evaluate_early_exit(
         DataError: no such split, no image that can be read, or other classes than the model's.
     """
     bench = Bench([model], data, setting)
-    validation = _validation_bench(bench.models, data, setting)
+    validation = validation_bench(bench.models, data, setting)
     exits = _find_thresholds(validation, budgets, locations, at_once)
     ways = score_exits(bench, exits)
     about = {"model": next(iter(bench.models)), **bench.circumstances()}
@@ -184,16 +184,7 @@ def find_thresholds(
         ConfigError: a budget that the first look alone exceeds, or a model that cannot stop early.
         DataError: no such split, no image that can be read, or other classes than the model's.
     """
-    return _find_thresholds(_validation_bench([model], data, setting), budgets, locations, at_once, seconds)
-
-
-def _validation_bench(models: Any, data: DataModule, setting: Setting) -> Bench:
-    check_setting(setting)
-    split = setting.split or "val"
-    if split == "val" and not (data.val is not None and len(data.val)):
-        what = "thresholds for `budgets` are found on validation images, and there are none"
-        raise DataError(f"{data.name}: {what}; give the data a val split")
-    return Bench(models, data, replace(setting, split=split))
+    return _find_thresholds(validation_bench([model], data, setting), budgets, locations, at_once, seconds)
 
 
 def _find_thresholds(

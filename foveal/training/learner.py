@@ -354,7 +354,11 @@ class Learner(pl.LightningModule):
     def _judge(self, rollouts: list[Rollout], target: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, next state of the objective, and values to log."""
         loss, state, log = self.objective(rollouts, target, self.objective_state)
-        return loss, state, {**log, "accuracy": _right(rollouts[0].logits, target).float().mean()}
+        return (
+            loss,
+            state,
+            {**log, "accuracy": (task_of(target).reward(rollouts[0].logits, target) == 1).float().mean()},
+        )
 
     def takes_one_image(self, plan: Sequence[str | Policy]) -> bool:
         """Whether a batch of one image can be trained on; see `foveal.training.norms.takes_one_image`."""
@@ -399,7 +403,8 @@ class Learner(pl.LightningModule):
         if batch.views.errors:
             good = [i for i in range(len(batch)) if i not in batch.views.errors]
             logits, target = logits[good], target[good]
-        right, loss = _right(logits, target).sum(), task_of(target).loss(logits, target, reduction="sum")
+        task = task_of(target)
+        right, loss = (task.reward(logits, target) == 1).sum(), task.loss(logits, target, reduction="sum")
         # Stay on the device, so that the host does not wait for the batch.
         self._validated.append(torch.stack([right.float(), loss]))
         if self.config.monitor not in ("accuracy", "loss"):
@@ -502,13 +507,6 @@ def mixed(views: Views, share: float, other: Tensor) -> TensorViews:
     if not pixels.is_floating_point():
         pixels = pixels.float() / torch.iinfo(pixels.dtype).max
     return TensorViews(share * pixels + (1 - share) * pixels[other])
-
-
-def _right(logits: Tensor, target: Tensor) -> Tensor:
-    """(B,) bool, whether the class, or every label, is predicted right."""
-    task = task_of(target)
-    same = task.decide(task.probabilities(logits)) == target
-    return same if same.ndim == 1 else same.all(-1)
 
 
 def _in_mode(model: GlimpseClassifier, training: bool) -> GlimpseClassifier:

@@ -17,7 +17,7 @@ from foveal.cli import main
 from foveal.data import DATA_SETS, DataModule, ImageDataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation import Setting, evaluate, fit_threshold
-from foveal.evaluation.decisions import AIMS, parse_aim, threshold_at
+from foveal.evaluation.decisions import AIMS, parse_aim, threshold_at, threshold_curve
 from foveal.metrics import wilson
 from foveal.recipes.fit_config import fit_config
 from foveal.runs import Run
@@ -49,7 +49,7 @@ def test_a_threshold_is_the_best_of_all(aim, seed):
     scores = np.round(np.clip(rng.normal(0.5 + 0.2 * true, 0.3), 0, 1), 1)  # ties, and scores of 0 and 1
     every = {level: shares(true, scores, level) for level in np.unique(scores)}
     for wanted in (0.3, 0.8, 0.95, 1.0):
-        threshold = threshold_at(aim, wanted, true, scores)
+        threshold = threshold_at(aim, wanted, threshold_curve(true, scores))
         reached = [level for level, of in every.items() if of[aim] >= wanted - 1e-12]
         if not reached:
             assert threshold is None
@@ -61,20 +61,20 @@ def test_a_threshold_is_the_best_of_all(aim, seed):
 
 def test_a_threshold_is_halfway_between_scores():
     true, scores = np.array([True, False, True]), np.array([0.9, 0.5, 0.2])
-    assert threshold_at("recall", 0.5, true, scores) == pytest.approx(0.7)
-    assert threshold_at("recall", 1.0, true, scores) == pytest.approx(0.1)
-    assert threshold_at("specificity", 1.0, true, scores) == pytest.approx(0.7)
+    assert threshold_at("recall", 0.5, threshold_curve(true, scores)) == pytest.approx(0.7)
+    assert threshold_at("recall", 1.0, threshold_curve(true, scores)) == pytest.approx(0.1)
+    assert threshold_at("specificity", 1.0, threshold_curve(true, scores)) == pytest.approx(0.7)
     # There is no number between these.
     above = np.nextafter(0.5, 1)
     for low, high in ((0.5, above), (above, np.nextafter(above, 1))):
-        threshold = threshold_at("specificity", 1.0, np.array([False, True]), np.array([low, high]))
+        threshold = threshold_at("specificity", 1.0, threshold_curve(np.array([False, True]), np.array([low, high])))
         assert low < threshold <= high
 
 
 @pytest.mark.parametrize("aim", ["precision", "specificity"])
 def test_what_no_threshold_reaches(aim):
     """The highest score, of 1, is that of an image without the class."""
-    assert threshold_at(aim, 1.0, np.array([False, True]), np.array([1.0, 0.5])) is None
+    assert threshold_at(aim, 1.0, threshold_curve(np.array([False, True]), np.array([1.0, 0.5]))) is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_threshold_of_a_run(run, images, capsys, tmp_path):
     rows = list(foveal.predict(Run(run), sorted(folder.glob("val_*.png")), device="cpu", top_k=2).rows)
     scores = np.array([next(t["probability"] for t in row["top_k"] if t["label"] == "cracked") for row in rows])
     true = data.val.targets == 1
-    assert kept["threshold"] == pytest.approx(threshold_at("recall", 1.0, true, scores), abs=1e-9)
+    assert kept["threshold"] == pytest.approx(threshold_at("recall", 1.0, threshold_curve(true, scores)), abs=1e-9)
     assert stored["specificity"] == shares(true, scores, kept["threshold"])["specificity"]
     # And is used.
     later = predicted(run, tmp_path / "later.csv")
@@ -300,7 +300,10 @@ def test_errors_of_the_command(run, capsys, arguments, sentence):
 
 
 def test_a_run_without_validation_images(run, tmp_path):
-    with pytest.raises(DataError, match=r"^tiny_cracks: there are no validation images, [^\n]*; hold some out$"):
+    with pytest.raises(
+        DataError,
+        match=r"^tiny_cracks: thresholds are found on validation images, and there are none; give the data a val split$",
+    ):
         fit_threshold(run, tiny_cracks(str(tmp_path / "data"), val=0), "recall=0.9", setting=CPU)
 
 
