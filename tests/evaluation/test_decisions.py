@@ -300,10 +300,8 @@ def test_errors_of_the_command(run, capsys, arguments, sentence):
 
 
 def test_a_run_without_validation_images(run, tmp_path):
-    with pytest.raises(
-        DataError,
-        match=r"^tiny_cracks: thresholds are found on validation images, and there are none; give the data a val split$",
-    ):
+    told = "thresholds are found on validation images, and there are none"
+    with pytest.raises(DataError, match=rf"^tiny_cracks: {told}; give the data a val split$"):
         fit_threshold(run, tiny_cracks(str(tmp_path / "data"), val=0), "recall=0.9", setting=CPU)
 
 
