@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -363,7 +364,8 @@ def run(
             found = trial.judge(variant, mutant)
             by_format.setdefault(variant.format, Counter())[found["outcome"]] += 1
             if found["outcome"] in BAD:
-                bad.append({"variant": variant.title, "number": i, "change": change, **found})
+                told = json.dumps(found).replace(f"{folder}/intact/", "")  # a temporary folder of this machine
+                bad.append({"variant": variant.title, "number": i, "change": change, **json.loads(told)})
                 (folder / "bad").mkdir(exist_ok=True)
                 (folder / "bad" / f"{variant.title.replace('/', ' ')} {i}{variant.suffix}").write_bytes(mutant)
                 if say is not None:
