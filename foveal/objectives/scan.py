@@ -12,7 +12,7 @@ Example:
     >>> rollout = Rollout(looks.mean(1), looks, np.array([2, 2]), scores=[log_w], values=scores)
     >>> loss, _, log = ScanObjective()([rollout], torch.tensor([0]), torch.zeros(0))
     >>> sorted(log)
-    ['loss', 'loss_alone', 'loss_mixture', 'loss_scout']
+    ['loss', 'loss_alone', 'loss_image', 'loss_mixture', 'loss_scout']
 """
 
 from __future__ import annotations
@@ -43,14 +43,21 @@ class ScanObjective:
 
     Args:
         alone: weight of the cross-entropy of every look alone.
+        fading: multiply the cross-entropy of the looks of an image by the probability that the mixture does not give to
+            its target. It starts the reader while no look has weight. Later, most looks do not show what the label is
+            about, and the reader would learn them by heart.
         regression: weight of the scout's regression.
+        image: weight of the cross-entropy of the logits of the image, the sum of w_i z_i. The mixture takes a look with
+            another class for an error; here it is a vote.
         policy: policy that chooses places.
         trains: parameter groups that are trained; all if None.
         class_weights: weight of each class in the mixture likelihood and the cross-entropy; equal if None.
     """
 
     alone: float = 0.5
+    fading: bool = True
     regression: float = 1.0
+    image: float = 0.0
     policy: Annotated[str, POLICY_NAMES] = "greedy"
     trains: tuple[str, ...] | None = None
     class_weights: Sequence[float] | None = None
@@ -69,14 +76,23 @@ class ScanObjective:
             raise ConfigError("objective scan: the model has no scout; use the model scan, or another objective")
         task, log_w, logits = task_of(target), rollout.scores[0][:, 0], rollout.glimpse_logits.to(rollout.values)
         taken = (log_w > MASKED).to(log_w)
-        mixture = cross_entropy(task.mixture(logits, log_w), target, self.class_weights)
+        mixture = task.mixture(logits, log_w)
+        loss_mixture = cross_entropy(mixture, target, self.class_weights)
         count = taken.sum()
         repeated = target.repeat_interleave(logits.shape[1], dim=0)
         each = task.loss(logits.flatten(0, 1), repeated, self.class_weights, reduction="none")
-        alone = (each * taken.flatten()).sum() / count
+        unexplained = 1 - task.evidence(mixture.detach(), target).exp()[:, None] if self.fading else 1.0
+        alone = (each.view_as(taken) * taken * unexplained).sum() / count
         chance = task.evidence(torch.zeros_like(logits), target)
         gain = (task.evidence(logits.detach(), target) - chance).maximum(chance)
         scout = (F.smooth_l1_loss(rollout.values * taken, gain * taken, reduction="sum")) / count
-        loss = mixture + self.alone * alone + self.regression * scout
-        log = {"loss": loss, "loss_mixture": mixture, "loss_alone": alone, "loss_scout": scout}
+        loss_image = cross_entropy(rollout.logits.to(logits), target, self.class_weights)
+        loss = loss_mixture + self.image * loss_image + self.alone * alone + self.regression * scout
+        log = {
+            "loss": loss,
+            "loss_mixture": loss_mixture,
+            "loss_image": loss_image,
+            "loss_alone": alone,
+            "loss_scout": scout,
+        }
         return loss, state, {name: value.detach() for name, value in log.items()}

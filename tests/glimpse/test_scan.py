@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import functional
 
 from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
@@ -263,6 +266,27 @@ def test_rollouts_of_training_look_at_peaks_and_other_places():
     assert model.scout.features[0].weight.grad.abs().sum() > 0 and model.reader[0].weight.grad.abs().sum() > 0
 
 
+def test_looks_are_distorted_as_by_torchvision_and_in_training_only():
+    looks = F.avg_pool2d(noise(2, 2, 41, 41), 5, 1, 2)
+    amounts = np.array([[0.3, 0.0, 0.0, 0.0], [0.0, 0.2, 0.2, 0.0]])
+    turned = functional.rotate(looks[0], math.degrees(0.3), functional.InterpolationMode.BILINEAR)
+    smaller = functional.affine(
+        looks[1], 0, [0, 0], math.exp(-0.2), [0.0], interpolation=functional.InterpolationMode.BILINEAR
+    )
+    torch.testing.assert_close(scanning.distort(looks, amounts), torch.stack([turned, smaller]), atol=2e-3, rtol=0)
+    sheared = scanning.distort(looks[:1], np.array([[0.0, 0.0, 0.0, 0.5]]))
+    torch.testing.assert_close(sheared[..., 20, :], looks[:1, :, 20])
+    assert (sheared - looks[:1])[..., 5, :].abs().max() > 0.1
+    views = TensorViews(noise(2, 1, 64, 64))
+    for training in (False, True):
+        plain, distorted = (
+            small(in_chans=1, distortion=amount).train(training).rollouts(views, ["greedy"], draws(2))[0]
+            for amount in (0.0, 0.2)
+        )
+        assert torch.equal(plain.values, distorted.values)
+        assert torch.equal(plain.logits, distorted.logits) != training
+
+
 def test_cost_is_that_of_an_image_without_blank_places():
     model, width = small(in_chans=1, scale=2), 8
 
@@ -270,7 +294,7 @@ def test_cost_is_that_of_an_image_without_blank_places():
         first = (side - WINDOW) // 2 + 5
         return first**2 * width * 9 + ((first - 2) ** 2 + (first - 4) ** 2) * width**2 * 9
 
-    reader = 64 * 24 * 9 + 16 * 24 * 48 * 9 + 4 * 48 * 96 * 9 + 4 * 96 * 128 + 128 * 3
+    reader = 64 * 24 * 9 + 16 * 24 * 48 * 9 + 4 * 48 * 96 * 9 + 4 * 96 * 128 * 9 + 128 * 3
     for size, tiles in (((96, 128), 12), ((64, 65), 6)):
         for locations in (1, 3):
             expected = tiles * scout(TILE * STRIDE + WINDOW - STRIDE) + locations * (scout(WINDOW) + reader)

@@ -49,15 +49,20 @@ def expected(p, w, scores, truth, chance):
     return mixture, sum(alone) / len(alone), sum(scout) / len(scout)
 
 
+@pytest.mark.parametrize("fading", [False, True])
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_terms_are_those_of_the_formulas(multilabel):
+def test_terms_are_those_of_the_formulas(multilabel, fading):
     looks, scores = random_looks(2, 3, 4), random_looks(2, 3)
     p = looks.sigmoid() if multilabel else looks.softmax(-1)
     truths = [[1, 0, 1, 0], [0, 0, 0, 1]] if multilabel else [[0, 1, 0, 0], [0, 0, 0, 1]]
     target = torch.tensor(truths).bool() if multilabel else torch.tensor([1, 3])
-    _, _, log = ScanObjective(alone=0.3, regression=0.7)([rollout(looks, scores)], target, torch.zeros(0))
+    _, _, log = ScanObjective(alone=0.3, regression=0.7, fading=fading)(
+        [rollout(looks, scores)], target, torch.zeros(0)
+    )
     w, chance = scores.softmax(1), 0.5 if multilabel else 0.25
     each = [expected(p[i].tolist(), w[i].tolist(), scores[i].tolist(), truths[i], chance) for i in range(2)]
+    if fading:
+        each = [(mixture, alone * (1 - math.exp(-mixture)), scout) for mixture, alone, scout in each]
     mixture, alone, scout = np.mean(each, axis=0)
     assert log["loss_mixture"].item() == pytest.approx(mixture)
     assert log["loss_alone"].item() == pytest.approx(alone)
@@ -79,7 +84,9 @@ def test_looks_that_are_missing_do_not_count():
 def test_class_weights_multiply_the_terms_of_a_class():
     looks, scores = random_looks(1, 3, 4), random_looks(1, 3)
     plain, weighted = (
-        ScanObjective(class_weights=weights)([rollout(looks, scores)], torch.tensor([2]), torch.zeros(0))[2]
+        ScanObjective(fading=False, class_weights=weights)([rollout(looks, scores)], torch.tensor([2]), torch.zeros(0))[
+            2
+        ]
         for weights in (None, (1, 1, 3, 1))
     )
     torch.testing.assert_close(weighted["loss_alone"], 3 * plain["loss_alone"])
