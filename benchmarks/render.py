@@ -80,6 +80,14 @@ def spread(shares: Sequence[Number | None]) -> str:
     return f"{mean(known):.1f} ± {stdev(known):.1f}" if len(known) > 1 else "".join(f"{share:.1f}" for share in known)
 
 
+def within(share: Number, trials: int) -> str:
+    """A share of trials in %, with its 95 % interval of Wilson."""
+    p, z = float(share), 1.959964
+    middle, half = p + z * z / (2 * trials), z * (p * (1 - p) / trials + z * z / (4 * trials**2)) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z * z / trials) for sign in (-1, 1))
+    return f"{100 * p:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
 def ratio(found: dict[str, Number]) -> str:
     """Median of ratios with quartiles."""
     return f"{number(found['median'])} ({number(found['q1'])} to {number(found['q3'])})"
@@ -417,6 +425,48 @@ def megapixel_cost(record: Any) -> Iterator[Row]:
     for row in record["results"]:
         costs = (number(row[kind][key] / unit) for kind in ("looking", "whole_canvas") for key, unit in units)
         yield looks_of(row), f"{row['canvas']:,}", *costs
+
+
+@table("scan_trained", "scan.json")
+def scan_trained(record: Any) -> Iterator[Row]:
+    looks = list(record["results"]["trained"][0]["accuracy"])
+    yield (
+        "recipe",
+        "seed",
+        "updates",
+        "seconds of processor",
+        *(f"accuracy with {k}, %" for k in looks),
+        f"random, {looks[-1]}",
+        *(f"found with {k}" for k in looks),
+    )
+    for row in record["results"]["trained"]:
+        shares = [*(row["accuracy"][k] for k in looks), row["random"][looks[-1]], *(row["found"][k] for k in looks)]
+        told = [f"{100 * share:.1f}" for share in shares]
+        told[: len(looks)] = [within(row["accuracy"][k], row["test_images"]) for k in looks]
+        yield f"`{row['recipe']}`", row["seed"], f"{row['steps']:,}", f"{row['processor_seconds']:,.0f}", *told
+
+
+@table("scan_ablation", "scan.json")
+def scan_ablation(record: Any) -> Iterator[Row]:
+    yield "variant", "updates", "seconds of processor", "accuracy with one look by seed, %", "mean ± deviation", "found"
+    for variant, rows in groups(record["results"]["ablation"], "variant").items():
+        shares = [row["accuracy"]["1"] for row in rows]
+        yield (
+            variant,
+            f"{rows[0]['steps']:,}",
+            f"{median(row['processor_seconds'] for row in rows):,.0f}",
+            by_seed(shares),
+            spread(shares),
+            by_seed(row["found"]["1"] for row in rows),
+        )
+
+
+@table("scan_cost", "scan.json")
+def scan_cost(record: Any) -> Iterator[Row]:
+    yield "canvas, px", "model", "locations", "ms", "MiB", "read, kB"
+    for row in record["results"]["costs"]:
+        units = (("ms", 1), ("peak_memory", 2**20), ("bytes", 10**3))
+        yield f"{row['canvas']:,}", row["model"], looks_of(row), *(number(row[key] / unit) for key, unit in units)
 
 
 def looks_of(row: dict) -> str:

@@ -27,6 +27,7 @@ Example:
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,50 @@ def distort(looks: Tensor, draws: np.ndarray) -> Tensor:
     rows = torch.stack([cos * right.exp(), shear - sin, zero, sin, cos * down.exp(), zero], 1).unflatten(1, (2, 3))
     grid = F.affine_grid(rows, list(looks.shape), align_corners=False)
     return F.grid_sample(looks, grid, align_corners=False).contiguous(memory_format=torch.channels_last)
+
+
+class Head(nn.Module):
+    """Adds the logits of looks, with weights from the scout, or from the scout and the looks (cross-attention).
+
+    Without attention heads, weights are the softmax of the scout's scores over the looks. An attention head compares a
+    learned query with a key of each look, adds the score of the scout, and takes the softmax. Its values are logits,
+    and the logits of the image are the mean over heads. The last layer of the reader computes values, and the products
+    of keys and queries. The contribution of each look is exact in both cases.
+
+    Args:
+        classes: number of classes.
+        heads: number of attention heads; 0 for weights from the scout alone.
+    """
+
+    def __init__(self, classes: int, heads: int) -> None:
+        super().__init__()
+        self.classes, self.heads = classes, heads
+        self.outputs = heads * (classes + 1) or classes
+
+    def _split(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the reader (..., outputs) to values (..., heads, classes) and products (..., heads)."""
+        if not self.heads:
+            return seen[..., None, :], seen.new_zeros(*seen.shape[:-1], 1)
+        values, products = seen.unflatten(-1, (self.heads, self.classes + 1)).split((self.classes, 1), -1)
+        return values, products.squeeze(-1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Logits (..., classes) of single looks, from outputs of the reader (..., outputs)."""
+        return self._split(seen)[0].mean(-2)
+
+    def weigh(self, seen: Tensor, scores: Tensor, taken: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Contributions (B, N, classes) of looks, and logarithms (B, N) of their weights.
+
+        Args:
+            seen: (B, N, outputs) of the reader.
+            scores: (B, N) of the scout.
+            taken: (B, N) bool; looks that are not taken have contribution 0.
+        """
+        values, products = self._split(seen)
+        mask = to_device(taken, scores.device)
+        log_w = (scores[..., None] + products).masked_fill(~mask[..., None], NEVER).log_softmax(1)
+        parts = (log_w.exp()[..., None] * values).mean(2) * mask[..., None]
+        return parts, log_w.logsumexp(2) - math.log(max(self.heads, 1))
 
 
 # ------------------------------------------------------------------------------------------------ what a scan keeps
@@ -228,6 +273,7 @@ class Scan(GlimpseClassifier):
         reservoir: other places of each image that are looked at in training, drawn uniformly.
         distortion: in training mode, looks are rotated by up to this angle in radians, scaled along each axis by up to
             its exponential, and sheared by up to this share.
+        heads: number of attention heads that weigh looks together with the scout; 0 for the scout alone. See `Head`.
         mean, std: normalisation; the backbone's if None, or 0.5.
 
     Raises:
@@ -252,6 +298,7 @@ class Scan(GlimpseClassifier):
         candidates: int = 12,
         reservoir: int = 4,
         distortion: float = 0.0,
+        heads: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -262,12 +309,14 @@ class Scan(GlimpseClassifier):
             ("scout_width", scout_width, 1),
             ("candidates", candidates, 1),
             ("reservoir", reservoir, 0),
+            ("heads", heads, 0),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")
+        head = Head(num_classes, heads)
         network: nn.Module | None = None
         if backbone is not None:
-            options = {"num_classes": num_classes, **(backbone_options or {})}
+            options = {"num_classes": head.outputs, **(backbone_options or {})}
             network = create_network(backbone, in_chans, pretrained, options, look_size)
         elif backbone_options or pretrained:
             raise ConfigError("`backbone`: is missing, but there are options or weights for it; name a network")
@@ -283,8 +332,9 @@ class Scan(GlimpseClassifier):
         # Two peaks are more than half a look apart along one axis.
         self.radius = max(1, side // (2 * STRIDE * scale))
         self.locations = self.resolve_locations(locations)
+        self.head = head
         self.scout = channels_last(Scout(in_chans, scout_width))
-        self.reader = channels_last(small_reader(in_chans, num_classes) if network is None else network)
+        self.reader = channels_last(small_reader(in_chans, head.outputs) if network is None else network)
 
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes)
@@ -450,15 +500,15 @@ class Scan(GlimpseClassifier):
         return np.concatenate([corner, corner + self.size[0]], axis=-1)
 
     def read(self, views: Views, boxes: np.ndarray, taken: np.ndarray, distortion: np.ndarray | None = None) -> Tensor:
-        """(B, N, classes) logits of looks at boxes (B, N, 4), distorted by (B, N, 4) draws, see `distort`; 0 where they
-        are not taken, (B, N) bool."""
+        """(B, N, outputs) of the reader for looks at boxes (B, N, 4), distorted by (B, N, 4) draws, see `distort`; 0
+        where they are not taken, (B, N) bool."""
         which, column = np.nonzero(taken)
         if not len(which):
-            return self.mean.new_zeros(*taken.shape, self.num_classes)
+            return self.mean.new_zeros(*taken.shape, self.head.outputs)
         looks = self.see(views, which, boxes[which, column])
-        logits = self.reader(looks if distortion is None else distort(looks, distortion[which, column]))
-        out = logits.new_zeros(taken.size, logits.shape[1])
-        return out.index_copy(0, to_device(np.flatnonzero(taken), logits.device), logits).unflatten(0, taken.shape)
+        seen = self.reader(looks if distortion is None else distort(looks, distortion[which, column]))
+        out = seen.new_zeros(taken.size, seen.shape[1])
+        return out.index_copy(0, to_device(np.flatnonzero(taken), seen.device), seen).unflatten(0, taken.shape)
 
     def scores(self, found: _Found) -> Tensor:
         """(B, N) scores of places, in float32 or more; `NEVER` for those that are missing."""
@@ -478,14 +528,14 @@ class Scan(GlimpseClassifier):
         most = sum(locations)
         found = self.scan(views, most, GREEDY, Draws(0, 0, np.arange(len(views))), "scan 0")
         boxes, scores = self.boxes(found.places, views.sizes), self.scores(found)
-        looks = self.mean.new_zeros(*found.taken.shape, self.num_classes)
+        looks = self.mean.new_zeros(*found.taken.shape, self.head.outputs)
         done, going = np.zeros_like(found.taken), np.ones(len(views), dtype=bool)
         for step in range(0, most, at_once):
             going &= found.taken[:, step]
             if not going.any():
                 break
             which = np.flatnonzero(going)
-            logits = (_weights(scores, done)[..., None] * looks).sum(1)
+            logits = self.head.weigh(looks, scores, done)[0].sum(1)
             wanted = yield which, logits[to_device(which, logits.device)]
             going[which] = wanted
             now = np.zeros_like(done)
@@ -497,7 +547,7 @@ class Scan(GlimpseClassifier):
     def _classification(
         self, views: Views, found: _Found, boxes: np.ndarray, looks: Tensor, contributions: bool
     ) -> Classification:
-        parts = _weights(self.scores(found), found.taken)[..., None] * looks
+        parts, _ = self.head.weigh(looks, self.scores(found), found.taken)
         first = np.ones((len(views), 1), dtype=bool)
         taken = np.concatenate([first, found.taken], axis=1)
         image, column = np.nonzero(taken)
@@ -527,14 +577,15 @@ class Scan(GlimpseClassifier):
             if self.training and self.distortion:
                 drawn = draws.uniform(f"distortion {number}", *found.taken.shape[1:], 4)
                 distortion = (2 * drawn - 1) * self.distortion
-            looks = self.read(views, self.boxes(found.places, views.sizes), found.taken, distortion)
+            seen = self.read(views, self.boxes(found.places, views.sizes), found.taken, distortion)
             scores = self.scores(found)
+            parts, log_w = self.head.weigh(seen, scores, found.taken)
             rollouts.append(
                 Rollout(
-                    (_weights(scores, found.taken)[..., None] * looks).sum(1),
-                    looks,
-                    level=np.full(looks.shape[1], 2),
-                    scores=[scores.log_softmax(1)[:, None]],
+                    parts.sum(1),
+                    self.head(seen),
+                    level=np.full(seen.shape[1], 2),
+                    scores=[log_w[:, None]],
                     additive=False,
                     values=scores,
                     policy=policy,
@@ -558,13 +609,8 @@ class Scan(GlimpseClassifier):
         return groups
 
     def dense(self) -> nn.Module:
-        return copy.deepcopy(self.reader)
-
-
-def _weights(scores: Tensor, taken: np.ndarray) -> Tensor:
-    """(B, N) softmax of scores over the looks taken; 0 for others."""
-    mask = to_device(taken, scores.device)
-    return scores.masked_fill(~mask, NEVER).softmax(1) * mask
+        reader = copy.deepcopy(self.reader)
+        return nn.Sequential(reader, self.head) if self.head.heads else reader
 
 
 def _highest(scores: np.ndarray, radius: int) -> np.ndarray:

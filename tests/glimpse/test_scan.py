@@ -71,6 +71,30 @@ class TestScanWithBackbone(ScanTester):
         return small(num_classes=4, backbone="plain_convnet_32", in_chans=2, look_size=32, scale=4, locations=(2,))
 
 
+class TestScanWithAttention(ScanTester):
+    def make(self):
+        return small(num_classes=5, heads=2)
+
+
+def test_attention_heads_are_cross_attention_of_pytorch():
+    classes, heads, d, scores = 3, 2, 6, torch.tensor([[0.5, -1.0, 0.0, 2.0]])
+    features, taken = noise(1, 4, d), np.array([[True, True, False, True]])
+    w, query, key = noise(heads, classes, d, seed=2), noise(heads, d, seed=3), noise(heads, d, d, seed=4)
+    head = scanning.Head(classes, heads)
+    # A reader whose last layer has the values of each head, and its query times its key.
+    last = torch.cat([w, (query[:, None] @ key)], 1).flatten(0, 1)
+    parts, log_w = head.weigh(features @ last.T, scores, taken)
+    mask = torch.where(torch.from_numpy(taken), scores, -torch.inf)
+    keys, values = (torch.einsum("hod,bnd->bhno", m, features) for m in (key, w))
+    expected = F.scaled_dot_product_attention(query[None, :, None], keys, values, mask[:, None, None], scale=1.0)
+    torch.testing.assert_close(parts.sum(1), expected.mean(1)[:, 0])
+    torch.testing.assert_close(head(features @ last.T), values.mean(1))
+    assert not parts[0, 2].any() and log_w[0, 2] < MASKED
+    torch.testing.assert_close(log_w.exp().sum(1), torch.ones(1))
+    with pytest.raises(ConfigError, match="`heads` -1"):
+        small(heads=-1)
+
+
 # ------------------------------------------------------------------------------------------------ what is kept
 
 
