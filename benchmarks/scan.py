@@ -96,7 +96,8 @@ def train_and_measure(
     if flags:
         out = out.with_name(f"{out.name}_{'_'.join(flags).replace('--', '').replace('.', '_')}")
     number = steps or recipe["steps"]
-    flags = [f"megapixel/{name}", "--data.root", args.root, "--data.val", "0", "--data.test", "0", *flags]
+    common = ("--data.root", args.root, "--data.val", "0", "--data.test", "0", "--precision", args.precision)
+    flags = [f"megapixel/{name}", *common, *flags]
     seconds = processor_seconds(flags, out, number, seed)
     data = {**recipe["data"], "root": args.root, **changed}
     return {"seed": seed, "steps": number, "processor_seconds": seconds, **measure(out, data, seed, args.images)}
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="updates of the trained recipes, instead of the recipe's")
     parser.add_argument("--short", type=int, default=300, help="updates of each run of the ablation")
+    parser.add_argument("--precision", default="32", help="of training; bf16 halves its time on some processors")
     parser.add_argument("--images", type=int, default=1000, help="test canvases")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
