@@ -39,13 +39,13 @@ PARTS = ("trained", "ablation", "costs")
 RECIPES = ("scan_one_1500", "scan_one_3000", "scan_majority_1500", "scan_majority_3000")
 LOOKS = (1, 2, 4, 8)
 MARGIN = 3  # pixels of a digit, which has an empty margin, that may be outside of a look
+SHORT = ("--data.canvas", "1000", "--data.train", "2500", "--data.noise_epochs", "2")
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "all": (),
     "cross-entropy of every look, all the time": ("--objective.fading", "false"),
     "no cross-entropy of every look": ("--objective.alone", "0"),
     "no regression of the scout": ("--objective.regression", "0"),
-    "no reservoir": ("--model.reservoir", "0", "--model.candidates", "16"),
-    "four candidates": ("--model.candidates", "4"),
+    "no reservoir": ("--model.reservoir", "0", "--model.candidates", "12"),
     "all noise from the beginning": ("--data.noise_from", "null"),
     "looks not distorted": ("--model.distortion", "0"),
 }
@@ -94,7 +94,7 @@ def train_and_measure(
 ) -> dict[str, Any]:
     recipe, out = load_recipe(f"megapixel/{name}"), args.folder / "_".join([name, *map(str, (steps, seed))])
     if flags:
-        out = out.with_name(f"{out.name}_{'_'.join(flags).replace('--', '').replace('.', '_')}")
+        out = out.with_name(f"{out.name}_{'_'.join(flags[len(SHORT) :]).replace('--', '').replace('.', '_')}")
     number = steps or recipe["steps"]
     common = ("--data.root", args.root, "--data.val", "0", "--data.test", "0", "--precision", args.precision)
     flags = [f"megapixel/{name}", *common, *flags]
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="updates of the trained recipes, instead of the recipe's")
-    parser.add_argument("--short", type=int, default=300, help="updates of each run of the ablation")
+    parser.add_argument("--short", type=int, default=480, help="updates of each run of the ablation")
     parser.add_argument("--precision", default="32", help="of training; bf16 halves its time on some processors")
     parser.add_argument("--images", type=int, default=1000, help="test canvases")
     parser.add_argument("--out", type=Path)
@@ -162,7 +162,7 @@ def main() -> None:
             for seed in args.seeds:
                 key = {"variant": variant, "seed": seed, "steps": args.short}
                 if not any(key.items() <= row.items() for row in results["ablation"]):
-                    flags = ("--data.canvas", "1000", *ABLATIONS[variant])
+                    flags = (*SHORT, *ABLATIONS[variant])
                     row = train_and_measure("scan_one_1500", flags, args.short, seed, args, canvas=1000)
                     keep("ablation", {"variant": variant, **row})
     if "costs" in args.parts:
