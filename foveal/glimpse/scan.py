@@ -10,6 +10,11 @@ uniform sample of all places (a reservoir), each with its window of the scanned 
 computed again with gradient. Places that are blank, with constant pixels around them, are not scored and cannot be
 chosen; an image without other places is looked at in its middle. What is kept does not depend on the size of a block.
 
+Of a tiled file, missing tiles and tiles with the bytes of one that was decoded and has a single colour are not decoded,
+and blocks of such tiles are not read. Equal bytes decode equally, so this changes no result. With ``blank_bytes``,
+places in tiles of at most this many bytes count as blank before they are read. This is a guess: a small object on a
+plain ground may fit into as few bytes, and is then missed. A mask (`foveal.images.masks`) excludes places, too.
+
 In a `Classification` the scan is the glimpse of level 1. It has the size of the scanned level, and contributes 0 to the
 logits. Looks have level 2. Without looks, all logits are 0.
 
@@ -421,8 +426,11 @@ class Scan(GlimpseClassifier):
         n, y, x = (to_device(index, seen.device) for index in np.nonzero(full))
         scores = []
         for part in range(0, len(n), _SCORED):
-            # Convolutions of a batch of one may add in another order.
-            some = np.arange(part, min(part + _SCORED, len(n))).repeat(1 + (part + 1 == len(n)))
+            some = np.arange(part, min(part + _SCORED, len(n)))
+            if not seen.is_meta:
+                # Repeat the last tile: convolutions of a batch of one may add in another order, and oneDNN keeps memory
+                # for each size of a batch, so few sizes are used.
+                some = np.pad(some, (0, _rounded(len(some)) - len(some)), mode="edge")
             score = self.scout(tiles[n[some], :, y[some], x[some]].contiguous(memory_format=torch.channels_last))
             scores.append(on_host(score.float()).astype(np.float32))
         return np.concatenate(scores)[: len(n)] if scores else np.zeros((0, TILE, TILE))
@@ -576,6 +584,11 @@ def _highest(scores: np.ndarray, radius: int) -> np.ndarray:
     """Highest score up to ``radius`` places away, along both axes, of scores (n, rows, columns)."""
     x = np.pad(scores, ((0, 0), (radius, radius), (radius, radius)), constant_values=NEVER)
     return _sliding_max(_sliding_max(x, 1, 2 * radius + 1), 2, 2 * radius + 1)
+
+
+def _rounded(count: int) -> int:
+    """The next power of two from 2 to 32, or multiple of 32."""
+    return max(2, 1 << (count - 1).bit_length()) if count <= 32 else -(-count // 32) * 32
 
 
 def _of_three(x: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

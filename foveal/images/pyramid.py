@@ -227,15 +227,15 @@ class Pyramid(ABC):
         """
         return False
 
-    def tile_bytes(self, points: np.ndarray, spacing: float) -> np.ndarray | None:
+    def tile_bytes(self, y: np.ndarray, x: np.ndarray, spacing: float) -> np.ndarray | None:
         """Encoded size of the tiles from which points are read; None if the file has no tiles.
 
         Args:
-            points: (n, 2) (y, x) in full-resolution pixels.
+            y, x: coordinates in full-resolution pixels, of shapes that can be broadcast.
             spacing: full-resolution pixels per pixel of the look, which determines the level.
 
         Returns:
-            (n,) bytes; 0 for tiles that are missing.
+            Bytes, of the common shape; 0 for tiles that are missing.
         """
         return None
 

@@ -382,22 +382,19 @@ class TiffPyramid(Pyramid):
                 return False
         return True
 
-    def tile_bytes(self, points: np.ndarray, spacing: float) -> np.ndarray:
+    def tile_bytes(self, y: np.ndarray, x: np.ndarray, spacing: float) -> np.ndarray:
         number = self._level((0, 0, spacing, spacing), (1, 1), True)
         level = self._headers().levels[number]
         if number not in self._counts:
-            counts = level.counts.all(self._descriptor(level.file)).astype(np.int64)
             planes = level.samples if level.planar else 1
-            self._counts[number] = (
-                counts[: planes * level.rows * level.columns].reshape(planes, level.rows, level.columns).sum(0)
-            )
-        at = np.asarray(points) * self._scales[number]
+            counts = level.counts.all(self._descriptor(level.file))[: planes * level.rows * level.columns]
+            self._counts[number] = counts.astype(np.int64).reshape(planes, level.rows, level.columns).sum(0)
         transpose, *flips = ORIENTATIONS[self._orientation]
-        at = np.where(flips, np.array(self.level_sizes[number]) - at, at)
-        row, column = (at[:, ::-1] if transpose else at).T // np.array(level.tile)[:, None]
-        return self._counts[number][
-            row.clip(0, level.rows - 1).astype(int), column.clip(0, level.columns - 1).astype(int)
-        ]
+        at = [v * scale for v, scale in zip((y, x), self._scales[number], strict=True)]
+        at = [n - v if flip else v for v, n, flip in zip(at, self.level_sizes[number], flips, strict=True)]
+        row, column = (v // n for v, n in zip(at[:: -1 if transpose else 1], level.tile, strict=True))
+        row, column = row.clip(0, level.rows - 1), column.clip(0, level.columns - 1)
+        return self._counts[number][row.astype(int), column.astype(int)]
 
     def _headers(self) -> TiffLayout:
         with self._lock:

@@ -320,16 +320,18 @@ class View:
         """See `Views.may_look`."""
         if self.image.mask is None and blank_bytes is None:
             return None
-        at = self.transform.points(np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2))
-        allowed = np.ones(len(at), dtype=bool)
+        (a, b, c), (d, e, f) = self.transform.matrix
+        y, x = np.asarray(y)[:, None], np.asarray(x)[None]
+        y, x = (a * y + c, e * x + f) if b == d == 0 else (a * y + b * x + c, d * y + e * x + f)
+        allowed = np.ones(np.broadcast_shapes(y.shape, x.shape), dtype=bool)
         if (mask := self.image.mask) is not None:
-            row, column = (at * (np.array(mask.shape) / self.image.size)).astype(int).T
-            allowed = mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
+            (h, w), (height, width) = mask.shape, self.image.size
+            rows, columns = (y * (h / height)).astype(int), (x * (w / width)).astype(int)
+            allowed = mask[rows.clip(0, h - 1), columns.clip(0, w - 1)]
         if blank_bytes is not None:
-            (a, b, _), (d, e, _) = self.transform.matrix
-            counts = self.image.tile_bytes(at, spacing * min(math.hypot(a, d), math.hypot(b, e)))
+            counts = self.image.tile_bytes(y, x, spacing * min(math.hypot(a, d), math.hypot(b, e)))
             allowed = allowed if counts is None else allowed & (counts > blank_bytes)
-        return allowed.reshape(len(y), len(x))
+        return allowed
 
     def is_blank(self, box: np.ndarray, size: tuple[int, int]) -> bool:
         """See `Views.is_blank`."""

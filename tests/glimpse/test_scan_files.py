@@ -11,17 +11,18 @@ import tifffile
 import torch
 from PIL import Image
 
-from foveal.data import ImageDataset, Reading
+from foveal.data import DataModule, ImageDataset, Reading, TensorDataset
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
+from foveal.evaluation import Setting, find_thresholds
 from foveal.glimpse import scan as scanning
 from foveal.glimpse.scan import STRIDE, TILE, WINDOW, Scan
 from foveal.images import ArrayPyramid, ImageViews, Transform, View, find_mask, open_image, tiff
 from foveal.images.views import Occluded
 from foveal.models import create_model
 from foveal.policies import GREEDY, NEVER, Random, Sampled
-from foveal.prediction import predict
-from foveal.prediction.cost import count_cost
+from foveal.prediction import look_until, predict
+from foveal.prediction.cost import count_cost, count_looks
 from tests.glimpse.test_scan import brute_peaks, whole_scan
 from tests.images.files import write_pyramid
 
@@ -276,3 +277,30 @@ def test_cost_of_an_image_of_many_blocks():
     first = (TILE * STRIDE + WINDOW - STRIDE - WINDOW) // 2 + 5
     scout = first**2 * 8 * 9 + ((first - 2) ** 2 + (first - 4) ** 2) * 8 * 8 * 9
     assert count_cost(model, size, 3).macs == tiles * scout + looks
+
+
+def test_thresholds_for_looks_are_those_of_images_with_places():
+    model = small(locations=(4,))
+    model.class_names = ("a", "b", "c")
+    images = torch.from_numpy(noise(6 * 64, 64).reshape(6, 1, 64, 64))
+    data = DataModule(classes=model.class_names, val=TensorDataset(images, np.arange(6) % 3, model.class_names))
+    assert [count_looks(model, (20_000, 30_000), k) for k in (0, 1, 4)] == [0, 1, 4]
+    exits = find_thresholds(model, data, ["1locations", "2.5locations"], setting=Setting(device="cpu", batch_size=3))
+    for exit, most in zip(exits, (1, 2.5), strict=True):
+        taken = look_until(model, images, exit.threshold, exit.locations).locations
+        assert taken.mean() == exit.cost <= most
+    assert exits[1].cost > 0
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 4, 6, 7])
+def test_bytes_of_tiles_of_turned_images(tmp_path, orientation):
+    path, pixels = tmp_path / "a.tif", noise(192, 128)[..., 0]
+    pixels[64:128, :64] = 5
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression="zlib", extratags=tag)
+    with open_image(path) as image:
+        height, width = image.size
+        y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
+        few = image.tile_bytes(y, x, 1.0) < 1000
+        plain = image.read(0, (0, 0, height, width))[..., 0] == 5
+        assert few.sum() == 64 * 64 and plain[few].all()
