@@ -341,3 +341,15 @@ def test_learns_to_find_and_read():
             logits = model.eval()(test.views, locations=1, policy=policy).logits
             right[policy] = (logits.argmax(1) == test.target).float().mean().item()
     assert right["greedy"] > 0.9 > 0.65 > right["random"], right
+
+
+def test_tiles_are_scored_in_batches_of_few_sizes():
+    model, seen = small(scale=1), noise(1, 3, 8 * 16 + 9, 10 * 16 + 9)
+    sizes, full = set(), np.zeros((1, 8, 10), bool)
+    model.scout.features[0].register_forward_hook(lambda module, given, out: sizes.add(len(out)))
+    with torch.no_grad():
+        every = model._score_tiles(seen, ~full)
+        for count in range(1, 81):
+            full.flat[:count] = True
+            assert (model._score_tiles(seen, full) == every[:count]).all()
+    assert sizes == {2, 4, 8, 16, 32, 64, 96}
