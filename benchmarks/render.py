@@ -369,6 +369,72 @@ def looking_cost(record: Any) -> Iterator[Row]:
         yield f"{row['side']:,}", row["model"], number(row["macs"] / 10**9), *measured
 
 
+@table("scan_cost", "scan_cost.json")
+def scan_cost(record: Any) -> Iterator[Row]:
+    yield (
+        "image, px",
+        "tiles decoded, of the level",
+        "read, kB",
+        "share of the file",
+        "seconds",
+        "memory, MiB",
+        "more than before the scan",
+    )
+    labels = {"full": "", "disc": ", 60 % of one colour"}
+    rows = [(f"{row['side']:,}²{labels[row['kind']]}", row) for row in record["results"]["sizes"]]
+    flat = record["results"]["one_level"]
+    for label, row in [*rows, (f"{flat['side']:,}², level 0 only", flat)]:
+        yield (
+            label,
+            f"{row['tiles_decoded']:,} of {row['tiles']:,}",
+            number(Decimal(row["bytes_read"]) / 1000),
+            f"1 / {number(Decimal(row['file_bytes']) / row['bytes_read'])}",
+            number(row["cpu_seconds"]),
+            *(f"{row[key] / 1024:.0f}" if key in row else "" for key in ("peak_kib", "added_kib")),
+        )
+
+
+@table("scan_spared", "scan_cost.json")
+def scan_spared(record: Any) -> Iterator[Row]:
+    limits = list(record["results"]["real"][0]["limits"])
+    yield (
+        "file",
+        "`scale`",
+        "level read",
+        "tiles",
+        "decoded without the rule",
+        "with it",
+        "seconds without",
+        "with",
+        *(f"`blank_bytes` {limit}: decoded, places lost" for limit in limits),
+    )
+    for row in record["results"]["real"]:
+        ours, every = row["default"], row["every"]
+        height, width = ours["size"]
+        yield (
+            f"`{row['file']}`, {height:,} x {width:,}",
+            ours["scale"],
+            f"1 / {number(ours['level_scale'])}",
+            f"{ours['tiles']:,}",
+            f"{every['tiles_decoded']:,}",
+            f"{ours['tiles_decoded']:,}",
+            number(every["cpu_seconds"]),
+            number(ours["cpu_seconds"]),
+            *(
+                f"{found['tiles_decoded']:,}, {found['places_lost']} of {ours['places']}"
+                if (found := row["limits"].get(limit))
+                else ""
+                for limit in limits
+            ),
+        )
+
+
+for part in ("scan", "read", "score"):
+    value(f"scan_cost_{part}", "scan_cost.json", lambda record, part=part: number(record["results"]["parts"][part]))
+value("scan_cost_side", "scan_cost.json", lambda record: f"{record['results']['parts']['side']:,}")
+value("scan_cost_device", "scan_cost.json", lambda record: record["device"])
+
+
 @table("megapixel", "megapixel.json")
 def megapixel(record: Any) -> Iterator[Row]:
     budgets = list(record["results"][0]["by_budget"])

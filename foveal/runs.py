@@ -90,7 +90,7 @@ RESULT_FILES = (
 )
 """Files that commands write into a run folder."""
 
-DATA_PATHS = ("root", "file", "val_labels", "annotations")
+DATA_PATHS = ("root", "file", "val_labels", "annotations", "masks")
 """Options of data sets whose values are paths."""
 
 

@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 from rich.cells import cell_len
 
 from foveal.cli import main
+from foveal.cli.running import progress
 from tests.tiny import TINY
 
 HERE = ["--device", "cpu", "--batch-size", "4"]
@@ -86,3 +88,15 @@ def test_away_from_a_terminal_nothing_is_cut(capsys, monkeypatch, run, image, tm
     command, words = COMMANDS[name]
     text = said(capsys, command, run, image, tmp_path)
     assert words in text and "…" not in text and LONG in text
+
+
+def test_progress_on_a_terminal(capsys, monkeypatch, run, image, tmp_path):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["predict", str(run), str(image), "--device", "cpu"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["explain", str(run), str(image), "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 0
+    assert "scanning" not in capsys.readouterr().err  # a bar is shown for large images only
+    with progress("scanning", quiet=False, late=True) as show:
+        assert not capsys.readouterr().err
+        show(0.5, 1)
+    assert "scanning" in capsys.readouterr().err

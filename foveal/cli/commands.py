@@ -518,6 +518,9 @@ Random looks, to compare with:
         "top_k": argument("number of most probable classes in a row", "K"),
         "overwrite": switch("replace the file instead of continuing it"),
         "retry": switch("with --out: predict failed images again"),
+        "masks": argument(
+            "folder of masks, PNG files named as the images: a scan looks where they are white", "FOLDER"
+        ),
         **HOW,
         "batch_size": BATCH_SIZE,
         "threads": argument(
@@ -534,7 +537,13 @@ def _predict(args: argparse.Namespace) -> int:
     arguments = given(args, predict)
     until = _exit(args) if args.budgets else None
     with progress("predicting", args.quiet) as show:
-        done = predict(**arguments, resume=not args.overwrite, until=until, on_progress=show)
+        done = predict(
+            **arguments,
+            resume=not args.overwrite,
+            until=until,
+            on_progress=lambda count, total, _: show(count, total),
+            on_scan=show,
+        )
     for row in done.rows:
         if not row["error"]:
             print(f"{printable(row['path'])}\t{printable(row['label'])}\t{row['probability']:.3f}")
@@ -613,6 +622,7 @@ each look to the most probable classes, and the cost.
         "path": positional("IMAGE", "image file"),
         "out": argument("the page", "FILE"),
         "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
+        "mask": argument("picture of the shape of the image: a scan looks where it is white", "FILE"),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "wide": WIDE,
@@ -623,7 +633,8 @@ each look to the most probable classes, and the cost.
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
 
-    seen = explain(**given(args, explain))
+    with progress("scanning", args.quiet, late=True) as show_scan:
+        seen = explain(**given(args, explain), on_scan=lambda share: show_scan(share, 1))
     if not args.quiet:
         show(seen, wide=args.wide)
         print(f"\nThe page is in {args.out}")

@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -38,12 +38,13 @@ def import_torch() -> None:
 
 
 @contextmanager
-def progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
+def progress(what: str, quiet: bool, late: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar on a terminal.
 
     Args:
         what: description of the work.
         quiet: show nothing.
+        late: show nothing before the first amount.
 
     Yields:
         A function of the amounts done and in total, and optionally of the description of the current part.
@@ -55,10 +56,15 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[..., None]]:
     from rich.markup import escape
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True, file=unfiltered(sys.stderr)), transient=True) as bar:
+    bar = Progress(console=Console(stderr=True, file=unfiltered(sys.stderr)), transient=True)
+    with ExitStack() as stack:
+        stack.callback(bar.stop)
         row = bar.add_task(what, total=None)
+        if not late:
+            bar.start()
 
-        def show(done: int, total: int, part: str = what) -> None:
+        def show(done: float, total: float, part: str = what) -> None:
+            bar.start()
             part = escape(printable(part))
             if part != bar.tasks[0].description:
                 bar.reset(row, description=part)  # also resets the estimate of the time left

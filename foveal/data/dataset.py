@@ -39,7 +39,7 @@ from foveal.data.augmentation import (
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
-from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, open_image
+from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, find_mask, open_image
 from foveal.tasks import Task, task_of
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
@@ -275,6 +275,7 @@ class Reading:
         kernels: with ``image_size``: ``bilinear``, or ``tnet`` for one of `foveal.data.kernels.KERNELS` drawn for each
             image.
         shorter_side: with ``image_size``: first reduce images, antialiased, until their shorter side is at most this.
+        masks: folder of the masks of the images, see `foveal.images.masks`; None for no masks.
     """
 
     augmentation: str = "none"
@@ -283,6 +284,7 @@ class Reading:
     image_size: int | None = None
     kernels: str = "bilinear"
     shorter_side: int | None = None
+    masks: str | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -370,7 +372,13 @@ class ImageDataset(Dataset):
 
     def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
         """Open an image as a view, or as pixels if ``image_size`` is set."""
-        image = open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range)
+        path, masks = self.path(i), self.reading.masks
+        image = open_image(
+            path,
+            channels=self.channels,
+            value_range=self.reading.value_range,
+            mask=None if masks is None else find_mask(masks, path),
+        )
         rng = generator(seed, epoch, i, "augmentation")
         region = (0, 0, *image.size) if self.regions is None else self.regions[i]
         boxes = self.boxes[i] if self.boxes is not None and self.regions is None else None

@@ -54,6 +54,7 @@ def folder(
     value_range: tuple[float, float] | None = None,
     image_size: int | None = None,
     kernels: Resizing = "bilinear",
+    masks: str | None = None,
 ) -> DataModule:
     """Images in one folder per class.
 
@@ -70,7 +71,9 @@ def folder(
         DataError: the folder is missing; a split or a class of the training images is empty; a split has a class that
             training lacks; or two folders are the same split.
     """
-    reading = Reading(augmentation, channels, value_range, image_size, kernels)
+    reading = Reading(
+        augmentation, channels, value_range, image_size, kernels, masks=None if masks is None else str(existing(masks))
+    )
     top = existing(root)
     notes: list[str] = []
     left_out = LeftOut()
@@ -113,6 +116,7 @@ def manifest(
     value_range: tuple[float, float] | None = None,
     image_size: int | None = None,
     kernels: Resizing = "bilinear",
+    masks: str | None = None,
 ) -> DataModule:
     """Images listed in a table with the columns ``path`` and ``label``, and optionally ``split`` (names as for
     `folder`) and ``group``.
@@ -132,7 +136,9 @@ def manifest(
         DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, or a group
             has images in two splits.
     """
-    reading = Reading(augmentation, channels, value_range, image_size, kernels)
+    reading = Reading(
+        augmentation, channels, value_range, image_size, kernels, masks=None if masks is None else str(existing(masks))
+    )
     table = existing(file)
     base = table.parent if root is None else existing(root)
     if task not in TASKS:

@@ -44,6 +44,8 @@ HELP = {
     ),
     "image_size": "resize whole images to a square of this side first, ignoring their aspect ratio; None keeps their "
     "size.",
+    "masks": "folder of masks, PNG files with the names of the images: a scan looks where they are white. Other models "
+    "ignore them.",
     "kernels": "with ``image_size``: ``bilinear``, or ``tnet`` for one of eight kernels drawn for each training image.",
 }
 

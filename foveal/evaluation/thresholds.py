@@ -32,9 +32,9 @@ from foveal.evaluation.protocol import Bench, Setting, median_size, validation_b
 from foveal.evaluation.results import INTERVALS, Result, Scored, metric_column
 from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import BlankViews, Views
+from foveal.images import Views
 from foveal.metrics import Answers
-from foveal.prediction.cost import LookCounter, count_cost
+from foveal.prediction.cost import LookCounter, count_cost, count_looks
 from foveal.prediction.device import autocast, machine_name
 from foveal.prediction.early_exit import Exit, format_cost, locations_of, look_until, parse_cost, turns
 from foveal.prediction.folding import fold_norms
@@ -202,10 +202,7 @@ def _find_thresholds(
     def price_in(unit: str) -> np.ndarray:
         """(T,) cost of an image that is left after each turn."""
         if unit == "locations":
-            blank = BlankViews(1, size, model.channels, bench.device)  # images that are not square may have fewer cells
-            with torch.inference_mode():
-                looks = [model(blank, locations=end, contributions=False).locations[0] for end in ends]
-            return np.array(looks, dtype=float)
+            return np.array([count_looks(model, size, end) for end in ends], dtype=float)
         if unit == "macs":
             return np.array([count_cost(model, size, end).macs for end in ends], dtype=float)
         views_of = bench.views_of(np.arange(some))

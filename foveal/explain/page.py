@@ -20,7 +20,7 @@ import html
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -97,6 +97,8 @@ def explain(
     precision: str = "32",
     seed: int = 0,
     overlay_out: str | Path | None = None,
+    mask: str | Path | None = None,
+    on_scan: Callable[[float], None] | None = None,
 ) -> Classification:
     """Classify one image and write a page that explains the result.
 
@@ -110,6 +112,8 @@ def explain(
         precision: see `foveal.prediction.autocast`.
         seed: seed of random policies.
         overlay_out: file for the image with the boxes, with a suffix from `PICTURES`; None writes none.
+        mask: where a scan may look, see `foveal.images.masks`; for an image in a file.
+        on_scan: see `foveal.images.Views`.
 
     Raises:
         ImageError: the image cannot be opened or read.
@@ -125,8 +129,9 @@ def explain(
     predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
     start = time.perf_counter()
     file = Path(path) if is_path(path) else None
-    with predictor.open(path) as image:
+    with predictor.open(path, mask=mask) as image:
         views = ImageViews([image])
+        views.on_scan = on_scan
         seen = Classification.cat([predictor(views, looks, policy, Draws(seed, 0, np.zeros(1, dtype=np.int64)))])[0]
         seconds = time.perf_counter() - start
         for reason in views.errors.values():

@@ -106,6 +106,7 @@ class GlimpseClassifier(nn.Module, ABC):
         rollout_policies: names of further policies that only `rollouts` supports.
         most_levels: maximum number of levels with locations; None for any number.
         most_cells: number of cells of each grid; None for any number of locations.
+        searches: whether the model looks inside the masks of images only.
         objective: class of the default objective.
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
@@ -120,6 +121,7 @@ class GlimpseClassifier(nn.Module, ABC):
     policies: tuple[str, ...] = cast(Any, _Policies())
     rollout_policies: tuple[str, ...] = ()
     most_levels: int | None = 1
+    searches: ClassVar[bool] = False
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     mean: Tensor

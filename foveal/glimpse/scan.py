@@ -10,6 +10,11 @@ uniform sample of all places (a reservoir), each with its window of the scanned 
 computed again with gradient. Places that are blank, with constant pixels around them, are not scored and cannot be
 chosen; an image without other places is looked at in its middle. What is kept does not depend on the size of a block.
 
+Of a tiled file, missing tiles and tiles with the bytes of one that was decoded and has a single colour are not decoded,
+and blocks of such tiles are not read. Equal bytes decode equally, so this changes no result. With ``blank_bytes``,
+places in tiles of at most this many bytes count as blank before they are read. This is a guess: a small object on a
+plain ground may fit into as few bytes, and is then missed. A mask (`foveal.images.masks`) excludes places, too.
+
 In a `Classification` the scan is the glimpse of level 1. It has the size of the scanned level, and contributes 0 to the
 logits. Looks have level 2. Without looks, all logits are 0.
 
@@ -29,8 +34,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +68,7 @@ BLOCK = 32
 FLAT = 1 / 255
 """Largest range of values, from 0 to 1, that counts as constant."""
 _SCORED = 256  # tiles that are scored at once
+_SIDE = TILE * STRIDE + WINDOW - STRIDE  # side of a tile with the windows of its places, in pixels of the scanned level
 
 
 class Scout(nn.Module):
@@ -274,6 +281,8 @@ class Scan(GlimpseClassifier):
         distortion: in training mode, looks are rotated by up to this angle in radians, scaled along each axis by up to
             its exponential, and sheared by up to this share.
         heads: number of attention heads that weigh looks together with the scout; 0 for the scout alone. See `Head`.
+        blank_bytes: places in tiles of the file of at most this many bytes count as blank; None for no limit. Small
+            objects on a plain ground may fit into as few bytes, and are then missed.
         mean, std: normalisation; the backbone's if None, or 0.5.
 
     Raises:
@@ -282,6 +291,7 @@ class Scan(GlimpseClassifier):
 
     objective: type[Any] = ScanObjective
     policy_kinds = (Greedy, Sampled, Random)
+    searches = True
 
     def __init__(
         self,
@@ -299,6 +309,7 @@ class Scan(GlimpseClassifier):
         reservoir: int = 4,
         distortion: float = 0.0,
         heads: int = 0,
+        blank_bytes: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -310,6 +321,7 @@ class Scan(GlimpseClassifier):
             ("candidates", candidates, 1),
             ("reservoir", reservoir, 0),
             ("heads", heads, 0),
+            ("blank_bytes", blank_bytes, 0),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")
@@ -328,7 +340,8 @@ class Scan(GlimpseClassifier):
             per_band(mean or config.get("mean", (0.5,)), in_chans),
             per_band(std or config.get("std", (0.5,)), in_chans),
         )
-        self.scale, self.candidates, self.reservoir, self.distortion = scale, candidates, reservoir, distortion
+        self.scale, self.candidates, self.reservoir = scale, candidates, reservoir
+        self.distortion, self.blank_bytes = distortion, blank_bytes
         # Two peaks are more than half a look apart along one axis.
         self.radius = max(1, side // (2 * STRIDE * scale))
         self.locations = self.resolve_locations(locations)
@@ -369,23 +382,35 @@ class Scan(GlimpseClassifier):
         needs_seeds = any(of.draws for of, _ in policies)
         uniform = draws.uniform(purpose) if needs_seeds else np.zeros(len(views))
         seeds = (uniform * 2.0**63).astype(np.uint64)
+        blocks = self._blocks(views.sizes)
+        total, done = sum(map(len, blocks)), 0
         with torch.no_grad():
-            for blocks in _together(self._blocks(views.sizes)):
-                self._scan_blocks(views, blocks, kept, seeds, policy.learned)
+            if self.mean.is_meta and policy.learned and total > len(views):
+                # Only the cost is counted: the tiles of further blocks are scored at once, and their places left out.
+                tiles = sum(int((block.end - block.begin).prod()) for of_image in blocks for block in of_image[1:])
+                self.scout(self.mean.new_empty(tiles, self.channels, _SIDE, _SIDE))
+                blocks = [of_image[:1] for of_image in blocks]
+            for some in _together(blocks):
+                self._scan_blocks(views, some, kept, seeds, policy.learned)
+                done += len(some)
+                if views.on_scan is not None and total > len(views):
+                    views.on_scan(done / total)
         return self._found(views, kept, count + reservoir)
 
     def _blocks(self, sizes: np.ndarray) -> list[list[_Block]]:
         """Blocks of each image, in reading order. A block is read with the tiles around it in which a place may
-        suppress one of the block."""
+        suppress one of the block. It is taller than wide: columns that two blocks read are in the reader's cache, rows
+        that two blocks read may no longer be."""
         ring, of_image = -(-self.radius // TILE), []
         for image, size in enumerate(np.asarray(sizes)):
             tiles = -(-size // (self.scale * STRIDE * TILE))
-            corners = [np.array([y, x]) for y in range(0, tiles[0], BLOCK) for x in range(0, tiles[1], BLOCK)]
-            ends = [np.minimum(first + BLOCK, tiles) for first in corners]
+            rows = min(2 * BLOCK, tiles[0])
+            axes = [_edges(n, step, 1 + ring) for n, step in zip(tiles, (rows, max(BLOCK**2 // rows, 1)), strict=True)]
+            corners = [np.array([y, x]).T for y in pairwise(axes[0]) for x in pairwise(axes[1])]
             of_image.append(
                 [
                     _Block(image, first, last, np.maximum(first - ring, 0), np.minimum(last + ring, tiles))
-                    for first, last in zip(corners, ends, strict=True)
+                    for first, last in corners
                 ]
             )
         return of_image
@@ -399,13 +424,22 @@ class Scan(GlimpseClassifier):
     def _scan_blocks(
         self, views: Views, blocks: list[_Block], kept: list[list[_Kept]], seeds: np.ndarray, scored: bool
     ) -> None:
-        """Read blocks of the same shape, one of each image, and keep their best places."""
+        """Read blocks of the same shape, one of each image, and keep their best places. Blocks without a place that can
+        be chosen are not read."""
+        allowed = [self._allowed(views, block) for block in blocks]
+        blocks = [block for block, some in zip(blocks, allowed, strict=True) if some is None or some.any()]
+        if not blocks:
+            return
+        allowed = [some for some in allowed if some is None or some.any()]
         boxes, shapes = zip(*map(self._box, blocks), strict=True)
         which = np.array([block.image for block in blocks])
         seen = self.see(views, which, np.stack(boxes), shapes[0])
         sizes = -(-views.sizes[which] // self.scale)
         begin = np.stack([block.begin for block in blocks]) * TILE
         blank = self._blank(seen, begin * STRIDE - WINDOW // 2, sizes)
+        for i, some in enumerate(allowed):
+            if some is not None:
+                blank[i] |= ~some
         scores = np.where(blank, np.float32(NEVER), np.float32(0))
         if scored:
             n, rows, columns = blank.shape
@@ -425,6 +459,16 @@ class Scan(GlimpseClassifier):
                 at = np.argwhere(mask)
                 keep.offer(at + begin[i], scores[i][mask].astype(np.float64), seeds[block.image], windows[i], begin[i])
 
+    def _allowed(self, views: Views, block: _Block) -> np.ndarray | None:
+        """(rows, columns) bool: places of a block that may be chosen, as far as is known without reading it; None for
+        all."""
+        y, x = (np.arange(a * TILE, b * TILE) for a, b in zip(block.begin, block.end, strict=True))
+        if views.is_blank(block.image, *self._box(block)):
+            return np.zeros((len(y), len(x)), dtype=bool)
+        step = STRIDE * self.scale
+        centres = y * step + self.scale / 2, x * step + self.scale / 2
+        return views.may_look(block.image, *centres, self.scale, self.blank_bytes)
+
     def _blank(self, seen: Tensor, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Whether places are blank: the 3 x 3 pixels around them, as far as they are in the image, have one value.
 
@@ -438,30 +482,31 @@ class Scan(GlimpseClassifier):
         """
         at = [first[:, i, None] + np.arange(seen.shape[2 + i]) for i in (0, 1)]
         inside = [(p >= 0) & (p < sizes[:, i, None]) for i, p in enumerate(at)]
-        high, low = seen, seen
-        if not all(part.all() for part in inside):
-            beyond = ~to_device(inside[0][:, None, :, None] & inside[1][:, None, None, :], seen.device)
-            high, low = seen.masked_fill(beyond, -torch.inf), seen.masked_fill(beyond, torch.inf)
         near = slice(WINDOW // 2 - 1, -(WINDOW // 2) + STRIDE)
-        high, low = (
-            _sliding_max(_sliding_max(x[..., near, near], 2, 3)[:, :, ::STRIDE], 3, 3)[..., ::STRIDE]
-            for x in (high, -low)
-        )
+        high = low = seen[..., near, near]
+        if not all(part.all() for part in inside):
+            rows, columns = (to_device(part[:, near], seen.device) for part in inside)
+            beyond = ~(rows[:, None, :, None] & columns[:, None, None, :])
+            high, low = high.masked_fill(beyond, -torch.inf), low.masked_fill(beyond, torch.inf)
+        for dim in (2, 3):
+            high, low = _of_three(high, dim, torch.maximum), _of_three(low, dim, torch.minimum)
         # Tensors on the meta device have no values: nothing is blank.
-        flat = on_host(((high + low) * self.std[:, None, None]).amax(1) <= FLAT).astype(bool)
+        flat = on_host(((high - low) * self.std[:, None, None]).amax(1) <= FLAT).astype(bool)
         centres = slice(WINDOW // 2, -(WINDOW // 2) + STRIDE - 1, STRIDE)
         there = [part[:, centres] for part in inside]
         return flat | ~(there[0][:, :, None] & there[1][:, None, :])
 
     def _score_tiles(self, seen: Tensor, full: np.ndarray) -> np.ndarray:
         """(m, TILE, TILE) scores of the tiles of blocks that are ``full``, (n, rows, columns) bool."""
-        side = TILE * STRIDE + WINDOW - STRIDE
-        tiles = seen.unfold(2, side, TILE * STRIDE).unfold(3, side, TILE * STRIDE)
+        tiles = seen.unfold(2, _SIDE, TILE * STRIDE).unfold(3, _SIDE, TILE * STRIDE)
         n, y, x = (to_device(index, seen.device) for index in np.nonzero(full))
         scores = []
         for part in range(0, len(n), _SCORED):
-            # Convolutions of a batch of one may add in another order.
-            some = np.arange(part, min(part + _SCORED, len(n))).repeat(1 + (part + 1 == len(n)))
+            some = np.arange(part, min(part + _SCORED, len(n)))
+            if not seen.is_meta:
+                # Repeat the last tile: convolutions of a batch of one may add in another order, and oneDNN keeps memory
+                # for each size of a batch, so few sizes are used.
+                some = np.pad(some, (0, _rounded(len(some)) - len(some)), mode="edge")
             score = self.scout(tiles[n[some], :, y[some], x[some]].contiguous(memory_format=torch.channels_last))
             scores.append(on_host(score.float()).astype(np.float32))
         return np.concatenate(scores)[: len(n)] if scores else np.zeros((0, TILE, TILE))
@@ -619,14 +664,35 @@ def _highest(scores: np.ndarray, radius: int) -> np.ndarray:
     return _sliding_max(_sliding_max(x, 1, 2 * radius + 1), 2, 2 * radius + 1)
 
 
-def _sliding_max(x: Any, dim: int, width: int) -> Any:
-    """Maxima of ``width`` neighbours along a dimension of a tensor or an array; it becomes shorter by ``width`` - 1."""
-    covered, maximum, before = 1, torch.maximum if isinstance(x, Tensor) else np.maximum, (slice(None),) * dim
+def _rounded(count: int) -> int:
+    """The next power of two from 2 to 32, or multiple of 32."""
+    return max(2, 1 << (count - 1).bit_length()) if count <= 32 else -(-count // 32) * 32
+
+
+def _of_three(x: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Extremes of three neighbours along a dimension, at every second place."""
+    first, middle, last = ([slice(None)] * dim + [slice(i, x.shape[dim] - 2 + i, STRIDE)] for i in range(3))
+    return extreme(extreme(x[tuple(first)], x[tuple(middle)]), x[tuple(last)])
+
+
+def _sliding_max(x: np.ndarray, dim: int, width: int) -> np.ndarray:
+    """Maxima of ``width`` neighbours along a dimension; it becomes shorter by ``width`` - 1."""
+    covered, before = 1, (slice(None),) * dim
     while covered < width:
         step = min(covered, width - covered)
-        x = maximum(x[(*before, slice(None, -step))], x[(*before, slice(step, None))])
+        x = np.maximum(x[(*before, slice(None, -step))], x[(*before, slice(step, None))])
         covered += step
     return x
+
+
+def _edges(count: int, step: int, margin: int) -> list[int]:
+    """Where blocks of ``step`` tiles begin and end, up to ``count``.
+
+    A block is read up to ``margin`` tiles beyond its end, which is a multiple of ``step``, as are the edges of the
+    tiles of most files: then it touches fewer of them. The last block has up to ``margin`` tiles more.
+    """
+    margin %= step
+    return [0, *range(step - margin, count - margin, step), count]
 
 
 def _together(blocks: list[list[_Block]]) -> Iterator[list[_Block]]:

@@ -8,6 +8,7 @@ Example:
 
 from foveal.formats import SUFFIXES
 from foveal.images.inputs import as_batch, as_image, check_type, each, is_one, is_path
+from foveal.images.masks import find_mask
 from foveal.images.open import open_image
 from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
@@ -36,6 +37,7 @@ __all__ = [
     "check_type",
     "checked_range",
     "each",
+    "find_mask",
     "is_one",
     "is_path",
     "open_image",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import jxl, optional, plain
+from foveal.images import jxl, masks, optional, plain
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
@@ -37,6 +37,7 @@ def open_image(
     max_bytes: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     convert: bool = True,
+    mask: str | os.PathLike | np.ndarray | None = None,
 ) -> Pyramid:
     """Open an image. The format is detected from the contents of the file; optional readers also use the suffix.
 
@@ -56,9 +57,12 @@ def open_image(
             None.
         convert: convert such images. If False, a TIFF is read without conversion, which is slow except for a few small
             boxes.
+        mask: where a scan may look, see `foveal.images.masks`: an image file whose white pixels are to be searched, or
+            an (h, w) array of bool. It is stretched over the image. Other models ignore it.
 
     Raises:
-        ImageError: the file is missing, damaged, not an image, or has another number of channels.
+        ImageError: the file is missing, damaged, not an image, or has another number of channels; or the mask is, or
+            has another shape than the image.
         Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
     name = os.fspath(path)
@@ -80,7 +84,10 @@ def open_image(
         raise ImageError(f"{name}: the file is empty; copy it again")
     with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
-        return _open(name, head, cache_dir, convert, options)
+        image = _open(name, head, cache_dir, convert, options)
+    if mask is not None:
+        image.mask = masks.read_mask(mask, image)
+    return image
 
 
 def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:

@@ -39,7 +39,7 @@ Window = tuple[int, int, int, int]
 Stored = tuple[np.ndarray, np.ndarray | None]
 
 # EXIF orientation -> (transpose, then flip y, flip x) from stored pixels to the upright image.
-_ORIENTATIONS = {
+ORIENTATIONS = {
     1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
@@ -89,6 +89,8 @@ class Pyramid(ABC):
         stored_range: default of ``value_range``: the range of the type, or of its used bits. None for types without a
             range, such as floating-point types.
         size: (height, width) after orientation.
+        mask: (h, w) bool, stretched over the image: where a scan may look; everywhere if None. See
+            `foveal.images.masks`.
         level_sizes: (height, width) of each level, level 0 first.
         bytes_read, tiles_decoded: counts since the image was opened; a file that is decoded whole counts as one tile.
 
@@ -123,16 +125,17 @@ class Pyramid(ABC):
             _range(path, self.dtype, self.stored_range) if value_range is None else checked_range(value_range)
         )
         self._blank: bool | None = None
+        self.mask: np.ndarray | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
         self.bytes_read = 0
         self.tiles_decoded = 0
         self._stored_sizes = tuple(stored_sizes)
         self._bands = bands
-        self._orientation = orientation if orientation in _ORIENTATIONS else 1
+        self._orientation = orientation if orientation in ORIENTATIONS else 1
         self._premultiplied = premultiplied
         self._max_bytes = max_bytes or memory_limit()
         self._lock = threading.Lock()
-        transpose = _ORIENTATIONS[self._orientation][0]
+        transpose = ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
         by_halves = [halved] * len(self.level_sizes) if isinstance(halved, bool) else halved
         self._scales = [
@@ -184,23 +187,8 @@ class Pyramid(ABC):
             boxes, size, antialias: see `look`.
             bounds: (y0, x0, y1, x1) of the visible part of the image; pixels beyond it count as outside.
         """
-        wanted = []
-        for box in np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist():
-            level = self._level(box, size, antialias)
-            (h, w), (full_h, full_w) = self.level_sizes[level], self.size
-            scale = self._scales[level] * 2
-            y0, x0, y1, x1 = bounds or (0, 0, full_h, full_w)
-            limits = (max(y0, 0), max(x0, 0), min(y1, full_h), min(x1, full_w))
-            how = plan(
-                [b * s for b, s in zip(box, scale, strict=True)],
-                size,
-                [b * s for b, s in zip(limits, scale, strict=True)],
-                antialias=antialias,
-                shrink=True,
-            )
-            # A level that was halved may lack an odd last row or column; its last pixels are used instead.
-            how = how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
-            wanted.append((level, how))
+        rows = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist()
+        wanted = [self._planned(box, size, antialias, bounds) for box in rows]
         for level, how in wanted:
             y0, x0, y1, x1 = (0, 0, 0, 0) if how.empty else how.window
             if (cost := (y1 - y0) * (x1 - x0) * self._bands * self.dtype.itemsize) > self._max_bytes:
@@ -211,6 +199,45 @@ class Pyramid(ABC):
                 )
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
+
+    def _planned(
+        self, box: Sequence[float], size: tuple[int, int], antialias: bool = True, bounds: Sequence[float] | None = None
+    ) -> tuple[int, ResamplePlan]:
+        """The level from which a box is read, and the plan in pixels of this level; see `read_cuts`."""
+        level = self._level(box, size, antialias)
+        (h, w), (full_h, full_w) = self.level_sizes[level], self.size
+        scale = self._scales[level] * 2
+        y0, x0, y1, x1 = bounds or (0, 0, full_h, full_w)
+        limits = (max(y0, 0), max(x0, 0), min(y1, full_h), min(x1, full_w))
+        how = plan(
+            [b * s for b, s in zip(box, scale, strict=True)],
+            size,
+            [b * s for b, s in zip(limits, scale, strict=True)],
+            antialias=antialias,
+            shrink=True,
+        )
+        # A level that was halved may lack an odd last row or column; its last pixels are used instead.
+        return level, how._replace(y=how.y._replace(last=min(how.y.last, h)), x=how.x._replace(last=min(how.x.last, w)))
+
+    def is_constant(self, box: Sequence[float], size: tuple[int, int]) -> bool:
+        """Whether all source pixels of a block of a scan are known to be equal, or missing, before they are decoded.
+
+        False does not mean that they differ. Readers of tiled files override this, and keep the tiles of a block for
+        the next one.
+        """
+        return False
+
+    def tile_bytes(self, y: np.ndarray, x: np.ndarray, spacing: float) -> np.ndarray | None:
+        """Encoded size of the tiles from which points are read; None if the file has no tiles.
+
+        Args:
+            y, x: coordinates in full-resolution pixels, of shapes that can be broadcast.
+            spacing: full-resolution pixels per pixel of the look, which determines the level.
+
+        Returns:
+            Bytes, of the common shape; 0 for tiles that are missing.
+        """
+        return None
 
     def resample_cut(self, piece: Cut) -> tuple[Tensor, Tensor | None]:
         """Second half of `look`: resample the source pixels of a box.
@@ -367,7 +394,7 @@ class Pyramid(ABC):
         if self._orientation == 1:
             with reading(self.path, "cannot be read"), noting(self.path):
                 return self._read_stored(requests)
-        transpose, flip_y, flip_x = _ORIENTATIONS[self._orientation]
+        transpose, flip_y, flip_x = ORIENTATIONS[self._orientation]
         stored = []
         for level, (top, left, bottom, right) in requests:
             h, w = self.level_sizes[level]

@@ -65,6 +65,13 @@ class Axis(NamedTuple):
         return self.inside and self.start == 0 and self.stop == length
 
     @property
+    def on_grid(self) -> bool:
+        """Whether every output pixel is an averaged pixel, or outside."""
+        same = self.stop - self.start == self.outputs and float(self.start).is_integer() and self.start <= 0
+        ends = self.low in (-math.inf, 0) and self.high in (math.inf, (self.last - self.first) / self.factor)
+        return same and ends and (self.last - self.first) % self.factor == 0
+
+    @property
     def inside(self) -> bool:
         return self.low == -math.inf and self.high == math.inf
 
@@ -156,6 +163,12 @@ def cut(window: Tensor, how: ResamplePlan) -> tuple[Tensor, Tensor | None]:
             return F.interpolate(pixels, size, mode="bilinear", antialias=how.antialias), None
     if how.empty:
         return pixels.new_zeros((*pixels.shape[:2], *size)), pixels.new_zeros(size)
+    if how.y.on_grid and how.x.on_grid:
+        out, cover = pixels.new_zeros((*pixels.shape[:2], *size)), pixels.new_zeros(size)
+        top, left = round(-how.y.start), round(-how.x.start)
+        inside = np.s_[top : top + pixels.shape[-2], left : left + pixels.shape[-1]]
+        out[(..., *inside)], cover[inside] = pixels, 1
+        return out, cover
     rows, row_weight, cover_y = _on(pixels, _taps(how.y, pixels.shape[-2], how.antialias))
     cols, col_weight, cover_x = _on(pixels, _taps(how.x, pixels.shape[-1], how.antialias))
     # Transpose for the second pass, because selecting whole rows is faster on a CPU.

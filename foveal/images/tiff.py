@@ -24,7 +24,7 @@ import io
 import logging
 import os
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ from foveal.errors import ImageError
 from foveal.images import pages, scale
 from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
-from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
+from foveal.images.pyramid import ORIENTATIONS, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_inside, open_file, read_at, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 
@@ -46,6 +46,9 @@ from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _KEPT = 4 << 20  # size of the cache of decoded tiles of each image, in bytes; glimpses overlap
+_MOST_KEPT = 32 << 20  # its largest size during a scan, whose blocks overlap
+_CONSTANT = 32  # tiles that shrink by this factor or more are tested for a constant colour
+_MOST_CONSTANT = 64  # encoded constant tiles that are remembered
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
 _NAMES = {
     0: "min-is-white",
@@ -323,6 +326,8 @@ class TiffPyramid(Pyramid):
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
         self._kept_bytes = 0
         self._keep = _KEPT
+        self._constant: dict[tuple, np.ndarray] = {}
+        self._counts: dict[int, np.ndarray] = {}
 
     def close(self) -> None:
         descriptors, self._descriptors = self._descriptors, {}
@@ -335,7 +340,8 @@ class TiffPyramid(Pyramid):
 
     def __getstate__(self) -> dict[str, Any]:
         # Decoders cannot be pickled. The headers are parsed again on the first look at the copy.
-        return {**super().__getstate__(), "_layout": None, "_descriptors": {}, "_kept": OrderedDict(), "_kept_bytes": 0}
+        empty: dict[str, Any] = {"_layout": None, "_descriptors": {}, "_kept": OrderedDict(), "_kept_bytes": 0}
+        return {**super().__getstate__(), **empty, "_constant": {}, "_counts": {}}
 
     def read_whole(self) -> Stored:
         """Read all of level 0, before orientation: (h, w, bands) and (h, w) alpha or None."""
@@ -353,6 +359,42 @@ class TiffPyramid(Pyramid):
         """Whether tiles of level 0 are missing, as in sparse files."""
         level = self._headers().levels[0]
         return not level.counts.all(self._descriptor(level.file)).all()
+
+    def is_constant(self, box: Sequence[float], size: tuple[int, int]) -> bool:
+        layout = self._headers()
+        number, how = self._planned(box, size)
+        level = layout.levels[number]
+        if how.empty or self._orientation != 1 or level.planar or layout.masks[number] is not None:
+            return False
+        descriptor, lengths = self._descriptor(level.file), {len(same[-1]) for same in list(self._constant)}
+        values: list[Any] = []
+        indices = list(_indices(level, how.window, 0))
+        self._keep = max(self._keep, min(len(indices) * level.tile_cost, _MOST_KEPT))
+        for index in indices:
+            length = level.counts.get(descriptor, index)
+            if length and length not in lengths and (number, index, False) not in self._kept:
+                return False  # it would have to be decoded
+            tile = self._tile(level, number, index, level.offsets.get(descriptor, index), False)
+            if tile is not None and not _is_constant(tile):
+                return False
+            values.append(tile if tile is None else tile[0, 0].tolist())
+            if values[-1] != values[0]:
+                return False
+        return True
+
+    def tile_bytes(self, y: np.ndarray, x: np.ndarray, spacing: float) -> np.ndarray:
+        number = self._level((0, 0, spacing, spacing), (1, 1), True)
+        level = self._headers().levels[number]
+        if number not in self._counts:
+            planes = level.samples if level.planar else 1
+            counts = level.counts.all(self._descriptor(level.file))[: planes * level.rows * level.columns]
+            self._counts[number] = counts.astype(np.int64).reshape(planes, level.rows, level.columns).sum(0)
+        transpose, *flips = ORIENTATIONS[self._orientation]
+        at = [v * scale for v, scale in zip((y, x), self._scales[number], strict=True)]
+        at = [n - v if flip else v for v, n, flip in zip(at, self.level_sizes[number], flips, strict=True)]
+        row, column = (v // n for v, n in zip(at[:: -1 if transpose else 1], level.tile, strict=True))
+        row, column = row.clip(0, level.rows - 1), column.clip(0, level.columns - 1)
+        return self._counts[number][row.astype(int), column.astype(int)]
 
     def _headers(self) -> TiffLayout:
         with self._lock:
@@ -386,14 +428,11 @@ class TiffPyramid(Pyramid):
     ) -> list[np.ndarray | None]:
         """Fill the buffers, reading each tile once, in file order; return masks of missing tiles, or None."""
         users: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, (number, (y0, x0, y1, x1)) in enumerate(requests):
+        for i, (number, window) in enumerate(requests):
             level = levels[number]
-            th, tw = level.tile
             for plane in range(level.samples if level.planar else 1):
-                for row in range(y0 // th, (y1 - 1) // th + 1):
-                    start = (plane * level.rows + row) * level.columns
-                    for column in range(x0 // tw, (x1 - 1) // tw + 1):
-                        users[number, start + column].append(i)
+                for index in _indices(level, window, plane):
+                    users[number, index].append(i)
         absent: list[np.ndarray | None] = [None] * len(requests)
         descriptors = {n: self._descriptor(levels[n].file) for n, _ in users}
         places = sorted((levels[n].file, levels[n].offsets.get(descriptors[n], i), n, i) for n, i in users)
@@ -420,7 +459,10 @@ class TiffPyramid(Pyramid):
         return absent
 
     def _tile(self, level: Level, number: int, index: int, at: int, mask: bool) -> np.ndarray | None:
-        """(h, w, samples) of one tile; None if it is missing in a sparse file."""
+        """(h, w, samples) of one tile; None if it is missing in a sparse file. A constant tile has strides of 0.
+
+        A tile with the bytes of one that was decoded and found constant is not decoded: equal bytes decode equally.
+        """
         key = (number, index, mask)
         with self._lock:
             if key in self._kept:
@@ -434,15 +476,43 @@ class TiffPyramid(Pyramid):
                 check_inside(descriptor, at)
                 return None
             data = read_at(descriptor, length, at)
-        with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
-            tile = decode_tile(level, data, index)
-        self._count(length, 1)
+        # Decoding depends on the plane, by its tables, and on the size of tiles at the edges.
+        same = (number, mask, index // (level.rows * level.columns), *level.shapes(index), data)
+        small = length * _CONSTANT <= level.tile_cost
+        tile = self._constant.get(same) if small else None
+        self._count(length, tile is None)
+        if tile is None:
+            with reading(self.path, f"{where} cannot be decoded", "the file is damaged there, copy it again"):
+                tile = decode_tile(level, data, index)
+            if small and (tile == tile[:1, :1]).all():
+                tile = np.broadcast_to(tile[:1, :1].copy(), tile.shape)
         with self._lock:
-            self._kept[key] = tile
-            self._kept_bytes += tile.nbytes
+            if _is_constant(tile) and len(self._constant) < _MOST_CONSTANT:
+                self._constant[same] = tile
+            if key not in self._kept:
+                self._kept[key] = tile
+                self._kept_bytes += _held(tile)
             while self._kept_bytes > self._keep:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+                self._kept_bytes -= _held(self._kept.popitem(last=False)[1])
         return tile
+
+
+def _indices(level: Level, window: Window, plane: int) -> Iterator[int]:
+    """Indices of the tiles of a plane in a window of the level."""
+    (y0, x0, y1, x1), (height, width) = window, level.tile
+    for row in range(y0 // height, (y1 - 1) // height + 1):
+        start = (plane * level.rows + row) * level.columns
+        yield from range(start + x0 // width, start + (x1 - 1) // width + 1)
+
+
+def _is_constant(tile: np.ndarray) -> bool:
+    """Whether a tile was found to be constant."""
+    return tile.strides[:2] == (0, 0)
+
+
+def _held(tile: np.ndarray) -> int:
+    """Memory of a tile in bytes; a constant one is small."""
+    return 1 << 10 if _is_constant(tile) else tile.nbytes
 
 
 def _show(layout: TiffLayout, stored: np.ndarray, absent: np.ndarray | None, valid: np.ndarray | None) -> Stored:

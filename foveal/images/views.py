@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,11 +67,13 @@ class Views(ABC):
         sizes: (B, 2) int, (height, width) of each image in full-resolution pixels.
         channels: number of bands of a look.
         errors: error messages by the index of the image. Failed looks have the fill value.
+        on_scan: called during scans of large images with the share that is done, 0 to 1; None if nobody asks.
     """
 
     sizes: np.ndarray
     channels: int
     errors: dict[int, str]
+    on_scan: Callable[[float], None] | None = None
 
     @property
     def mpp(self) -> np.ndarray:
@@ -106,6 +109,28 @@ class Views(ABC):
         Returns:
             (N, channels, height, width) float32 in [0, 1], on the device of the views.
         """
+
+    def may_look(
+        self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None
+    ) -> np.ndarray | None:
+        """Whether a model may look at the points of a grid.
+
+        Args:
+            i: index of the image.
+            y, x: (rows,) and (columns,) coordinates in full-resolution pixels.
+            spacing: full-resolution pixels per pixel of the look that shows the points.
+            blank_bytes: tiles of the file with at most this many bytes count as blank; None for no limit.
+
+        Returns:
+            (rows, columns) bool: the point is inside the mask of the image, and its tile is not blank; None if all may
+            be looked at.
+        """
+        return None
+
+    def is_blank(self, i: int, box: np.ndarray, size: tuple[int, int]) -> bool:
+        """Whether a look is known to show a single colour before the file is decoded. False does not mean that it has
+        several."""
+        return False
 
     @property
     def bytes_read(self) -> np.ndarray | None:
@@ -291,6 +316,28 @@ class View:
             pixels = pixels if cover is None else pixels * cover
         return pixels, cover
 
+    def may_look(self, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None) -> np.ndarray | None:
+        """See `Views.may_look`."""
+        if self.image.mask is None and blank_bytes is None:
+            return None
+        (a, b, c), (d, e, f) = self.transform.matrix
+        y, x = np.asarray(y)[:, None], np.asarray(x)[None]
+        y, x = (a * y + c, e * x + f) if b == d == 0 else (a * y + b * x + c, d * y + e * x + f)
+        allowed = np.ones(np.broadcast_shapes(y.shape, x.shape), dtype=bool)
+        if (mask := self.image.mask) is not None:
+            (h, w), (height, width) = mask.shape, self.image.size
+            rows, columns = (y * (h / height)).astype(int), (x * (w / width)).astype(int)
+            allowed = mask[rows.clip(0, h - 1), columns.clip(0, w - 1)]
+        if blank_bytes is not None:
+            counts = self.image.tile_bytes(y, x, spacing * min(math.hypot(a, d), math.hypot(b, e)))
+            allowed = allowed if counts is None else allowed & (counts > blank_bytes)
+        return allowed
+
+    def is_blank(self, box: np.ndarray, size: tuple[int, int]) -> bool:
+        """See `Views.is_blank`."""
+        plain = self.transform.matrix == Transform.identity(self.size).matrix and self.transform.bounds is None
+        return plain and self.size == self.image.size and self.image.is_constant(box.tolist(), size)
+
     def _read(self, boxes: np.ndarray, size: tuple[int, int], antialias: bool) -> list[Cut]:
         t = self.transform
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -399,6 +446,18 @@ class ImageViews(Views):
                 out[places] = 0.0 if fill is None else fill[:, None, None].float()
         return out
 
+    def may_look(
+        self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None
+    ) -> np.ndarray | None:
+        return self.views[i].may_look(y, x, spacing, blank_bytes)
+
+    def is_blank(self, i: int, box: np.ndarray, size: tuple[int, int]) -> bool:
+        if i in self.errors:
+            return True
+        with suppress(ImageError):  # a look at the box reports it
+            return self.views[i].is_blank(box, size)
+        return False
+
     @property
     def mpp(self) -> np.ndarray:
         return np.array([np.nan if view.mpp is None else view.mpp for view in self.views], dtype=np.float64)
@@ -436,6 +495,7 @@ class Occluded(Views):
         self.sizes = views.sizes
         self.channels = views.channels
         self.errors = views.errors
+        self.on_scan = views.on_scan
 
     def look(
         self,
@@ -452,6 +512,11 @@ class Occluded(Views):
         mask = to_device((rows.swapaxes(1, 2) @ columns > 0) != self.inverse, seen.device)
         ground = seen.new_zeros(self.channels) if fill is None else to_device(fill, seen.device, seen.dtype)
         return torch.where(mask[:, None], ground[:, None, None], seen)
+
+    def may_look(
+        self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None
+    ) -> np.ndarray | None:
+        return self.views.may_look(i, y, x, spacing, blank_bytes)
 
     @property
     def mpp(self) -> np.ndarray:

@@ -12,8 +12,8 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,6 +172,24 @@ def _looking_macs(
 ) -> int:
     counter = run_on_blank(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
+
+
+def count_looks(model: GlimpseClassifier, size: tuple[int, int], locations: int | Sequence[int] | None = None) -> int:
+    """Looks after the first at an image of a size; images that are not square may have fewer cells than asked for.
+
+    Args:
+        model: a classifier.
+        size: (height, width) of the image.
+        locations: see `count_cost`.
+    """
+
+    @contextmanager
+    def watching(copied: nn.Module) -> Iterator[list[int]]:
+        looks: list[int] = []
+        copied.register_forward_hook(lambda module, given, seen: looks.append(int(seen.locations[0])))
+        yield looks
+
+    return run_on_blank(model, size, watching, locations)[-1]
 
 
 def run_on_blank(

@@ -50,6 +50,7 @@ from foveal.prediction.rows import (
     Row,
     as_text,
     check_how,
+    check_masks,
     find_named,
     predict_rows,
 )
@@ -96,7 +97,9 @@ def predict(
     out: str | Path | None = None,
     resume: bool = True,
     retry: bool = False,
+    masks: str | Path | None = None,
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
+    on_scan: Callable[[float, int], None] | None = None,
 ) -> Summary:
     """Classify many images: one row per image, see `foveal.prediction.rows.COLUMNS`.
 
@@ -124,7 +127,9 @@ def predict(
         retry: predict the images with an error in ``out`` again.
         on_progress: called after each batch with the number of images done, the number of all images, and the batch's
             rows.
-        locations, policy, batch_size, threads, device, precision, top_k, seed, until: see
+        on_scan: called during scans of large images with the number of images done, which includes fractions, and the
+            number of all images.
+        locations, policy, batch_size, threads, device, precision, top_k, seed, until, masks: see
             `foveal.prediction.rows.predict_rows`.
 
     Raises:
@@ -138,6 +143,7 @@ def predict(
     check_precision(precision)
     predictor = Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
+    check_masks(predictor, masks)
     left_out = LeftOut()
     found = find_named(paths, left_out)
     settings = {
@@ -152,6 +158,8 @@ def predict(
         settings["thresholds"] = [list(pair) for pair in thresholds]
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
+    if masks is not None:
+        settings["masks"] = os.fspath(masks)
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
         todo, first_batch, failed, kept, safe = found, 0, [], [], "that are there"
         try:
@@ -161,6 +169,11 @@ def predict(
                 failed = output.failures(found, todo[first_batch * batch_size :])
             skipped = done = len(found) - len(todo[first_batch * batch_size :])
             safe = f"of {done:,} of {len(found):,} images"
+
+            def scanned(share: float) -> None:
+                if on_scan is not None:
+                    on_scan(done + share * min(batch_size, len(found) - done), len(found))
+
             batches = predict_rows(
                 predictor,
                 todo,
@@ -172,6 +185,8 @@ def predict(
                 seed=seed,
                 until=until,
                 first_batch=first_batch,
+                masks=masks,
+                on_scan=scanned,
             )
             before = len(failed)
             with closing(batches):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ImageError, RunError
+from foveal.errors import ConfigError, ImageError, RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import (
     ImageViews,
@@ -106,19 +106,24 @@ class Predictor:
         self.model.check_policies([policy])
         return self.model.resolve_locations(locations)
 
-    def open(self, image: Any, name: str = "image") -> Pyramid:
+    def open(self, image: Any, name: str = "image", mask: str | Path | None = None) -> Pyramid:
         """Open an image as the training images were opened: with the same bands, value range and, if any, size.
 
         Args:
             image: a path, or an image in memory, see `foveal.images.as_image`.
             name: name of an image in memory, for errors.
+            mask: mask of a file, see `foveal.images.masks`. It is for models with ``searches``.
 
         Raises:
+            ConfigError: the model does not search inside masks, or the image is not a file.
             ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
         """
+        if mask is not None and not (self.model.searches and is_path(image)):
+            what = "only those of files are read" if self.model.searches else f"{type(self.model).__name__} has no scan"
+            raise ConfigError(f"`mask` {mask}: cannot be used, {what}; leave it out")
         value_range = getattr(self.model, "value_range", None)
         taken: dict[str, Any] = {"channels": self.model.channels, "value_range": value_range}
-        opened = open_image(image, **taken) if is_path(image) else as_image(image, name=name, **taken)
+        opened = open_image(image, mask=mask, **taken) if is_path(image) else as_image(image, name=name, **taken)
         check_type(opened, value_range)
         side = getattr(self.model, "image_size", None)
         if side is None:

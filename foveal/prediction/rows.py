@@ -16,9 +16,10 @@ import glob
 import os
 import time
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch import Tensor
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.images import ImageViews, LeftOut, View, as_text, each, is_path, walk
+from foveal.images import ImageViews, LeftOut, View, as_text, each, find_mask, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
 from foveal.policies import GREEDY, Policy
@@ -190,6 +191,20 @@ def check_how(*, batch_size: int, threads: int | None, top_k: int, until: Exit |
         )
 
 
+def check_masks(predictor: Predictor, masks: str | Path | None) -> None:
+    """Check that a folder of masks exists and that the model uses masks.
+
+    Raises:
+        ConfigError: there is no such folder, or the model does not use it.
+    """
+    if masks is None:
+        return
+    if not predictor.model.searches:
+        raise ConfigError(f"`masks` {masks}: {type(predictor.model).__name__} has no scan; leave masks out")
+    if not Path(masks).is_dir():
+        raise ConfigError(f"`masks` {masks}: there is no such folder; check the path")
+
+
 def predict_rows(
     model: Predictor | Model,
     images: Sequence[Any],
@@ -204,6 +219,8 @@ def predict_rows(
     seed: int = 0,
     until: Exit | None = None,
     first_batch: int = 0,
+    masks: str | Path | None = None,
+    on_scan: Callable[[float], None] | None = None,
 ) -> Generator[list[Row], None, None]:
     """Classify images. The next batch is opened while the model runs. Batch norms are folded for `FOLD_FROM` images or
     more.
@@ -220,6 +237,8 @@ def predict_rows(
         seed: seed of policies that draw. Draws depend on it and on the path or index of the image only.
         until: early exit; its locations are the maximum.
         first_batch: number of batches to skip. The others do not depend on it.
+        masks: folder of the masks of files, for models with ``searches``; see `foveal.images.masks`.
+        on_scan: see `foveal.images.Views`, for each batch.
 
     Yields:
         The rows of each batch, in the order of ``images``.
@@ -230,6 +249,7 @@ def predict_rows(
     check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
     looks = predictor.locations(locations, policy)
+    check_masks(predictor, masks)
     named = list(_names(images))
     batches = [named[i : i + batch_size] for i in range(first_batch * batch_size, len(named), batch_size)]
     if not batches:
@@ -239,15 +259,16 @@ def predict_rows(
     macs = LookCounter(predictor.model, policy)
     pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
     try:
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor) for image in batches[0]]
+        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor, masks) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
-            ahead = [pool.submit(_open, image, predictor) for image in following]
+            ahead = [pool.submit(_open, image, predictor, masks) for image in following]
             good = {place: image for place, image in enumerate(opened) if image.view is not None}
             results: dict[int, Row] = {}
             try:
                 if good:
                     views = ImageViews([image.view for image in good.values() if image.view is not None])
+                    views.on_scan = on_scan
                     samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
                     start = time.perf_counter()
                     seen = predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=False)
@@ -276,13 +297,14 @@ def predict_rows(
         pool.shutdown(cancel_futures=True)
 
 
-def _open(named: Named, predictor: Predictor) -> _Opened:
+def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> _Opened:
     path, start = named.path, time.perf_counter()
     if named.error is not None:
         return _Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
-            image = predictor.open(named.image, path)
+            mask = None if masks is None or not is_path(named.image) else find_mask(masks, path)
+            image = predictor.open(named.image, path, mask)
             view = View(image)
             view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:

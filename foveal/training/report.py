@@ -55,7 +55,7 @@ def describe(learner: Learner, out: Path, updates: int) -> str:
     """
     model, data, training = learner.model, learner.data, learner.config
     name = model.spec.get("name", type(model).__name__)
-    backbone = f" on {model.spec['backbone']}" if "backbone" in model.spec else ""
+    backbone = f" on {model.spec['backbone']}" if model.spec.get("backbone") else ""
     beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
     splits = {split: getattr(data, split) for split in ("train", "val", "test")}
     counts = ", ".join(f"{len(images):,} {split}" for split, images in splits.items() if images is not None)

@@ -172,6 +172,22 @@ def test_windows_and_boxes_are_around_the_places():
         assert box.tolist() == [*corner, *(corner + 16)]
 
 
+@pytest.mark.parametrize(("block", "radius"), [(1, 1), (2, 9), (5, 30), (32, 2), (32, 300)])
+def test_blocks_cover_each_tile_once(monkeypatch, block, radius):
+    monkeypatch.setattr(scanning, "BLOCK", block)
+    model = small(scale=1)
+    model.radius, ring = radius, -(-radius // TILE)
+    for height, width in ((10, 10), (500, 520), (2000, 300), (16, 4000)):
+        seen = np.zeros((-(-height // 16), -(-width // 16)), int)
+        for one in model._blocks(np.array([[height, width]]))[0]:
+            seen[one.first[0] : one.last[0], one.first[1] : one.last[1]] += 1
+            assert (one.begin == np.maximum(one.first - ring, 0)).all()
+            assert (one.end == np.minimum(one.last + ring, seen.shape)).all()
+            assert (one.last > one.first).all()
+            assert np.prod(one.last - one.first) <= 2 * block**2 + 3 * block * (ring + 2) + (ring + 2) ** 2
+        assert (seen == 1).all()
+
+
 class Streamed(BlankViews):
     """Noise of any size, of which nothing is kept; the elements of every look are counted."""
 
@@ -190,13 +206,15 @@ def test_memory_does_not_grow_with_the_image(monkeypatch):
     monkeypatch.setattr(scanning, "_best", lambda keys, *rest: compared.append(len(keys)) or best(keys, *rest))
     model, largest = small(in_chans=1, scale=4), {}
     for side in (600, 2400):
-        views, tiles = Streamed(side), -(-side // (4 * STRIDE * TILE))
+        views = Streamed(side)
+        blocks = model._blocks(views.sizes)[0]
         found = model.scan(views, 7, GREEDY, draws(1), "x")
-        assert found.taken.all() and len(views.elements) == (-(-tiles // 2)) ** 2
+        assert found.taken.all() and len(views.elements) == len(blocks) > side / 60
         assert found.windows.untyped_storage().nbytes() == 7 * WINDOW**2 * 4
         largest[side] = max(views.elements)
     # A block offers at most all of its places, and 7 are kept.
-    assert largest[600] == largest[2400] and max(compared) <= (2 * TILE) ** 2
+    most = max(np.prod(block.last - block.first) for block in blocks)
+    assert largest[600] == largest[2400] and max(compared) <= most * TILE**2
 
 
 def test_blank_places_are_neither_scored_nor_chosen():
@@ -371,3 +389,15 @@ def test_learns_to_find_and_read():
             logits = model.eval()(test.views, locations=1, policy=policy).logits
             right[policy] = (logits.argmax(1) == test.target).float().mean().item()
     assert right["greedy"] > 0.9 > 0.65 > right["random"], right
+
+
+def test_tiles_are_scored_in_batches_of_few_sizes():
+    model, seen = small(scale=1), noise(1, 3, 8 * 16 + 9, 10 * 16 + 9)
+    sizes, full = set(), np.zeros((1, 8, 10), bool)
+    model.scout.features[0].register_forward_hook(lambda module, given, out: sizes.add(len(out)))
+    with torch.no_grad():
+        every = model._score_tiles(seen, ~full)
+        for count in range(1, 81):
+            full.flat[:count] = True
+            assert (model._score_tiles(seen, full) == every[:count]).all()
+    assert sizes == {2, 4, 8, 16, 32, 64, 96}

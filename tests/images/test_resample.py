@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveal.images.resample import cut, plan, resample, shrink
+from foveal.images.resample import Axis, cut, plan, resample, shrink
 
 PIXELS = torch.rand(2, 3, 90, 70, generator=torch.Generator().manual_seed(0))
 
@@ -154,3 +154,24 @@ def test_precision_survives_autocast():
 def test_empty_box_is_refused():
     with pytest.raises(ValueError, match="empty"):
         resample(PIXELS, (10, 10, 10, 20), (4, 4))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_boxes_on_the_grid_are_pasted_as_they_are_resampled(monkeypatch, factor):
+    def cuts():
+        for box in ((-6, -4, 10, 12), (8, 20, 40, 36), (-8, -8, 32, 40)):
+            how = plan(box, ((box[2] - box[0]) // factor, (box[3] - box[1]) // factor), (0, 0, 24, 32), shrink=True)
+            y0, x0, y1, x1 = how.window
+            yield cut(PIXELS[..., :24, :32][..., y0:y1, x0:x1], how)
+
+    pasted = list(cuts())
+    monkeypatch.setattr(Axis, "on_grid", False)
+    for (pixels, cover), (expected, weight) in zip(pasted, cuts(), strict=True):
+        assert torch.equal(pixels, expected) and torch.equal(cover, weight.to(cover.dtype))
+
+
+@pytest.mark.parametrize("box", [(-6.5, -4, 9.5, 12), (-6, -4, 11, 12), (-6, -4, 10, 12.5)])
+def test_other_boxes_are_not_on_the_grid(box):
+    how = plan(box, (16, 16), (0, 0, 24, 32))
+    assert not (how.y.on_grid and how.x.on_grid)
+    assert not plan((-6, -4, 10, 12), (16, 16), (0.5, 0, 24, 32)).y.on_grid
