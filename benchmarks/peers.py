@@ -1,0 +1,216 @@
+"""Published peers of the scan, and dense networks, on megapixel MNIST of 1,500 px.
+
+Trains iterative patch selection, attention pooling over all tiles, and a small convolutional network on whole canvases
+at a quarter of its size and at its full size, from random weights on one thread. Each has a fixed number of updates:
+as many as took about 1,400 (iterative patch selection) or 600 seconds of processor time in a short trial. Tiles of one
+value are encoded once while scanning (``reuse_blank``), which changes nothing but the time. Measures on test canvases:
+accuracy; whether the digits of the target class are in tiles that were kept; milliseconds, multiply-accumulates and
+bytes of one image. Finished runs and existing rows are kept; costs are measured in alternation.
+
+With ``--authors``, a folder with the code of github.com/benbergner/ips, also measures how long an update of that code
+takes on the same canvases, by its own ``train_one_epoch``.
+
+    python benchmarks/peers.py --root data --authors ips --out benchmarks/results/peers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from harness import write
+
+from foveal import Run, get_data, load
+from foveal.evaluation import Trial, measure_in_turn
+from foveal.glimpse.base import GlimpseClassifier
+from foveal.metrics import wilson
+from foveal.prediction import count_cost
+from foveal.recipes import load_recipe
+from foveal.runs import METRICS, WEIGHTS
+
+CANVAS = 1500
+TASKS = ("one", "majority")
+DENSE = "--model plain_convnet_32 --model.in_chans 1 --model.global_pool max --model.mean [0.0] --model.std [1.0]"
+
+
+class Contender(NamedTuple):
+    """A model to be trained.
+
+    Attributes:
+        recipe: recipe by task.
+        flags: of ``foveal fit``, in addition to the recipe.
+        updates: number of updates.
+        warmup: updates of them with a rising learning rate.
+    """
+
+    recipe: str
+    flags: str
+    updates: int
+    warmup: int
+
+
+CONTENDERS = {
+    # The share of the warm-up is the published one, 10 of 150 epochs.
+    "ips.reference": Contender("megapixel/ips_{}_1500", "--model.reuse_blank true", 140, 9),
+    "mil": Contender("megapixel/mil_one_1500", "", 150, 10),
+    "dense, a quarter": Contender("megapixel/mil_one_1500", f"{DENSE} --model.image_size 375 --batch_size 16", 270, 20),
+    "dense, full size": Contender("megapixel/mil_one_1500", f"{DENSE} --model.image_size 1500 --batch_size 2", 130, 10),
+}
+
+
+def fit(name: str, task: str, seed: int, root: str, folder: Path) -> Path:
+    """Train a run unless it is finished. Its processor time is stored in the run folder."""
+    one, out = CONTENDERS[name], folder / f"{name.replace(', ', '_').replace(' ', '_')}_{task}_{seed}"
+    if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
+        return out
+    flags = f"--data.root {root} --data.task {task} --data.val 20 --data.test 0 --seed {seed} --steps {one.updates}"
+    flags += f" --optimiser.warmup {one.warmup} --log-every 5 --workers 0 --device cpu --overwrite --quiet {one.flags}"
+    command = [sys.executable, "-m", "foveal", "fit", one.recipe.format(task), *flags.split(), "--out", str(out)]
+    start = os.times()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    end = os.times()
+    took = end.children_user + end.children_system - start.children_user - start.children_system
+    (out / "processor_seconds").write_text(f"{took:.1f}\n")
+    return out
+
+
+def canvases(task: str, root: str, **counts: int) -> Any:
+    values = load_recipe(CONTENDERS["ips.reference"].recipe.format(task))["data"]
+    return get_data(**{**values, "task": task, "root": root, "train": 0, "val": 0, "test": 0, **counts})
+
+
+def row_of(name: str, task: str, seed: int, run: Path, root: str, images: int) -> dict[str, Any]:
+    model, data = load(run, device="cpu").eval(), canvases(task, root, test=images)
+    right, found = [], []
+    for batch in data.loader("test", batch_size=10):
+        looked = model(batch.views, contributions=False)
+        right.append((looked.logits.argmax(-1) == batch.target).numpy())
+        found.append([held(one, data.test.boxes[i]) for one, i in zip(looked, batch.index, strict=True)])
+    hits = int(np.concatenate(right).sum())
+    low, high = wilson(hits, images)
+    steps = int((run / METRICS).read_text().strip().splitlines()[-1].split(",")[0])
+    return {
+        "contender": name,
+        "task": task,
+        "seed": seed,
+        "updates": steps,
+        "batch_size": Run(run).config["batch_size"],
+        "processor_seconds": float((run / "processor_seconds").read_text()),
+        "test_images": images,
+        "right": hits,
+        "accuracy": round(hits / images, 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "found": round(float(np.concatenate(found).mean()), 4) if name == "ips.reference" else None,
+    }
+
+
+def held(looked: Any, digits: np.ndarray) -> float:
+    """Share of the digits (n, 4) of which at least half are in one of the tiles that were kept."""
+    tiles = looked.glimpses.box[looked.glimpses.level == 2][:, None]
+    low, high = np.maximum(tiles[..., :2], digits[:, :2]), np.minimum(tiles[..., 2:], digits[:, 2:])
+    shown = np.clip(high - low, 0, None).prod(-1) / (digits[:, 2:] - digits[:, :2]).prod(-1)
+    return float((shown >= 0.5).any(0).mean()) if len(tiles) else 0.0
+
+
+def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
+    """Measure the cost of one image for all rows in alternation, and add it to the rows."""
+    trials = []
+    for row in rows:
+        model = load(fit(row["contender"], row["task"], row["seed"], root, folder), device="cpu").eval()
+        # As published: every tile is encoded.
+        plain: GlimpseClassifier = model
+        if getattr(model, "reuse_blank", False):
+            model.reuse_blank = False
+        test = canvases(row["task"], root, test=1).test
+        trials.append(Trial(plain, lambda n, test=test: test.batch(0, range(n), 0).views))
+    trials[0].model(trials[0].views_of(1))  # memory that a process allocates once does not count
+    measured = measure_in_turn(trials, seconds=2)
+    for row, trial, m in zip(rows, trials, measured, strict=True):
+        row["ms"], row["peak_memory"], row["bytes"] = round(m.p50, 1), m.peak_memory, m.bytes_read
+        row["macs"] = count_cost(trial.model, CANVAS).macs
+
+
+class Patches(torch.utils.data.Dataset):
+    """Canvases in the form of the authors' data set: all patches of each, and the class by the name of the task."""
+
+    def __init__(self, data: Any, count: int) -> None:
+        self.data, self.count = data, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        batch = self.data.batch(0, [i], 0)
+        canvas = batch.views.look(np.zeros(1, int), np.array([[0.0, 0, CANVAS, CANVAS]]), (CANVAS, CANVAS))[0]
+        patches = canvas.unfold(1, 50, 50).unfold(2, 50, 50).permute(1, 2, 0, 3, 4).reshape(-1, 1, 50, 50)
+        return {"input": patches, "class": int(batch.target[0])}
+
+
+def authors(folder: str, task: str, root: str, updates: int) -> dict[str, Any]:
+    """Processor time of an update of the released code, with one task. All patches are encoded."""
+    import yaml
+
+    sys.path.insert(0, folder)
+    from architecture.ips_net import IPSNet
+    from training.iterative import train_one_epoch
+    from utils.utils import Logger, Struct
+
+    conf = Struct(**yaml.safe_load(Path(folder, "config", "mnist_config.yml").read_text()))
+    conf.tasks = {"task0": {"id": 0, "name": "class", "act_fn": "softmax", "metric": "accuracy"}}
+    conf.n_token, conf.n_epoch, conf.n_epoch_warmup = 1, 1, 1 / 15
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    net = IPSNet(device, conf)
+    loader = torch.utils.data.DataLoader(Patches(canvases(task, root, train=5000).train, 16 * updates), conf.B_seq)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0, weight_decay=conf.wd)
+    start = time.process_time()
+    with torch.enable_grad():
+        train_one_epoch(net, {"class": torch.nn.NLLLoss()}, loader, optimiser, device, 0, Logger(conf.tasks), conf)
+    took = (time.process_time() - start) / updates
+    return {"task": task, "updates": updates, "seconds_per_update": round(took, 2), "updates_in_1400": int(1400 / took)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder with torchvision's MNIST/raw")
+    parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the run folders go")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["one"])
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=1000, help="test canvases")
+    parser.add_argument("--authors", help="folder with the authors' code of iterative patch selection")
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    before = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
+    rows, released = before.get("rows", []), before.get("authors")
+    kept = {(row["contender"], row["task"], row["seed"]) for row in rows}
+    for task in args.tasks:
+        for name in args.contenders:
+            if (name, task, args.seed) not in kept:
+                run = fit(name, task, args.seed, args.root, args.folder)
+                rows.append(row_of(name, task, args.seed, run, args.root, args.images))
+                write(args.out, {"rows": rows, "authors": released}, seed=args.seed)
+    if args.authors:
+        released = authors(args.authors, args.tasks[0], args.root, 2)
+    costs(rows, args.root, args.folder)
+    write(args.out, {"rows": rows, "authors": released}, seed=args.seed)
+    for row in rows:
+        low, high = (100 * share for share in row["interval"])
+        print(
+            f"{row['task']}, {row['contender']}: {100 * row['accuracy']:.1f} % ({low:.1f} to {high:.1f}) after "
+            f"{row['updates']} updates, {row['processor_seconds']:.0f} s; {row['ms']} ms, {row['bytes']:,} bytes"
+        )
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
