@@ -1,16 +1,18 @@
 """Published peers of the scan, and dense networks, on megapixel MNIST of 1,500 px.
 
 Trains iterative patch selection, attention pooling over all tiles, and a small convolutional network on whole canvases
-at a quarter of its size and at its full size, from random weights on one thread. Each has a fixed number of updates:
-as many as took about 1,400 (iterative patch selection) or 600 seconds of processor time in a short trial. Tiles of one
-value are encoded once while scanning (``reuse_blank``), which changes nothing but the time. Measures on test canvases:
-accuracy; whether the digits of the target class are in tiles that were kept; milliseconds, multiply-accumulates and
-bytes of one image. Finished runs and existing rows are kept; costs are measured in alternation.
+at a quarter of their size and at full size, from random weights on one thread. Each has a fixed number of updates: as
+many as take about 1,400 (iterative patch selection) or 300 seconds of processor time, by a short trial. Iterative patch
+selection encodes tiles of one value once while scanning (``reuse_blank``), which changes nothing but the time. Measures
+on test canvases: accuracy; the share of digits of which at least half are in a tile that was kept; and milliseconds,
+multiply-accumulates and bytes of one image. Finished runs and existing rows are kept; costs are measured in
+alternation, with random weights.
 
 With ``--authors``, a folder with the code of github.com/benbergner/ips, also measures how long an update of that code
 takes on the same canvases, by its own ``train_one_epoch``.
 
     python benchmarks/peers.py --root data --authors ips --out benchmarks/results/peers.json
+    python benchmarks/peers.py --root data --contenders --authors ips --out benchmarks/results/peers.json  # costs alone
 """
 
 from __future__ import annotations
@@ -28,9 +30,8 @@ import numpy as np
 import torch
 from harness import write
 
-from foveal import Run, get_data, load
+from foveal import create_classifier, get_data, load
 from foveal.evaluation import Trial, measure_in_turn
-from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import wilson
 from foveal.prediction import count_cost
 from foveal.recipes import load_recipe
@@ -38,31 +39,33 @@ from foveal.runs import METRICS, WEIGHTS
 
 CANVAS = 1500
 TASKS = ("one", "majority")
-DENSE = "--model plain_convnet_32 --model.in_chans 1 --model.global_pool max --model.mean [0.0] --model.std [1.0]"
+DENSE = {"name": "plain_convnet_32", "in_chans": 1, "global_pool": "max", "mean": [0.0], "std": [1.0]}
 
 
 class Contender(NamedTuple):
     """A model to be trained.
 
     Attributes:
-        recipe: recipe by task.
-        flags: of ``foveal fit``, in addition to the recipe.
+        recipe: recipe, with a place for the task.
+        model: options of the model that differ from the recipe.
         updates: number of updates.
         warmup: updates of them with a rising learning rate.
+        batch_size: images of an update.
     """
 
     recipe: str
-    flags: str
+    model: dict[str, Any]
     updates: int
     warmup: int
+    batch_size: int
 
 
 CONTENDERS = {
-    # The share of the warm-up is the published one, 10 of 150 epochs.
-    "ips.reference": Contender("megapixel/ips_{}_1500", "--model.reuse_blank true", 140, 9),
-    "mil": Contender("megapixel/mil_one_1500", "", 150, 10),
-    "dense, a quarter": Contender("megapixel/mil_one_1500", f"{DENSE} --model.image_size 375 --batch_size 16", 270, 20),
-    "dense, full size": Contender("megapixel/mil_one_1500", f"{DENSE} --model.image_size 1500 --batch_size 2", 130, 10),
+    # The share of the warm-up is that published for iterative patch selection, 10 of 150 epochs.
+    "ips.reference": Contender("megapixel/ips_{}_1500", {"reuse_blank": True}, 140, 9, 16),
+    "mil": Contender("megapixel/mil_one_1500", {}, 65, 4, 8),
+    "dense, a quarter": Contender("megapixel/mil_one_1500", {**DENSE, "image_size": 375}, 165, 11, 16),
+    "dense, full size": Contender("megapixel/mil_one_1500", {**DENSE, "image_size": 1500}, 80, 5, 2),
 }
 
 
@@ -72,9 +75,12 @@ def fit(name: str, task: str, seed: int, root: str, folder: Path) -> Path:
     if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
         return out
     flags = f"--data.root {root} --data.task {task} --data.val 20 --data.test 0 --seed {seed} --steps {one.updates}"
-    flags += f" --optimiser.warmup {one.warmup} --log-every 5 --workers 0 --device cpu --overwrite --quiet {one.flags}"
-    command = [sys.executable, "-m", "foveal", "fit", one.recipe.format(task), *flags.split(), "--out", str(out)]
+    flags += f" --optimiser.warmup {one.warmup} --batch_size {one.batch_size} --log-every 5 --workers 0 --device cpu"
+    for key, value in one.model.items():
+        flags += f" --model {value}" if key == "name" else f" --model.{key} {json.dumps(value)}"
+    command = [sys.executable, "-m", "foveal", "fit", one.recipe.format(task), *flags.split()]
     start = os.times()
+    command += ["--overwrite", "--quiet", "--out", str(out)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     end = os.times()
     took = end.children_user + end.children_system - start.children_user - start.children_system
@@ -102,7 +108,7 @@ def row_of(name: str, task: str, seed: int, run: Path, root: str, images: int) -
         "task": task,
         "seed": seed,
         "updates": steps,
-        "batch_size": Run(run).config["batch_size"],
+        "batch_size": CONTENDERS[name].batch_size,
         "processor_seconds": float((run / "processor_seconds").read_text()),
         "test_images": images,
         "right": hits,
@@ -120,22 +126,28 @@ def held(looked: Any, digits: np.ndarray) -> float:
     return float((shown >= 0.5).any(0).mean()) if len(tiles) else 0.0
 
 
-def costs(rows: list[dict[str, Any]], root: str, folder: Path) -> None:
-    """Measure the cost of one image for all rows in alternation, and add it to the rows."""
-    trials = []
-    for row in rows:
-        model = load(fit(row["contender"], row["task"], row["seed"], root, folder), device="cpu").eval()
-        # As published: every tile is encoded.
-        plain: GlimpseClassifier = model
-        if getattr(model, "reuse_blank", False):
-            model.reuse_blank = False
-        test = canvases(row["task"], root, test=1).test
-        trials.append(Trial(plain, lambda n, test=test: test.batch(0, range(n), 0).views))
+def costs(root: str) -> list[dict[str, Any]]:
+    """Cost of one canvas of one digit, measured in alternation."""
+    models, test = {}, canvases("one", root, test=1).test
+    for name, one in CONTENDERS.items():
+        own = load_recipe(one.recipe.format("one"))["model"]
+        options = {**({} if "name" in one.model else own), **one.model}
+        models[name] = create_classifier(**options, num_classes=10).eval()
+        if options.get("reuse_blank"):
+            models[f"{name}, every tile encoded"] = create_classifier(**{**options, "reuse_blank": False}).eval()
+    trials = [Trial(model, lambda n: test.batch(0, range(n), 0).views) for model in models.values()]
     trials[0].model(trials[0].views_of(1))  # memory that a process allocates once does not count
     measured = measure_in_turn(trials, seconds=2)
-    for row, trial, m in zip(rows, trials, measured, strict=True):
-        row["ms"], row["peak_memory"], row["bytes"] = round(m.p50, 1), m.peak_memory, m.bytes_read
-        row["macs"] = count_cost(trial.model, CANVAS).macs
+    return [
+        {
+            "contender": name,
+            "ms": round(m.p50, 1),
+            "peak_memory": m.peak_memory,
+            "bytes": m.bytes_read,
+            "macs": count_cost(model, CANVAS).macs,
+        }
+        for (name, model), m in zip(models.items(), measured, strict=True)
+    ]
 
 
 class Patches(torch.utils.data.Dataset):
@@ -183,32 +195,34 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder with torchvision's MNIST/raw")
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the run folders go")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["one"])
-    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000, help="test canvases")
     parser.add_argument("--authors", help="folder with the authors' code of iterative patch selection")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    before = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
-    rows, released = before.get("rows", []), before.get("authors")
+    found = json.loads(Path(args.out).read_text())["results"] if args.out and Path(args.out).is_file() else {}
+    rows = found.setdefault("rows", [])
     kept = {(row["contender"], row["task"], row["seed"]) for row in rows}
     for task in args.tasks:
         for name in args.contenders:
             if (name, task, args.seed) not in kept:
                 run = fit(name, task, args.seed, args.root, args.folder)
                 rows.append(row_of(name, task, args.seed, run, args.root, args.images))
-                write(args.out, {"rows": rows, "authors": released}, seed=args.seed)
+                write(args.out, found, seed=args.seed)
     if args.authors:
-        released = authors(args.authors, args.tasks[0], args.root, 2)
-    costs(rows, args.root, args.folder)
-    write(args.out, {"rows": rows, "authors": released}, seed=args.seed)
+        found["authors"] = authors(args.authors, args.tasks[0], args.root, 2)
+    found["costs"] = costs(args.root)
+    write(args.out, found, seed=args.seed)
     for row in rows:
         low, high = (100 * share for share in row["interval"])
         print(
             f"{row['task']}, {row['contender']}: {100 * row['accuracy']:.1f} % ({low:.1f} to {high:.1f}) after "
-            f"{row['updates']} updates, {row['processor_seconds']:.0f} s; {row['ms']} ms, {row['bytes']:,} bytes"
+            f"{row['updates']} updates, {row['processor_seconds']:.0f} s"
         )
+    for row in found["costs"]:
+        print(f"{row['contender']}: {row['ms']} ms, {row['bytes']:,} bytes, {row['macs'] / 1e9:.2f} GMACs")
 
 
 if __name__ == "__main__":

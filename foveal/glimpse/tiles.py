@@ -211,7 +211,9 @@ class TileClassifier(GlimpseClassifier):
         return groups
 
     def dense(self) -> nn.Module:
-        return nn.Sequential(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
+        network = nn.Sequential(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
+        network.in_chans = self.channels  # type: ignore[assignment]
+        return network
 
 
 class _StageMean(nn.Module):
