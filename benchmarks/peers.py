@@ -5,7 +5,7 @@ at a quarter of their size and at full size, from random weights on one thread. 
 many as take about 1,400 (iterative patch selection) or 300 seconds of processor time, by a short trial. Iterative patch
 selection encodes tiles of one value once while scanning (``reuse_blank``), which changes nothing but the time. Measures
 on test canvases: accuracy; the share of digits of which at least half are in a tile that was kept; and milliseconds,
-multiply-accumulates and bytes of one image. Finished runs and existing rows are kept; costs are measured in
+multiply-accumulates and bytes of one image. Finished runs and existing results are kept; costs are measured in
 alternation, with random weights.
 
 With ``--authors``, a folder with the code of github.com/benbergner/ips, also measures how long an update of that code
@@ -211,9 +211,10 @@ def main() -> None:
                 run = fit(name, task, args.seed, args.root, args.folder)
                 rows.append(row_of(name, task, args.seed, run, args.root, args.images))
                 write(args.out, found, seed=args.seed)
-    if args.authors:
+    if args.authors and "authors" not in found:
         found["authors"] = authors(args.authors, args.tasks[0], args.root, 2)
-    found["costs"] = costs(args.root)
+    if "costs" not in found:
+        found["costs"] = costs(args.root)
     write(args.out, found, seed=args.seed)
     for row in rows:
         low, high = (100 * share for share in row["interval"])
