@@ -527,12 +527,51 @@ def scan_ablation(record: Any) -> Iterator[Row]:
         )
 
 
-@table("scan_cost", "scan.json")
-def scan_cost(record: Any) -> Iterator[Row]:
+@table("scan_prediction", "scan.json")
+def scan_prediction(record: Any) -> Iterator[Row]:
     yield "canvas, px", "model", "locations", "ms", "MiB", "read, kB"
     for row in record["results"]["costs"]:
         units = (("ms", 1), ("peak_memory", 2**20), ("bytes", 10**3))
         yield f"{row['canvas']:,}", row["model"], looks_of(row), *(number(row[key] / unit) for key, unit in units)
+
+
+PEERS = {
+    "ips.reference": "`ips.reference`, blank tiles encoded once",
+    "ips.reference, every tile encoded": "`ips.reference`, as published",
+    "mil": "`mil`, gated",
+    "dense, a quarter": "convolutional network, canvas of 375 px",
+    "dense, full size": "convolutional network, canvas of 1,500 px",
+}
+
+
+@table("peers", "peers.json")
+def peers(record: Any) -> Iterator[Row]:
+    rows = groups(record["results"]["rows"], "contender")
+    trained = (
+        "task",
+        "updates",
+        "images each",
+        "seconds of processor",
+        "accuracy, % (95 % interval)",
+        "digits in kept tiles, %",
+    )
+    yield "model", *trained, "ms", "MiB", "GMACs", "read, kB"
+    for cost in record["results"]["costs"]:
+        units = (("ms", 1), ("peak_memory", 2**20), ("macs", 10**9), ("bytes", 10**3))
+        own = [number(cost[key] / unit) for key, unit in units]
+        for row in rows.get(cost["contender"], [None]):
+            shown: list[object] = [""] * len(trained)
+            if row is not None:
+                low, high = (100 * share for share in row["interval"])
+                accuracy = f"{100 * row['accuracy']:.1f} ({low:.1f} to {high:.1f})"
+                found = "" if row["found"] is None else f"{100 * row['found']:.1f}"
+                seconds = f"{row['processor_seconds']:,.0f}"
+                shown = [row["task"], row["updates"], row["batch_size"], seconds, accuracy, found]
+            yield PEERS[cost["contender"]], *shown, *own
+
+
+value("peers_authors", "peers.json", lambda record: number(record["results"]["authors"]["seconds_per_update"]))
+value("peers_authors_updates", "peers.json", lambda record: f"{record['results']['authors']['updates_in_1400']}")
 
 
 def looks_of(row: dict) -> str:

@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveal.glimpse.dram
+import foveal.glimpse.ips
+import foveal.glimpse.mil
 import foveal.glimpse.ram
 import foveal.glimpse.saccader
 import foveal.glimpse.scan

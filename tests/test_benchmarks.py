@@ -210,3 +210,23 @@ def test_early_exit_beside_mixed_fixed_budgets(copy):
         "| early exit, 0.5 looks | 0.50 | 80.0 | 13.0 | +18.0, +26 % | 2.00 | +10.0, +20 % |",
         "| early exit, 9 looks | 0.50 | 95.0 | 90.0 | –, – % | 4.00 | –, – % |",
     ]
+
+
+def test_peers_with_and_without_a_training(copy):
+    cost = {"ms": 1234.5, "peak_memory": 3 * 2**20, "bytes": 2_250_000, "macs": 4_000_000_000}
+    row = {"contender": "mil", "task": "one", "updates": 150, "batch_size": 8, "processor_seconds": 612.4}
+    row |= {"accuracy": 0.1234, "interval": [0.1041, 0.1456], "found": None}
+    results = {
+        "rows": [row, {**row, "contender": "ips.reference", "found": 0.5}],
+        "costs": [{"contender": name, **cost} for name in ("ips.reference", "mil", "dense, a quarter")],
+        "authors": {"seconds_per_update": 28.04, "updates_in_1400": 49},
+    }
+    (copy / "benchmarks" / "results" / "peers.json").write_text(json.dumps({"results": results}))
+    page = copy / "docs" / "new.md"
+    page.write_text("<!-- table: peers -->\n<!-- end -->\n\nIt takes <!-- value: peers_authors -->1<!-- end --> s.\n")
+    assert render(copy).returncode == 0
+    told = page.read_text().splitlines()
+    assert told[3].endswith("| one | 150 | 8 | 612 | 12.3 (10.4 to 14.6) | 50.0 | 1,234 | 3.00 | 4.00 | 2,250 |")
+    assert told[4] == "| `mil`, gated | one | 150 | 8 | 612 | 12.3 (10.4 to 14.6) |  | 1,234 | 3.00 | 4.00 | 2,250 |"
+    assert told[5].endswith("of 375 px |  |  |  |  |  |  | 1,234 | 3.00 | 4.00 | 2,250 |")
+    assert "28.0<!-- end --> s" in told[-1]

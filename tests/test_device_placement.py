@@ -25,7 +25,7 @@ import foveal.backbones  # noqa: F401
 from foveal.classification import Classification
 from foveal.data import Loader, TensorDataset
 from foveal.draws import Draws
-from foveal.glimpse import ram, recurrent, saccader, scan, tnet
+from foveal.glimpse import ips, ram, recurrent, saccader, scan, tnet
 from foveal.images.resample import _taps
 from foveal.images.views import Occluded, TensorViews
 from foveal.layers import (
@@ -238,6 +238,11 @@ CLASSIFIERS = {
         {"name": "scan", "look_size": 16, "scale": 2, "locations": (2,)},
         ScanObjective(class_weights=WEIGHTS),
     ),
+    "ips": (
+        {"name": "ips", "backbone": "test_resnet", "tile_size": 32, "memory": 3, "at_once": 2},
+        CrossEntropy(class_weights=WEIGHTS),
+    ),
+    "mil": ({"name": "mil", "tile_size": 32, "gated": True, "train_tiles": 4}, CrossEntropy(class_weights=WEIGHTS)),
     "whole image": (
         {"name": "test_resnet", "image_size": 32},
         CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1),
@@ -253,6 +258,8 @@ POLICIES = {
     "ram": ("random",),
     "dram": ("sampled",),
     "scan": ("sampled", "random"),
+    "ips": ("greedy",),
+    "mil": ("greedy",),
     "whole image": ("greedy",),
 }
 
@@ -266,7 +273,7 @@ def any_cells(cells: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers(name, monkeypatch):
     """Policies and objectives on images with fill."""
-    for module in (tnet, saccader, recurrent, ram, scan):
+    for module in (tnet, saccader, recurrent, ram, scan, ips):
         monkeypatch.setattr(module, "on_host", any_cells)
     options, objective = CLASSIFIERS[name]
     model, draws = create_classifier(**options, num_classes=4).eval(), Draws(0, 0, np.arange(2))

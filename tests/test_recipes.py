@@ -278,9 +278,10 @@ def canvases(roots, tmp_path_factory):
 
     made = {}
 
-    def run(name):
+    def run(name, *more):
         if name not in made:
             flags = [
+                *more,
                 "--data.root",
                 str(roots("mnist")),
                 "--data.train",
@@ -319,7 +320,33 @@ def test_recipe_for_a_scan_of_megapixel_digits_runs(name, canvases):
     assert model.size[0] >= 2 * 28 and (canvas, model.locations) == (1500, (4,) if "one" in name else (8,))
 
 
-@pytest.mark.parametrize("name", [name for name in MEGAPIXEL if "/scan_" not in name])
+@pytest.mark.parametrize("name", [name for name in MEGAPIXEL if "/mil_" in name or "/ips_one" in name])
+def test_recipe_for_all_tiles_of_megapixel_digits_runs(name, canvases):
+    model = canvases(name, "--data.canvas", "200", "--data.noise", "5", "--optimiser.warmup", "0").load_model()
+    assert model.count(np.array([[1500, 1500]])).tolist() == [900] and model.size == (50, 50)
+
+
+def test_recipes_for_iterative_patch_selection_have_the_published_settings():
+    for name, task in (("ips_one_1500", "one"), ("ips_majority_1500", "majority")):
+        config, _, _ = configure(f"megapixel/{name}", ["--data.root", "nowhere"])
+        o = config.optimiser
+        assert (config.epochs, config.batch_size, o.name, o.lr, o.weight_decay, o.decay_all, o.schedule, o.warmup) == (
+            150,
+            16,
+            "adamw",
+            1e-3,
+            0.1,
+            True,
+            "cosine",
+            10 * (5000 // 16),
+        )
+        assert (config.data["task"], config.data["canvas"]) == (task, 1500)
+
+
+LOOKING = [name for name in MEGAPIXEL if not any(kind in name for kind in ("/scan_", "/ips_", "/mil_"))]
+
+
+@pytest.mark.parametrize("name", LOOKING)
 def test_recipe_for_megapixel_digits_runs(name, canvases):
     model, canvas = canvases(name).load_model(), load_recipe(name)["data"]["canvas"]
     root = np.array([[0.0, 0, canvas, canvas]])

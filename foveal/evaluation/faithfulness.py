@@ -296,6 +296,8 @@ def _ranker(
                 f"{name}: this model chooses where to look, and its looks are ranked; leave `attention` and `cam` out"
             )
         places = model.resolve_locations(locations)
+        if model.most_levels == 0:
+            raise ConfigError(f"{name}: this model has no locations, which would be ranked; use one that has")
         looks = int(np.cumprod(places).sum())
         if not looks:
             raise ConfigError("`locations` 0: shows no region; give one look or more, say 4")

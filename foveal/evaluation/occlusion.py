@@ -140,7 +140,7 @@ def occlude(
     bench = Bench([model, *judges], data, setting)
     name, looker = next(iter(bench.models.items()))
     if not looker.locations:
-        raise ConfigError(f"{name}: this model looks once, at the whole image; it chooses nothing to hide")
+        raise ConfigError(f"{name}: this model has no locations; it chooses nothing to hide")
     strategies = [strategy for strategy in strategies_of(looker, locations, policies) if strategy.locations]
     if not strategies:
         raise ConfigError("`locations` 0: hides nothing; give one look or more, say 1..4")
