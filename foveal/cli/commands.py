@@ -272,13 +272,15 @@ It takes a few minutes of one processor; fewer images and looks take less.
             "weights describes them)",
             "NAME",
         ),
-        "pretrained": argument("weights of the backbone: a file, or true for those that timm downloads", "FILE"),
+        "pretrained": argument(
+            "weights of the backbone: a file, or true for those that timm downloads (default: random ones)", "FILE"
+        ),
         "look_size": argument("side of a look in pixels of the network (default: that of the backbone, or 224)"),
-        "looks": argument("without boxes: most looks at an image at each level"),
+        "looks": argument("without boxes: number of looks at an image at each level"),
         "steps": argument("with boxes: updates of each scout"),
         "split": argument("images to use", choices=SPLITS),
         "limit": argument("most images, equally many of each class"),
-        "out": argument("also write the numbers into this file, as JSON", "FILE"),
+        "out": argument("also write the numbers into this file, as JSON (default: none)", "FILE"),
         "wide": WIDE,
         **HOW,
         "batch_size": argument("looks per batch"),

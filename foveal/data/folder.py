@@ -121,7 +121,7 @@ def manifest(
     in one split: held-out validation images are those of whole groups, with about the same share of each class.
 
     Boxes are those of the objects that decide the class: ``y0 x0 y1 x1`` in pixels of the image at full resolution,
-    with ``|`` between several; none in an empty cell.
+    with ``|`` between several; none in an empty cell. Random crops keep them inside where they can.
 
     Args:
         file: the table, CSV or Parquet.

@@ -185,10 +185,10 @@ def recalls(
 
 
 def hits(looks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(k, n) bool, whether looks (n, 4) show boxes (k, 4): they share half of the area of the smaller one."""
+    """(k, n) bool, whether looks (n, 4) show boxes (k, 4): they share half of the area that they could at most."""
     low, high = np.maximum(looks[:, :2], boxes[:, None, :2]), np.minimum(looks[:, 2:], boxes[:, None, 2:])
-    areas = [np.prod(of[:, 2:] - of[:, :2], axis=1) for of in (looks, boxes)]
-    return np.prod(np.clip(high - low, 0, None), axis=-1) >= 0.5 * np.minimum(areas[0], areas[1][:, None])
+    sides = np.minimum(looks[:, 2:] - looks[:, :2], (boxes[:, 2:] - boxes[:, :2])[:, None])
+    return np.prod(np.clip(high - low, 0, None) / sides, axis=-1) >= 0.5
 
 
 def _read_windows(

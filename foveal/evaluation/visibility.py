@@ -226,7 +226,7 @@ def _costs(suggested: Sequence[Suggestion]) -> list[Column]:
 def _command(words: Sequence[str], width: int = 78) -> str:
     """A command for a shell, in lines of ``width`` columns where it can be broken. A flag and its value stay together.
 
-    >>> print(_command(["foveal", "fit", "--model", "scan", "--model.scale", "4"], 24))
+    >>> print(_command(["foveal", "fit", "--model", "scan", "--model.scale", "4"], 26))
     foveal fit --model scan \\
         --model.scale 4
     """
@@ -292,7 +292,15 @@ def visible(
 
     for name, value, least in (("looks", looks, 1), ("steps", steps, 1), ("look_size", look_size or SIDE, WINDOW)):
         check_whole(name, value, least)
-    how = Setting(split, batch_size, 0, device, precision, seed, None, limit, on_progress)
+    how = Setting(
+        split=split,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        seed=seed,
+        limit=limit,
+        on_progress=on_progress,
+    )
     data, split = plain_split(data, split)
     images = data.split(split)
     network = _network(backbone, pretrained, look_size, images.channels).to(find_device(device)).eval()
@@ -351,18 +359,17 @@ def visible(
 
 
 def _network(backbone: str | None, pretrained: bool | str, look_size: int | None, channels: int) -> WholeImage:
-    """The network that computes features; without a name, one with fixed random weights."""
-    if backbone is None:
-        if pretrained:
-            raise ConfigError("`backbone`: is missing, but there are weights for it; name a network")
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            found = create_classifier(
-                "plain_convnet_32", in_chans=channels, widths=(16, 32, 64), image_size=look_size or SIDE
-            )
-    else:
-        size = {} if look_size is None else {"image_size": look_size}
-        found = create_classifier(backbone, in_chans=channels, pretrained=pretrained, **size)
+    """The network that computes features. Without pretrained weights, its random ones are always the same."""
+    if backbone is None and pretrained:
+        raise ConfigError("`backbone`: is missing, but there are weights for it; name a network")
+    size = {} if look_size is None else {"image_size": look_size}
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        if backbone is None:
+            size = {"image_size": look_size or SIDE}
+            found = create_classifier("plain_convnet_32", in_chans=channels, widths=(16, 32, 64), **size)
+        else:
+            found = create_classifier(backbone, in_chans=channels, pretrained=pretrained, **size)
     if not isinstance(found, WholeImage) or not hasattr(found.network, "forward_features"):
         raise ConfigError(f"`backbone` {backbone}: gives no feature maps; name a network of timm, as resnet18")
     return found
@@ -489,7 +496,7 @@ def recommend(levels: Sequence[Level], metric: str | None, floor: float | None) 
             visible_there = [pair for pair in good if pair[0].shorter is None or pair[0].shorter[1] >= VISIBLE]
             chosen, (own, _) = (visible_there or good)[-1]
             why = f"{percent(own)} %, the best"
-            if chosen is not best:
+            if own != value:
                 why = f"{percent(own)} %, within the interval of the best, {percent(value)} % at scale {best.scale}"
             coarser = "" if chosen is levels[-1] or chosen is not good[-1][0] else "; coarser levels have less"
             notes.append(f"Scale {chosen.scale} is recommended: its {name} is {why}{coarser}.")
@@ -525,7 +532,7 @@ def _remarks(levels: Sequence[Level], chosen: Level, metric: str) -> list[str]:
         remarks.append(f"At {_scales(partly)} the looks covered less than half of an image. More looks may show more.")
     alone = chosen.metrics.get(f"{metric}_one_look", Metric()).value
     interval = chosen.metrics[metric].interval
-    if alone is not None and interval and alone >= interval[0] and (chosen.looks or 1) > 1:
+    if alone is not None and interval and alone >= interval[0] and (chosen.looks or 1) >= 4:
         remarks.append("One random look at this level is as good as all: where to look hardly matters.")
     return remarks
 

@@ -18,7 +18,7 @@ from foveal.evaluation import visibility, visible
 from foveal.evaluation.visibility import DECIDES, Level, recommend, tnet_levels
 from foveal.metrics import Metric
 
-SMALL = {"backbone": "test_efficientnet", "look_size": 48, "device": "cpu"}
+SMALL = {"backbone": "test_efficientnet", "look_size": 40, "device": "cpu"}
 OBJECT = 16
 
 
@@ -28,7 +28,7 @@ def chequered(side: int, block: int) -> np.ndarray:
     return 60 * (1 - 2 * ((rows[:, None] + rows) % 2))
 
 
-def textured(block: int, count: int, seed: int = 0, side: int = 192, whole: bool = False):
+def textured(block: int, count: int, seed: int = 0, side: int = 160, whole: bool = False):
     """Images of noise, and on every one (or, if ``whole``, over all of each second one) a pattern that vanishes at the
     scale of two blocks. Returns images (N, 1, side, side) and boxes (N, 4)."""
     rng = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def textured(block: int, count: int, seed: int = 0, side: int = 192, whole: bool
     return pixels, np.concatenate([corners, corners + OBJECT], 1).astype(float)
 
 
-def with_boxes(block: int, count: int = 32) -> DataModule:
+def with_boxes(block: int, count: int = 16) -> DataModule:
     images, boxes = textured(block, count)
     return DataModule(("a", "b"), train=TensorDataset(images, torch.arange(count) % 2, ("a", "b"), boxes), name="marks")
 
@@ -56,14 +56,14 @@ def without(targets: np.ndarray, block: int = 2, classes: tuple[str, ...] = ("pl
 @pytest.mark.parametrize(("block", "scale"), [(1, 1), (2, 2)])
 def test_objects_are_found_up_to_the_level_at_which_they_vanish(block, scale):
     done = []
-    found = visible(with_boxes(block), steps=120, on_progress=lambda *step: done.append(step), **SMALL)
+    found = visible(with_boxes(block), steps=40, on_progress=lambda *step: done.append(step), **SMALL)
     recall = {level.scale: level.metrics[DECIDES].value for level in found.levels}
     assert list(recall) == [1, 2, 4] and found.metric == DECIDES and found.scale == scale
     assert recall[scale] > 0.85
     for level in found.levels:
         assert [level.shorter, level.longer] == [(OBJECT / level.scale,) * 3] * 2
         if level.scale > scale:
-            assert level.metrics[DECIDES].value < level.metrics["random_4"].interval[1] + 0.2
+            assert level.metrics[DECIDES].value < min(recall[scale] - 0.3, level.metrics["random_4"].interval[1] + 0.2)
         assert level.metrics["random_1"].value < 0.3
     assert [step[:2] for step in done] == [(n, 15) for n in range(1, 16)]
     scan = next(one for one in found.suggested if one.model == "scan")
@@ -72,32 +72,32 @@ def test_objects_are_found_up_to_the_level_at_which_they_vanish(block, scale):
 
 
 def test_textures_are_told_apart_up_to_the_level_at_which_they_vanish():
-    options = {"look_size": 32, "device": "cpu", "looks": 4}
-    found = visible(without(np.arange(40) % 2), **options)
+    found = visible(without(np.arange(40) % 2), look_size=32, device="cpu", looks=4)
     accuracy = {level.scale: level.metrics["accuracy"].value for level in found.levels}
     assert found.metric == "accuracy" and found.scale == 2 and found.about["chance"] == 0.5
     assert accuracy[1] == accuracy[2] == 1 and accuracy[4] < 0.8
     assert [(level.looks, level.covered) for level in found.levels] == [(4, 0.25), (4, 1), (1, 1)]
     assert any("less than half" in note for note in found.notes) and any("random look" in note for note in found.notes)
-    assert found.as_dict() == visible(without(np.arange(40) % 2), **options).as_dict()
 
 
 def test_several_labels_and_rare_classes_are_judged_by_average_precision():
     rng = np.random.default_rng(0)
     labels = np.stack([np.arange(40) % 2 == 1, rng.random(40) < 0.5], 1)
-    several = visible(without(labels), looks=2, **SMALL | {"look_size": 32})
+    several = visible(without(labels), looks=2, **SMALL | {"look_size": 64})
     assert several.metric == "average_precision" and several.about["chance"] == pytest.approx(labels.mean())
     marked = np.arange(40) % 2 == 1
     marked[20:] = False
     data = without(marked.astype(int))
     data.train.images[21::2] = data.train.images[20::2]
-    rare = visible(data, looks=2, **SMALL | {"look_size": 32})
+    rare = visible(data, looks=2, **SMALL | {"look_size": 64})
     assert rare.metric == "average_precision" and rare.about["chance"] == 0.25
     assert all("--monitor" in one.flags for one in rare.suggested)
 
 
 def test_labels_without_evidence_decide_nothing():
-    found = visible(without(np.random.default_rng(0).integers(0, 2, 40)), looks=2, **SMALL | {"look_size": 32})
+    targets, options = np.random.default_rng(0).integers(0, 2, 40), SMALL | {"look_size": 64, "looks": 2}
+    found = visible(without(targets), **options)
+    assert found.as_dict() == visible(without(targets), **options).as_dict()
     assert found.scale == 1 and found.notes[0].startswith("The evidence cannot decide: no level has a clearly higher")
 
 
@@ -133,7 +133,7 @@ def test_the_coarsest_level_within_the_interval_of_the_best_is_recommended():
 def test_few_boxes_decide_by_size_and_large_images_are_not_searched_in_full(monkeypatch):
     found = visible(with_boxes(1, count=4), **SMALL)
     assert found.metric is None and found.scale == 2 and "8 images with boxes" in found.notes[0]
-    monkeypatch.setattr(visibility, "MOST_PIXELS", 8 * 192**2 // 4)
+    monkeypatch.setattr(visibility, "MOST_PIXELS", 8 * 160**2 // 4)
     found = visible(with_boxes(2, count=8), steps=2, **SMALL)
     assert [bool(level.metrics) for level in found.levels] == [False, True, True]
     assert found.notes[0].startswith("Not measured: scale 1")
@@ -178,7 +178,7 @@ def test_the_command_and_the_commands_that_it_prints(tmp_path, monkeypatch, caps
     (tmp_path / "0.png").write_bytes(b"no image")
     (tmp_path / "table.csv").write_text("\n".join(rows))
     data = ["--data", "manifest", "--data.file", "table.csv", "--data.channels", "1", "--data.val_fraction", "0"]
-    how = ["--steps", "40", "--backbone", "test_efficientnet", "--look-size", "32", "--device", "cpu"]
+    how = ["--steps", "30", "--backbone", "test_efficientnet", "--look-size", "32", "--device", "cpu"]
     assert main(["visible", *data, *how, "--out", "visible.json"]) == 1
     said = capsys.readouterr()
     assert "1 image failed" in said.err and "0.png" in said.err
@@ -190,9 +190,8 @@ def test_the_command_and_the_commands_that_it_prints(tmp_path, monkeypatch, caps
     (tmp_path / "0.png").write_bytes((tmp_path / "2.png").read_bytes())
     printed = re.findall(r"^foveal (fit (?:.*\\\n)*.*)", said.out, re.MULTILINE)
     assert [shlex.split(line.replace("\\\n", " "))[: 1 + len(data)] for line in printed] == [["fit", *data]] * 2
-    for number, line in enumerate(printed):
-        more = ["--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet", "--out", f"runs/{number}"]
-        assert main([*shlex.split(line.replace("\\\n", " ")), *more]) == 0
+    how = ["--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet", "--out", "run"]
+    assert main([*shlex.split(printed[0].replace("\\\n", " ")), *how]) == 0
 
 
 def test_the_table_has_80_columns():
