@@ -5,8 +5,8 @@
 - KolektorSDD: 500 x 1,260 px, 34 of 320 training images with a crack, with the boxes of its outlines and without them.
 - RSSCN7: aerial scenes of 400 x 400 px in 7 classes, without boxes.
 
-100 of the training images are used. Without boxes, features are those of the small random network or of MobileNetV2
-with ImageNet's weights (`mobilenet_int8.py`).
+200 of the training images are used; 100 with boxes or MobileNetV2. Without boxes, features are those of the small
+random network or of MobileNetV2 with ImageNet's weights (`mobilenet_int8.py`).
 
     python benchmarks/visible.py --mnist mnist --cracks kolektorsdd --rsscn7 rsscn7
     --weights imagenet-mobilenetv2-int8.npz --out benchmarks/results/visible.json
@@ -32,8 +32,8 @@ from foveal import DataModule, get_data, visible
 from foveal.display import console
 from foveal.files import replacing
 
-LIMIT = 100  # images, half of the default
-MOBILENET = {"backbone": "mobilenetv2_100"}
+FEW = {"limit": 100}
+MOBILENET = {"backbone": "mobilenetv2_100", **FEW}
 
 
 def with_boxes(table: Path, root: Path) -> Path:
@@ -61,14 +61,14 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, DataModule, dict[s
     if args.mnist:
         for canvas in (1500, 3000):
             data = get_data("megapixel_digits", root=str(args.mnist), download=False, canvas=canvas, task="one")
-            yield f"digits, {canvas:,} px", data, {}
+            yield f"digits, {canvas:,} px", data, FEW
     weights = args.folder / "mobilenetv2.safetensors"
     if args.cracks:
         table, training, _ = cracks.prepare(args.cracks, args.folder / "cracks")
         if not weights.is_file():
             mobilenet_int8.write(args.weights, training[:64], weights)
         data = get_data("manifest", file=str(table))
-        yield "cracks, boxes", get_data("manifest", file=str(with_boxes(table, args.cracks))), {}
+        yield "cracks, boxes", get_data("manifest", file=str(with_boxes(table, args.cracks))), FEW
         yield "cracks", data, {}
         yield "cracks, MobileNetV2", data, MOBILENET | {"pretrained": str(weights)}
     if args.rsscn7:
@@ -96,7 +96,7 @@ def main() -> None:
             continue
         for seed in args.seeds:
             began = time.process_time()
-            found = visible(data, seed=seed, limit=LIMIT, device="cpu", **options)
+            found = visible(data, seed=seed, device="cpu", **options)
             seconds = time.process_time() - began
             print(f"\n{name}, seed {seed}: {seconds:.0f} s")
             console().print(found.table())
