@@ -674,6 +674,30 @@ def beside(rows: Sequence[dict], what: str) -> Callable[[str, str], str]:
     return told
 
 
+@table("visible", "visible.json")
+def visible(record: Any) -> Iterator[Row]:
+    """The recommended scale by seed, and what was measured at each scale, mean of the seeds."""
+    rows = groups(record["results"], "data")
+    scales = sorted({level["scale"] for row in record["results"] for level in row["levels"]})
+    yield "images", "measured", *(f"scale {scale}" for scale in scales), "recommended scale, by seed", "seconds"
+    for name, of_data in rows.items():
+        metric = of_data[0]["metric"]
+        cells = []
+        for scale in scales:
+            found = [
+                level[metric]
+                for row in of_data
+                for level in row["levels"]
+                if level["scale"] == scale and metric in level
+            ]
+            cells.append(f"{100 * mean(found):.1f}" if found else "")
+        recommended = ", ".join(str(row["scale"]) for row in sorted(of_data, key=lambda row: row["seed"]))
+        yield name, METRICS[metric], *cells, recommended, f"{median(row['processor_seconds'] for row in of_data):.0f}"
+
+
+METRICS = {"recall_4": "recall at 4 peaks", "average_precision": "average precision", "accuracy": "accuracy"}
+
+
 @table("faithfulness", "faithfulness.json")
 def faithfulness(record: Any) -> Iterator[Row]:
     yield (

@@ -52,6 +52,7 @@ _WHERE = {
     "evaluate_faithfulness": "foveal.evaluation",
     "evaluate_early_exit": "foveal.evaluation",
     "paper_table": "foveal.evaluation",
+    "visible": "foveal.evaluation",
     "show": "foveal.explain",
     "report": "foveal.explain",
     "FitConfig": "foveal.recipes.fit_config",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         fit_threshold,
         occlude,
         paper_table,
+        visible,
     )
     from foveal.explain import report, show
     from foveal.glimpse.base import GlimpseClassifier

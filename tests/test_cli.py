@@ -48,6 +48,7 @@ def test_version_and_help(capsys):
     [
         "fit",
         "recipes",
+        "visible",
         "evaluate",
         "compare",
         "occlude",

@@ -7,6 +7,7 @@ from foveal.cli.commands import COMMANDS
 from tests.tiny import TINY
 
 RUN, IMAGE = "RUN", "IMAGE"  # replaced by paths
+SMALL = ["--data", "digits", "--data.train", "4", "--data.val", "0", "--data.test", "0", "--data.canvas", "96"]
 
 INVALID = {
     "fit": [
@@ -24,6 +25,17 @@ INVALID = {
         ["demo", "--resume", "--overwrite"],
     ],
     "recipes": [["no_such_*"]],
+    "visible": [
+        [*SMALL, "--backbone", "no_such_network"],
+        [*SMALL, "--backbone", "tnet"],
+        [*SMALL, "--pretrained", "true"],  # of which backbone?
+        [*SMALL, "--look-size", "1"],
+        [*SMALL, "--limit", "0"],
+        [*SMALL, "--device", "no_such_device"],
+        ["--data", "no_such_data"],
+        ["--looks", "0"],
+        ["--split", "all"],
+    ],
     "evaluate": [
         [RUN, "--locations", "many"],
         [RUN, "--policy", "no_such_policy"],
@@ -93,6 +105,7 @@ INVALID = {
 
 FAILED = [
     ["fit", "--data.root", "no_such_folder", "--epochs", "1"],
+    ["visible", "--data.root", "no_such_folder"],
     ["evaluate", "no_such_run"],
     ["predict", RUN, "no_such_image.png"],
     ["explain", RUN, "no_such_image.png"],

@@ -47,6 +47,7 @@ FAST = {
     "foveal fit --data": f"{SMALL} --steps 2 --device cpu",
     "foveal evaluate runs/photos --locations 4,1 --budget": "--limit 2",
     "foveal evaluate": "--measure none",
+    "foveal visible": "--backbone test_efficientnet --pretrained= --look-size 32 --steps 2 --device cpu",
 }
 """Flags that tests add to commands, by how these begin, because training and measuring take long. The first holds."""
 SMALLER = {'"resnet50"': '"test_efficientnet"', "epochs=10": "epochs=1"}
@@ -174,7 +175,8 @@ def test_the_readme_and_the_guides_that_go_on_with_its_run(reader):
     assert {command.split()[0] for command in reader.commands} == {"pip", "make", "foveal", "python"}
     for written in ("runs/demo/report.html", "runs/photos/evaluation.json", "labels.csv", "runs/python/summary.json"):
         assert Path(written).stat().st_size, written
-    reader.follow(DOCS / "guides" / "levels.md")
+    for name in ("begin", "levels"):
+        reader.follow(DOCS / "guides" / f"{name}.md")
 
 
 def test_the_readme_is_short_and_names_the_two_commands():

@@ -51,6 +51,11 @@ COMMANDS = {
     "compare, all columns": ("compare RUN OTHER test_resnet --wide --out OUT/compared", "ECE at T, %"),
     "occlude": ("occlude RUN --by OTHER --policy centre", "judged by"),
     "faithfulness": ("faithfulness RUN --by OTHER", "pointing game"),
+    "visible": (
+        "visible --data digits --data.canvas 128 --data.digit 12,16 --data.train 12 --data.val 0 --data.test 0 "
+        "--backbone test_efficientnet --look-size 64 --steps 2 --device cpu --wide",
+        "16 random",
+    ),
     "explain": ("explain RUN IMAGE --out OUT/page.html", "lead"),
     "table": ("table cifar --runs RUN", "published"),
     "cost": ("cost RUN --image-size 40000x123456 --locations 2", "parameters"),
@@ -60,7 +65,7 @@ COMMANDS = {
 }
 """Each command, and words of its output."""
 
-NAMELESS = ("explain", "table", "models", "data", "data sets")
+NAMELESS = ("visible", "explain", "table", "models", "data", "data sets")
 """Commands that do not name a run in their output."""
 
 

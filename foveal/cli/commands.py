@@ -2,7 +2,7 @@
 
 Example:
     >>> list(COMMANDS)
-    ['fit', 'recipes', 'evaluate', 'threshold', 'compare', 'occlude', 'faithfulness', 'predict', 'explain', ...]
+    ['fit', 'recipes', 'visible', 'evaluate', 'threshold', 'compare', 'occlude', 'faithfulness', 'predict', ...]
 """
 
 from __future__ import annotations
@@ -246,6 +246,62 @@ def _recipes(args: argparse.Namespace) -> int:
     rows = [[(name, describe_recipe(name)) for name in group] for group in groups]
     print("\n\n".join("\n".join(in_columns(group, indent="")) for group in rows))
     return 0
+
+
+# ------------------------------------------------------------------------------------------------------------- visible
+
+
+@command(
+    "find the level at which the evidence is visible, before training",
+    """Images are seen at levels of 1, 2, 4, ... image pixels per pixel, down to a thumbnail. If the
+data has boxes, such as a manifest with a column of them, a scout is trained at each level, for a fixed number of
+updates, and its recall of objects is measured. If not, looks at each level are described by a network, and classified
+by a linear classifier. The command recommends a level, and prints foveal fit with options for it, and their cost.
+It takes a few minutes of one processor; fewer images and looks take less.
+
+  foveal visible --data.root photos/
+  foveal visible --data manifest --data.file labels.csv --out visible.json
+  foveal visible --data.root photos/ --backbone mobilenetv2_100 \\
+      --pretrained true
+""",
+    {
+        "data.KEY": argument("option of the data set, see foveal fit --data NAME --help", "VALUE"),
+        "data_flags": argument("data set, see foveal data (default: folder)", "NAME", name="--data"),
+        "backbone": argument(
+            "network of the suggested models which, without boxes, describes looks (default: a small one with random "
+            "weights describes them)",
+            "NAME",
+        ),
+        "pretrained": argument(
+            "weights of the backbone: a file, or true for those that timm downloads (default: random ones)", "FILE"
+        ),
+        "look_size": argument("side of a look in pixels of the network (default: that of the backbone, or 224)"),
+        "looks": argument("without boxes: number of looks at an image at each level"),
+        "steps": argument("with boxes: updates of each scout"),
+        "split": argument("images to use", choices=SPLITS),
+        "limit": argument("most images, equally many of each class"),
+        "out": argument("also write the numbers into this file, as JSON (default: none)", "FILE"),
+        "wide": WIDE,
+        **HOW,
+        "batch_size": argument("looks per batch"),
+    },
+    calls=("foveal.evaluation.visibility.visible",),
+)
+def _visible(args: argparse.Namespace) -> int:
+    from foveal.display import console
+    from foveal.evaluation import visible
+
+    if args.pretrained == "true":
+        args.pretrained = True
+    data = make_data({"name": "folder"}, args.data_flags, where="--data")
+    with progress("looking", args.quiet) as show:
+        found = visible(data, **given(args, visible), on_progress=show)
+    found.about.update(command=args.typed, data_flags=args.data_flags)
+    console().print(found.table(args.wide))
+    if args.out:
+        found.write(args.out)
+    print_failed(found.errors)
+    return 1 if found.errors else 0
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation

@@ -119,10 +119,13 @@ def manifest(
     masks: str | None = None,
 ) -> DataModule:
     """Images listed in a table with the columns ``path`` and ``label``, and optionally ``split`` (names as for
-    `folder`) and ``group``.
+    `folder`), ``group`` and ``boxes``.
 
     A group is what images have in common besides their label, such as a patient or a slide. All images of a group are
     in one split: held-out validation images are those of whole groups, with about the same share of each class.
+
+    Boxes are those of the objects that decide the class: ``y0 x0 y1 x1`` in pixels of the image at full resolution,
+    with ``|`` between several; none in an empty cell. Random crops keep them inside where they can.
 
     Args:
         file: the table, CSV or Parquet.
@@ -133,8 +136,8 @@ def manifest(
             images.
 
     Raises:
-        DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, or a group
-            has images in two splits.
+        DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, a cell has
+            no boxes but other text, or a group has images in two splits.
     """
     reading = Reading(
         augmentation, channels, value_range, image_size, kernels, masks=None if masks is None else str(existing(masks))
@@ -146,7 +149,8 @@ def manifest(
     several = TASKS[task] == MULTILABEL
     rows: dict[str, list[tuple[str, list[str], int]]] = {}
     groups: dict[str, list[str]] = {}
-    for number, (path, label, split, group) in _read_rows(table):
+    boxes: dict[str, np.ndarray] | None = None
+    for number, (path, label, split, group, places) in _read_rows(table):
         if not path or not (label or several):
             raise DataError(f"{table}: row {number} has no {'label' if path else 'path'}; complete it or remove it")
         if split.casefold() not in SPLIT_NAMES:
@@ -155,6 +159,9 @@ def manifest(
             (str(base / path), split_labels(label) if several else [label], number)
         )
         groups.setdefault(SPLIT_NAMES[split.casefold()], []).append(group)
+        if places is not None:
+            boxes = boxes or {}
+            boxes[str(base / path)] = _boxes(places, f"{table}: row {number}")
     if not rows:
         raise DataError(f"{table}: there are no rows; list at least one image")
     _check_groups(table, groups)
@@ -193,7 +200,27 @@ def manifest(
     of_train = groups.get("train")
     data = assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
     data.notes += tuple(_lacking(data))
+    for images in (data.train, data.val, data.test):
+        if boxes is not None and isinstance(images, ImageDataset):
+            images.boxes = [boxes[images.path(i)] for i in range(len(images))]
     return data
+
+
+def _boxes(text: str, where: str) -> np.ndarray:
+    """(k, 4) boxes in a cell of a table.
+
+    >>> _boxes("1 2 30 40 | 5 6 7 8", "row 2").tolist()
+    [[1.0, 2.0, 30.0, 40.0], [5.0, 6.0, 7.0, 8.0]]
+    """
+    try:
+        found = np.array([[float(x) for x in box.split()] for box in split_labels(text)]).reshape(-1, 4)
+    except ValueError:
+        found = np.full((1, 4), np.nan)
+    if not (np.isfinite(found).all() and (found[:, :2] < found[:, 2:]).all()):
+        raise DataError(
+            f"{where} has the boxes {text!r}; write y0 x0 y1 x1 in pixels for each, with {SEPARATOR} between them"
+        )
+    return found
 
 
 def split_labels(text: str) -> list[str]:
@@ -247,8 +274,9 @@ def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
                 )
 
 
-def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
-    """Rows of a table: (row number as shown in an editor, (path, label, split, group))."""
+def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str, str | None]]]:
+    """Rows of a table: (row number as shown in an editor, (path, label, split, group, boxes)). Boxes are None if there
+    is no such column."""
     if table.suffix.lower() in (".parquet", ".pq"):
         need_parquet(table)
         import pyarrow as pa
@@ -276,7 +304,7 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
                     "splits, split"
                 )
         path, label, split, group = (_cell(record.get(k)) for k in ("path", "label", "split", "group"))
-        yield number, (path, label, split or "train", group)
+        yield number, (path, label, split or "train", group, _cell(record["boxes"]) if "boxes" in record else None)
 
 
 def _cell(value: Any) -> str:

@@ -11,6 +11,7 @@ Programs; each returns a result with ``.table(wide=False)`` for rich, ``.as_dict
     evaluate_early_exit(model, data, budgets, *, locations=None, at_once=1, setting=Setting(batch_size=8)) -> EarlyExit
     fit_threshold(model, data, at, *, label=None, locations=None, setting=Setting()) -> Decisions
     paper_table(name, runs="runs") -> PaperTables
+    visible(data, *, backbone=None, pretrained=False, look_size=None, looks=32, steps=400, ...) -> Visibility
 
 What they share:
 
@@ -50,6 +51,7 @@ from foveal.evaluation.timing import (
     measure_locations,
 )
 from foveal.evaluation.tradeoff import DenseCost, EvaluatedPoint, Evaluation, evaluate
+from foveal.evaluation.visibility import Visibility, visible
 
 __all__ = [
     "Bench",
@@ -77,6 +79,7 @@ __all__ = [
     "TimedModel",
     "Timing",
     "Trial",
+    "Visibility",
     "best_batch",
     "chosen_boxes",
     "compare",
@@ -96,4 +99,5 @@ __all__ = [
     "paper_table",
     "pareto",
     "score_batches",
+    "visible",
 ]

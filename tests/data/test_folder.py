@@ -480,3 +480,20 @@ def test_groups_that_each_have_a_class_are_not_held_out(tmp_path):
     assert data.val is None and data.notes == (
         "no group is held out for validation, because each has all images of a class",
     )
+
+
+def test_boxes_of_a_manifest_stay_with_their_images(tmp_path):
+    cells = ["1 2 30 40", "", "5 6.5 7 8 | 0 0 10 20", "3 4 5 6"]
+    for i in range(4):
+        save_image(tmp_path / f"{i}.jpg", i)
+    rows = [{"path": f"{i}.jpg", "label": "ab"[i % 2], "boxes": boxes} for i, boxes in enumerate(cells)]
+    table = write_table(tmp_path / "table.csv", rows)
+    data = get_data("manifest", file=str(table), val_fraction=0.5, seed=3)
+    found = {}
+    for images in (data.train, data.val):
+        found |= {Path(images.path(i)).stem: images.objects(i).tolist() for i in range(len(images))}
+    assert found == {"0": [[1, 2, 30, 40]], "1": [], "2": [[5, 6.5, 7, 8], [0, 0, 10, 20]], "3": [[3, 4, 5, 6]]}
+    for wrong in ("1 2 3", "a b c d", "5 5 5 9", "1 2 30 nan"):
+        write_table(table, [*rows, {"path": "0.jpg", "label": "a", "boxes": wrong}])
+        with pytest.raises(DataError, match=f"row 6 has the boxes '{wrong}'; write y0 x0 y1 x1 in pixels"):
+            get_data("manifest", file=str(table))
