@@ -174,6 +174,8 @@ class SaccaderObjective:
             loss = loss_classes + loss_locations
             return loss, state, {"loss": loss.detach(), **log, "loss_locations": loss_locations.detach()}
         tried = [rollout for rollout in rollouts if rollout.policy.sampled]
+        if not tried:
+            return loss_classes, state, {"loss": loss_classes.detach(), **log}
         right = torch.stack([task_of(target).reward(rollout.logits, target) for rollout in tried])
         reward = 2 * right - 1 if self.punish else right
         if self.credit == "image":
