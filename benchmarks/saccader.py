@@ -218,7 +218,7 @@ def stage3(args: argparse.Namespace) -> None:
             {"first": first, "second": second, "glimpses": k, **difference(right[*first, k], right[*second, k])}
             for first, second in DIFFERENCES
             for k in GLIMPSES
-            if (*first, k) in right and (*second, k) in right
+            if {len(right.get((*of, k), ())) for of in (first, second)} <= {1, len(args.seeds)}
         ]
         write(args.out, {"rows": rows, "differences": differences}, device=args.device, seed=None)
 
