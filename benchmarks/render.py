@@ -357,6 +357,43 @@ def saccader_coverage(record: Any) -> Iterator[Row]:
     return by_glimpses(record, "coverage")
 
 
+STAGE3 = {"new stage 3": "stages 1 to 3, default", "published stage 3": "stages 1 to 3, as published"}
+STAGE3 |= {run: SACCADER[run] for run in ("stage 2", "stage 1")}
+STAGE3_POLICIES = {"ordered_logits": "ordered logits", "greedy": "learned", "none": "all cells"}
+
+
+@table("saccader_stage3", "saccader_stage3.json")
+def saccader_stage3(record: Any) -> Iterator[Row]:
+    rows = record["results"]["rows"]
+    counts = sorted({row["glimpses"] for row in rows})
+    yield "accuracy, %, by glimpses", "policy", *counts, "NLL at 6", "largest logit at 6", "processor time, s"
+    for run, of_run in groups(rows, "run", order=STAGE3).items():
+        for policy, same in groups(of_run, "policy").items():
+            cells = groups(same, "glimpses")
+            told = cells[0 if policy == "none" else 6]
+            yield (
+                STAGE3.get(run, run),
+                STAGE3_POLICIES.get(policy, policy),
+                *(spread([row["accuracy"] for row in cells.get(count, [])]) for count in counts),
+                number(mean(row["nll"] for row in told)),
+                number(mean(row["largest"] for row in told)),
+                f"{mean(row['processor_seconds'] for row in told):.0f}",
+            )
+
+
+@table("saccader_stage3_differences", "saccader_stage3.json")
+def saccader_stage3_differences(record: Any) -> Iterator[Row]:
+    rows = record["results"]["differences"]
+    yield "accuracy, points, by glimpses", "minus", *sorted({row["glimpses"] for row in rows})
+    for row, *others in groups([{**row, "pair": (*row["first"], *row["second"])} for row in rows], "pair").values():
+        shown = (
+            f"{100 * one['difference']:+.1f} ({' to '.join(f'{100 * end:+.1f}' for end in one['interval'])})"
+            for one in (row, *others)
+        )
+        names = (f"{STAGE3[run]}: {STAGE3_POLICIES[policy]}" for run, policy in (row["first"], row["second"]))
+        yield *names, *shown
+
+
 @table("looking_cost", "looking_cost.json")
 def looking_cost(record: Any) -> Iterator[Row]:
     yield "image, px", "model", "GMACs", "ms", "peak memory, MiB", "read, kB"

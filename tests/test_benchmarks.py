@@ -152,6 +152,35 @@ def test_mean_and_standard_deviation_over_seeds(copy):
     assert "| stage 1 | `greedy` | 100.0 |" in second
 
 
+def test_differences_of_stage_3(copy):
+    about = {"seed": 0, "images": 4, "processor_seconds": 30.4}
+    rows = [
+        {**about, "run": "stage 2", "policy": policy, "glimpses": k, "accuracy": share, "nll": nll, "largest": 21.6}
+        for policy, k, share, nll in (("none", 0, 0.7, 0.875), ("greedy", 1, 0.5, 4.0), ("greedy", 6, 0.625, 1.234))
+    ]
+    pair = {"first": ["new stage 3", "greedy"], "second": ["stage 1", "ordered_logits"]}
+    differences = [
+        {**pair, "glimpses": k, "difference": value, "interval": [value - 0.0125, value + 0.02], "by_seed": [value]}
+        for k, value in ((1, 0.0425), (6, -0.0034))
+    ]
+    (copy / "benchmarks" / "results" / "saccader_stage3.json").write_text(
+        json.dumps({"results": {"rows": rows, "differences": differences}})
+    )
+    page = copy / "docs" / "new.md"
+    page.write_text(
+        "<!-- table: saccader_stage3 -->\n<!-- end -->\n\n<!-- table: saccader_stage3_differences -->\n<!-- end -->\n"
+    )
+    assert render(copy).returncode == 0
+    lines = page.read_text().splitlines()
+    assert lines[3:5] == [
+        "| stages 1 and 2 | all cells | 70.0 |  |  | 0.88 | 21.6 | 30 |",
+        "| stages 1 and 2 | learned |  | 50.0 | 62.5 | 1.23 | 21.6 | 30 |",
+    ]
+    assert lines[10] == (
+        "| stages 1 to 3, default: learned | stage 1: ordered logits | +4.2 (+3.0 to +6.2) | -0.3 (-1.6 to +1.7) |"
+    )
+
+
 def test_cost_of_looking(copy):
     told = {
         "batch_size": 1,

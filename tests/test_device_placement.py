@@ -231,7 +231,7 @@ CLASSIFIERS = {
     "saccader": (SACCADER, SaccaderObjective(class_weights=WEIGHTS)),
     "saccader, later": (SACCADER, SaccaderObjective(0.0, samples=2)),
     "saccader, imitating": (SACCADER, SaccaderLocations("sampled")),
-    "saccader_separate": (SEPARATE, SaccaderObjective(0.0)),
+    "saccader_separate": (SEPARATE, SaccaderObjective(0.0, credit="image")),
     "ram": ({"name": "ram", "locations": (2,)}, RecurrentObjective(class_weights=WEIGHTS)),
     "dram": ({**DRAM, "aggregate": "mean"}, RecurrentObjective(image_share=0.5)),
     "scan": (

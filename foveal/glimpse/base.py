@@ -110,6 +110,7 @@ class GlimpseClassifier(nn.Module, ABC):
         objective: class of the default objective.
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
+        unused_weights: names of weights that the model leaves out when it starts from those of another model.
         class_names: set when the model is trained or loaded.
         task: what targets are, with the thresholds of decisions; set when the model is trained or loaded.
         spec: ``name`` and options with which `foveal.models.create_classifier` creates the same model; empty if the
@@ -124,6 +125,7 @@ class GlimpseClassifier(nn.Module, ABC):
     searches: ClassVar[bool] = False
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
+    unused_weights: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
 

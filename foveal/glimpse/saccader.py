@@ -8,7 +8,8 @@ one cell at a time, and never the same one twice. The logits at the chosen cells
 each glimpse to the logits is exact.
 
 Training has three stages: (1) cross-entropy of the mean over all cells; (2) the policy imitates *ordered logits*, the
-cells with the highest logits of the predicted class; (3) cross-entropy and policy gradient train the whole model.
+cells with the highest logits of the predicted class; (3) a policy gradient trains the locations, in the released code
+together with the BagNet.
 
 The released model computes features of the whole image before it chooses, so hard attention explains the prediction but
 saves no time. `saccader_separate` finds locations in a small version of the image and classifies the full-resolution
@@ -27,7 +28,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, cast
 
@@ -270,6 +271,9 @@ class Saccader(GlimpseClassifier):
         crop: look at the centred square whose side is this share of the image's shorter side.
         fit_grid: for images that are not square, offer only windows that contain at least half as much of the image as
             the best window. False offers all windows that overlap the image, as in earlier versions.
+        scaled: multiply the logits of glimpses by a learned positive number. The logits of chosen cells are several
+            times larger than their mean over all cells, so without it the probabilities after a few glimpses are far
+            too certain. It does not change the order of classes. The released model has no such number.
 
     Raises:
         ConfigError: the backbone is not a BagNet, ``image_size`` is smaller than its window, or ``locations`` exceeds
@@ -277,7 +281,7 @@ class Saccader(GlimpseClassifier):
     """
 
     objective: type[Any] = SaccaderObjective
-    formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
+    formerly: ClassVar[dict[str, Any]] = {"fit_grid": False, "scaled": False}
     policy_kinds = (CellPolicy, SaccaderPolicy)
 
     def __init__(
@@ -297,6 +301,7 @@ class Saccader(GlimpseClassifier):
         antialias: bool = True,
         crop: float | None = None,
         fit_grid: bool = True,
+        scaled: bool = True,
     ) -> None:
         network = create_network(
             backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})}
@@ -337,6 +342,9 @@ class Saccader(GlimpseClassifier):
         for module in (self.attention, self.mix, self.cell):
             module.apply(glorot)
         nn.init.xavier_uniform_(self.cell.query)
+        self.scaled = scaled
+        self.log_scale = nn.Parameter(torch.zeros(())) if scaled else None
+        self.unused_weights = () if scaled else ("log_scale",)
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -465,7 +473,8 @@ class Saccader(GlimpseClassifier):
 
     def read(self, views: Views, seen: _Seen, which: np.ndarray, cells: Tensor) -> Tensor:
         """Classify glimpses: logits (R, T, classes) of cells (R, T) of the images ``which`` (R,)."""
-        return self.backbone.fc(seen.what[to_device(which, cells.device)[:, None], cells])
+        logits = self.backbone.fc(seen.what[to_device(which, cells.device)[:, None], cells])
+        return logits if self.log_scale is None else logits * self.log_scale.exp()
 
     def classify(
         self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
@@ -557,8 +566,9 @@ class Saccader(GlimpseClassifier):
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """One rollout for each policy.
 
-        The policy ``exhaustive`` is the BagNet: the features of all cells are averaged and classified. If a policy is a
-        teacher (``ordered_logits``), the scores have no gradient into the features.
+        The policy ``exhaustive`` is the BagNet: the features of all cells are averaged and classified. Beside a sampled
+        policy its glimpses are all cells, whose logits have no gradient. If a policy is a teacher (``ordered_logits``),
+        the scores have no gradient into the features.
         """
         count, seen = sum(locations), self.perceive(views)
         needs_scores = not all(policy.every_cell for policy in policies)
@@ -571,11 +581,22 @@ class Saccader(GlimpseClassifier):
         for number, policy in enumerate(policies):
             if policy.every_cell:
                 whole = self._whole(seen)
-                rollouts.append(Rollout(whole, whole[:, None], level=np.array([1]), policy=policy))
+                rollout = Rollout(whole, whole[:, None], level=np.array([1]), policy=policy)
+                if any(other.sampled for other in policies):
+                    rollout = self._with_every_cell(rollout, views, seen)
+                rollouts.append(rollout)
                 continue
             chosen = self.saccade(seen, policy, count, draws, str(number), mixed)
             rollouts.append(self._rollout(self.read(views, seen, np.arange(len(views)), chosen.cells), chosen, policy))
         return rollouts
+
+    def _with_every_cell(self, rollout: Rollout, views: Views, seen: _Seen) -> Rollout:
+        """The rollout with the logits (B, N, classes) of each cell as a glimpse, without gradient."""
+        every = torch.arange(self.most_cells, device=seen.what.device).expand(len(seen.what), -1)
+        with torch.no_grad():
+            alone = self.read(views, seen, np.arange(len(views)), every)
+        # Glimpses are scaled, their mean over all cells is not.
+        return replace(rollout, glimpse_logits=alone, level=np.full(self.most_cells, 2), additive=False)
 
     def _rollout(self, alone: Tensor, chosen: _Saccades, policy: Policy) -> Rollout:
         """The rollout of glimpses with logits (B, T, classes), which are averaged."""
@@ -594,12 +615,14 @@ class Saccader(GlimpseClassifier):
     # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``backbone``, the BagNet and its classifier; ``location``, attention network, mixing layer and cell; other
-        modules by name."""
+        """``backbone``, the BagNet and its classifier; ``location``, attention network, mixing layer, cell and the
+        scale of the logits of glimpses; other modules by name."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "location": []}
         for name, part in self.named_children():
             group = "location" if name in ("attention", "mix", "cell") else name
             groups.setdefault(group, []).extend(p for p in part.parameters() if p.requires_grad)
+        if self.log_scale is not None and self.log_scale.requires_grad:
+            groups["location"].append(self.log_scale)
         return groups
 
     def dense(self) -> nn.Module:
@@ -635,6 +658,7 @@ class SaccaderSeparate(Saccader):
         ConfigError: see `Saccader`.
     """
 
+    formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
     gain: Tensor
     shift: Tensor
 
@@ -675,6 +699,7 @@ class SaccaderSeparate(Saccader):
             antialias=antialias,
             crop=crop,
             fit_grid=fit_grid,
+            scaled=False,  # the classifier learns from glimpses
         )
         options = {"num_classes": num_classes, **(classifier_options or {})}
         network = create_network(classifier, in_chans, pretrained, options, glimpse_size)
@@ -702,6 +727,12 @@ class SaccaderSeparate(Saccader):
         glimpses = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
         return self.classifier(torch.addcmul(self.shift, glimpses, self.gain)).unflatten(0, (len(which), -1))
 
+    def _with_every_cell(self, rollout: Rollout, views: Views, seen: _Seen) -> Rollout:
+        return rollout  # the classifier would have to look at every cell
+
+    def default_objective(self) -> Objective:
+        return SaccaderObjective(credit="image")
+
     def dense(self) -> nn.Module:
         return self.classifier
 
@@ -713,7 +744,7 @@ class ReferenceSaccader(Saccader):
     """Saccader as released. Its three stages are separate runs, see the recipes."""
 
     def default_objective(self) -> Objective:
-        return SaccaderObjective(pretraining=0.0)
+        return SaccaderObjective(pretraining=0.0, credit="image")
 
 
 _RELEASED_OPTIONS: dict[str, Any] = {
@@ -729,7 +760,8 @@ _RELEASED_OPTIONS: dict[str, Any] = {
 def saccader_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (6,), **options: Any) -> ReferenceSaccader:
     """ImageNet: BagNet-77 with a bottleneck, 224 px, 19 x 19 cells. 35,583,913 parameters and running statistics with
     1,001 classes."""
-    return ReferenceSaccader(num_classes, locations=locations, **{**_RELEASED_OPTIONS, **options})
+    preset = {**_RELEASED_OPTIONS, "scaled": False}
+    return ReferenceSaccader(num_classes, locations=locations, **{**preset, **options})
 
 
 class ReferenceSaccaderSeparate(SaccaderSeparate):

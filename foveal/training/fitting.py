@@ -450,6 +450,7 @@ def _load_initial_weights(source: Path, learner: Learner) -> None:
     weights keep their own.
     """
     weights = load(source).state_dict() if source.is_dir() else read_weights(source)
+    weights = {name: value for name, value in weights.items() if name not in learner.model.unused_weights}
     loaded = {name.partition(".")[0] for name in weights}
     kept = {name: value for name, value in learner.model.state_dict().items() if name.partition(".")[0] not in loaded}
     check_weights(learner.model, {**kept, **weights}, source)

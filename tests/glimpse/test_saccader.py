@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 import foveal.glimpse.saccader
 from foveal.draws import Draws
@@ -17,10 +19,12 @@ from foveal.glimpse.saccader import Saccader, SaccaderCell, SaccaderSeparate, _S
 from foveal.images.views import TensorViews
 from foveal.models import create_classifier, create_model
 from foveal.objectives import CrossEntropy, SaccaderLocations, SaccaderObjective
+from foveal.objectives.saccader import cell_values
 from foveal.policies import find_policy
 from foveal.prediction.cost import count_cost
 from foveal.runs import ModelInfo, load, save_model
 from foveal.testing import CountingViews, GlimpseClassifierTester
+from foveal.training.fitting import _load_initial_weights
 from foveal.training.learner import freeze
 
 TINY = {"backbone": "test_bagnet_lowd", "image_size": 45, "locations": (4,)}
@@ -261,8 +265,9 @@ def test_autocast_leaves_the_cell_in_full_precision():
 def test_all_cells_are_the_bagnet_itself(model):
     x = images(3)
     own = model.backbone((x - model.mean[:, None, None]) / model.std[:, None, None])
-    for out in (model(x, (), "greedy"), model(x, (model.side**2,), "ordered_logits"), model(x, policy="exhaustive")):
-        torch.testing.assert_close(out.logits, own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(x, (), "greedy").logits, own, rtol=1e-9, atol=1e-9)
+    for out in (model(x, (model.side**2,), "ordered_logits"), model(x, policy="exhaustive")):
+        torch.testing.assert_close(out.logits, own * model.log_scale.exp(), rtol=1e-9, atol=1e-9)
 
 
 def test_ordered_logits_are_the_cells_that_speak_most_for_the_predicted_class(model):
@@ -276,7 +281,8 @@ def test_ordered_logits_are_the_cells_that_speak_most_for_the_predicted_class(mo
         of_answer = maps[i, answer[i]].flatten()
         assert cells[i].tolist() == of_answer.argsort(descending=True)[:5].tolist()
     one = model(x, (1,), "ordered_logits").logits
-    torch.testing.assert_close(one, torch.stack([maps[i].flatten(1)[:, cells[i, 0]] for i in range(4)]))
+    alone = torch.stack([maps[i].flatten(1)[:, cells[i, 0]] for i in range(4)])
+    torch.testing.assert_close(one, alone * model.log_scale.exp())
 
 
 def test_sobel_windows_by_hand(model):
@@ -371,9 +377,11 @@ def test_nothing_can_be_learned_from_no_glimpse():
 def stage(model, objective, target=(0, 1, 2, 3)):
     model.train()
     model.zero_grad(set_to_none=True)
+    freeze(model, objective.trains)
     rollouts = model.rollouts(images(4), objective.plan(1.0), draws(4))
     loss, _, log = objective(rollouts, torch.tensor(target), objective.initial_state())
     loss.backward()
+    freeze(model, None)
     return loss, log, {name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters()}
 
 
@@ -408,12 +416,83 @@ def test_barred_cells_are_told_apart_from_the_loss_that_means_something(model):
     assert float(log["barred"]) == pytest.approx(np.mean(barred))
 
 
-def test_stage_three_trains_everything(model):
-    assert all(stage(model, SaccaderObjective(pretraining=0.0))[2].values())
+def test_stage_two_fits_the_scale_of_glimpses(model):
+    """The gradient of the cross-entropy by the logarithm of the scale is E z - z of the target, in closed form."""
+    objective, target = SaccaderLocations(), torch.tensor([0, 1, 2, 3])
+    _, log, _ = stage(model, objective)
+    logits = model.rollouts(images(4), ("ordered_logits",), draws(4))[0].logits.detach()
+    expected = (logits.softmax(1) * logits).sum(1) - logits.gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(model.log_scale.grad, expected.mean())
+    assert float(log["loss_classes"]) == pytest.approx(float(F.cross_entropy(logits, target)))
+    released = Saccader(num_classes=5, scaled=False, **TINY).double()
+    loss, log, _ = stage(released, objective)
+    assert float(loss.detach()) == pytest.approx(float(log["loss"])) and "loss_classes" not in log
+
+
+@pytest.mark.parametrize("credit", ["cells", "image"])
+def test_stage_three_trains_everything(model, credit):
+    assert all(stage(model, SaccaderObjective(pretraining=0.0, credit=credit))[2].values())
+
+
+def test_stage_three_can_leave_the_bagnet_as_it_is(model):
+    _, _, touched = stage(model, SaccaderObjective(pretraining=0.0, trains=("location",)))
+    assert touched["log_scale"] and all(hit != name.startswith("backbone") for name, hit in touched.items())
+
+
+def test_the_value_of_each_cell_by_exchanging_it(model):
+    model.eval()
+    sampled, exhaustive = model.rollouts(images(2), ("sampled", "exhaustive"), draws(2))
+    target = torch.tensor([1, 3])
+    values = cell_values(sampled, exhaustive.glimpse_logits, target)
+    assert values.shape == (2, 4, model.side**2)
+    views = TensorViews(images(2))
+    seen = model.perceive(views)
+    for t, n in ((0, 0), (2, 17), (3, 80)):
+        cells = sampled.cells.clone()
+        cells[:, t] = n
+        logits = model.read(views, seen, np.arange(2), cells).mean(1)
+        torch.testing.assert_close(values[:, t, n], -F.cross_entropy(logits, target, reduction="none").detach())
+
+
+def test_credit_of_all_cells_is_the_gradient_of_what_a_choice_is_worth(model):
+    """With a single choice, the policy term is the expected log-probability of the target, summed over the cells."""
+    model.eval()
+    target = torch.tensor([1, 3])
+    rollouts = model.rollouts(images(2), ("sampled", "exhaustive"), draws(2), (1,))
+    objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7)
+    loss = objective(rollouts, target, torch.zeros(0))[0]
+    views, scores = TensorViews(images(2)), rollouts[0].scores[0][:, 0]
+    seen, expected = model.perceive(views), 0.0
+    for n in range(model.side**2):
+        logits = model.read(views, seen, np.arange(2), torch.full((2, 1), n)).mean(1).detach()
+        expected = expected + (scores[:, n].exp() * F.cross_entropy(logits, target, reduction="none")).mean()
+    classes = (F.cross_entropy(rollouts[0].logits, target) + F.cross_entropy(rollouts[1].logits, target)) / 2
+    torch.testing.assert_close(loss, classes + 0.7 * expected)
+    own, by_hand = (torch.autograd.grad(of, model.cell.query, retain_graph=True)[0] for of in (loss, 0.7 * expected))
+    torch.testing.assert_close(own, by_hand)
+
+
+def test_the_reference_is_trained_as_published():
+    with torch.device("meta"):
+        model = create_classifier("saccader_bagnet77.reference", num_classes=5)
+    objective = model.default_objective()
+    assert model.log_scale is None and (objective.credit, objective.trains) == ("image", None)
+    assert objective.plan(0.0) == objective.plan(1.0) == ("sampled",)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_weights_with_and_without_a_scale_start_from_each_other(tmp_path, scaled):
+    torch.manual_seed(0)
+    source, model = (Saccader(num_classes=5, scaled=of, **TINY) for of in (not scaled, scaled))
+    weights = source.state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "weights.safetensors")
+    _load_initial_weights(tmp_path / "weights.safetensors", SimpleNamespace(model=model))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items() if name != "log_scale")
+    assert (model.log_scale is None) != scaled
 
 
 def test_stage_three_by_hand(model):
-    objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7, samples=2)
+    objective = SaccaderObjective(pretraining=0.0, policy_weight=0.7, samples=2, credit="image")
     rollouts = model.train().rollouts(images(4), objective.plan(0.0), draws(4))
     assert [r.policy.name for r in rollouts] == ["sampled"] * 2 and not torch.equal(
         rollouts[0].cells, rollouts[1].cells
@@ -434,7 +513,7 @@ def test_stage_three_by_hand(model):
 
 @pytest.mark.parametrize("punish", [False, True])
 def test_a_reward_that_is_the_same_for_all_teaches_no_location(model, punish):
-    objective = SaccaderObjective(pretraining=0.0, punish=punish)
+    objective = SaccaderObjective(pretraining=0.0, punish=punish, credit="image")
     rollouts = model.rollouts(images(4), objective.plan(0.0), draws(4))
     answer = rollouts[0].logits.argmax(-1)
     for target in (answer, (answer + 1) % 5):
@@ -444,7 +523,8 @@ def test_a_reward_that_is_the_same_for_all_teaches_no_location(model, punish):
 
 def test_one_run_goes_through_all_stages():
     objective = SaccaderObjective(pretraining=0.6)
-    assert objective.plan(0.59) == ("exhaustive", "ordered_logits") and objective.plan(0.6) == ("sampled",)
+    assert objective.plan(0.59) == ("exhaustive", "ordered_logits")
+    assert objective.plan(0.6) == ("sampled", "exhaustive")
 
 
 def test_a_frozen_part_keeps_weights_and_statistics(model):
@@ -496,12 +576,21 @@ def test_the_separate_classifier_sees_full_resolution_normalised_its_own_way():
 
 def test_the_separate_classifier_finds_locations_as_saccader_does():
     model = separate()
-    alone = Saccader(num_classes=4, **TINY)
+    alone = Saccader(num_classes=4, scaled=False, **TINY)
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("classifier")})
     x = torch.rand(2, 3, 90, 90, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (model(x).glimpses.box == alone.eval()(x).glimpses.box).all()
         torch.testing.assert_close(model(x, ()).logits, alone(x, ()).logits)
+
+
+def test_the_separate_classifier_has_no_logits_of_all_cells():
+    model = separate()
+    assert model.default_objective().credit == "image"
+    objective = SaccaderObjective(pretraining=0.0)
+    rollouts = model.rollouts(torch.rand(2, 3, 90, 90), objective.plan(0.0), draws(2))
+    with pytest.raises(ConfigError, match=r"objective.credit: cells needs the logits of all cells.*use image"):
+        objective(rollouts, torch.tensor([0, 1]), torch.zeros(0))
 
 
 # ------------------------------------------------------------------------------------------------ wrong input
