@@ -137,7 +137,8 @@ def main() -> None:
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
     scale = {key: getattr(args, key) for key in ("train", "epochs", "lr", "warmup", "precision")} | {
-        "schedule": "cosine"
+        "schedule": "cosine",
+        "test": 10_000,
     }
     rows = []
     with ThreadPoolExecutor(args.jobs) as pool:
