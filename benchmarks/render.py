@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -189,6 +190,7 @@ def objectives(record: Any) -> Iterator[Row]:
 SOFT = {
     "plain": "plain",
     "attention, uniform control": "attention, uniform control",
+    "attention, bounded": "attention, `bounded`: the default",
     "attention, scaled": "attention, `scaled`",
     "attention, scaled, slower": "attention, `scaled`, at a fifth of the learning rate",
     "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",
@@ -197,15 +199,59 @@ SOFT = {
     "attention, gate": "attention, `gate`, closed at the start",
 }
 
+SOFT_OTHERS = ("SE", "CBAM", "ExpAtt")
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile for means of so many values
+
 
 @table("soft_attention", "soft_attention.json")
 def soft_attention(record: Any) -> Iterator[Row]:
     scale = record["results"]["scale"]
     settings = f"{scale['train']:,} images, {scale['epochs']} epochs, learning rate {scale['lr']}, {scale['precision']}"
-    yield settings, "test accuracy, %", "by seed"
-    for name, rows in groups(record["results"]["runs"], "contender", order=SOFT).items():
+    yield "layers", settings, "test accuracy, %", "95 % over images", "by seed", "minus plain, 95 % over seeds"
+    plain = {(row["depth"], row["seed"]): row["accuracy"] for row in record["results"]["runs"] if is_plain(row)}
+    found = groups(sorted(record["results"]["runs"], key=lambda row: -row["depth"]), "depth", "contender")
+    order = [(depth, name) for depth in dict.fromkeys(depth for depth, _ in found) for name in [*SOFT, *SOFT_OTHERS]]
+    for depth, name in (key for key in order if key in found):
+        rows = found[depth, name]
         shares = [row["accuracy"] for row in rows]
-        yield SOFT.get(name, name), spread(shares), by_seed(shares)
+        told = ["", ""]
+        if None not in shares:
+            told[0] = over_images(float(mean(shares)), scale["test"])
+            if not is_plain(rows[0]):
+                told[1] = over_seeds([float(row["accuracy"] - plain[depth, row["seed"]]) for row in rows])
+        yield depth, SOFT.get(name, name), spread(shares), told[0], by_seed(shares), told[1]
+
+
+@table("soft_attention_start", "soft_attention_start.json")
+def soft_attention_start(record: Any) -> Iterator[Row]:
+    yield "mode", "update", "loss", "norm of the gradient", "largest weight, by stage", "branch, by stage"
+    for row in record["results"]:
+        if row["step"] in (0, 10, 15, 20, 30, 40):
+            by_stage = (" / ".join(number(of) for of in row[key].values()) for key in ("peak", "added"))
+            yield f"`{row['mode']}`", row["step"], f"{row['loss']:.2f}", number(row["gradient"]), *by_stage
+
+
+def is_plain(row: dict) -> bool:
+    return row["contender"] == "plain"
+
+
+def over_images(share: float, images: int) -> str:
+    """Wilson's interval of a share of images, in %."""
+    z2 = 1.959964**2
+    half = math.sqrt(z2 * share * (1 - share) / images + (z2 / images / 2) ** 2)
+    low, high = ((share + z2 / images / 2 + sign * half) / (1 + z2 / images) for sign in (-1, 1))
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def over_seeds(differences: Sequence[float]) -> str:
+    """Mean of differences in points, with Student's interval over the seeds."""
+    n, middle = len(differences), 100 * mean(differences)
+    if not any(differences):
+        return "equal"
+    if n < 2:
+        return f"{middle:+.1f}"
+    half = 100 * STUDENT[n] * stdev(differences) / math.sqrt(n)
+    return f"{middle:+.1f} ({middle - half:+.1f} to {middle + half:+.1f})"
 
 
 @table("explicit_attention", "explicit_attention.json")

@@ -1,5 +1,5 @@
-"""Does soft attention help? Networks of the size of ResNet-20 on part of CIFAR-10, with the same recipe and several
-seeds.
+"""Does soft attention help? Networks of the size of ResNet-20, or of another depth, on part of CIFAR-10, with the same
+recipe and several seeds.
 
 Each contender is a recipe of ``cifar10/`` with fewer images and epochs and the cosine schedule; one of them also with a
 lower learning rate, and some with other options. The test accuracy is that of the last epoch. Two trainings run at a
@@ -8,6 +8,7 @@ continued.
 
     python benchmarks/soft_attention.py --root data/cifar10 --seeds 0 1 2 --epochs 15 --out
     benchmarks/results/soft_attention.json
+    python benchmarks/soft_attention.py --root data/cifar10 --depth 8 --contenders plain "attention, bounded"
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ from typing import Any
 import numpy as np
 from harness import write
 
-from foveal.runs import METRICS
-
 CONTENDERS = {
     "plain": ["resnet20"],
-    "attention, scaled": ["attn_resnet20"],
-    "attention, scaled, slower": ["attn_resnet20"],
+    "attention, bounded": ["attn_resnet20"],
+    "attention, scaled": ["attn_resnet20.scaled"],
+    "attention, scaled, slower": ["attn_resnet20.scaled"],
     "attention, scaled, at most 4": ["attn_resnet20.clip"],
-    "attention, scaled, root temperature": ["attn_resnet20", "--model.attention_options.temperature", "sqrt"],
-    "attention, scaled, gradients cut": ["attn_resnet20", "--optimiser.clip", "1"],
+    "attention, scaled, root temperature": ["attn_resnet20.scaled", "--model.attention_options.temperature", "sqrt"],
+    "attention, scaled, gradients cut": ["attn_resnet20.scaled", "--optimiser.clip", "1"],
     "attention, gate": [
         "attn_resnet20",
         "--model.attention_options.mode",
@@ -50,6 +50,7 @@ SLOWER = 0.2  # factor on the learning rate of "slower" contenders
 
 def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[str]:
     flags = {
+        "model.depth": args.depth,
         "data.root": args.root,
         "data.train": args.train,
         "epochs": args.epochs,
@@ -77,8 +78,8 @@ def command(name: str, seed: int, args: argparse.Namespace, out: Path) -> list[s
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    out = args.folder / f"{name.replace(',', '').replace(' ', '_')}_{seed}"
-    row: dict[str, Any] = {"contender": name, "seed": seed}
+    out = args.folder / f"{name.replace(',', '').replace(' ', '_')}_{args.depth}_{seed}"
+    row: dict[str, Any] = {"contender": name, "depth": args.depth, "seed": seed}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     wanted, made_by = command(name, seed, args, out), out / "command.txt"
     if not made_by.is_file() or made_by.read_text() != " ".join(wanted):
@@ -105,8 +106,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         row |= {"accuracy": None, "diverged": True}  # divergence is a result too
         print(json.dumps(row), flush=True)
         return row
-    *_, last = (line.split(",") for line in (out / METRICS).read_text().splitlines() if line)
-    row |= {"seconds": float(last[2]), "accuracy": accuracy_of(json.loads((out / "evaluation.json").read_text()))}
+    row["accuracy"] = accuracy_of(json.loads((out / "evaluation.json").read_text()))
     print(json.dumps(row), flush=True)
     return row
 
@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder with torchvision's CIFAR-10 files")
     parser.add_argument("--train", type=int, default=10_000, help="training images")
+    parser.add_argument("--depth", type=int, default=20, help="layers of the networks, 6 n + 2")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=100)
@@ -129,16 +130,18 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path("runs/soft_attention"))
     parser.add_argument("--out")
     args = parser.parse_args()
     jobs = [(name, seed, args) for seed in args.seeds for name in args.contenders]
     scale = {key: getattr(args, key) for key in ("train", "epochs", "lr", "warmup", "precision")} | {
-        "schedule": "cosine"
+        "schedule": "cosine",
+        "test": 10_000,
     }
     rows = []
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(args.jobs) as pool:
         for row in pool.map(lambda job: train(*job), jobs):
             rows.append(row)
             write(args.out, {"scale": scale, "runs": rows}, device=args.device, seed=None)

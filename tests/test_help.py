@@ -246,7 +246,7 @@ def test_an_objective_by_name_has_its_own_defaults(help_of):
         ("vgg11", {"in_chans": 3, "drop_rate": 0.0}),
         (
             "attn_resnet20_cifar",
-            {"in_chans": 3, "drop_rate": 0.0, "depth": 20, "attention": "softmax", "place": "block", "conv": None},
+            {"in_chans": 3, "drop_rate": 0.0, "depth": 20, "attention": "bounded", "place": "block", "conv": None},
         ),
         ("bagnet77_tnet", {"in_chans": 3}),
     ],

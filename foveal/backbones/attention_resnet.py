@@ -33,8 +33,8 @@ class AttentionResNet(ResNet):
     """``timm`` ResNet of bottlenecks with attention in place of squeeze-and-excitation.
 
     Args:
-        attention: a name from `foveal.backbones.cifar_resnet.ATTENTION`: ``softmax``, ``cbam``, ``se``, ``ge`` or
-            ``nl``.
+        attention: a name from `foveal.backbones.cifar_resnet.ATTENTION`: ``bounded``, ``softmax``, ``cbam``, ``se``,
+            ``ge`` or ``nl``.
         attention_options: keywords of the attention layers.
         layers: number of blocks per stage.
         options: keywords of ``timm``'s ``ResNet``.
@@ -45,7 +45,7 @@ class AttentionResNet(ResNet):
 
     def __init__(
         self,
-        attention: Attention = "softmax",
+        attention: Attention = "bounded",
         attention_options: Mapping[str, Any] | None = None,
         layers: tuple[int, ...] = (3, 4, 6, 3),
         **options: Any,
@@ -68,12 +68,12 @@ def _create_attn(name: str, pretrained: bool, kwargs: dict[str, Any], **defaults
 
 
 @register_model
-def attn_resnet50(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
+def attn_resnet50(pretrained: bool = False, attention: Attention = "bounded", **kwargs: Any) -> AttentionResNet:
     """ResNet-50 with spatial softmax attention of kernel size 1. ``attention_options`` are its keywords."""
     options = kwargs.pop("attention_options", None) or {}
-    if kwargs.get("attention", "softmax") == "softmax":
+    if attention in ("bounded", "softmax"):
         options = {"kernel_size": 1, **options}
-    return _create_attn("attn_resnet50", pretrained, {"attention": "softmax", **kwargs}, attention_options=options)
+    return _create_attn("attn_resnet50", pretrained, {"attention": attention, **kwargs}, attention_options=options)
 
 
 @register_model
@@ -83,8 +83,11 @@ def cbam_resnet50(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
 
 
 @register_model
-def test_attn_resnet(pretrained: bool = False, **kwargs: Any) -> AttentionResNet:
+def test_attn_resnet(pretrained: bool = False, attention: Attention = "bounded", **kwargs: Any) -> AttentionResNet:
     """A tiny network with spatial softmax attention for tests."""
-    return _create_attn(
-        "test_attn_resnet", pretrained, kwargs, attention="softmax", layers=(1, 1, 1, 1), channels=(32, 32, 32, 32)
-    )
+    sizes = {"layers": (1, 1, 1, 1), "channels": (32, 32, 32, 32)}
+    return _create_attn("test_attn_resnet", pretrained, kwargs, attention=attention, **sizes)
+
+
+for _make in (attn_resnet50, test_attn_resnet):
+    _make.formerly = {"attention": "softmax"}  # type: ignore[attr-defined]  # their default in earlier versions

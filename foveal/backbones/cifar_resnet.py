@@ -55,7 +55,8 @@ from foveal.layers import (
 )
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
-    "softmax": SpatialSoftmaxAttention,
+    "bounded": SpatialSoftmaxAttention,
+    "softmax": partial(SpatialSoftmaxAttention, mode="scaled"),  # the default of earlier versions, which runs name
     "se": partial(SEModule, rd_ratio=1 / 16, rd_divisor=1),
     "cbam": CBAM,
     "ge": GatherExcite,
@@ -86,7 +87,8 @@ class CifarResNet(ClassifierBackbone):
         shortcut: shortcut of blocks that change shape. ``A`` takes every other pixel and pads channels with zeros, half
             of them before and half after, as the public weights do. ``B`` is a 1x1 convolution, with batch norm unless
             ``preact``; then it takes activated features.
-        attention: a name from `ATTENTION`: ``softmax``, ``se``, ``cbam``, ``ge`` or ``nl``.
+        attention: a name from `ATTENTION`: ``bounded`` (`SpatialSoftmaxAttention`), ``softmax`` (the same with
+            ``mode="scaled"``), ``se``, ``cbam``, ``ge`` or ``nl``.
         attention_options: keywords of the attention layers; ``size`` is added for layers that take it.
         place: place of the attention. ``block``: after the last batch norm (or convolution) of each residual branch.
             ``stage``: after each stage. ``middle``: after the middle block of stages 2 and 3. ``last``: before the
@@ -352,7 +354,7 @@ def _register(name: str, what: str, **defaults: Any) -> None:
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "": ("", {}),
-    "attn_": (" with spatial softmax attention in every block", {"attention": "softmax"}),
+    "attn_": (" with spatial softmax attention in every block", {"attention": "bounded"}),
     "se_": (" with squeeze-and-excitation in every block", {"attention": "se"}),
     "cbam_": (" with CBAM in every block", {"attention": "cbam"}),
     "ge_": (" with Gather-Excite in every block", {"attention": "ge"}),
@@ -371,5 +373,5 @@ _register(
     "A tiny network with attention for tests.",
     depth=8,
     widths=(16, 16, 32),
-    attention="softmax",
+    attention="bounded",
 )

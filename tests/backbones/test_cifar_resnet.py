@@ -239,7 +239,7 @@ def test_faithful_attention_removes_the_branch_and_scaled_does_not():
 
 
 def test_a_hundred_steps_in_bfloat16_stay_finite():
-    model = tiny(attention="softmax").to(memory_format=torch.channels_last)
+    model = tiny(attention="bounded").to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x, y = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
     for _ in range(100):
@@ -300,7 +300,7 @@ def test_public_weights_have_these_names():
     [
         ({"depth": 21}, "6 n"),
         ({"shortcut": "C"}, "A, B"),
-        ({"attention": "bam"}, "softmax, se"),
+        ({"attention": "bam"}, "bounded, softmax, se"),
         ({"attention": "softmax", "attention_options": {"moed": "scaled"}}, "has no option 'moed'"),
         ({"place": "start"}, "block, stage"),
         ({"conv": "lambda"}, "expatt"),

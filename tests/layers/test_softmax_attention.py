@@ -23,7 +23,7 @@ def features(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("maps", MAPS)
-@pytest.mark.parametrize("mode", ["scaled", "faithful", "gate", "residual", "sigmoid", "pool"])
+@pytest.mark.parametrize("mode", ["bounded", "scaled", "faithful", "gate", "residual", "sigmoid", "pool"])
 def test_shapes_and_maps(maps, mode):
     layer, x = attention(maps=maps, mode=mode), features(2, 8, 5, 7)
     with attention_maps(layer) as kept:
@@ -61,12 +61,25 @@ def test_modes_in_terms_of_the_weights():
         assert torch.allclose(
             attention(maps="one", mode=mode, **({"gate": 0.3} if mode == "gate" else {}))(x), x * multiplier, atol=1e-7
         )
-    assert torch.allclose(attention(maps="one", clip=1.01)(x), x * (15 * a).clamp(max=1.01), atol=1e-12)
+    assert torch.allclose(attention(maps="one", mode="scaled", clip=1.01)(x), x * (15 * a).clamp(max=1.01), atol=1e-12)
     assert torch.allclose(attention(maps="one", mode="pool")(x), (x * a).sum((2, 3)), atol=1e-12)
 
 
+@pytest.mark.parametrize("c", [None, 0.3, 2])
+def test_bounded_weights_against_the_formula(c):
+    layer, x = attention(maps="one", bound=c, temperature=0.5), features(2, 8, 3, 5)
+    c = c or 1
+    e = (c * torch.tanh(layer.conv(x) / (0.5 * c))).exp()
+    assert torch.allclose(layer(x), x * 15 * e / e.sum((2, 3), keepdim=True), atol=1e-14)
+    nn.init.normal_(layer.conv.weight, std=100)
+    weights = layer.multiplier(layer.logits(x))
+    assert weights.min() >= math.exp(-2 * c) and weights.max() <= math.exp(2 * c)
+    assert torch.allclose(weights.amax((2, 3)) / weights.amin((2, 3)), torch.tensor(math.exp(2 * c)).double())
+    assert torch.allclose(weights.mean((2, 3)), torch.ones(()).double())
+
+
 def test_a_softmax_over_channels_compares_maps():
-    layer, x = attention(softmax_axis="channel"), features(2, 8, 3, 5)
+    layer, x = attention(softmax_axis="channel", mode="scaled"), features(2, 8, 3, 5)
     expected = 4 * layer.conv(x).softmax(1).repeat_interleave(2, 1)
     assert torch.allclose(layer(x), x * expected, atol=1e-12)
 
@@ -129,7 +142,7 @@ def test_gradient_of_the_logits_against_the_closed_form():
 
 
 def test_the_softmax_is_in_float32_under_autocast():
-    layer, x = attention().float(), torch.randn(2, 8, 32, 32)
+    layer, x = attention(mode="scaled").float(), torch.randn(2, 8, 32, 32)
     with torch.autocast("cpu", torch.bfloat16), attention_maps(layer) as kept:
         y = layer(x.bfloat16())
         z = layer.conv(x.bfloat16())
@@ -147,7 +160,7 @@ def test_layout_of_memory_is_kept():
 
 
 def test_what_it_says_of_its_map():
-    layer = SpatialSoftmaxAttention(4, maps="one", kernel_size=1)
+    layer = SpatialSoftmaxAttention(4, maps="one", kernel_size=1, mode="scaled")
     assert captions(layer) == {}
     nn.init.ones_(layer.conv.weight)
     x = torch.zeros(1, 4, 2, 2)
@@ -158,7 +171,7 @@ def test_what_it_says_of_its_map():
     assert captions(layer) == {"": f"entropy {entropy:.3f}, peak 2.5 x the mean"}
 
 
-@pytest.mark.parametrize("mode", ["residual", "gate", "scaled"])
+@pytest.mark.parametrize("mode", ["residual", "gate", "scaled", "bounded"])
 def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
     layer, x = attention(mode=mode, init="random"), features(2, 8, 4, 4)
     with attention_maps(layer):
@@ -172,7 +185,7 @@ def test_figures_are_of_the_weights_not_of_what_is_made_of_them(mode):
 
 def test_half_precision_holds_maps_of_many_positions():
     """n A can be 67,600 with 260 x 260 positions, above the largest float16, to which it is clipped."""
-    layer = attention(maps="one").half()
+    layer = attention(maps="one", mode="scaled").half()
     x = torch.zeros(1, 8, 260, 260, dtype=torch.float16)
     x[0, :, 7, 9] = 1
     nn.init.constant_(layer.conv.weight, 20)
@@ -199,7 +212,10 @@ def test_half_precision_holds_maps_of_many_positions():
         ({"mode": "sigmoid", "softmax_axis": "channel"}, "has no softmax"),
         ({"maps": "one", "count": 2}, "maps='one' has 1 map, not 2"),
         ({"temperature": "warm"}, "temperature=warm is not valid"),
-        ({"clip": "x"}, "clip of 1 or more"),
+        ({"mode": "scaled", "clip": "x"}, "clip of 1 or more"),
+        ({"clip": 4}, "with mode='scaled'"),
+        ({"bound": 0}, "positive number"),
+        ({"mode": "faithful", "bound": 1}, "with mode='bounded'"),
     ],
 )
 def test_what_cannot_be(options, said):
