@@ -42,6 +42,7 @@ from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.host import usable_device
 from foveal.model_options import check_options
 from foveal.models import as_classifier, constructor, create_classifier, unpickled, without_warnings
+from foveal.policies import GREEDY
 from foveal.registry import UnknownName, imported, made_with
 from foveal.stored import (
     card_error,
@@ -294,6 +295,19 @@ class Run:
         card = {**self.card, "thresholds": [dict(one) for one in thresholds]}
         if fault := card_error(card):
             raise ConfigError(f"{fault}; the thresholds of {self.path} stay as they are")
+        self._keep(card)
+
+    def keep_policy(self, policy: str) -> None:
+        """Store in ``config.json`` how predictions choose looks if no policy is named: ``greedy`` or ``random``.
+
+        It is lost when training writes other weights.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        self._keep({**self.card, "policy": policy})
+
+    def _keep(self, card: Mapping[str, Any]) -> None:
         with storing(self.path / CARD), replacing(self.path / CARD) as unfinished:
             unfinished.write_text(json.dumps(card, indent=2) + "\n")
         self.__dict__.pop("card", None)  # the file has changed
@@ -372,6 +386,7 @@ class Run:
         model.class_names, model.task = self.class_names, self.task
         if (locations := card.get("locations")) is not None:
             model.locations = tuple(locations)
+        model.usual_policy = card.get("policy", GREEDY.name)
         for key in ("value_range", "image_size", "shorter_side"):
             setattr(model, key, card.get(key))
         return model

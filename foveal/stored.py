@@ -27,6 +27,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from foveal.errors import RunError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.model_options import LARGEST_OPTION, Whole
+from foveal.policies import GREEDY, Random
 from foveal.signatures import mismatch
 from foveal.tasks import TASKS
 
@@ -71,6 +72,7 @@ class Card(TypedDict, total=False):
     image_size: Whole | None
     shorter_side: Whole | None
     locations: list[Annotated[int, range(LARGEST_OPTION + 1)]] | None
+    policy: Annotated[str, (GREEDY.name, Random.name)]
 
 
 def card_error(card: Any) -> str | None:

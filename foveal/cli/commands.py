@@ -81,7 +81,9 @@ TABLES = sorted(file.stem for file in Path(__file__).parents[1].glob("evaluation
 
 RUN = positional("RUN", "run folder")
 LOCATIONS = argument("looks per level, as 2,1 (default: the run's)", "LOOKS")
-POLICY_OF_ONE = argument(f"how cells are chosen: {POLICY}", "NAME", default="greedy")
+POLICY_OF_ONE = argument(
+    f"how cells are chosen: {POLICY} (default: greedy, or random if fit found learned looks no better)", "NAME"
+)
 AT_ONCE = argument("with --budget: number of looks between two decisions to stop")
 WIDE = switch("print all columns")
 MEASURE = argument(
@@ -610,12 +612,24 @@ def _predict(args: argparse.Namespace) -> int:
         for line in done.left_out.lines():
             print(f"foveal: {printable(line)}", file=sys.stderr)
     print_failed(done.failed)
+    _note_policy(args)
     if done.failed and done.out and not args.quiet:
         print(
             "foveal: the same command predicts these again if their files have changed; with --retry, always",
             file=sys.stderr,
         )
     return 1 if done.failed else 0
+
+
+def _note_policy(args: argparse.Namespace) -> None:
+    """Say that looks were random although no policy was asked for."""
+    from foveal.policies import GREEDY
+    from foveal.runs import Run
+
+    early = getattr(args, "budgets", None)
+    if not (args.policy or early or args.quiet) and Run(args.model).card.get("policy", GREEDY.name) != GREEDY.name:
+        why = "fit found learned looks no better on validation images"
+        print(f"foveal: looks were random, because {why}; --policy greedy takes learned ones", file=sys.stderr)
 
 
 def _exit(args: argparse.Namespace) -> Exit:
@@ -635,7 +649,7 @@ def _exit(args: argparse.Namespace) -> Exit:
     )
     from foveal.runs import Run, load
 
-    if find_policy(args.policy) != GREEDY:
+    if args.policy and find_policy(args.policy) != GREEDY:
         raise ConfigError("--budget: early exit uses the policy of the model; leave --policy out")
     run, unit = Run(args.model), parse_cost(args.budgets)[1]
     model = load(run.path)
@@ -694,6 +708,7 @@ def _explain(args: argparse.Namespace) -> int:
     if not args.quiet:
         show(seen, wide=args.wide)
         print(f"\nThe page is in {args.out}")
+    _note_policy(args)
     return 0
 
 

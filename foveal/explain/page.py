@@ -42,7 +42,7 @@ from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import BlankViews, ImageViews, is_path
 from foveal.layers import ExplicitAttention, captions, stage_of
-from foveal.policies import GREEDY, Policy
+from foveal.policies import Policy
 from foveal.prediction.cost import count_cost
 from foveal.prediction.predictor import Predictor
 from foveal.runs import Run
@@ -92,7 +92,7 @@ def explain(
     out: str | Path = "report.html",
     *,
     locations: Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = None,
     device: str | torch.device = "auto",
     precision: str = "32",
     seed: int = 0,
@@ -107,7 +107,7 @@ def explain(
         path: the image: a file, or an image in memory as for `foveal.classify`.
         out: the page, ``.html``.
         locations: looks per grid at each level; the model's own if None.
-        policy: how cells are selected, one of ``model.policies``.
+        policy: how cells are selected, one of ``model.policies``; if None, see `foveal.classify`.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
         seed: seed of random policies.
@@ -124,7 +124,8 @@ def explain(
     _check_page(Path(out))
     kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
     predictor = Predictor(model, device=device, precision=precision)
-    classifier, looks = predictor.model, predictor.locations(locations, policy)
+    classifier, policy = predictor.model, policy or predictor.model.usual_policy
+    looks = predictor.locations(locations, policy)
     # Warm-up: the first pass of a process allocates memory and loads kernels.
     predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
     start = time.perf_counter()

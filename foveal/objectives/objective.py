@@ -33,7 +33,12 @@ OBJECTIVES: Registry[type[Any]] = Registry("objective")
 
 
 class Objective(Protocol):
-    """Interface of an objective."""
+    """Interface of an objective.
+
+    An objective may also have a method ``adapted(images, cells, levels)``. Training calls it with the numbers of
+    training images, of cells of a grid (None for models without one) and of levels with grids, and uses what it
+    returns; see `TNetObjective.adapted`.
+    """
 
     @property
     def trains(self) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, cast
 
@@ -30,6 +30,9 @@ from foveal.host import to_device
 from foveal.objectives.objective import OBJECTIVES, classification_loss, cross_entropy
 from foveal.objectives.rollout import MASKED, Rollout
 from foveal.tasks import task_of
+
+FEW_IMAGES, FEW_CELLS = 500, 25
+"""Below so many training images, and up to so many cells, all cells are looked at; see `TNetObjective.adapted`."""
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
@@ -181,6 +184,11 @@ class TNetObjective:
     therefore trains on the whole image at the resolution of the looks, in one pass. Meanwhile the policy imitates the
     cells of this pass with the highest log-probability of the right class.
 
+    A policy gradient from few images is mostly noise. There, all cells of an image are looked at instead, and the
+    policy imitates what each look alone says about the target (`imitation_loss`). The head is additive, so this is
+    known exactly. Only the whole rollout has a cross-entropy then: most cells do not show what the image is labelled
+    for, and learning the label from each of them would teach all cells to agree.
+
     Args:
         image_share: weight of the cross-entropy of the whole rollout; the remaining weight is that of every look alone.
         policy_weight: weight of the policy gradient. The baseline is a moving average of the credit.
@@ -189,6 +197,8 @@ class TNetObjective:
             size; or ``random``.
         class_weights: weight of each class in the cross-entropies.
         label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
+        teach: share of training, from its start, in which all cells are looked at, instead of the warm-up where they
+            overlap. None decides by the number of training images and the grid, see `adapted`, and is 0 without them.
     """
 
     trains: ClassVar[None] = None
@@ -198,8 +208,25 @@ class TNetObjective:
     warm_up_looks: Literal["whole", "random"] = "whole"
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
+    teach: float | None = None
+
+    def adapted(self, images: int, cells: int | None, levels: int) -> TNetObjective:
+        """The objective with ``teach`` decided: 1 for fewer than `FEW_IMAGES` training images and one grid of at most
+        `FEW_CELLS` cells, which all updates can afford to look at; else 0.
+
+        Args:
+            images: number of training images.
+            cells: number of cells of a grid; None for models without one.
+            levels: number of levels with grids.
+        """
+        if self.teach is not None:
+            return self
+        affordable = levels == 1 and cells is not None and cells <= FEW_CELLS
+        return replace(self, teach=float(affordable and images < FEW_IMAGES))
 
     def plan(self, progress: float) -> tuple[str, ...]:
+        if progress < (self.teach or 0) or self.teach == 1:
+            return ("exhaustive",)
         return (self.warm_up_looks if progress < self.warm_up else "sampled",)
 
     def initial_state(self) -> Tensor:
@@ -209,7 +236,7 @@ class TNetObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
-        if rollout.policy.one_pass:
+        if rollout.policy.one_pass or (rollout.policy.every_cell and rollout.scores):
             loss_perception = cross_entropy(rollout.logits, target, self.class_weights, self.label_smoothing)
             loss_imitation = imitation_loss(rollout, target)
             loss = loss_perception + self.policy_weight * loss_imitation
@@ -241,18 +268,21 @@ class TNetObjective:
 def imitation_loss(rollout: Rollout, target: Tensor) -> Tensor:
     """KL divergence of the policy from a teacher that prefers cells with evidence for the right class.
 
-    The teacher's probability of each of the K cells is proportional to the probability that the cell alone gives the
-    right class.
+    The teacher's probability of each of the K cells of the first grid is proportional to the probability that the cell
+    alone gives the right class. If all cells give it, as in images without an object, the teacher is uniform.
 
     Args:
-        rollout: rollout of the policy ``whole``.
+        rollout: rollout of the policy ``whole`` or ``exhaustive``.
         target: (B,) labels.
 
     Returns:
         Mean divergence in nats.
     """
-    log_p = rollout.scores[0].flatten(0, 1)
-    evidence = task_of(target).evidence(rollout.glimpse_logits.detach().to(log_p.dtype), target)
+    log_p, alone = rollout.scores[0].flatten(0, 1), rollout.glimpse_logits
+    if rollout.cells is not None:  # the first look, then looks at the cells in the order chosen
+        cells = rollout.cells[:, : log_p.shape[1]]
+        log_p, alone = log_p.gather(1, cells), alone[:, 1 : 1 + cells.shape[1]]
+    evidence = task_of(target).evidence(alone.detach().to(log_p.dtype), target)
     masked = log_p < MASKED
     teacher = evidence.masked_fill(masked, -torch.inf).log_softmax(-1)
     divergence = teacher.exp() * (teacher - log_p)

@@ -39,7 +39,7 @@ from foveal.errors import ConfigError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, is_path
 from foveal.importing import need_parquet
-from foveal.policies import GREEDY, Policy
+from foveal.policies import Policy
 from foveal.prediction.device import check_precision
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
@@ -86,7 +86,7 @@ def predict(
     paths: Any,
     *,
     locations: int | Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = None,
     batch_size: int = 8,
     threads: int | None = None,
     device: str | torch.device = "auto",
@@ -142,6 +142,7 @@ def predict(
     check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
     check_precision(precision)
     predictor = Predictor(model, device=device, precision=precision)
+    policy = policy or predictor.model.usual_policy
     looks = predictor.locations(locations, policy)
     check_masks(predictor, masks)
     left_out = LeftOut()

@@ -42,7 +42,7 @@ from foveal.images import (
     squash,
 )
 from foveal.models import as_classifier
-from foveal.policies import GREEDY, Policy
+from foveal.policies import Policy
 from foveal.prediction.checks import check_whole
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, look_until
@@ -94,7 +94,9 @@ class Predictor:
         """Names of the classes, in the order of the logits; empty if the model has none."""
         return self.model.class_names
 
-    def locations(self, locations: int | Sequence[int] | None = None, policy: str | Policy = GREEDY) -> tuple[int, ...]:
+    def locations(
+        self, locations: int | Sequence[int] | None = None, policy: str | Policy | None = None
+    ) -> tuple[int, ...]:
         """Check locations and policy.
 
         Returns:
@@ -103,7 +105,7 @@ class Predictor:
         Raises:
             ConfigError: the model does not support them.
         """
-        self.model.check_policies([policy])
+        self.model.check_policies([policy or self.model.usual_policy])
         return self.model.resolve_locations(locations)
 
     def open(self, image: Any, name: str = "image", mask: str | Path | None = None) -> Pyramid:
@@ -135,7 +137,7 @@ class Predictor:
         self,
         views: Views,
         locations: int | Sequence[int] | None = None,
-        policy: str | Policy = GREEDY,
+        policy: str | Policy | None = None,
         draws: Draws | None = None,
         until: Exit | None = None,
         contributions: bool = True,
@@ -150,14 +152,14 @@ class Predictor:
         with torch.inference_mode(), autocast(self.precision, self.device):
             if until is not None:
                 return look_until(self.model, views, until.threshold, until.locations, until.at_once)
-            return self.model(views, locations, policy, draws, contributions)
+            return self.model(views, locations, policy or self.model.usual_policy, draws, contributions)
 
     def classify(
         self,
         images: Any,
         *,
         locations: int | Sequence[int] | None = None,
-        policy: str | Policy = GREEDY,
+        policy: str | Policy | None = None,
         batch_size: int = 16,
     ) -> Classification:
         """Classify one image or several; see the function `classify` for arguments and errors."""
@@ -211,7 +213,7 @@ def classify(
     images: Any,
     *,
     locations: int | Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = None,
     batch_size: int = 16,
     device: str | torch.device | None = None,
 ) -> Classification:
@@ -227,7 +229,8 @@ def classify(
             from 0 to 1; for a model that was trained with a value range, they are values in that range. See
             `foveal.images.inputs`.
         locations: looks per grid at each level; the model's own if None.
-        policy: how locations are selected, see `GlimpseClassifier.forward`.
+        policy: how locations are selected, see `GlimpseClassifier.forward`; if None, ``greedy``, or ``random`` where
+            training found the learned policy no better.
         batch_size: images per batch.
         device: see `find_device`; the device of the model if None.
 

@@ -32,7 +32,7 @@ from foveal.errors import ConfigError, FovealError
 from foveal.images import ImageViews, LeftOut, View, as_text, each, find_mask, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
-from foveal.policies import GREEDY, Policy
+from foveal.policies import Policy
 from foveal.prediction.checks import check_whole
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.early_exit import Exit, locations_of
@@ -210,7 +210,7 @@ def predict_rows(
     images: Sequence[Any],
     *,
     locations: int | Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = None,
     batch_size: int = 8,
     threads: int | None = None,
     device: str | torch.device = "auto",
@@ -229,7 +229,7 @@ def predict_rows(
         model: a predictor, classifier, dense network or run folder.
         images: files, images in memory (see `foveal.images.as_image`), or `Named` images.
         locations: looks per grid at each level; the model's own if None.
-        policy: how locations are selected, one of ``model.policies``.
+        policy: how locations are selected, one of ``model.policies``; if None, see `foveal.classify`.
         batch_size: images per batch. At most two batches are open at a time.
         threads: threads that open images; if None, one per image of a batch, at most twice the number of CPUs.
         device, precision: see `Predictor`. Ignored if ``model`` is a predictor.
@@ -248,6 +248,7 @@ def predict_rows(
     """
     check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
     predictor = model if isinstance(model, Predictor) else Predictor(model, device=device, precision=precision)
+    policy = policy or predictor.model.usual_policy
     looks = predictor.locations(locations, policy)
     check_masks(predictor, masks)
     named = list(_names(images))

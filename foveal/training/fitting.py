@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch import loggers as pl_loggers
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.data import DataModule, ImageDataset
 from foveal.data.loader import check_balanced
@@ -41,6 +41,7 @@ from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.host import end_with_parent
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective
+from foveal.policies import GREEDY, Random
 from foveal.runs import (
     BEST,
     CONFIG,
@@ -65,6 +66,7 @@ from foveal.tasks import MULTILABEL, SEPARATOR
 from foveal.training.config import Training, plain, renamed
 from foveal.training.learner import NOT_MIXED, Diverged, Learner
 from foveal.training.loggers import loggers as create_loggers
+from foveal.training.policy_gap import PolicyGap, measure_policy_gap
 from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
 from foveal.training.stopping import Interrupted, Stopped, StopSignals
@@ -312,7 +314,8 @@ def _plan(
         model.double()  # before weights are copied
     if isinstance(model, WholeImage):
         model.check_output()
-    learner = Learner(model, _weighted(_smoothed(objective, training), data, training), data, training)
+    objective = _adapted(_weighted(_smoothed(objective, training), data, training), model, data, opening.stored)
+    learner = Learner(model, objective, data, training)
     if not any(p.requires_grad for p in model.parameters()):
         if training.freeze:
             raise ConfigError("freeze: leaves no parameter to train; name fewer parts of the model")
@@ -331,6 +334,8 @@ def _plan(
     if opening.stored is not None and checkpoint is not None:
         if isinstance(old := opening.stored.get("objective"), dict) and "label_smoothing" in resolved["objective"]:
             old.setdefault("label_smoothing", 0.0)  # it was added later
+        if isinstance(old, dict) and "teach" in resolved["objective"]:
+            old.setdefault("teach", 0.0)
         _check_unchanged(resolved, with_absolute_paths(opening.stored))
         check_weights(learner, checkpoint["state_dict"], opening.out / LAST)
         learner.saved = checkpoint["global_step"]
@@ -350,6 +355,18 @@ def _smoothed(objective: Objective, training: Training) -> Objective:
     if not is_dataclass(objective) or "label_smoothing" not in {f.name for f in fields(objective)}:
         raise ConfigError(f"label_smoothing: {type(objective).__name__} has no cross-entropy to smooth; leave it out")
     return replace(objective, label_smoothing=training.label_smoothing)
+
+
+def _adapted(
+    objective: Objective, model: GlimpseClassifier, data: DataModule, stored: dict[str, Any] | None
+) -> Objective:
+    """The objective with the options that it decides by the number of training images and the model's grids."""
+    adapted = getattr(objective, "adapted", None)
+    if adapted is None:
+        return objective
+    if stored is not None and "teach" not in (stored.get("objective") or {}):
+        return replace(objective, teach=0.0)  # type: ignore[type-var]  # a run of a version without it
+    return adapted(len(data.split("train")), model.most_cells, len(model.locations))
 
 
 def _weighted(objective: Objective, data: DataModule, training: Training) -> Objective:
@@ -519,11 +536,29 @@ def _close(out: Path, learner: Learner, ended: Ended, quiet: bool) -> None:
         file = out / BEST
         checkpoint = read_checkpoint(file)
         kept = facts(checkpoint)
-    save_weights(out, model_state(checkpoint, file))
-    summary = summarise(learner, out, ended, last, kept)
+    weights = model_state(checkpoint, file)
+    save_weights(out, weights)
+    gap = _policy_gap(learner, weights) if ended == "finished" else None
+    if gap is not None:
+        Run(out).keep_policy(GREEDY.name if gap.helps else Random.name)
+    summary = summarise(learner, out, ended, last, kept, gap)
     summary.write(out)
     if not quiet:
         summary.show(out)
+
+
+def _policy_gap(learner: Learner, weights: dict[str, Tensor]) -> PolicyGap | None:
+    """Compare learned with random looks, with the weights that are kept. Those of the learner stay."""
+    if learner.config.processes > 1 or not learner.validates:
+        return None  # other processes have parts of the weights, or have ended
+    model = learner.model
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(weights)
+        class_weights = getattr(learner.objective, "class_weights", None)
+        return measure_policy_gap(model, learner.data, learner.config, class_weights)
+    finally:
+        model.load_state_dict(last)
 
 
 def _resolved(learner: Learner, training: Training) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from foveal.tasks import join
 from foveal.training.config import Training
 from foveal.training.learner import ENDLESS, Learner
 from foveal.training.optimisation import lr_factor
+from foveal.training.policy_gap import PolicyGap
 from foveal.training.progress import as_duration, print_safely
 
 Ended = Literal["finished", "interrupted", "diverged"]
@@ -120,6 +121,8 @@ class TrainingSummary:
         out_of_patience: whether the run was ended by ``patience``.
         monitor: name of the metric that decided which weights are kept.
         monitored: its value at the best validation; None if it is the accuracy, or undefined.
+        policy: learned looks compared with random ones on validation images, see `foveal.training.policy_gap`; None if
+            the run did not finish, trained in several processes, or has no such looks.
         warnings: warnings about the result, one sentence each.
     """
 
@@ -143,6 +146,7 @@ class TrainingSummary:
     out_of_patience: bool = False
     monitor: str = "accuracy"
     monitored: float | None = None
+    policy: PolicyGap | None = None
     warnings: Sequence[str] = ()
 
     def write(self, out: Path) -> None:
@@ -224,7 +228,12 @@ def facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarise(
-    learner: Learner, out: Path, ended: Ended, last: Mapping[str, Any], kept: Mapping[str, Any]
+    learner: Learner,
+    out: Path,
+    ended: Ended,
+    last: Mapping[str, Any],
+    kept: Mapping[str, Any],
+    policy: PolicyGap | None = None,
 ) -> TrainingSummary:
     """Summarise a run from the files in its folder.
 
@@ -234,6 +243,7 @@ def summarise(
         ended: how the run ended.
         last: `facts` of the last checkpoint.
         kept: `facts` of the checkpoint with the saved weights.
+        policy: learned looks compared with random ones, with these weights.
     """
     config, step = learner.config, last["step"]
     best = _score(kept, "best", learner) if learner.validates else None
@@ -264,6 +274,7 @@ def summarise(
         monitor=config.monitor,
         monitored=_monitored(kept, config) if best else None,
         unread=_lines_of(out / BAD_IMAGES),
+        policy=policy,
     )
     judged = [best, end] if best and end else scores
     return replace(found, warnings=tuple(_warnings(found, learner, judged, last["lr_share"], out)))
@@ -317,6 +328,8 @@ def _warnings(
             f"`monitor` {found.monitor} was undefined for the validation images, as it is where a class is missing; "
             "accuracy decided which weights are kept"
         )
+    if found.policy and (note := found.policy.note()):
+        yield note
     if found.left_out:
         batches = "1 batch was" if found.left_out == 1 else f"{found.left_out:,} batches were"
         why = "with one image, batch norm gets a single value per channel"

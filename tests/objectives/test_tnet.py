@@ -248,3 +248,59 @@ def test_the_warm_up_sees_the_whole_image():
     loss, state, log = objective([tried], torch.tensor([0, 1]), torch.tensor(0.5))
     assert state == 0.5 and loss == log["loss_perception"] + log["loss_imitation"]
     torch.testing.assert_close(log["loss_perception"], F.cross_entropy(tried.logits, torch.tensor([0, 1])))
+
+
+# ------------------------------------------------------------------------------------------------------- few images
+
+
+def exhaustive(order: tuple[int, ...]) -> tuple[Table, Rollout]:
+    table = Table(4)
+    return table, table.rollout(order, "exhaustive")
+
+
+def test_a_teacher_knows_every_cell_in_any_order():
+    table, tried = exhaustive((2, 0, 3, 1))
+    alone = table.looks[1:].softmax(1)[:, 1].numpy()
+    teacher, log_p = alone / alone.sum(), table.scores.log_softmax(0).detach().numpy()
+    expected = float((teacher * (np.log(teacher) - log_p)).sum())
+    assert imitation_loss(tried, TARGET).item() == pytest.approx(expected, rel=1e-12)
+    gradient = table.gradient(imitation_loss(tried, TARGET))
+    np.testing.assert_allclose(gradient, np.exp(log_p) - teacher, atol=1e-12)  # of a divergence to a softmax
+
+
+def test_taught_updates_minimise_two_losses():
+    table, tried = exhaustive((0, 1, 2, 3))
+    loss, state, log = TNetObjective(teach=1.0, policy_weight=2.0)([tried], TARGET, torch.tensor(0.25))
+    together = F.cross_entropy(table.looks.mean(0)[None], TARGET)
+    assert loss.item() == pytest.approx((together + 2 * imitation_loss(tried, TARGET)).item(), rel=1e-12)
+    assert state == 0.25 and set(log) == {"loss", "loss_perception", "loss_imitation"}
+
+
+def test_imitation_finds_the_informative_cell():
+    """Descent on the scores alone ends at the cell that shows the class."""
+    table, _ = exhaustive((0, 1, 2, 3))
+    table.looks[1:] = torch.tensor([0.0, -4.0, 0.0])
+    table.looks[3] = torch.tensor([0.0, 6.0, 0.0])
+    for _ in range(200):
+        gradient = table.gradient(imitation_loss(table.rollout((0, 1, 2, 3), "exhaustive"), TARGET))
+        table.scores.data -= 2 * gradient
+    assert table.scores.argmax() == 2 and table.scores.softmax(0)[2] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("images", "cells", "levels", "teach"),
+    [(499, 9, 1, 1.0), (500, 9, 1, 0.0), (40, 25, 1, 1.0), (40, 36, 1, 0.0), (40, 9, 2, 0.0), (40, None, 1, 0.0)],
+)
+def test_few_images_get_a_teacher(images, cells, levels, teach):
+    adapted = TNetObjective(warm_up=0.3).adapted(images, cells, levels)
+    assert adapted.teach == teach and adapted.warm_up == 0.3
+    assert {adapted.plan(progress) for progress in (0.0, 0.5, 1.0)} == (
+        {("exhaustive",)} if teach else {("whole",), ("sampled",)}
+    )
+    assert TNetObjective(teach=0.5).adapted(images, cells, levels).teach == 0.5
+
+
+def test_a_teacher_comes_first():
+    objective = TNetObjective(teach=0.2, warm_up=0.3)
+    assert [*map(objective.plan, (0.1, 0.25, 0.9, 1.0))] == [("exhaustive",), ("whole",), ("sampled",), ("sampled",)]
+    assert TNetObjective(warm_up=0.3).plan(0.1) == ("whole",)  # undecided

@@ -86,7 +86,7 @@ def test_a_column_is_averaged_over_the_updates_that_have_it(tmp_path):
         "steps": 7,
         "accumulate": 1,
         "ema": None,
-        "objective": {"warm_up": 0.5},
+        "objective": {"warm_up": 0.5, "teach": 0.0},
     }
     each, whole = (
         read(fit_config(config(**changes, log_every=n), tmp_path / str(n), quiet=True).path / "metrics.csv")

@@ -145,7 +145,9 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_go_on(tmp_path, capsys, 
     monkeypatch.setattr(Learner, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit_config(
-            config(**SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random"}),
+            config(
+                **SHORT, steps=100, val_every=5, objective={"warm_up": 0.2, "warm_up_looks": "random", "teach": 0.0}
+            ),
             tmp_path / "run",
         )
     said, told = capsys.readouterr(), Run(tmp_path / "run").summary
