@@ -95,7 +95,7 @@ class TileClassifier(GlimpseClassifier):
         if backbone is None:
             if backbone_options or pretrained or stages is not None:
                 raise ConfigError("`backbone`: is missing, but there are options or weights for it; name a network")
-            network, self.features = small_reader(in_chans, tile_size, 1)[:-1], 128
+            network, self.features = small_reader(in_chans, 1)[:-1], 128
         else:
             network, self.features = _create_encoder(
                 backbone, in_chans, pretrained, backbone_options or {}, stages, tile_size
