@@ -299,7 +299,7 @@ def test_memory_of_a_scan_does_not_grow_with_the_image(monkeypatch):
 
 
 def test_cost_is_that_of_all_tiles():
-    reader = 64 * 24 * 27 + 16 * 24 * 48 * 9 + 4 * 48 * 96 * 9 + 4 * 96 * 128
+    reader = 64 * 24 * 27 + 16 * 24 * 48 * 9 + 4 * 48 * 96 * 9 + 4 * 96 * 128 * 9
     pooling = 128 * 8 + 8 + 128 * 3
     assert count_cost(small_mil(), (64, 80)).macs == 20 * (reader + pooling)
     # Memory of 5, then 15 tiles in parts of 4, 4, 4 and 3: keys of all, values of the memory.
