@@ -577,7 +577,8 @@ Random looks, to compare with:
         "overwrite": switch("replace the file instead of continuing it"),
         "retry": switch("with --out: predict failed images again"),
         "masks": argument(
-            "folder of masks, PNG files named as the images: a scan looks where they are white", "FOLDER"
+            "folder of masks, PNG files named as the images: a scan looks where they are white (default: everywhere)",
+            "FOLDER",
         ),
         **HOW,
         "batch_size": BATCH_SIZE,
@@ -692,7 +693,9 @@ each look to the most probable classes, and the cost.
         "path": positional("IMAGE", "image file"),
         "out": argument("the page", "FILE"),
         "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
-        "mask": argument("picture of the shape of the image: a scan looks where it is white", "FILE"),
+        "mask": argument(
+            "picture of the shape of the image: a scan looks where it is white (default: everywhere)", "FILE"
+        ),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "wide": WIDE,
