@@ -1002,17 +1002,19 @@ value("faithfulness_area", "faithfulness.json", lambda record: f"{100 * record['
 # --------------------------------------------------------------------------------------------------------------- cracks
 
 
+def bounded(shares: Sequence[Number]) -> str:
+    """A share and its interval, in %."""
+    value, low, high = (100 * share for share in shares)
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
 @table("cracks", "cracks.json")
 def cracks(record: Any) -> Iterator[Row]:
-    yield "looks", "how chosen", "accuracy, %", "average precision, %", "AUROC, %"
-    points = {(point["kind"], point["total_locations"]): point for point in record["results"]["points"]}
-    for point in points.values():  # three looks are all cells
-        values = (
-            (point[key], point["interval" if key == "accuracy" else f"{key}_interval"])
-            for key in ("accuracy", "average_precision", "auroc")
-        )
-        shares = [f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})" for value, (low, high) in values]
-        yield f"{point['total_locations']:.0f}", point["kind"], *shares
+    yield "looks", "AP learned, %", "each seed", "AP random, %", "difference", "covered, %", "covered by random, %"
+    for row in record["results"]["rows"]:
+        random = [bounded(row[key]) if key in row else "" for key in ("random", "gap")]
+        shown = [f"{100 * row[key]:.0f}" if key in row else "" for key in ("covered", "covered_random")]
+        yield row["looks"], bounded(row["learned"]), by_seed(row["single"]), *random, *shown
 
 
 def decided(key: str) -> Callable[[Any], str]:
@@ -1024,7 +1026,9 @@ value("cracks_threshold", "cracks.json", lambda record: f"{100 * record['results
 value("cracks_positives", "cracks.json", lambda record: str(record["results"]["threshold"]["positives"]))
 value("cracks_recall", "cracks.json", decided("recall"))
 value("cracks_precision", "cracks.json", decided("precision"))
-value("cracks_seconds", "cracks.json", lambda record: f"{record['results']['processor_seconds']:,}")
+value("cracks_seconds", "cracks.json", lambda record: f"{mean(record['results']['processor_seconds']):.0f}")
+value("cracks_seeds", "cracks.json", lambda record: str(len(record["results"]["processor_seconds"])))
+value("cracks_steps", "cracks.json", lambda record: str(record["results"]["steps"]["tnet"]))
 
 
 # -------------------------------------------------------------------------------------------------------------- torture
