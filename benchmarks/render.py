@@ -191,6 +191,7 @@ SOFT = {
     "plain": "plain",
     "attention, uniform control": "attention, uniform control",
     "attention, bounded": "attention, `bounded`: the default",
+    "attention, bounded by 0.5": "attention, `bounded` with `bound: 0.5`",
     "attention, scaled": "attention, `scaled`",
     "attention, scaled, slower": "attention, `scaled`, at a fifth of the learning rate",
     "attention, scaled, at most 4": "attention, `scaled` with `clip: 4`",

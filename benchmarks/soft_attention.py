@@ -28,6 +28,7 @@ from harness import write
 CONTENDERS = {
     "plain": ["resnet20"],
     "attention, bounded": ["attn_resnet20"],
+    "attention, bounded by 0.5": ["attn_resnet20", "--model.attention_options.bound", "0.5"],
     "attention, scaled": ["attn_resnet20.scaled"],
     "attention, scaled, slower": ["attn_resnet20.scaled"],
     "attention, scaled, at most 4": ["attn_resnet20.clip"],
