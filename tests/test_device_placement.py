@@ -151,10 +151,10 @@ LAYERS = {
     },
     **{
         f"softmax, {mode}": partial(SpatialSoftmaxAttention, 8, mode=mode, init="random", temperature="learnable")
-        for mode in ("scaled", "faithful", "gate", "residual", "pool")
+        for mode in ("bounded", "scaled", "faithful", "gate", "residual", "pool")
     },
     "softmax, fixed": partial(
-        SpatialSoftmaxAttention, 8, attn_input="fixed", size=(6, 6), softmax_axis="channel", clip=4
+        SpatialSoftmaxAttention, 8, mode="scaled", attn_input="fixed", size=(6, 6), softmax_axis="channel", clip=4
     ),
     "softmax, uniform": partial(SpatialSoftmaxAttention, 8, attn_input="uniform", mode="faithful"),
     "spatial transformer": partial(SpatialTransformer, 8, (5, 7)),

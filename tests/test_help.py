@@ -261,7 +261,7 @@ def test_defaults_of_dense_networks(help_of, network, expected):
 def test_options_of_a_network_of_ours_are_in_its_help(help_of):
     """Also of options that recipes set, with their values."""
     told = options(help_of("fit", "cifar10/attn_resnet110.clip"))
-    assert told["model.attention_options"][1] == {"clip": 4} and told["model.depth"][1] == 110
+    assert told["model.attention_options"][1] == {"mode": "scaled", "clip": 4} and told["model.depth"][1] == 110
 
 
 def test_every_option_is_explained_and_says_its_default(help_of):

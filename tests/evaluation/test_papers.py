@@ -361,7 +361,7 @@ def test_defaults_of_the_network_and_numbers_in_two_spellings_are_no_difference(
     for seed, more in enumerate(({}, written, {"attention_options": {}})):
         make_run(tmp_path / f"attn{seed}", 0.9, seed=seed, model={"name": "attn_resnet110_cifar", **more})
     for seed, clip in enumerate((4, 4.0)):
-        model = {"name": "attn_resnet110_cifar", "attention_options": {"clip": clip}}
+        model = {"name": "attn_resnet110_cifar", "attention_options": {"mode": "scaled", "clip": clip}}
         make_run(tmp_path / f"clip{seed}", 0.9, seed=seed, model=model, optimiser={"lr": 1 if seed else 1.0})
     make_run(tmp_path / "nl", 0.9, model={"name": "nl_resnet110_cifar", "place": "block"})  # the default is middle
     found = paper_table("cifar", tmp_path)
