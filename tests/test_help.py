@@ -209,7 +209,7 @@ def test_defaults_of_a_model_and_its_objective_are_those_of_the_model_made(help_
     with torch.device("meta"):
         model = create_model(name)
     compared = [key for key in TOLD if f"model.{key}" in told and hasattr(model, key)]
-    assert "locations" in compared and len(compared) >= 2
+    assert len(compared) >= 2 or compared == ["scale"]  # models that read all tiles have no locations
     for key in compared:
         value = getattr(model, key)
         assert same(told[f"model.{key}"][1], value is not None if key == "weighting" else value), key
