@@ -121,7 +121,7 @@ class IPS(TileClassifier):
 
     Args:
         num_classes: number of classes.
-        backbone: timm name of the network that encodes tiles; if None, three convolutions, for small tiles.
+        backbone: timm name of the network that encodes tiles; if None, four convolutions, for small tiles.
         backbone_options: further keywords for `timm.create_model`.
         stages: number of stages of the backbone, whose last output is averaged; the whole backbone if None.
         pretrained: True loads the weights that timm downloads into the backbone; a path loads that file.

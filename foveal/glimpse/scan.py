@@ -268,7 +268,7 @@ class Scan(GlimpseClassifier):
 
     Args:
         num_classes: number of classes.
-        backbone: timm name of the network that reads the looks; if None, three convolutions, for small looks.
+        backbone: timm name of the network that reads the looks; if None, four convolutions, for small looks.
         backbone_options: further keywords for `timm.create_model`.
         pretrained: True loads the weights that timm downloads into the backbone; a path loads that file.
         in_chans: number of bands of the images.
@@ -325,10 +325,12 @@ class Scan(GlimpseClassifier):
         ):
             if value is not None and value < least:
                 raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")
+        if not 0 <= distortion < 1:
+            raise ConfigError(f"`distortion` {distortion}: is not from 0 to 1; give a share such as 0.2")
         head = Head(num_classes, heads)
         network: nn.Module | None = None
         if backbone is not None:
-            options = {"num_classes": head.outputs, **(backbone_options or {})}
+            options = {**(backbone_options or {}), "num_classes": head.outputs}
             network = create_network(backbone, in_chans, pretrained, options, look_size)
         elif backbone_options or pretrained:
             raise ConfigError("`backbone`: is missing, but there are options or weights for it; name a network")
@@ -576,10 +578,9 @@ class Scan(GlimpseClassifier):
         looks = self.mean.new_zeros(*found.taken.shape, self.head.outputs)
         done, going = np.zeros_like(found.taken), np.ones(len(views), dtype=bool)
         for step in range(0, most, at_once):
-            going &= found.taken[:, step]
             if not going.any():
                 break
-            which = np.flatnonzero(going)
+            which = np.flatnonzero(going)  # with those that have no more peaks, as each image has as many turns
             logits = self.head.weigh(looks, scores, done)[0].sum(1)
             wanted = yield which, logits[to_device(which, logits.device)]
             going[which] = wanted

@@ -49,8 +49,7 @@ class TileClassifier(GlimpseClassifier):
 
     Args:
         num_classes: number of classes.
-        backbone: timm name of the network that encodes tiles; if None, three convolutions and a hidden layer of 128,
-            for small tiles.
+        backbone: timm name of the network that encodes tiles; if None, four convolutions, for small tiles.
         backbone_options: further keywords for `timm.create_model`.
         stages: number of stages of the backbone, as timm counts its features; their mean over positions encodes the
             tile. The whole backbone without its classifier if None.

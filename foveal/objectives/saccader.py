@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -152,6 +152,7 @@ class SaccaderObjective:
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
     credit: Literal["cells", "image"] = "cells"
+    formerly: ClassVar[dict[str, str]] = {"credit": "image"}
     trains: tuple[str, ...] | None = None
 
     def plan(self, progress: float) -> tuple[str, ...]:

@@ -202,6 +202,7 @@ class TNetObjective:
     """
 
     trains: ClassVar[None] = None
+    formerly: ClassVar[dict[str, float]] = {"teach": 0.0}
     image_share: float = 0.3
     policy_weight: float = 1.0
     warm_up: float = 0.1

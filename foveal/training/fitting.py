@@ -334,8 +334,8 @@ def _plan(
     if opening.stored is not None and checkpoint is not None:
         if isinstance(old := opening.stored.get("objective"), dict) and "label_smoothing" in resolved["objective"]:
             old.setdefault("label_smoothing", 0.0)  # it was added later
-        if isinstance(old, dict) and "teach" in resolved["objective"]:
-            old.setdefault("teach", 0.0)
+        if isinstance(old, dict):
+            old.update({**getattr(objective, "formerly", {}), **old})
         _check_unchanged(resolved, with_absolute_paths(opening.stored))
         check_weights(learner, checkpoint["state_dict"], opening.out / LAST)
         learner.saved = checkpoint["global_step"]
@@ -361,11 +361,14 @@ def _adapted(
     objective: Objective, model: GlimpseClassifier, data: DataModule, stored: dict[str, Any] | None
 ) -> Objective:
     """The objective with the options that it decides by the number of training images and the model's grids."""
+    if stored is not None:
+        before = stored.get("objective") or {}
+        missing = {key: value for key, value in getattr(objective, "formerly", {}).items() if key not in before}
+        if missing:
+            return replace(objective, **missing)  # type: ignore[type-var]
     adapted = getattr(objective, "adapted", None)
     if adapted is None:
         return objective
-    if stored is not None and "teach" not in (stored.get("objective") or {}):
-        return replace(objective, teach=0.0)  # type: ignore[type-var]  # a run of a version without it
     return adapted(len(data.split("train")), model.most_cells, len(model.locations))
 
 

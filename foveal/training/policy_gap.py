@@ -96,7 +96,8 @@ def measure_policy_gap(
 
     Returns:
         The comparison; None for a model that does not choose looks, with fewer than `FEWEST` images that can be read,
-        or if learned and random looks are the same, as when all cells are looked at.
+        if learned and random looks are the same, as when all cells are looked at, or if a log-probability is not
+        finite.
     """
     policies = (GREEDY.name, Random.name)
     locations = model.resolve_locations(training.locations)
@@ -135,7 +136,7 @@ def measure_policy_gap(
     finally:
         model.train(mode).to(home)
     differences, weights, right, right_by_chance = torch.cat(found).double().numpy().T if found else np.zeros((4, 0))
-    if len(differences) < FEWEST or not differences.any() or not weights.any():
+    if len(differences) < FEWEST or not differences.any() or not weights.any() or not np.isfinite(differences).all():
         return None
     return PolicyGap.of(
         differences, weights, accuracy=float(right.mean()), random_accuracy=float(right_by_chance.mean())

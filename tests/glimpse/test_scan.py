@@ -279,6 +279,24 @@ def test_images_of_different_sizes_in_one_batch():
     assert together[1].glimpses.box[1:].tolist() == [[-2, -4, 14, 12]] * (len(together[1].glimpses) - 1)
 
 
+def test_images_with_few_peaks_have_as_many_turns():
+    model, images = small(in_chans=1), torch.zeros(2, 1, 64, 64)
+    images[0, :, 30:34, 30:34], images[1] = 1, noise(1, 64, 64)
+    turns, walk = [], model.walk(images, (4,))
+    try:
+        which, logits = next(walk)
+        while True:
+            turns.append((which.tolist(), logits))
+            which, logits = walk.send(np.ones(len(which), dtype=bool))
+    except StopIteration as end:
+        looked = end.value
+    whole = model(images, (4,))
+    assert [which for which, _ in turns] == [[0, 1]] * 4
+    assert [sum(g.level == 2 for g in one.glimpses) for one in looked] == [1, 4]
+    torch.testing.assert_close(turns[2][1][0], looked.logits[0])
+    torch.testing.assert_close(looked.logits, whole.logits)
+
+
 def test_a_blank_image_is_looked_at_in_its_middle():
     model = small()
     one = model(torch.full((1, 3, 80, 120), 0.7))[0]
@@ -350,6 +368,8 @@ def test_options_that_cannot_be():
     for options, message in (
         ({"scale": 3}, "not a power of two"),
         ({"candidates": 0}, "`candidates` 0: is too small"),
+        ({"distortion": -0.1}, "`distortion` -0.1: is not from 0 to 1"),
+        ({"distortion": math.nan}, "`distortion` nan: is not from 0 to 1"),
         ({"pretrained": True}, "`backbone`: is missing"),
         ({"locations": (2, 1)}, "give one number"),
     ):
