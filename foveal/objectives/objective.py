@@ -36,9 +36,10 @@ class Objective(Protocol):
     """Interface of an objective.
 
     An objective may also have ``formerly``: options that were added in later versions, with the values that reproduce
-    earlier versions, for runs that are resumed. And it may have a method ``adapted(images, cells, levels)``: training
-    calls it with the numbers of training images, of cells of a grid (None for models without one) and of levels with
-    grids, and uses what it returns; see `TNetObjective.adapted`.
+    earlier versions, for runs that are resumed. And it may have a method ``adapted(images, cells, levels,
+    pretrained)``: training calls it with the numbers of training images, of cells of a grid (None for models without
+    one) and of levels with grids, and whether the backbone is pretrained, and uses what it returns; see
+    `TNetObjective.adapted`.
     """
 
     @property

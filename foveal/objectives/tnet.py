@@ -32,7 +32,7 @@ from foveal.objectives.rollout import MASKED, Rollout
 from foveal.tasks import task_of
 
 FEW_IMAGES, FEW_CELLS = 500, 25
-"""Below so many training images, and up to so many cells, all cells are looked at; see `TNetObjective.adapted`."""
+"""With fewer training images, and with at most so many cells, all cells are looked at; see `TNetObjective.adapted`."""
 
 
 def contrastive(fused: Tensor, target: Tensor, margin: float = 0.4, group: int = 16) -> Tensor:
@@ -198,7 +198,8 @@ class TNetObjective:
         class_weights: weight of each class in the cross-entropies.
         label_smoothing: share of the probability that is spread over all classes in the cross-entropies.
         teach: share of training, from its start, in which all cells are looked at, instead of the warm-up where they
-            overlap. None decides by the number of training images and the grid, see `adapted`, and is 0 without them.
+            overlap. None decides by the backbone, the number of training images and the grid, see `adapted`; 0 without
+            them.
     """
 
     trains: ClassVar[None] = None
@@ -211,19 +212,21 @@ class TNetObjective:
     label_smoothing: float = 0.0
     teach: float | None = None
 
-    def adapted(self, images: int, cells: int | None, levels: int) -> TNetObjective:
-        """The objective with ``teach`` decided: 1 for fewer than `FEW_IMAGES` training images and one grid of at most
-        `FEW_CELLS` cells, which all updates can afford to look at; else 0.
+    def adapted(self, images: int, cells: int | None, levels: int, pretrained: bool) -> TNetObjective:
+        """The objective with ``teach`` decided: 1 for a pretrained backbone, fewer than `FEW_IMAGES` training images and
+        one grid of at most `FEW_CELLS` cells, which all updates can afford to look at; else 0. A backbone without
+        pretrained weights cannot tell cells apart at first, and learns faster by the warm-up.
 
         Args:
             images: number of training images.
             cells: number of cells of a grid; None for models without one.
             levels: number of levels with grids.
+            pretrained: whether the backbone has pretrained weights.
         """
         if self.teach is not None:
             return self
         affordable = levels == 1 and cells is not None and cells <= FEW_CELLS
-        return replace(self, teach=float(affordable and images < FEW_IMAGES))
+        return replace(self, teach=float(pretrained and affordable and images < FEW_IMAGES))
 
     def plan(self, progress: float) -> tuple[str, ...]:
         if progress < (self.teach or 0) or self.teach == 1:

@@ -369,7 +369,8 @@ def _adapted(
     adapted = getattr(objective, "adapted", None)
     if adapted is None:
         return objective
-    return adapted(len(data.split("train")), model.most_cells, len(model.locations))
+    pretrained = bool(model.spec.get("pretrained"))
+    return adapted(len(data.split("train")), model.most_cells, len(model.locations), pretrained)
 
 
 def _weighted(objective: Objective, data: DataModule, training: Training) -> Objective:

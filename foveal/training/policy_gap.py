@@ -107,7 +107,6 @@ def measure_policy_gap(
     loader = Loader(
         data.val,
         batch_size=training.batch_size,
-        workers=training.workers,
         seed=training.seed,
         first_looks=model.first_looks,
         shuffle=len(data.val) > MOST,

@@ -178,7 +178,7 @@ def test_the_command_and_the_commands_that_it_prints(tmp_path, monkeypatch, caps
     (tmp_path / "0.png").write_bytes(b"no image")
     (tmp_path / "table.csv").write_text("\n".join(rows))
     data = ["--data", "manifest", "--data.file", "table.csv", "--data.channels", "1", "--data.val_fraction", "0"]
-    how = ["--steps", "30", "--backbone", "test_efficientnet", "--look-size", "32", "--device", "cpu"]
+    how = ["--steps", "80", "--backbone", "test_efficientnet", "--look-size", "32", "--device", "cpu"]
     assert main(["visible", *data, *how, "--out", "visible.json"]) == 1
     said = capsys.readouterr()
     assert "1 image failed" in said.err and "0.png" in said.err

@@ -292,12 +292,13 @@ def test_imitation_finds_the_informative_cell():
     [(499, 9, 1, 1.0), (500, 9, 1, 0.0), (40, 25, 1, 1.0), (40, 36, 1, 0.0), (40, 9, 2, 0.0), (40, None, 1, 0.0)],
 )
 def test_few_images_get_a_teacher(images, cells, levels, teach):
-    adapted = TNetObjective(warm_up=0.3).adapted(images, cells, levels)
+    adapted = TNetObjective(warm_up=0.3).adapted(images, cells, levels, True)
     assert adapted.teach == teach and adapted.warm_up == 0.3
     assert {adapted.plan(progress) for progress in (0.0, 0.5, 1.0)} == (
         {("exhaustive",)} if teach else {("whole",), ("sampled",)}
     )
-    assert TNetObjective(teach=0.5).adapted(images, cells, levels).teach == 0.5
+    assert TNetObjective().adapted(images, cells, levels, False).teach == 0
+    assert TNetObjective(teach=0.5).adapted(images, cells, levels, True).teach == 0.5
 
 
 def test_a_teacher_comes_first():
