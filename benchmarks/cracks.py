@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="archive of MobileNetV2, see mobilenet_int8.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/cracks"), help="for the table, weights and the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the TNets")
-    parser.add_argument("--steps", type=int, default=240, help="updates of a TNet")
+    parser.add_argument("--steps", type=int, default=60, help="updates of a TNet")
     parser.add_argument("--dense", type=json.loads, default={}, help='{"dense-224": [steps, [seeds]], ...}')
     parser.add_argument("--train-only", action="store_true", help="train, and judge nothing")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cracks.json"))

@@ -1010,12 +1010,17 @@ def bounded(shares: Sequence[Number]) -> str:
 
 
 @table("cracks", "cracks.json")
-def cracks(record: Any) -> Iterator[Row]:
+def cracks(record: Any, of: dict | None = None) -> Iterator[Row]:
     yield "looks", "AP learned, %", "each seed", "AP random, %", "difference", "covered, %", "covered by random, %"
-    for row in record["results"]["rows"]:
+    for row in (of or record["results"])["rows"]:
         random = [bounded(row[key]) if key in row else "" for key in ("random", "gap")]
         shown = [f"{100 * row[key]:.0f}" if key in row else "" for key in ("covered", "covered_random")]
         yield row["looks"], bounded(row["learned"]), by_seed(row["single"]), *random, *shown
+
+
+@table("cracks_longer", "cracks.json")
+def cracks_longer(record: Any) -> Iterator[Row]:
+    yield from cracks(record, record["results"]["longer"])
 
 
 def decided(key: str) -> Callable[[Any], str]:

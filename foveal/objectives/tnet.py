@@ -213,8 +213,8 @@ class TNetObjective:
     teach: float | None = None
 
     def adapted(self, images: int, cells: int | None, levels: int, pretrained: bool) -> TNetObjective:
-        """The objective with ``teach`` decided: 1 for a pretrained backbone, fewer than `FEW_IMAGES` training images and
-        one grid of at most `FEW_CELLS` cells, which all updates can afford to look at; else 0. A backbone without
+        """The objective with ``teach`` decided: 1 for a pretrained backbone, fewer than `FEW_IMAGES` training images,
+        and one grid of at most `FEW_CELLS` cells, which all updates can afford to look at; else 0. A backbone without
         pretrained weights cannot tell cells apart at first, and learns faster by the warm-up.
 
         Args:
