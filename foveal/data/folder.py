@@ -43,6 +43,15 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 """Standard name of each common name of a split, in lower case."""
 
 
+def _masks(folder: str | None) -> str | None:
+    """The folder of masks, if there is one.
+
+    Raises:
+        DataError: it does not exist.
+    """
+    return None if folder is None else str(existing(folder))
+
+
 @DATA_SETS.register
 @document_options()
 def folder(
@@ -71,9 +80,7 @@ def folder(
         DataError: the folder is missing; a split or a class of the training images is empty; a split has a class that
             training lacks; or two folders are the same split.
     """
-    reading = Reading(
-        augmentation, channels, value_range, image_size, kernels, masks=None if masks is None else str(existing(masks))
-    )
+    reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks))
     top = existing(root)
     notes: list[str] = []
     left_out = LeftOut()
@@ -139,9 +146,7 @@ def manifest(
         DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, a cell has
             no boxes but other text, or a group has images in two splits.
     """
-    reading = Reading(
-        augmentation, channels, value_range, image_size, kernels, masks=None if masks is None else str(existing(masks))
-    )
+    reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks))
     table = existing(file)
     base = table.parent if root is None else existing(root)
     if task not in TASKS:

@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from foveal.classification import Classification
 from foveal.draws import Draws, generator
 from foveal.glimpse.base import on_host
-from foveal.glimpse.tiles import TileClassifier, check_least, evaluating
+from foveal.glimpse.networks import check_least
+from foveal.glimpse.tiles import TileClassifier, evaluating
 from foveal.host import to_device
 from foveal.images.views import Views
 from foveal.objectives.rollout import Rollout
@@ -168,7 +169,7 @@ class IPS(TileClassifier):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        check_least(memory=memory, queries=queries, heads=heads, key=key, hidden=hidden)
+        check_least(1, memory=memory, queries=queries, heads=heads, key=key, hidden=hidden)
         super().__init__(
             num_classes,
             backbone=backbone,

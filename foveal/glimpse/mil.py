@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.glimpse.tiles import TileClassifier, check_least
+from foveal.glimpse.networks import check_least
+from foveal.glimpse.tiles import TileClassifier
 from foveal.host import to_device
 from foveal.images.views import Views
 from foveal.objectives.rollout import Rollout
@@ -111,7 +112,7 @@ class AttentionPooling(TileClassifier):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        check_least(hidden=hidden, train_tiles=1 if train_tiles is None else train_tiles)
+        check_least(1, hidden=hidden, train_tiles=train_tiles)
         super().__init__(
             num_classes,
             backbone=backbone,

@@ -183,3 +183,26 @@ def channels_last(network: nn.Module) -> nn.Module:
         if tensor.ndim == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return network
+
+
+def small_reader(channels: int, classes: int) -> nn.Sequential:
+    """(N, channels, height, width) to logits (N, classes), by four convolutions and the maximum over all places.
+
+    The maximum does not depend on where in a look an object is. A hidden layer over all places learns that by heart.
+    """
+    layers: list[nn.Module] = []
+    for width, stride in ((24, 2), (48, 2), (96, 2), (128, 1)):
+        layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def check_least(least: int, **options: int | None) -> None:
+    """Check that options that are not None are at least ``least``.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")

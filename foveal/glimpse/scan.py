@@ -48,7 +48,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
-from foveal.glimpse.networks import channels_last, create_network
+from foveal.glimpse.networks import channels_last, check_least, create_network, small_reader
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.objectives.rollout import Rollout
@@ -97,19 +97,6 @@ class Scout(nn.Module):
         """(N, channels, h, w) to scores (N, rows, columns) of every second window along each axis."""
         # A matrix product would add in an order that depends on the number of windows.
         return (self.features(seen) * self.score.weight[0, :, None, None]).sum(1) + self.score.bias
-
-
-def small_reader(channels: int, classes: int) -> nn.Sequential:
-    """(N, channels, height, width) to logits (N, classes), by four convolutions and the maximum over all places.
-
-    A hidden layer over all places, as in the first networks for handwritten digits, overfits: of digits that are
-    shifted by up to 10 px in looks of 56 px, trained with 5,000 of them, it reads 97.8 %, and this network 99.0 %.
-    """
-    layers: list[nn.Module] = []
-    for width, stride in ((24, 2), (48, 2), (96, 2), (128, 1)):
-        layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def distort(looks: Tensor, draws: np.ndarray) -> Tensor:
@@ -315,16 +302,8 @@ class Scan(GlimpseClassifier):
     ) -> None:
         if scale < 1 or scale & (scale - 1):
             raise ConfigError(f"`scale` {scale}: is not a power of two; give 1, 2, 4, 8, ...")
-        for name, value, least in (
-            ("look_size", look_size, 1),
-            ("scout_width", scout_width, 1),
-            ("candidates", candidates, 1),
-            ("reservoir", reservoir, 0),
-            ("heads", heads, 0),
-            ("blank_bytes", blank_bytes, 0),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(f"`{name}` {value}: is too small; give at least {least}")
+        check_least(1, look_size=look_size, scout_width=scout_width, candidates=candidates)
+        check_least(0, reservoir=reservoir, heads=heads, blank_bytes=blank_bytes)
         if not 0 <= distortion < 1:
             raise ConfigError(f"`distortion` {distortion}: is not from 0 to 1; give a share such as 0.2")
         head = Head(num_classes, heads)

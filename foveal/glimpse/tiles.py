@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from foveal.classification import Glimpses
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, per_band, whole_image
-from foveal.glimpse.networks import channels_last, create_network
-from foveal.glimpse.scan import small_reader
+from foveal.glimpse.networks import channels_last, check_least, create_network, small_reader
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.policies import Greedy, Policy
@@ -89,7 +88,7 @@ class TileClassifier(GlimpseClassifier):
         std: Sequence[float] | None,
     ) -> None:
         stride = tile_size if tile_stride is None else tile_stride
-        check_least(tile_size=tile_size, tile_stride=stride, scale=scale, at_once=at_once)
+        check_least(1, tile_size=tile_size, tile_stride=stride, scale=scale, at_once=at_once)
         network: nn.Module
         if backbone is None:
             if backbone_options or pretrained or stages is not None:
@@ -229,7 +228,7 @@ def _create_encoder(
     if stages is None:
         network: Any = create_network(backbone, in_chans, pretrained, {**options, "num_classes": 0}, side)
         return network, getattr(network, "head_hidden_size", None) or network.num_features
-    check_least(stages=stages)
+    check_least(1, stages=stages)
     try:
         network = create_network(
             backbone, in_chans, pretrained, {**options, "features_only": True, "out_indices": (stages,)}, side
@@ -241,17 +240,6 @@ def _create_encoder(
     encoder = nn.Sequential(network, _StageMean())
     encoder.pretrained_cfg = getattr(network, "pretrained_cfg", None)  # type: ignore[assignment]
     return encoder, network.feature_info.channels()[-1]
-
-
-def check_least(**numbers: int) -> None:
-    """Check that options are at least 1.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"`{name}` {value}: is too small; give at least 1")
 
 
 @contextmanager

@@ -35,9 +35,9 @@ from torch import nn
 
 from foveal.choices import FORMATS
 from foveal.display import as_cell, from_cell
-from foveal.errors import ConfigError, StorageError
+from foveal.errors import ConfigError, ImageError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
-from foveal.images import LeftOut, is_path
+from foveal.images import LeftOut, find_mask, is_path
 from foveal.importing import need_parquet
 from foveal.policies import Policy
 from foveal.prediction.device import check_precision
@@ -160,7 +160,7 @@ def predict(
     if until is not None:
         settings["budget"] = [until.threshold, list(until.locations), until.at_once]
     if masks is not None:
-        settings["masks"] = os.fspath(masks)
+        settings["masks"] = os.path.realpath(masks)
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
         todo, first_batch, failed, kept, safe = found, 0, [], [], "that are there"
         try:
@@ -318,7 +318,7 @@ class Output:
         Raises:
             StorageError: they cannot be written. The rows of earlier batches are safe.
         """
-        stamps = {row["path"]: _stamp(row["path"], self._start) for row in rows if row["error"]}
+        stamps = {row["path"]: self._stamp(row["path"], self._start) for row in rows if row["error"]}
         with self._storing(self.journal.file):
             self.journal.append({"rows": rows, "stamps": stamps})
         self._count(rows, stamps)
@@ -455,7 +455,18 @@ class Output:
         if self.written[name] is None:
             return True
         stamp = self._stamps.get(name)
-        return not retry and stamp is not None and stamp == _stamp(image.path)
+        return not retry and stamp is not None and stamp == self._stamp(image.path)
+
+    def _stamp(self, path: str, since: int | None = None) -> Any:
+        """`_stamp` of an image, and of its mask if there are masks."""
+        stamp, masks = _stamp(path, since), self.settings.get("masks")
+        if masks is None:
+            return stamp
+        try:
+            mask = _stamp(os.fspath(find_mask(masks, path)), since)
+        except ImageError:
+            mask = "missing"
+        return None if stamp is None or mask is None else [stamp, mask]
 
     def _rows(self) -> Iterator[Row]:
         """Rows of the file without those predicted again, then rows of the journal."""

@@ -332,10 +332,9 @@ def _plan(
     create_loggers(opening.out, training.logger, resume=False)  # whether they are installed
     resolved = _resolved(learner, training)
     if opening.stored is not None and checkpoint is not None:
-        if isinstance(old := opening.stored.get("objective"), dict) and "label_smoothing" in resolved["objective"]:
-            old.setdefault("label_smoothing", 0.0)  # it was added later
-        if isinstance(old, dict):
-            old.update({**getattr(objective, "formerly", {}), **old})
+        if isinstance(old := opening.stored.get("objective"), dict):  # some options were added later
+            formerly = {"label_smoothing": 0.0, **getattr(objective, "formerly", {})}
+            old.update({key: value for key, value in formerly.items() if key in resolved["objective"].keys() - old})
         _check_unchanged(resolved, with_absolute_paths(opening.stored))
         check_weights(learner, checkpoint["state_dict"], opening.out / LAST)
         learner.saved = checkpoint["global_step"]

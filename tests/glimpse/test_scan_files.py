@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -236,6 +237,25 @@ def test_masks_in_prediction_and_training(tmp_path):
         predict(create_model("test_resnet", in_chans=1, num_classes=3), images, masks=masks, device="cpu")
     with pytest.raises(ConfigError, match="there is no such folder"):
         predict(model, images, masks=masks / "deeper", device="cpu")
+
+
+def test_a_mask_that_was_repaired_is_noticed(tmp_path):
+    model, masks, images = small(locations=(2,)), tmp_path / "masks", tmp_path / "images"
+    model.class_names = ("a", "b", "c")
+    masks.mkdir()
+    images.mkdir()
+    Image.fromarray(noise(120, 160)[..., 0]).save(images / "a.png")
+    save_mask(np.zeros((60, 80), bool), masks / "a.png")
+
+    def call():
+        done = predict(model, images, out=tmp_path / "rows.csv", masks=masks, device="cpu")
+        return len(done.failed), done.predicted, done.skipped
+
+    time.sleep(0.05)  # a file that changed during reading may be complete now
+    assert call() == (1, 0, 0)
+    assert call() == (1, 0, 1)  # neither file has changed
+    save_mask(disc(60, 80), masks / "a.png")
+    assert call() == (0, 1, 0)
 
 
 # ------------------------------------------------------------------------------------------------ bytes, memory, cost
