@@ -13,6 +13,10 @@ Example:
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
 
 class FovealError(Exception):
     """An error that a user can correct."""
@@ -36,3 +40,27 @@ class RunError(FovealError):
 
 class StorageError(FovealError):
     """A file cannot be written: full disk, limit of size, no permission, or another process writes it."""
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Give options in errors the names by which the user sets them.
+
+    Args:
+        names: replacements of names in backquotes, by name.
+    """
+    try:
+        yield
+    except FovealError as error:
+        error.args = (re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), str(error)),)
+        raise
+
+
+def section(name: str, options: Iterable[str]) -> dict[str, str]:
+    """Names for `renaming` of the options of a section of a recipe. The option ``model.heads`` is ``heads`` in errors
+    of the constructor of the model.
+
+    >>> section("model", ["heads"])
+    {'heads': '`model.heads`'}
+    """
+    return {option: f"`{name}.{option}`" for option in options}

@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -108,6 +109,33 @@ def end_with_parent() -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def memory() -> float:
+    """Bytes of memory of this machine; infinity if the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def check_memory(looks: int, channels: int, size: tuple[int, int]) -> None:
+    """Check that looks, as float32, fit into the memory of this machine before they are read.
+
+    Args:
+        looks: number of looks at all images of a batch.
+        channels: number of bands.
+        size: (height, width) of a look.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if (needs := 4 * looks * channels * size[0] * size[1]) > (there := memory()):
+        raise ConfigError(
+            f"`batch_size`: {looks:,} look{'s' * (looks > 1)} of {size[0]} x {size[1]} px at once need "
+            f"{needs / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB of memory; use smaller looks, or "
+            "fewer images at a time"
+        )
 
 
 def processor_name() -> str:

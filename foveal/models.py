@@ -37,7 +37,7 @@ import foveal.glimpse.scan
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.glimpse.networks import check_network, import_timm, size_options
+from foveal.glimpse.networks import check_look, check_network, import_timm, size_options
 from foveal.registry import MODELS
 from foveal.strict import ContentError
 
@@ -88,6 +88,8 @@ def create_model(
     spec.pop("num_classes", None)  # the data determines it
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if isinstance(img_size := options.get("img_size"), int | tuple):
+        check_look(options.get("in_chans", 3), img_size=img_size)
     if pretrained:
         options["pretrained"] = True if pretrained is True else str(pretrained)
     if isinstance(pretrained, str | Path):
@@ -173,6 +175,7 @@ def create_classifier(name: str, *, num_classes: int | None = None, **options: A
         how = {key: options.pop(key) for key in wrapper_options() if key in options}
         if (size := how.get("image_size")) is not None:
             constructor(name)  # raise for an unknown name first
+            check_look(options.get("in_chans", 3), image_size=size)
             classes = {} if num_classes is None else {"num_classes": num_classes}
             sized = size_options(name, (size, size) if isinstance(size, int) else tuple(size), {**options, **classes})
     classifier = as_classifier(create_model(name, num_classes=num_classes, **options, **sized), **how)

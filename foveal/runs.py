@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, RunError, renaming
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.host import usable_device
@@ -397,6 +397,7 @@ class Run:
         try:
             with (
                 made_with(card.get("imports")),
+                renaming({key: f"model.{key}" for key in card["model"]}),
                 without_warnings("foveal.glimpse"),
             ):  # constructors warn of unsuitable options, which matters before training only
                 options = _but_name(as_written(card["model"]))

@@ -16,12 +16,27 @@ Example:
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import numbers
 import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict  # noqa: F401  (TypedDict: the example)
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypedDict,  # noqa: F401  (the example)
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+Kind = TypeVar("Kind", bound=type)
 
 _WORDS = {
     int: "a whole number",
@@ -117,6 +132,48 @@ def mismatch(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "
         if not fits(value, hints[key]):
             return f"{where}{key}: {_short(value)} does not fit; give {in_words(hints[key])}"
     return None
+
+
+def typed(kind: Kind, error: type[Exception] = ValueError) -> Kind:
+    """Let the constructor of a class check its arguments against their type hints. Numbers of NumPy count as numbers.
+
+    Args:
+        kind: a class; one without an ``__init__`` of its own stays as it is.
+        error: raised for an argument of another type.
+    """
+    build = vars(kind).get("__init__")
+    if build is None:
+        return kind
+    names = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+
+    @functools.wraps(build)
+    def checking(self: Any, *args: Any, **options: Any) -> None:
+        hints = {name: hint for name, (hint, _) in hints_of(build).items()}
+        for name, value in {**dict(zip(names, args, strict=False)), **options}.items():
+            if name in hints and not fits(_plain(value), _any_text(hints[name])):
+                raise error(f"`{name}` {_short(value)}: does not fit; give {in_words(hints[name])}")
+        build(self, *args, **options)
+
+    kind.__init__ = checking  # type: ignore[misc]
+    return kind
+
+
+def _any_text(hint: Any) -> Any:
+    """A type with any text instead of some: constructors have sentences of their own for unknown names."""
+    if get_origin(hint) is Literal:
+        return Union[tuple({type(one) for one in get_args(hint)})]  # noqa: UP007
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_any_text, get_args(hint)))]  # noqa: UP007
+    return hint
+
+
+def _plain(value: Any) -> Any:
+    """A value with the numbers of Python instead of those of NumPy."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if type(value) in (bool, int, float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _short(value: Any) -> str:

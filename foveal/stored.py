@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from foveal.errors import RunError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.networks import MOST_BYTES
 from foveal.model_options import LARGEST_OPTION, Whole
 from foveal.policies import GREEDY, Random
 from foveal.signatures import mismatch
@@ -35,9 +36,6 @@ PARAMETERS_PER_TENSOR, EXTRA_PARAMETERS = 4, 1_000
 """Limit of the parameters created while a model is built: so many per stored tensor, plus the extra ones. Some modules
 create parameters and replace them.
 """
-
-MOST_BYTES = 2**30
-"""Limit of the size of one look, and of buffers that are not stored."""
 
 MOST_LOOKS = 100_000
 """Limit of the looks at an image, by the locations that a run stores."""

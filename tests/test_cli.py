@@ -298,19 +298,19 @@ def test_predict_without_a_file_prints_a_table(capsys, run, images):
         (
             ["predict", "RUN", "x.png", "--policy", "telepathy"],
             2,
-            "policy telepathy: TNet does not know it; use one of greedy",
+            "--policy telepathy: tnet does not know it; use one of greedy",
         ),
         (
             ["explain", "RUN", "nowhere.png", "--policy", "telepathy"],
             2,
-            "policy telepathy: TNet does not know it; use one of greedy",
+            "--policy telepathy: tnet does not know it; use one of greedy",
         ),
         (["occlude", "RUN", "--locations", "0"], 2, "hides nothing"),
         (["occlude", "RUN", "--by", "nowhere"], 1, "there is no such run folder"),
         (
             ["evaluate", "RUN", "--policy", "centre,telepathy"],
             2,
-            "policy telepathy: TNet does not know it; use one of greedy",
+            "--policy telepathy: tnet does not know it; use one of greedy",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_errors_name_flags():
     arguments = find_command("faithful").arguments
     assert in_flags("`attention` a: give `cam` b", arguments) == "--map a: give --cam b"
     assert (
-        in_flags("locations 0,1: looks once; leave locations out", {})
+        in_flags("`locations` 0,1: looks once; leave `locations` out", {})
         == "--locations 0,1: looks once; leave --locations out"
     )
     assert in_flags("`optimiser.lr`: is -1; `batch_size` 4", arguments) == "--optimiser.lr: is -1; --batch-size 4"

@@ -22,6 +22,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from foveal.backbones.cifar_resnet import Attention, make_attention
 from foveal.backbones.head import image_cfg
 from foveal.layers import SpatialSoftmaxAttention
+from foveal.signatures import typed
 
 default_cfgs = {
     name: image_cfg(side, side // 32)
@@ -29,6 +30,7 @@ default_cfgs = {
 }
 
 
+@typed
 class AttentionResNet(ResNet):
     """``timm`` ResNet of bottlenecks with attention in place of squeeze-and-excitation.
 

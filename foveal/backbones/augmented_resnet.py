@@ -29,6 +29,7 @@ from torch import nn
 from foveal.backbones.head import image_cfg
 from foveal.layers import AttentionAugmentation, ExplicitAttention, augment_convs, share_radius
 from foveal.layers.augment import unique_stages
+from foveal.signatures import typed
 
 default_cfgs = {
     name: image_cfg(side, side // 32)
@@ -37,6 +38,7 @@ default_cfgs = {
 }
 
 
+@typed
 class ExpAttResNet(ResNet):
     """``timm`` ResNet with `ExplicitAttention`.
 
@@ -68,6 +70,7 @@ class ExpAttResNet(ResNet):
         share_radius(self, radius_scope)
 
 
+@typed
 class AAResNet(ResNet):
     """``timm`` ResNet with `AttentionAugmentation`.
 

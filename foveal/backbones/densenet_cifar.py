@@ -20,6 +20,7 @@ from timm.models.densenet import DenseNet
 from torch import nn
 
 from foveal.backbones.head import cifar_cfg
+from foveal.signatures import typed
 
 default_cfgs = {
     name: cifar_cfg("features.conv0", "classifier")
@@ -32,6 +33,7 @@ default_cfgs = {
 }
 
 
+@typed
 class DenseNetCifar(DenseNet):
     """A 3x3 convolution to 2k channels, and three dense blocks of (L - 4) / 6 bottleneck layers with compression 1/2.
 

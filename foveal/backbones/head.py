@@ -27,6 +27,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
+from foveal.signatures import typed
+
 
 def cifar_cfg(first_conv: str, classifier: str = "fc") -> dict[str, Any]:
     """Default configuration of a network for CIFAR: 32 px, mean and standard deviation of CIFAR-10.
@@ -108,6 +110,10 @@ class ClassifierBackbone(nn.Module):
 
     num_features: int
     feature_info: list[dict[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        typed(cls)
 
     def __init__(self, drop_rate: float = 0.0) -> None:
         super().__init__()

@@ -207,5 +207,4 @@ def in_flags(error: str, arguments: Arguments) -> str:
         name = found[1]
         return flags.get(name) or f"--{name if '.' in name else name.replace('_', '-')}"
 
-    error = re.sub(r"`([a-z][\w.]*)`", option, error)
-    return re.sub(r"^(?=(locations|policy) [^:]*: )|(?<=leave )(?=(locations|policy) out)", "--", error)
+    return re.sub(r"`([a-z][\w.]*)`", option, error)

@@ -29,7 +29,7 @@ from foveal.cli.running import (
     progress,
 )
 from foveal.display import printable
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, RunError, renaming
 from foveal.formats import SUFFIXES
 from foveal.recipes.layout import in_columns
 
@@ -295,11 +295,15 @@ def _visible(args: argparse.Namespace) -> int:
 
     if args.pretrained == "true":
         args.pretrained = True
+    if args.out and Path(args.out).is_dir():
+        raise ConfigError(f"`out` {args.out}: is a folder; give a file, such as {Path(args.out) / 'visible.json'}")
     data = make_data({"name": "folder"}, args.data_flags, where="--data")
     with progress("looking", args.quiet) as show:
         found = visible(data, **given(args, visible), on_progress=show)
     found.about.update(command=args.typed, data_flags=args.data_flags)
-    console().print(found.table(args.wide))
+    shown = console()
+    shown.print(found.table(args.wide))
+    print(f"\n{found.commands(min(shown.width, 80))}")  # rich would wrap lines that a shell does not take then
     if args.out:
         found.write(args.out)
     print_failed(found.errors)
@@ -375,6 +379,8 @@ def _result(function: Callable[..., Any], args: argparse.Namespace, run: Run, wh
     """The result of a function of `foveal.evaluation` on the data of a run."""
     from foveal.evaluation import Setting
 
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ConfigError(f"`out` {args.out}: is a file; give a folder")
     arguments, data = given(args, function), data_of(run, args.data_flags)
     with progress(what, args.quiet) as show:
         return function(**arguments, data=data, setting=Setting(**given(args, Setting), on_progress=show))
@@ -623,14 +629,17 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _note_policy(args: argparse.Namespace) -> None:
-    """Say that looks were random although no policy was asked for."""
+    """Say which looks were taken if no policy was asked for and learned looks are no better than random ones."""
     from foveal.policies import GREEDY
     from foveal.runs import Run
 
-    early = getattr(args, "budgets", None)
-    if not (args.policy or early or args.quiet) and Run(args.model).card.get("policy", GREEDY.name) != GREEDY.name:
-        why = "fit found learned looks no better on validation images"
-        print(f"foveal: looks were random, because {why}; --policy greedy takes learned ones", file=sys.stderr)
+    if args.policy or args.quiet or Run(args.model).card.get("policy", GREEDY.name) == GREEDY.name:
+        return
+    why = "fit found learned looks no better on validation images"
+    note = f"looks were random, because {why}; --policy greedy takes learned ones"
+    if getattr(args, "budgets", None):
+        note = f"early exit takes learned looks, although {why}; without --budget, looks are random"
+    print(f"foveal: {note}", file=sys.stderr)
 
 
 def _exit(args: argparse.Namespace) -> Exit:
@@ -694,7 +703,7 @@ each look to the most probable classes, and the cost.
         "out": argument("the page", "FILE"),
         "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
         "mask": argument(
-            "picture of the shape of the image: a scan looks where it is white (default: everywhere)", "FILE"
+            "picture with the proportions of the image: a scan looks where it is white (default: everywhere)", "FILE"
         ),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
@@ -847,7 +856,8 @@ def _cost(args: argparse.Namespace) -> int:
             f"--num-classes {args.num_classes}: differs from --set num_classes={classes}; give one of the two"
         )
     folder = Path(args.model).is_dir() and args.model not in list_models()
-    model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
+    with renaming({key: f"--set {key}" for key in settings}):
+        model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_locations(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
     cost = count_cost(model, args.image_size, locations)

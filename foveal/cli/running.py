@@ -148,13 +148,13 @@ def make_data(
         where: origin of ``config``, for errors.
         like: content of a run's ``config.json``, whose value range and image size another data set gets.
     """
-    from foveal.data import get_data
     from foveal.recipes.configure import configure_data
+    from foveal.recipes.fit_config import make_data as make
 
     values = configure_data(config, flags, where)
     if values["name"] != config["name"]:
         values |= {key: like.get(key) for key in ("value_range", "image_size") if key in values and values[key] is None}
-    return get_data(values.pop("name"), **values)
+    return make(values)
 
 
 def export(data: DataModule, split: str, folder: Path, count: int) -> list[tuple[str, str]]:

@@ -217,6 +217,11 @@ def compare(
     notes += [
         f"{name}: predicts by the thresholds of the run" for name, model in trained.items() if model.task.thresholds
     ]
+    notes += [
+        f"{name}: predictions take random looks, because fit found learned ones no better; see the random column"
+        for name, model in trained.items()
+        if model.usual_policy != "greedy"
+    ]
     no_temperature = _no_temperature(bench)
     notes += [f"no temperature was fitted: {no_temperature}"] if no_temperature else []
     strategies = {name: _strategies(model, chosen[name]) for name, model in trained.items()}

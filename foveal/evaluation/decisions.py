@@ -130,7 +130,7 @@ def fit_threshold(
     ((name, classifier),) = bench.models.items()
     data = replace(data, classes=classifier.class_names or data.classes)  # as the run writes them
     chosen = _classes(bench.images, data.classes, label)
-    strategy = Strategy(classifier.resolve_locations(locations))
+    strategy = Strategy(classifier.resolve_locations(locations), classifier.usual_policy)
     step = setting.steps("validation", strategy.looks * len(bench.loader([])))
     scores = bench.score(classifier, [strategy], on_step=step, keep_logits=True).scores[0]
     assert scores.logits is not None
@@ -139,6 +139,7 @@ def fit_threshold(
         "model": name,
         "images": len(answers),
         "locations": list(strategy.locations),
+        "policy": strategy.policy,
         **bench.circumstances(),
     }
     found = [_fit(answers, index, data, aim, wanted, at) for index in chosen]

@@ -234,6 +234,7 @@ def evaluate_faithfulness(
     about = {
         "model": name,
         "regions": ranking[0],
+        "policy": pointer.usual_policy,
         "judges": [{"name": judge, "locations": its.locations} for judge, its in bench.models.items()],
         "images": len(seen["share"]),
         **bench.circumstances(),

@@ -34,6 +34,7 @@ from foveal.evaluation.timing import REPEATS, WARM_UP
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import Views
 from foveal.metrics import Answers
+from foveal.policies import GREEDY
 from foveal.prediction.cost import LookCounter, count_cost, count_looks
 from foveal.prediction.device import autocast, machine_name
 from foveal.prediction.early_exit import Exit, format_cost, locations_of, look_until, parse_cost, turns
@@ -204,7 +205,7 @@ def _find_thresholds(
         if unit == "locations":
             return np.array([count_looks(model, size, end) for end in ends], dtype=float)
         if unit == "macs":
-            return np.array([count_cost(model, size, end).macs for end in ends], dtype=float)
+            return np.array([count_cost(model, size, end, GREEDY).macs for end in ends], dtype=float)
         views_of = bench.views_of(np.arange(some))
         return _times(folded, lambda: views_of(some), ends[-1], at_once, setting.precision, seconds) / some
 
@@ -298,7 +299,7 @@ def _classify(model: GlimpseClassifier, batch: Batch, way: Exit | tuple[int, ...
         if isinstance(way, Exit):
             seen = look_until(model, batch.views, way.threshold, way.locations, way.at_once)
         else:
-            seen = model(batch.views, locations=way, contributions=False)
+            seen = model(batch.views, locations=way, policy=GREEDY, contributions=False)
         seen.logits.argmax(-1).cpu()
     return seen
 
@@ -348,7 +349,7 @@ def _confidences(
                 ]
             rows = bench.readable(batch)
             if len(seen) != len(ends):
-                what = f"{type(model).__name__} cannot stop early"
+                what = f"{model.label} cannot stop early"
                 raise ConfigError(f"`budgets`: {what}; use `locations` instead")
             confidences.append(torch.stack(seen, 1)[rows].float().cpu().numpy())
             sizes.append(batch.views.sizes[rows])

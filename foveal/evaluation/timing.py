@@ -28,6 +28,7 @@ from foveal.choices import MEASURES
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import Views
+from foveal.policies import GREEDY
 from foveal.prediction.device import autocast
 from foveal.prediction.folding import fold_norms
 
@@ -158,7 +159,7 @@ class _Call:
         model, device = self.trial.model, self.trial.model.mean.device
         views = self.trial.views_of(self.trial.batch_size)
         with torch.inference_mode(), autocast(self.precision, device):
-            model(views, locations=self.trial.locations, contributions=False).logits.argmax(-1).cpu()
+            model(views, locations=self.trial.locations, policy=GREEDY, contributions=False).logits.argmax(-1).cpu()
         if self.first:
             self.bytes_read, self.first = None if views.bytes_read is None else float(np.mean(views.bytes_read)), False
 

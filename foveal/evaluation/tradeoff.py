@@ -129,10 +129,10 @@ class Evaluation(Result):
 
     @property
     def _own(self) -> EvaluatedPoint:
-        """The point with the most looks of the model's own choice."""
-        return max(
-            (point for point in self.points if point.kind == "learned"), key=lambda point: point.total_locations or 0
-        )
+        """The point with the most looks by the policy of predictions."""
+        kind = Strategy((), self.about["policy"]).kind
+        points = [p for p in self.points if p.kind == kind or (p.kind == "learned" and not p.locations)]
+        return max(points, key=lambda point: point.total_locations or 0)
 
     def draw_confusion(self, file: Path) -> None:
         """The confusion matrix at the most locations; for labels the four counts of each."""
@@ -141,8 +141,7 @@ class Evaluation(Result):
             file,
             np.array(own.confusion),
             [printable(one.name) for one in own.classes],
-            f"{self.about['model']}: {self.about['data']}, {self.about['split']}, "
-            f"{format_locations(own.locations)} locations",
+            f"{self.about['model']}: {self.about['data']}, {self.about['split']}, {_at(own)}",
         )
 
     def draw(self, file: Path) -> None:
@@ -191,7 +190,7 @@ def evaluate(
         data: images with labels.
         locations: looks per grid at each level, several times, see `foveal.prediction.parse_location_sweep`; if None,
             from none to the model's own.
-        policies: policies to try besides the model's own and random looks. ``exhaustive`` takes every cell: it gets one
+        policies: policies to try besides learned and random looks. ``exhaustive`` takes every cell: it gets one
             point for each number of levels, at the locations that it amounts to.
         against: other models, for example dense networks, each at its own locations.
         measure: how long time and memory are measured, after accuracy: ``"quick"``, about 20 s in all; ``"full"``, 0.5
@@ -207,13 +206,13 @@ def evaluate(
     check_measure(measure)
     others = against if isinstance(against, list | tuple) else [against]
     bench = Bench([model, *others], data, setting)
-    strategies = {name: [Strategy(tuple(each.locations))] for name, each in bench.models.items()}
+    strategies = {name: [Strategy(tuple(each.locations), each.usual_policy)] for name, each in bench.models.items()}
     name, first = next(iter(bench.models.items()))
     strategies[name] = strategies_of(first, locations, policies)
     looks = sum(strategy.looks for its in strategies.values() for strategy in its)
     step = setting.steps("accuracy", looks * len(bench.loader([])))
     passes = {of: bench.score(each, strategies[of], on_step=step) for of, each in bench.models.items()}
-    learned = {of: [s.locations for s in its if s.kind == "learned"] for of, its in strategies.items()}
+    learned = {of: [s.locations for s in its if s.kind == "learned" or of != name] for of, its in strategies.items()}
     timings = bench.time(learned, {of: found.places for of, found in passes.items()}, measure)
     points = [
         EvaluatedPoint(
@@ -226,7 +225,12 @@ def evaluate(
             images=len(scores.answers),
             metrics=bench.measure(scores.answers),
             **_of_classes(scores.answers, data.classes),
-            **point_costs(bench.models[of], found.size, scores.strategy, timings[of]),
+            **point_costs(
+                bench.models[of],
+                found.size,
+                scores.strategy if of == name else Strategy(scores.strategy.locations),
+                timings[of],
+            ),
         )
         for of, found in passes.items()
         for scores in found.scores
@@ -237,6 +241,7 @@ def evaluate(
         "model": name,
         "image_size": list(size),
         **bench.circumstances(),
+        "policy": first.usual_policy,
         "task": first.task.name,
         "thresholds": [[data.classes[index], threshold] for index, threshold in first.task.thresholds],
         "positive": None if answers.positive is None else data.classes[answers.positive],
@@ -332,7 +337,12 @@ def _class_tables(evaluation: Evaluation, wide: bool) -> list[Table]:
         Column("images", lambda one: f"{one.images:,}"),
         *(column(name) for name in own.classes[0].metrics if wide or name != "auroc"),
     ]
-    return [Table(f"classes, at {format_locations(own.locations)} locations", columns, own.classes)]
+    return [Table(f"classes, at {_at(own)}", columns, own.classes)]
+
+
+def _at(point: EvaluatedPoint) -> str:
+    """The locations of a point, and the policy unless it is the learned one."""
+    return f"{format_locations(point.locations)} {'' if point.kind == 'learned' else f'{point.kind} '}locations"
 
 
 def _legend(evaluation: Evaluation) -> str:
@@ -345,6 +355,8 @@ def _legend(evaluation: Evaluation) -> str:
         legend.append("Classes are predicted by the thresholds of the run.")
     if any(point.kind == "random" for point in evaluation.points):
         legend.append("random looks: of the same model, drawn without its guidance.")
+    if about["policy"] != "greedy":
+        legend.append(f"Predictions take {about['policy']} looks, because fit found learned ones no better.")
     if about["measure"] != "none":
         legend.append(f"ms: one image at a time, median, on {about['machine']}.")
     if any(cost.macs is None for cost in evaluation.dense):

@@ -35,9 +35,9 @@ import torch
 
 from foveal.data import DataModule
 from foveal.display import TEXT, Column, Table, counted, fixed, image_size, percent, stacked, unit_for
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, renaming
 from foveal.evaluation.levels import PASSES, PEAKS, Sample, chance, draw_sample, look_at_levels, probe, recalls
-from foveal.evaluation.protocol import Progress, Setting, plain_split
+from foveal.evaluation.protocol import Progress, Setting, nothing_read, plain_split
 from foveal.evaluation.results import ELSEWHERE, INTERVALS, to_json
 from foveal.files import taking_turns
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
@@ -63,6 +63,8 @@ VISIBLE = 6
 """Pixels that an object needs at the recommended level, unless only coarser levels are good."""
 READABLE = 20
 """Pixels of a look that an object needs to be recognised."""
+SMALLEST = 8
+"""Fewest pixels along the shorter side of the median image."""
 RARE = 1 / 3
 """Average precision is measured if less than this share of the images have one of two classes."""
 SIDE = 224
@@ -156,7 +158,7 @@ class Visibility:
             unfinished.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     def table(self, wide: bool = False) -> Group:
-        """The result for people, to be printed by rich; every column if ``wide``."""
+        """The result for people, to be printed by rich, without `commands`; every column if ``wide``."""
         about, legend = self.about, ["scale: image pixels per pixel, along each axis; *: recommended."]
         objects = f"{counted(about['objects'], 'object')} in " if about["objects"] else ""
         if objects:
@@ -167,7 +169,6 @@ class Visibility:
             legend.append("seen: share of the image in the looks. one look: a random one alone.")
         if self.metric:
             legend.append(INTERVALS)
-        fit = [_command(["foveal", "fit", *about.get("data_flags", ()), *one.flags]) for one in self.suggested]
         return stacked(
             Table(
                 f"{about['data']}, {about['split']}: {objects}{counted(about['images'], 'image')}",
@@ -177,8 +178,15 @@ class Visibility:
             " ".join(legend),
             *self.notes,
             Table(f"Cost of an image of {image_size(about['image_size'])} px", _costs(self.suggested), self.suggested),
-            "\n".join(fit),
         )
+
+    def commands(self, width: int = 80) -> str:
+        """Commands that train the suggested models, for a shell; lines are broken before flags, at ``width`` columns.
+
+        Print them as they are: a line that rich wraps cannot be copied.
+        """
+        flags = self.about.get("data_flags", ())
+        return "\n".join(_command(["foveal", "fit", *flags, *one.flags], width - 2) for one in self.suggested)
 
     def _columns(self, wide: bool) -> list[Column]:
         """Columns of the table of levels; those without content are not shown."""
@@ -223,7 +231,7 @@ def _costs(suggested: Sequence[Suggestion]) -> list[Column]:
     ]
 
 
-def _command(words: Sequence[str], width: int = 78) -> str:
+def _command(words: Sequence[str], width: int) -> str:
     """A command for a shell, in lines of ``width`` columns where it can be broken. A flag and its value stay together.
 
     >>> print(_command(["foveal", "fit", "--model", "scan", "--model.scale", "4"], 26))
@@ -306,14 +314,17 @@ def visible(
     network = _network(backbone, pretrained, look_size, images.channels).to(find_device(device)).eval()
     side = network.size[0]
     sample = Sample(images, draw_sample(images, limit, seed), how)
-    median = np.median(np.stack(list(sample.sizes.values())), 0).round().astype(int)
+    boxes = _boxes_inside(sample)
+    median = np.median(np.stack([sample.sizes[i] for i in sample.good]), 0).round().astype(int)
+    if median.min() < SMALLEST:
+        what = f"its median image has {image_size(median.tolist())} px, and levels are compared from {SMALLEST} px on"
+        raise DataError(f"{data.name}: {what}; train a dense network on these images")
     scales = [1]
     while median.max() > side * scales[-1]:
         scales.append(2 * scales[-1])
     counts = images.counts()
     rare = images.task != MULTILABEL and len(counts) == 2 and counts.min() < RARE * counts.sum()
     metric: str | None = "average_precision" if rare or images.task == MULTILABEL else "accuracy"
-    boxes = {i: _sound(images.objects(i)) for i in sample.good}
     middle, floor = _median_sides(boxes), None
     if middle is not None:
         levels = _with_boxes(sample, boxes, scales, steps, scan_look(*middle, side), median)
@@ -363,7 +374,7 @@ def _network(backbone: str | None, pretrained: bool | str, look_size: int | None
     if backbone is None and pretrained:
         raise ConfigError("`backbone`: is missing, but there are weights for it; name a network")
     size = {} if look_size is None else {"image_size": look_size}
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), renaming({"image_size": "`look_size`"}):
         torch.manual_seed(0)
         if backbone is None:
             size = {"image_size": look_size or SIDE}
@@ -379,6 +390,29 @@ def _sound(boxes: Any) -> np.ndarray:
     """The boxes (k, 4) that have an area; none of None."""
     found = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     return found[(found[:, 2:] > found[:, :2]).all(1)]
+
+
+def _boxes_inside(sample: Sample) -> dict[int, np.ndarray]:
+    """Boxes (k, 4) of the objects of each image, as far as they are inside it. An image with a box that is outside is
+    left out of the sample.
+
+    Raises:
+        DataError: no image is left.
+    """
+    boxes = {}
+    for i in sample.good:
+        found, limits = _sound(sample.images.objects(i)), np.tile(sample.sizes[i], 2)
+        inside = found.clip(0, limits)
+        wrong = found[(inside[:, 2:] <= inside[:, :2]).any(1)]
+        if not len(wrong):
+            boxes[i] = inside
+            continue
+        name = getattr(sample.images, "path", "image {}".format)(i)
+        box, size = " ".join(f"{v:g}" for v in wrong[0]), image_size(sample.sizes[i].tolist())
+        sample.errors[i] = name, f"{name}: has the box {box}, outside of its {size} px; give y0 x0 y1 x1 in pixels"
+    if not sample.good:
+        raise nothing_read(list(sample.errors.values()))
+    return boxes
 
 
 def _sides(boxes: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -436,6 +470,12 @@ def _without_boxes(
     counts = images.task.counts(targets, len(images.classes))
     several = images.task == MULTILABEL
     known = (counts >= 2) & (len(targets) - counts >= 2) if several else counts >= 2
+    if (counts > 0).sum() == 1 and not several:
+        only = images.classes[int(counts.argmax())]
+        raise DataError(
+            f"{name}: there are images of one class, {only!r}, and no boxes of objects, so nothing tells whether a "
+            "level shows the evidence; add a class, or boxes"
+        )
     if known.sum() < (1 if several else 2):
         raise DataError(
             f"{name}: without boxes, at least two images with and two without a class are needed, and there are "
@@ -503,6 +543,10 @@ def recommend(levels: Sequence[Level], metric: str | None, floor: float | None) 
             if (last := good[-1][0]) is not chosen and last.shorter:
                 pixels = f"objects have only {fixed(last.shorter[1], 1)} px there"
                 notes.append(f"Scale {last.scale} is as good, but {pixels}; try it if the cost matters.")
+            alike = [one.scale for one, (_, bounds) in measured if bounds and bounds[1] >= interval[0]]
+            if len(alike) > 1:
+                told = f"The intervals of {_scales(alike)} overlap: these images cannot tell the levels apart."
+                notes.append(f"{told} Of those within the interval of the best, the cheapest is recommended.")
             return chosen.scale, [*notes, *_remarks(levels, chosen, str(metric))]
         of_what = "random places" if floor is None else "a constant answer"
         notes.append(

@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
-from foveal.glimpse.networks import channels_last
+from foveal.glimpse.networks import channels_last, check_look
+from foveal.host import check_memory
 from foveal.images.views import Look, Views, as_views
 from foveal.layers import attention_maps
 from foveal.objectives.objective import CrossEntropy, Objective
 from foveal.objectives.rollout import Rollout
 from foveal.policies import GREEDY, POLICIES, CellPolicy, Policy, find_policy
+from foveal.registry import MODELS
+from foveal.signatures import typed
 from foveal.tasks import MULTICLASS, Task
 
 Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
@@ -104,7 +107,7 @@ class GlimpseClassifier(nn.Module, ABC):
         locations: default number of looks per grid at each processing level; empty for models without locations.
         policies: names of the supported policies, which are those of a class in ``policy_kinds``.
         rollout_policies: names of further policies that only `rollouts` supports.
-        usual_policy: policy of predictions that name none; ``random`` if training found the learned one no better.
+        usual_policy: policy of calls that name none; ``random`` if training found the learned one no better.
         most_levels: maximum number of levels with locations; None for any number.
         most_cells: number of cells of each grid; None for any number of locations.
         searches: whether the model looks inside the masks of images only.
@@ -131,6 +134,10 @@ class GlimpseClassifier(nn.Module, ABC):
     mean: Tensor
     std: Tensor
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        typed(cls, ConfigError)
+
     def __init__(
         self,
         num_classes: int,
@@ -145,7 +152,8 @@ class GlimpseClassifier(nn.Module, ABC):
         super().__init__()
         if crop is not None and (squash or not 0 < crop <= 1):
             raise ConfigError(
-                f"crop={crop} with squash={squash} cannot be done; give a crop above 0 and up to 1, without squash"
+                f"`crop` {crop} with `squash` {squash}: cannot be done; give a share above 0 and up to 1, without "
+                "`squash`"
             )
         self.num_classes = num_classes
         self.size = size
@@ -163,6 +171,11 @@ class GlimpseClassifier(nn.Module, ABC):
     @property
     def channels(self) -> int:
         return len(self._fill)
+
+    @property
+    def label(self) -> str:
+        """Name of the model in messages: as in ``spec``, or that of its class in `foveal.registry.MODELS`."""
+        return self.spec.get("name") or MODELS.name_of(type(self)) or type(self).__name__
 
     @property
     def most_cells(self) -> int | None:
@@ -194,12 +207,15 @@ class GlimpseClassifier(nn.Module, ABC):
 
         Raises:
             ImageError: the number of bands of the images differs from that of the model.
+            ConfigError: the looks are larger than the memory of this machine.
         """
         if views.channels != self.channels:
             raise ImageError(
                 f"images: have {views.channels} bands where the model takes {self.channels};"
                 f" open them with channels={self.channels}, or let foveal.classify do it"
             )
+        if not self.mean.is_meta:
+            check_memory(len(which), self.channels, size or self.size)
         fill = torch.tensor(self._fill)
         seen = views.look(which, boxes, size or self.size, fill=fill, antialias=self.antialias)
         seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
@@ -212,7 +228,7 @@ class GlimpseClassifier(nn.Module, ABC):
         self,
         images: Views | Tensor,
         locations: int | Sequence[int] | None = None,
-        policy: str | Policy = GREEDY,
+        policy: str | Policy | None = None,
         draws: Draws | None = None,
         contributions: bool = True,
     ) -> Classification:
@@ -221,14 +237,14 @@ class GlimpseClassifier(nn.Module, ABC):
         Args:
             images: views, or a (B, C, H, W) tensor in [0, 1].
             locations: number of looks per grid at each level; the model's default if None; () for the first look only.
-            policy: policy that selects locations, or its name, see ``policies``.
+            policy: policy that selects locations, or its name, see ``policies``; ``usual_policy`` if None.
             draws: random numbers for policies that need them; drawn with seed 0 if None.
             contributions: return the contribution of each glimpse to the logits, and the attention maps.
 
         Raises:
             ConfigError: the model does not support the locations or the policy.
         """
-        views, (policy,) = as_views(images), self._find_policies([policy])
+        views, (policy,) = as_views(images), self._find_policies([policy or self.usual_policy])
         draws = draws or Draws(0, 0, np.arange(len(views)))
         return self.classify(views, self.resolve_locations(locations, policy), policy, draws, contributions)
 
@@ -267,7 +283,7 @@ class GlimpseClassifier(nn.Module, ABC):
     def classify_in_turns(self, views: Views, locations: tuple[int, ...], at_once: int, contributions: bool) -> Walk:
         """See `walk`. Models that can stop early override this."""
         yield from ()
-        return self(views, locations, contributions=contributions)
+        return self(views, locations, GREEDY, contributions=contributions)
 
     def rollouts(
         self,
@@ -301,17 +317,17 @@ class GlimpseClassifier(nn.Module, ABC):
         taken = asked[: asked.index(0)] if 0 in asked else asked
         levels, most = self.most_levels, self.most_cells
         if (levels is not None and len(taken) > levels) or not all(1 <= k <= (most or k) for k in taken):
-            raise ConfigError(f"locations {','.join(map(str, asked))}: {self._takes()}")
+            raise ConfigError(f"`locations` {','.join(map(str, asked))}: {self._takes()}")
         return (most,) * len(taken) if policy.every_cell and most else taken
 
     def _takes(self) -> str:
         """The locations that the model takes, as the end of an error message."""
         if self.most_levels == 0:
-            return "this model looks once, at the whole image; leave locations out"
+            return "this model looks once, at the whole image; leave `locations` out"
         if self.most_levels == 1 and self.most_cells:
             return f"this model has one grid, of {self.most_cells} cells; give one number, 0 to {self.most_cells}"
         if not self.most_cells:
-            return f"{type(self).__name__} looks at one place after another; give one number"
+            return f"{self.label} looks at one place after another; give one number"
         return f"each level can look at 1 to {self.most_cells} of its cells; choose such numbers"
 
     def check_policies(self, policies: Sequence[str | Policy]) -> None:
@@ -322,7 +338,7 @@ class GlimpseClassifier(nn.Module, ABC):
         """
         for policy in policies:
             if self.most_levels == 0 and str(policy) != GREEDY.name:
-                raise ConfigError(f"policy {policy}: this model looks once, at the whole image; leave policy out")
+                raise ConfigError(f"`policy` {policy}: this model looks once, at the whole image; leave `policy` out")
         self._find_policies(policies)
 
     def _find_policies(self, policies: Sequence[str | Policy], more: Collection[str] = ()) -> list[Policy]:
@@ -331,7 +347,7 @@ class GlimpseClassifier(nn.Module, ABC):
         for policy in policies:
             if not isinstance(policy, self.policy_kinds) and str(policy) not in known:
                 raise ConfigError(
-                    f"policy {policy}: {type(self).__name__} does not know it; use one of {', '.join(self.policies)}"
+                    f"`policy` {policy}: {self.label} does not know it; use one of {', '.join(self.policies)}"
                 )
         return [find_policy(policy) for policy in policies]
 
@@ -347,7 +363,7 @@ class GlimpseClassifier(nn.Module, ABC):
         """
         network: Any = getattr(self, "backbone", None)
         if network is None:
-            raise ConfigError(f"compile: {type(self).__name__} has no backbone; leave it out")
+            raise ConfigError(f"compile: {self.label} has no backbone; leave it out")
         network.forward_features = torch.compile(network.forward_features)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -390,6 +406,7 @@ class WholeImage(GlimpseClassifier):
     ) -> None:
         config = getattr(network, "pretrained_cfg", None) or {}
         channels = getattr(network, "in_chans", None) or (config.get("input_size") or (3,))[0]
+        check_look(channels, image_size=image_size)
         size = image_size or tuple(config.get("input_size", (3, 224, 224))[1:])
         size = (size, size) if isinstance(size, int) else tuple(size)
         classes = getattr(network, "num_classes", None)

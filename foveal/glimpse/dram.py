@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import per_band
-from foveal.glimpse.networks import channels_last, create_network
+from foveal.glimpse.networks import channels_last, check_look, create_network
 from foveal.glimpse.recurrent import Aggregate, GaussianPolicy, LSTMCell, RecurrentAttention, Trace
 from foveal.host import to_device
 from foveal.images.views import Views
@@ -131,9 +131,10 @@ class DRAM(RecurrentAttention):
         antialias: bool = True,
         crop: float | None = None,
     ) -> None:
+        check_look(in_chans, image_size=image_size)
         if not 0 < base_size < image_size:
             raise ConfigError(
-                f"base_size={base_size} must be above 0 and below image_size={image_size}; make it smaller"
+                f"`base_size` {base_size}: is not above 0 and below `image_size` {image_size}; make it smaller"
             )
         options = backbone_options or {}
         network: Any = create_network(

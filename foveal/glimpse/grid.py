@@ -68,7 +68,7 @@ class Grid:
     def __post_init__(self) -> None:
         if self.side < 2 or not 0 < self.region <= 1:
             raise ConfigError(
-                f"grid {self.side}, region {self.region}: a grid needs at least 2 cells per axis and a region in"
+                f"`grid` {self.side}, `region` {self.region}: a grid needs at least 2 cells per axis and a region in"
                 " (0, 1]; change them"
             )
 

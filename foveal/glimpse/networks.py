@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection
 from types import ModuleType
 from typing import Any
@@ -195,6 +196,32 @@ def small_reader(channels: int, classes: int) -> nn.Sequential:
         layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+MOST_BYTES = 2**30
+"""Limit of the size of one look in memory, as float32."""
+
+
+def check_look(channels: int, **sides: int | tuple[int, int] | None) -> None:
+    """Check that looks whose sides are options fit into `MOST_BYTES`. Options that are None are not checked.
+
+    Args:
+        channels: number of bands.
+        sides: side, or (height, width), in pixels.
+
+    Raises:
+        ConfigError: one is less than 1, or a look does not fit.
+    """
+    for name, side in sides.items():
+        size = (side, side) if isinstance(side, int) else side or (1, 1)
+        if min(size) < 1:
+            raise ConfigError(f"`{name}` {side}: is too small; give at least 1")
+        if (needs := 4 * channels * math.prod(size)) > MOST_BYTES:
+            most = math.isqrt(MOST_BYTES // (4 * channels))
+            raise ConfigError(
+                f"`{name}` {'x'.join(map(str, dict.fromkeys(size)))}: is too large and needs {needs / 2**30:,.1f} GiB "
+                f"of memory; give at most {most}"
+            )
 
 
 def check_least(least: int, **options: int | None) -> None:

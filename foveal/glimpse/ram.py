@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import on_host, per_band
+from foveal.glimpse.networks import check_look
 from foveal.glimpse.recurrent import GaussianPolicy, RecurrentAttention, Trace
 from foveal.images.views import Look, Views
 from foveal.policies import Policy
@@ -68,9 +69,10 @@ class RAM(RecurrentAttention):
         std: Sequence[float] = (0.5,),
         antialias: bool = True,
     ) -> None:
+        check_look(in_chans * max(patches, 1) * 128, base_size=base_size)  # weights of the first layer
         if not 0 < region <= 1 or patches < 1:
             raise ConfigError(
-                f"region={region} and patches={patches}: give a region above 0 and up to 1, and at least one patch"
+                f"`region` {region} and `patches` {patches}: give a region above 0 and up to 1, and at least one patch"
             )
         size = (base_size, base_size)
         super().__init__(

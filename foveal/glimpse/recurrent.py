@@ -143,7 +143,7 @@ class RecurrentAttention(GlimpseClassifier):
     def __init__(self, *base: Any, aggregate: Aggregate = "last", locations: Sequence[int], **options: Any) -> None:
         super().__init__(*base, **options)
         if aggregate not in AGGREGATES:
-            raise ConfigError(f"aggregate={aggregate}: is not known; use {' or '.join(AGGREGATES)}")
+            raise ConfigError(f"`aggregate` {aggregate}: is not known; use {' or '.join(AGGREGATES)}")
         self.aggregate = aggregate
         self.locations = self.resolve_locations(locations)
 

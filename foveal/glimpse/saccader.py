@@ -42,7 +42,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band
 from foveal.glimpse.grid import outside, share_inside
-from foveal.glimpse.networks import channels_last, create_network
+from foveal.glimpse.networks import channels_last, check_look, create_network
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
 from foveal.layers.initialise import glorot
@@ -303,13 +303,14 @@ class Saccader(GlimpseClassifier):
         fit_grid: bool = True,
         scaled: bool = True,
     ) -> None:
+        check_look(in_chans, image_size=image_size)
         network = create_network(
             backbone, in_chans, pretrained, {"num_classes": num_classes, **(backbone_options or {})}
         )
         from foveal.backbones.bagnet import BagNet
 
         if not isinstance(network, BagNet):
-            raise ConfigError(f"backbone {backbone}: is not a BagNet; use one, such as bagnet77_lowd")
+            raise ConfigError(f"`backbone` {backbone}: is not a BagNet; use one, such as bagnet77_lowd")
         config = getattr(network, "pretrained_cfg", None) or {}
         side = image_size or config.get("input_size", (3, 224, 224))[-1]
         mean, std = mean or config.get("mean", (0.5,)), std or config.get("std", (0.5,))
@@ -324,8 +325,8 @@ class Saccader(GlimpseClassifier):
         )
         if side < network.receptive_field:
             raise ConfigError(
-                f"image_size {side}: {backbone} needs at least its window of {network.receptive_field} px;"
-                " choose a larger image_size"
+                f"`image_size` {side}: {backbone} needs at least its window of {network.receptive_field} px;"
+                " choose a larger one"
             )
         self.released_boxes = released_boxes
         self.fit_grid = fit_grid
@@ -574,7 +575,7 @@ class Saccader(GlimpseClassifier):
         needs_scores = not all(policy.every_cell for policy in policies)
         if needs_scores and not count:
             raise ConfigError(
-                "locations 0: training needs at least one glimpse; give 1 or more, or use the policy exhaustive"
+                "`locations` 0: training needs at least one glimpse; give 1 or more, or use the policy exhaustive"
             )
         mixed = self._mixed(seen, detached=any(policy.teaches for policy in policies)) if needs_scores else None
         rollouts = []
@@ -684,6 +685,7 @@ class SaccaderSeparate(Saccader):
         crop: float | None = None,
         fit_grid: bool = True,
     ) -> None:
+        check_look(in_chans, glimpse_size=glimpse_size)
         super().__init__(
             num_classes,
             backbone=backbone,

@@ -48,7 +48,7 @@ from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
-from foveal.glimpse.networks import channels_last, check_least, create_network, small_reader
+from foveal.glimpse.networks import channels_last, check_least, check_look, create_network, small_reader
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.objectives.rollout import Rollout
@@ -302,7 +302,8 @@ class Scan(GlimpseClassifier):
     ) -> None:
         if scale < 1 or scale & (scale - 1):
             raise ConfigError(f"`scale` {scale}: is not a power of two; give 1, 2, 4, 8, ...")
-        check_least(1, look_size=look_size, scout_width=scout_width, candidates=candidates)
+        check_look(in_chans, look_size=look_size)
+        check_least(1, scout_width=scout_width, candidates=candidates)
         check_least(0, reservoir=reservoir, heads=heads, blank_bytes=blank_bytes)
         if not 0 <= distortion < 1:
             raise ConfigError(f"`distortion` {distortion}: is not from 0 to 1; give a share such as 0.2")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from foveal.classification import Glimpses
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, per_band, whole_image
-from foveal.glimpse.networks import channels_last, check_least, create_network, small_reader
+from foveal.glimpse.networks import channels_last, check_least, check_look, create_network, small_reader
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.policies import Greedy, Policy
@@ -88,7 +88,8 @@ class TileClassifier(GlimpseClassifier):
         std: Sequence[float] | None,
     ) -> None:
         stride = tile_size if tile_stride is None else tile_stride
-        check_least(1, tile_size=tile_size, tile_stride=stride, scale=scale, at_once=at_once)
+        check_look(in_chans, tile_size=tile_size)
+        check_least(1, tile_stride=stride, scale=scale, at_once=at_once)
         network: nn.Module
         if backbone is None:
             if backbone_options or pretrained or stages is not None:
@@ -109,12 +110,12 @@ class TileClassifier(GlimpseClassifier):
         self.encoder = channels_last(network)
 
     def _takes(self) -> str:
-        return "this model reads every tile of an image; leave locations out"
+        return "this model reads every tile of an image; leave `locations` out"
 
     def check_policies(self, policies: Sequence[str | Policy]) -> None:
         for policy in policies:
             if str(policy) not in self.policies:
-                raise ConfigError(f"policy {policy}: this model reads every tile of an image; leave policy out")
+                raise ConfigError(f"`policy` {policy}: this model reads every tile of an image; leave `policy` out")
 
     # ---- the grid
 

@@ -42,7 +42,7 @@ from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
 from foveal.glimpse.grid import Grid, outside
-from foveal.glimpse.networks import channels_last, create_network
+from foveal.glimpse.networks import channels_last, check_look, create_network
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
 from foveal.layers.initialise import glorot
@@ -350,6 +350,7 @@ class TNet(GlimpseClassifier):
         fit_grid: bool = True,
         region_mpp: float | None = None,
     ) -> None:
+        check_look(in_chans, base_size=base_size)
         network = create_network(
             backbone, in_chans, pretrained, {"num_classes": 0, **(backbone_options or {})}, base_size
         )
@@ -371,8 +372,8 @@ class TNet(GlimpseClassifier):
         self._fits = fit_grid and not squash and not padded_grid and location_index is None
         if region_mpp is not None and (region_mpp <= 0 or not self._fits):
             raise ConfigError(
-                f"region_mpp={region_mpp}: must be above 0 and needs a fitted grid; leave fit_grid on,"
-                " and squash, padded_grid and location_index out"
+                f"`region_mpp` {region_mpp}: must be above 0 and needs a fitted grid; leave `fit_grid` on,"
+                " and `squash`, `padded_grid` and `location_index` out"
             )
         self.region_mpp = region_mpp
         self.locations = self.resolve_locations(locations)
@@ -846,7 +847,7 @@ class TNet(GlimpseClassifier):
         except AttributeError as error:
             known = ", ".join(entry["module"] for entry in _feature_info(probe)) or "its named_modules()"
             raise ConfigError(
-                f"location_features {self.location_features}: the backbone has no such module; try {known}"
+                f"`location_features` {self.location_features}: the backbone has no such module; try {known}"
             ) from error
         module.register_forward_hook(lambda _m, _i, out: outputs.append(out))
         try:
@@ -859,8 +860,8 @@ class TNet(GlimpseClassifier):
         except Exception as error:  # networks raise various exceptions for unsupported sizes
             reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"backbone {name}: does not process {side} x {side} px with location_features {self.location_features}"
-                f" ({reason}); choose another base_size, location_features or backbone"
+                f"`backbone` {name}: does not process {side} x {side} px with `location_features` "
+                f"{self.location_features} ({reason}); choose another `base_size`, `location_features` or `backbone`"
             ) from error
         return described.shape[1], described.shape[2], feature.shape[1]
 
@@ -916,7 +917,9 @@ def _default_location_features(network: nn.Module, side: int, grid: int) -> str:
     info = _feature_info(network)
     if not info:
         name = type(network).__name__
-        raise ConfigError(f"{name} has no feature_info; give the module that describes the cells as location_features")
+        raise ConfigError(
+            f"{name} has no feature_info; give the module that describes the cells as `location_features`"
+        )
     fine = [f for f in info if side / f["reduction"] >= 2 * grid]
     return (fine[-1] if fine else min(info, key=lambda f: f["reduction"]))["module"]
 

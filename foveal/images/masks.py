@@ -1,7 +1,8 @@
 """Masks of images: where a scan may look, such as the tissue of a slide.
 
-A mask is an image of any size and the same shape, such as a PNG of 1,000 x 2,000 px for a slide of 50,000 x 100,000 px.
-It is stretched over its image. A scan searches the white pixels, those above half of the range. The mask of
+A mask is an image of any size with the proportions of its image, such as a PNG of 1,000 x 2,000 px for a slide of
+50,000 x 100,000 px. It is stretched over its image. A scan searches the white pixels, those above half of the range.
+The mask of
 ``slides/a.svs`` in a folder of masks is ``a.png``, or ``a.svs.png``.
 
 Example:
@@ -13,7 +14,8 @@ Example:
     >>> read_mask(np.ones((6, 6), bool), image)
     Traceback (most recent call last):
     ...
-    foveal.errors.ImageError: a.tif: the mask is 6 x 6 pixels and the image 40 x 60; give a mask of the same shape
+    foveal.errors.ImageError: a.tif: the mask is 6 x 6 pixels, and the image 40 x 60; give one whose width is 0.667
+    times its height
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def read_mask(mask: str | os.PathLike | np.ndarray, image: Pyramid) -> np.ndarra
         image: the image.
 
     Raises:
-        ImageError: the file cannot be read, its shape is not that of the image, or it has no white pixel.
+        ImageError: the file cannot be read, its ratio of width to height is not that of the image, or it has no white
+            pixel.
     """
     name = f"{image.path}: the mask"
     if isinstance(mask, np.ndarray):
@@ -57,7 +60,8 @@ def read_mask(mask: str | os.PathLike | np.ndarray, image: Pyramid) -> np.ndarra
     rounding = max(1 / h, 1 / w)
     if abs(h * width / (w * height) - 1) > _SHAPE + rounding:
         other = "the image" if isinstance(mask, np.ndarray) else image.path
-        raise ImageError(f"{name} is {w} x {h} pixels and {other} {width} x {height}; give a mask of the same shape")
+        ratio = f"give one whose width is {width / height:.3g} times its height"
+        raise ImageError(f"{name} is {w} x {h} pixels, and {other} {width} x {height}; {ratio}")
     if not found.any():
         raise ImageError(f"{name} has no white pixel, so there is nowhere to look; make it white where to look")
     return found

@@ -21,9 +21,12 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from foveal.signatures import typed
 
 
 class AttentionLayer(nn.Module):
@@ -38,6 +41,10 @@ class AttentionLayer(nn.Module):
     attention_map: Tensor | None = None
     no_weight_decay: tuple[str, ...] = ()
     _records_map: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        typed(cls)
 
     def record_map(self, make: Callable[[], Tensor]) -> None:
         """Record the map (B, heads, h, w) that ``make`` returns, inside `attention_maps` only."""

@@ -55,7 +55,7 @@ def count_cost(
     model: nn.Module | Run | str | Path,
     image_size: int | tuple[int, int],
     locations: int | Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = None,
     mpp: float | None = None,
 ) -> Cost:
     """Count the cost of a model for one image. No memory is allocated for the image.
@@ -65,7 +65,7 @@ def count_cost(
             a model, see `foveal.list_models`.
         image_size: side, or (height, width), in full-resolution pixels.
         locations: looks per grid at each level; the model's own if None. Ignored for dense networks.
-        policy: how locations are selected. The cost may depend on it.
+        policy: how locations are selected; the model's ``usual_policy`` if None. The cost may depend on it.
         mpp: µm per pixel of the image. The number of cells may depend on it.
 
     Raises:
@@ -167,7 +167,7 @@ def _looking_macs(
     model: GlimpseClassifier,
     size: tuple[int, int],
     locations: int | Sequence[int] | None,
-    policy: str | Policy,
+    policy: str | Policy | None,
     mpp: float | None,
 ) -> int:
     counter = run_on_blank(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
@@ -197,7 +197,7 @@ def run_on_blank(
     size: tuple[int, int],
     watching: Callable[[nn.Module], AbstractContextManager[Watcher]],
     locations: int | Sequence[int] | None = None,
-    policy: str | Policy = GREEDY,
+    policy: str | Policy | None = GREEDY,
     mpp: float | None = None,
 ) -> Watcher:
     """Run a copy of a model on a blank image in a context that records operations.

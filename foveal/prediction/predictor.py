@@ -121,7 +121,9 @@ class Predictor:
             ImageError: see `foveal.images.open_image` and `foveal.images.as_image`.
         """
         if mask is not None and not (self.model.searches and is_path(image)):
-            what = "only those of files are read" if self.model.searches else f"{type(self.model).__name__} has no scan"
+            what = (
+                "only those of files are read" if self.model.searches else f"the model {self.model.label} has no scan"
+            )
             raise ConfigError(f"`mask` {mask}: cannot be used, {what}; leave it out")
         value_range = getattr(self.model, "value_range", None)
         taken: dict[str, Any] = {"channels": self.model.channels, "value_range": value_range}

@@ -200,7 +200,7 @@ def check_masks(predictor: Predictor, masks: str | Path | None) -> None:
     if masks is None:
         return
     if not predictor.model.searches:
-        raise ConfigError(f"`masks` {masks}: {type(predictor.model).__name__} has no scan; leave masks out")
+        raise ConfigError(f"`masks` {masks}: the model {predictor.model.label} has no scan; leave `masks` out")
     if not Path(masks).is_dir():
         raise ConfigError(f"`masks` {masks}: there is no such folder; check the path")
 

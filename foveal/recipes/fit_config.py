@@ -13,7 +13,8 @@ Example:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -21,10 +22,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import torch
 
 from foveal.data import DataModule, data_constructor, get_data, list_data
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, RunError, renaming, section
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.model_options import check_options
-from foveal.models import constructor, create_classifier
+from foveal.models import constructor, create_classifier, wrapper_options
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
 from foveal.signatures import chain_of, hints_of, mismatch
@@ -115,7 +116,7 @@ def fit_config(
     processes = None if config is None else config.processes
     with opened(out, resume=resume, overwrite=overwrite, processes=processes) as opening:
         config = _with_stored(config, opening)
-        data, training = data or get_data(**config.data), config.training()
+        data, training = data or make_data(config.data), config.training()
         model = make_model(config, data, resume)
         return opening.train(model, data, make_objective(model, config.objective), training, quiet)
 
@@ -153,6 +154,21 @@ def _stored(opening: Opening) -> FitConfig:
     return config
 
 
+def make_data(options: Mapping[str, Any]) -> DataModule:
+    """Create a data set by ``name`` and options. Errors name an option as in recipes, such as ``data.root``.
+
+    Raises:
+        ConfigError, DataError: see `foveal.data.get_data`.
+    """
+    with renaming(section("data", {*options, *_parameters(data_constructor(options["name"]))})):
+        return get_data(**options)
+
+
+def _parameters(build: Callable[..., Any]) -> set[str]:
+    """Names of the parameters of a constructor, and of those to which it passes keywords."""
+    return {name for part in chain_of(build) for name in inspect.signature(getattr(part, "func", part)).parameters}
+
+
 def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> GlimpseClassifier:
     """Create the model of a configuration.
 
@@ -173,7 +189,8 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
         )
     name = options.pop("name")
     check_options(name, {key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
-    model = create_classifier(name, num_classes=classes, **options)
+    with renaming(section("model", {*options, *_parameters(constructor(name)), *wrapper_options()})):
+        model = create_classifier(name, num_classes=classes, **options)
     model.spec |= {key: value for key, value in config.model.items() if key != "num_classes"}
     return model
 
@@ -187,10 +204,10 @@ def make_objective(model: GlimpseClassifier, options: Mapping[str, Any] | None) 
     options = dict(options or {})
     name = options.pop("name", None)
     options.pop("class_weights", None)
+    build = type(model.default_objective()) if name is None else OBJECTIVES.get(name, "objective.name")
     try:
-        if name is not None:
-            return OBJECTIVES.get(name, "objective.name")(**options)
-        return replace(model.default_objective(), **options)  # type: ignore[type-var]
+        with renaming(section("objective", {*options, *_parameters(build)})):
+            return build(**options) if name is not None else replace(model.default_objective(), **options)  # type: ignore[type-var]
     except TypeError as error:
         raise ConfigError(f"objective: {error}; use options that it has") from error
 

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from foveal.data import DataModule, ImageDataset
 from foveal.data.loader import check_balanced
 from foveal.data.values import check_readable
-from foveal.errors import ConfigError, DataError, RunError, StorageError
+from foveal.errors import ConfigError, DataError, RunError, StorageError, renaming
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.host import end_with_parent
+from foveal.host import check_memory, end_with_parent
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.policies import GREEDY, Random
@@ -310,10 +310,13 @@ def _plan(
     if not opening.resume:
         check_readable(data)
     model.class_names, model.task = data.classes, data.task
+    model.usual_policy = GREEDY.name  # what earlier training found does not hold for other weights
+    check_memory(training.batch_size, model.channels, model.size)
     if training.precision == "64":
         model.double()  # before weights are copied
     if isinstance(model, WholeImage):
-        model.check_output()
+        with renaming({"image_size": "`model.image_size`"}):
+            model.check_output()
     objective = _adapted(_weighted(_smoothed(objective, training), data, training), model, data, opening.stored)
     learner = Learner(model, objective, data, training)
     if not any(p.requires_grad for p in model.parameters()):

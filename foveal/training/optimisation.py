@@ -84,8 +84,8 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[int, floa
     backbone = getattr(model, "network", getattr(model, "backbone", None))
     if not isinstance(backbone, nn.Module):
         raise ConfigError(
-            f"optimiser.layer_decay: {type(model).__name__} has no backbone, whose layers would be counted; leave it "
-            "out"
+            f"optimiser.layer_decay: {getattr(model, 'label', type(model).__name__)} has no backbone, whose layers "
+            "would be counted; leave it out"
         )
     from timm.optim import param_groups_layer_decay
 

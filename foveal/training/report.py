@@ -55,7 +55,7 @@ def describe(learner: Learner, out: Path, updates: int) -> str:
         updates: number of updates of the run; `ENDLESS` if it is limited by time only.
     """
     model, data, training = learner.model, learner.data, learner.config
-    name = model.spec.get("name", type(model).__name__)
+    name = model.label
     backbone = f" on {model.spec['backbone']}" if model.spec.get("backbone") else ""
     beyond = f", {','.join(map(str, model.locations))} beyond the first" if model.locations else ""
     splits = {split: getattr(data, split) for split in ("train", "val", "test")}

@@ -114,7 +114,7 @@ def test_the_report(tmp_path):
             "1ms",
             "with one look there is nothing to leave out",
         ),
-        (lambda: create_model("ram", num_classes=6), "9locations", "RAM cannot stop early; use `locations` instead"),
+        (lambda: create_model("ram", num_classes=6), "9locations", "ram cannot stop early; use `locations` instead"),
         (tnet, "many", "`budget` many: is not a cost"),
     ],
 )

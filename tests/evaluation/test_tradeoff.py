@@ -234,9 +234,9 @@ def test_policies_have_a_table_of_their_own_and_a_line(several, tmp_path):
 
 
 def test_policies_that_fit_not(tmp_path):
-    with pytest.raises(ConfigError, match="policy telepathy: TNet does not know it; use one of greedy"):
+    with pytest.raises(ConfigError, match="`policy` telepathy: tnet does not know it; use one of greedy"):
         evaluate(tnet(), data(), locations=[()], policies=("centre", "telepathy"), measure="none", setting=CPU)
-    with pytest.raises(ConfigError, match="policy centre: this model looks once"):
+    with pytest.raises(ConfigError, match="`policy` centre: this model looks once"):
         evaluate(create_model("test_resnet", num_classes=6), data(), policies=("centre",), measure="none", setting=CPU)
 
 

@@ -162,7 +162,14 @@ def test_wrong_arguments_and_data_are_refused_in_a_sentence():
             visible(data, device="cpu", **options)
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="without boxes, at least two images with and two without a class"):
+        visible(without(np.arange(6) // 5), **SMALL)
+    with pytest.raises(DataError, match="there are images of one class, 'plain', and no boxes of objects"):
         visible(without(np.zeros(6, dtype=int)), **SMALL)
+    tiny = DataModule(("a", "b"), train=TensorDataset(torch.zeros(4, 3, 5, 30), torch.arange(4) % 2, ("a", "b")))
+    with pytest.raises(DataError, match="its median image has 5 x 30 px, and levels are compared from 8 px on"):
+        visible(tiny, **SMALL)
+    with pytest.raises(ConfigError, match="`look_size` 100000: is too large"):
+        visible(data, **SMALL | {"look_size": 100_000})
     with pytest.raises(DataError, match="there is no split 'val'"):
         visible(data, split="val", **SMALL)
 
@@ -192,6 +199,39 @@ def test_the_command_and_the_commands_that_it_prints(tmp_path, monkeypatch, caps
     assert [shlex.split(line.replace("\\\n", " "))[: 1 + len(data)] for line in printed] == [["fit", *data]] * 2
     how = ["--steps", "1", "--batch-size", "4", "--device", "cpu", "--quiet", "--out", "run"]
     assert main([*shlex.split(printed[0].replace("\\\n", " ")), *how]) == 0
+
+
+def test_boxes_outside_of_an_image_are_errors_and_others_are_cut(tmp_path, capsys):
+    images, boxes = textured(1, 10, side=96)
+    boxes[3] += 96
+    boxes[4] = (90, 90, 120, 100)
+    data = DataModule(("a", "b"), train=TensorDataset(images, torch.arange(10) % 2, ("a", "b"), boxes), name="marks")
+    found = visible(data, steps=2, **SMALL)
+    ((name, reason),) = found.errors
+    assert name == "image 3" and "outside of its 96 x 96 px; give y0 x0 y1 x1 in pixels" in reason
+    assert found.about["images"] == found.about["objects"] == 9 and found.levels[0].shorter[0] < OBJECT
+    # Found out before images are read.
+    assert main(["visible", "--data.root", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path}: is a folder; give a file, such as {tmp_path}/visible.json" in capsys.readouterr().err
+
+
+def test_commands_fit_narrow_terminals_and_are_whole():
+    boxes = np.array([[0, 0, 30, 150.0]] * 9)
+    images = torch.randint(0, 255, (9, 3, 192, 192), dtype=torch.uint8)
+    data = DataModule(("a", "b"), train=TensorDataset(images, torch.arange(9) % 2, ("a", "b"), boxes))
+    found = visible(data, steps=2, **SMALL)
+    for width in (80, 40):
+        lines = found.commands(width).splitlines()
+        assert max(map(len, lines)) <= width and all(line.endswith(" \\") or "foveal fit" not in line for line in lines)
+    words = shlex.split(found.commands(40).replace("\\\n", " "))
+    assert words == shlex.split(found.commands(200)) and words[:4] == ["foveal", "fit", *found.suggested[0].flags[:2]]
+
+
+def test_overlapping_intervals_are_told():
+    notes = recommend([level(1, 0.9, 0.05), level(2, 0.86, 0.05), level(4, 0.6, 0.05)], DECIDES, None)[1]
+    assert any(note.startswith("The intervals of scales 1, 2 overlap: these images cannot") for note in notes)
+    notes = recommend([level(1, 0.9, 0.01), level(2, 0.8, 0.01)], DECIDES, None)[1]
+    assert not any("overlap" in note for note in notes)
 
 
 def test_the_table_has_80_columns():

@@ -75,11 +75,11 @@ class Counting(WholeImage):
         (None, 9, (-1,), "each level"),
         (1, 25, (25,), (25,)),
         (1, 25, (26,), "this model has one grid, of 25 cells; give one number, 0 to 25"),
-        (1, 25, (2, 1), "locations 2,1: this model has one grid"),
+        (1, 25, (2, 1), "`locations` 2,1: this model has one grid"),
         (1, None, (99,), (99,)),
         (1, None, (2, 1), "Counting looks at one place after another; give one number"),
         (0, None, (), ()),
-        (0, None, (2,), "locations 2: this model looks once, at the whole image; leave locations out"),
+        (0, None, (2,), "`locations` 2: this model looks once, at the whole image; leave `locations` out"),
     ],
 )
 def test_budgets(levels, cells, asked, taken):

@@ -229,9 +229,9 @@ def test_the_reference_trains_the_prediction_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"base_size": 48}, "base_size=48 must be above 0 and below image_size=48"),
-        ({"aggregate": "first"}, "aggregate=first: is not known; use last or mean"),
-        ({"locations": (2, 1)}, "locations 2,1: DRAM looks at one place after another"),
+        ({"base_size": 48}, "`base_size` 48: is not above 0 and below `image_size` 48"),
+        ({"aggregate": "first"}, "`aggregate` first: is not known; use last or mean"),
+        ({"locations": (2, 1)}, "`locations` 2,1: dram looks at one place after another"),
         ({"backbone": "resnet5"}, "backbone resnet5"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_network_without_a_map_is_one_sentence():
         torch.device("meta"),
         pytest.raises(
             ConfigError,
-            match=r"does not process .* with location_features .*; choose another base_size",
+            match=r"does not process .* with `location_features` .*; choose another `base_size`",
         ),
     ):
         TNet(num_classes=3, backbone="coat_tiny", base_size=OTHER)

@@ -94,9 +94,9 @@ def test_rollouts_side_by_side_are_rollouts_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"region": 1.5}, "region=1.5"),
-        ({"patches": 0}, "patches=0"),
-        ({"locations": (2, 1)}, "locations 2,1.*one number"),
+        ({"region": 1.5}, "`region` 1.5"),
+        ({"patches": 0}, "`patches` 0"),
+        ({"locations": (2, 1)}, "`locations` 2,1.*one number"),
     ],
 )
 def test_impossible_options(options, words):
@@ -105,5 +105,5 @@ def test_impossible_options(options, words):
 
 
 def test_policies_it_does_not_know():
-    with pytest.raises(ConfigError, match="policy exhaustive: RAM does not know it"):
+    with pytest.raises(ConfigError, match="`policy` exhaustive: ram does not know it"):
         RAM(num_classes=2)(TensorViews(torch.rand(1, 3, 20, 20)), policy="exhaustive")

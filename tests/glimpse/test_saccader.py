@@ -366,7 +366,7 @@ def test_policies_decide_in_full_precision(dtype):
 
 def test_nothing_can_be_learned_from_no_glimpse():
     model = Saccader(num_classes=2, **{**TINY, "locations": (0,)})
-    with pytest.raises(ConfigError, match="locations 0: training needs at least one glimpse"):
+    with pytest.raises(ConfigError, match="`locations` 0: training needs at least one glimpse"):
         model.rollouts(torch.rand(2, 3, 45, 45), ("sampled",), draws())
     assert model.rollouts(torch.rand(2, 3, 45, 45), ("exhaustive",), draws())[0].logits.shape == (2, 2)
 
@@ -599,15 +599,15 @@ def test_the_separate_classifier_has_no_logits_of_all_cells():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet18"}, "backbone resnet18: is not a BagNet; use one, such as bagnet77_lowd"),
+        ({"backbone": "resnet18"}, "`backbone` resnet18: is not a BagNet; use one, such as bagnet77_lowd"),
         ({"backbone": "bagnet7"}, "backbone bagnet7: there is no backbone of this name; did you mean bagnet"),
         (
             {"image_size": 12},
-            "image_size 12: test_bagnet_lowd needs at least its window of 13 px; choose a larger image_size",
+            "`image_size` 12: test_bagnet_lowd needs at least its window of 13 px; choose a larger one",
         ),
-        ({"locations": (2, 1)}, "locations 2,1: this model has one grid, of 81 cells; give one number, 0 to 81"),
-        ({"locations": (82,)}, "locations 82: this model has one grid"),
-        ({"crop": 0.9, "squash": True}, "crop=0.9 with squash=True cannot be done"),
+        ({"locations": (2, 1)}, "`locations` 2,1: this model has one grid, of 81 cells; give one number, 0 to 81"),
+        ({"locations": (82,)}, "`locations` 82: this model has one grid"),
+        ({"crop": 0.9, "squash": True}, "`crop` 0.9 with `squash` True: cannot be done"),
     ],
 )
 def test_options_that_do_not_fit_get_a_sentence(options, message):

@@ -203,7 +203,10 @@ def test_masks_of_files(tmp_path):
     assert find_mask(masks, path) == file
     assert (open_image(path, mask=file).mask == disc(60, 80)).all()
     for wrong, message in (
-        (save_mask(disc(60, 60), tmp_path / "square.png"), r"square\.png is 60 x 60 pixels and .*slide\.png 160 x 120"),
+        (
+            save_mask(disc(60, 60), tmp_path / "square.png"),
+            r"square\.png is 60 x 60 pixels, .*slide\.png 160 x 120",
+        ),
         (save_mask(np.zeros((60, 80), bool), tmp_path / "black.png"), "black.png has no white pixel"),
         (np.zeros((60, 80)), r"slide\.png: the mask is an array of float64 of shape \(60, 80\)"),
         (tmp_path / "absent.png", r"absent\.png: there is no such file"),
@@ -233,7 +236,7 @@ def test_masks_in_prediction_and_training(tmp_path):
     boxes = model(batch.views).glimpses.box[1:]
     assert boxes.tolist() == [g["box"] for g in good["glimpses"][1:]]
 
-    with pytest.raises(ConfigError, match=r"`masks` .*: WholeImage has no scan; leave masks out"):
+    with pytest.raises(ConfigError, match=r"`masks` .*: the model test_resnet has no scan; leave `masks` out"):
         predict(create_model("test_resnet", in_chans=1, num_classes=3), images, masks=masks, device="cpu")
     with pytest.raises(ConfigError, match="there is no such folder"):
         predict(model, images, masks=masks / "deeper", device="cpu")

@@ -319,5 +319,5 @@ def test_options_that_cannot_be():
     ):
         with pytest.raises(ConfigError, match=message):
             make(**options)
-    with pytest.raises(ConfigError, match="policy random: this model reads every tile"):
+    with pytest.raises(ConfigError, match="`policy` random: this model reads every tile"):
         small_ips().check_policies(["random"])

@@ -212,7 +212,7 @@ def test_half_precision_holds_maps_of_many_positions():
         ({"mode": "sigmoid", "softmax_axis": "channel"}, "has no softmax"),
         ({"maps": "one", "count": 2}, "maps='one' has 1 map, not 2"),
         ({"temperature": "warm"}, "temperature=warm is not valid"),
-        ({"mode": "scaled", "clip": "x"}, "clip of 1 or more"),
+        ({"mode": "scaled", "clip": "x"}, "`clip` x: does not fit; give a number"),
         ({"clip": 4}, "with mode='scaled'"),
         ({"bound": 0}, "positive number"),
         ({"mode": "faithful", "bound": 1}, "with mode='bounded'"),

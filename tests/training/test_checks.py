@@ -57,7 +57,7 @@ def run(tmp_path_factory) -> Path:
         ({"ema": 2.0}, "ema: is 2.0; set `ema` above 0 and below 1, or leave it out"),
         ({"strategy": "foo"}, "strategy: Lightning has no strategy 'foo'; set `strategy` to one such as"),
         ({"strategy": "single_tpu"}, "strategy: Lightning cannot use single_tpu on cpu"),
-        ({"locations": (99,)}, "locations 99: this model looks once"),
+        ({"locations": (99,)}, "`locations` 99: this model looks once"),
         ({"optimiser": Optimiser(schedule="poly")}, "optimiser.schedule: poly does not fit; give one of constant, "),
         ({"optimiser": Optimiser(name="lyon")}, "optimiser.name: there is no optimiser 'lyon'; did you mean lion"),
         ({"optimiser": Optimiser(lr=-1.0)}, "optimiser.lr: is -1.0; set `optimiser.lr` to 0 or more"),

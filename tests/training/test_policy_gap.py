@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import foveal
 from foveal.cli import main
 from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.errors import RunError
+from foveal.evaluation import Setting, evaluate, fit_threshold
 from foveal.glimpse.base import WholeImage
+from foveal.models import create_model
+from foveal.prediction import format_locations
 from foveal.recipes.fit_config import fit_config
 from foveal.runs import Run
 from foveal.training import Training, fitting
@@ -122,7 +127,38 @@ def test_a_run_records_it_and_looks_at_random(run, photo):
     }
     assert boxes[None] == boxes["random"] != boxes["greedy"]
     pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)[None] / 255
-    assert boxes["greedy"] == model(pixels).glimpses.box.tolist()
+    assert boxes["greedy"] == model(pixels, policy="greedy").glimpses.box.tolist()
+    assert boxes["random"] == model(pixels).glimpses.box.tolist()  # a call takes what predictions take
+
+
+def test_evaluations_of_a_run_show_both_and_say_which_predictions_take(run):
+    model, data = foveal.load(run.path), tiny_images(count=8, val=12)
+    data = replace(data, test=data.val)
+    found = evaluate(model, data, measure="none", setting=Setting(device="cpu"))
+    points = {(p.kind, p.locations): p for p in found.points}
+    own = model.locations
+    assert ("learned", own) in points and found._own is points["random", own]
+    assert found.about["policy"] == "random" and found.as_dict()["policy"] == "random"
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(found.table())
+    text = shown.export_text()
+    assert "Predictions take random looks, because fit found learned ones no better." in " ".join(text.split())
+    assert f"classes, at {format_locations(own)} random locations" in text
+    # Another model in the table answers as it predicts.
+    other = evaluate(create_model("test_resnet", num_classes=3), data, against=model, measure="none")
+    (against,) = (p for p in other.points if p.kind == "against")
+    assert against.metrics["nll"] == points["random", own].metrics["nll"] != points["learned", own].metrics["nll"]
+    # The threshold of a class is found with the looks of predictions.
+    seen = {
+        policy: fit_threshold(_with_policy(model, policy), data, "recall=0.5", label="red").thresholds[0].threshold
+        for policy in ("random", "greedy")
+    }
+    assert seen["random"] != seen["greedy"]
+
+
+def _with_policy(model, policy):
+    model.usual_policy = policy
+    return model
 
 
 def test_the_command_says_that_looks_are_random(run, photo, capsys):
