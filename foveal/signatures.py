@@ -30,13 +30,14 @@ from typing import (
     TypedDict,  # noqa: F401  (the example)
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
     is_typeddict,
 )
 
-Kind = TypeVar("Kind", bound=type)
+Build = TypeVar("Build", bound=Callable[..., Any])
 
 _WORDS = {
     int: "a whole number",
@@ -134,28 +135,31 @@ def mismatch(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "
     return None
 
 
-def typed(kind: Kind, error: type[Exception] = ValueError) -> Kind:
-    """Let the constructor of a class check its arguments against their type hints. Numbers of NumPy count as numbers.
+def typed(build: Build, error: type[Exception] = ValueError) -> Build:
+    """Let the constructor of a class, or a function, check its arguments against their type hints. Numbers of NumPy
+    count as numbers.
 
     Args:
-        kind: a class; one without an ``__init__`` of its own stays as it is.
+        build: a class, which is changed; one without an ``__init__`` of its own stays as it is. Or a function.
         error: raised for an argument of another type.
     """
-    build = vars(kind).get("__init__")
-    if build is None:
-        return kind
-    names = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    call: Any = vars(build).get("__init__") if inspect.isclass(build) else build
+    if call is None:
+        return build
+    names = [p.name for p in inspect.signature(call).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
-    @functools.wraps(build)
-    def checking(self: Any, *args: Any, **options: Any) -> None:
-        hints = {name: hint for name, (hint, _) in hints_of(build).items()}
+    @functools.wraps(call)
+    def checking(*args: Any, **options: Any) -> Any:
+        hints = {name: hint for name, (hint, _) in hints_of(call).items()}
         for name, value in {**dict(zip(names, args, strict=False)), **options}.items():
             if name in hints and not fits(_plain(value), _any_text(hints[name])):
                 raise error(f"`{name}` {_short(value)}: does not fit; give {in_words(hints[name])}")
-        build(self, *args, **options)
+        return call(*args, **options)
 
-    kind.__init__ = checking  # type: ignore[misc]
-    return kind
+    if not inspect.isclass(build):
+        return cast("Build", checking)
+    build.__init__ = checking  # type: ignore[method-assign, misc]
+    return build
 
 
 def _any_text(hint: Any) -> Any:

@@ -114,7 +114,7 @@ def test_listing():
             "model test_resnet: there is no option 'drop_rat'; did you mean drop_rate",
         ),
         ({"name": "resnet20_cifar", "place": "front"}, "model resnet20_cifar: place='front' is unknown; use block"),
-        ({"name": "resnet20_cifar", "widths": 16}, r"model resnet20_cifar: an option has a value of a wrong type \("),
+        ({"name": "resnet20_cifar", "widths": 16}, "model resnet20_cifar: `widths` 16: does not fit; give "),
         ({"name": "resnet20_cifar", "a.b": 1}, "model resnet20_cifar: there is no option 'a.b'"),
         (
             {"name": "test_resnet", "pretrained": "none.safetensors"},

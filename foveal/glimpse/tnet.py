@@ -51,6 +51,7 @@ from foveal.objectives.rollout import Rollout
 from foveal.objectives.tnet import ReferenceTNetObjective, TNetObjective
 from foveal.policies import GREEDY, NEVER, CellPolicy, Likelihood, Policy, Random, Whole, independent, plackett_luce
 from foveal.registry import MODELS
+from foveal.signatures import typed
 
 # --------------------------------------------------------------------------------------------------------- modules
 
@@ -1052,6 +1053,7 @@ def tnet_bagnet77(num_classes: int = 1000, *, locations: Sequence[int] = (3,), *
 
 
 @MODELS.register("tnet_efficientnet_b0.reference_fmow")
+@partial(typed, error=ConfigError)
 def tnet_fmow(
     num_classes: int = 62, *, locations: Sequence[int] = (2, 1), depth_drop: float = 0.5, **options: Any
 ) -> ReferenceTNet:
@@ -1073,6 +1075,7 @@ def tnet_fmow(
     return _efficientnet(num_classes, 0, depth_drop, objective, locations=locations, **{**preset, **options})
 
 
+@partial(typed, error=ConfigError)
 def _birds(
     num_classes: int,
     *,
