@@ -5,8 +5,8 @@ Megapixel MNIST with one digit on canvases of 1,000 px. The thumbnail has 1/16, 
 the setting "1/16, two levels" looks at 1/4 of full resolution are in between.
 
 The teacher is a scan at 1/4 (`megapixel/scan_one_1500` on these canvases, with 480 updates). Every student is trained
-from random weights with the same number of updates, with the teacher (``objective.teacher``) and without. Three parts,
-each with its own key of the results:
+from random weights by the recipe `megapixel/tnet_from_scan_one_1500` with the same number of updates, with the teacher
+(``objective.teacher``) and without. Three parts, each with its own key of the results:
 
 * ``weights``: accuracy on validation canvases by ``objective.teacher_weight``, after fewer updates.
 * ``trained``: accuracy on test canvases by the number of looks, and the share of digits that a last look contains.
@@ -46,23 +46,6 @@ SETTINGS: dict[str, tuple[int, int, float, str, tuple[int, ...]]] = {
     "1/8": (128, 10, 0.128, "stages.2", (2,)),
     "1/4": (256, 5, 0.256, "stages.3", (2,)),
 }
-STUDENT = {
-    "model": "tnet",
-    "model.backbone": "plain_convnet_32",
-    "model.backbone_options": "{widths: [8, 16, 32, 64], global_pool: max}",
-    "model.in_chans": "1",
-    "model.level_statistics": "true",
-    "model.mean": "0.02",
-    "model.std": "0.1",
-    "data": "megapixel_digits",
-    "data.task": "one",
-    "data.noise_from": "1",
-    "objective.warm_up_looks": "random",
-    "optimiser.lr": "2e-3",
-    "optimiser.weight_decay": "1e-2",
-    "optimiser.warmup": "50",
-    "batch_size": "16",
-}
 
 
 def common(args: argparse.Namespace) -> list[str]:
@@ -82,18 +65,21 @@ def student(
 ) -> tuple[Path, dict[str, Any]]:
     """The run of a student, trained if there is none, and its description. Without a teacher if ``weight`` is None."""
     base_size, grid, region, features, locations = SETTINGS[setting]
-    options = STUDENT | {
+    options = {
         "model.base_size": base_size,
         "model.grid": grid,
         "model.region": region,
         "model.location_features": features,
         "model.locations": list(locations),
+        "objective.teacher": "null" if weight is None else teacher(args, seed),
     }
     if weight is not None:
-        options |= {"objective.teacher": teacher(args, seed), "objective.teacher_weight": weight}
+        options["objective.teacher_weight"] = weight
     name = "_".join(map(str, (setting.replace("/", "-").replace(", ", "_").replace(" ", "_"), weight, steps, seed)))
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    seconds = processor_seconds([*flags, *common(args)], args.folder / name, steps, seed)
+    seconds = processor_seconds(
+        ["megapixel/tnet_from_scan_one_1500", *flags, *common(args)], args.folder / name, steps, seed
+    )
     return args.folder / name, {
         "thumbnail": setting,
         "weight": weight,
