@@ -1,12 +1,13 @@
 """Coarse from fine: a scan teaches the policy of TNet, on thumbnails that show a digit more or less clearly.
 
-Megapixel MNIST with one digit on canvases of 1,000 px. The thumbnail has 1/16, 1/8 or 1/4 of the side, so a digit of
-28 px has 1.8, 3.6 or 7.2 px in it. Looks are cells of one grid at full resolution, with the size of the thumbnail. In
-the setting "1/16, two levels" looks at 1/4 of full resolution are in between.
+Megapixel MNIST with one digit on canvases of 1,000 px; for 1/4, which takes long, of 500 px with as much noise. The
+thumbnail has 1/16, 1/8 or 1/4 of the side, so a digit of 28 px has 1.8, 3.6 or 7.2 px in it. Looks are cells of one
+grid at full resolution, with the size of the thumbnail. In the setting "1/16, two levels" looks at 1/4 of full
+resolution are in between.
 
-The teacher is a scan at 1/4 (`megapixel/scan_one_1500` on these canvases, with 480 updates). Every student is trained
-from random weights by the recipe `megapixel/tnet_from_scan_one_1500` with the same number of updates, with the teacher
-(``objective.teacher``) and without. Three parts, each with its own key of the results:
+The teacher is a scan at 1/4 (`megapixel/scan_one_1500` on canvases of 1,000 px, with 480 updates). Every student is
+trained from random weights by the recipe `megapixel/tnet_from_scan_one_1500` with the same number of updates, with the
+teacher (``objective.teacher``) and without. Three parts, each with its own key of the results:
 
 * ``weights``: accuracy on validation canvases by ``objective.teacher_weight``, after fewer updates.
 * ``trained``: accuracy on test canvases by the number of looks, and the share of digits that a last look contains.
@@ -33,18 +34,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal import get_data, load
 from foveal.evaluation import Strategy, Trial, measure_in_turn, score_batches
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.models import create_classifier
+from foveal.recipes import load_recipe
 
 PARTS = ("weights", "trained", "costs")
+RECIPE = "megapixel/tnet_from_scan_one_1500"
 CANVAS = 1000
 LOOKS = (1, 2, 4)
 TEACHER_STEPS = 480
-# base_size, grid, region, location_features, and locations. The grid is the coarsest in which some cell contains any
-# digit, except for at most 3 px.
-SETTINGS: dict[str, tuple[int, int, float, str, tuple[int, ...]]] = {
-    "1/16": (64, 22, 0.064, "stages.1", (2,)),
-    "1/16, two levels": (64, 5, 0.253, "stages.2", (2, 1)),
-    "1/8": (128, 10, 0.128, "stages.2", (2,)),
-    "1/4": (256, 5, 0.256, "stages.3", (2,)),
+# Canvas, base_size, grid, region, location_features, locations. The grid is the coarsest in which some cell contains
+# any digit, except for at most 3 px.
+SETTINGS: dict[str, tuple[int, int, int, float, str, tuple[int, ...]]] = {
+    "1/16": (1000, 64, 22, 0.064, "stages.1", (2,)),
+    "1/16, two levels": (1000, 64, 5, 0.253, "stages.2", (2, 1)),
+    "1/8": (1000, 128, 10, 0.128, "stages.2", (2,)),
+    "1/4": (500, 128, 5, 0.256, "stages.2", (2,)),
 }
 
 
@@ -60,28 +64,30 @@ def teacher(args: argparse.Namespace, seed: int) -> Path:
     return out
 
 
+def model_options(setting: str) -> dict[str, Any]:
+    """Options of the student that differ from the recipe."""
+    _, base_size, grid, region, features, locations = SETTINGS[setting]
+    options = {"base_size": base_size, "grid": grid, "region": region}
+    return {**options, "location_features": features, "locations": list(locations)}
+
+
 def student(
     args: argparse.Namespace, setting: str, weight: float | None, steps: int, seed: int
 ) -> tuple[Path, dict[str, Any]]:
     """The run of a student, trained if there is none, and its description. Without a teacher if ``weight`` is None."""
-    base_size, grid, region, features, locations = SETTINGS[setting]
     options = {
-        "model.base_size": base_size,
-        "model.grid": grid,
-        "model.region": region,
-        "model.location_features": features,
-        "model.locations": list(locations),
+        **{f"model.{key}": value for key, value in model_options(setting).items()},
         "objective.teacher": "null" if weight is None else teacher(args, seed),
     }
     if weight is not None:
         options["objective.teacher_weight"] = weight
     name = "_".join(map(str, (setting.replace("/", "-").replace(", ", "_").replace(" ", "_"), weight, steps, seed)))
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    seconds = processor_seconds(
-        ["megapixel/tnet_from_scan_one_1500", *flags, *common(args)], args.folder / name, steps, seed
-    )
+    flags = [RECIPE, *common(args), "--data.canvas", str(SETTINGS[setting][0]), *flags]
+    seconds = processor_seconds(flags, args.folder / name, steps, seed)
     return args.folder / name, {
         "thumbnail": setting,
+        "canvas": SETTINGS[setting][0],
         "weight": weight,
         "steps": steps,
         "seed": seed,
@@ -89,10 +95,10 @@ def student(
     }
 
 
-def measure(run: Path, split: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(run: Path, canvas: int, split: str, args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy, and recall of digits in the last looks."""
     model = load(run)
-    data = canvases(args.root, CANVAS, split, args.images)
+    data = canvases(args.root, canvas, split, args.images)
     below = tuple(model.locations[1:])
     strategies = [*(Strategy((k, *below)) for k in LOOKS), Strategy((LOOKS[1], *below), "random")]
     scores = score_batches(model, data.loader(split, batch_size=20), strategies, seed=0).scores
@@ -110,11 +116,14 @@ def canvases(root: str, canvas: int, split: str, images: int) -> Any:
     return get_data("megapixel_digits", root=root, canvas=canvas, task="one", **counts)
 
 
-def costs(args: argparse.Namespace, seed: int, steps: int, weight: float) -> list[dict[str, Any]]:
-    """Cost of one canvas: time, and multiply-accumulates of what is looked at."""
-    models: dict[str, GlimpseClassifier] = {"scan": load(teacher(args, seed))}
-    for setting in SETTINGS:
-        models[setting] = load(student(args, setting, weight, steps, seed)[0])
+def costs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cost of one canvas: time, and multiply-accumulates of what is looked at. Weights of TNet are random, as its cost
+    does not depend on them."""
+    models: dict[str, GlimpseClassifier] = {"scan": load(teacher(args, args.seeds[0]))}
+    for setting, (side, *_) in SETTINGS.items():
+        options = load_recipe(RECIPE)["model"] | model_options(setting)
+        options["base_size"] *= CANVAS // side
+        models[setting] = create_classifier(options.pop("name"), num_classes=10, **options).eval()
     rows: list[dict[str, Any]] = []
     trials = []
     for canvas in (CANVAS, 3 * CANVAS):
@@ -159,7 +168,7 @@ def main() -> None:
         if any(key.items() <= row.items() for row in results[part]):
             return
         run, row = student(args, setting, weight, steps, seed)
-        results[part].append(row | measure(run, split, args))
+        results[part].append(row | measure(run, row["canvas"], split, args))
         print(part, json.dumps(results[part][-1]), flush=True)
         write(args.out, results, seed=None)
 
@@ -172,7 +181,7 @@ def main() -> None:
                 for weight in (None, args.weight):
                     add("trained", "test", setting, weight, args.steps, seed)
     if "costs" in args.parts:
-        results["costs"] = costs(args, args.seeds[0], args.steps, args.weight)
+        results["costs"] = costs(args)
         write(args.out, results, seed=None)
         for row in results["costs"]:
             print(json.dumps(row))

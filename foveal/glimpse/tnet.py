@@ -725,7 +725,7 @@ class TNet(GlimpseClassifier):
 
             below = self._expand(views, which, grids, locations, select)
             # Log-probabilities of the first level depend on all earlier choices, so they come from ``turns``.
-            below.log_p, below.cells = below.log_p[1:], below.cells[1:]
+            below.log_p, below.cells, below.grids = below.log_p[1:], below.cells[1:], below.grids[1:]
             chance = below.log_probability(self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
         if len(which) or not done:

@@ -24,7 +24,7 @@ from foveal.models import create_classifier
 from foveal.objectives.rollout import MASKED
 from foveal.recipes.fit_config import fit_config
 from foveal.runs import ModelInfo, Run, load, save_model, with_absolute_paths
-from foveal.training.learner import Learner
+from foveal.training.learner import Learner, _rows
 from foveal.training.teacher import Teacher, pooled
 from tests.training.test_resume import metrics
 from tests.training.tiny import NORM_FREE, config
@@ -118,6 +118,9 @@ def test_every_grid_of_a_traversal_is_taught(taught_by, scan, images):
                 free = (tried.scores[depth][b, g] > MASKED).numpy()
                 each = [by_pixels(*one, cells[b, g], free) for one in zip(boxes[b], weights[b].tolist(), strict=True)]
                 np.testing.assert_allclose(taught[b, g].numpy(), np.sum(each, 0), atol=1e-6)
+        second = _rows(tried, torch.tensor([1]))  # as if the first image could not be read
+        np.testing.assert_array_equal(second.grids[0], tried.grids[0][1:])
+        assert torch.equal(second.taught[-1], tried.taught[-1][1:])
 
 
 def fitted(out: Path, teacher: Path | None, **objective) -> Path:
@@ -180,12 +183,6 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_teacher(tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump({**stored, "epochs": 3}))
     resumed = fit_config(None, run, resume=True, quiet=True)
     assert Run(run).config["objective"]["teacher"] is None and resumed.summary["step"] > 5
-
-
-class Other(GlimpseClassifier):
-    """A model without weights for its looks."""
-
-    classify = roll_out = dense = None
 
 
 def student(**options) -> GlimpseClassifier:
