@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=600, help="updates of each student")
+    parser.add_argument("--taught", action="store_true", help="train students with a teacher only")
     parser.add_argument("--weight", type=float, default=1.0, help="objective.teacher_weight of the students")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.3, 1.0, 3.0], help="those that are compared")
     parser.add_argument("--short", type=int, default=300, help="updates of each student of the part weights")
@@ -178,7 +179,7 @@ def main() -> None:
     if "trained" in args.parts:
         for seed in args.seeds:
             for setting in args.settings:
-                for weight in (None, args.weight):
+                for weight in (None, args.weight)[args.taught :]:
                     add("trained", "test", setting, weight, args.steps, seed)
     if "costs" in args.parts:
         results["costs"] = costs(args)
