@@ -620,7 +620,7 @@ def scan_prediction(record: Any) -> Iterator[Row]:
         yield f"{row['canvas']:,}", row["model"], looks_of(row), *(number(row[key] / unit) for key, unit in units)
 
 
-DIGIT_PX = {"1/16": 1.8, "1/16, two levels": 1.8, "1/8": 3.6, "1/4": 7.2}  # side of a digit in the thumbnail
+DIGIT_PX = {"1/16, two levels": 1.8, "1/8": 3.6, "1/4": 7.2}  # side of a digit in the thumbnail
 
 
 def taught(record: Any, part: str) -> Iterator[Row]:
@@ -665,10 +665,11 @@ def coarse_from_fine_weights(record: Any) -> Iterator[Row]:
 
 @table("coarse_from_fine_costs", "coarse_from_fine.json")
 def coarse_from_fine_costs(record: Any) -> Iterator[Row]:
-    yield "canvas, px", "model", "locations", "MMACs", "ms", "read, kB"
+    yield "canvas, px", "model", "locations", "MMACs", "of an image without blank places", "ms", "read, kB"
     for row in record["results"]["costs"]:
         name = row["model"] if row["model"] == "scan" else f"TNet, {row['model']}"
-        costs = (number(row[key] / unit) for key, unit in (("macs", 10**6), ("ms", 1), ("bytes", 10**3)))
+        units = (("macs", 10**6), ("macs_full", 10**6), ("ms", 1), ("bytes", 10**3))
+        costs = (number(row[key] / unit) for key, unit in units)
         yield f"{row['canvas']:,}", name, looks_of(row), *costs
 
 
