@@ -5,7 +5,7 @@ thumbnail has 1/16, 1/8 or 1/4 of the side, so a digit of 28 px has 1.8, 3.6 or 
 grid at full resolution, with the size of the thumbnail; for 1/16, looks at 1/4 of full resolution are in between.
 
 The teacher is a scan at 1/4 (`megapixel/scan_one_1500` on canvases of 1,000 px, with 480 updates). Every student is
-trained from random weights by the recipe `megapixel/tnet_from_scan_one_1500` with the same number of updates, with the
+trained from random weights by the recipe `megapixel/taught_one_1500` with the same number of updates, with the
 teacher (``objective.teacher``) and without. Three parts, each with its own key of the results:
 
 * ``weights``: accuracy on validation canvases by ``objective.teacher_weight``, after fewer updates.
@@ -38,7 +38,7 @@ from foveal.prediction import count_cost
 from foveal.recipes import load_recipe
 
 PARTS = ("weights", "trained", "costs")
-RECIPE = "megapixel/tnet_from_scan_one_1500"
+RECIPE = "megapixel/taught_one_1500"
 CANVAS = 1000
 LOOKS = (1, 2, 4)
 TEACHER_STEPS = 480

@@ -324,7 +324,7 @@ def test_recipe_for_a_scan_of_megapixel_digits_runs(name, canvases):
 
 
 def test_recipe_for_megapixel_digits_taught_by_a_scan_runs(canvases):
-    run = canvases("megapixel/tnet_from_scan_one_1500")
+    run = canvases("megapixel/taught_one_1500")
     model, header = run.load_model(), (run.path / "metrics.csv").read_text().splitlines()[0]
     assert (model.locations, model.size) == ((2,), (192, 192)) and "loss_imitation" in header
     cells = model.grid.boxes(np.array([0, 0, 1500, 1500]))
@@ -355,7 +355,7 @@ def test_recipes_for_iterative_patch_selection_have_the_published_settings():
         assert (config.data["task"], config.data["canvas"]) == (task, 1500)
 
 
-LOOKING = [name for name in MEGAPIXEL if not any(kind in name for kind in ("/scan_", "/ips_", "/mil_", "/tnet_from"))]
+LOOKING = [name for name in MEGAPIXEL if not any(kind in name for kind in ("/scan_", "/ips_", "/mil_", "/taught_"))]
 
 
 @pytest.mark.parametrize("name", LOOKING)
