@@ -8,7 +8,7 @@ The teacher is a scan at 1/4 (`megapixel/scan_one_1500` on canvases of 1,000 px,
 trained from random weights by the recipe `megapixel/taught_one_1500` with the same number of updates, with the
 teacher (``objective.teacher``) and without. Three parts, each with its own key of the results:
 
-* ``weights``: accuracy on validation canvases by ``objective.teacher_weight``, after fewer updates.
+* ``weights``: accuracy on validation canvases by ``objective.teacher_weight``.
 * ``trained``: accuracy on test canvases by the number of looks, and the share of digits that a last look contains.
 * ``costs``: one prediction, in alternation with the scan, by the side of the canvas.
 
