@@ -620,6 +620,59 @@ def scan_prediction(record: Any) -> Iterator[Row]:
         yield f"{row['canvas']:,}", row["model"], looks_of(row), *(number(row[key] / unit) for key, unit in units)
 
 
+DIGIT_PX = {"1/16, two levels": 1.8, "1/8": 3.6, "1/4": 7.2}  # side of a digit in the thumbnail
+
+
+def taught(record: Any, part: str) -> Iterator[Row]:
+    rows = record["results"][part]
+    looks = list(rows[0]["accuracy"])
+    shares = (*(f"accuracy with {k}, %" for k in looks), "random, 2", *(f"found with {k}" for k in looks))
+    yield (
+        "thumbnail",
+        "of, px",
+        "digit in it, px",
+        "weight of the teacher",
+        "seed",
+        "updates",
+        "seconds of processor",
+        *shares,
+    )
+    for row in rows:
+        images = next(row[key] for key in ("test_images", "val_images") if key in row)
+        yield (
+            row["thumbnail"],
+            f"{row['canvas']:,}",
+            DIGIT_PX[row["thumbnail"]],
+            "none" if row["weight"] is None else f"{row['weight']:g}",
+            row["seed"],
+            row["steps"],
+            f"{row['processor_seconds']:,.0f}",
+            *(within(row["accuracy"][k], images) for k in looks),
+            f"{100 * row['random']:.1f}",
+            *(f"{100 * row['found'][k]:.1f}" for k in looks),
+        )
+
+
+@table("coarse_from_fine", "coarse_from_fine.json")
+def coarse_from_fine(record: Any) -> Iterator[Row]:
+    return taught(record, "trained")
+
+
+@table("coarse_from_fine_weights", "coarse_from_fine.json")
+def coarse_from_fine_weights(record: Any) -> Iterator[Row]:
+    return taught(record, "weights")
+
+
+@table("coarse_from_fine_costs", "coarse_from_fine.json")
+def coarse_from_fine_costs(record: Any) -> Iterator[Row]:
+    yield "canvas, px", "model", "locations", "MMACs", "of an image without blank places", "ms", "read, kB"
+    for row in record["results"]["costs"]:
+        name = row["model"] if row["model"] == "scan" else f"TNet, {row['model']}"
+        units = (("macs", 10**6), ("macs_full", 10**6), ("ms", 1), ("bytes", 10**3))
+        costs = (number(row[key] / unit) for key, unit in units)
+        yield f"{row['canvas']:,}", name, looks_of(row), *costs
+
+
 PEERS = {
     "ips.reference": "`ips.reference`, blank tiles encoded once",
     "ips.reference, every tile encoded": "`ips.reference`, as published",

@@ -71,22 +71,24 @@ def measure(run: Path, data: dict[str, Any], seed: int, images: int) -> dict[str
         "test_images": images,
         "accuracy": dict(zip(map(str, LOOKS), right, strict=False)),
         "random": dict(zip(map(str, LOOKS), right[len(LOOKS) :], strict=True)),
-        "found": found(model, test),
+        "found": found(model, test, "test", (max(LOOKS),), LOOKS),
     }
 
 
-def found(model: GlimpseClassifier, data: Any) -> dict[str, float]:
-    """Share of the relevant digits inside one of the first looks, by their number."""
+def found(
+    model: GlimpseClassifier, data: Any, split: str, locations: Sequence[int], counts: Sequence[int]
+) -> dict[str, float]:
+    """Share of the relevant digits inside one of the first looks of the last level, by their number."""
     inside = []
-    for batch in data.loader("test", batch_size=20):
-        looked = model(batch.views, (max(LOOKS),), contributions=False)
+    for batch in data.loader(split, batch_size=20):
+        looked = model(batch.views, locations, contributions=False)
         for i, one in enumerate(looked):
-            looks = np.array([g.box for g in one.glimpses if g.level == 2])[:, None]
-            digits = data.test.boxes[batch.index[i]]
+            looks = np.array([g.box for g in one.glimpses if g.level == 1 + len(locations)])[:, None]
+            digits = data.split(split).boxes[batch.index[i]]
             held = (looks[..., :2] <= digits[:, :2] + MARGIN) & (looks[..., 2:] >= digits[:, 2:] - MARGIN)
             held = np.maximum.accumulate(held.all(-1), axis=0)
-            inside.append([held[min(k, len(held)) - 1].mean() for k in LOOKS])
-    return dict(zip(map(str, LOOKS), np.mean(inside, 0).round(4).tolist(), strict=True))
+            inside.append([held[min(k, len(held)) - 1].mean() for k in counts])
+    return dict(zip(map(str, counts), np.mean(inside, 0).round(4).tolist(), strict=True))
 
 
 def train_and_measure(

@@ -93,6 +93,8 @@ RESULT_FILES = (
 
 DATA_PATHS = ("root", "file", "val_labels", "annotations", "masks")
 """Options of data sets whose values are paths."""
+OBJECTIVE_PATHS = ("teacher",)
+"""Options of objectives whose values are paths."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,14 @@ def without_weights(options: dict[str, Any]) -> dict[str, Any]:
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with absolute instead of relative paths.
 
-    Paths are the options `DATA_PATHS` of the data set, files of pretrained weights, and ``init_from``.
+    Paths are the options `DATA_PATHS` of the data set and `OBJECTIVE_PATHS` of the objective, files of pretrained
+    weights, and ``init_from``.
     """
     data, model = dict(config.get("data") or {}), dict(config.get("model") or {})
     data |= {key: _absolute(data[key]) for key in DATA_PATHS if key in data}
+    if isinstance(objective := config.get("objective"), dict):
+        paths = {key: _absolute(objective[key]) for key in OBJECTIVE_PATHS if key in objective}
+        config = {**config, "objective": {**objective, **paths}}
     model |= {key: _absolute(value) for key, value in model.items() if key.endswith("pretrained")}
     return {**config, "data": data, "model": model, "init_from": _absolute(config.get("init_from"))}
 

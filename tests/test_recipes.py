@@ -306,6 +306,8 @@ def canvases(roots, tmp_path_factory):
             ]
             if before := load_recipe(name).get("init_from"):
                 flags += ["--init-from", str(run(before.removeprefix("runs/")).path)]
+            if teacher := (load_recipe(name).get("objective") or {}).get("teacher"):
+                flags += ["--objective.teacher", str(run(teacher.removeprefix("runs/")).path)]
             config, out, how = configure(name, flags)
             made[name] = fit_config(config, out, **how)
         return made[name]
@@ -319,6 +321,15 @@ def test_recipe_for_a_scan_of_megapixel_digits_runs(name, canvases):
     # A look that is centred up to 10 px from the centre of a digit contains it.
     assert model.size[0] >= 28 + 2 * 10
     assert (str(canvas), model.locations) == (name[-4:], (4,) if "one" in name else (8,))
+
+
+def test_recipe_for_megapixel_digits_taught_by_a_scan_runs(canvases):
+    run = canvases("megapixel/taught_one_1500")
+    model, header = run.load_model(), (run.path / "metrics.csv").read_text().splitlines()[0]
+    assert (model.locations, model.size) == ((2,), (192, 192)) and "loss_imitation" in header
+    cells = model.grid.boxes(np.array([0, 0, 1500, 1500]))
+    # Neighbours share a digit of 28 px, except for its empty margin.
+    assert cells[1, 1] <= cells[0, 3] - 28 + 3
 
 
 @pytest.mark.parametrize("name", [name for name in MEGAPIXEL if "/mil_" in name or "/ips_one" in name])
@@ -344,7 +355,7 @@ def test_recipes_for_iterative_patch_selection_have_the_published_settings():
         assert (config.data["task"], config.data["canvas"]) == (task, 1500)
 
 
-LOOKING = [name for name in MEGAPIXEL if not any(kind in name for kind in ("/scan_", "/ips_", "/mil_"))]
+LOOKING = [name for name in MEGAPIXEL if not any(kind in name for kind in ("/scan_", "/ips_", "/mil_", "/taught_"))]
 
 
 @pytest.mark.parametrize("name", LOOKING)

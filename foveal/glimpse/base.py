@@ -111,6 +111,8 @@ class GlimpseClassifier(nn.Module, ABC):
         most_levels: maximum number of levels with locations; None for any number.
         most_cells: number of cells of each grid; None for any number of locations.
         searches: whether the model looks inside the masks of images only.
+        teachable: whether rollouts have the boxes of the cells of all grids, so that another model can teach the
+            policy.
         objective: class of the default objective.
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
@@ -128,6 +130,7 @@ class GlimpseClassifier(nn.Module, ABC):
     usual_policy: str = GREEDY.name
     most_levels: int | None = 1
     searches: ClassVar[bool] = False
+    teachable: ClassVar[bool] = False
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     unused_weights: tuple[str, ...] = ()
@@ -295,6 +298,15 @@ class GlimpseClassifier(nn.Module, ABC):
         """One rollout of the batch for each policy, with gradients. For the arguments see `forward`."""
         locations, found = self.resolve_locations(locations), self._find_policies(policies, self.rollout_policies)
         return self.roll_out(as_views(images), locations, found, draws)
+
+    def weighted_looks(self, views: Views) -> tuple[np.ndarray, Tensor]:
+        """Boxes that matter for the class, with weights. Models that have them can teach the policies of others, see
+        `foveal.training.teacher`.
+
+        Returns:
+            Boxes (B, N, 4), and weights (B, N) that sum to 1.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:

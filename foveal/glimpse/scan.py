@@ -544,6 +544,11 @@ class Scan(GlimpseClassifier):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return scores.masked_fill(~to_device(found.taken, scores.device), NEVER)
 
+    def weighted_looks(self, views: Views) -> tuple[np.ndarray, Tensor]:
+        """The ``candidates`` highest peaks, with the softmax of their scores. The reader does not look at them."""
+        found = self.scan(views, self.candidates, GREEDY, Draws(0, 0, np.arange(len(views))), "scan 0")
+        return self.boxes(found.places, views.sizes), self.scores(found).softmax(1)
+
     def classify(
         self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:

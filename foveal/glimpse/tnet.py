@@ -204,6 +204,7 @@ class _Traversal:
     parent: np.ndarray  # (N,), -1 for looks without a parent
     log_p: list[Tensor]  # for each level with grids: (R, n, K)
     cells: list[Tensor]  # for each level with grids: (R, n, k)
+    grids: list[np.ndarray]  # for each level with grids: (R, n, K, 4)
 
     def join(self, below: _Traversal) -> _Traversal:
         """These looks, followed by looks that were chosen from the first of them."""
@@ -215,12 +216,15 @@ class _Traversal:
             np.concatenate([self.parent, np.where(below.parent < 0, 0, below.parent + len(self.level))]),
             [*self.log_p, *below.log_p],
             [*self.cells, *below.cells],
+            [*self.grids, *below.grids],
         )
 
     def rows(self, which: np.ndarray) -> _Traversal:
         """Features and boxes of some images, selected by a bool mask. Choices are dropped."""
         kept = true_indices(which, self.features.device)
-        return _Traversal(self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [])
+        return _Traversal(
+            self.features[kept], self.boxes[which], self.taken[which], self.level, self.parent, [], [], []
+        )
 
     @property
     def mask(self) -> Tensor | None:
@@ -319,6 +323,7 @@ class TNet(GlimpseClassifier):
     objective: type[Any] = TNetObjective
     formerly: ClassVar[dict[str, Any]] = {"fit_grid": False}
     rollout_policies = ("whole",)
+    teachable = True
     most_levels = None
     cell_weights: Tensor
 
@@ -514,7 +519,7 @@ class TNet(GlimpseClassifier):
         tagged, look = self.perceive(self.see(views, np.arange(len(views)), boxes), position)
         features, boxes = tagged[:, None].repeat(count, 1, 1), np.tile(boxes[:, None], (count, 1, 1))
         taken = np.ones(boxes.shape[:2], dtype=bool)
-        return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], []), look
+        return _Traversal(features, boxes, taken, np.array([1]), np.array([-1]), [], [], []), look
 
     def _grids(
         self,
@@ -605,7 +610,7 @@ class TNet(GlimpseClassifier):
         no_features = position.new_zeros(len(which), 0, self.classifier.in_features)
         empty = np.zeros((len(which), 0))
         found = _Traversal(
-            no_features, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], []
+            no_features, grids.boxes[:, 0, :0], empty.astype(bool), np.zeros(0, int), np.zeros(0, int), [], [], []
         )
         own = np.array([-1])
         for depth, k in enumerate(locations, start=1):
@@ -627,6 +632,7 @@ class TNet(GlimpseClassifier):
                 np.concatenate([found.parent, parent]),
                 [*found.log_p, grids.log_p],
                 [*found.cells, chosen],
+                [*found.grids, grids.boxes],
             )
             if depth < len(locations):
                 grids = self._grids(views, which, boxes, taken, look, depth + 1)
@@ -721,7 +727,7 @@ class TNet(GlimpseClassifier):
 
             below = self._expand(views, which, grids, locations, select)
             # Log-probabilities of the first level depend on all earlier choices, so they come from ``turns``.
-            below.log_p, below.cells = below.log_p[1:], below.cells[1:]
+            below.log_p, below.cells, below.grids = below.log_p[1:], below.cells[1:], below.grids[1:]
             chance = below.log_probability(self.likelihood)
             known, chances = known.join(below), torch.cat([chances, turns[:, start : start + at_once], chance], 1)
         if len(which) or not done:
@@ -753,6 +759,7 @@ class TNet(GlimpseClassifier):
             fused.chunk(count),
             zip(*(p.chunk(count) for p in seen.log_p), strict=True) if seen.log_p else [()] * count,
             zip(*(c.flatten(1).chunk(count) for c in seen.cells), strict=True) if seen.cells else [()] * count,
+            zip(*(np.split(g, count) for g in seen.grids), strict=True) if seen.grids else [()] * count,
             strict=True,
         )
         return [
@@ -763,12 +770,13 @@ class TNet(GlimpseClassifier):
                 parent=seen.parent,
                 log_probability=log_probability,
                 scores=list(scores),
+                grids=list(grids),
                 cells=torch.cat(cells, 1) if cells else None,
                 fused=fused,
                 additive=self.weighting is None,
                 policy=policy,
             )
-            for policy, logits, alone, log_probability, fused, scores, cells in parts
+            for policy, logits, alone, log_probability, fused, scores, cells, grids in parts
         ]
 
     def _whole(self, views: Views) -> Rollout:
@@ -798,6 +806,7 @@ class TNet(GlimpseClassifier):
             glimpse_logits=alone.unflatten(0, (len(views), -1)),
             level=np.full(self.grid.cells, 2),
             scores=[grids.log_p],
+            grids=[grids.boxes],
             fused=fused,
             additive=False,
             policy=Whole(),

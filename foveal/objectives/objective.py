@@ -39,7 +39,8 @@ class Objective(Protocol):
     earlier versions, for runs that are resumed. And it may have a method ``adapted(images, cells, levels,
     pretrained)``: training calls it with the numbers of training images, of cells of a grid (None for models without
     one) and of levels with grids, and whether the backbone is pretrained, and uses what it returns; see
-    `TNetObjective.adapted`.
+    `TNetObjective.adapted`. With an attribute ``teacher`` that is not None, the run folder of a trained model, training
+    fills `Rollout.taught`.
     """
 
     @property

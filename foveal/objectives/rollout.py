@@ -33,6 +33,10 @@ class Rollout:
             policy, given the earlier choices. It has the gradient of the policy. The thumbnail is not chosen.
         scores: for each level with a grid, (B, n, K) log-probabilities of the K cells of the n grids, or of the n
             choices from one grid; below `MASKED` for masked cells.
+        grids: for each level with a grid, boxes (B, n, K, 4) of the cells; empty for models whose cells are not boxes
+            that are cut from the image.
+        taught: for each entry of ``grids``, weights (B, n, K) of the cells by a teacher, which the policy imitates, see
+            `foveal.training.teacher`; empty without one. Their sum is the teacher's weight in the grid, up to 1.
         parent: (N,) int, index of the glimpse that each glimpse was chosen from; -1 for the thumbnail.
         cells: (B, M) int, chosen cell in the grid of the parent.
         fused: (B, D) input of the classifier, or None.
@@ -46,6 +50,8 @@ class Rollout:
     level: np.ndarray
     log_probability: Tensor = None  # type: ignore[assignment]
     scores: list[Tensor] = field(default_factory=list)
+    grids: list[np.ndarray] = field(default_factory=list)
+    taught: list[Tensor] = field(default_factory=list)
     parent: np.ndarray | None = None
     cells: Tensor | None = None
     fused: Tensor | None = None

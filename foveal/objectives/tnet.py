@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -189,9 +189,14 @@ class TNetObjective:
     known exactly. Only the whole rollout has a cross-entropy then: most cells do not show what the image is labelled
     for, and learning the label from each of them would teach all cells to agree.
 
+    A trained model can be the teacher instead, such as a scan, which sees the image at a finer level than the
+    thumbnail. In all updates, beside the policy gradient, the policy imitates the weights that the teacher gives to the
+    cells of each grid.
+
     Args:
         image_share: weight of the cross-entropy of the whole rollout; the remaining weight is that of every look alone.
-        policy_weight: weight of the policy gradient. The baseline is a moving average of the credit.
+        policy_weight: weight of the policy gradient, and of the imitation of cells that were looked at. The baseline is
+            a moving average of the credit.
         warm_up: share of training before the policy chooses looks.
         warm_up_looks: looks of the warm-up: ``whole``, all cells in one pass, for backbones that accept images of that
             size; or ``random``.
@@ -200,10 +205,13 @@ class TNetObjective:
         teach: share of training, from its start, in which all cells are looked at, instead of the warm-up where they
             overlap. None decides by the backbone, the number of training images and the grid, see `adapted`; 0 without
             them.
+        teacher: run folder of a trained model that gives weights to boxes, such as a scan; None for none. Only training
+            needs it.
+        teacher_weight: weight of the imitation of the teacher.
     """
 
     trains: ClassVar[None] = None
-    formerly: ClassVar[dict[str, float]] = {"teach": 0.0}
+    formerly: ClassVar[dict[str, Any]] = {"teach": 0.0, "teacher": None, "teacher_weight": 1.0}
     image_share: float = 0.3
     policy_weight: float = 1.0
     warm_up: float = 0.1
@@ -211,6 +219,8 @@ class TNetObjective:
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
     teach: float | None = None
+    teacher: str | None = None
+    teacher_weight: float = 1.0
 
     def adapted(self, images: int, cells: int | None, levels: int, pretrained: bool) -> TNetObjective:
         """The objective with ``teach`` decided: 1 for a pretrained backbone, fewer than `FEW_IMAGES` training images,
@@ -240,29 +250,21 @@ class TNetObjective:
         self, rollouts: Sequence[Rollout], target: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         (rollout,) = rollouts
-        if rollout.policy.one_pass or (rollout.policy.every_cell and rollout.scores):
-            loss_perception = cross_entropy(rollout.logits, target, self.class_weights, self.label_smoothing)
+        every_cell = rollout.policy.one_pass or (rollout.policy.every_cell and bool(rollout.scores))
+        image_share = 1.0 if every_cell else self.image_share
+        loss = classification_loss(rollout, target, image_share, self.class_weights, self.label_smoothing)
+        log = {"loss_perception": loss.detach()}
+        if every_cell or rollout.taught:
             loss_imitation = imitation_loss(rollout, target)
-            loss = loss_perception + self.policy_weight * loss_imitation
-            return (
-                loss,
-                state,
-                {
-                    "loss": loss.detach(),
-                    "loss_perception": loss_perception.detach(),
-                    "loss_imitation": loss_imitation.detach(),
-                },
-            )
-        loss_perception = classification_loss(
-            rollout, target, self.image_share, self.class_weights, self.label_smoothing
-        )
-        if not rollout.policy.sampled or rollout.glimpses_per_image == 1:
-            return loss_perception, state, {"loss": loss_perception.detach()}
-        credits = self.credit(rollout, target)
-        loss = loss_perception - self.policy_weight * ((credits - state) * rollout.log_probability).sum(1).mean()
-        mean = credits.mean()
-        log = {"loss": loss.detach(), "loss_perception": loss_perception.detach(), "credit": mean, "baseline": state}
-        return loss, 0.95 * state + 0.05 * mean.to(state), log
+            loss = loss + (self.teacher_weight if rollout.taught else self.policy_weight) * loss_imitation
+            log["loss_imitation"] = loss_imitation.detach()
+        if rollout.policy.sampled and rollout.glimpses_per_image > 1:
+            credits = self.credit(rollout, target)
+            loss = loss - self.policy_weight * ((credits - state) * rollout.log_probability).sum(1).mean()
+            mean = credits.mean()
+            log |= {"credit": mean, "baseline": state}
+            state = 0.95 * state + 0.05 * mean.to(state)
+        return loss, state, {"loss": loss.detach(), **log}
 
     def credit(self, rollout: Rollout, target: Tensor) -> Tensor:
         """Credit (B, N - 1) of each choice, detached; see `credit`."""
@@ -270,24 +272,40 @@ class TNetObjective:
 
 
 def imitation_loss(rollout: Rollout, target: Tensor) -> Tensor:
-    """KL divergence of the policy from a teacher that prefers cells with evidence for the right class.
+    """KL divergence of the policy from a teacher's distribution over the cells of its grids.
 
-    The teacher's probability of each of the K cells of the first grid is proportional to the probability that the cell
-    alone gives the right class. If all cells give it, as in images without an object, the teacher is uniform.
+    The teacher is another model, if the rollout has its weights (``taught``), or else the looks at all cells of the
+    first grid, see `told_by_looks`. Weights of the cells of a grid are a distribution times their sum, the teacher's
+    weight in the grid. The divergences of the grids of an image are multiplied by this weight and added, as for a chain
+    of choices from coarse to fine.
 
     Args:
-        rollout: rollout of the policy ``whole`` or ``exhaustive``.
+        rollout: rollout with ``taught``, or of the policy ``whole`` or ``exhaustive``.
         target: (B,) labels.
 
     Returns:
         Mean divergence in nats.
     """
+    total = rollout.logits.new_zeros(())
+    for weights, log_p in zip(rollout.taught or [told_by_looks(rollout, target)], rollout.scores, strict=False):
+        inside = weights.sum(-1)
+        known = log_p.masked_fill(log_p < MASKED, 0)
+        divergence = (weights.xlogy(weights) - weights * known).sum(-1) - inside.xlogy(inside)
+        total = total + divergence.sum(1).mean()
+    return total
+
+
+def told_by_looks(rollout: Rollout, target: Tensor) -> Tensor:
+    """Weights (B, 1, K) of the cells of the first grid, proportional to the probability that each alone gives the right
+    class. If all cells give it, as in images without an object, weights are equal.
+
+    Args:
+        rollout: rollout of the policy ``whole`` or ``exhaustive``.
+        target: (B,) labels.
+    """
     log_p, alone = rollout.scores[0].flatten(0, 1), rollout.glimpse_logits
     if rollout.cells is not None:  # the first look, then looks at the cells in the order chosen
-        cells = rollout.cells[:, : log_p.shape[1]]
-        log_p, alone = log_p.gather(1, cells), alone[:, 1 : 1 + cells.shape[1]]
+        order = rollout.cells[:, : log_p.shape[1]].argsort(1) + 1
+        alone = alone.gather(1, order[..., None].expand(-1, -1, alone.shape[-1]))
     evidence = task_of(target).evidence(alone.detach().to(log_p.dtype), target)
-    masked = log_p < MASKED
-    teacher = evidence.masked_fill(masked, -torch.inf).log_softmax(-1)
-    divergence = teacher.exp() * (teacher - log_p)
-    return divergence.masked_fill(masked, 0).sum(-1).mean()
+    return evidence.masked_fill(log_p < MASKED, -torch.inf).softmax(-1)[:, None]

@@ -367,7 +367,7 @@ def _adapted(
         before = stored.get("objective") or {}
         missing = {key: value for key, value in getattr(objective, "formerly", {}).items() if key not in before}
         if missing:
-            return replace(objective, **missing)  # type: ignore[type-var]
+            objective = replace(objective, **missing)  # type: ignore[type-var]
     adapted = getattr(objective, "adapted", None)
     if adapted is None:
         return objective

@@ -45,6 +45,7 @@ from foveal.tasks import task_of
 from foveal.training.config import Training
 from foveal.training.norms import takes_one_image
 from foveal.training.optimisation import build, lr_factor
+from foveal.training.teacher import Teacher
 
 ENDLESS = 10**12
 NOT_MIXED = "mixup: images are read look by look and cannot be mixed; set `data.image_size`, or leave `mixup` out"
@@ -143,6 +144,7 @@ class Learner(pl.LightningModule):
         batches_per_epoch: number of forward passes per epoch.
         total_batches: number of forward passes of the run; `ENDLESS` if only time ends it.
         frozen: modules that are not trained.
+        teacher: the teacher of the objective; None if it has none. It is no part of checkpoints.
         validates: whether there are validation images.
         bad_images: (path, reason) of images that could not be read and are not yet recorded, as cells of
             ``bad_images.csv``.
@@ -159,6 +161,8 @@ class Learner(pl.LightningModule):
         self.model = model
         self.objective = objective
         self.frozen = freeze(model, objective.trains, config.freeze)
+        taught_by = getattr(objective, "teacher", None)
+        self.teacher = None if taught_by is None else Teacher(taught_by, model, data)
         self.data = data
         self.config = config
         self.register_buffer("objective_state", objective.initial_state().clone())
@@ -329,6 +333,8 @@ class Learner(pl.LightningModule):
             target = target[:0]
         elif len(batch):
             rollouts = self.model.rollouts(batch.views, plan, Draws(self.config.seed, epoch, batch.index))
+            if self.teacher is not None:
+                rollouts = self.teacher.teach(batch.views, rollouts)
             self._note_bad([_path_and_reason(text) for text in batch.views.errors.values()])
             if batch.views.errors:
                 good = torch.tensor(
@@ -524,7 +530,7 @@ def _rows(tried: Rollout, rows: Tensor) -> Rollout:
         if isinstance(value, Tensor):
             changes[item.name] = value[rows]
         elif isinstance(value, list):
-            changes[item.name] = [part[rows] for part in value]
+            changes[item.name] = [part[rows if isinstance(part, Tensor) else rows.cpu().numpy()] for part in value]
     return replace(tried, **changes)
 
 

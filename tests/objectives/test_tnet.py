@@ -305,3 +305,67 @@ def test_a_teacher_comes_first():
     objective = TNetObjective(teach=0.2, warm_up=0.3)
     assert [*map(objective.plan, (0.1, 0.25, 0.9, 1.0))] == [("exhaustive",), ("whole",), ("sampled",), ("sampled",)]
     assert TNetObjective(warm_up=0.3).plan(0.1) == ("whole",)  # undecided
+
+
+# ------------------------------------------------------------------------------------------------ another model teaches
+
+
+def taught_rollout() -> tuple[Rollout, list[torch.Tensor], list[torch.Tensor]]:
+    """Two images; a grid of four cells, and two grids of three cells below. Returns log-probabilities and weights."""
+    g = torch.Generator().manual_seed(0)
+    scores = [torch.randn(2, n, k, generator=g).double().requires_grad_() for n, k in ((1, 4), (2, 3))]
+    weights = [torch.rand(2, n, k, generator=g).double() for n, k in ((1, 4), (2, 3))]
+    weights[0] /= weights[0].sum(-1, keepdim=True)
+    weights[1] *= 0.3
+    weights[1][0, 1] = 0  # a grid in which the teacher sees nothing
+    alone = torch.randn(2, 5, 3, generator=g).double()
+    tried = Rollout(
+        logits=alone.mean(1),
+        glimpse_logits=alone,
+        level=np.array([1, 2, 2, 3, 3]),
+        parent=np.array([-1, 0, 0, 1, 2]),
+        log_probability=torch.zeros(2, 4).double(),
+        scores=[s.log_softmax(-1) for s in scores],
+        taught=weights,
+        policy="sampled",
+    )
+    return tried, scores, weights
+
+
+def test_a_taught_policy_has_the_divergence_of_every_grid():
+    tried, scores, weights = taught_rollout()
+    expected = 0.0
+    for log_p, of_level in zip(tried.scores, weights, strict=True):
+        for b, g in np.ndindex(*of_level.shape[:2]):
+            if inside := float(of_level[b, g].sum()):
+                teacher = (of_level[b, g] / inside).numpy()
+                divergence = (teacher * (np.log(teacher) - log_p[b, g].detach().numpy())).sum()
+                expected += inside * divergence / 2
+    loss = imitation_loss(tried, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    for score, weight, gradient in zip(scores, weights, torch.autograd.grad(loss, scores), strict=True):
+        p = score.softmax(-1).detach()
+        torch.testing.assert_close(gradient, (weight.sum(-1, keepdim=True) * p - weight) / 2)  # 0 for an unseen grid
+
+
+def test_the_teacher_is_imitated_beside_the_policy_gradient():
+    tried, _, _ = taught_rollout()
+    target, state = torch.tensor([0, 1]), torch.tensor(0.25)
+    objective = TNetObjective(teacher="run", teacher_weight=0.7)
+    loss, after, log = objective([tried], target, state)
+    imitation = imitation_loss(tried, target)
+    tried.taught = []
+    without, same, _ = objective([tried], target, state)
+    assert loss.item() == pytest.approx((without + 0.7 * imitation).item(), rel=1e-12) and after == same
+    assert log["loss_imitation"] == imitation and "credit" in log
+
+
+def test_another_model_teaches_instead_of_the_looks():
+    """In the warm-up and where all cells are looked at; its own weight counts."""
+    table, tried = exhaustive((2, 0, 3, 1))
+    tried.taught = [torch.tensor([[[0.1, 0.2, 0.3, 0.4]]], dtype=torch.float64)]
+    loss, _, log = TNetObjective(teacher_weight=2.0, policy_weight=5.0)([tried], TARGET, torch.tensor(0.0))
+    teacher, log_p = tried.taught[0][0, 0], table.scores.log_softmax(0)
+    expected = (teacher * (teacher.log() - log_p)).sum()
+    assert log["loss_imitation"].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert loss.item() == pytest.approx((log["loss_perception"] + 2 * expected).item(), rel=1e-12)
