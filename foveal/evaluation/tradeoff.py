@@ -46,6 +46,7 @@ from foveal.evaluation.results import (
 from foveal.evaluation.timing import Measure, check_measure
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.metrics import METRICS, Answers, ClassMetrics, Metric, class_metrics, confusion_matrix
+from foveal.policies import GREEDY
 from foveal.prediction.cost import count_cost
 from foveal.prediction.locations import format_locations
 from foveal.prediction.predictor import Model
@@ -130,7 +131,7 @@ class Evaluation(Result):
     @property
     def _own(self) -> EvaluatedPoint:
         """The point with the most looks by the policy of predictions."""
-        kind = Strategy((), self.about["policy"]).kind
+        kind = Strategy((), self.about.get("policy", GREEDY.name)).kind
         points = [p for p in self.points if p.kind == kind or (p.kind == "learned" and not p.locations)]
         return max(points, key=lambda point: point.total_locations or 0)
 
@@ -355,7 +356,7 @@ def _legend(evaluation: Evaluation) -> str:
         legend.append("Classes are predicted by the thresholds of the run.")
     if any(point.kind == "random" for point in evaluation.points):
         legend.append("random looks: of the same model, drawn without its guidance.")
-    if about["policy"] != "greedy":
+    if about.get("policy", GREEDY.name) != GREEDY.name:
         legend.append(f"Predictions take {about['policy']} looks, because fit found learned ones no better.")
     if about["measure"] != "none":
         legend.append(f"ms: one image at a time, median, on {about['machine']}.")

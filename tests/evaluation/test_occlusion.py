@@ -164,7 +164,7 @@ def test_files_table_and_progress(tmp_path):
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConfigError, match="chooses nothing to hide"):
         occlude(create_model("test_resnet", num_classes=6), data(), setting=CPU)
-    with pytest.raises(ConfigError, match="policy telepathy"):
+    with pytest.raises(ConfigError, match="`policy` telepathy"):
         occlude(tnet(), data(), policies=("telepathy",), setting=CPU)
     with pytest.raises(ConfigError, match="hides nothing"):
         occlude(tnet(), data(), locations=[()], setting=CPU)

@@ -471,8 +471,8 @@ def test_maps_are_kept_in_evaluation_and_never_stale():
 
 def test_heads_are_a_whole_number():
     assert ExplicitAttention(4, 8, ratio=0.5, heads=np.int64(2)).heads == 2
-    for heads in (0, 1.5, -1):
-        with pytest.raises(ValueError, match=f"heads={heads} is not possible"):
+    for heads, sentence in ((0, "heads=0 is not possible"), (1.5, "`heads` 1.5: does not fit"), (-1, "heads=-1 is")):
+        with pytest.raises(ValueError, match=sentence):
             ExplicitAttention(4, 8, ratio=0.5, heads=heads)
 
 
