@@ -82,7 +82,7 @@ TABLES = sorted(file.stem for file in Path(__file__).parents[1].glob("evaluation
 RUN = positional("RUN", "run folder")
 LOCATIONS = argument("looks per level, as 2,1 (default: the run's)", "LOOKS")
 POLICY_OF_ONE = argument(
-    f"how cells are chosen: {POLICY} (default: greedy, or random if fit found learned looks no better)", "NAME"
+    f"how cells are chosen: {POLICY} (default: greedy, or random if fit found learned looks worse)", "NAME"
 )
 AT_ONCE = argument("with --budget: number of looks between two decisions to stop")
 WIDE = switch("print all columns")
@@ -629,7 +629,7 @@ def _note_policy(args: argparse.Namespace) -> None:
 
     early = getattr(args, "budgets", None)
     if not (args.policy or early or args.quiet) and Run(args.model).card.get("policy", GREEDY.name) != GREEDY.name:
-        why = "fit found learned looks no better on validation images"
+        why = "fit found learned looks worse on validation images"
         print(f"foveal: looks were random, because {why}; --policy greedy takes learned ones", file=sys.stderr)
 
 
