@@ -4,22 +4,24 @@ KolektorSDD (Tabernik et al., 2019): grey photographs of electrical commutators,
 long and as thin as a hair. ``split`` of ``labels.json`` gives the training and the 79 test images, 10 of them with a
 crack. Of the training images, by class and number, every fifth is for validation.
 
-TNets with a MobileNetV2 from ImageNet's weights are trained with several seeds, and the same network on whole images at
-several sizes for the same processor time. All have the same first layers frozen. The last weights are kept: validation
-images, of which 8 have a crack, are all right after half of the updates, and tell nothing more.
+TNets with a MobileNetV2 from ImageNet's weights are trained by the recipe ``few`` with several seeds, and the same
+network on whole images at several sizes for the same processor time. All have the same first layers frozen. The last
+weights are kept: validation images, of which 8 have a crack, show the parts of training images, are all right after
+half of the updates, and tell nothing more. Without ``--decide`` they are not used at all. Settings were chosen on
+training images, with every fourth part held out in turn (``--fold``); a part has eight images.
 
 The images have three cells. A TNet looks at all of them in turn. Its head is additive, so the answers with fewer looks,
 learned and random ones, follow from the contributions of the looks. Random looks are drawn `DRAWS` times. Intervals
 are of a bootstrap over seeds and test images, paired for differences. A crack is covered if at least half of the area
 of its outline is inside a look.
 
-Then, for the first seed, ``foveal threshold`` for a recall of 0.95, ``foveal evaluate`` with this threshold, and
-``foveal explain`` for a test image with a crack.
+With ``--decide``, for the first seed, ``foveal threshold`` for a recall of 0.95, ``foveal evaluate`` with this
+threshold, and ``foveal explain`` for a test image with a crack.
 
     python benchmarks/cracks.py --root kolektorsdd --weights imagenet-mobilenetv2-int8.npz --folder runs/cracks
     --out benchmarks/results/cracks.json
 
-``--dense '{"dense-224": [60, [0]]}'`` trains dense networks for so many updates with these seeds. A run that is there
+``--dense '{"dense-224": [80, [0]]}'`` trains dense networks for so many updates with these seeds. A run that is there
 is not trained again.
 """
 
@@ -47,26 +49,37 @@ CLASSES = ("fine", "crack")
 HELD = 5  # every fifth training image of a class is for validation
 AIM = "recall=0.95"
 DRAWS, RESAMPLES, COVERED = 20, 2000, 0.5
-FROZEN = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2")
-COMMON = """--data manifest --batch_size 16 --sampling balanced --monitor average_precision
---optimiser.name adamw --optimiser.lr 1e-3 --optimiser.weight_decay 1e-2 --optimiser.schedule cosine
---optimiser.warmup 10"""
-TNET = """--model tnet --model.backbone mobilenetv2_100 --model.backbone_options {"pad_type":"same"}
---model.base_size 160 --model.locations [2]"""
+PART, FOLDS = 8, 4
+RECIPE = "few --precision bf16"
+TNET = """--model.backbone mobilenetv2_100 --model.backbone_options {"pad_type":"same"}"""
 DENSE = "--model mobilenetv2_100 --model.pad_type same --model.squash true --model.image_size"
+FROZEN = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
 SIZES = {"dense-224": (224, 224), "dense-640": (640, 640), "dense-full": (1248, 512)}
 
 
-def prepare(root: Path, folder: Path) -> tuple[Path, dict[str, list[str]]]:
-    """Write the table of images. Returns it, and the images of each split."""
+def prepare(root: Path, folder: Path, fold: int | None, validate: bool) -> tuple[Path, dict[str, list[str]]]:
+    """Write the table of images. Returns it, and the images of each split.
+
+    Args:
+        root: folder of the data set.
+        folder: where the table is written.
+        fold: use training images only, and test on this fold of their parts.
+        validate: keep the validation images.
+    """
     labels = json.loads((root / "labels.json").read_text())
-    rows, counts = [], [0, 0]
+    rows, counts, seen = [], [0, 0], 0
     for name, of_image in sorted(labels.items()):
         kind, split = bool(of_image["defect"]), "test"
         if of_image["split"] == "train":
             counts[kind] += 1
             split = "val" if counts[kind] % HELD == 0 else "train"
-        rows.append((str((root / f"{name}.jpg").resolve()), CLASSES[kind], split))
+            if fold is not None:
+                split = "test" if seen // PART % FOLDS == fold else "train"
+            seen += 1
+        elif fold is not None:
+            continue
+        if validate or split != "val":
+            rows.append((str((root / f"{name}.jpg").resolve()), CLASSES[kind], split))
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "table.csv"
     with replacing(table) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -210,9 +223,8 @@ def read(file: Path) -> dict[str, Any]:
 def flags_of(network: str) -> list[str]:
     """Flags of ``foveal fit`` that do not depend on the machine."""
     if network == "tnet":
-        return [*COMMON.split(), *TNET.split(), "--freeze", json.dumps([f"backbone.{part}" for part in FROZEN])]
-    size = json.dumps(SIZES[network])
-    return [*COMMON.split(), *DENSE.split(), size, "--freeze", json.dumps(list(FROZEN))]
+        return [*RECIPE.split(), *TNET.split()]
+    return [*RECIPE.split(), *DENSE.split(), json.dumps(SIZES[network]), "--freeze", json.dumps(list(FROZEN))]
 
 
 def main() -> None:
@@ -221,13 +233,17 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="archive of MobileNetV2, see mobilenet_int8.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/cracks"), help="for the table, weights and the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the TNets")
-    parser.add_argument("--steps", type=int, default=60, help="updates of a TNet")
+    parser.add_argument("--steps", type=int, default=80, help="updates of a TNet")
+    parser.add_argument(
+        "--fold", type=int, choices=range(FOLDS), help="cross-validate on training images: parts held out"
+    )
+    parser.add_argument("--decide", action="store_true", help="use validation images, for a threshold")
     parser.add_argument("--dense", type=json.loads, default={}, help='{"dense-224": [steps, [seeds]], ...}')
     parser.add_argument("--train-only", action="store_true", help="train, and judge nothing")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cracks.json"))
     args = parser.parse_args()
 
-    table, splits = prepare(args.root, args.folder)
+    table, splits = prepare(args.root, args.folder, args.fold, args.decide)
     weights = args.folder / "mobilenetv2.safetensors"
     if not weights.is_file():
         mobilenet_int8.write(args.weights, splits["train"][:64], weights)
@@ -237,7 +253,8 @@ def main() -> None:
             run = args.folder / f"{network}_{seed}"
             trained.setdefault(network, []).append(run)
             if not (run / "processor_seconds.json").is_file():
-                source = ["--data.file", str(table), "--model.pretrained", str(weights), "--val_every", str(steps)]
+                source = ["--data.file", str(table), "--data.val_fraction", "0", "--model.pretrained", str(weights)]
+                source += ["--val_every", str(steps), *([] if args.decide else ["--monitor", "accuracy"])]
                 seconds = fit([*flags_of(network), *source], run, steps=steps, seed=seed)
                 (run / "processor_seconds.json").write_text(json.dumps(round(seconds)))
     if args.train_only:
@@ -252,12 +269,20 @@ def main() -> None:
             scores = np.stack([dense_scores(run, test) for run in runs])
             size, used = SIZES[network], [read(run / "processor_seconds.json") for run in runs]
             single = [average_precision(true, one) for one in scores]
-            dense.append({"size": size, "single": single, "learned": judged(scores, true), "processor_seconds": used})
-    first = trained["tnet"][0]
-    command("threshold", str(first), "--at", AIM)
-    command("evaluate", str(first), "--measure", "none", "--out", str(first / "decided"))
-    command("explain", str(first), test[int(np.flatnonzero(true)[0])], "--out", str(args.folder / "crack.html"))
-    found, decided = read(first / "threshold.json")["thresholds"][0], read(first / "decided" / "evaluation.json")
+            steps = args.dense[network][0]
+            row = {"size": size, "steps": steps, "single": single, "learned": judged(scores, true)}
+            dense.append({**row, "processor_seconds": used})
+    decisions = {}
+    if args.decide:
+        first = trained["tnet"][0]
+        command("threshold", str(first), "--at", AIM)
+        command("evaluate", str(first), "--measure", "none", "--out", str(first / "decided"))
+        command("explain", str(first), test[int(np.flatnonzero(true)[0])], "--out", str(args.folder / "crack.html"))
+        found, decided = read(first / "threshold.json")["thresholds"][0], read(first / "decided" / "evaluation.json")
+        decisions = {
+            "threshold": {key: value for key, value in found.items() if key != "curve"},
+            "decided": [point for point in decided["points"] if point["kind"] == "learned"][-1],
+        }
     write(
         args.out,
         {
@@ -271,8 +296,7 @@ def main() -> None:
             "summaries": [read(run / "summary.json") for run in trained["tnet"]],
             "rows": by_looks(seen, true),
             "dense": dense,
-            "threshold": {key: value for key, value in found.items() if key != "curve"},
-            "decided": [point for point in decided["points"] if point["kind"] == "learned"][-1],
+            **decisions,
         },
     )
 

@@ -1071,23 +1071,43 @@ def cracks(record: Any, of: dict | None = None) -> Iterator[Row]:
         yield row["looks"], bounded(row["learned"]), by_seed(row["single"]), *random, *shown
 
 
-@table("cracks_longer", "cracks.json")
-def cracks_longer(record: Any) -> Iterator[Row]:
-    yield from cracks(record, record["results"]["longer"])
+for _name in ("earlier", "longer"):
+    table(f"cracks_{_name}", "cracks.json")(lambda record, name=_name: cracks(record, record["results"][name]))
+
+
+@table("cracks_folds", "cracks.json")
+def cracks_folds(record: Any) -> Iterator[Row]:
+    yield "settings", "images, cracks", "seconds", "0 looks", "1 look", "2 looks", "3 looks", "2 random looks"
+    for of in record["results"]["folds"]:
+        found = [f"{100 * share:.1f}" for share in (*of["learned"], of["random"])]
+        yield of["settings"], f"{of['images']}, {of['cracks']}", of["seconds"], *found
+
+
+@table("cracks_scales", "cracks_scales.json")
+def cracks_scales(record: Any) -> Iterator[Row]:
+    yield "look of a cell of 500 px", "last block, mean", "its largest 2 %", "last features, mean", "their largest 2 %"
+    for row in record["results"]["rows"]:
+        found = [f"{100 * row[f'{tap}.{pool}']:.1f}" for tap in ("blocks.5", "feat") for pool in ("avg", "top")]
+        yield f"{500 * row['scale']:.0f} px", *found
 
 
 def decided(key: str) -> Callable[[Any], str]:
-    """A share of the cracks of the test images, at the threshold of the run, in per cent."""
-    return lambda record: f"{100 * record['results']['decided']['classes'][0][key]:.0f}"
+    """A share of the cracks of the test images, at the threshold of the earlier run, in per cent."""
+    return lambda record: f"{100 * record['results']['earlier']['decided']['classes'][0][key]:.0f}"
 
 
-value("cracks_threshold", "cracks.json", lambda record: f"{100 * record['results']['threshold']['threshold']:.1f}")
-value("cracks_positives", "cracks.json", lambda record: str(record["results"]["threshold"]["positives"]))
+def of_earlier(key: str) -> Callable[[Any], Any]:
+    return lambda record: record["results"]["earlier"]["threshold"][key]
+
+
+value("cracks_threshold", "cracks.json", lambda record: f"{100 * of_earlier('threshold')(record):.1f}")
+value("cracks_positives", "cracks.json", lambda record: str(of_earlier("positives")(record)))
 value("cracks_recall", "cracks.json", decided("recall"))
 value("cracks_precision", "cracks.json", decided("precision"))
-value("cracks_seconds", "cracks.json", lambda record: f"{mean(record['results']['processor_seconds']):.0f}")
-value("cracks_seeds", "cracks.json", lambda record: str(len(record["results"]["processor_seconds"])))
-value("cracks_steps", "cracks.json", lambda record: str(record["results"]["steps"]["tnet"]))
+for _end, _runs in (("", lambda record: record["results"]), ("_earlier", lambda record: record["results"]["earlier"])):
+    value(f"cracks_seconds{_end}", "cracks.json", lambda r, of=_runs: f"{mean(of(r)['processor_seconds']):.0f}")
+    value(f"cracks_seeds{_end}", "cracks.json", lambda r, of=_runs: str(len(of(r)["processor_seconds"])))
+    value(f"cracks_steps{_end}", "cracks.json", lambda r, of=_runs: str(of(r)["steps"]["tnet"]))
 
 
 # -------------------------------------------------------------------------------------------------------------- torture

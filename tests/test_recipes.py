@@ -14,7 +14,7 @@ from foveal.recipes.configure import configure
 from tests.data import layouts
 
 MEGAPIXEL = [name for name in list_recipes() if name.startswith("megapixel/")]
-PUBLISHED = [name for name in list_recipes() if name not in ("demo", "folder", "ram_digits", *MEGAPIXEL)]
+PUBLISHED = [name for name in list_recipes() if name not in ("demo", "few", "folder", "ram_digits", *MEGAPIXEL)]
 SACCADERS = [name for name in PUBLISHED if "/saccader" in name]
 DRAMS = [name for name in PUBLISHED if "/dram" in name]
 TNETS = [name for name in PUBLISHED if name.endswith(".reference") and name not in DRAMS]
@@ -245,6 +245,28 @@ def test_recipe_for_a_folder_runs(more, roots, tmp_path):
     ]
     config, out, how = configure("folder", [*flags, *tiny, *more, "--out", str(tmp_path / "run")])
     assert fit_config(config, out, **how).class_names == ("class_0", "class_1")
+
+
+def test_recipe_for_few_images_runs(tmp_path):
+    import timm
+    import yaml
+    from safetensors.torch import save_file
+
+    from foveal.recipes.fit_config import fit_config
+
+    table = layouts.make_manifest(tmp_path) / "manifest.csv"
+    before = timm.create_model("test_efficientnet").state_dict()
+    save_file(before, tmp_path / "weights.safetensors")
+    flags = ["--data.file", str(table), "--model.backbone", "test_efficientnet"]
+    flags += ["--model.pretrained", str(tmp_path / "weights.safetensors"), "--model.base_size", "32"]
+    flags += ["--steps", "2", "--batch-size", "2", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]
+    config, out, how = configure("few", flags)
+    run = fit_config(config, out, **how)
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["objective"]["teach"] == 1
+    after = run.load_model().backbone.state_dict()
+    frozen = tuple(part.removeprefix("backbone.") + "." for part in load_recipe("few")["freeze"])
+    changed = {name for name in before.keys() & after.keys() if not after[name].equal(before[name])}
+    assert changed and not any(name.startswith(frozen) for name in changed)
 
 
 def test_recipe_for_the_digits_runs(tmp_path):

@@ -82,7 +82,7 @@ TABLES = sorted(file.stem for file in Path(__file__).parents[1].glob("evaluation
 RUN = positional("RUN", "run folder")
 LOCATIONS = argument("looks per level, as 2,1 (default: the run's)", "LOOKS")
 POLICY_OF_ONE = argument(
-    f"how cells are chosen: {POLICY} (default: greedy, or random if fit found learned looks no better)", "NAME"
+    f"how cells are chosen: {POLICY} (default: greedy, or random if fit found learned looks worse)", "NAME"
 )
 AT_ONCE = argument("with --budget: number of looks between two decisions to stop")
 WIDE = switch("print all columns")
@@ -629,13 +629,13 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _note_policy(args: argparse.Namespace) -> None:
-    """Say which looks were taken if no policy was asked for and learned looks are no better than random ones."""
+    """Say which looks were taken if no policy was asked for and learned looks are worse than random ones."""
     from foveal.policies import GREEDY
     from foveal.runs import Run
 
     if args.policy or args.quiet or Run(args.model).card.get("policy", GREEDY.name) == GREEDY.name:
         return
-    why = "fit found learned looks no better on validation images"
+    why = "fit found learned looks worse on validation images"
     note = f"looks were random, because {why}; --policy greedy takes learned ones"
     if getattr(args, "budgets", None):
         note = f"early exit takes learned looks, although {why}; without --budget, looks are random"

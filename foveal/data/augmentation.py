@@ -26,7 +26,7 @@ from foveal.data.kernels import resize
 from foveal.errors import ConfigError
 from foveal.images import Colour, Pyramid, Transform, View
 
-AUGMENTATIONS = ("none", "light", "inception", "tnet", "tnet_birds", "randaugment")
+AUGMENTATIONS = ("none", "light", "surface", "inception", "tnet", "tnet_birds", "randaugment")
 TENSOR_AUGMENTATIONS = ("none", "crop_flip", "randaugment")
 
 Augmentation = Annotated[str, AUGMENTATIONS]
@@ -55,6 +55,9 @@ _COLOUR_ORDERS = (
 _VIEW_OPERATIONS = ("identity", "down", "right", "rotate", "brightness", "saturation", "contrast")
 _SHIFT, _DEGREES, _BRIGHTNESS, _FACTOR = 150 / 331 * 0.3, 9.0, 0.135, 0.27
 
+_SURFACE = {"brightness": (-0.15, 0.15), "contrast": (0.7, 1.4)}
+"""Ranges of the colour changes of ``surface``."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -64,6 +67,7 @@ class Change:
         crop: (y0, x0, y1, x1), the part that is kept, in pixels of the image.
         kernel: kernel for resizing the crop.
         mirrored: horizontal flip.
+        inverted: vertical flip.
         colour: (operation, amount) pairs. ``brightness`` adds, ``contrast`` scales around the mean of each channel,
             ``saturation`` scales, ``hue`` rotates by a fraction of the colour circle.
         shift: (down, right) as a fraction of each side.
@@ -73,6 +77,7 @@ class Change:
     crop: Box
     kernel: str = "bilinear"
     mirrored: bool = False
+    inverted: bool = False
     colour: tuple[tuple[str, float], ...] = ()
     shift: tuple[float, float] = (0.0, 0.0)
     degrees: float = 0.0
@@ -89,6 +94,8 @@ def draw_change(
 
     * ``none``: no change.
     * ``light``: a crop of 85 to 100 % of both sides and a horizontal flip with probability 0.5.
+    * ``surface``: ``light``, a vertical flip with probability 0.5, and a change of brightness and contrast. For images
+      without an upright direction, such as surfaces of parts, slides and aerial photographs.
     * ``inception``: `inception_crop` and the same flip.
     * ``tnet``: a crop of 85 to 100 % of the area with an aspect ratio from 0.5 to 2 that covers a tenth of a box, the
       same flip and a change of colour, as TNet trains on ImageNet and fMoW.
@@ -109,8 +116,11 @@ def draw_change(
     if augmentation == "none":
         return whole
     mirrored = bool(rng.random() < 0.5)
-    if augmentation in ("light", "randaugment"):
+    if augmentation in ("light", "surface", "randaugment"):
         light = replace(whole, crop=_keep_aspect(region, rng.uniform(0.85, 1.0), boxes, rng), mirrored=mirrored)
+        if augmentation == "surface":
+            colour = tuple((operation, float(rng.uniform(*bounds))) for operation, bounds in _SURFACE.items())
+            return replace(light, inverted=bool(rng.random() < 0.5), colour=colour)
         return light if augmentation == "light" else _with_operations(light, rng)
     if augmentation == "inception":
         return replace(whole, crop=inception_crop(region, rng), mirrored=mirrored)
@@ -293,6 +303,8 @@ def change_view(change: Change, image: Pyramid) -> View:
         transform = transform.crop(change.crop)
     if change.mirrored:
         transform = transform.flip()
+    if change.inverted:
+        transform = transform.turn(2).flip()
     if any(change.shift):
         transform = transform.shift(*np.multiply(change.shift, transform.size).tolist())
     if change.degrees:
@@ -319,6 +331,8 @@ def change_pixels(change: Change, image: Pyramid, side: int, shorter_side: int |
     pixels = resize(pixels, (side, side), change.kernel)
     if change.mirrored:
         pixels = pixels.flip(2)
+    if change.inverted:
+        pixels = pixels.flip(1)
     if change.colour:
         colour = Colour(change.colour)
         pixels = colour.apply(pixels, colour.means(pixels, None))

@@ -30,8 +30,8 @@ HELP = {
     "split.",
     "seed": "seed of the random split.",
     "augmentation": (
-        "random changes to training images: ``light`` is a slight crop and a flip, ``inception`` is the usual crop "
-        "and flip for "
+        "random changes to training images: ``light`` is a slight crop and a flip, ``surface`` also flips upside down "
+        "and changes brightness and contrast, ``inception`` is the usual crop and flip for "
         "ImageNet, ``tnet`` and ``tnet_birds`` follow TNet's paper. ``randaugment`` is ``light`` and two operations of "
         "RandAugment: any with ``image_size``, else shifts, rotation and changes of colour that all looks at an image "
         "share."

@@ -218,7 +218,7 @@ def compare(
         f"{name}: predicts by the thresholds of the run" for name, model in trained.items() if model.task.thresholds
     ]
     notes += [
-        f"{name}: predictions take random looks, because fit found learned ones no better; see the random column"
+        f"{name}: predictions take random looks, because fit found learned ones worse; see the random column"
         for name, model in trained.items()
         if model.usual_policy != "greedy"
     ]

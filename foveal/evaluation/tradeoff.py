@@ -357,7 +357,7 @@ def _legend(evaluation: Evaluation) -> str:
     if any(point.kind == "random" for point in evaluation.points):
         legend.append("random looks: of the same model, drawn without its guidance.")
     if about.get("policy", GREEDY.name) != GREEDY.name:
-        legend.append(f"Predictions take {about['policy']} looks, because fit found learned ones no better.")
+        legend.append(f"Predictions take {about['policy']} looks, because fit found learned ones worse.")
     if about["measure"] != "none":
         legend.append(f"ms: one image at a time, median, on {about['machine']}.")
     if any(cost.macs is None for cost in evaluation.dense):

@@ -107,7 +107,7 @@ class GlimpseClassifier(nn.Module, ABC):
         locations: default number of looks per grid at each processing level; empty for models without locations.
         policies: names of the supported policies, which are those of a class in ``policy_kinds``.
         rollout_policies: names of further policies that only `rollouts` supports.
-        usual_policy: policy of calls that name none; ``random`` if training found the learned one no better.
+        usual_policy: policy of calls that name none; ``random`` if training found the learned one worse.
         most_levels: maximum number of levels with locations; None for any number.
         most_cells: number of cells of each grid; None for any number of locations.
         searches: whether the model looks inside the masks of images only.

@@ -232,7 +232,7 @@ def classify(
             `foveal.images.inputs`.
         locations: looks per grid at each level; the model's own if None.
         policy: how locations are selected, see `GlimpseClassifier.forward`; if None, ``greedy``, or ``random`` where
-            training found the learned policy no better.
+            training found the learned policy worse.
         batch_size: images per batch.
         device: see `find_device`; the device of the model if None.
 

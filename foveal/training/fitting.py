@@ -546,7 +546,7 @@ def _close(out: Path, learner: Learner, ended: Ended, quiet: bool) -> None:
     save_weights(out, weights)
     gap = _policy_gap(learner, weights) if ended == "finished" else None
     if gap is not None:
-        Run(out).keep_policy(GREEDY.name if gap.helps else Random.name)
+        Run(out).keep_policy(Random.name if gap.harms else GREEDY.name)
     summary = summarise(learner, out, ended, last, kept, gap)
     summary.write(out)
     if not quiet:

@@ -1,12 +1,14 @@
 """Whether a learned policy is better than random looks, measured on validation images when training ends.
 
 A policy that learned nothing looks as sure of itself as a good one. The check classifies validation images twice, with
-learned and with random looks, and compares the log-probability of the target image by image.
+learned and with random looks, and compares the log-probability of the target image by image. Predictions look at random
+only if learned looks are worse beyond noise: the interval of the mean difference is below 0. The sign of the difference
+alone would be a matter of chance where both are as good, as when all validation images are right anyway.
 
 Example:
     >>> gap = PolicyGap.of(np.array([0.3, 0.1, 0.2, 0.2]), np.ones(4), accuracy=0.9, random_accuracy=0.8)
-    >>> round(gap.gap, 3), [round(bound, 2) for bound in gap.interval], gap.helps
-    (0.2, [0.12, 0.28], True)
+    >>> round(gap.gap, 3), [round(bound, 2) for bound in gap.interval], gap.helps, gap.harms
+    (0.2, [0.12, 0.28], True, False)
 """
 
 from __future__ import annotations
@@ -61,24 +63,30 @@ class PolicyGap:
 
     @property
     def helps(self) -> bool:
-        """Whether learned looks gave a higher log-probability than random ones."""
-        return self.gap > 0
+        """Whether learned looks are better than random ones beyond noise."""
+        return self.interval[0] > 0
+
+    @property
+    def harms(self) -> bool:
+        """Whether learned looks are worse than random ones beyond noise."""
+        return self.interval[1] < 0
 
     def note(self) -> str | None:
         """A sentence for the user, if learned looks are not clearly better than random ones."""
-        if self.interval[0] > 0:
+        if self.helps:
             return None
         measured = (
             f"accuracy {100 * self.accuracy:.1f} against {100 * self.random_accuracy:.1f} %, log-likelihood"
             f" {self.gap:+.3f} nats (95 % interval: {self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
         )
-        if self.helps:
+        if not self.harms:
             return (
                 f"learned looks are not clearly better than random ones on {self.images:,} validation images:"
-                f" {measured}; train longer, or compare them on more images by foveal evaluate"
+                f" {measured}; predictions keep learned looks; train longer, or compare them on more images by foveal"
+                " evaluate"
             )
         return (
-            f"learned looks are no better than random ones on {self.images:,} validation images: {measured};"
+            f"learned looks are worse than random ones on {self.images:,} validation images: {measured};"
             " predictions of this run therefore choose looks at random, unless `policy` greedy is given"
         )
 

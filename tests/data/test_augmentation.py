@@ -49,6 +49,17 @@ def test_light_keeps_the_aspect_and_most_of_the_image():
     assert 0.4 < np.mean([c.mirrored for c in changes]) < 0.6
 
 
+def test_surfaces_are_flipped_both_ways_and_change_their_brightness():
+    changes, light = drawn("surface"), drawn("light")
+    assert [(c.crop, c.mirrored) for c in changes] == [(c.crop, c.mirrored) for c in light]
+    assert 0.4 < np.mean([c.inverted for c in changes]) < 0.6
+    assert 0.2 < np.mean([c.inverted and c.mirrored for c in changes]) < 0.3
+    amounts = np.array([[amount for _, amount in c.colour] for c in changes])
+    assert {tuple(name for name, _ in c.colour) for c in changes} == {("brightness", "contrast")}
+    for (low, high), column in zip(((-0.15, 0.15), (0.7, 1.4)), amounts.T, strict=True):
+        assert low <= column.min() < low + 0.02 and high >= column.max() > high - 0.02
+
+
 def test_light_never_loses_the_object():
     boxes = np.array([[0, 100, 20, 120.0]])
     for y0, x0, y1, x1 in (change.crop for change in drawn("light", boxes)):

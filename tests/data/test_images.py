@@ -140,6 +140,7 @@ def test_view_and_pixels_agree(paths):
     for change in (
         Change(crop),
         Change(crop, mirrored=True),
+        Change(crop, inverted=True),
         Change(crop, mirrored=True, colour=(("brightness", 0.1), ("saturation", 1.4), ("hue", -0.1))),
     ):
         view = change_view(change, image)

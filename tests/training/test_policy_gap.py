@@ -66,6 +66,7 @@ def test_looks_are_compared_image_by_image(learned, chance):
     assert gap.images == 40 and gap.accuracy == gap.random_accuracy == 1
     assert gap.gap == pytest.approx(log_p(learned) - log_p(chance), rel=1e-5)
     assert (gap.note() is None) == gap.helps == (learned > chance)
+    assert gap.harms == (learned < chance)
 
 
 def test_classes_count_by_their_weights():
@@ -96,7 +97,7 @@ WORSE = PolicyGap(40, 0.5, 0.6, -0.2, (-0.3, -0.1))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A run whose policy is found to be no better than random looks."""
+    """A run whose policy is found to be worse than random looks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "measure_policy_gap", lambda *_: WORSE)
         out = tmp_path_factory.mktemp("runs") / "run"
@@ -118,7 +119,7 @@ def test_a_run_records_it_and_looks_at_random(run, photo):
         "gap": -0.2,
         "interval": [-0.3, -0.1],
     }
-    assert "learned looks are no better than random ones on 40 validation images" in run.summary["warnings"][-1]
+    assert "learned looks are worse than random ones on 40 validation images" in run.summary["warnings"][-1]
     model = foveal.load(run.path)
     assert model.usual_policy == "random"
     boxes = {
@@ -169,6 +170,19 @@ def test_the_command_says_that_looks_are_random(run, photo, capsys):
     assert "looks were random" in texts[0].err and "--policy greedy" in texts[0].err
     assert not texts[1].err and not texts[2].err
     assert texts[0].out == texts[2].out
+
+
+def test_looks_become_random_only_beyond_noise(tmp_path, monkeypatch):
+    spread = np.tile([-1.0, 1.0], 50)  # an interval of 0.2 on both sides of the mean
+    better, unclear, worse = (
+        PolicyGap.of(mean + spread, np.ones(100), accuracy=0.9, random_accuracy=0.9) for mean in (0.5, -0.05, -0.5)
+    )
+    assert [gap.helps for gap in (better, unclear, worse)] == [True, False, False]
+    assert [gap.harms for gap in (better, unclear, worse)] == [False, False, True]
+    assert better.note() is None and "not clearly better" in unclear.note() and "worse" in worse.note()
+    monkeypatch.setattr(fitting, "measure_policy_gap", lambda *_: unclear)
+    out = fit_config(config(model=NORM_FREE, steps=2, ema=None), tmp_path / "run", quiet=True)
+    assert foveal.load(out.path).usual_policy == "greedy" and unclear.note() in out.summary["warnings"]
 
 
 def test_a_policy_that_helps_stays(tmp_path):
