@@ -143,7 +143,7 @@ def test_evaluations_of_a_run_show_both_and_say_which_predictions_take(run):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(found.table())
     text = shown.export_text()
-    assert "Predictions take random looks, because fit found learned ones no better." in " ".join(text.split())
+    assert "Predictions take random looks, because fit found learned ones worse." in " ".join(text.split())
     assert f"classes, at {format_locations(own)} random locations" in text
     # Another model in the table answers as it predicts.
     other = evaluate(create_model("test_resnet", num_classes=3), data, against=model, measure="none")
