@@ -22,12 +22,16 @@ from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.locations import format_locations, parse_location_sweep, parse_locations
+from foveal.prediction.looks import IMAGE_KEYS, LOOK_KEYS, describe_image, describe_looks, explained_class
 from foveal.prediction.output import Summary, fingerprint, predict
 from foveal.prediction.predictor import Predictor, classify
-from foveal.prediction.rows import COLUMNS, find_images, predict_rows
+from foveal.prediction.rows import COLUMNS, SCHEMA, find_images, make_row, predict_rows
 
 __all__ = [
     "COLUMNS",
+    "IMAGE_KEYS",
+    "LOOK_KEYS",
+    "SCHEMA",
     "SUFFIXES",
     "Cost",
     "Exit",
@@ -36,6 +40,9 @@ __all__ = [
     "autocast",
     "classify",
     "count_cost",
+    "describe_image",
+    "describe_looks",
+    "explained_class",
     "find_device",
     "find_images",
     "fingerprint",
@@ -43,6 +50,7 @@ __all__ = [
     "format_locations",
     "look_until",
     "machine_name",
+    "make_row",
     "parse_locations",
     "parse_cost",
     "parse_location_sweep",

@@ -51,6 +51,7 @@ from foveal.prediction.rows import (
     as_text,
     check_how,
     check_masks,
+    completed,
     find_named,
     predict_rows,
 )
@@ -470,8 +471,8 @@ class Output:
 
     def _rows(self) -> Iterator[Row]:
         """Rows of the file without those predicted again, then rows of the journal."""
-        yield from (row for row in self._old_rows() if row["path"] not in self.waiting)
-        yield from (row for line in self.journal.lines() for row in line.get("rows", ()))
+        yield from (completed(row) for row in self._old_rows() if row["path"] not in self.waiting)
+        yield from (completed(row) for line in self.journal.lines() for row in line.get("rows", ()))
 
     def _old_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         return read_rows(self.path, columns) if self._joins and self._there is not None else iter(())
@@ -611,7 +612,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 
 def _from_csv(column: str, text: str) -> Any:
-    if column in ("path", "label", "error"):
+    if column in ("path", "label", "crs", "error"):
         return from_cell(text) or None
     return json.loads(text) if text else None
 
@@ -620,22 +621,36 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    top = pa.struct({"label": pa.string(), "probability": pa.float64()})
-    glimpse = pa.struct(
-        {"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()}
-    )
+    number, numbers, whole = pa.float64(), pa.list_(pa.float64()), pa.list_(pa.int32())
+    glimpse = {
+        "box": numbers,
+        "size": whole,
+        "level": pa.int32(),
+        "parent": pa.int32(),
+        "probability": pa.float32(),
+        "contribution": number,
+        "mpp": number,
+        "box_um": numbers,
+        "corners": pa.list_(numbers),
+    }
     types = {
         "path": pa.string(),
         "label": pa.string(),
-        "probability": pa.float64(),
-        "top_k": pa.list_(top),
+        "probability": number,
+        "top_k": pa.list_(pa.struct({"label": pa.string(), "probability": number})),
         "locations": pa.int32(),
-        "glimpses": pa.list_(glimpse),
-        "mpp": pa.float64(),
+        "glimpses": pa.list_(pa.struct(glimpse)),
+        "size": whole,
+        "levels": pa.list_(whole),
+        "mpp": number,
+        "crs": pa.string(),
+        "transform": numbers,
+        "bounds": whole,
         "macs": pa.int64(),
         "bytes_read": pa.int64(),
-        "seconds": pa.float64(),
+        "seconds": number,
         "error": pa.string(),
+        "schema": pa.int32(),
     }
     rows = iter(rows)
     with ParquetWriter(path, pa.schema(types)) as table:
