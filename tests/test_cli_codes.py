@@ -85,6 +85,8 @@ INVALID = {
         [RUN, IMAGE, "--policy", "no_such_policy"],
         [RUN, IMAGE, "--device", "no_such_device"],
     ],
+    "card": [[RUN, "--licence", "No Such!"], [RUN, "--picture", "no_such_file.png"]],
+    "push": [[RUN, "owner/name"], [RUN, "no name", "--licence", "mit"]],
     "models": [["no_such_*"], ["--import", "no_such_module"], ["--import"]],
     "data": [
         ["no_such_data"],

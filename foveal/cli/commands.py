@@ -767,6 +767,72 @@ def _explain_many(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+# ---------------------------------------------------------------------------------------------------------- card, push
+
+LICENCE = argument("licence of the weights as on the Hub, as apache-2.0 (default: that of the card before)", "NAME")
+DATA_DESCRIPTION = argument("what the images show, and where they come from (default: that of the card before)", "TEXT")
+
+
+@command(
+    "write the card of a model, and list what it lacks to be published",
+    """Writes README.md into the run folder: how to use the model, its data, classes and levels, and accuracy and cost
+by the number of looks, from the run and its evaluation. Text of your own outside of the marks is kept.
+
+  foveal evaluate runs/photos
+  foveal card runs/photos
+  foveal card runs/photos --licence apache-2.0 \\
+      --data-description 'Photographs of concrete, taken by us in 2024'
+""",
+    {
+        "model": RUN,
+        "licence": LICENCE,
+        "data_description": DATA_DESCRIPTION,
+        "title": argument("title (default: the name of the folder)", "TEXT"),
+        "picture": argument("a picture to show, as by foveal explain --overlay (default: none)", "FILE"),
+    },
+    calls=("foveal.card.write_model_card",),
+    reads=False,
+)
+def _card(args: argparse.Namespace) -> int:
+    from foveal.card import write_model_card
+
+    file, lacking = write_model_card(**given(args, write_model_card))
+    if lacking:
+        print("To publish the model, it lacks:")
+    for line in lacking:
+        print(f"- {printable(in_flags(line, {}))}")
+    if not args.quiet:
+        print(f"{chr(10) if lacking else ''}The card is in {printable(str(file))}")
+    return 0
+
+
+@command(
+    "publish a model on the Hugging Face Hub",
+    """Uploads the weights, config.json and the card, which must name a licence. Log in before, by hf auth login.
+foveal.load and all commands take the model as hf-hub:owner/name.
+
+  foveal push runs/photos owner/photos --licence apache-2.0
+  foveal predict hf-hub:owner/photos new/
+""",
+    {
+        "model": RUN,
+        "repo": positional("REPO", "repository, as owner/name; it is created if it does not exist"),
+        "licence": LICENCE,
+        "data_description": DATA_DESCRIPTION,
+        "private": switch("make a new repository private"),
+    },
+    calls=("foveal.card.push",),
+    reads=False,
+)
+def _push(args: argparse.Namespace) -> int:
+    from foveal.card import push
+
+    address = push(**given(args, push))
+    if not args.quiet:
+        print(f"The model is at {printable(address)}")
+    return 0
+
+
 # -------------------------------------------------------------------------------------------- models, data, cost, table
 
 
@@ -885,6 +951,7 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.hub import on_hub
     from foveal.models import create_model, list_models
     from foveal.prediction import count_cost, format_locations, parse_locations
     from foveal.recipes.flags import as_nested, parse_settings
@@ -898,7 +965,7 @@ def _cost(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--num-classes {args.num_classes}: differs from --set num_classes={classes}; give one of the two"
         )
-    folder = Path(args.model).is_dir() and args.model not in list_models()
+    folder = on_hub(args.model) or (Path(args.model).is_dir() and args.model not in list_models())
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_locations(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own
