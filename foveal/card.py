@@ -143,9 +143,17 @@ def missing(told: Mapping[str, Any], about: Mapping[str, Any], files: Sequence[s
     evaluation = told["evaluation"]
     if evaluation is None or not evaluation["points"]:
         lacking.append("evaluation: accuracy and cost on images that were not used before; run foveal evaluate")
-    elif evaluation["split"] != "test" or evaluation["limit"]:
-        images = f"{evaluation['limit']} {evaluation['split']}" if evaluation["limit"] else f"all {evaluation['split']}"
-        lacking.append(f"evaluation on all test images: that of the run is on {images} images; run foveal evaluate")
+    else:
+        if evaluation["split"] != "test":
+            lacking.append(
+                f"evaluation on test images: that of the run is on {evaluation['split']} images, which training has "
+                "used; run foveal evaluate with other images"
+            )
+        if evaluation["limit"]:
+            lacking.append(
+                f"evaluation on all images: that of the run is on {evaluation['limit']} of them; run foveal evaluate "
+                "without `limit`"
+            )
     if not told["class_names"]:
         lacking.append("names of the classes: the model answers with numbers; train it with named classes")
     if told["imports"]:
@@ -337,7 +345,10 @@ def _earlier(run: Run) -> tuple[dict[str, Any], tuple[str, str]]:
         return {}, ("\n", "\n")
     try:
         card = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-        values = {**card.data.to_dict(), "model_name": getattr(card.data, "model_name", None)}  # it is moved into the results
+        values = {
+            **card.data.to_dict(),
+            "model_name": getattr(card.data, "model_name", None),
+        }  # it is moved into the results
         metadata = {key: value for key, value in values.items() if value is not None}
     except Exception as error:  # the YAML parser and the checks of the Hub raise various exceptions
         what = str(error).partition("\n")[0]

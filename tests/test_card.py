@@ -218,12 +218,14 @@ def test_each_thing_that_is_missing_is_listed(model, tmp_path):
     assert [line.partition(":")[0] for line in lacking] == [
         "licence",
         "description of the data",
-        "evaluation on all test images",
+        "evaluation on test images",
+        "evaluation on all images",
         "names of the classes",
         "code",
         "picture",
     ]
-    assert "mine.py" in lacking[4] and "/home" not in lacking[4] and "50 val images" in lacking[2]
+    assert "on val images" in lacking[2] and "on 50 of them" in lacking[3]
+    assert "mine.py" in lacking[5] and "/home" not in lacking[5]
     (tmp_path / "model.safetensors").unlink()
     assert write_model_card(Run(tmp_path))[1][0].startswith("weights: training has not finished")
 

@@ -583,10 +583,12 @@ Looks as annotations, for QuPath or QGIS:
         "top_k": argument("number of most probable classes in a row", "K"),
         "looks": argument(
             "also write the looks of each image into this folder: GeoJSON for QuPath; for an image with a coordinate "
-            "system GeoJSON for maps, and a GeoPackage",
+            "system GeoJSON for maps, and a GeoPackage (default: none)",
             "FOLDER",
         ),
-        "heatmap": argument("also write the contributions in each image into this folder, as GeoTIFF", "FOLDER"),
+        "heatmap": argument(
+            "also write the contributions in each image into this folder, as GeoTIFF (default: none)", "FOLDER"
+        ),
         "overwrite": switch("replace the file instead of continuing it"),
         "retry": switch("with --out: predict failed images again"),
         "masks": argument(
@@ -715,9 +717,9 @@ Of a folder, a pattern or several files: a folder of pages, with an index that s
         "paths": positional("IMAGES", "an image file; or files, folders and patterns", nargs="+"),
         "out": argument("the page, or the folder of pages (default: report.html, or explained)", "FILE", default=None),
         "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
-        "looks": argument("also write the looks: .geojson for QuPath or maps, or .gpkg", "FILE"),
-        "heatmap": argument("also write the contributions: .tif", "FILE"),
-        "labels": argument("of several images: CSV file with the columns path and label", "FILE"),
+        "looks": argument("also write the looks: .geojson for QuPath or maps, or .gpkg (default: none)", "FILE"),
+        "heatmap": argument("also write the contributions: .tif (default: none)", "FILE"),
+        "labels": argument("of several images: CSV file with the columns path and label (default: none)", "FILE"),
         "mask": argument(
             "picture of the shape of the image: a scan looks where it is white (default: everywhere)", "FILE"
         ),
