@@ -112,7 +112,7 @@ def download(path: str) -> Path:
             )
     except HfHubHTTPError as error:
         raise RunError(f"{path}: {_reason(error)}; check the name, and log in if it is private") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of httpx or requests, by the version of huggingface_hub
         if complete:
             return folder
         raise RunError(f"{path}: cannot be downloaded ({_first_line(error)}); try again") from error
@@ -152,7 +152,7 @@ def upload(folder: Path, repo: str, *, private: bool = False, message: str = "Up
         raise StorageError(
             f"{repo}: cannot be pushed ({_reason(error)}); log in by hf auth login with a token that may write"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # see `download`
         raise StorageError(f"{repo}: cannot be pushed ({_first_line(error)}); try again") from error
     return f"{endpoint()}/{repo}"
 

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -98,6 +97,7 @@ def explain_many(
         out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     lines: list[str] = []
+    wrong: list[bool] = []
     with ExitStack() as stack:
         kinds = ((LooksFolder, looks), (HeatmapFolder, heatmap))
         sinks = [stack.enter_context(kind(folder)) for kind, folder in kinds if folder is not None]
@@ -112,7 +112,7 @@ def explain_many(
             try:
                 if error is not None:
                     raise ImageError(error)
-                _, row, picture, _ = explainer(path, page, on_scan=scanned)
+                _, row, picture, _ = explainer(path, page, on_scan=scanned, picture_side=ICON)
             except ImageError as problem:
                 row = failed_row(path, str(problem))
                 with storing(page):
@@ -120,12 +120,19 @@ def explain_many(
             for sink in sinks:
                 sink.write(row)
             rows.append(row)
-            lines.append(_line(row, page.name, picture, known.get(os.path.realpath(path))))
+            label = known.get(os.path.realpath(path))
+            lines.append(_line(row, page.name, picture, label))
+            if label is not None and not row["error"]:
+                wrong.append(_parts(label) != _parts(row["label"]))
             scanned(1)
     title = f"{len(rows):,} {'image' if len(rows) == 1 else 'images'}"
+    failed = sum(row["error"] is not None for row in rows)
+    summary = [f"{failed:,} failed"] if failed else []
+    if known:
+        summary.append(f"{sum(wrong):,} of {len(wrong):,} with a label are wrong")
     template = Template(files("foveal.explain").joinpath("index.html").read_text(encoding="utf-8"))
     page_text = template.substitute(
-        title=title, lines="\n".join(lines), labelled="" if known else "hidden", summary=_summary(rows, known)
+        title=title, lines="\n".join(lines), labelled="" if known else "hidden", summary="; ".join(summary)
     )
     write(out / INDEX, page_text.encode())
     return rows
@@ -173,8 +180,6 @@ def _line(row: Row, page: str, picture: Image.Image | None, label: str | None) -
         )
     icon = ""
     if picture is not None:
-        picture = picture.copy()
-        picture.thumbnail((ICON, ICON))
         icon = f'<img src="{data_uri(picture)}" alt="" width="{picture.width}" height="{picture.height}">'
     macs = unit_for("MAC", [row["macs"]])
     sure, wrong = row["probability"], label is not None and _parts(label) != _parts(row["label"])
@@ -189,14 +194,3 @@ def _line(row: Row, page: str, picture: Image.Image | None, label: str | None) -
         f'<td class="{"wrong" if wrong else "right"}">{verdict}</td>'
         f"<td>{len(row['glimpses'])}</td><td>{macs(row['macs'])} {macs.name}</td></tr>"
     )
-
-
-def _summary(rows: Sequence[Row], known: Mapping[str, Any]) -> str:
-    """Counts of failed, labelled and wrong images."""
-    failed = sum(row["error"] is not None for row in rows)
-    places = [(row, os.path.realpath(row["path"])) for row in rows if not row["error"]]
-    told = [_parts(known[place]) != _parts(row["label"]) for row, place in places if place in known]
-    parts = [f"{failed:,} failed"] if failed else []
-    if known:
-        parts.append(f"{sum(told):,} of {len(told):,} with a label are wrong")
-    return "; ".join(parts)

@@ -151,13 +151,13 @@ class Explained(NamedTuple):
     Attributes:
         seen: its classification.
         row: its row, see `foveal.prediction.rows.COLUMNS`.
-        picture: the image, reduced to at most 1,024 px.
+        picture: the image, reduced, if asked for.
         overlay: the image with the boxes, if asked for.
     """
 
     seen: Classification
     row: Row
-    picture: Image.Image
+    picture: Image.Image | None
     overlay: Image.Image | None
 
 
@@ -203,12 +203,13 @@ class Explainer:
         *,
         mask: str | Path | None = None,
         on_scan: Callable[[float], None] | None = None,
+        picture_side: int | None = None,
         overlay_side: int | None = None,
     ) -> Explained:
         """Classify an image and write its page; see `explain`.
 
         Args:
-            overlay_side: longest side of the image with the boxes; None for no such picture.
+            picture_side, overlay_side: longest sides of the two pictures; None for none.
         """
         classifier, start = self.predictor.model, time.perf_counter()
         file = Path(path) if is_path(path) else None
@@ -239,7 +240,8 @@ class Explainer:
                 antialias=classifier.antialias,
                 captions=captions(network),
             )
-            return Explained(seen, row, thumbnail(views, 1024), drawn)
+            picture = None if picture_side is None else thumbnail(views, picture_side)
+            return Explained(seen, row, picture, drawn)
 
 
 def check_page(out: Path) -> None:

@@ -370,6 +370,24 @@ def test_interrupted_calls_write_each_file_once_whole_and_lose_none(tmp_path, im
     assert len(content(tmp_path / "looks")) == 3
 
 
+def test_looks_at_a_turned_raster_are_where_gdal_says(tmp_path, model):
+    """From the file to the GeoPackage: boxes of the row go through the transform that GDAL reads from the raster."""
+    path, turned = tmp_path / "a.tif", PLACED["rotated"]
+    profile = {"driver": "GTiff", "height": 64, "width": 90, "count": 3, "dtype": "uint8", "crs": "EPSG:3857"}
+    with rasterio.open(path, "w", **profile, transform=turned) as file:
+        file.write(np.random.default_rng(0).integers(0, 256, (3, 64, 90), dtype=np.uint8))
+    with LooksFolder(tmp_path / "looks") as looks:
+        (row,) = predict(model, path, device="cpu", sinks=[looks]).rows
+    assert {file.suffix for file in (tmp_path / "looks").iterdir()} == {".gpkg", ".geojson"}
+    meta, _, shapes, _ = raw.read(next((tmp_path / "looks").glob("*.gpkg")))
+    assert meta["crs"] == "EPSG:3857" and len(shapes) == 3
+    with rasterio.open(path) as file:
+        for look, shape in zip(row["glimpses"], shapes, strict=True):
+            y0, x0, y1, x1 = np.clip(look["box"], 0, [64, 90, 64, 90])
+            want = [file.transform @ point for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
+            assert corners_of(shape) == pytest.approx(np.array(want), abs=1e-6)
+
+
 def test_two_calls_do_not_write_into_one_folder(tmp_path):
     folder, says = tmp_path / "a" / "b", "another call writes there"
     with LooksFolder(folder), HeatmapFolder(folder), pytest.raises(StorageError, match=says):
