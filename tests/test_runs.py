@@ -17,6 +17,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import foveal.hub as hub
 import foveal.models as models
 import foveal.runs as runs
 from foveal.errors import ConfigError, ImageError, RunError, StorageError
@@ -179,8 +180,8 @@ def test_the_hub_is_asked_only_where_it_can_be_reached(monkeypatch, reached, pro
     offline = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
-    monkeypatch.setattr(models.socket, "create_connection", connect)
-    monkeypatch.setattr(models, "getproxies", lambda: proxies)
+    monkeypatch.setattr(hub.socket, "create_connection", connect)
+    monkeypatch.setattr(hub, "getproxies", lambda: proxies)
     monkeypatch.setattr(
         "timm.create_model", lambda *_, **__: offline.append(constants.HF_HUB_OFFLINE) or torch.nn.Identity()
     )
