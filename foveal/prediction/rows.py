@@ -348,7 +348,7 @@ def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> Opene
 
 
 def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: int, seconds: float) -> Row:
-    top = seen.top(top_k)
+    top, chosen = seen.top(top_k), int(seen.logits.argmax())
     return {
         "path": as_text(path),
         "label": str(seen.label),
@@ -358,8 +358,11 @@ def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: i
         "glimpses": [
             {
                 "box": list(g.box),
+                "size": list(g.size),
                 "level": g.level,
+                "parent": g.parent,
                 "probability": g.probability,
+                "contribution": None if g.contribution is None else float(g.contribution[chosen]),
                 "mpp": None if mpp is None else mpp * g.pixels_each,
             }
             for g in seen.glimpses
