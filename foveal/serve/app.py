@@ -145,7 +145,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _IMAGE_PATH = Annotated[str, Query(max_length=4096, description="path below the folder")]
-_LOOKS = r"^\d{1,3}(,\d{1,3}){0,7}$"
+_LOOKS = r"^[0-9]{1,3}(,[0-9]{1,3}){0,7}$"
 
 
 class _Asked(BaseModel):
@@ -155,15 +155,15 @@ class _Asked(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
-def make_app(service: Service, *, token: str | None = None, metrics: Metrics | None = None) -> FastAPI:
+def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     """The application of a service. It closes the service when it ends.
 
     Args:
         service: the model and its folder of images.
         token: secret that clients must send; None if all clients of this machine may ask.
-        metrics: counters; new ones if None.
     """
-    metrics = metrics or Metrics()
+    metrics = Metrics()
+    service.on_batch = metrics.batch
     tiles = Tiles(lambda path: service.open_pyramid(Source(path.name, path)), service.limits.tile_bytes)
     pool = ThreadPoolExecutor(_TILE_THREADS, "foveal-tiles")
     free, waiting = asyncio.Semaphore(_TILE_THREADS), 0
@@ -360,7 +360,8 @@ def make_app(service: Service, *, token: str | None = None, metrics: Metrics | N
         source: Found,
         box: Annotated[str, Query(max_length=200, description="y0,x0,y1,x1 in full-resolution pixels")],
         size: Annotated[
-            str | None, Query(pattern=r"^\d{1,5},\d{1,5}$", description="height,width; that of a look if left out")
+            str | None,
+            Query(pattern=r"^[0-9]{1,5},[0-9]{1,5}$", description="height,width; that of a look if left out"),
         ] = None,
     ) -> Response:
         """A box of an image as the model sees it, as PNG."""

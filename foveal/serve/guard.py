@@ -21,6 +21,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from starlette.exceptions import HTTPException
+
 from foveal.serve.limits import Limits, Refused
 
 if TYPE_CHECKING:
@@ -162,16 +164,15 @@ class Guard:
                 answer.on_start = lambda: timer.reschedule(None)
                 await self.app(scope, self._counted(scope, receive, self.limits.upload_bytes), answer)
         finally:
+            answer.on_start = lambda: None
             self._accepted -= 1
             self.metrics.accepted.set(self._accepted)
 
     def _counted(self, scope: Scope, receive: Receive, most: int) -> Receive:
         told = _headers(scope).get("content-length", "")
-        refusal = Refused(
-            413, f"the body of a request may have {most:,} bytes; name the path of a larger image instead"
-        )
+        what = f"the body of a request may have {most:,} bytes; name the path of a larger image instead"
         if told.isdecimal() and int(told) > most:
-            raise refusal
+            raise Refused(413, what)
         read = 0
 
         async def counted() -> Message:
@@ -179,7 +180,7 @@ class Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > most:
-                raise refusal
+                raise HTTPException(413, what)  # FastAPI passes no other exception on while it reads a form
             return message
 
         return counted

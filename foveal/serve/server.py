@@ -13,8 +13,12 @@ import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from foveal.serve.service import Service
 
 TOKEN = "FOVEAL_TOKEN"
 """Environment variable with the token. Options of a command can be read by other users of the machine."""
@@ -63,7 +67,6 @@ def serve(
             raise ConfigError(f"serve needs {package}, which is not installed; run: pip install 'foveal[serve]'")
     from foveal.serve.guard import is_loopback
     from foveal.serve.limits import Limits
-    from foveal.serve.metrics import Metrics
     from foveal.serve.service import Service
 
     limits = Limits(
@@ -78,13 +81,10 @@ def serve(
     made = token is None and not is_loopback(host)
     token = secrets.token_urlsafe(24) if made else token
     with _listening(host, port) as listener:
-        metrics = Metrics()
-        service = Service(
-            model, images=images, limits=limits, device=device, precision=precision, on_batch=metrics.batch
-        )
+        service = Service(model, images=images, limits=limits, device=device, precision=precision)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
-        _answer(service, token, metrics, listener, lambda: on_start(f"{address}?token={token}" if made else address))
+        _answer(service, token, listener, lambda: on_start(f"{address}?token={token}" if made else address))
 
 
 def check_token(token: str | None) -> str | None:
@@ -102,6 +102,8 @@ def check_token(token: str | None) -> str | None:
 
 def _listening(host: str, port: int) -> socket.socket:
     """A socket that listens; before the model is loaded, so that a port in use is reported at once."""
+    if not 0 <= port <= 65535:  # getaddrinfo would take another one
+        raise ConfigError(f"`port` {port}: is not a port; give one up to 65535, or 0 for a free one")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -114,13 +116,12 @@ def _listening(host: str, port: int) -> socket.socket:
             raise
     except socket.gaierror as error:
         raise ConfigError(f"`host` {host}: is no address of this machine ({error.strerror}); try 127.0.0.1") from error
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"`port` {port}: cannot be used at {host} ({reason}); choose another one") from error
+    except OSError as error:
+        raise ConfigError(f"`port` {port}: cannot be used at {host} ({error.strerror}); choose another one") from error
     return listener
 
 
-def _answer(service, token, metrics, listener, on_start) -> None:  # type: ignore[no-untyped-def]
+def _answer(service: Service, token: str | None, listener: socket.socket, on_start: Callable[[], None]) -> None:
     import uvicorn
 
     from foveal.serve.app import make_app
@@ -131,7 +132,7 @@ def _answer(service, token, metrics, listener, on_start) -> None:  # type: ignor
             on_start()
 
     config = uvicorn.Config(
-        make_app(service, token=token, metrics=metrics),
+        make_app(service, token=token),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -50,6 +50,7 @@ from foveal.runs import Run
 from foveal.serve.batching import Batcher
 from foveal.serve.folder import ImageFolder
 from foveal.serve.limits import Limits, Refused
+from foveal.serve.uploads import Uploads
 
 TOP_K = 100
 """Most classes that an answer can list."""
@@ -127,11 +128,12 @@ class Service:
         limits: see `Limits`; the defaults if None.
         device: see `foveal.prediction.find_device`.
         precision: see `foveal.prediction.autocast`.
-        on_batch: see `foveal.serve.batching.Batcher`.
 
     Attributes:
         predictor: the model, with folded batch norms.
+        uploads: the folder of uploaded images.
         folder: the folder of images, or None.
+        on_batch: called with the number of images of each batch, and its seconds.
         budgets: early exits that the run folder stores for this model, by budget and locations.
 
     Raises:
@@ -147,7 +149,6 @@ class Service:
         limits: Limits | None = None,
         device: str | torch.device = "auto",
         precision: str = "32",
-        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self.limits = limits = limits or Limits()
         self.folder = None if images is None else ImageFolder(images)
@@ -159,8 +160,8 @@ class Service:
         self.predictor = original.folded()
         self._macs = LookCounter(self.predictor.model, self.predictor.model.usual_policy)
         self._room = Room(limits.open_bytes, 2 * limits.batch_size)
-        self._uploads = tempfile.TemporaryDirectory(prefix="foveal-serve-")
-        self._on_batch = on_batch
+        self.uploads = Uploads()
+        self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self.seconds_each = 0.1  # running mean of the time per image, for Retry-After
         self._warm_up()
         self._batcher: Batcher[_Job, _Image, Row] = Batcher(
@@ -175,7 +176,7 @@ class Service:
     def close(self) -> None:
         """Answer all accepted requests, and end the threads."""
         self._batcher.close()
-        self._uploads.cleanup()
+        self.uploads.close()
 
     # ---- requests
 
@@ -232,12 +233,8 @@ class Service:
         Args:
             name: name given by the client, for the answer only.
         """
-        descriptor, path = tempfile.mkstemp(dir=self._uploads.name)
-        os.close(descriptor)
-        try:
-            yield Source(as_text(name.encode("utf-8", "replace").decode())[-200:] or "upload", Path(path), True)
-        finally:
-            Path(path).unlink(missing_ok=True)
+        with self.uploads.file() as path:
+            yield Source(as_text(name.encode("utf-8", "replace").decode())[-200:] or "upload", path, True)
 
     def classify(self, source: Source, settings: Settings, top_k: int = 5) -> Future[Row]:
         """Classify an image; the future has its row, or the `Refused` of an image that cannot be classified."""
@@ -259,7 +256,7 @@ class Service:
         def run(image: _Image) -> str:
             from foveal.explain import explain
 
-            with tempfile.TemporaryDirectory(dir=self._uploads.name) as folder:
+            with tempfile.TemporaryDirectory(dir=self.uploads.folder) as folder:
                 out = Path(folder, "report.html")
                 explain(self.predictor.model, source.path, out, locations=settings.locations)
                 return self.public(source, out.read_text(encoding="utf-8"))
@@ -271,7 +268,7 @@ class Service:
         root = [] if self.folder is None else [self.folder.root]
         hidden = (
             *root,
-            self._uploads.name,
+            str(self.uploads.folder),
             str(default_folder()),
             tempfile.gettempdir(),
             str(Path.home()),
@@ -407,7 +404,7 @@ class Service:
 
     def _count(self, size: int, seconds: float) -> None:
         self.seconds_each += 0.1 * (seconds / size - self.seconds_each)
-        self._on_batch(size, seconds)
+        self.on_batch(size, seconds)
 
     def _warm_up(self) -> None:
         """Load kernels and allocate memory before the first request."""

@@ -110,7 +110,7 @@ class Tiles:
 
     def _cut(self, path: Path, level: int, column: int, row: int) -> torch.Tensor:
         image = self._image(path)
-        scale = 2.0 ** (_last_level(image) - level)
+        scale = 2.0 ** (_last_level(image) - min(max(level, 0), _last_level(image)))
         height, width = (math.ceil(n / scale) for n in image.size)
         top, left = row * TILE, column * TILE
         bottom, right = min(top + TILE, height), min(left + TILE, width)
