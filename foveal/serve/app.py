@@ -379,7 +379,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     @app.get(
         "/v1/report",
         response_class=HTMLResponse,
-        responses=_problems(404, 422, 429),
+        responses=_problems(404, 422, 429, 503),
         tags=["classify"],
     )
     async def report(source: Found, locations: Annotated[str | None, Query(pattern=_LOOKS)] = None) -> Response:

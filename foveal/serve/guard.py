@@ -34,7 +34,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CLASSIFY = ("/v1/classify", "/v1/classify/stream")
+CLASSIFY = ("/v1/classify", "/v1/classify/stream", "/v1/report")
+"""Paths whose requests run the model, and wait in the queue."""
 OPEN_TO_ALL = ("/healthz",)
 """Paths that need no token: probes have none."""
 

@@ -32,15 +32,26 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        made = {"registry": self._registry}
-        self._responses = Counter("foveal_responses", "Responses by route and status", ["route", "status"], **made)
-        self._seconds = Histogram(
-            "foveal_response_seconds", "Seconds to the start of a response", ["route"], buckets=_SECONDS, **made
+        self._responses = Counter(
+            "foveal_responses", "Responses by route and status", ["route", "status"], registry=self._registry
         )
-        self._images = Counter("foveal_images", "Images classified", **made)
-        self._batches = Histogram("foveal_batch_images", "Images per batch", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
-        self._busy = Counter("foveal_classifying_seconds", "Seconds of the thread that classifies", **made)
-        self.accepted = Gauge("foveal_accepted", "Classifications accepted and not yet answered", **made)
+        self._seconds = Histogram(
+            "foveal_response_seconds",
+            "Seconds to the start of a response",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._images = Counter("foveal_images", "Images classified", registry=self._registry)
+        self._batches = Histogram(
+            "foveal_batch_images", "Images per batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
+        )
+        self._busy = Counter(
+            "foveal_classifying_seconds", "Seconds of the thread that classifies", registry=self._registry
+        )
+        self.accepted = Gauge(
+            "foveal_accepted", "Classifications accepted and not yet answered", registry=self._registry
+        )
 
     def batch(self, size: int, seconds: float) -> None:
         """Count a batch."""

@@ -69,6 +69,9 @@ def serve(
     from foveal.serve.limits import Limits
     from foveal.serve.service import Service
 
+    if wait < 0 or timeout <= 0:
+        name, value = ("wait", wait) if wait < 0 else ("timeout", timeout)
+        raise ConfigError(f"`{name}` {value:g}: is too small; give a positive number")
     limits = Limits(
         upload_bytes=upload << 20,
         upload_pixels=pixels * 1_000_000,
