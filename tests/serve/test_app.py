@@ -3,9 +3,13 @@
 import io
 import json
 import re
+import shlex
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -498,3 +502,29 @@ def test_answers_fit_the_schema(method, path, form, name, client):
     schema = client.get("/openapi.json").json()
     whole = {"$ref": f"#/components/schemas/{name}", "components": schema["components"]}
     jsonschema.validator_for(whole).validate(client.request(method, path, data=form).json())
+
+
+# ---- the guide
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serve.md"
+
+
+def test_the_requests_of_the_guide_are_answered(client, folder):
+    lines = re.findall(r"^curl (.+)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line)
+        form = dict(word.split("=", 1) for flag, word in pairwise(words) if flag == "-F")
+        file = {"image": (folder / "a.png").read_bytes()} if form.pop("image", None) else None
+        form = {name: "a.png" if name == "path" else value for name, value in form.items()}
+        place = urlsplit(words[-1]).path
+        answer = client.post(place, data=form, files=file) if form or file else client.get(place)
+        assert answer.status_code == 200, line
+
+
+def test_the_guide_names_each_field_and_status(client):
+    schema, text = client.get("/openapi.json").json(), GUIDE.read_text(encoding="utf-8")
+    post = schema["paths"]["/v1/classify"]["post"]
+    name = post["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
+    assert all(f"`{field}`" in text for field in schema["components"]["schemas"][name]["properties"])
+    assert all(re.search(rf"^\|.*\b{status}\b", text, re.MULTILINE) for status in post["responses"] if status != "200")

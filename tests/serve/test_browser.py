@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no Chromium"),
 ]
 
-NAME = "a <i>slide</i> & more.tif"
+NAME = "a <i>slide & more.tif"
 SIZE = (4000, 6000)
 
 
