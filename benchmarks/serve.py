@@ -72,10 +72,11 @@ def metric(port: int, name: str) -> float:
     return float(re.search(rf"^{name} (\S+)$", link.getresponse().read().decode(), re.MULTILINE)[1])  # type: ignore[index]
 
 
-def clients(port: int, count: int, orders: multiprocessing.Queue, answers: multiprocessing.Queue) -> None:
-    """For each list of names: ask for all of them, each client one at a time; tell seconds and each latency."""
-    links = [http.client.HTTPConnection("127.0.0.1", port, timeout=600) for _ in range(count)]
-    while names := orders.get():
+def clients(count: int, orders: multiprocessing.Queue, answers: multiprocessing.Queue) -> None:
+    """For each port and list of names: ask for all of them, each client one at a time; tell seconds and latencies."""
+    while order := orders.get():
+        port, names = order
+        links = [http.client.HTTPConnection("127.0.0.1", port, timeout=600) for _ in range(count)]
         left, lock, told = list(enumerate(names)), threading.Lock(), []
 
         def work(link: http.client.HTTPConnection, left=left, lock=lock, told=told) -> None:
@@ -105,12 +106,12 @@ def measure(options: dict, side: int, count: int, seconds: float, images: int) -
     with tempfile.TemporaryDirectory() as place:
         run, names = make(Path(place), options, side, images)
         paths = [str(Path(place, "images", name)) for name in names]
+        context = multiprocessing.get_context("fork")
+        orders, answers = context.Queue(), context.Queue()
+        asking = context.Process(target=clients, args=(count, orders, answers))
+        asking.start()
         predictor = Predictor(run, device="cpu")
         process, port = start(run, Path(place, "images"))
-        context = multiprocessing.get_context("spawn")
-        orders, answers = context.Queue(), context.Queue()
-        asking = context.Process(target=clients, args=(port, count, orders, answers))
-        asking.start()
         try:
             times: dict[str, list[float]] = {"service": [], "predict": []}
             cpu: dict[str, list[float]] = {"service": [], "predict": []}
@@ -120,7 +121,7 @@ def measure(options: dict, side: int, count: int, seconds: float, images: int) -
             warm = True
             while warm or sum(times["service"]) < seconds:
                 before = metric(port, "process_cpu_seconds_total")
-                orders.put(names)
+                orders.put((port, names))
                 took, told = answers.get()
                 served = took, metric(port, "process_cpu_seconds_total") - before
                 batches = predict_rows(predictor, paths, batch_size=BATCH)

@@ -1,7 +1,7 @@
-// OpenSeadragon adds an inline style, which the page forbids, unless it finds this; viewer.css has the rule.
-const style = document.createElement("style");
-style.type = "text/plain";
-style.dataset.openseadragonMobileCss = "true";
+// OpenSeadragon adds an inline style, which the page forbids, unless it finds one. This is one by name only; viewer.css
+// has the rule.
+const style = document.createElementNS(null, "style");
+style.setAttribute("data-openseadragon-mobile-css", "true");
 document.head.append(style);
 
 // Before the first paint: the colours that were chosen last, or those of the system.
