@@ -55,6 +55,7 @@ _WHERE = {
     "visible": "foveal.evaluation",
     "show": "foveal.explain",
     "report": "foveal.explain",
+    "push": "foveal.card",
     "FitConfig": "foveal.recipes.fit_config",
     "fit_config": "foveal.recipes.fit_config",
 }
@@ -63,6 +64,7 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from foveal.card import push
     from foveal.classification import Classification, Glimpse
     from foveal.data import DATA_SETS, DataModule, get_data
     from foveal.errors import FovealError

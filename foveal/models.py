@@ -13,7 +13,6 @@ import fnmatch
 import inspect
 import logging
 import re
-import socket
 import sys
 import warnings
 import zipfile
@@ -21,8 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from safetensors.torch import load_file
@@ -38,6 +35,7 @@ import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.glimpse.networks import check_network, import_timm, size_options
+from foveal.hub import reachable
 from foveal.registry import MODELS
 from foveal.strict import ContentError
 
@@ -123,7 +121,7 @@ def _without_hub_retries() -> Iterator[None]:
 
     offline = constants.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+        constants.HF_HUB_OFFLINE = offline or not reachable(constants.ENDPOINT)
         with without_warnings("huggingface_hub.utils._http"):  # a dozen warnings; one error follows
             yield
     finally:
@@ -140,20 +138,6 @@ def without_warnings(logger: str) -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers. True with a proxy, because only a request can tell."""
-    address = urlsplit(url)
-    if getproxies():
-        return True
-    try:
-        socket.create_connection(
-            (address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=10
-        ).close()
-    except OSError:
-        return False
-    return True
 
 
 def create_classifier(name: str, *, num_classes: int | None = None, **options: Any) -> GlimpseClassifier:

@@ -40,6 +40,7 @@ from foveal.errors import ConfigError, RunError
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.host import usable_device
+from foveal.hub import download, on_hub
 from foveal.model_options import check_options
 from foveal.models import as_classifier, constructor, create_classifier, unpickled, without_warnings
 from foveal.policies import GREEDY
@@ -218,7 +219,7 @@ def load(
     model: nn.Module | None = None,
 ) -> GlimpseClassifier:
     """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see
-    `Run.load_model`.
+    `Run.load_model`. ``hf-hub:owner/name`` is a repository of the Hugging Face Hub, of which no code is run.
     """
     return Run(path).load_model(device=device, which=which, model=model)
 
@@ -227,6 +228,9 @@ def load(
 class Run:
     """A run folder.
 
+    Args:
+        path: the folder, or ``hf-hub:owner/name`` for a model of the Hugging Face Hub, see `foveal.hub.download`.
+
     Raises:
         RunError: there is no such folder, or it holds no run.
     """
@@ -234,7 +238,7 @@ class Run:
     path: Path = field()
 
     def __init__(self, path: str | Path) -> None:
-        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "path", download(str(path)) if on_hub(path) else Path(path))
         if not self.path.exists():
             raise RunError(f"{path}: there is no such run folder; check the path, or make it by foveal fit")
         if not self.path.is_dir():
@@ -375,6 +379,7 @@ class Run:
         check_normalisation(classifier, self.card, self.path / CARD)
         check_weights(classifier, shapes, file)
         classifier.load_state_dict(weights())
+        classifier.source = str(self.path)
         return classifier.eval().to(place)
 
     def _build(self, given: nn.Module | None = None, check: bool = False) -> GlimpseClassifier:

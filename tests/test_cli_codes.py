@@ -70,6 +70,7 @@ INVALID = {
         [RUN, IMAGE, "--budget", "1locations", "--policy", "random"],
         [RUN, IMAGE, "--out", "labels.txt"],
         [RUN, IMAGE, "--top-k", "0"],
+        [RUN, IMAGE, "--looks", IMAGE],
         [RUN, IMAGE, "--at-once", "0"],
         [RUN, IMAGE, "--device", "no_such_device"],
         [RUN, IMAGE, "--precision", "8"],
@@ -77,10 +78,15 @@ INVALID = {
     "explain": [
         [RUN, IMAGE, "--out", "page.txt"],
         [RUN, IMAGE, "--overlay", "page.txt"],
+        [RUN, IMAGE, "--looks", "looks.txt"],
+        [RUN, IMAGE, "--heatmap", "map.png"],
+        [RUN, IMAGE, IMAGE, "--labels", "no_such_file.csv"],
         [RUN, IMAGE, "--locations", "x"],
         [RUN, IMAGE, "--policy", "no_such_policy"],
         [RUN, IMAGE, "--device", "no_such_device"],
     ],
+    "card": [[RUN, "--licence", "No Such!"], [RUN, "--picture", "no_such_file.png"]],
+    "push": [[RUN, "owner/name"], [RUN, "no name", "--licence", "mit"]],
     "models": [["no_such_*"], ["--import", "no_such_module"], ["--import"]],
     "data": [
         ["no_such_data"],

@@ -175,7 +175,7 @@ def test_the_readme_and_the_guides_that_go_on_with_its_run(reader):
     assert {command.split()[0] for command in reader.commands} == {"pip", "make", "foveal", "python"}
     for written in ("runs/demo/report.html", "runs/photos/evaluation.json", "labels.csv", "runs/python/summary.json"):
         assert Path(written).stat().st_size, written
-    for name in ("begin", "levels"):
+    for name in ("begin", "levels", "hub"):
         reader.follow(DOCS / "guides" / f"{name}.md")
 
 
@@ -190,7 +190,7 @@ def test_the_other_guides_do_what_they_say(reader):
     write_images("photos", CLASSES)
     write_images("images", ("001a", "001b", "002a", "003a", "004a"))
     write_images("slides", CLASSES, side=256, suffix=".tif")
-    for name in ("imbalance", "slides", "extending", "troubleshooting"):
+    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting"):
         reader.follow(DOCS / "guides" / f"{name}.md")
     assert any("region_mpp" in command for command in reader.commands)
 

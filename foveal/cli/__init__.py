@@ -51,7 +51,7 @@ Train on your own images, in one folder per class:
 
 foveal COMMAND --help explains a command and its options. foveal recipes lists the recipes of foveal fit. Every
 command takes --quiet, and --import for models of your own. Commands that run a model take --device, --precision and
---seed; all of these except explain, which takes one image, also take --batch-size and --workers.
+--seed; all of these except explain, which takes one image at a time, also take --batch-size and --workers.
 
 Exit codes: 0 success; 1 failure, or some images failed; 2 a name, option or value is not valid; 128 + n ended by
 signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.

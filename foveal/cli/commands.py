@@ -12,6 +12,8 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from glob import has_magic
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -559,6 +561,11 @@ Three looks on average, more at difficult images than at easy ones:
 Random looks, to compare with:
 
   foveal predict runs/demo photos/ --policy random --seed 1
+
+Looks as annotations, for QuPath or QGIS:
+
+  foveal predict runs/slides scans/ --out labels.csv --looks looks/ \\
+      --heatmap heatmaps/
 """,
     {
         "model": RUN,
@@ -574,6 +581,14 @@ Random looks, to compare with:
         "at_once": AT_ONCE,
         "out": argument(f"table to write, {_names(FORMATS)} (default: print path, label, probability)", "FILE"),
         "top_k": argument("number of most probable classes in a row", "K"),
+        "looks": argument(
+            "also write the looks of each image into this folder: GeoJSON for QuPath; for an image with a coordinate "
+            "system GeoJSON for maps, and a GeoPackage (default: none)",
+            "FOLDER",
+        ),
+        "heatmap": argument(
+            "also write the contributions in each image into this folder, as GeoTIFF (default: none)", "FOLDER"
+        ),
         "overwrite": switch("replace the file instead of continuing it"),
         "retry": switch("with --out: predict failed images again"),
         "masks": argument(
@@ -591,13 +606,16 @@ Random looks, to compare with:
     calls=("foveal.prediction.output.predict", "foveal.evaluation.thresholds.find_thresholds"),
 )
 def _predict(args: argparse.Namespace) -> int:
+    from foveal.annotations import HeatmapFolder, LooksFolder
     from foveal.prediction import predict
 
     arguments = given(args, predict)
     until = _exit(args) if args.budgets else None
-    with progress("predicting", args.quiet) as show:
+    with progress("predicting", args.quiet) as show, ExitStack() as stack:
+        folders = ((LooksFolder, args.looks), (HeatmapFolder, args.heatmap))
         done = predict(
             **arguments,
+            sinks=[stack.enter_context(kind(folder)) for kind, folder in folders if folder],
             resume=not args.overwrite,
             until=until,
             on_progress=lambda count, total, _: show(count, total),
@@ -687,12 +705,21 @@ each look to the most probable classes, and the cost.
   foveal explain runs/slides slide.svs --locations 3,2 \\
       --overlay looked.png
   foveal explain runs/demo photo.png --policy exhaustive    look at every cell
+  foveal explain runs/slides slide.svs --looks looks.geojson
+
+Of a folder, a pattern or several files: a folder of pages, with an index that sorts by class, sureness, error and cost.
+--looks and --heatmap are folders then.
+
+  foveal explain runs/demo photos/ --out explained/ --labels labels.csv
 """,
     {
         "model": RUN,
-        "path": positional("IMAGE", "image file"),
-        "out": argument("the page", "FILE"),
+        "paths": positional("IMAGES", "an image file; or files, folders and patterns", nargs="+"),
+        "out": argument("the page, or the folder of pages (default: report.html, or explained)", "FILE", default=None),
         "overlay_out": argument("also write the image with the boxes: .png, .jpg or .webp", "FILE", name="--overlay"),
+        "looks": argument("also write the looks: .geojson for QuPath or maps, or .gpkg (default: none)", "FILE"),
+        "heatmap": argument("also write the contributions: .tif (default: none)", "FILE"),
+        "labels": argument("of several images: CSV file with the columns path and label (default: none)", "FILE"),
         "mask": argument(
             "picture of the shape of the image: a scan looks where it is white (default: everywhere)", "FILE"
         ),
@@ -701,17 +728,110 @@ each look to the most probable classes, and the cost.
         "wide": WIDE,
         **HOW,
     },
-    calls=("foveal.explain.page.explain",),
+    calls=("foveal.explain.page.explain", "foveal.explain.many.explain_many"),
 )
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
 
+    first = args.paths[0]
+    if len(args.paths) > 1 or Path(first).is_dir() or (has_magic(first) and not Path(first).exists()):
+        return _explain_many(args)
+    if args.labels:
+        raise ConfigError(f"--labels {args.labels}: are for several images; leave them out")
+    args.path, args.looks_out, args.heatmap_out = first, args.looks, args.heatmap
+    args.out = args.out or "report.html"
     with progress("scanning", args.quiet, late=True) as show_scan:
         seen = explain(**given(args, explain), on_scan=lambda share: show_scan(share, 1))
     if not args.quiet:
         show(seen, wide=args.wide)
         print(f"\nThe page is in {args.out}")
     _note_policy(args)
+    return 0
+
+
+def _explain_many(args: argparse.Namespace) -> int:
+    from foveal.explain import explain_many
+    from foveal.images import LeftOut
+
+    for name in ("overlay_out", "mask"):
+        if getattr(args, name):
+            raise ConfigError(f"`{name}` {getattr(args, name)}: is for one image; leave it out")
+    args.out, left_out = args.out or "explained", LeftOut()
+    with progress("explaining", args.quiet) as show:
+        rows = explain_many(**given(args, explain_many), on_progress=show, left_out=left_out)
+    failed = [(row["path"], row["error"]) for row in rows if row["error"]]
+    if not args.quiet:
+        print(f"The index is in {Path(args.out, 'index.html')}")
+        for line in left_out.lines():
+            print(f"foveal: {printable(line)}", file=sys.stderr)
+    print_failed(failed)
+    _note_policy(args)
+    return 1 if failed else 0
+
+
+# ---------------------------------------------------------------------------------------------------------- card, push
+
+LICENCE = argument("licence of the weights as on the Hub, as apache-2.0 (default: that of the card before)", "NAME")
+DATA_DESCRIPTION = argument("what the images show, and where they come from (default: that of the card before)", "TEXT")
+
+
+@command(
+    "write the card of a model, and list what it lacks to be published",
+    """Writes README.md into the run folder: how to use the model, its data, classes and levels, and accuracy and cost
+by the number of looks, from the run and its evaluation. Text of your own outside of the marks is kept.
+
+  foveal evaluate runs/photos
+  foveal card runs/photos
+  foveal card runs/photos --licence apache-2.0 \\
+      --data-description 'Photographs of concrete, taken by us in 2024'
+""",
+    {
+        "model": RUN,
+        "licence": LICENCE,
+        "data_description": DATA_DESCRIPTION,
+        "title": argument("title (default: the name of the folder)", "TEXT"),
+        "picture": argument("a picture to show, as by foveal explain --overlay (default: none)", "FILE"),
+    },
+    calls=("foveal.card.write_model_card",),
+    reads=False,
+)
+def _card(args: argparse.Namespace) -> int:
+    from foveal.card import write_model_card
+
+    file, lacking = write_model_card(**given(args, write_model_card))
+    if lacking:
+        print("To publish the model, it lacks:")
+    for line in lacking:
+        print(f"- {printable(in_flags(line, {}))}")
+    if not args.quiet:
+        print(f"{chr(10) if lacking else ''}The card is in {printable(str(file))}")
+    return 0
+
+
+@command(
+    "publish a model on the Hugging Face Hub",
+    """Uploads the weights, config.json and the card, which must name a licence. Log in before, by hf auth login.
+foveal.load and all commands take the model as hf-hub:owner/name.
+
+  foveal push runs/photos owner/photos --licence apache-2.0
+  foveal predict hf-hub:owner/photos new/
+""",
+    {
+        "model": RUN,
+        "repo": positional("REPO", "repository, as owner/name; it is created if it does not exist"),
+        "licence": LICENCE,
+        "data_description": DATA_DESCRIPTION,
+        "private": switch("make a new repository private"),
+    },
+    calls=("foveal.card.push",),
+    reads=False,
+)
+def _push(args: argparse.Namespace) -> int:
+    from foveal.card import push
+
+    address = push(**given(args, push))
+    if not args.quiet:
+        print(f"The model is at {printable(address)}")
     return 0
 
 
@@ -872,6 +992,7 @@ _size.__name__ = "size"
 def _cost(args: argparse.Namespace) -> int:
     from foveal.display import TEXT, Column, Table, console, image_size, significant
     from foveal.glimpse.base import GlimpseClassifier
+    from foveal.hub import on_hub
     from foveal.models import create_model, list_models
     from foveal.prediction import count_cost, format_locations, parse_locations
     from foveal.recipes.flags import as_nested, parse_settings
@@ -885,7 +1006,7 @@ def _cost(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--num-classes {args.num_classes}: differs from --set num_classes={classes}; give one of the two"
         )
-    folder = Path(args.model).is_dir() and args.model not in list_models()
+    folder = on_hub(args.model) or (Path(args.model).is_dir() and args.model not in list_models())
     model = load(args.model) if folder else create_model(args.model, num_classes=classes, **settings)
     own = model.locations if isinstance(model, GlimpseClassifier) else ()
     locations = parse_locations(args.locations) if args.locations and isinstance(model, GlimpseClassifier) else own

@@ -26,13 +26,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from foveal.annotations import write_heatmap, write_looks
+from foveal.annotations.heatmap import check_file as check_heatmap
+from foveal.annotations.looks import check_file as check_looks
 from foveal.classification import Classification, Glimpse
 from foveal.display import fixed, percent, printable, significant, unit_for
 from foveal.draws import Draws
@@ -45,6 +48,7 @@ from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.policies import Policy
 from foveal.prediction.cost import count_cost
 from foveal.prediction.predictor import Predictor
+from foveal.prediction.rows import Row, make_row
 from foveal.runs import Run
 from foveal.tasks import MULTICLASS
 
@@ -97,6 +101,8 @@ def explain(
     precision: str = "32",
     seed: int = 0,
     overlay_out: str | Path | None = None,
+    looks_out: str | Path | None = None,
+    heatmap_out: str | Path | None = None,
     mask: str | Path | None = None,
     on_scan: Callable[[float], None] | None = None,
 ) -> Classification:
@@ -112,6 +118,8 @@ def explain(
         precision: see `foveal.prediction.autocast`.
         seed: seed of random policies.
         overlay_out: file for the image with the boxes, with a suffix from `PICTURES`; None writes none.
+        looks_out: file for the looks, ``.geojson`` or ``.gpkg``, see `foveal.annotations.write_looks`.
+        heatmap_out: file for the contributions, ``.tif``, see `foveal.annotations.write_heatmap`.
         mask: where a scan may look, see `foveal.images.masks`; for an image in a file.
         on_scan: see `foveal.images.Views`.
 
@@ -121,47 +129,125 @@ def explain(
         StorageError: an output cannot be written.
         RunError: the folder is not a run folder.
     """
-    _check_page(Path(out))
+    check_page(Path(out))
     kind = None if overlay_out is None else _picture_kind(Path(overlay_out), path)
-    predictor = Predictor(model, device=device, precision=precision)
-    classifier, policy = predictor.model, policy or predictor.model.usual_policy
-    looks = predictor.locations(locations, policy)
-    # Warm-up: the first pass of a process allocates memory and loads kernels.
-    predictor(BlankViews(1, classifier.size, classifier.channels, predictor.device), looks, policy).logits.cpu()
-    start = time.perf_counter()
-    file = Path(path) if is_path(path) else None
-    with predictor.open(path, mask=mask) as image:
-        views = ImageViews([image])
-        views.on_scan = on_scan
-        seen = Classification.cat([predictor(views, looks, policy, Draws(seed, 0, np.zeros(1, dtype=np.int64)))])[0]
-        seconds = time.perf_counter() - start
-        for reason in views.errors.values():
-            raise ImageError(reason)
-        size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
-        read = None if file is None else int(views.bytes_read[0])
-        macs = count_cost(classifier, size, looks, policy, views.views[0].mpp).macs
-        costs = Costs(
-            macs, _backbone_macs(classifier, size), read, None if file is None else file.stat().st_size, seconds
-        )
-        network = classifier.dense() if seen.maps else nn.Identity()
-        shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
-        picture = None if kind is None else _encoded(overlay(seen, views, side=2048), kind)
-        report(
-            shown,
-            views,
-            out,
-            name="image" if file is None else str(file),
-            costs=costs,
-            fill=classifier.mean.tolist(),
-            antialias=classifier.antialias,
-            captions=captions(network),
-        )
-        if overlay_out is not None and picture is not None:
-            _write(Path(overlay_out), picture)
-    return seen
+    for file, check in ((looks_out, check_looks), (heatmap_out, check_heatmap)):
+        if file is not None:
+            check(Path(file))
+    explainer = Explainer(Predictor(model, device=device, precision=precision), locations, policy, seed)
+    done = explainer(path, out, mask=mask, on_scan=on_scan, overlay_side=None if kind is None else 2048)
+    if looks_out is not None:
+        write_looks(done.row, looks_out)
+    if heatmap_out is not None:
+        write_heatmap(done.row, heatmap_out)
+    if overlay_out is not None and kind is not None and done.overlay is not None:
+        write(Path(overlay_out), _encoded(done.overlay, kind))
+    return done.seen
 
 
-def _check_page(out: Path) -> None:
+class Explained(NamedTuple):
+    """An image that was explained.
+
+    Attributes:
+        seen: its classification.
+        row: its row, see `foveal.prediction.rows.COLUMNS`.
+        picture: the image, reduced to at most 1,024 px.
+        overlay: the image with the boxes, if asked for.
+    """
+
+    seen: Classification
+    row: Row
+    picture: Image.Image
+    overlay: Image.Image | None
+
+
+class Explainer:
+    """Classifies images one by one and writes the page of each.
+
+    Args:
+        predictor: the model.
+        locations, policy, seed: see `explain`.
+
+    Raises:
+        ConfigError: the model does not support the locations or the policy.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        locations: Sequence[int] | None = None,
+        policy: str | Policy | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.predictor, self.seed = predictor, seed
+        self.policy = policy or predictor.model.usual_policy
+        self.locations = predictor.locations(locations, self.policy)
+        # Warm-up: the first pass of a process allocates memory and loads kernels.
+        model = predictor.model
+        blank = BlankViews(1, model.size, model.channels, predictor.device)
+        predictor(blank, self.locations, self.policy).logits.cpu()
+        self._macs: dict[tuple[tuple[int, int], float | None], tuple[int, int | None]] = {}
+
+    def macs(self, size: tuple[int, int], mpp: float | None) -> tuple[int, int | None]:
+        """Multiply-accumulates of an image of a size, and of the dense backbone; None if it does not take this size."""
+        if (size, mpp) not in self._macs:
+            model = self.predictor.model
+            counted = count_cost(model, size, self.locations, self.policy, mpp).macs
+            self._macs[size, mpp] = counted, _backbone_macs(model, size)
+        return self._macs[size, mpp]
+
+    def __call__(
+        self,
+        path: Any,
+        out: str | Path,
+        *,
+        mask: str | Path | None = None,
+        on_scan: Callable[[float], None] | None = None,
+        overlay_side: int | None = None,
+    ) -> Explained:
+        """Classify an image and write its page; see `explain`.
+
+        Args:
+            overlay_side: longest side of the image with the boxes; None for no such picture.
+        """
+        classifier, start = self.predictor.model, time.perf_counter()
+        file = Path(path) if is_path(path) else None
+        with self.predictor.open(path, mask=mask) as image:
+            views = ImageViews([image])
+            views.on_scan = on_scan
+            draws = Draws(self.seed, 0, np.zeros(1, dtype=np.int64))
+            seen = Classification.cat([self.predictor(views, self.locations, self.policy, draws)])[0]
+            seconds = time.perf_counter() - start
+            for reason in views.errors.values():
+                raise ImageError(reason)
+            size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
+            read = None if file is None else int(views.bytes_read[0])
+            macs, dense_macs = self.macs(size, views.views[0].mpp)
+            costs = Costs(macs, dense_macs, read, None if file is None else file.stat().st_size, seconds)
+            name = "image" if file is None else str(file)
+            row = make_row(name, seen, image, top_k=5, macs=macs, seconds=seconds)
+            network = classifier.dense() if seen.maps else nn.Identity()
+            shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
+            drawn = None if overlay_side is None else overlay(seen, views, side=overlay_side)
+            report(
+                shown,
+                views,
+                out,
+                name=name,
+                costs=costs,
+                fill=classifier.mean.tolist(),
+                antialias=classifier.antialias,
+                captions=captions(network),
+            )
+            return Explained(seen, row, thumbnail(views, 1024), drawn)
+
+
+def check_page(out: Path) -> None:
+    """Check the suffix of a page.
+
+    Raises:
+        ConfigError: it is another one.
+    """
     if out.suffix.lower() not in PAGES:
         raise ConfigError(
             f"{out}: the page is HTML; give `out` a name that ends in .html, and `overlay_out` that of the picture"
@@ -224,7 +310,7 @@ def report(
         ConfigError: the suffix is not that of a page.
         StorageError: the page cannot be written.
     """
-    _check_page(Path(out))
+    check_page(Path(out))
     views = one_view(image)
     height, width = (int(n) for n in views.sizes[0])
     mpp = float(views.mpp[0])
@@ -242,7 +328,7 @@ def report(
             f"{width} × {height} px{_pixel_size(mpp)}, {len(looks)} {'look' if len(looks) == 1 else 'looks'}"
             f"{''.join(f'; {line}' for line in classification.decision_rules())}"
         ),
-        picture=_data_uri(thumbnail(views, 1024)),
+        picture=data_uri(thumbnail(views, 1024)),
         grain="coarse" if max(height, width) < 128 else "fine",
         width=width,
         height=height,
@@ -258,7 +344,7 @@ def report(
             f"<div><dt>{escape(what)}</dt><dd>{escape(how)}</dd></div>" for what, how in _cost_lines(costs)
         ),
     )
-    _write(Path(out), page.encode())
+    write(Path(out), page.encode())
     return Path(out)
 
 
@@ -311,7 +397,7 @@ def _look_card(
     seen = f"{picture.width} × {picture.height} px{_pixel_size(mpp * glimpse.pixels_each)}"
     return (
         f'<article class="look" tabindex="0" data-look="{number}" style="--level: {colour(glimpse.level)}">'
-        f'<img src="{_data_uri(picture)}" alt="what the model saw in look {number}">'
+        f'<img src="{data_uri(picture)}" alt="what the model saw in look {number}">'
         f"<div><h3><b>{number}</b> level {glimpse.level}</h3><p>{how}<br>rows {y0} to {y1}, columns {x0} to {x1}, "
         f"seen at {seen}</p>{_contribution_bars(glimpse.contribution, whole, top)}</div></article>"
     )
@@ -373,7 +459,7 @@ def _maps(whole: Classification, ground: Image.Image, captions: Mapping[str, str
             low, high = (f"{float(v / values.mean()):.2g}" for v in (values.min(), values.max()))
             caption = captions[name] if name in captions and not which else f"{low} to {high} times the mean"
             text = f"{escape(name.removeprefix(f'{stage}.') + which)}<br>{escape(caption)}"
-            picture = f'<img src="{_data_uri(heat(ground, values))}" alt="{escape(name + which)}">'
+            picture = f'<img src="{data_uri(heat(ground, values))}" alt="{escape(name + which)}">'
             figures.setdefault(stage, []).append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     parts = []
     for stage, group in figures.items():
@@ -412,7 +498,7 @@ def _backbone_macs(model: GlimpseClassifier, size: tuple[int, int]) -> int | Non
         return None
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
     # Small looks are stored losslessly, large photographs are not.
     kind = "PNG" if max(picture.size) <= 256 else "JPEG"
     return f"data:image/{kind.lower()};base64,{base64.b64encode(_encoded(picture, kind)).decode()}"
@@ -424,6 +510,6 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     with storing(path, "make space, or choose another `out`"), replacing(path) as unfinished:
         unfinished.write_bytes(content)

@@ -16,6 +16,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -116,6 +117,7 @@ class GlimpseClassifier(nn.Module, ABC):
         task: what targets are, with the thresholds of decisions; set when the model is trained or loaded.
         spec: ``name`` and options with which `foveal.models.create_classifier` creates the same model; empty if the
             model was created in another way.
+        source: the run folder from which it was loaded, or None.
     """
 
     locations: tuple[int, ...] = ()
@@ -155,6 +157,7 @@ class GlimpseClassifier(nn.Module, ABC):
         self.class_names: tuple[str, ...] = ()
         self.task: Task = MULTICLASS
         self.spec: dict[str, Any] = {}
+        self.source: str | None = None
         self.register_buffer("mean", torch.tensor([*map(float, mean)]), persistent=False)
         self.register_buffer("std", torch.tensor([*map(float, std)]), persistent=False)
         # A tuple, because data-loader workers and threads read it without a copy from the device.
@@ -279,6 +282,17 @@ class GlimpseClassifier(nn.Module, ABC):
         """One rollout of the batch for each policy, with gradients. For the arguments see `forward`."""
         locations, found = self.resolve_locations(locations), self._find_policies(policies, self.rollout_policies)
         return self.roll_out(as_views(images), locations, found, draws)
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Publish the model on the Hugging Face Hub; see `foveal.card.push` for options and errors.
+
+        Args:
+            repo: ``owner/name``.
+
+        Returns:
+            The address of the repository.
+        """
+        return import_module("foveal.card").push(self, repo, **options)  # by name, because it is built on run folders
 
     @abstractmethod
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:

@@ -7,6 +7,7 @@ Example:
 """
 
 from foveal.formats import SUFFIXES
+from foveal.images.info import ImageInfo
 from foveal.images.inputs import as_batch, as_image, check_type, each, is_one, is_path
 from foveal.images.masks import find_mask
 from foveal.images.open import open_image
@@ -21,6 +22,7 @@ __all__ = [
     "ArrayPyramid",
     "BlankViews",
     "Colour",
+    "ImageInfo",
     "ImageViews",
     "LeftOut",
     "Look",

@@ -15,6 +15,7 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,9 +149,11 @@ class OpenSlidePyramid(Pyramid):
         openslide = need("openslide", path)
         with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
             slide = openslide.OpenSlide(path)
-        metadata = {"description": slide.properties.get("openslide.comment", "")}
+        metadata: dict[str, Any] = {"description": slide.properties.get("openslide.comment", "")}
         if (mpp := scale.of_slide(slide.properties)) is not None:
             metadata["mpp"] = mpp
+        if (bounds := _bounds(slide.properties)) is not None:
+            metadata["bounds"] = bounds
         super().__init__(
             path, [(h, w) for w, h in slide.level_dimensions], 3, np.dtype(np.uint8), metadata=metadata, **options
         )
@@ -196,6 +199,15 @@ class OpenSlidePyramid(Pyramid):
         return pixels[..., :3], None if alpha.min() == 255 else alpha.astype(np.float32) / 255
 
 
+def _bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """(y0, x0, y1, x1) of the part of a slide that was scanned; None if OpenSlide does not tell."""
+    try:
+        y, x, height, width = (int(properties[f"openslide.bounds-{key}"]) for key in ("y", "x", "height", "width"))
+    except (KeyError, ValueError):
+        return None
+    return y, x, y + height, x + width
+
+
 class RasterPyramid(Pyramid):
     """A raster read by rasterio (GDAL), such as VRT and JPEG 2000.
 
@@ -212,7 +224,9 @@ class RasterPyramid(Pyramid):
         with rasterio.Env():  # otherwise GDAL prints its errors
             down = [1, *data.overviews(1)]
         sizes = [(-(-data.height // d), -(-data.width // d)) for d in down]
-        metadata: dict[str, Any] = {"geo": {"crs": str(data.crs), "transform": tuple(data.transform)}}
+        metadata: dict[str, Any] = {
+            "geo": {"crs": str(data.crs) if data.crs else None, "transform": tuple(data.transform)}
+        }
         if (mpp := scale.of_raster(data.crs, data.transform)) is not None:
             metadata["mpp"] = mpp
         dtype = np.dtype(data.dtypes[0])

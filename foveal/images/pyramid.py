@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import ConfigError, ImageError
+from foveal.images.info import ImageInfo, image_info
 from foveal.images.notices import noting
 from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import ResamplePlan, composite, cut, plan
@@ -135,6 +136,7 @@ class Pyramid(ABC):
         self._premultiplied = premultiplied
         self._max_bytes = max_bytes or memory_limit()
         self._lock = threading.Lock()
+        self._info: ImageInfo | None = None
         transpose = ORIENTATIONS[self._orientation][0]
         self.level_sizes = tuple((w, h) if transpose else (h, w) for h, w in self._stored_sizes)
         by_halves = [halved] * len(self.level_sizes) if isinstance(halved, bool) else halved
@@ -151,6 +153,18 @@ class Pyramid(ABC):
     def mpp(self) -> float | None:
         """µm per full-resolution pixel, see `foveal.images.scale`; None if unknown."""
         return self.metadata.get("mpp")
+
+    @property
+    def info(self) -> ImageInfo:
+        """Size, levels, scale and position; of the original if the image was resized by `squash`."""
+        if self._info is None:
+            self._info = image_info(self)
+        return self._info
+
+    @property
+    def stored_orientation(self) -> int:
+        """EXIF orientation of the stored pixels, 1 to 8."""
+        return self._orientation
 
     def look(
         self, boxes: np.ndarray, size: tuple[int, int], *, fill: Tensor | None = None, antialias: bool = True
@@ -472,6 +486,7 @@ def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayP
     pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False).clamp(0, 1)
     squashed = ArrayPyramid(pixels[0].permute(1, 2, 0), path=image.path, value_range=(0, 1))
     squashed.bytes_read, squashed.tiles_decoded = image.bytes_read, image.tiles_decoded
+    squashed._info = image.info
     return squashed
 
 

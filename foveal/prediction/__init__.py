@@ -1,7 +1,7 @@
 """Prediction: classify many images, one row per image (`predict`), and count the cost of a model (`count_cost`).
 
     predict(model, paths, *, locations=None, policy="greedy", batch_size=8, threads=None, device="auto", precision="32",
-            top_k=5, seed=0, until=None, out=None, resume=True, retry=False, on_progress=None) -> Summary
+            top_k=5, seed=0, until=None, out=None, resume=True, retry=False, sinks=(), on_progress=None) -> Summary
     classify(model, images, *, locations=None, policy="greedy", batch_size=16, device=None) -> Classification
     Predictor(model, *, device=None, precision="32")
         .open(image), .classify(images), .folded(), (views, locations, policy, ...)
@@ -22,20 +22,28 @@ from foveal.prediction.device import autocast, find_device, machine_name
 from foveal.prediction.early_exit import Exit, look_until, parse_cost, read_exits, write_exits
 from foveal.prediction.folding import fold_norms
 from foveal.prediction.locations import format_locations, parse_location_sweep, parse_locations
-from foveal.prediction.output import Summary, fingerprint, predict
+from foveal.prediction.looks import IMAGE_KEYS, LOOK_KEYS, describe_image, describe_looks, explained_class
+from foveal.prediction.output import Sink, Summary, fingerprint, predict
 from foveal.prediction.predictor import Predictor, classify
-from foveal.prediction.rows import COLUMNS, find_images, predict_rows
+from foveal.prediction.rows import COLUMNS, SCHEMA, find_images, make_row, predict_rows
 
 __all__ = [
     "COLUMNS",
+    "IMAGE_KEYS",
+    "LOOK_KEYS",
+    "SCHEMA",
     "SUFFIXES",
     "Cost",
     "Exit",
     "Predictor",
+    "Sink",
     "Summary",
     "autocast",
     "classify",
     "count_cost",
+    "describe_image",
+    "describe_looks",
+    "explained_class",
     "find_device",
     "find_images",
     "fingerprint",
@@ -43,6 +51,7 @@ __all__ = [
     "format_locations",
     "look_until",
     "machine_name",
+    "make_row",
     "parse_locations",
     "parse_cost",
     "parse_location_sweep",

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.classification import Classification
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.hub import on_hub
 from foveal.images.views import BlankViews
 from foveal.models import create_model
 from foveal.policies import GREEDY, Policy
@@ -92,7 +93,8 @@ def _model_of(model: Any) -> nn.Module:
         return model
     if isinstance(model, Run):
         return model.load_model()
-    if isinstance(model, Path) or (isinstance(model, str) and Path(model).exists() and model not in MODELS):
+    named = isinstance(model, str) and (on_hub(model) or (Path(model).exists() and model not in MODELS))
+    if isinstance(model, Path) or named:
         return Run(model).load_model()
     if isinstance(model, str):
         return create_model(model)

@@ -26,9 +26,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ from foveal.prediction.rows import (
     as_text,
     check_how,
     check_masks,
+    completed,
     find_named,
     predict_rows,
 )
@@ -81,6 +82,20 @@ class Summary:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
+class Sink(Protocol):
+    """What is written for each image besides its row, see `foveal.annotations`."""
+
+    def has(self, path: str) -> bool:
+        """Whether it is there already, by an earlier call.
+
+        Args:
+            path: the column ``path`` of the row.
+        """
+
+    def write(self, row: Row) -> None:
+        """Write it. The row may be of an image that failed."""
+
+
 def predict(
     model: Model,
     paths: Any,
@@ -98,6 +113,7 @@ def predict(
     resume: bool = True,
     retry: bool = False,
     masks: str | Path | None = None,
+    sinks: Sequence[Sink] = (),
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
     on_scan: Callable[[float, int], None] | None = None,
 ) -> Summary:
@@ -125,6 +141,8 @@ def predict(
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file; rows are returned if None.
         resume: continue ``out`` if it exists; otherwise it is replaced.
         retry: predict the images with an error in ``out`` again.
+        sinks: further outputs, such as `foveal.annotations.LooksFolder`. Each gets a row before this is stored, and the
+            rows of earlier calls that it has not written yet.
         on_progress: called after each batch with the number of images done, the number of all images, and the batch's
             rows.
         on_scan: called during scans of large images with the number of images done, which includes fractions, and the
@@ -168,6 +186,7 @@ def predict(
                 _check_names(output, found)
                 todo, first_batch = output.begin(found, batch_size, retry)
                 failed = output.failures(found, todo[first_batch * batch_size :])
+                _catch_up(sinks, output, found, todo[first_batch * batch_size :])
             skipped = done = len(found) - len(todo[first_batch * batch_size :])
             safe = f"of {done:,} of {len(found):,} images"
 
@@ -192,6 +211,8 @@ def predict(
             before = len(failed)
             with closing(batches):
                 for rows in batches:
+                    for sink, row in product(sinks, rows):
+                        sink.write(row)
                     if output is None:
                         kept += rows
                     else:
@@ -218,6 +239,20 @@ def predict(
         tuple(kept),
         left_out,
     )
+
+
+def _catch_up(sinks: Sequence[Sink], output: Output, found: Sequence[Named], todo: Sequence[Named]) -> None:
+    """Give sinks the rows of earlier calls that they have not written."""
+    if not sinks:
+        return
+    done = {as_text(image.path) for image in found} - {as_text(image.path) for image in todo}
+    lacking = [(sink, {path for path in done if not sink.has(path)}) for sink in sinks]
+    if not any(paths for _, paths in lacking):
+        return
+    for row in output.rows():
+        for sink, paths in lacking:
+            if row["path"] in paths and not row["error"]:
+                sink.write(row)
 
 
 def _check_names(output: Output, images: Sequence[Named]) -> None:
@@ -344,7 +379,7 @@ class Output:
         with self._storing(self.path):
             self._check(_digest(self.path))
             with replacing(self.path) as unfinished:
-                write_rows(unfinished, self._rows(), self.path.suffix.lower())
+                write_rows(unfinished, self.rows(), self.path.suffix.lower())
                 there = _digest(unfinished)
                 self._check(_digest(self.path))
                 # If the process ends before the next line, the digest shows that the file has the journal's rows.
@@ -468,10 +503,10 @@ class Output:
             mask = "missing"
         return None if stamp is None or mask is None else [stamp, mask]
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         """Rows of the file without those predicted again, then rows of the journal."""
-        yield from (row for row in self._old_rows() if row["path"] not in self.waiting)
-        yield from (row for line in self.journal.lines() for row in line.get("rows", ()))
+        yield from (completed(row) for row in self._old_rows() if row["path"] not in self.waiting)
+        yield from (completed(row) for line in self.journal.lines() for row in line.get("rows", ()))
 
     def _old_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         return read_rows(self.path, columns) if self._joins and self._there is not None else iter(())
@@ -611,7 +646,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 
 def _from_csv(column: str, text: str) -> Any:
-    if column in ("path", "label", "error"):
+    if column in ("path", "label", "crs", "error"):
         return from_cell(text) or None
     return json.loads(text) if text else None
 
@@ -620,22 +655,36 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    top = pa.struct({"label": pa.string(), "probability": pa.float64()})
-    glimpse = pa.struct(
-        {"box": pa.list_(pa.float64()), "level": pa.int32(), "probability": pa.float32(), "mpp": pa.float64()}
-    )
+    number, numbers, whole = pa.float64(), pa.list_(pa.float64()), pa.list_(pa.int32())
+    glimpse = {
+        "box": numbers,
+        "size": whole,
+        "level": pa.int32(),
+        "parent": pa.int32(),
+        "probability": pa.float32(),
+        "contribution": number,
+        "mpp": number,
+        "box_um": numbers,
+        "corners": pa.list_(numbers),
+    }
     types = {
         "path": pa.string(),
         "label": pa.string(),
-        "probability": pa.float64(),
-        "top_k": pa.list_(top),
+        "probability": number,
+        "top_k": pa.list_(pa.struct({"label": pa.string(), "probability": number})),
         "locations": pa.int32(),
-        "glimpses": pa.list_(glimpse),
-        "mpp": pa.float64(),
+        "glimpses": pa.list_(pa.struct(glimpse)),
+        "size": whole,
+        "levels": pa.list_(whole),
+        "mpp": number,
+        "crs": pa.string(),
+        "transform": numbers,
+        "bounds": whole,
         "macs": pa.int64(),
         "bytes_read": pa.int64(),
-        "seconds": pa.float64(),
+        "seconds": number,
         "error": pa.string(),
+        "schema": pa.int32(),
     }
     rows = iter(rows)
     with ParquetWriter(path, pa.schema(types)) as table:

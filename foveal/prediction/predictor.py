@@ -151,7 +151,7 @@ class Predictor:
         """
         with torch.inference_mode(), autocast(self.precision, self.device):
             if until is not None:
-                return look_until(self.model, views, until.threshold, until.locations, until.at_once)
+                return look_until(self.model, views, until.threshold, until.locations, until.at_once, contributions)
             return self.model(views, locations, policy or self.model.usual_policy, draws, contributions)
 
     def classify(

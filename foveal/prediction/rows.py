@@ -29,19 +29,26 @@ from torch import Tensor
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.images import ImageViews, LeftOut, View, as_text, each, find_mask, is_path, walk
+from foveal.glimpse.base import WholeImage
+from foveal.images import ImageViews, LeftOut, Pyramid, View, as_text, each, find_mask, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
 from foveal.policies import Policy
 from foveal.prediction.checks import check_whole
 from foveal.prediction.cost import LookCounter
 from foveal.prediction.early_exit import Exit, locations_of
+from foveal.prediction.looks import IMAGE_KEYS, LOOK_KEYS, describe_image, describe_looks
 from foveal.prediction.predictor import Model, Predictor
 
 Row = dict[str, Any]
 
 FOLD_FROM = 16
 """Minimum number of images for which batch norms are folded."""
+
+SCHEMA = 2
+"""Version of the columns and of the keys of a glimpse. Version 1 had no image keys but ``mpp``, and glimpses with
+``box``, ``level``, ``probability`` and ``mpp`` only.
+"""
 
 COLUMNS = (
     "path",
@@ -50,22 +57,26 @@ COLUMNS = (
     "top_k",
     "locations",
     "glimpses",
-    "mpp",
+    *IMAGE_KEYS,
     "macs",
     "bytes_read",
     "seconds",
     "error",
+    "schema",
 )
 """Columns of a prediction.
 
 ``label`` is the predicted class, or the predicted labels with ``|`` between them; empty if there are none.
 ``probability`` is that of the class, or of the least certain decision on a label.
 ``path`` of an image in memory is its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
-``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list of
-``{"box": [y0, x0, y1, x1], "level", "probability", "mpp"}``. ``mpp`` is the micrometres per pixel of the image, and of
-each glimpse as resized for the model; None if the file has no scale. ``macs`` and ``bytes_read`` count this image.
-``seconds`` is the time to open it plus its share of the time of its batch.
+``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list with the keys
+`foveal.prediction.looks.LOOK_KEYS`. `foveal.prediction.looks.IMAGE_KEYS` describe the image. ``macs`` and
+``bytes_read`` count this image. ``seconds`` is the time to open it plus its share of the time of its batch. ``schema``
+is `SCHEMA`.
 """
+
+LISTS = ("top_k", "glimpses")
+"""Columns that are empty lists, and not None, in the row of an image that failed."""
 
 
 class Named(NamedTuple):
@@ -272,7 +283,9 @@ def predict_rows(
     def classify_opened(views: ImageViews, paths: Sequence[str]) -> Classification:
         views.on_scan = on_scan
         samples = np.array([zlib.crc32(as_text(path).encode()) for path in paths])
-        return predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=False)
+        # A dense network has one look, which contributes everything; it would also return its maps.
+        adds = not isinstance(predictor.model, WholeImage)
+        return predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=adds)
 
     def macs(one: Classification, view: View) -> int:
         spent = looks if until is None else locations_of(one.glimpses, until.locations)
@@ -324,7 +337,8 @@ def rows_of(
                     what = f"{image.path}: the logits of this image are not finite; check its values"
                     results[place] = failed_row(image.path, what)
                     continue
-                results[place] = _row(image.path, one, top_k, view.mpp, macs(one, view), image.seconds + share)
+                cost, seconds = macs(one, view), image.seconds + share
+                results[place] = make_row(image.path, one, view.image, top_k=top_k, macs=cost, seconds=seconds)
     finally:
         for image in good.values():
             if image.view is not None and image.is_file:
@@ -347,36 +361,42 @@ def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> Opene
     return Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
 
 
-def _row(path: str, seen: Classification, top_k: int, mpp: float | None, macs: int, seconds: float) -> Row:
-    top, chosen = seen.top(top_k), int(seen.logits.argmax())
+def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, macs: int, seconds: float) -> Row:
+    """The row of an image that was classified.
+
+    Args:
+        path: its path or name.
+        seen: the classification of the one image.
+        image: the open image.
+        top_k: number of most probable classes to list.
+        macs: multiply-accumulates that it took.
+        seconds: time that it took.
+    """
     return {
         "path": as_text(path),
         "label": str(seen.label),
         "probability": float(seen.probability),
-        "top_k": [{"label": name, "probability": p} for name, p in top],
+        "top_k": [{"label": name, "probability": p} for name, p in seen.top(top_k)],
         "locations": seen.locations,
-        "glimpses": [
-            {
-                "box": list(g.box),
-                "size": list(g.size),
-                "level": g.level,
-                "parent": g.parent,
-                "probability": g.probability,
-                "contribution": None if g.contribution is None else float(g.contribution[chosen]),
-                "mpp": None if mpp is None else mpp * g.pixels_each,
-            }
-            for g in seen.glimpses
-        ],
-        "mpp": mpp,
+        "glimpses": describe_looks(seen, image),
+        **describe_image(image),
         "macs": macs,
         "bytes_read": seen.bytes_read,
         "seconds": seconds,
         "error": None,
+        "schema": SCHEMA,
     }
 
 
 def failed_row(path: str, error: str | None) -> Row:
-    return {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {
-        "path": as_text(path),
-        "error": error and as_text(error),
-    }
+    """The row of an image that failed."""
+    row: Row = {column: [] if column in LISTS else None for column in COLUMNS}
+    return row | {"path": as_text(path), "error": error and as_text(error), "schema": SCHEMA}
+
+
+def completed(row: Row) -> Row:
+    """A row of an earlier version with all columns; those that it lacks are None, and its ``schema`` is 1."""
+    if row.get("schema") is not None:
+        return row
+    glimpses = [{key: look.get(key) for key in LOOK_KEYS} for look in row.get("glimpses") or []]
+    return {column: row.get(column) for column in COLUMNS} | {"glimpses": glimpses, "schema": 1}

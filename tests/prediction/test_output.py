@@ -13,17 +13,20 @@ from foveal.data import get_data
 from foveal.errors import ConfigError, StorageError
 from foveal.glimpse.tnet import TNet
 from foveal.models import create_classifier
-from foveal.prediction import COLUMNS, predict
+from foveal.prediction import COLUMNS, LOOK_KEYS, SCHEMA, predict
 from foveal.prediction.journal import Journal
 from foveal.prediction.output import FORMATS, Output, fingerprint, read_rows, write_rows
+from foveal.prediction.rows import failed_row
 from foveal.runs import ModelInfo, load, save_model
 
 
 def some_rows(n):
-    glimpses = [
-        {"box": [0.0, -8.5, 64.0, 55.5], "level": 1, "probability": 1.0, "mpp": 2.0},
-        {"box": [0.0, 0.0, 32.0, 32.0], "level": 2, "probability": 0.25, "mpp": 1.0},
+    ground = [[5e5, 6e6], [5e5 + 640.5, 6e6], [5e5 + 640.5, 6e6 - 640], [5e5, 6e6 - 640]]
+    looks = [
+        ([0.0, -8.5, 64.0, 55.5], [32, 32], 1, None, 1.0, -0.1, 2.0, [0.0, -4.25, 32.0, 27.75], None),
+        ([0.0, 0.0, 32.0, 32.0], [32, 32], 2, 0, 0.25, None, 1.0, None, ground),
     ]
+    glimpses = [dict(zip(LOOK_KEYS, look, strict=True)) for look in looks]
     good = {
         "path": "",
         "label": 'a "b", c\n',
@@ -31,15 +34,20 @@ def some_rows(n):
         "top_k": [{"label": "x", "probability": 0.5}],
         "locations": 1,
         "glimpses": glimpses,
+        "size": [64, 47],
+        "levels": [[64, 47], [32, 24]],
         "mpp": 0.5,
+        "crs": 'PROJCS["a, b"]',
+        "transform": [10.0, 0.0, 5e5, 0.0, -10.0, 6e6],
+        "bounds": [0, 1, 64, 47],
         "macs": 10**10,
         "bytes_read": None,
         "seconds": 0.125,
         "error": None,
+        "schema": SCHEMA,
     }
-    bad = {column: [] if column in ("top_k", "glimpses") else None for column in COLUMNS} | {
-        "error": "x: is empty; copy it again"
-    }
+    bad = failed_row("", "x: is empty; copy it again")
+    assert list(good) == list(bad) == list(COLUMNS)
     return [(bad if i % 3 == 2 else good) | {"path": f"\u00fc {i}.tif"} for i in range(n)]
 
 
@@ -64,11 +72,15 @@ def test_other_programs_read_them(tmp_path):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_output_of_an_earlier_version_is_continued(folder, model, tmp_path, suffix):
-    """Its rows have no ``mpp``, and the first line of its journal is nothing but the settings."""
+    """Its rows have no ``mpp`` and no other key of schema 2, and the first line of its journal is nothing but the
+    settings.
+    """
     out = tmp_path / f"rows{suffix}"
     predict(model, folder / "0.png", out=out, device="cpu")
     (row,) = read_rows(out)
-    del row["mpp"], row["glimpses"][0]["mpp"]
+    kept = ("path", "label", "probability", "top_k", "locations", "glimpses", "macs", "bytes_read", "seconds", "error")
+    row = {key: row[key] for key in kept}
+    row["glimpses"] = [{key: look[key] for key in ("box", "level", "probability")} for look in row["glimpses"]]
     if suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist([row]), out)
     elif suffix == ".csv":
@@ -82,7 +94,11 @@ def test_an_output_of_an_earlier_version_is_continued(folder, model, tmp_path, s
     journal.write_text(json.dumps(header(journal)["settings"]) + "\n")
     assert predict(model, [folder / "0.png", folder / "1.png"], out=out, device="cpu").skipped == 1
     first, second = read_rows(out)
-    assert first["label"] == row["label"] and first.get("mpp") is None and second["mpp"] is None
+    assert {key: first[key] for key in kept} | {"glimpses": None} == row | {"glimpses": None}
+    assert (first["schema"], second["schema"]) == (1, SCHEMA) and list(first) == list(second) == list(COLUMNS)
+    assert first["size"] is None and first["glimpses"][1]["contribution"] is None
+    assert first["glimpses"][1]["box"] == row["glimpses"][1]["box"]
+    assert second["size"] == [80, 90] and second["glimpses"][1]["parent"] == 0
 
 
 def header(journal):

@@ -47,6 +47,11 @@ def test_rows_are_what_classifying_one_by_one_gives(folder, model):
         assert row["locations"] == alone.locations == 4
         assert [tuple(g["box"]) for g in row["glimpses"]] == [g.box for g in alone.glimpses]
         assert [g["level"] for g in row["glimpses"]] == [1, 2, 2, 3, 3]
+        assert [g["parent"] for g in row["glimpses"]] == [g.parent for g in alone.glimpses] == [None, 0, 0, 1, 2]
+        added, chosen = [g["contribution"] for g in row["glimpses"]], int(alone.logits.argmax())
+        assert added == pytest.approx([float(g.contribution[chosen]) for g in alone.glimpses], abs=1e-5)
+        assert sum(added) == pytest.approx(float(alone.logits[chosen]), abs=1e-5)
+        assert row["size"] in ([60, 90], [80, 90]) and row["levels"] == [row["size"]] and row["crs"] is None
         assert row["macs"] == count_cost(model, 90).macs
         assert 0 < row["bytes_read"] <= Path(row["path"]).stat().st_size
         assert row["seconds"] > 0

@@ -92,7 +92,7 @@ def test_a_slide_is_opened_and_zoomed_to_full_resolution(page):
 
 
 def test_a_box_and_a_key_choose_a_look_and_tell_what_it_added(page):
-    spot = page.find_element("css selector", ".spot[data-look='3'] b")  # the last lies above the others
+    spot = page.find_element("css selector", ".spot[data-look='3']")  # the last lies above the others
     spot.click()
     card = wait(page, "document.querySelector('.look.chosen')")
     assert card.get_attribute("data-look") == "3"
@@ -112,7 +112,7 @@ def test_sliders_classify_anew(page):
     assert "locations=2" in page.current_url
     cards = page.find_elements("css selector", ".look")
     assert len(cards) == 3
-    page.find_element("id", "sure").send_keys("\ue010")  # the first value, 50 %
+    page.find_element("id", "sure").send_keys("\ue011")  # the first value, 50 %
     wait(page, "document.querySelector('#sure').previousSibling.textContent.includes('50 %')")
     wait(page, "!document.querySelector('aside').classList.contains('busy')")
 
