@@ -19,13 +19,17 @@ _TYPES = {
     "svg": "image/svg+xml",
 }
 
+_SHARED = ("looks.css", "looks.js")  # with the page of `foveal.explain`
+
 STATIC: dict[str, tuple[bytes, str]] = {
     file.name: (file.read_bytes(), _TYPES[file.name.rpartition(".")[2]])
-    for folder in (files("foveal.serve").joinpath("static"), files("foveal.explain"))
-    for file in folder.iterdir()
+    for file in (
+        *files("foveal.serve").joinpath("static").iterdir(),
+        *(files("foveal.explain").joinpath(name) for name in _SHARED),
+    )
     if file.name.rpartition(".")[2] in _TYPES
 }
-"""Content and media type of each file of the page, by name. Those that draw looks are shared with `foveal.explain`."""
+"""Content and media type of each file of the page, by name."""
 
 
 def docs_page(schema: dict[str, Any]) -> str:
