@@ -34,7 +34,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from foveal import __version__
@@ -378,8 +378,8 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
 
     @app.get(
         "/v1/report",
-        response_class=HTMLResponse,
-        responses=_problems(404, 422, 429, 503),
+        response_class=Response,
+        responses={**_problems(404, 422, 429, 503), 200: {"content": {"text/html": {}}}},
         tags=["classify"],
     )
     async def report(source: Found, locations: Annotated[str | None, Query(pattern=_LOOKS)] = None) -> Response:
@@ -404,7 +404,12 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
             raise Refused(503, "the model does not run; start the service again", 10)
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=_problems(), tags=["service"])
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={**_problems(), 200: {"content": {"text/plain": {}}}},
+        tags=["service"],
+    )
     async def counters() -> Response:
         """Counters in the text format of Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)

@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+_LONGER = 10  # times as long a batch waits while further jobs are being prepared
+
 Job = TypeVar("Job")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
@@ -47,7 +49,7 @@ class Batcher(Generic[Job, Prepared, Result]):
             fails for several, it is called again for each alone.
         release: called for each prepared job after it has run, or if it was cancelled.
         batch_size: most jobs per batch.
-        wait: seconds that a prepared job waits for others.
+        wait: seconds that a prepared job waits for others; ten times as long while others are being prepared.
         threads: threads that prepare jobs.
         on_batch: called with the number of jobs of each batch, and the seconds that it took.
     """
@@ -136,7 +138,8 @@ class Batcher(Generic[Job, Prepared, Result]):
                 self._changed.wait()
             first = self._ready[0]
             while sum(task.key == first.key for task in self._ready) < self.batch_size:
-                left = first.since + self.wait - time.monotonic()
+                bound = self.wait * (_LONGER if self._open else 1)
+                left = first.since + bound - time.monotonic()
                 if left <= 0 or (self._closed and not self._open):
                     break
                 self._changed.wait(left)

@@ -26,7 +26,7 @@ class Limits:
         queue: most classifications that are accepted and not yet answered: 429.
         seconds: time from the first byte of a request to its answer: 503.
         batch_size: most images per batch.
-        wait: seconds that an image waits for others of its batch.
+        wait: seconds that an image waits for others of its batch; ten times as long while others are being opened.
         tiles: most requests for tiles and looks that are accepted and not yet answered: 429.
         tile_bytes: size of the cache of encoded tiles, in bytes.
         open_bytes: decoded pixels of the images that are open for classifications, in bytes; one image may have more.

@@ -50,7 +50,7 @@ def serve(
             ``$FOVEAL_TOKEN``, or else a new one, which is in the address that ``on_start`` gets.
         port: port to listen at; 0 for a free one.
         batch_size: most images per batch.
-        wait: milliseconds that an image waits for others of its batch.
+        wait: milliseconds that an image waits for others of its batch; ten times as long while others are being opened.
         queue: most classifications that are accepted and not yet answered.
         timeout: seconds after which a request is refused.
         upload: most megabytes of a request.
