@@ -30,7 +30,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -148,11 +148,10 @@ _IMAGE_PATH = Annotated[str, Query(max_length=4096, description="path below the 
 _LOOKS = r"^[0-9]{1,3}(,[0-9]{1,3}){0,7}$"
 
 
-class _Asked(BaseModel):
+class _Asked(NamedTuple):
     source: Source
     settings: Settings
     top_k: int
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
 def make_app(service: Service, *, token: str | None = None) -> FastAPI:
@@ -232,7 +231,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
                 await asyncio.to_thread(_copy, image, source.path)
             else:
                 source = await asyncio.to_thread(service.find, str(path))
-            yield _Asked.model_construct(source=source, settings=settings, top_k=top_k)
+            yield _Asked(source, settings, top_k)
 
     @app.post("/v1/classify", responses=_problems(404, 413, 415, 422, 429, 503), tags=["classify"])
     async def classify(asked: Annotated[_Asked, Depends(asked)]) -> Answer:
