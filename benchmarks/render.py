@@ -1188,6 +1188,31 @@ def torture_variants(record: Any) -> Iterator[Row]:
         yield row["format"], row["name"], "reads" if row["foveal"] == "read" else "refuses", *shown
 
 
+@table("serve", "serve.json")
+def serve(record: Any) -> Iterator[Row]:
+    yield (
+        "TNet, 2 looks",
+        "requests, answered once",
+        "images/s, `predict`",
+        "throughput, times that of `predict`",
+        "processor ms per image, `predict`",
+        "latency, s: half, 95 %",
+        "memory, MiB: first, last",
+    )
+    for name, row in record["results"].items():
+        rate, cpu, late, memory = (row[key] for key in ("images_per_second", "cpu_ms", "latency_s", "memory_mib"))
+        times = row["throughput_ratio"]
+        yield (
+            name,
+            f"{row['requests']:,}, {'all' if row['answered_once'] == row['requests'] else row['answered_once']}",
+            f"{number(rate['service'])}, {number(rate['predict'])}",
+            f"{times['median']:.2f} ({times['q1']:.2f} to {times['q3']:.2f})",
+            f"{number(cpu['service'])}, {number(cpu['predict'])}",
+            f"{number(late['p50'])}, {number(late['p95'])}",
+            f"{memory['first']:,}, {memory['last']:,}",
+        )
+
+
 value("torture_count", "torture.json", lambda record: f"{record['results']['mutants']['mutants']:,}")
 value("torture_kinds", "torture.json", lambda record: str(record["results"]["mutants"]["variants"]))
 value("torture_slowest", "torture.json", lambda record: number(record["results"]["mutants"]["slowest_seconds"]))
@@ -1249,7 +1274,7 @@ def main() -> int:
         "--check", action="store_true", help="write nothing; exit with 1 if a page differs from the results"
     )
     check = parser.parse_args().check
-    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     # All pages are rendered before the first is written, so an error leaves all of them unchanged.
     rendered = {page: render(page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")) for page in pages}
     for page, (text, differences) in rendered.items():

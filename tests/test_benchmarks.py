@@ -38,7 +38,7 @@ def change(file: Path, old: str, new: str) -> None:
 def pages(root: Path) -> dict[Path, bytes]:
     return {
         page: page.read_bytes()
-        for page in (root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").glob("*.md"))
+        for page in (root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").rglob("*.md"))
     }
 
 

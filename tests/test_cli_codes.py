@@ -87,6 +87,15 @@ INVALID = {
     ],
     "card": [[RUN, "--licence", "No Such!"], [RUN, "--picture", "no_such_file.png"]],
     "push": [[RUN, "owner/name"], [RUN, "no name", "--licence", "mit"]],
+    "serve": [
+        [RUN, "--images", "no_such_folder", "--port", "0"],
+        [RUN, "--port", "70000"],
+        [RUN, "--port", "-1"],
+        [RUN, "--queue", "0"],
+        [RUN, "--wait", "-1"],
+        [RUN, "--timeout", "0"],
+        [RUN, "--device", "no_such_device", "--port", "0"],
+    ],
     "models": [["no_such_*"], ["--import", "no_such_module"], ["--import"]],
     "data": [
         ["no_such_data"],
@@ -116,6 +125,7 @@ FAILED = [
     ["predict", RUN, "no_such_image.png"],
     ["explain", RUN, "no_such_image.png"],
     ["explain", "no_such_run", IMAGE],
+    ["serve", "no_such_run", "--port", "0"],
 ]
 
 

@@ -844,6 +844,45 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
+# --------------------------------------------------------------------------------------------------------------- serve
+
+
+@command(
+    "answer requests of other programs, and show where the model looks in a browser",
+    """Opens a page with a list of the images in --images, a viewer that zooms into images of any size, the looks as
+boxes, and sliders that classify anew. Programs use REST: see the page under /docs. The service ends with Ctrl-C, after
+the requests that it has accepted are answered.
+
+  foveal serve runs/demo --images photos/
+  curl -F path=1.png http://127.0.0.1:8000/v1/classify
+  curl -F image=@photo.png -F locations=2 http://127.0.0.1:8000/v1/classify
+
+Only this machine is answered. With another --host, clients send a token: that of the variable FOVEAL_TOKEN, or a new
+one, which is in the address that the command prints. Files outside of --images cannot be read.
+""",
+    {
+        "model": RUN,
+        "images": argument("folder of the images that can be looked at (default: uploads only)", "FOLDER"),
+        "host": argument("address to listen at"),
+        "port": argument("port to listen at; 0 for a free one", type=natural),
+        "batch_size": BATCH_SIZE,
+        "wait": argument("milliseconds that an image waits for others of its batch (default: 5)", "MS", type=float),
+        "queue": argument("classifications that may wait; more are refused"),
+        "timeout": argument("seconds after which a request is refused (default: 60)", "S", type=float),
+        "upload": argument("most megabytes of a request"),
+        "pixels": argument("most megapixels of an uploaded image"),
+        "device": HOW["device"],
+        "precision": HOW["precision"],
+    },
+    calls=("foveal.serve.server.serve",),
+)
+def _serve(args: argparse.Namespace) -> int:
+    from foveal.serve import serve
+
+    serve(**given(args, serve), on_start=lambda address: print(f"foveal: {address}  Ctrl-C ends", flush=True))
+    return 0
+
+
 # -------------------------------------------------------------------------------------------- models, data, cost, table
 
 

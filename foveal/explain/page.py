@@ -319,7 +319,9 @@ def report(
     pictures = glimpse_pictures(classification, views, fill=fill, antialias=antialias)
     looks = list(classification.glimpses)
     top = classification.logits.float().topk(min(SHOWN, classification.logits.shape[-1])).indices.tolist()
-    page = Template(files("foveal.explain").joinpath("report.html").read_text(encoding="utf-8")).substitute(
+    page = Template(_part("report.html")).substitute(
+        style=_part("looks.css"),
+        script=_part("looks.js"),
         name=escape(name),
         label=escape(str(classification.label) or "no label"),
         certainty=f"{'' if classification.task.name == MULTICLASS.name else 'least certain label: '}"
@@ -351,6 +353,10 @@ def report(
 def escape(text: str) -> str:
     """A text for HTML, which cannot turn the direction of the page either."""
     return html.escape(printable(text))
+
+
+def _part(name: str) -> str:
+    return files("foveal.explain").joinpath(name).read_text(encoding="utf-8")
 
 
 def _box(number: int, glimpse: Glimpse, longest: int) -> str:

@@ -93,12 +93,22 @@ class Named(NamedTuple):
     error: str | None = None
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
+    """An open image.
+
+    Attributes:
+        path: path of a file; index of an image in memory.
+        view: the image; None if it cannot be read.
+        error: why it cannot be read.
+        seconds: time to open it.
+        is_file: whether to close it after its batch.
+    """
+
     path: str
     view: View | None
     error: str | None
     seconds: float
-    is_file: bool = False  # a file is closed after its batch
+    is_file: bool = False
 
 
 def find_images(
@@ -268,54 +278,78 @@ def predict_rows(
         return
     if len(named) >= FOLD_FROM:
         predictor = predictor.folded()
-    macs = LookCounter(predictor.model, policy)
+    counter = LookCounter(predictor.model, policy)
+
+    def classify_opened(views: ImageViews, paths: Sequence[str]) -> Classification:
+        views.on_scan = on_scan
+        samples = np.array([zlib.crc32(as_text(path).encode()) for path in paths])
+        # A dense network has one look, which contributes everything; it would also return its maps.
+        adds = not isinstance(predictor.model, WholeImage)
+        return predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=adds)
+
+    def macs(one: Classification, view: View) -> int:
+        spent = looks if until is None else locations_of(one.glimpses, until.locations)
+        return counter(one, view.size, spent, view.mpp)
+
     pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
     try:
-        ahead: list[Future[_Opened]] = [pool.submit(_open, image, predictor, masks) for image in batches[0]]
+        ahead: list[Future[Opened]] = [pool.submit(_open, image, predictor, masks) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
             ahead = [pool.submit(_open, image, predictor, masks) for image in following]
-            good = {place: image for place, image in enumerate(opened) if image.view is not None}
-            results: dict[int, Row] = {}
-            try:
-                if good:
-                    views = ImageViews([image.view for image in good.values() if image.view is not None])
-                    views.on_scan = on_scan
-                    samples = np.array([zlib.crc32(as_text(image.path).encode()) for image in good.values()])
-                    start = time.perf_counter()
-                    # A dense network has one look, which contributes everything; it would also return its maps.
-                    adds = not isinstance(predictor.model, WholeImage)
-                    seen = predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=adds)
-                    seen = Classification.cat([seen])
-                    seen = replace(seen, logits=seen.logits.double())
-                    share = (time.perf_counter() - start) / len(good)
-                    for i, (place, image) in enumerate(good.items()):
-                        if broken := views.errors.get(i):
-                            results[place] = failed_row(image.path, broken)
-                            continue
-                        one = seen[i]
-                        if not bool(one.logits.isfinite().all()):
-                            what = f"{image.path}: the logits of this image are not finite; check its values"
-                            results[place] = failed_row(image.path, what)
-                            continue
-                        spent = looks if until is None else locations_of(one.glimpses, until.locations)
-                        pixels = cast(View, image.view).image
-                        cost = macs(one, views.sizes[i], spent, pixels.mpp)
-                        seconds = image.seconds + share
-                        results[place] = make_row(image.path, one, pixels, top_k=top_k, macs=cost, seconds=seconds)
-            finally:
-                for image in good.values():
-                    if image.view is not None and image.is_file:
-                        image.view.image.close()
-            yield [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
+            yield rows_of(opened, classify_opened, macs, top_k)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> _Opened:
+def rows_of(
+    opened: Sequence[Opened],
+    classify: Callable[[ImageViews, Sequence[str]], Classification],
+    macs: Callable[[Classification, View], int],
+    top_k: int,
+) -> list[Row]:
+    """Classify a batch of open images, and close those of files.
+
+    Args:
+        opened: the images; those with an error get its row.
+        classify: the classification of views, which are given with their paths.
+        macs: multiply-accumulates of the classification of one image.
+        top_k: number of classes listed for each image.
+
+    Returns:
+        A row for each image.
+    """
+    good = {place: image for place, image in enumerate(opened) if image.view is not None}
+    results: dict[int, Row] = {}
+    try:
+        if good:
+            views = ImageViews([image.view for image in good.values() if image.view is not None])
+            start = time.perf_counter()
+            seen = Classification.cat([classify(views, [image.path for image in good.values()])])
+            seen = replace(seen, logits=seen.logits.double())
+            share = (time.perf_counter() - start) / len(good)
+            for i, (place, image) in enumerate(good.items()):
+                if broken := views.errors.get(i):
+                    results[place] = failed_row(image.path, broken)
+                    continue
+                one, view = seen[i], cast(View, image.view)
+                if not bool(one.logits.isfinite().all()):
+                    what = f"{image.path}: the logits of this image are not finite; check its values"
+                    results[place] = failed_row(image.path, what)
+                    continue
+                cost, seconds = macs(one, view), image.seconds + share
+                results[place] = make_row(image.path, one, view.image, top_k=top_k, macs=cost, seconds=seconds)
+    finally:
+        for image in good.values():
+            if image.view is not None and image.is_file:
+                image.view.image.close()
+    return [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
+
+
+def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> Opened:
     path, start = named.path, time.perf_counter()
     if named.error is not None:
-        return _Opened(path, None, named.error, 0.0)
+        return Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
             mask = None if masks is None or not is_path(named.image) else find_mask(masks, path)
@@ -323,8 +357,8 @@ def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> _Open
             view = View(image)
             view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:
-        return _Opened(path, None, str(error), 0.0)
-    return _Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
+        return Opened(path, None, str(error), 0.0)
+    return Opened(path, view, None, time.perf_counter() - start, is_path(named.image))
 
 
 def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, macs: int, seconds: float) -> Row:
