@@ -178,6 +178,24 @@ def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
 
 
+def windows(roots: np.ndarray, starts: np.ndarray, window: float, size: int) -> np.ndarray:
+    """Square windows of looks, row by row.
+
+    Args:
+        roots: (B, 4) boxes of the looks.
+        starts: (side,) first pixel of the windows along an axis of a look.
+        window: their side.
+        size: side of the look.
+
+    Returns:
+        (B, side**2, 4) in full-resolution pixels.
+    """
+    y, x = np.repeat(starts, len(starts)), np.tile(starts, len(starts))
+    inside = np.stack([y, x, y + window, x + window], axis=-1)
+    scale = (roots[:, 2:] - roots[:, :2]) / size
+    return np.tile(roots[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
+
+
 def means(first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
     """(..., length) float32 weights that average a row of ``length`` values from ``first`` (...) to ``last`` (...)."""
     edge = np.arange(length)

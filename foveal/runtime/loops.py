@@ -13,18 +13,26 @@ Example:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
-from foveal.glimpse.grid import Grid, centred_square, enclosing_square, means, outside, whole_image
-from foveal.runtime.answer import Classification, Looks, log_softmax
+from foveal.glimpse.grid import (
+    Grid,
+    means,
+    outside,
+    share_inside,
+    whole_image,
+    windows,
+)
+from foveal.runtime.answer import Looks, log_softmax
 from foveal.runtime.engines import Callables, Engine
 from foveal.runtime.images import ArrayImage, Batch
+from foveal.runtime.looping import Images, Loop
+from foveal.runtime.scanning import ScanLoop
 
 __all__ = ["ArrayImage", "Batch", "Callables", "Loop", "TNetLoop", "WholeLoop", "loop_of"]
 
@@ -32,88 +40,6 @@ NEVER = np.float32(-1e9)
 """Score of a masked cell, as in `foveal.policies`."""
 
 Likelihood = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class Images(Protocol):
-    """A batch of images: `foveal.runtime.images.Batch`, or the views of `foveal.images` as arrays."""
-
-    sizes: np.ndarray
-
-    @property
-    def mpp(self) -> np.ndarray: ...
-
-    def __len__(self) -> int: ...
-
-    def look(
-        self, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int], fill: np.ndarray, antialias: bool
-    ) -> np.ndarray: ...
-
-    def may_look(
-        self, i: int, y: np.ndarray, x: np.ndarray, spacing: float, blank_bytes: int | None = None
-    ) -> np.ndarray | None: ...
-
-    def is_blank(self, i: int, box: np.ndarray, size: tuple[int, int]) -> bool: ...
-
-
-class Loop(ABC):
-    """How a model looks.
-
-    Args:
-        card: the card of the model, see `foveal.runtime.card`.
-        parts: the engine that runs its parts.
-    """
-
-    def __init__(self, card: Mapping[str, Any], parts: Engine) -> None:
-        self.card, self.parts = card, parts
-        self.options: dict[str, Any] = card.get("options", {})
-        self.size: tuple[int, int] = (card["size"][0], card["size"][1])
-        self.fill = np.array(card["mean"], dtype=np.float32)
-
-    def __call__(
-        self,
-        images: Images,
-        locations: tuple[int, ...],
-        policy: str = "greedy",
-        draws: Draws | None = None,
-        contributions: bool = True,
-    ) -> Classification:
-        """Classify images.
-
-        Args:
-            images: the images.
-            locations: looks per grid at each level, as `foveal.runtime.Model.resolve_locations` returns them.
-            policy: how looks are chosen.
-            draws: random numbers for policies that need them; drawn with seed 0 if None.
-            contributions: give the contribution of each look.
-        """
-        draws = draws or Draws(0, 0, np.arange(len(images)))
-        logits, looks = self.look(images, locations, policy, draws, contributions)
-        return Classification(
-            logits,
-            looks,
-            tuple(self.card.get("class_names", ())),
-            self.card.get("task", "multiclass"),
-            tuple((int(i), float(p)) for i, p in self.card.get("thresholds", ())),
-        )
-
-    @abstractmethod
-    def look(
-        self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
-    ) -> tuple[np.ndarray, Looks]:
-        """Logits (B, classes), and the looks."""
-
-    def root(self, sizes: np.ndarray) -> np.ndarray:
-        """Box (B, 4) of the first look."""
-        if self.card["squash"]:
-            return whole_image(sizes)
-        crop = self.card["crop"]
-        return enclosing_square(sizes) if crop is None else centred_square(sizes, crop)
-
-    def see(
-        self, images: Images, which: np.ndarray, boxes: np.ndarray, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        """Pixels (n, C, height, width) of boxes (n, 4), from 0 to 1. The parts normalise them."""
-        return images.look(which, boxes, size or self.size, self.fill, self.card["antialias"])
 
 
 class WholeLoop(Loop):
@@ -248,6 +174,67 @@ class TNetLoop(Loop):
         return np.stack(child, axis=-1).reshape(-1, 3).astype(np.float32)
 
 
+class SaccaderLoop(Loop):
+    """One look, and windows of it one after another; the twin of `foveal.glimpse.saccader.Saccader`."""
+
+    def look(
+        self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
+    ) -> tuple[np.ndarray, Looks]:
+        batch, count, given = len(images), sum(locations), self.options
+        roots = self.root(images.sizes)
+        seen = self.parts("perceive", look=self.see(images, np.arange(batch), roots))
+        places = windows(roots, np.array(given["starts"]), given["window"], self.size[0])
+        share = share_inside(places, images.sizes)
+        barred = share < share.max(1, keepdims=True) / 2 if given["fit_grid"] else outside(places, images.sizes)
+        if count:
+            cells, log_p = self.choose(seen["mixed"], barred.astype(np.float32), policy, count, draws)
+        else:
+            cells, log_p = np.zeros((batch, 0), dtype=int), np.zeros((batch, 0), dtype=np.float32)
+        boxes = np.take_along_axis(places, cells[..., None], axis=1)
+        rows = np.arange(batch)[:, None]
+        if not count:
+            alone = seen["whole"][:, None]
+        elif given["separate"]:
+            looks = self.see(images, np.repeat(rows, count), boxes.reshape(-1, 4), tuple(given["glimpse_size"]))
+            alone = self.parts("glimpse", look=looks)["logits"].reshape(batch, count, -1)
+        else:
+            what = seen["what"][rows, cells]
+            alone = self.parts("read", what=what.reshape(-1, what.shape[2]))["logits"].reshape(batch, count, -1)
+        shares = alone / np.float32(alone.shape[1])
+        if count:  # the first look contributes nothing
+            shares = np.concatenate([np.zeros_like(shares[:, :1]), shares], axis=1)
+        chance = np.concatenate([np.ones((batch, 1)), np.exp(log_p)], axis=1)
+        return alone.mean(1), Looks(
+            image=np.repeat(np.arange(batch), count + 1),
+            box=np.concatenate([roots[:, None], boxes], axis=1).reshape(-1, 4),
+            size=np.tile(np.array([self.size, *[given["glimpse_size"]] * count]), (batch, 1)),
+            level=np.tile([1] + [2] * count, batch),
+            parent=np.tile([-1] + [0] * count, batch),
+            probability=chance.ravel().astype(np.float32),
+            contribution=shares.reshape(-1, shares.shape[2]) if contributions else None,
+        )
+
+    def choose(
+        self, mixed: np.ndarray, barred: np.ndarray, policy: str, count: int, draws: Draws
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, count) cells and their log-probabilities."""
+        n = mixed.shape[1]
+        if policy not in ("greedy", "sampled"):
+            scores = np.where(barred > 0, NEVER, np.float32(0))
+            noise = draws.gumbel("saccades ", n).astype(np.float32) if policy in DRAWN else None
+            cells = choose(policy, scores, count, noise)
+            return cells, LIKELIHOODS[policy](scores, cells)
+        noise = draws.gumbel("saccades ", count, n).astype(np.float32) if policy == "sampled" else None
+        cells, chosen = [], []
+        for t in range(count):
+            log_p = self.parts("score", mixed=mixed, barred=barred)["log_p"]
+            cells.append((log_p if noise is None else log_p + noise[:, t]).argmax(-1)[:, None])
+            chosen.append(np.take_along_axis(log_p, cells[-1], -1))
+            barred = barred.copy()
+            np.put_along_axis(barred, cells[-1], np.float32(2), 1)  # more than cells outside the image
+        return np.concatenate(cells, 1), np.concatenate(chosen, 1)
+
+
 def _scatter(values: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """Values of the looks taken, at the places (B, n) of all looks; 0 for the others."""
     if taken.all():
@@ -320,7 +307,7 @@ def _certain(log_p: np.ndarray, cells: np.ndarray) -> np.ndarray:
 LIKELIHOODS: dict[str, Likelihood] = {"random": _uniform, "centre": _certain, "exhaustive": _certain}
 """Log-probability of the choices of policies that have one of their own."""
 
-_LOOPS: dict[str, type[Loop]] = {"whole": WholeLoop, "tnet": TNetLoop}
+_LOOPS: dict[str, type[Loop]] = {"whole": WholeLoop, "tnet": TNetLoop, "saccader": SaccaderLoop, "scan": ScanLoop}
 
 
 def loop_of(card: Mapping[str, Any], parts: Engine) -> Loop:
