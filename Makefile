@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-EXTRAS := demo,log,cam,vips,openslide,geo,dev
+EXTRAS := demo,log,cam,vips,openslide,geo,int8,dev
 RUN    := runs/demo
 
 .PHONY: setup demo docs test slow torture lint format

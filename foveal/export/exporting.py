@@ -234,10 +234,13 @@ def _described(part: Part) -> dict[str, Any]:
     }
 
 
+METRICS = ("accuracy", "interval", "images", "monitor", "monitored", "commonest", "commonest_share", "step")
+"""Values of the outcome of training that a card holds, see `foveal.training.TrainingSummary`."""
+
+
 def _metrics(run: Run) -> dict[str, Any]:
-    """Numbers of the outcome of training."""
-    summary = run.summary or {}
-    return {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+    """The outcome of training, on validation images."""
+    return {key: value for key, value in (run.summary or {}).items() if key in METRICS and value is not None}
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

@@ -144,6 +144,7 @@ class GlimpseClassifier(nn.Module, ABC):
         most_levels: maximum number of levels with locations; None for any number.
         most_cells: number of cells of each grid; None for any number of locations.
         searches: whether the model looks inside the masks of images only.
+        not_exported: why `parts` fails, as the end of a sentence, for models that do not define it.
         objective: class of the default objective.
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
@@ -161,6 +162,7 @@ class GlimpseClassifier(nn.Module, ABC):
     usual_policy: str = GREEDY.name
     most_levels: int | None = 1
     searches: ClassVar[bool] = False
+    not_exported: ClassVar[str] = "it defines no `parts`; use the model itself"
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     unused_weights: tuple[str, ...] = ()
@@ -248,7 +250,7 @@ class GlimpseClassifier(nn.Module, ABC):
         Raises:
             ConfigError: the model cannot be exported.
         """
-        raise ConfigError(f"model {type(self).__name__}: cannot be exported, because it defines no `parts`; use torch")
+        raise ConfigError(f"model {type(self).__name__}: cannot be exported, because {self.not_exported}")
 
     def example_looks(self, size: tuple[int, int] | None = None) -> Tensor:
         """Two looks (2, C, height, width) in [0, 1], as examples of inputs of parts."""

@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from foveal.draws import Draws
-from foveal.errors import ConfigError, ImageError
+from foveal.errors import ConfigError, ImageError, RunError
 from foveal.runtime.answer import Classification, Looks
-from foveal.runtime.card import check_files, is_exported, read_card
+from foveal.runtime.card import CARD, check_files, is_exported, read_card
 from foveal.runtime.engines import ENGINES, Engine, Files
 from foveal.runtime.images import ArrayImage, Batch, Source, as_source, squashed
-from foveal.runtime.loops import Loop, check_locations, loop_of
+from foveal.runtime.looping import Loop
+from foveal.runtime.loops import check_locations, loop_of
 
 __all__ = [
     "ENGINES",
@@ -125,6 +126,11 @@ class Model:
         for first in range(0, len(several), batch_size):
             some = several[first : first + batch_size]
             batch = Batch([self.open(image, f"[{first + i}]") for i, image in enumerate(some)])
+            for i in self.loop.without_scale(batch):
+                raise ImageError(
+                    f"[{first + i}]: the image has no pixel size, which this model needs; give an image with `mpp`, in "
+                    "µm per pixel"
+                )
             parts.append(self.loop(batch, looks, policy, Draws(seed, 0, first + np.arange(len(batch)))))
         return _joined(parts)
 
@@ -158,4 +164,12 @@ def load(folder: str | os.PathLike[str], *, engine: str | None = None, threads: 
     place = Path(folder)
     card = read_card(place)
     check_files(place, card["parts"])
-    return Model(card, Files(place, card, engine, threads))
+    try:
+        model = Model(card, Files(place, card, engine, threads))
+        missing = [name for name in model.loop.needs() if name not in card["parts"]]
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RunError(f"{place / CARD}: has wrong `options` ({reason}); export the model again") from error
+    if missing:
+        raise RunError(f"{place / CARD}: has no part {missing[0]}, which the model needs; export the model again")
+    return model

@@ -128,6 +128,9 @@ class Exported(GlimpseClassifier):
     def classify(
         self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
+        for i in self.exported.loop.without_scale(ViewImages(views)).tolist():
+            problem = "has no pixel size, which this model needs; give a file with one, or use another model"
+            views.errors.setdefault(i, f"{views.name(i)}: {problem}")
         answer = self.exported.loop(ViewImages(views), locations, str(policy), draws, contributions)
         return answer_of(answer, views.bytes_read, self.task)
 

@@ -25,7 +25,10 @@ from foveal.strict import ContentError, read_json
 
 CARD = "export.json"
 VERSION = 1
-LOOPS = ("whole", "tnet", "saccader", "scan", "tiles", "recurrent")
+LOOPS = ("whole", "tnet", "saccader", "scan")
+
+MOST_BYTES = 2**30
+"""Limit of the size of one look, in float32."""
 
 _Count = Annotated[int, range(1, 1_000_001)]
 
@@ -52,7 +55,7 @@ class Card(TypedDict, total=False):
         version: version of the format of the card.
         foveal: version of foveal that wrote it.
         format, precision: of the parts.
-        loop: how the parts are used, one of `LOOPS`; ``options`` are its constants.
+        loop: how the parts are used, one of `LOOPS`; ``options`` are its constants, such as the grid.
         model: name and options of the model.
         class_names, num_classes, task, thresholds: what logits mean.
         locations, policy: looks per grid at each level, and how they are chosen, unless others are asked for.
@@ -60,7 +63,6 @@ class Card(TypedDict, total=False):
         channels, size, value_range, image_size, shorter_side, squash, antialias, crop: how looks are read.
         mean, std: normalisation, which is inside the parts. A look outside the image has the value ``mean``.
         resampling: the rule, in words.
-        levels: pixels of the image per pixel of a look, of a square image, at each level.
         about: what the model was made from; ``licence`` of the weights; ``metrics`` of the run; ``parity`` with the
             model that was exported.
     """
@@ -142,6 +144,8 @@ def card_error(card: Any) -> str | None:
         return f"class_names: are {len(card['class_names'])} for {card['num_classes']} classes"
     if any(not 0 <= index < card["num_classes"] for index, _ in card["thresholds"]):
         return "thresholds: name a class that is not there"
+    if card["size"][0] * card["size"][1] * card["channels"] * 4 > MOST_BYTES:
+        return f"size: a look would need more than {MOST_BYTES:,} bytes"
     names = [name for part in card["parts"].values() for name in part["files"]]
     if not card["parts"] or not all(part["files"] for part in card["parts"].values()):
         return "parts: there are none, or one has no file"

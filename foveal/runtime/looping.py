@@ -46,7 +46,12 @@ class Loop(ABC):
     Args:
         card: the card of the model, see `foveal.runtime.card`.
         parts: the engine that runs its parts.
+
+    Attributes:
+        region_mpp: µm per pixel of the closest looks, for models that need the pixel size of images; else None.
     """
+
+    region_mpp: float | None = None
 
     def __init__(self, card: Mapping[str, Any], parts: Engine) -> None:
         self.card, self.parts = card, parts
@@ -80,6 +85,14 @@ class Loop(ABC):
             self.card.get("task", "multiclass"),
             tuple((int(i), float(p)) for i, p in self.card.get("thresholds", ())),
         )
+
+    @abstractmethod
+    def needs(self) -> list[str]:
+        """Names of the parts that the loop uses."""
+
+    def without_scale(self, images: Images) -> np.ndarray:
+        """Indices of images whose pixel size is not known, although the model needs it."""
+        return np.flatnonzero(np.isnan(images.mpp) & (self.region_mpp is not None))
 
     @abstractmethod
     def look(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from foveal.draws import Draws
-from foveal.errors import ConfigError, ImageError
+from foveal.errors import ConfigError
 from foveal.glimpse.grid import (
     Grid,
     means,
@@ -44,6 +44,9 @@ Likelihood = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 class WholeLoop(Loop):
     """A dense network: one look at the whole image; the twin of `foveal.glimpse.base.WholeImage`."""
+
+    def needs(self) -> list[str]:
+        return ["network"]
 
     def look(
         self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
@@ -76,6 +79,9 @@ class TNetLoop(Loop):
         first = np.arange(self.grid.side) * (1 - self.grid.region) / (self.grid.side - 1) * self.map_side
         self.square = means(first, first + self.grid.region * self.map_side, self.map_side)
 
+    def needs(self) -> list[str]:
+        return [*(f"look{i + 1}" for i in range(self.networks)), *["weigh"] * self.options["weighting"]]
+
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes) if self.fits else super().root(sizes)
 
@@ -83,8 +89,6 @@ class TNetLoop(Loop):
         self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
     ) -> tuple[np.ndarray, Looks]:
         count, most = len(images), self.grid.cells
-        if self.region_mpp is not None and np.isnan(images.mpp).any():
-            raise ImageError("an image has no pixel size, which this model needs; give its mpp, in µm per pixel")
         boxes, taken = self.root(images.sizes)[:, None], np.ones((count, 1), dtype=bool)
         position = np.zeros((count, 3), dtype=np.float32)
         parent, own, level = np.array([-1]), np.zeros(1, dtype=int), np.array([1])
@@ -177,6 +181,9 @@ class TNetLoop(Loop):
 class SaccaderLoop(Loop):
     """One look, and windows of it one after another; the twin of `foveal.glimpse.saccader.Saccader`."""
 
+    def needs(self) -> list[str]:
+        return ["perceive", "score", "glimpse" if self.options["separate"] else "read"]
+
     def look(
         self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
     ) -> tuple[np.ndarray, Looks]:
@@ -225,14 +232,14 @@ class SaccaderLoop(Loop):
             cells = choose(policy, scores, count, noise)
             return cells, LIKELIHOODS[policy](scores, cells)
         noise = draws.gumbel("saccades ", count, n).astype(np.float32) if policy == "sampled" else None
-        cells, chosen = [], []
+        steps, chances = [], []
         for t in range(count):
             log_p = self.parts("score", mixed=mixed, barred=barred)["log_p"]
-            cells.append((log_p if noise is None else log_p + noise[:, t]).argmax(-1)[:, None])
-            chosen.append(np.take_along_axis(log_p, cells[-1], -1))
+            steps.append((log_p if noise is None else log_p + noise[:, t]).argmax(-1)[:, None])
+            chances.append(np.take_along_axis(log_p, steps[-1], -1))
             barred = barred.copy()
-            np.put_along_axis(barred, cells[-1], np.float32(2), 1)  # more than cells outside the image
-        return np.concatenate(cells, 1), np.concatenate(chosen, 1)
+            np.put_along_axis(barred, steps[-1], np.float32(2), 1)  # more than cells outside the image
+        return np.concatenate(steps, 1), np.concatenate(chances, 1)
 
 
 def _scatter(values: np.ndarray, taken: np.ndarray) -> np.ndarray:

@@ -79,6 +79,9 @@ class ScanLoop(Loop):
         self.scale, self.radius, self.heads = (self.options[key] for key in ("scale", "radius", "heads"))
         self.std = np.array(card["std"], dtype=np.float32)
 
+    def needs(self) -> list[str]:
+        return ["scout", "place", "reader"]
+
     def root(self, sizes: np.ndarray) -> np.ndarray:
         return whole_image(sizes)
 

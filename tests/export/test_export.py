@@ -12,10 +12,17 @@ import torch
 
 import foveal
 from foveal import runtime
+from foveal.cli import main
 from foveal.errors import ConfigError, RunError
 from foveal.export import export
 from foveal.runs import ModelInfo, save_model
 from foveal.runtime.card import CARD, sha256
+
+SMALL = {
+    "tnet": {"backbone": "test_efficientnet", "base_size": 32},
+    "saccader": {"backbone": "bagnet77_lowd", "image_size": 96},
+}
+"""Options that make models of a name small; presets of the published ones keep theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +162,8 @@ def changed(folder, to, **values):
         ({"loop": "other"}, "loop"),
         ({"mean": [0.5]}, "have not one value"),
         ({"class_names": ["ant"]}, "are 1 for 3 classes"),
+        ({"size": [10**6, 10**6]}, "would need more than"),
+        ({"options": {}}, "has wrong `options`"),
         ({"parts": {"look1": {"files": {"../x.onnx": ""}, "inputs": {}, "outputs": {}, "macs": 0}}}, "not the name"),
     ],
 )
@@ -212,3 +221,58 @@ def test_locations_and_images_that_do_not_fit(onnx):
         model.classify("missing.png")
     with pytest.raises(foveal.FovealError, match=r"shape \(40, 40, 2\)"):
         model.classify(image[..., :2])
+
+
+@pytest.mark.slow
+def test_every_registered_model_is_exported_or_says_why():
+    whys = set()
+    for name in foveal.MODELS.names():
+        kind = foveal.MODELS.get(name)
+        model = foveal.create_classifier(name, num_classes=2, **SMALL.get(name.partition(".")[0], {}))
+        try:
+            parts = model.parts()
+            assert parts.parts and set(json.loads(json.dumps(parts.options))) == set(parts.options), kind
+        except ConfigError as error:
+            assert str(error).count(".") <= 2 and "cannot be exported, because" in str(error)
+            whys.add(name.partition(".")[0])
+    assert whys == {"ram", "dram", "ips", "mil"}
+
+
+def test_models_that_cannot_be_exported_say_why(tmp_path):
+    for name in ("ram", "mil"):
+        with pytest.raises(ConfigError, match=r"cannot be exported, because foveal\.runtime has no loop"):
+            export(foveal.create_classifier(name, num_classes=2), out=tmp_path / "exported")
+    with pytest.raises(ConfigError, match="is exported already"):
+        foveal.load(
+            export(
+                foveal.create_classifier("test_resnet", num_classes=2, image_size=32),
+                format="torch",
+                out=tmp_path / "dense",
+            )
+        ).parts()
+
+
+def test_the_command(run, onnx, tmp_path, capsys):
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    told = []
+    for model, engine in ((run, []), (run, ["--engine", "onnx"]), (onnx, []), (onnx, ["--engine", "openvino"])):
+        assert main(["predict", str(model), str(tmp_path / "a.png"), *engine, "--quiet"]) == 0
+        told.append(capsys.readouterr().out)
+    assert len(set(told)) == 1 and "\t" in told[0]
+    assert main(["predict", str(onnx), str(tmp_path / "broken.png")]) == 1
+    assert main(["explain", str(onnx), str(tmp_path / "a.png"), "--out", str(tmp_path / "page.html"), "--quiet"]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    capsys.readouterr()
+    for words, problem in (
+        (["predict", str(onnx), "a.png", "--engine", "torch"], "does not run"),
+        (["evaluate", str(onnx)], "is an exported model, not a run folder"),
+        (["predict", str(onnx), str(tmp_path / "a.png"), "--budget", "2locations"], "is an exported model"),
+        (["export", str(run)], "is there already"),
+        (["export", str(onnx)], "is an exported model"),
+        (["export", str(tmp_path)], "config.json"),
+    ):
+        assert main(words) in (1, 2), words
+        assert problem in capsys.readouterr().err, words
