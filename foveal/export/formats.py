@@ -59,7 +59,9 @@ def write(
     if format == "torch":
         if precision == "fp16":
             network = _Half(network)
-        torch.export.save(_program(network, part, file), file)
+        program = _program(network, part, file)
+        with _quiet():
+            torch.export.save(program, file)
         return [file]
     graph = _onnx(network, part, file)
     if format == "onnx":
