@@ -2,16 +2,16 @@
 
 Trains iterative patch selection, attention pooling over all tiles, and a small convolutional network on whole canvases
 at a quarter of their size and at full size, from random weights on one thread. Each has a fixed number of updates: as
-many as take about 1,400 (iterative patch selection) or 300 seconds of processor time, by a short trial. Iterative patch
-selection encodes tiles of one value once while scanning (``reuse_blank``), which changes nothing but the time. Measures
-on test canvases: accuracy; the share of digits of which at least half are in a tile that was kept; and milliseconds,
-multiply-accumulates and bytes of one image. Finished runs and existing results are kept; costs are measured in
-alternation, with random weights.
+many as take about the processor time of the scan on this task, 570 seconds with one digit and 690 with five, by a short
+trial. Iterative patch selection encodes tiles of one value once while scanning (``reuse_blank``), which changes nothing
+but the time. Measures on test canvases: accuracy; the share of digits of which at least half are in a tile that was
+kept; and milliseconds, multiply-accumulates and bytes of one image. Finished runs and existing results are kept; costs
+are measured in alternation, with random weights.
 
 With ``--authors``, a folder with the code of github.com/benbergner/ips, also measures how long an update of that code
 takes on the same canvases, by its own ``train_one_epoch``.
 
-    python benchmarks/peers.py --root data --authors ips --out benchmarks/results/peers.json
+    python benchmarks/peers.py --root data --precision bf16 --authors ips --out benchmarks/results/peers.json
     python benchmarks/peers.py --root data --contenders --authors ips --out benchmarks/results/peers.json  # costs alone
 """
 
@@ -48,34 +48,39 @@ class Contender(NamedTuple):
     Attributes:
         recipe: recipe, with a place for the task.
         model: options of the model that differ from the recipe.
-        updates: number of updates.
-        warmup: updates of them with a rising learning rate.
+        updates: number of updates, by the task.
         batch_size: images of an update.
     """
 
     recipe: str
     model: dict[str, Any]
-    updates: int
-    warmup: int
+    updates: dict[str, int]
     batch_size: int
 
 
 CONTENDERS = {
-    # The share of the warm-up is that published for iterative patch selection, 10 of 150 epochs.
-    "ips.reference": Contender("megapixel/ips_{}_1500", {"reuse_blank": True}, 140, 9, 16),
-    "mil": Contender("megapixel/mil_one_1500", {}, 65, 4, 8),
-    "dense, a quarter": Contender("megapixel/mil_one_1500", {**DENSE, "image_size": 375}, 165, 11, 16),
-    "dense, full size": Contender("megapixel/mil_one_1500", {**DENSE, "image_size": 1500}, 80, 5, 2),
+    "ips.reference": Contender("megapixel/ips_{}_1500", {"reuse_blank": True}, {"one": 80, "majority": 98}, 16),
+    "mil": Contender("megapixel/mil_one_1500", {}, {"one": 148, "majority": 180}, 8),
+    "dense, a quarter": Contender(
+        "megapixel/mil_one_1500", {**DENSE, "image_size": 375}, {"one": 530, "majority": 640}, 16
+    ),
+    "dense, full size": Contender(
+        "megapixel/mil_one_1500", {**DENSE, "image_size": 1500}, {"one": 215, "majority": 260}, 2
+    ),
 }
+WARMUP = 10 / 150
+"""Share of the updates with a rising learning rate; published for iterative patch selection."""
 
 
-def fit(name: str, task: str, seed: int, root: str, folder: Path) -> Path:
+def fit(name: str, task: str, seed: int, root: str, folder: Path, precision: str) -> Path:
     """Train a run unless it is finished. Its processor time is stored in the run folder."""
     one, out = CONTENDERS[name], folder / f"{name.replace(', ', '_').replace(' ', '_')}_{task}_{seed}"
     if (out / WEIGHTS).is_file() and (out / "processor_seconds").is_file():
         return out
-    flags = f"--data.root {root} --data.task {task} --data.val 20 --data.test 0 --seed {seed} --steps {one.updates}"
-    flags += f" --optimiser.warmup {one.warmup} --batch_size {one.batch_size} --log-every 5 --workers 0 --device cpu"
+    steps = one.updates[task]
+    flags = f"--data.root {root} --data.task {task} --data.val 20 --data.test 0 --seed {seed} --steps {steps}"
+    flags += f" --optimiser.warmup {round(WARMUP * steps)} --batch_size {one.batch_size} --log-every 5 --workers 0"
+    flags += f" --device cpu --precision {precision}"
     for key, value in one.model.items():
         flags += f" --model {value}" if key == "name" else f" --model.{key} {json.dumps(value)}"
     command = [sys.executable, "-m", "foveal", "fit", one.recipe.format(task), *flags.split()]
@@ -197,6 +202,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["one"])
     parser.add_argument("--contenders", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="32", help="of training; bf16 halves its time on some processors")
     parser.add_argument("--images", type=int, default=1000, help="test canvases")
     parser.add_argument("--authors", help="folder with the authors' code of iterative patch selection")
     parser.add_argument("--out")
@@ -208,7 +214,7 @@ def main() -> None:
     for task in args.tasks:
         for name in args.contenders:
             if (name, task, args.seed) not in kept:
-                run = fit(name, task, args.seed, args.root, args.folder)
+                run = fit(name, task, args.seed, args.root, args.folder, args.precision)
                 rows.append(row_of(name, task, args.seed, run, args.root, args.images))
                 write(args.out, found, seed=args.seed)
     if args.authors and "authors" not in found:

@@ -200,7 +200,7 @@ SOFT = {
     "attention, gate": "attention, `gate`, closed at the start",
 }
 
-SOFT_OTHERS = ("SE", "CBAM", "ExpAtt")
+SOFT_OTHERS = ("SE", "CBAM", "ExpAtt", "ExpAtt, radius 0.03", "ExpAtt, ratio 0.25", "ExpAtt, narrowed control")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile for means of so many values
 
 

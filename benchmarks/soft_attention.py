@@ -45,6 +45,9 @@ CONTENDERS = {
     "SE": ["se_resnet20"],
     "CBAM": ["cbam_resnet20"],
     "ExpAtt": ["expatt_resnet20"],
+    "ExpAtt, radius 0.03": ["expatt_resnet20", "--model.conv_options.radius_init", "0.03"],
+    "ExpAtt, ratio 0.25": ["expatt_resnet20", "--model.conv_options.ratio", "0.25"],
+    "ExpAtt, narrowed control": ["expatt_resnet20", "--model.conv", "narrow"],
 }
 SLOWER = 0.2  # factor on the learning rate of "slower" contenders
 
