@@ -33,7 +33,7 @@ from foveal.models import create_classifier
 from foveal.prediction import Predictor, count_cost
 
 LOCATIONS = (2, 1)
-PRECISIONS = {"tnet": ("fp32", "int8"), "dense": ("fp32",)}
+MODELS = ("tnet-fp32", "tnet-int8", "dense-fp32")
 
 
 def classifier(kind: str, side: int) -> GlimpseClassifier:
@@ -53,18 +53,17 @@ def exported(folder: Path, kind: str, side: int, precision: str) -> Path:
     return place
 
 
-def contenders(folder: Path, side: int, threads: int) -> dict[str, Callable[[], object]]:
+def contenders(folder: Path, side: int, threads: int, wanted: Sequence[str]) -> dict[str, Callable[[], object]]:
     """Functions that classify one image of noise."""
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     tasks: dict[str, Callable[[], object]] = {}
-    for kind in ("tnet", "dense"):
-        if kind == "tnet":
-            eager = Predictor(classifier(kind, side)).folded()
-            tasks["tnet, torch"] = lambda eager=eager: eager.classify(image)
-        for precision in PRECISIONS[kind]:
-            for engine in ("onnx", "openvino"):
-                model = runtime.load(exported(folder, kind, side, precision), engine=engine, threads=threads)
-                tasks[f"{kind}, {engine} {precision}"] = lambda model=model: model.classify(image)
+    eager = Predictor(classifier("tnet", side)).folded()
+    tasks["tnet, torch"] = lambda: eager.classify(image)
+    for name in wanted:
+        kind, precision = name.split("-")
+        for engine in ("onnx", "openvino"):
+            model = runtime.load(exported(folder, kind, side, precision), engine=engine, threads=threads)
+            tasks[f"{kind}, {engine} {precision}"] = lambda model=model: model.classify(image)
     return tasks
 
 
@@ -85,13 +84,13 @@ def in_turn(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def compare(folder: Path, side: int, seconds: float, threads: int) -> dict[str, Any]:
+def compare(folder: Path, side: int, seconds: float, threads: int, wanted: Sequence[str]) -> dict[str, Any]:
     """Times of all contenders for images of one side, and ratios."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    times = in_turn(contenders(folder, side, threads), clock, seconds)
-    macs = {kind: count_cost(classifier(kind, side), side).macs for kind in ("tnet",)}
-    macs["dense"] = count_cost(create_classifier("efficientnet_b0", num_classes=45).network, side).macs
-    names = {kind: [name for name in times if name.startswith(f"{kind}, ")] for kind in PRECISIONS}
+    times = in_turn(contenders(folder, side, threads, wanted), clock, seconds)
+    dense = create_classifier("efficientnet_b0", num_classes=45).dense()
+    macs = {"tnet": count_cost(classifier("tnet", side), side).macs, "dense": count_cost(dense, side).macs}
+    looking = [name for name in times if name.startswith("tnet, ") and name != "tnet, torch"]
     return {
         "side": side,
         "threads": threads,
@@ -100,10 +99,10 @@ def compare(folder: Path, side: int, seconds: float, threads: int) -> dict[str, 
         "promise": macs["dense"] / macs["tnet"],
         "milliseconds": {name: milliseconds(each) for name, each in times.items()},
         "fastest": {name: round(1e3 * float(each.min()), 3) for name, each in times.items()},
-        "than_torch": {name: ratio(times["tnet, torch"], times[name]) for name in names["tnet"]},
+        "than_torch": {name: ratio(times["tnet, torch"], times[name]) for name in looking},
         "than_dense": {
             name: ratio(times[name.replace("tnet", "dense")], times[name])
-            for name in names["tnet"]
+            for name in looking
             if name.replace("tnet", "dense") in times
         },
     }
@@ -113,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where exported models are, or go")
     parser.add_argument("--sides", type=int, nargs="+", default=[896, 1792])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--seconds", type=float, default=60, help="of each side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", default=None)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for threads, side in itertools.product(args.threads, args.sides):
         torch.set_num_threads(threads)
-        rows.append(compare(args.folder, side, args.seconds, threads))
+        rows.append(compare(args.folder, side, args.seconds, threads, args.models))
         print(rows[-1], flush=True)
         write(args.out, {"packages": packages, "rows": rows})
 
