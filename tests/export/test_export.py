@@ -270,3 +270,16 @@ def test_the_command(run, onnx, tmp_path, capsys):
     ):
         assert main(words) in (1, 2), words
         assert problem in capsys.readouterr().err, words
+
+
+@pytest.mark.slow
+def test_int8_and_fp16(run, onnx, images, tmp_path):
+    expected = foveal.classify(run, images)
+    sizes = {"fp32": (onnx / "look1.onnx").stat().st_size}
+    for precision in ("int8", "fp16"):
+        folder = export(run, precision=precision, out=tmp_path / precision, calibration=images)
+        found = runtime.load(folder, threads=1).classify(images)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities.numpy(), atol=0.05)
+        sizes[precision] = (folder / "look1.onnx").stat().st_size
+    assert max(sizes["int8"], sizes["fp16"]) < 0.8 * sizes["fp32"]
+    assert b"QuantizeLinear" in (tmp_path / "int8" / "look1.onnx").read_bytes()
