@@ -962,6 +962,32 @@ def photographs_comparison(record: Any) -> Iterator[Row]:
         yield name, f"{100 * point['accuracy']:.1f} ({low} to {high})", gap, *said, *map(number, costs)
 
 
+@table("export", "export.json")
+def exported(record: Any) -> Iterator[Row]:
+    yield (
+        "image, px",
+        "threads and clock",
+        "what runs TNet",
+        "ms",
+        "times as fast as torch",
+        "times as fast as the dense network, exported too",
+        "by MACs",
+    )
+    for row in record["results"]["rows"]:
+        for name, spent in row["milliseconds"].items():
+            if name.startswith("tnet, "):
+                than_torch, than_dense = (row[key].get(name) for key in ("than_torch", "than_dense"))
+                yield (
+                    f"{row['side']:,}",
+                    f"{row['threads']}, {row['clock']}",
+                    name.removeprefix("tnet, "),
+                    number(spent),
+                    ratio(than_torch) if than_torch else "1",
+                    ratio(than_dense) if than_dense else "",
+                    number(row["promise"]),
+                )
+
+
 SHAPES = {
     "square": "square: everything in the square around the image",
     "letterbox": "letterbox: first look as before, cells inside the image",

@@ -44,3 +44,9 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 MEASURES = ("none", "quick", "full")
 """How thoroughly an evaluation takes times, see `foveal.evaluation.measure_locations`."""
+
+EXPORT_FORMATS = ("torch", "onnx", "openvino")
+"""Formats of exported models, and the engines that run them, see `foveal.export` and `foveal.runtime`."""
+
+EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
+"""Precisions of the weights of exported models."""

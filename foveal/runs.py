@@ -45,6 +45,7 @@ from foveal.model_options import check_options
 from foveal.models import as_classifier, constructor, create_classifier, unpickled, without_warnings
 from foveal.policies import GREEDY
 from foveal.registry import UnknownName, imported, made_with
+from foveal.runtime.card import is_exported
 from foveal.stored import (
     card_error,
     check_normalisation,
@@ -223,10 +224,25 @@ def load(
     device: str | torch.device = "cpu",
     which: Which = "best",
     model: nn.Module | None = None,
+    engine: str | None = None,
 ) -> GlimpseClassifier:
-    """The trained model of a run folder, or of any folder with ``model.safetensors`` and ``config.json``; see
-    `Run.load_model`. ``hf-hub:owner/name`` is a repository of the Hugging Face Hub, of which no code is run.
+    """The trained model of a run folder, of any folder with ``model.safetensors`` and ``config.json``, or of one that
+    `foveal.export.export` wrote.
+
+    Args:
+        path: the folder; ``hf-hub:owner/name`` is a repository of the Hugging Face Hub, of which no code is run.
+        device, which, model: for run folders, see `Run.load_model`.
+        engine: for exported models, one of `foveal.runtime.ENGINES`; that of the format if None.
+
+    Raises:
+        ConfigError, RunError: see `Run.load_model` and `foveal.runtime.load`.
     """
+    if is_exported(path):
+        from foveal.runtime.adapter import load_exported
+
+        return load_exported(path, engine)
+    if engine is not None:
+        raise ConfigError(f"`engine` {engine}: is for exported models, and {path} is none; export it first")
     return Run(path).load_model(device=device, which=which, model=model)
 
 
@@ -249,6 +265,8 @@ class Run:
             raise RunError(f"{path}: there is no such run folder; check the path, or make it by foveal fit")
         if not self.path.is_dir():
             raise RunError(f"{path}: is a file, not a run folder; give the folder it is in")
+        if is_exported(self.path):
+            raise RunError(f"{path}: is an exported model, not a run folder; give the run that it was made from")
         if not (self.path / CARD).is_file():
             raise RunError(
                 f"{path}: has no {CARD}, so it is no run folder or was never finished; give another folder or train "

@@ -55,6 +55,7 @@ def test_version_and_help(capsys):
         "faithfulness",
         "faithful",
         "predict",
+        "export",
         "explain",
         "models",
         "data",

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import foveal
+import foveal.runtime
 from foveal.cli import main
 from foveal.cli.commands import COMMANDS
 from foveal.data import DATA_SETS
@@ -190,7 +191,7 @@ def test_the_other_guides_do_what_they_say(reader):
     write_images("photos", CLASSES)
     write_images("images", ("001a", "001b", "002a", "003a", "004a"))
     write_images("slides", CLASSES, side=256, suffix=".tif")
-    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting"):
+    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting", "export"):
         reader.follow(DOCS / "guides" / f"{name}.md")
     assert any("region_mpp" in command for command in reader.commands)
 
@@ -254,7 +255,9 @@ def test_every_page_is_in_the_navigation_once():
 
 def test_every_public_name_is_in_the_reference_once():
     shown = [name for page in (DOCS / "api").glob("*.md") for name in re.findall("^::: (.+)$", page.read_text(), re.M)]
-    assert sorted(shown) == sorted(f"foveal.{name}" for name in dir(foveal) if name != "__version__")
+    own = [f"foveal.{name}" for name in dir(foveal) if name != "__version__"]
+    without_torch = [f"foveal.runtime.{name}" for name in foveal.runtime.__all__]
+    assert sorted(shown) == sorted([*own, *without_torch, "foveal.export.export"])
 
 
 def test_the_page_of_commands_has_a_row_for_each():

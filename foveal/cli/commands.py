@@ -18,7 +18,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.choices import FORMATS, MEASURES, METRIC_NAMES, POLICY_NAMES, PRECISIONS, SACCADER_POLICY_NAMES, SPLITS
+from foveal.choices import (
+    EXPORT_FORMATS,
+    EXPORT_PRECISIONS,
+    FORMATS,
+    MEASURES,
+    METRIC_NAMES,
+    POLICY_NAMES,
+    PRECISIONS,
+    SACCADER_POLICY_NAMES,
+    SPLITS,
+)
 from foveal.cli.arguments import Arguments, Command, argument, given, in_flags, natural, positional, positive, switch
 from foveal.cli.running import (
     data_of,
@@ -597,6 +607,12 @@ Looks as annotations, for QuPath or QGIS:
         ),
         "overwrite": switch("replace the file instead of continuing it"),
         "retry": switch("with --out: predict failed images again"),
+        "engine": argument(
+            "what runs the networks; a run folder is exported first, unless it is torch (default: torch for a run, or "
+            "that of the format of an exported model)",
+            "NAME",
+            choices=EXPORT_FORMATS,
+        ),
         "masks": argument(
             "folder of masks, PNG files named as the images: a scan looks where they are white (default: everywhere)",
             "FOLDER",
@@ -617,6 +633,10 @@ def _predict(args: argparse.Namespace) -> int:
 
     arguments = given(args, predict)
     until = _exit(args) if args.budgets else None
+    if args.engine:
+        from foveal.export import for_engine
+
+        arguments["model"] = for_engine(args.model, args.engine)
     with progress("predicting", args.quiet) as show, ExitStack() as stack:
         folders = ((LooksFolder, args.looks), (HeatmapFolder, args.heatmap))
         done = predict(
@@ -650,8 +670,10 @@ def _note_policy(args: argparse.Namespace) -> None:
     """Say which looks were taken if no policy was asked for and learned looks are worse than random ones."""
     from foveal.policies import GREEDY
     from foveal.runs import Run
+    from foveal.runtime.card import is_exported, read_card
 
-    if args.policy or args.quiet or Run(args.model).card.get("policy", GREEDY.name) == GREEDY.name:
+    card = read_card(args.model) if is_exported(args.model) else Run(args.model).card
+    if args.policy or args.quiet or card.get("policy", GREEDY.name) == GREEDY.name:
         return
     why = "fit found learned looks worse on validation images"
     note = f"looks were random, because {why}; --policy greedy takes learned ones"
@@ -703,6 +725,48 @@ def _exit(args: argparse.Namespace) -> Exit:
             when = f"looking stops at a probability of {100 * known.threshold:.1f} %, or {most_looks}"
         print(f"foveal: {args.budgets}: {when}", file=sys.stderr)
     return known
+
+
+@command(
+    "write a model for ONNX Runtime, OpenVINO or torch.export",
+    """Writes a folder with the networks of the model, and export.json, which says how they are used. foveal predict
+and foveal explain take it like a run folder. foveal.runtime runs it without torch.
+
+  foveal export runs/demo
+  foveal export runs/demo --format openvino --out demo-openvino
+  foveal export runs/demo --precision int8 --calibration photos/
+  foveal predict runs/demo/exported/onnx-fp32 photos/
+  foveal predict runs/demo photos/ --engine onnx  export, then predict
+""",
+    {
+        "model": RUN,
+        "format": argument("file format of the networks", choices=EXPORT_FORMATS),
+        "precision": argument("numerical precision of the weights", choices=EXPORT_PRECISIONS),
+        "out": argument("folder to write (default: RUN/exported/FORMAT-PRECISION)", "FOLDER"),
+        "calibration": argument(
+            "for int8: files, folders and patterns of images like those of training (default: training images of the "
+            "run)",
+            "IMAGES",
+            nargs="+",
+        ),
+        "images": argument("for int8: largest number of images", "N"),
+        "licence": argument("licence of the weights, for export.json", "NAME"),
+        "overwrite": switch("replace an exported model that is there"),
+    },
+    calls=("foveal.export.exporting.export",),
+    reads=False,
+)
+def _export(args: argparse.Namespace) -> int:
+    from foveal.export import export as write
+    from foveal.runs import Run
+
+    arguments = given(args, write)
+    if args.precision == "int8" and not args.calibration:
+        arguments["calibration"] = data_of(Run(args.model), [])
+    folder = write(**arguments)
+    if not args.quiet:
+        print(f"{folder}: written")
+    return 0
 
 
 @command(

@@ -16,6 +16,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, cast
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
+from foveal.glimpse.grid import centred_square, enclosing_square, whole_image
 from foveal.glimpse.networks import channels_last, check_look
 from foveal.host import check_memory
 from foveal.images.views import Look, Views, as_views
@@ -41,25 +43,59 @@ Walk = Generator[tuple[np.ndarray, Tensor], np.ndarray, Classification]
 """See `GlimpseClassifier.walk`."""
 
 
-def enclosing_square(sizes: np.ndarray) -> np.ndarray:
-    """Centred square around each image, at whole pixels: sizes (B, 2) to boxes (B, 4)."""
-    sizes = np.asarray(sizes, dtype=np.float64)
-    side = sizes.max(1, keepdims=True)
-    first = np.floor((sizes - side) / 2)
-    return np.concatenate([first, first + side], axis=1)
+@dataclass(frozen=True)
+class Part:
+    """A network of a model, as it is exported.
+
+    Attributes:
+        network: takes and returns tensors whose first dimension is the batch, of any size. Looks are not normalised:
+            the network does it.
+        inputs: examples by name, for a batch of 2, in the order of the network's arguments.
+        outputs: names of what it returns, a tuple of tensors.
+        free: number of first dimensions that may have any size, the same for all inputs.
+    """
+
+    network: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    free: int = 1
 
 
-def whole_image(sizes: np.ndarray) -> np.ndarray:
-    """Box of each whole image: sizes (B, 2) to boxes (B, 4)."""
-    sizes = np.asarray(sizes, dtype=np.float64)
-    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+@dataclass(frozen=True)
+class Parts:
+    """What a model consists of, for `foveal.export`.
+
+    Attributes:
+        loop: name of the loop of `foveal.runtime.loops` that uses the parts.
+        parts: the networks by name.
+        options: constants of the loop, plain values.
+    """
+
+    loop: str
+    parts: dict[str, Part]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
-    """Centred square whose side is a share of the image's shorter side: sizes (B, 2) to boxes (B, 4)."""
-    sizes = np.asarray(sizes, dtype=np.float64)
-    half = share / 2 * sizes.min(1, keepdims=True)
-    return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
+class Normalised(nn.Module):
+    """Normalises its first argument, looks (N, C, h, w) in [0, 1], and passes it on with the others.
+
+    Args:
+        model: the classifier with the normalisation.
+        network: takes normalised looks; a tensor that it returns becomes a tuple.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: GlimpseClassifier, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", model.mean[:, None, None].clone())
+        self.register_buffer("std", model.std[:, None, None].clone())
+
+    def forward(self, look: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        seen = self.network((look - self.mean) / self.std, *others)
+        return (seen,) if isinstance(seen, Tensor) else seen
 
 
 def whole_locations(locations: int | Sequence[int]) -> tuple[int, ...]:
@@ -114,6 +150,7 @@ class GlimpseClassifier(nn.Module, ABC):
         searches: whether the model looks inside the masks of images only.
         teachable: whether rollouts have the boxes of the cells of all grids, so that another model can teach the
             policy.
+        not_exported: why `parts` fails, as the end of a sentence, for models that do not define it.
         objective: class of the default objective.
         formerly: options that were added in later versions, with the values that reproduce earlier versions. The model
             has an attribute of the same name for each option. Run folders store it.
@@ -133,6 +170,7 @@ class GlimpseClassifier(nn.Module, ABC):
     most_levels: int | None = 1
     searches: ClassVar[bool] = False
     teachable: ClassVar[bool] = False
+    not_exported: ClassVar[str] = "it defines no `parts`; use the model itself"
     objective: type[Any] = CrossEntropy
     formerly: ClassVar[dict[str, Any]] = {}
     unused_weights: tuple[str, ...] = ()
@@ -227,6 +265,19 @@ class GlimpseClassifier(nn.Module, ABC):
         seen = seen.to(self.mean.device, self.mean.dtype, non_blocking=True)
         seen.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return seen.contiguous(memory_format=torch.channels_last)
+
+    def parts(self) -> Parts:
+        """The networks that the model consists of, for `foveal.export`.
+
+        Raises:
+            ConfigError: the model cannot be exported.
+        """
+        raise ConfigError(f"model {type(self).__name__}: cannot be exported, because {self.not_exported}")
+
+    def example_looks(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Two looks (2, C, height, width) in [0, 1], as examples of inputs of parts."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(2, self.channels, *(size or self.size), generator=generator).to(self.mean)
 
     # ---- forward pass and rollouts
 
@@ -490,6 +541,12 @@ class WholeImage(GlimpseClassifier):
             contribution=logits if contributions else None,
         )
         return Classification(logits, looks, self.class_names, maps, views.bytes_read, self.task)
+
+    def parts(self) -> Parts:
+        if type(self) is not WholeImage:
+            return super().parts()
+        part = Part(Normalised(self, self.network), {"look": self.example_looks()}, ("logits",))
+        return Parts("whole", {"network": part})
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         logits = self.network(self.see(views, np.arange(len(views)), self.root(views.sizes)))

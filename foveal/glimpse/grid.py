@@ -157,6 +157,53 @@ class Grid:
         return kept
 
 
+def enclosing_square(sizes: np.ndarray) -> np.ndarray:
+    """Centred square around each image, at whole pixels: sizes (B, 2) to boxes (B, 4)."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    side = sizes.max(1, keepdims=True)
+    first = np.floor((sizes - side) / 2)
+    return np.concatenate([first, first + side], axis=1)
+
+
+def whole_image(sizes: np.ndarray) -> np.ndarray:
+    """Box of each whole image: sizes (B, 2) to boxes (B, 4)."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+def centred_square(sizes: np.ndarray, share: float) -> np.ndarray:
+    """Centred square whose side is a share of the image's shorter side: sizes (B, 2) to boxes (B, 4)."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    half = share / 2 * sizes.min(1, keepdims=True)
+    return np.concatenate([sizes / 2 - half, sizes / 2 + half], axis=1)
+
+
+def windows(roots: np.ndarray, starts: np.ndarray, window: float, size: int) -> np.ndarray:
+    """Square windows of looks, row by row.
+
+    Args:
+        roots: (B, 4) boxes of the looks.
+        starts: (side,) first pixel of the windows along an axis of a look.
+        window: their side.
+        size: side of the look.
+
+    Returns:
+        (B, side**2, 4) in full-resolution pixels.
+    """
+    y, x = np.repeat(starts, len(starts)), np.tile(starts, len(starts))
+    inside = np.stack([y, x, y + window, x + window], axis=-1)
+    scale = (roots[:, 2:] - roots[:, :2]) / size
+    return np.tile(roots[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
+
+
+def means(first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
+    """(..., length) float32 weights that average a row of ``length`` values from ``first`` (...) to ``last`` (...)."""
+    edge = np.arange(length)
+    overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
+    weights = np.clip(overlap, 0, None).astype(np.float32)
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def share_inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Share of the area of boxes (B, ..., 4) inside images of ``sizes`` (B, 2): (B, ...), from 0 to 1."""
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, *[1] * (boxes.ndim - 2), 2)

@@ -136,6 +136,7 @@ class RecurrentAttention(GlimpseClassifier):
     """
 
     policy_kinds = (PlacePolicy,)
+    not_exported = "foveal.runtime has no loop with the memory of recurrent models; use the run folder"
     objective: type[Any] = RecurrentObjective
     classifier: nn.Linear
     where: GaussianPolicy

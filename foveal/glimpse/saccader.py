@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band
-from foveal.glimpse.grid import outside, share_inside
+from foveal.glimpse.base import GlimpseClassifier, Normalised, Part, Parts, Walk, on_host, per_band
+from foveal.glimpse.grid import outside, share_inside, windows
 from foveal.glimpse.networks import channels_last, check_look, create_network
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
@@ -383,15 +383,15 @@ class Saccader(GlimpseClassifier):
     def _windows(self, root: np.ndarray) -> np.ndarray:
         """Windows of all cells, row by row: (B, N, 4) in full-resolution pixels, for first looks at the boxes ``root``
         (B, 4)."""
+        return windows(root, self._starts(), self.backbone.receptive_field, self.size[0])
+
+    def _starts(self) -> np.ndarray:
+        """(side,) first pixel of the windows along an axis of the look."""
         window, size = self.backbone.receptive_field, self.size[0]
-        start = self.backbone.jump * np.arange(self.side, dtype=np.float64)
         if self.released_boxes:
             share, place = 1 - window / size, np.linspace(-1, 1, self.side)
-            start = np.trunc((size * (share * place + 3) - window) / 2) - size
-        y, x = np.repeat(start, self.side), np.tile(start, self.side)
-        inside = np.stack([y, x, y + window, x + window], axis=-1)
-        scale = (root[:, 2:] - root[:, :2]) / size
-        return np.tile(root[:, None, :2], (1, 1, 2)) + inside * np.tile(scale[:, None], (1, 1, 2))
+            return np.trunc((size * (share * place + 3) - window) / 2) - size
+        return self.backbone.jump * np.arange(self.side, dtype=np.float64)
 
     # ---- the saccades
 
@@ -613,6 +613,36 @@ class Saccader(GlimpseClassifier):
             policy=policy,
         )
 
+    # ---- parts for export
+
+    def parts(self) -> Parts:
+        """``perceive``: a look to the features and the mixed features of its cells, and the logits of the BagNet.
+        ``score``: mixed features and barred cells to the log-probabilities of the next cell. ``read``: features of
+        cells to their logits."""
+        cells, what = self.most_cells, self.backbone.num_features
+        mixed = self.mean.new_zeros(2, cells, what)
+        scored = {"mixed": mixed, "barred": mixed[..., 0]}
+        parts = {
+            "perceive": Part(
+                Normalised(self, _Perceive(self)), {"look": self.example_looks()}, ("what", "mixed", "whole")
+            ),
+            "score": Part(_Score(self.cell), scored, ("log_p",)),
+            **self._reading(),
+        }
+        options = {
+            "starts": self._starts().tolist(),
+            "window": self.backbone.receptive_field,
+            "fit_grid": self.fit_grid,
+            "glimpse_size": list(self.glimpse_size),
+            "separate": "glimpse" in parts,
+        }
+        return Parts("saccader", parts, options)
+
+    def _reading(self) -> dict[str, Part]:
+        """The part that classifies glimpses."""
+        what = {"what": self.mean.new_zeros(2, self.backbone.num_features)}
+        return {"read": Part(_Read(self), what, ("logits",))}
+
     # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -729,6 +759,10 @@ class SaccaderSeparate(Saccader):
         glimpses = self.see(views, np.repeat(which, boxes.shape[1]), boxes.reshape(-1, 4), self.glimpse_size)
         return self.classifier(torch.addcmul(self.shift, glimpses, self.gain)).unflatten(0, (len(which), -1))
 
+    def _reading(self) -> dict[str, Part]:
+        network = Normalised(self, _Glimpse(self))
+        return {"glimpse": Part(network, {"look": self.example_looks(self.glimpse_size)}, ("logits",))}
+
     def _with_every_cell(self, rollout: Rollout, views: Views, seen: _Seen) -> Rollout:
         return rollout  # the classifier would have to look at every cell
 
@@ -737,6 +771,63 @@ class SaccaderSeparate(Saccader):
 
     def dense(self) -> nn.Module:
         return self.classifier
+
+
+# ------------------------------------------------------------------------------------------------ parts for export
+
+
+class _Perceive(nn.Module):
+    """A look, see `Saccader.parts`."""
+
+    def __init__(self, model: Saccader) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, look: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model = self.model
+        features = model.backbone.forward_features(look)
+        what = model.backbone.reduce(features).flatten(2).transpose(1, 2)
+        seen = _Seen(look, np.zeros(0), features, what, what.float())
+        return what, model._mixed(seen, detached=False), model._whole(seen)
+
+
+class _Score(nn.Module):
+    """Log-probabilities of the next cell."""
+
+    def __init__(self, cell: SaccaderCell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, mixed: Tensor, barred: Tensor) -> tuple[Tensor]:
+        return (self.cell(mixed, barred).log_softmax(-1),)
+
+
+class _Read(nn.Module):
+    """Logits of cells from their features (R, D)."""
+
+    def __init__(self, model: Saccader) -> None:
+        super().__init__()
+        self.fc, self.log_scale = model.backbone.fc, model.log_scale
+
+    def forward(self, what: Tensor) -> tuple[Tensor]:
+        logits = self.fc(what)
+        return (logits if self.log_scale is None else logits * self.log_scale.exp(),)
+
+
+class _Glimpse(nn.Module):
+    """Logits of glimpses, from looks with the normalisation of the BagNet."""
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, model: SaccaderSeparate) -> None:
+        super().__init__()
+        self.classifier = model.classifier
+        self.register_buffer("gain", model.gain)
+        self.register_buffer("shift", model.shift)
+
+    def forward(self, look: Tensor) -> Tensor:
+        return self.classifier(torch.addcmul(self.shift, look, self.gain))
 
 
 # ------------------------------------------------------------------------------------------------ presets

@@ -33,10 +33,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,8 +45,24 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
+from foveal.glimpse.base import GlimpseClassifier, Normalised, Part, Parts, Walk, on_host, per_band, whole_image
 from foveal.glimpse.networks import channels_last, check_least, check_look, create_network, small_reader
+from foveal.glimpse.places import (
+    FLAT,
+    SIDE,
+    STRIDE,
+    TILE,
+    WINDOW,
+    Block,
+    best_of,
+    block_box,
+    blocks_of,
+    gumbel,
+    highest,
+    look_boxes,
+    rounded,
+    together,
+)
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.objectives.rollout import Rollout
@@ -56,19 +70,7 @@ from foveal.objectives.scan import ScanObjective
 from foveal.policies import GREEDY, NEVER, Greedy, Policy, Random, Sampled
 from foveal.registry import MODELS
 
-STRIDE = 2
-"""Pixels of the scanned level between places."""
-WINDOW = 11
-"""Side of the window of a place, the receptive field of the scout, in pixels of the scanned level."""
-TILE = 8
-"""Places per axis of a tile. A tile is scored as a whole or, if all of its places are blank, not at all. Its fixed size
-makes scores independent of the block in which they are computed."""
-BLOCK = 32
-"""Tiles per axis that are read at once."""
-FLAT = 1 / 255
-"""Largest range of values, from 0 to 1, that counts as constant."""
 _SCORED = 256  # tiles that are scored at once
-_SIDE = TILE * STRIDE + WINDOW - STRIDE  # side of a tile with the windows of its places, in pixels of the scanned level
 
 
 class Scout(nn.Module):
@@ -186,12 +188,12 @@ class _Kept:
             return
         shown = scores if self.policy.learned else np.zeros_like(scores)
         self.log_total = float(np.logaddexp(self.log_total, np.logaddexp.reduce(shown)))
-        keys = shown + _gumbel(seed, places) if self.policy.draws else shown
-        best = _best(keys, places, self.count)
+        keys = shown + gumbel(seed, places) if self.policy.draws else shown
+        best = best_of(keys, places, self.count)
         rows, columns = to_device((places[best] - first).T, windows.device)
         new = windows[:, rows, columns].transpose(0, 1)
         places, keys = np.concatenate([self.places, places[best]]), np.concatenate([self.keys, keys[best]])
-        order = _best(keys, places, self.count)
+        order = best_of(keys, places, self.count)
         self.places, self.keys = places[order], keys[order]
         self.scores = np.concatenate([self.scores, shown[best]])[order]
         self.windows = torch.cat([self.windows, new])[to_device(order, new.device)]
@@ -204,24 +206,6 @@ class _Kept:
         return np.minimum(self.scores - left, 0)
 
 
-def _best(keys: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the highest keys, in descending order; of equal keys the first in reading order comes first."""
-    near = np.arange(len(keys))
-    if 0 < count < len(keys):  # sorting all of them would take longer
-        near = np.flatnonzero(keys >= np.partition(keys, -count)[-count])
-    return near[np.lexsort((places[near, 1], places[near, 0], -keys[near]))[:count]]
-
-
-def _gumbel(seed: np.uint64, places: np.ndarray) -> np.ndarray:
-    """(n,) standard Gumbel noise, a function of the seed and the place (splitmix64)."""
-    z = (places[:, 0].astype(np.uint64) << np.uint64(32)) + places[:, 1].astype(np.uint64) + np.uint64(1)
-    z = seed + z * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return -np.log(-np.log(uniform + 2.0**-54))
-
-
 class _Found(NamedTuple):
     """Places of a batch, N for each image, in the order chosen; an image with fewer has the last ones not taken."""
 
@@ -229,16 +213,6 @@ class _Found(NamedTuple):
     taken: np.ndarray  # (B, N) bool
     windows: Tensor  # (B, N, C, WINDOW, WINDOW)
     log_probability: np.ndarray  # (B, N)
-
-
-class _Block(NamedTuple):
-    """Tiles of one image that are read at once: rows and columns [first, last) of tiles are kept, [begin, end) read."""
-
-    image: int
-    first: np.ndarray  # (2,)
-    last: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -370,41 +344,25 @@ class Scan(GlimpseClassifier):
             if self.mean.is_meta and policy.learned and total > len(views):
                 # Only the cost is counted: the tiles of further blocks are scored at once, and their places left out.
                 tiles = sum(int((block.end - block.begin).prod()) for of_image in blocks for block in of_image[1:])
-                self.scout(self.mean.new_empty(tiles, self.channels, _SIDE, _SIDE))
+                self.scout(self.mean.new_empty(tiles, self.channels, SIDE, SIDE))
                 blocks = [of_image[:1] for of_image in blocks]
-            for some in _together(blocks):
+            for some in together(blocks):
                 self._scan_blocks(views, some, kept, seeds, policy.learned)
                 done += len(some)
                 if views.on_scan is not None and total > len(views):
                     views.on_scan(done / total)
         return self._found(views, kept, count + reservoir)
 
-    def _blocks(self, sizes: np.ndarray) -> list[list[_Block]]:
-        """Blocks of each image, in reading order. A block is read with the tiles around it in which a place may
-        suppress one of the block. It is taller than wide: columns that two blocks read are in the reader's cache, rows
-        that two blocks read may no longer be."""
-        ring, of_image = -(-self.radius // TILE), []
-        for image, size in enumerate(np.asarray(sizes)):
-            tiles = -(-size // (self.scale * STRIDE * TILE))
-            rows = min(2 * BLOCK, tiles[0])
-            axes = [_edges(n, step, 1 + ring) for n, step in zip(tiles, (rows, max(BLOCK**2 // rows, 1)), strict=True)]
-            corners = [np.array([y, x]).T for y in pairwise(axes[0]) for x in pairwise(axes[1])]
-            of_image.append(
-                [
-                    _Block(image, first, last, np.maximum(first - ring, 0), np.minimum(last + ring, tiles))
-                    for first, last in corners
-                ]
-            )
-        return of_image
+    def _blocks(self, sizes: np.ndarray) -> list[list[Block]]:
+        """Blocks of each image, in reading order."""
+        return [blocks_of(size, self.scale, self.radius, image) for image, size in enumerate(np.asarray(sizes))]
 
-    def _box(self, block: _Block) -> tuple[np.ndarray, tuple[int, int]]:
+    def _box(self, block: Block) -> tuple[np.ndarray, tuple[int, int]]:
         """Box of a block in the image, and its (height, width) at the scanned level: the windows of its places."""
-        begin = block.begin * TILE * STRIDE - WINDOW // 2
-        height, width = ((block.end - block.begin) * TILE * STRIDE + WINDOW - STRIDE).tolist()
-        return np.concatenate([begin, (begin[0] + height, begin[1] + width)]) * float(self.scale), (height, width)
+        return block_box(block, self.scale)
 
     def _scan_blocks(
-        self, views: Views, blocks: list[_Block], kept: list[list[_Kept]], seeds: np.ndarray, scored: bool
+        self, views: Views, blocks: list[Block], kept: list[list[_Kept]], seeds: np.ndarray, scored: bool
     ) -> None:
         """Read blocks of the same shape, one of each image, and keep their best places. Blocks without a place that can
         be chosen are not read."""
@@ -429,7 +387,7 @@ class Scan(GlimpseClassifier):
             by_tile = scores.reshape(n, rows // TILE, TILE, columns // TILE, TILE).swapaxes(2, 3)
             by_tile[full] = np.where(by_tile[full] < 0, NEVER, self._score_tiles(seen, full))
             scores = by_tile.swapaxes(2, 3).reshape(n, rows, columns)
-        peaks = (scores == _highest(scores, self.radius)) & ~blank
+        peaks = (scores == highest(scores, self.radius)) & ~blank
         windows = seen.unfold(2, WINDOW, STRIDE).unfold(3, WINDOW, STRIDE)
         for i, block in enumerate(blocks):
             inner = tuple(
@@ -441,7 +399,7 @@ class Scan(GlimpseClassifier):
                 at = np.argwhere(mask)
                 keep.offer(at + begin[i], scores[i][mask].astype(np.float64), seeds[block.image], windows[i], begin[i])
 
-    def _allowed(self, views: Views, block: _Block) -> np.ndarray | None:
+    def _allowed(self, views: Views, block: Block) -> np.ndarray | None:
         """(rows, columns) bool: places of a block that may be chosen, as far as is known without reading it; None for
         all."""
         y, x = (np.arange(a * TILE, b * TILE) for a, b in zip(block.begin, block.end, strict=True))
@@ -480,7 +438,7 @@ class Scan(GlimpseClassifier):
 
     def _score_tiles(self, seen: Tensor, full: np.ndarray) -> np.ndarray:
         """(m, TILE, TILE) scores of the tiles of blocks that are ``full``, (n, rows, columns) bool."""
-        tiles = seen.unfold(2, _SIDE, TILE * STRIDE).unfold(3, _SIDE, TILE * STRIDE)
+        tiles = seen.unfold(2, SIDE, TILE * STRIDE).unfold(3, SIDE, TILE * STRIDE)
         n, y, x = (to_device(index, seen.device) for index in np.nonzero(full))
         scores = []
         for part in range(0, len(n), _SCORED):
@@ -488,7 +446,7 @@ class Scan(GlimpseClassifier):
             if not seen.is_meta:
                 # Repeat the last tile: convolutions of a batch of one may add in another order, and oneDNN keeps memory
                 # for each size of a batch, so few sizes are used.
-                some = np.pad(some, (0, _rounded(len(some)) - len(some)), mode="edge")
+                some = np.pad(some, (0, rounded(len(some)) - len(some)), mode="edge")
             score = self.scout(tiles[n[some], :, y[some], x[some]].contiguous(memory_format=torch.channels_last))
             scores.append(on_host(score.float()).astype(np.float32))
         return np.concatenate(scores)[: len(n)] if scores else np.zeros((0, TILE, TILE))
@@ -521,10 +479,7 @@ class Scan(GlimpseClassifier):
     def boxes(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """(B, N, 4) boxes of looks at places (B, N, 2), moved into the images of ``sizes`` (B, 2), or centred on an
         image that is smaller than a look."""
-        room = np.asarray(sizes)[:, None] - self.size[0]
-        corner = places * (STRIDE * self.scale) + self.scale // 2 - self.size[0] // 2
-        corner = np.where(room < 0, room // 2, np.clip(corner, 0, np.maximum(room, 0))).astype(np.float64)
-        return np.concatenate([corner, corner + self.size[0]], axis=-1)
+        return look_boxes(places, sizes, self.size[0], self.scale)
 
     def read(self, views: Views, boxes: np.ndarray, taken: np.ndarray, distortion: np.ndarray | None = None) -> Tensor:
         """(B, N, outputs) of the reader for looks at boxes (B, N, 4), distorted by (B, N, 4) draws, see `distort`; 0
@@ -624,6 +579,25 @@ class Scan(GlimpseClassifier):
             )
         return rollouts
 
+    # ---- parts for export
+
+    def parts(self) -> Parts:
+        """``scout``: a tile of the scanned level to the scores of its places; ``place``: the window of a place to its
+        score; ``reader``: a look to the inputs of `Head`."""
+        sizes = {"scout": (SIDE, SIDE), "place": (WINDOW, WINDOW)}
+        parts = {
+            name: Part(Normalised(self, self.scout), {"look": self.example_looks(size)}, ("scores",))
+            for name, size in sizes.items()
+        }
+        parts["reader"] = Part(Normalised(self, self.reader), {"look": self.example_looks()}, ("seen",))
+        options = {
+            "scale": self.scale,
+            "radius": self.radius,
+            "heads": self.head.heads,
+            "blank_bytes": self.blank_bytes,
+        }
+        return Parts("scan", parts, options)
+
     # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -644,48 +618,7 @@ class Scan(GlimpseClassifier):
         return nn.Sequential(reader, self.head) if self.head.heads else reader
 
 
-def _highest(scores: np.ndarray, radius: int) -> np.ndarray:
-    """Highest score up to ``radius`` places away, along both axes, of scores (n, rows, columns)."""
-    x = np.pad(scores, ((0, 0), (radius, radius), (radius, radius)), constant_values=NEVER)
-    return _sliding_max(_sliding_max(x, 1, 2 * radius + 1), 2, 2 * radius + 1)
-
-
-def _rounded(count: int) -> int:
-    """The next power of two from 2 to 32, or multiple of 32."""
-    return max(2, 1 << (count - 1).bit_length()) if count <= 32 else -(-count // 32) * 32
-
-
 def _of_three(x: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Extremes of three neighbours along a dimension, at every second place."""
     first, middle, last = ([slice(None)] * dim + [slice(i, x.shape[dim] - 2 + i, STRIDE)] for i in range(3))
     return extreme(extreme(x[tuple(first)], x[tuple(middle)]), x[tuple(last)])
-
-
-def _sliding_max(x: np.ndarray, dim: int, width: int) -> np.ndarray:
-    """Maxima of ``width`` neighbours along a dimension; it becomes shorter by ``width`` - 1."""
-    covered, before = 1, (slice(None),) * dim
-    while covered < width:
-        step = min(covered, width - covered)
-        x = np.maximum(x[(*before, slice(None, -step))], x[(*before, slice(step, None))])
-        covered += step
-    return x
-
-
-def _edges(count: int, step: int, margin: int) -> list[int]:
-    """Where blocks of ``step`` tiles begin and end, up to ``count``.
-
-    A block is read up to ``margin`` tiles beyond its end, which is a multiple of ``step``, as are the edges of the
-    tiles of most files: then it touches fewer of them. The last block has up to ``margin`` tiles more.
-    """
-    margin %= step
-    return [0, *range(step - margin, count - margin, step), count]
-
-
-def _together(blocks: list[list[_Block]]) -> Iterator[list[_Block]]:
-    """The first blocks of all images, then the second ones, and so on; each time those of one shape together."""
-    for step in range(max(map(len, blocks), default=0)):
-        alike = defaultdict(list)
-        for of_image in blocks:
-            if step < len(of_image):
-                alike[tuple(of_image[step].end - of_image[step].begin)].append(of_image[step])
-        yield from alike.values()

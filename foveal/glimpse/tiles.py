@@ -68,6 +68,7 @@ class TileClassifier(GlimpseClassifier):
 
     policy_kinds: ClassVar[tuple[type[Policy], ...]] = (Greedy,)
     most_levels = 0
+    not_exported = "foveal.runtime has no loop that encodes every tile of an image; use the run folder"
     head: nn.Linear
 
     def __init__(

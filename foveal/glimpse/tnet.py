@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from foveal.classification import Classification, Glimpses
 from foveal.draws import Draws
 from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, Walk, on_host, per_band, whole_image
-from foveal.glimpse.grid import Grid, outside
+from foveal.glimpse.base import GlimpseClassifier, Normalised, Part, Parts, Walk, on_host, per_band, whole_image
+from foveal.glimpse.grid import Grid, means, outside
 from foveal.glimpse.networks import channels_last, check_look, create_network
 from foveal.host import to_device, true_indices
 from foveal.images.views import Views
@@ -147,7 +147,7 @@ class LocationModule(nn.Module):
         """Descriptors (N, side**2, channels) and feature vectors (N, D) to scores (N, side**2)."""
         x, feature = (descriptors.detach(), feature.detach()) if self.detached else (descriptors, feature)
         where = self.coordinates * self.coordinate_gain + self.coordinate_bias
-        where = where.to(x.dtype).expand(len(x), -1, -1)
+        where = where.to(x.dtype).expand(x.shape[0], -1, -1)
         if self.context:
             x = torch.cat([x, feature[:, None].expand(-1, x.shape[1], -1), where], dim=-1)
         else:
@@ -392,7 +392,9 @@ class TNet(GlimpseClassifier):
         channels, map_side, features = self._probe(backbone, in_chans, side)
         self.location_index = None if location_index is None else list(location_index)
         first = np.arange(grid) * (1 - region) / (grid - 1) * map_side
-        self.register_buffer("cell_weights", _means(first, first + region * map_side, map_side), persistent=False)
+        self.register_buffer(
+            "cell_weights", torch.from_numpy(means(first, first + region * map_side, map_side)), persistent=False
+        )
         self.location = LocationModule(
             channels, grid, features if location_context else 0, score_scale, detached_policy
         )
@@ -584,7 +586,7 @@ class TNet(GlimpseClassifier):
                 torch.where(
                     to_device(as_square, device)[:, None, None],
                     self.cell_weights,
-                    to_device(_means(first, last, length), device),
+                    to_device(means(first, last, length), device),
                 )
             )
         return weights[0], weights[1]
@@ -832,6 +834,41 @@ class TNet(GlimpseClassifier):
         channels_first = features.ndim == 4 and getattr(probe, "output_fmt", "NCHW") == "NCHW"
         return channels_first and vector.shape == (1, self.classifier.in_features)
 
+    # ---- parts for export
+
+    def parts(self) -> Parts:
+        """``look1``, ``look2``, ...: a look to its feature vector, its logits and the scores of its cells. There is one
+        for each processing level whose statistics differ. ``weigh``: feature vectors to weights of looks, if the model
+        has a feature weighting module."""
+        length, features = self.cell_weights.shape[1], self.classifier.in_features
+        weights = self.cell_weights.expand(2, -1, -1).contiguous()
+        given = {
+            "look": self.example_looks(),
+            "position": torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]).to(self.mean),
+            "rows": weights,
+            "columns": weights.clone(),
+        }
+        parts = {
+            f"look{level}": Part(Normalised(self, _Look(self, level)), given, ("feature", "logits", "scores"))
+            for level in range(1, self.statistics + 1)
+        }
+        if self.weighting is not None:
+            seen = {"features": self.mean.new_zeros(2, 3, features), "taken": self.mean.new_ones(2, 3)}
+            parts["weigh"] = Part(_Weigh(self.weighting), seen, ("weights",), free=2)
+        options = {
+            "grid": self.grid.side,
+            "region": self.grid.region,
+            "padded": self.grid.padded,
+            "fits": self._fits,
+            "region_mpp": self.region_mpp,
+            "levels": len(self.locations),
+            "map_side": length,
+            "networks": self.statistics,
+            "weighting": self.weighting is not None,
+            "likelihood": self.likelihood.__name__,
+        }
+        return Parts("tnet", parts, options)
+
     # ---- parameters and the dense baseline
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -899,6 +936,41 @@ def _running_statistics(network: nn.Module, level: int) -> Iterator[None]:
         yield
     finally:
         swap()
+
+
+class _Look(nn.Module):
+    """One look, as it is exported: perceive it, classify it, and score its cells.
+
+    Args:
+        model: the classifier.
+        level: processing level of the looks.
+    """
+
+    def __init__(self, model: TNet, level: int) -> None:
+        super().__init__()
+        if level > 1:
+            model = copy.deepcopy(model)
+            for norm in _batch_norms(model.backbone):
+                for name in ("running_mean", "running_var"):
+                    norm._buffers[name] = norm._buffers[f"{name}_{level}"]
+        self.model = model
+
+    def forward(self, seen: Tensor, position: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `TNet.perceive` and `TNet.describe`, whose weights are ``rows`` and ``columns``."""
+        tagged, look = self.model.perceive(seen, position)
+        return tagged, self.model.classifier(tagged), self.model.score(*look, (rows, columns))
+
+
+class _Weigh(nn.Module):
+    """Weights of looks, as they are exported."""
+
+    def __init__(self, weighting: FeatureWeighting) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(self, features: Tensor, taken: Tensor) -> tuple[Tensor]:
+        """(B, N, D) feature vectors and (B, N), 1 for looks taken, to (B, N)."""
+        return (self.weighting(features, taken > 0),)
 
 
 class _Dense(nn.Module):
@@ -998,14 +1070,6 @@ def _windows(features: Tensor, roots: np.ndarray, cells: np.ndarray, region: flo
     image = torch.arange(len(features), device=features.device)[:, None, None, None]
     picked = features.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, :, None]]
     return picked.flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def _means(first: np.ndarray, last: np.ndarray, length: int) -> Tensor:
-    """(..., length) weights that average a row of ``length`` values from ``first`` (...) to ``last`` (...)."""
-    edge = np.arange(length)
-    overlap = np.minimum(last[..., None], edge + 1) - np.maximum(first[..., None], edge)
-    weights = torch.from_numpy(overlap).clamp(min=0).float()
-    return weights / weights.sum(-1, keepdim=True)
 
 
 def _scatter(values: Tensor, taken: np.ndarray) -> Tensor:

@@ -33,6 +33,7 @@ from foveal.policies import GREEDY, Policy
 from foveal.prediction.checks import check_whole
 from foveal.registry import MODELS
 from foveal.runs import Run
+from foveal.runtime.adapter import Exported
 
 Watcher = TypeVar("Watcher")
 
@@ -172,6 +173,11 @@ def _looking_macs(
     policy: str | Policy | None,
     mpp: float | None,
 ) -> int:
+    if isinstance(model, Exported):
+        policy = str(policy)
+        return model.count_macs(
+            BlankViews(1, size, model.channels, mpp=mpp), model.resolve_locations(locations), policy
+        )
     counter = run_on_blank(model, size, lambda _: FlopCounterMode(display=False), locations, policy, mpp)
     return counter.get_total_flops() // 2
 

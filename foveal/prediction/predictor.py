@@ -47,18 +47,20 @@ from foveal.prediction.checks import check_whole
 from foveal.prediction.device import autocast, find_device
 from foveal.prediction.early_exit import Exit, look_until
 from foveal.prediction.folding import fold_norms
-from foveal.runs import Run
+from foveal.runs import Run, load
+from foveal.runtime.adapter import Exported
+from foveal.runtime.card import is_exported
 
 Model = GlimpseClassifier | nn.Module | Run | str | Path
-"""A classifier, a dense network, or a run folder."""
+"""A classifier, a dense network, a run folder, or the path of an exported model."""
 
 
 class Predictor:
     """A model for prediction.
 
     Args:
-        model: a classifier; a dense network, which looks once at the whole image; or a run folder. A model is put into
-            eval mode.
+        model: a classifier; a dense network, which looks once at the whole image; or a folder, of a run or of an
+            exported model. A model is put into eval mode.
         device: see `find_device`; the device of the model if None.
         precision: see `autocast`.
 
@@ -74,8 +76,14 @@ class Predictor:
 
     def __init__(self, model: Model, *, device: str | torch.device | None = None, precision: str = "32") -> None:
         where = None if device is None else find_device(device)
+        if isinstance(model, str | Path) and is_exported(model):
+            model = load(model)
         run = Run(model) if isinstance(model, str | Path) else model if isinstance(model, Run) else None
         classifier = as_classifier(model) if run is None else run.load_model()
+        if where is not None and isinstance(classifier, Exported):
+            if where.type != "cpu" and device != "auto":
+                raise ConfigError(f"`device` {device}: exported models run on the CPU; leave it out")
+            where = None
         _check_finite(classifier, "the model" if run is None else run.path)
         self.model: GlimpseClassifier = (classifier if where is None else classifier.to(where)).eval()
         self.device = self.model.mean.device

@@ -13,14 +13,19 @@ import io
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load, save
 
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError
+from foveal.export import eager, export
+from foveal.export.exporting import make_card
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images.views import BlankViews, TensorViews, Views
+from foveal.runs import load
+from foveal.runtime.adapter import ViewImages, answer_of
+from foveal.runtime.loops import check_locations, loop_of
 
 
 class CountingViews(TensorViews):
@@ -159,7 +164,9 @@ class GlimpseClassifierTester:
             torch.testing.assert_close(rollout.glimpse_logits.mean(1), rollout.logits, rtol=1e-5, atol=1e-6)
 
     def test_save_and_load(self, model):
-        weights = load(save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        weights = safetensors.torch.load(
+            safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
+        )
         torch.manual_seed(7)
         other = self.make().eval()
         other.load_state_dict(weights)
@@ -188,6 +195,43 @@ class GlimpseClassifierTester:
         dense = model.dense().eval()
         with torch.inference_mode():
             assert dense(torch.zeros(1, self.image[0], *model.size)).shape == (1, model.num_classes)
+
+    # ---- export
+
+    def test_runtime_gives_the_same_answer(self, model):
+        """The loop of `foveal.runtime` over the parts of the model, which torch runs as they are."""
+        if type(model).parts is GlimpseClassifier.parts:
+            pytest.skip("the model has no parts to export")
+        card = make_card(model, "torch", "fp32")
+        loop = loop_of(card, eager(model.parts().parts))
+        policies = [name for name in ("greedy", "random", "sampled") if name in card["policies"]]
+        wide = self.images(2, (self.image[1] // 2, self.image[2] + 7))
+        for images, locations in [(wide, model.locations), *((self.images(3), each) for each in self.locations)]:
+            for policy in policies if images is wide else policies[:1]:
+                draws = Draws(7, 0, np.arange(len(images)))
+                expected = self.run(model, images, locations=locations, policy=policy, draws=draws)
+                taken = check_locations(card, locations, policy)
+                found = answer_of(loop(ViewImages(TensorViews(images)), taken, policy, draws))
+                torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+                for name in ("image", "box", "size", "level", "parent"):
+                    np.testing.assert_array_equal(getattr(found.glimpses, name), getattr(expected.glimpses, name))
+                given, wanted = found.glimpses, expected.glimpses
+                torch.testing.assert_close(given.probability, wanted.probability, rtol=1e-4, atol=1e-5)
+                assert (given.contribution is None) == (wanted.contribution is None)
+                if wanted.contribution is not None:
+                    torch.testing.assert_close(given.contribution, wanted.contribution, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("format", ["torch", "onnx", "openvino"])
+    def test_export(self, model, tmp_path, format):
+        """Files of each format, which `foveal.export.export` compares with the model."""
+        if type(model).parts is GlimpseClassifier.parts:
+            pytest.skip("the model has no parts to export")
+        folder = export(model, format=format, out=tmp_path / "exported")
+        images = self.images(3, (self.image[1] // 2, self.image[2] + 7))
+        found, expected = load(folder)(images), self.run(model, images)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found.glimpses.box, expected.glimpses.box)
 
     # ---- walk
 

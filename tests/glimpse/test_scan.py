@@ -14,8 +14,10 @@ from foveal.data.dataset import TensorDataset
 from foveal.data.module import DataModule
 from foveal.draws import Draws
 from foveal.errors import ConfigError
+from foveal.glimpse import places
 from foveal.glimpse import scan as scanning
-from foveal.glimpse.scan import BLOCK, STRIDE, TILE, WINDOW, Scan
+from foveal.glimpse.places import BLOCK, STRIDE, TILE, WINDOW
+from foveal.glimpse.scan import Scan
 from foveal.images import ArrayPyramid, ImageViews
 from foveal.images.views import BlankViews, TensorViews
 from foveal.objectives.rollout import MASKED
@@ -149,7 +151,7 @@ def test_blocks_of_any_size_keep_the_same(monkeypatch, policy):
     images.images[:, :, 40:70, :90] = 0.5
     blocks = {}
     for size in (1, 2, 3, 5, BLOCK):
-        monkeypatch.setattr(scanning, "BLOCK", size)
+        monkeypatch.setattr(places, "BLOCK", size)
         blocks[size] = model.scan(images, 9, policy, draws(2), "x", reservoir=6)
     whole = blocks.pop(BLOCK)
     assert whole.taken.all() and len(model._blocks(images.sizes)[0]) == 1
@@ -174,7 +176,7 @@ def test_windows_and_boxes_are_around_the_places():
 
 @pytest.mark.parametrize(("block", "radius"), [(1, 1), (2, 9), (5, 30), (32, 2), (32, 300)])
 def test_blocks_cover_each_tile_once(monkeypatch, block, radius):
-    monkeypatch.setattr(scanning, "BLOCK", block)
+    monkeypatch.setattr(places, "BLOCK", block)
     model = small(scale=1)
     model.radius, ring = radius, -(-radius // TILE)
     for height, width in ((10, 10), (500, 520), (2000, 300), (16, 4000)):
@@ -201,9 +203,9 @@ class Streamed(BlankViews):
 
 
 def test_memory_does_not_grow_with_the_image(monkeypatch):
-    monkeypatch.setattr(scanning, "BLOCK", 2)
-    best, compared = scanning._best, []
-    monkeypatch.setattr(scanning, "_best", lambda keys, *rest: compared.append(len(keys)) or best(keys, *rest))
+    monkeypatch.setattr(places, "BLOCK", 2)
+    best, compared = scanning.best_of, []
+    monkeypatch.setattr(scanning, "best_of", lambda keys, *rest: compared.append(len(keys)) or best(keys, *rest))
     model, largest = small(in_chans=1, scale=4), {}
     for side in (600, 2400):
         views = Streamed(side)

@@ -16,8 +16,9 @@ from foveal.data import DataModule, ImageDataset, Reading, TensorDataset
 from foveal.draws import Draws
 from foveal.errors import ConfigError, ImageError
 from foveal.evaluation import Setting, find_thresholds
-from foveal.glimpse import scan as scanning
-from foveal.glimpse.scan import STRIDE, TILE, WINDOW, Scan
+from foveal.glimpse import places
+from foveal.glimpse.places import STRIDE, TILE, WINDOW
+from foveal.glimpse.scan import Scan
 from foveal.images import ArrayPyramid, ImageViews, Transform, View, find_mask, open_image, tiff
 from foveal.images.views import Occluded
 from foveal.models import create_model
@@ -66,7 +67,7 @@ def patchy(tmp_path):
 
 @pytest.mark.parametrize("policy", [GREEDY, Sampled(), Random()])
 def test_constant_tiles_are_decoded_once_and_nothing_changes(monkeypatch, patchy, policy):
-    monkeypatch.setattr(scanning, "BLOCK", 4)
+    monkeypatch.setattr(places, "BLOCK", 4)
     model = small()
     with open_image(patchy) as image:
         kept = found(model, image, policy)
@@ -83,7 +84,7 @@ def test_constant_tiles_are_decoded_once_and_nothing_changes(monkeypatch, patchy
 
 
 def test_blocks_of_one_colour_are_not_read(monkeypatch, patchy):
-    monkeypatch.setattr(scanning, "BLOCK", 2)
+    monkeypatch.setattr(places, "BLOCK", 2)
     model, looks, look = small(), [], ImageViews.look
     monkeypatch.setattr(ImageViews, "look", lambda *a, **k: looks.append(a[2]) or look(*a, **k))
     with open_image(patchy) as image:
@@ -105,7 +106,7 @@ def test_equal_bytes_of_another_size_are_decoded(tmp_path):
 
 
 def test_missing_tiles_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(scanning, "BLOCK", 2)
+    monkeypatch.setattr(places, "BLOCK", 2)
     path = tmp_path / "a.tif"
     pixels = np.zeros((512, 512), np.uint8)
     pixels[64:128, 64:192] = np.random.default_rng(0).integers(0, 256, (64, 128))
@@ -126,7 +127,7 @@ def test_missing_tiles_are_not_read(tmp_path, monkeypatch):
 
 
 def test_tiles_of_few_bytes_are_skipped_if_asked(monkeypatch, patchy):
-    monkeypatch.setattr(scanning, "BLOCK", 3)
+    monkeypatch.setattr(places, "BLOCK", 3)
     with open_image(patchy) as image:
         counts = image._headers().levels[1].counts.all(image._descriptor(str(patchy))).reshape(6, 5)
         few = int(np.sort(counts.ravel())[-4]) - 1  # all but the four tiles of noise
@@ -152,7 +153,7 @@ def disc(h, w):
 
 @pytest.mark.parametrize("block", [1, 4, 32])
 def test_a_scan_looks_inside_the_mask(monkeypatch, block):
-    monkeypatch.setattr(scanning, "BLOCK", block)
+    monkeypatch.setattr(places, "BLOCK", block)
     model, image = small(), ArrayPyramid(noise(180, 240))
     image.mask = disc(30, 40)
     scores = whole_scan(model, torch.from_numpy(image._pixels.numpy()).permute(2, 0, 1) / 255)
@@ -168,7 +169,7 @@ def test_a_scan_looks_inside_the_mask(monkeypatch, block):
 
 
 def test_blocks_outside_the_mask_are_not_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(scanning, "BLOCK", 2)
+    monkeypatch.setattr(places, "BLOCK", 2)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(512, 512)[..., 0], tile=(64, 64))
     mask = np.zeros((8, 8), bool)
@@ -265,7 +266,7 @@ def test_a_mask_that_was_repaired_is_noticed(tmp_path):
 
 
 def test_bytes_read_and_tiles_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(scanning, "BLOCK", 8)
+    monkeypatch.setattr(places, "BLOCK", 8)
     monkeypatch.setattr(tiff, "_KEPT", 0)
     model, path, kept = small(scale=4), tmp_path / "a.tif", {}
     for height, width in ((1024, 1024), (1024, 2048)):
@@ -281,7 +282,7 @@ def test_bytes_read_and_tiles_kept(monkeypatch, tmp_path):
 
 
 def test_progress_within_large_images(monkeypatch):
-    monkeypatch.setattr(scanning, "BLOCK", 2)
+    monkeypatch.setattr(places, "BLOCK", 2)
     model, shares = small(), []
     for side, told in ((50, False), (400, True)):
         views = ImageViews([ArrayPyramid(noise(side, side))])

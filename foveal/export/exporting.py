@@ -1,0 +1,327 @@
+"""Writing an exported model: its parts, its card, calibration, and the comparison with the model.
+
+Example:
+    >>> import foveal
+    >>> model = foveal.create_classifier("test_resnet", num_classes=2, image_size=32)
+    >>> make_card(model, "onnx", "fp32")["parts"]["network"]["inputs"]
+    {'look': [3, 32, 32]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveal.choices import EXPORT_FORMATS, EXPORT_PRECISIONS
+from foveal.data import DataModule
+from foveal.errors import ConfigError, RunError
+from foveal.export.formats import SUFFIXES, write
+from foveal.files import storing
+from foveal.glimpse.base import GlimpseClassifier, Part
+from foveal.images import ImageViews, LeftOut, TensorViews, Views
+from foveal.prediction import Predictor
+from foveal.prediction.output import find_named
+from foveal.prediction.predictor import Model
+from foveal.runs import CARD as RUN_CARD
+from foveal.runs import WEIGHTS, Run, load
+from foveal.runtime.adapter import ViewImages, answer_of
+from foveal.runtime.card import CARD, VERSION, card_error, is_exported, read_card, sha256
+from foveal.runtime.engines import Callables, Files
+from foveal.runtime.loops import loop_of
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit in fp32, relative to the largest logit if that is above 1."""
+
+RESAMPLING = (
+    "A look is cut from the image at its box and resampled to `size`, antialiased: first averaged by the largest power "
+    "of two that leaves a pixel for each output pixel, then bilinear with a triangle filter of two output pixels' "
+    "width. Values are scaled from `value_range`, or from the range of the integer type, to 0 and 1. Pixels outside "
+    "the image have the value `mean`. The parts normalise."
+)
+PLAIN_RESAMPLING = (
+    "A look is cut from the image at its box and resampled to `size`, bilinear without antialiasing, half-pixel "
+    "centres. Values are scaled from `value_range`, or from the range of the integer type, to 0 and 1. Pixels outside "
+    "the image have the value `mean`. The parts normalise."
+)
+
+
+def export(
+    model: Model,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    out: str | Path | None = None,
+    calibration: DataModule | Sequence[Any] | str | Path | None = None,
+    images: int = 64,
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Export a model.
+
+    Args:
+        model: run folder, classifier or dense network.
+        format: ``onnx``, ``openvino`` or ``torch``.
+        precision: ``fp32``; ``fp16``, weights of half the size; or ``int8``, quantised by NNCF.
+        out: folder to write; ``exported/FORMAT-PRECISION`` in the run folder if None.
+        calibration: for int8: a data set, whose training images are used without augmentation, or images, as
+            `foveal.predict` takes them. The networks are calibrated on the looks that the model takes at them.
+        images: largest number of them.
+        licence: licence of the weights, for the card.
+        overwrite: replace an exported model that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the model cannot be exported, an argument is invalid, or a package is missing.
+        RunError: the run folder cannot be loaded; or the exported model gives other results.
+    """
+    for name, value, known in (
+        ("format", format, EXPORT_FORMATS),
+        ("precision", precision, EXPORT_PRECISIONS),
+    ):
+        if value not in known:
+            raise ConfigError(f"`{name}` {value}: is not known; use one of {', '.join(known)}")
+    if (format, precision) == ("torch", "int8"):
+        raise ConfigError("`precision` int8: is not written as torch; use onnx or openvino")
+    run = Run(model) if isinstance(model, str | Path) else model if isinstance(model, Run) else None
+    if out is None and run is None:
+        raise ConfigError("`out`: is missing; give the folder to write")
+    folder = Path(out) if out is not None else run.path / "exported" / f"{format}-{precision}"  # type: ignore[union-attr]
+    _check_free(folder, overwrite)
+    predictor = Predictor(model, device="cpu")
+    parts = predictor.model.parts()  # before any work: it says if the model cannot be exported
+    classifier = predictor.folded().model
+    parts = classifier.parts()
+    card = make_card(classifier, format, precision, run, licence)
+    card |= {"loop": parts.loop, "options": parts.options}
+    seen = _calibration(predictor, card, parts.parts, calibration, images) if precision == "int8" else {}
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    try:
+        with storing(folder):
+            for name, part in parts.parts.items():
+                files = write(part, unfinished / f"{name}{SUFFIXES[format]}", format, precision, seen.get(name, []))
+                card["parts"][name]["files"] = {file.name: sha256(file) for file in files}
+        card["parity"] = check_parity(classifier, card, unfinished)
+        with storing(folder):
+            text = json.dumps(card, indent=2) + "\n"
+            (unfinished / CARD).write_text(text)
+            _replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def for_engine(model: Any, engine: str) -> Any:
+    """A model that an engine runs, for prediction.
+
+    Args:
+        model: an exported folder, a run folder, or anything else that `foveal.predict` takes. A run folder is exported
+            into its folder ``exported``, unless that holds the same model already.
+        engine: ``torch``, ``onnx`` or ``openvino``.
+
+    Raises:
+        ConfigError, RunError: see `export` and `foveal.load`.
+    """
+    if is_exported(model):
+        return load(model, engine=engine)
+    if engine == "torch":
+        return model
+    run = Run(model)
+    folder = run.path / "exported" / f"{engine}-fp32"
+    if not is_exported(folder) or read_card(folder).get("about", {}).get("run") != _digest(run):
+        export(run, format=engine, overwrite=True)
+    return load(folder)
+
+
+def _digest(run: Run) -> str:
+    """Digest of the model of a run folder: its weights and its card."""
+    return "".join(sha256(run.file(name))[:32] for name in (WEIGHTS, RUN_CARD))
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Check that the folder may be written."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{folder}: is there already; choose another `out`, or replace it with `overwrite`")
+    if not (folder / CARD).is_file():
+        raise ConfigError(f"{folder}: is no exported model, so it is not replaced; choose another `out`")
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Rename a folder; a folder of that name is removed."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ the card
+
+
+def make_card(
+    model: GlimpseClassifier, format: str, precision: str, run: Run | None = None, licence: str | None = None
+) -> dict[str, Any]:
+    """The card of a model, see `foveal.runtime.card.Card`, without the files of its parts."""
+    from foveal import __version__
+
+    parts = model.parts()
+    card: dict[str, Any] = {
+        "version": VERSION,
+        "foveal": __version__,
+        "format": format,
+        "precision": precision,
+        "loop": parts.loop,
+        "options": parts.options,
+        "model": {key: value for key, value in model.spec.items() if not key.endswith("pretrained")},
+        "num_classes": model.num_classes,
+        "class_names": list(model.class_names),
+        "task": model.task.name,
+        "thresholds": [list(pair) for pair in model.task.thresholds],
+        "locations": list(model.locations),
+        "policy": model.usual_policy,
+        "policies": [
+            name for name in model.policies if name in ("greedy", "sampled", "random", "centre", "exhaustive")
+        ],
+        "most_levels": model.most_levels,
+        "most_cells": model.most_cells,
+        "channels": model.channels,
+        "size": list(model.size),
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "value_range": getattr(model, "value_range", None),
+        "image_size": getattr(model, "image_size", None),
+        "shorter_side": getattr(model, "shorter_side", None),
+        "squash": model.squash,
+        "antialias": model.antialias,
+        "crop": model.crop,
+        "resampling": RESAMPLING if model.antialias else PLAIN_RESAMPLING,
+        "parts": {name: _described(part) for name, part in parts.parts.items()},
+        "about": {"class": type(model).__name__} | ({} if run is None else {"run": _digest(run)}),
+        "licence": licence,
+        "metrics": {} if run is None else _metrics(run),
+    }
+    return json.loads(json.dumps(card))
+
+
+def _described(part: Part) -> dict[str, Any]:
+    """Inputs, outputs and cost of a part."""
+    counter = FlopCounterMode(display=False)
+    given = list(part.inputs.values())
+    with torch.no_grad(), counter:
+        outputs = part.network(*given)
+    return {
+        "files": {},
+        "inputs": {name: list(value.shape[part.free :]) for name, value in part.inputs.items()},
+        "outputs": {name: list(value.shape[part.free :]) for name, value in zip(part.outputs, outputs, strict=True)},
+        "macs": counter.get_total_flops() // 2 // int(np.prod(given[0].shape[: part.free])),
+    }
+
+
+METRICS = ("accuracy", "interval", "images", "monitor", "monitored", "commonest", "commonest_share", "step")
+"""Values of the outcome of training that a card holds, see `foveal.training.TrainingSummary`."""
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    """The outcome of training, on validation images."""
+    return {key: value for key, value in (run.summary or {}).items() if key in METRICS and value is not None}
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def _calibration(
+    predictor: Predictor,
+    card: dict[str, Any],
+    parts: dict[str, Part],
+    given: DataModule | Sequence[Any] | str | Path | None,
+    most: int,
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Inputs of each part while the model looks at calibration images, one after another."""
+    if given is None:
+        raise ConfigError("`calibration`: is missing; give images for int8, like those of training")
+    views: Iterable[Views]
+    if isinstance(given, DataModule):
+        plain = replace(given, train=given.split("train").plain())
+        views = (batch.views for batch in plain.loader("train", batch_size=1, shuffle=True))
+    else:
+        found = find_named([given] if isinstance(given, str | Path) else given, LeftOut())
+        views = (ImageViews([predictor.open(named.image, named.path)]) for named in found if named.error is None)
+    seen: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in parts}
+    loop = loop_of(card, eager(parts, lambda name, inputs: seen[name].append(inputs)))
+    for one in islice(views, most):
+        loop(ViewImages(one), tuple(card["locations"]))
+    if not any(seen.values()):
+        raise ConfigError("`calibration`: has no images; give some of the kind that the model was trained on")
+    return seen
+
+
+def eager(parts: dict[str, Part], watch: Any = None) -> Callables:
+    """The parts of a model as an engine that runs them in torch, as they are.
+
+    Args:
+        parts: see `foveal.glimpse.base.GlimpseClassifier.parts`.
+        watch: called with the name and the inputs of a part, before each run.
+    """
+
+    def made(name: str, part: Part) -> tuple[Any, dict[str, list[int]]]:
+        def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+            if watch is not None:
+                watch(name, inputs)
+            with torch.inference_mode():
+                given = [torch.from_numpy(np.ascontiguousarray(inputs[key])) for key in part.inputs]
+                given = [one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one for one in given]
+                return {key: value.numpy() for key, value in zip(part.outputs, part.network(*given), strict=True)}
+
+        return run, _described(part)["outputs"]
+
+    return Callables({name: made(name, part) for name, part in parts.items()})
+
+
+# -------------------------------------------------------------------------------------------------------------- parity
+
+
+def check_parity(model: GlimpseClassifier, card: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compare an exported model with the model, on two images of noise.
+
+    Returns:
+        The largest difference of a logit, relative to the largest logit if that is above 1, and whether the looks are
+        the same.
+
+    Raises:
+        RunError: they differ in fp32.
+    """
+    if fault := card_error(card):
+        raise RunError(f"{folder}: {fault}; this is a fault of foveal, please report it")
+    noise = np.random.default_rng(0).integers(0, 256, (2, model.channels, 4, 6), dtype=np.uint8)
+    side = max(64, 2 * model.size[0])
+    large = torch.from_numpy(noise).float().div(255)
+    views = TensorViews(torch.nn.functional.interpolate(large, (side, side + side // 4), mode="bilinear"))
+    with torch.inference_mode():
+        expected = model(views)
+    found = answer_of(loop_of(card, Files(folder, card))(ViewImages(views), tuple(model.resolve_locations(None))))
+    scale = max(1.0, float(expected.logits.abs().max()))
+    differs = float((found.logits - expected.logits).abs().max()) / scale
+    same = np.array_equal(found.glimpses.box, expected.glimpses.box)
+    if card["precision"] == "fp32" and not (differs <= TOLERANCE and same):
+        raise RunError(
+            f"{type(model).__name__}: as {card['format']} it gives other logits (by {differs:.2g}) or looks; use "
+            "another format, and report it"
+        )
+    return {"logits": differs, "looks": bool(same)}
