@@ -96,6 +96,11 @@ INVALID = {
         [RUN, "--timeout", "0"],
         [RUN, "--device", "no_such_device", "--port", "0"],
     ],
+    "export": [
+        [RUN, "--format", "pickle"],
+        [RUN, "--precision", "8"],
+        [RUN, "--format", "torch", "--precision", "int8"],
+    ],
     "models": [["no_such_*"], ["--import", "no_such_module"], ["--import"]],
     "data": [
         ["no_such_data"],
@@ -126,6 +131,7 @@ FAILED = [
     ["explain", RUN, "no_such_image.png"],
     ["explain", "no_such_run", IMAGE],
     ["serve", "no_such_run", "--port", "0"],
+    ["export", RUN, "--calibration", "no_such_folder", "--precision", "int8"],
 ]
 
 

@@ -201,7 +201,7 @@ def test_names_and_options_that_do_not_exist():
 
 def test_unknown_augmentations_are_refused(tmp_path):
     with pytest.raises(
-        ConfigError, match="there is no augmentation 'heavy'; use one of none, light, inception, tnet, tnet_birds"
+        ConfigError, match="there is no augmentation 'heavy'; use one of none, light, surface, inception, "
     ):
         get_data("folder", root=str(make_folder(tmp_path)), augmentation="heavy")
 

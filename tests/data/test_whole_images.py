@@ -82,7 +82,7 @@ def test_training_sees_all_that_augmentation_left():
 
 @pytest.mark.parametrize("options", [{"crop": 0.0}, {"crop": 1.2}, {"crop": 0.9, "squash": True}])
 def test_crops_that_cannot_be_had(options):
-    with pytest.raises(ConfigError, match=r"cannot be done; give a crop above 0 and up to 1, without squash$"):
+    with pytest.raises(ConfigError, match=r"cannot be done; give a share above 0 and up to 1, without `squash`$"):
         dense(image_size=32, **options)
 
 
