@@ -82,5 +82,5 @@ def test_a_compiled_run_is_the_same_run(graphs, tmp_path):
 
 
 def test_a_model_without_a_backbone():
-    with pytest.raises(ConfigError, match=r"^compile: RAM has no backbone; leave it out$"):
+    with pytest.raises(ConfigError, match=r"^compile: ram has no backbone; leave it out$"):
         create_classifier("ram", num_classes=3).compile_backbone()

@@ -311,7 +311,7 @@ def test_what_is_not_the_backbone_has_the_full_rate():
 
 
 def test_layers_that_cannot_be_counted():
-    for name, sentence in (("ram", "RAM has no backbone"), ("tnet", "timm finds no layers in NormFree")):
+    for name, sentence in (("ram", "ram has no backbone"), ("tnet", "timm finds no layers in NormFree")):
         options = dict(NORM_FREE) if name == "tnet" else {"name": name}
         model = create_classifier(**options, num_classes=3)
         with pytest.raises(ConfigError, match=rf"^optimiser.layer_decay: .*{sentence}"):
