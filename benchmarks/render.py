@@ -1101,6 +1101,14 @@ for _name in ("earlier", "longer"):
     table(f"cracks_{_name}", "cracks.json")(lambda record, name=_name: cracks(record, record["results"][name]))
 
 
+@table("cracks_dense", "cracks.json")
+def cracks_dense(record: Any) -> Iterator[Row]:
+    yield "whole image at, px", "updates", "seconds", "AP, %", "each seed"
+    for row in record["results"]["dense"]:
+        size, seconds = " x ".join(map(str, row["size"])), f"{mean(row['processor_seconds']):.0f}"
+        yield size, row["steps"], seconds, bounded(row["learned"]), by_seed(row["single"])
+
+
 @table("cracks_folds", "cracks.json")
 def cracks_folds(record: Any) -> Iterator[Row]:
     yield "settings", "images, cracks", "seconds", "0 looks", "1 look", "2 looks", "3 looks", "2 random looks"
