@@ -285,7 +285,7 @@ def eager(parts: dict[str, Part], watch: Any = None) -> Callables:
             if watch is not None:
                 watch(name, inputs)
             with torch.inference_mode():
-                given = [torch.from_numpy(np.ascontiguousarray(inputs[key])) for key in part.inputs]
+                given = [torch.tensor(inputs[key]) for key in part.inputs]
                 given = [one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one for one in given]
                 return {key: value.numpy() for key, value in zip(part.outputs, part.network(*given), strict=True)}
 

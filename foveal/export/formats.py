@@ -169,7 +169,7 @@ def _quantised(model: Any, calibration: Sequence[dict[str, np.ndarray]]) -> Any:
 @contextmanager
 def _quiet() -> Any:
     """Without the warnings and progress of exporters."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "nncf", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "nncf", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
