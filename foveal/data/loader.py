@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -194,6 +196,9 @@ class Loader:
                 worker_init_fn=_begin,
                 generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
             )
+            # Garbage collection of a cycle that holds the iterator, such as an interrupted training, closes the pipes
+            # to the workers first. The iterator's own end then waits five seconds for each worker.
+            weakref.finalize(self, _end, self.workers, os.getpid()).atexit = False
 
     def __len__(self) -> int:
         return len(self.order)
@@ -207,12 +212,22 @@ class Loader:
         if self.workers is not None:
             with deaf_children():
                 arriving = iter(self.workers)
-            return (_unpack(packed).batch() for packed in arriving)
+            return self._received(arriving)
         return (self.reader.__getitems__(wanted).batch() for wanted in self.order)
+
+    def _received(self, arriving: Iterator[_Packed]) -> Iterator[Batch]:
+        for packed in arriving:
+            yield _unpack(packed).batch()
 
 
 def _begin(worker: int) -> None:
     end_with_parent()
+
+
+def _end(workers: DataLoader, process: int) -> None:
+    """End the workers of a loader, in the process that began them."""
+    if workers._iterator is not None and os.getpid() == process:
+        workers._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Reader(TorchDataset):

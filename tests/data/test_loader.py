@@ -1,5 +1,6 @@
 """Loaders: order, resuming, sharing among processes, workers."""
 
+import gc
 from itertools import chain
 
 import numpy as np
@@ -247,3 +248,36 @@ def test_several_labels_cannot_be_balanced():
     data.targets = np.eye(3, dtype=np.float32)[data.targets]
     with pytest.raises(ConfigError, match=r"^sampling: images of several labels cannot be balanced by class; [^\n]+$"):
         Loader(data, batch_size=4, balanced=True)
+
+
+def test_workers_of_a_loader_in_a_cycle_end_at_once(tmp_path):
+    """As after a training that was interrupted, whose traceback holds the loader."""
+    for i in range(8):
+        Image.new("L", (20, 20)).save(tmp_path / f"{i}.png")
+    data = ImageDataset([tmp_path / f"{i}.png" for i in range(8)], [0] * 8, ("a",))
+    loader, alive = Loader(data, batch_size=2, workers=2), []
+    arriving = iter(loader)
+    next(arriving)
+
+    def watched(worker):
+        join = worker.join
+
+        def joined(timeout=None):
+            join(timeout)
+            alive.append(worker.is_alive())
+
+        worker.join = joined
+
+    for worker in loader.workers._iterator._workers:
+        watched(worker)
+    cycle = [loader, arriving]
+    cycle.append(cycle)
+    del loader, arriving, cycle, worker
+    gc.collect()
+    assert alive == [False, False]
+
+
+def test_workers_go_on_while_their_batches_are_iterated(tmp_path):
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    data = ImageDataset([tmp_path / "a.png"] * 9, [0] * 9, ("a",))
+    assert sum(len(batch) for batch in Loader(data, batch_size=2, workers=2)) == 9
