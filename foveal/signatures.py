@@ -148,12 +148,15 @@ def typed(build: Build, error: type[Exception] = ValueError) -> Build:
         return build
     names = [p.name for p in inspect.signature(call).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
+    @functools.cache  # at the first call, as types may be defined later; a network has the same layer many times
+    def hints() -> dict[str, tuple[Any, Any]]:
+        return {name: (hint, _any_text(hint)) for name, (hint, _) in hints_of(call).items()}
+
     @functools.wraps(call)
     def checking(*args: Any, **options: Any) -> Any:
-        hints = {name: hint for name, (hint, _) in hints_of(call).items()}
         for name, value in {**dict(zip(names, args, strict=False)), **options}.items():
-            if name in hints and not fits(_plain(value), _any_text(hints[name])):
-                raise error(f"`{name}` {_short(value)}: does not fit; give {in_words(hints[name])}")
+            if name in hints() and not fits(_plain(value), hints()[name][1]):
+                raise error(f"`{name}` {_short(value)}: does not fit; give {in_words(hints()[name][0])}")
         return call(*args, **options)
 
     if not inspect.isclass(build):
