@@ -321,7 +321,7 @@ def check_parity(model: GlimpseClassifier, card: dict[str, Any], folder: Path) -
     same = np.array_equal(found.glimpses.box, expected.glimpses.box)
     if card["precision"] == "fp32" and not (differs <= TOLERANCE and same):
         raise RunError(
-            f"{type(model).__name__}: as {card['format']} it gives other logits (by {differs:.2g}) or looks; use "
+            f"{model.label}: as {card['format']} it gives other logits (by {differs:.2g}) or looks; use "
             "another format, and report it"
         )
     return {"logits": differs, "looks": bool(same)}

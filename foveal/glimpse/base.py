@@ -272,7 +272,7 @@ class GlimpseClassifier(nn.Module, ABC):
         Raises:
             ConfigError: the model cannot be exported.
         """
-        raise ConfigError(f"model {type(self).__name__}: cannot be exported, because {self.not_exported}")
+        raise ConfigError(f"model {self.label}: cannot be exported, because {self.not_exported}")
 
     def example_looks(self, size: tuple[int, int] | None = None) -> Tensor:
         """Two looks (2, C, height, width) in [0, 1], as examples of inputs of parts."""

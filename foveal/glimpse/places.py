@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +73,95 @@ def block_box(block: Block, scale: int) -> tuple[np.ndarray, tuple[int, int]]:
     begin = block.begin * TILE * STRIDE - WINDOW // 2
     height, width = ((block.end - block.begin) * TILE * STRIDE + WINDOW - STRIDE).tolist()
     return np.concatenate([begin, (begin[0] + height, begin[1] + width)]) * float(scale), (height, width)
+
+
+def inner(block: Block) -> tuple[slice, slice]:
+    """Rows and columns of the places that a block keeps, among those that are read."""
+    first, last = ((ends - block.begin) * TILE for ends in (block.first, block.last))
+    return slice(first[0], last[0]), slice(first[1], last[1])
+
+
+def readable(
+    images: Any, blocks: list[Block], scale: int, blank_bytes: int | None
+) -> tuple[list[Block], list[np.ndarray | None]]:
+    """Blocks with a place that can be chosen, and their places (rows, columns) that can be, as far as is known without
+    reading them; None for all.
+
+    Args:
+        images: `foveal.images.Views`, or the images of a loop.
+        blocks, scale: see `blocks_of`.
+        blank_bytes: see `foveal.images.Views.may_look`.
+    """
+    found = []
+    for block in blocks:
+        ends = zip(block.begin, block.end, strict=True)
+        y, x = ((np.arange(a * TILE, b * TILE) * STRIDE + 0.5) * scale for a, b in ends)
+        if images.is_blank(block.image, *block_box(block, scale)):
+            continue
+        allowed = images.may_look(block.image, y, x, scale, blank_bytes)
+        if allowed is None or allowed.any():
+            found.append((block, allowed))
+    return [block for block, _ in found], [allowed for _, allowed in found]
+
+
+def by_tile(values: np.ndarray) -> np.ndarray:
+    """(n, rows, columns, TILE, TILE) view of values (n, rows x TILE, columns x TILE) of places."""
+    n, height, width = values.shape
+    return values.reshape(n, height // TILE, TILE, width // TILE, TILE).swapaxes(2, 3)
+
+
+def middle(size: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place (1, 2) in the middle of an image, and the box (1, 4) of its window."""
+    place = (size // (2 * scale * STRIDE))[None]
+    corner = (place * STRIDE - WINDOW // 2) * float(scale)
+    return place, np.concatenate([corner, corner + WINDOW * scale], axis=1)
+
+
+@dataclass
+class Kept:
+    """The best places of one image so far, in descending order of their keys.
+
+    Args:
+        count: most places.
+        learned: by their scores; else all places are equal.
+        draws: add Gumbel noise, so that places are drawn without replacement from the softmax of the scores.
+        windows: their windows, which the caller keeps in the same order, see `offer`.
+    """
+
+    count: int
+    learned: bool
+    draws: bool
+    windows: Any = None
+    places: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))  # (n, 2) row and column, in places
+    keys: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) float64
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) float64
+    log_total: float = -np.inf  # logarithm of the sum of exp(score) over all places offered
+
+    def offer(self, places: np.ndarray, scores: np.ndarray, seed: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the best of the places so far and (n, 2) more of scores (n,).
+
+        Returns:
+            Indices of the new places that may be kept, and indices of those kept now, among the places so far followed
+            by these new ones.
+        """
+        if not len(places):
+            return np.zeros(0, int), np.arange(len(self.places))
+        shown = scores if self.learned else np.zeros_like(scores)
+        self.log_total = float(np.logaddexp(self.log_total, np.logaddexp.reduce(shown)))
+        keys = shown + gumbel(seed, places) if self.draws else shown
+        best = best_of(keys, places, self.count)
+        places, keys = np.concatenate([self.places, places[best]]), np.concatenate([self.keys, keys[best]])
+        order = best_of(keys, places, self.count)
+        self.places, self.keys = places[order], keys[order]
+        self.scores = np.concatenate([self.scores, shown[best]])[order]
+        return best, order
+
+    @property
+    def log_probability(self) -> np.ndarray:
+        """(n,) log-probability of each choice given those before it, among all places offered, without replacement."""
+        share = np.exp(self.scores - self.log_total)
+        left = np.log(np.clip(1 - (np.cumsum(share) - share), 1e-12, 1)) + self.log_total
+        return np.minimum(self.scores - left, 0)
 
 
 def look_boxes(places: np.ndarray, sizes: np.ndarray, side: int, scale: int) -> np.ndarray:

@@ -34,7 +34,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,12 +53,15 @@ from foveal.glimpse.places import (
     TILE,
     WINDOW,
     Block,
-    best_of,
+    Kept,
     block_box,
     blocks_of,
-    gumbel,
+    by_tile,
     highest,
+    inner,
     look_boxes,
+    middle,
+    readable,
     rounded,
     together,
 )
@@ -162,48 +164,6 @@ class Head(nn.Module):
         log_w = (scores[..., None] + products).masked_fill(~mask[..., None], NEVER).log_softmax(1)
         parts = (log_w.exp()[..., None] * values).mean(2) * mask[..., None]
         return parts, log_w.logsumexp(2) - math.log(max(self.heads, 1))
-
-
-# ------------------------------------------------------------------------------------------------ what a scan keeps
-
-
-@dataclass
-class _Kept:
-    """The best places of one image so far, in descending order of their keys."""
-
-    policy: Policy
-    count: int
-    places: np.ndarray  # (n, 2) row and column, in places
-    keys: np.ndarray  # (n,) float64
-    scores: np.ndarray  # (n,) float64
-    windows: Tensor  # (n, C, WINDOW, WINDOW)
-    log_total: float = -np.inf  # logarithm of the sum of exp(score) over all places offered
-
-    def offer(
-        self, places: np.ndarray, scores: np.ndarray, seed: np.uint64, windows: Tensor, first: np.ndarray
-    ) -> None:
-        """Keep the best of the places so far and (n, 2) more of scores (n,). ``windows`` are (C, rows, columns, WINDOW,
-        WINDOW), of all places from ``first``."""
-        if not len(places):
-            return
-        shown = scores if self.policy.learned else np.zeros_like(scores)
-        self.log_total = float(np.logaddexp(self.log_total, np.logaddexp.reduce(shown)))
-        keys = shown + gumbel(seed, places) if self.policy.draws else shown
-        best = best_of(keys, places, self.count)
-        rows, columns = to_device((places[best] - first).T, windows.device)
-        new = windows[:, rows, columns].transpose(0, 1)
-        places, keys = np.concatenate([self.places, places[best]]), np.concatenate([self.keys, keys[best]])
-        order = best_of(keys, places, self.count)
-        self.places, self.keys = places[order], keys[order]
-        self.scores = np.concatenate([self.scores, shown[best]])[order]
-        self.windows = torch.cat([self.windows, new])[to_device(order, new.device)]
-
-    @property
-    def log_probability(self) -> np.ndarray:
-        """(n,) log-probability of each choice given those before it, among all places offered, without replacement."""
-        share = np.exp(self.scores - self.log_total)
-        left = np.log(np.clip(1 - (np.cumsum(share) - share), 1e-12, 1)) + self.log_total
-        return np.minimum(self.scores - left, 0)
 
 
 class _Found(NamedTuple):
@@ -331,10 +291,7 @@ class Scan(GlimpseClassifier):
         """
         policies = [(policy, count), (Random(), count + reservoir)] if reservoir else [(policy, count)]
         empty = self.mean.new_zeros(0, self.channels, WINDOW, WINDOW)
-        kept = [
-            [_Kept(of, most, np.zeros((0, 2), int), np.zeros(0), np.zeros(0), empty) for of, most in policies]
-            for _ in range(len(views))
-        ]
+        kept = [[Kept(most, of.learned, of.draws, empty) for of, most in policies] for _ in range(len(views))]
         needs_seeds = any(of.draws for of, _ in policies)
         uniform = draws.uniform(purpose) if needs_seeds else np.zeros(len(views))
         seeds = (uniform * 2.0**63).astype(np.uint64)
@@ -362,15 +319,13 @@ class Scan(GlimpseClassifier):
         return block_box(block, self.scale)
 
     def _scan_blocks(
-        self, views: Views, blocks: list[Block], kept: list[list[_Kept]], seeds: np.ndarray, scored: bool
+        self, views: Views, blocks: list[Block], kept: list[list[Kept]], seeds: np.ndarray, scored: bool
     ) -> None:
         """Read blocks of the same shape, one of each image, and keep their best places. Blocks without a place that can
         be chosen are not read."""
-        allowed = [self._allowed(views, block) for block in blocks]
-        blocks = [block for block, some in zip(blocks, allowed, strict=True) if some is None or some.any()]
+        blocks, allowed = readable(views, blocks, self.scale, self.blank_bytes)
         if not blocks:
             return
-        allowed = [some for some in allowed if some is None or some.any()]
         boxes, shapes = zip(*map(self._box, blocks), strict=True)
         which = np.array([block.image for block in blocks])
         seen = self.see(views, which, np.stack(boxes), shapes[0])
@@ -382,32 +337,21 @@ class Scan(GlimpseClassifier):
                 blank[i] |= ~some
         scores = np.where(blank, np.float32(NEVER), np.float32(0))
         if scored:
-            n, rows, columns = blank.shape
-            full = np.logical_not(blank.reshape(n, rows // TILE, TILE, columns // TILE, TILE).all((2, 4)))
-            by_tile = scores.reshape(n, rows // TILE, TILE, columns // TILE, TILE).swapaxes(2, 3)
-            by_tile[full] = np.where(by_tile[full] < 0, NEVER, self._score_tiles(seen, full))
-            scores = by_tile.swapaxes(2, 3).reshape(n, rows, columns)
+            full = np.logical_not(by_tile(blank).all((3, 4)))
+            tiles = by_tile(scores)
+            tiles[full] = np.where(tiles[full] < 0, NEVER, self._score_tiles(seen, full))
         peaks = (scores == highest(scores, self.radius)) & ~blank
         windows = seen.unfold(2, WINDOW, STRIDE).unfold(3, WINDOW, STRIDE)
         for i, block in enumerate(blocks):
-            inner = tuple(
-                slice(a, b) for a, b in zip(block.first * TILE - begin[i], block.last * TILE - begin[i], strict=True)
-            )
             for keep in kept[block.image]:
                 mask = np.zeros_like(blank[i])
-                mask[inner] = (peaks if keep.policy.learned else ~blank)[i][inner]
+                mask[inner(block)] = (peaks if keep.learned else ~blank)[i][inner(block)]
                 at = np.argwhere(mask)
-                keep.offer(at + begin[i], scores[i][mask].astype(np.float64), seeds[block.image], windows[i], begin[i])
-
-    def _allowed(self, views: Views, block: Block) -> np.ndarray | None:
-        """(rows, columns) bool: places of a block that may be chosen, as far as is known without reading it; None for
-        all."""
-        y, x = (np.arange(a * TILE, b * TILE) for a, b in zip(block.begin, block.end, strict=True))
-        if views.is_blank(block.image, *self._box(block)):
-            return np.zeros((len(y), len(x)), dtype=bool)
-        step = STRIDE * self.scale
-        centres = y * step + self.scale / 2, x * step + self.scale / 2
-        return views.may_look(block.image, *centres, self.scale, self.blank_bytes)
+                chosen = scores[i][mask].astype(np.float64)
+                best, order = keep.offer(at + begin[i], chosen, seeds[block.image])
+                y, x = to_device(at[best].T, seen.device)
+                near = torch.cat([keep.windows, windows[i][:, y, x].transpose(0, 1)])
+                keep.windows = near[to_device(order, seen.device)]
 
     def _blank(self, seen: Tensor, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Whether places are blank: the 3 x 3 pixels around them, as far as they are in the image, have one value.
@@ -451,7 +395,7 @@ class Scan(GlimpseClassifier):
             scores.append(on_host(score.float()).astype(np.float32))
         return np.concatenate(scores)[: len(n)] if scores else np.zeros((0, TILE, TILE))
 
-    def _found(self, views: Views, kept: list[list[_Kept]], count: int) -> _Found:
+    def _found(self, views: Views, kept: list[list[Kept]], count: int) -> _Found:
         """Gather what was kept of each image."""
         places = np.zeros((len(kept), count, 2), dtype=int)
         taken = np.zeros((len(kept), count), dtype=bool)
@@ -466,9 +410,7 @@ class Scan(GlimpseClassifier):
                 shown = torch.cat([shown, keep.windows[to_device(other, shown.device)]])
                 log_probability = np.concatenate([log_probability, np.full(len(other), NEVER)])
             if count and not len(found):
-                found, log_probability = (views.sizes[i] // (2 * self.scale * STRIDE))[None], np.zeros(1)
-                corner = (found * STRIDE - WINDOW // 2) * float(self.scale)
-                box = np.concatenate([corner, corner + WINDOW * self.scale], axis=1)
+                (found, box), log_probability = middle(views.sizes[i], self.scale), np.zeros(1)
                 shown = self.see(views, np.array([i]), box, (WINDOW, WINDOW))
             n = len(found)
             places[i, :n], taken[i, :n], log_p[i, :n], windows[i, :n] = found, True, log_probability, shown

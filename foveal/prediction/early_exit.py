@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -110,6 +110,7 @@ def look_until(
     locations: int | Sequence[int] | None = None,
     at_once: int = 1,
     contributions: bool = False,
+    on_turn: Callable[[Tensor], bool] | None = None,
 ) -> Classification:
     """Classify images. Stop looking at an image when its most probable class reaches the threshold.
 
@@ -120,12 +121,17 @@ def look_until(
         locations: maximum looks per grid at each level; the model's own if None.
         at_once: looks in the first grid between two comparisons with the threshold.
         contributions: see `GlimpseClassifier.forward`.
+        on_turn: called with the logits (B, classes) of the images that are still looked at, after the first look and
+            after each turn; returns whether to go on.
     """
     walk = model.walk(images, locations, at_once, contributions)
     try:
         _, logits = next(walk)
         while True:
-            _, logits = walk.send((model.task.confidence(logits) < threshold).cpu().numpy())
+            goes_on = (model.task.confidence(logits) < threshold).cpu().numpy()
+            if on_turn is not None and not on_turn(logits):
+                goes_on[:] = False
+            _, logits = walk.send(goes_on)
     except StopIteration as end:
         return end.value
 

@@ -13,7 +13,8 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -151,6 +152,7 @@ class Predictor:
         draws: Draws | None = None,
         until: Exit | None = None,
         contributions: bool = True,
+        on_turn: Callable[[Tensor], bool] | None = None,
     ) -> Classification:
         """Classify open images.
 
@@ -158,10 +160,14 @@ class Predictor:
             views: the images. ``views.errors`` lists those that could not be read; their results are invalid.
             locations, policy, draws, contributions: see `GlimpseClassifier.forward`.
             until: early exit. Its locations replace ``locations``.
+            on_turn: for learned looks, see `look_until`.
         """
         with torch.inference_mode(), autocast(self.precision, self.device):
             if until is not None:
-                return look_until(self.model, views, until.threshold, until.locations, until.at_once, contributions)
+                how = until.threshold, until.locations, until.at_once
+                return look_until(self.model, views, *how, contributions, on_turn)
+            if on_turn is not None:
+                return look_until(self.model, views, math.inf, locations, 1, contributions, on_turn)
             return self.model(views, locations, policy or self.model.usual_policy, draws, contributions)
 
     def classify(

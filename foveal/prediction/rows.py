@@ -29,7 +29,7 @@ from torch import Tensor
 from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError, FovealError
-from foveal.glimpse.base import WholeImage
+from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images import ImageViews, LeftOut, Pyramid, View, as_text, each, find_mask, is_path, walk
 from foveal.images.reading import reading
 from foveal.images.walk import FoundFiles, match
@@ -283,9 +283,8 @@ def predict_rows(
     def classify_opened(views: ImageViews, paths: Sequence[str]) -> Classification:
         views.on_scan = on_scan
         samples = np.array([zlib.crc32(as_text(path).encode()) for path in paths])
-        # A dense network has one look, which contributes everything; it would also return its maps.
-        adds = not isinstance(predictor.model, WholeImage)
-        return predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=adds)
+        told = tells_contributions(predictor.model)
+        return predictor(views, looks, policy, Draws(seed, 0, samples), until, contributions=told)
 
     def macs(one: Classification, view: View) -> int:
         spent = looks if until is None else locations_of(one.glimpses, until.locations)
@@ -300,6 +299,13 @@ def predict_rows(
             yield rows_of(opened, classify_opened, macs, top_k)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def tells_contributions(model: GlimpseClassifier) -> bool:
+    """Whether rows tell contributions. A dense network has one look, which contributes everything, and it would also
+    compute its attention maps.
+    """
+    return not isinstance(model, WholeImage)
 
 
 def rows_of(

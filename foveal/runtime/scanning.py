@@ -1,11 +1,9 @@
 """The loop of a scan; the twin of `foveal.glimpse.scan.Scan`.
 
 Example:
-    >>> kept = _Kept(2, True, False)
-    >>> windows = np.zeros((3, 1, 11, 11), np.float32)
-    >>> kept.offer(np.array([[0, 0], [0, 1], [4, 0]]), np.array([0.0, 2.0, 1.0]), np.uint64(0), windows)
-    >>> kept.places.tolist()
-    [[0, 1], [4, 0]]
+    >>> options = {"scale": 4, "radius": 2, "heads": 0}
+    >>> ScanLoop({"size": [40, 40], "mean": [0.5], "std": [1.0], "options": options}, None).needs()
+    ['scout', 'place', 'reader']
 """
 
 from __future__ import annotations
@@ -25,50 +23,20 @@ from foveal.glimpse.places import (
     TILE,
     WINDOW,
     Block,
-    best_of,
+    Kept,
     block_box,
     blocks_of,
-    gumbel,
+    by_tile,
     highest,
+    inner,
     look_boxes,
+    middle,
+    readable,
     together,
 )
 from foveal.runtime.answer import Looks, log_softmax
 from foveal.runtime.engines import Engine
 from foveal.runtime.looping import Images, Loop
-
-
-class _Kept:
-    """The best places of one image so far, in descending order of their keys; see `foveal.glimpse.scan`."""
-
-    def __init__(self, count: int, learned: bool, draws: bool) -> None:
-        self.count, self.learned, self.draws = count, learned, draws
-        self.places = np.zeros((0, 2), dtype=int)
-        self.keys, self.scores = np.zeros(0), np.zeros(0)
-        self.windows: np.ndarray | None = None
-        self.log_total = -np.inf
-
-    def offer(self, places: np.ndarray, scores: np.ndarray, seed: np.uint64, windows: np.ndarray) -> None:
-        """Keep the best of the places so far and (n, 2) more of scores (n,), with their windows (n, C, 11, 11)."""
-        if not len(places):
-            return
-        shown = scores if self.learned else np.zeros_like(scores)
-        self.log_total = float(np.logaddexp(self.log_total, np.logaddexp.reduce(shown)))
-        keys = shown + gumbel(seed, places) if self.draws else shown
-        best = best_of(keys, places, self.count)
-        windows = windows[best]
-        places, keys = np.concatenate([self.places, places[best]]), np.concatenate([self.keys, keys[best]])
-        order = best_of(keys, places, self.count)
-        self.places, self.keys = places[order], keys[order]
-        self.scores = np.concatenate([self.scores, shown[best]])[order]
-        self.windows = (windows if self.windows is None else np.concatenate([self.windows, windows]))[order]
-
-    @property
-    def log_probability(self) -> np.ndarray:
-        """(n,) log-probability of each choice given those before it, among all places offered, without replacement."""
-        share = np.exp(self.scores - self.log_total)
-        left = np.log(np.clip(1 - (np.cumsum(share) - share), 1e-12, 1)) + self.log_total
-        return np.minimum(self.scores - left, 0)
 
 
 class ScanLoop(Loop):
@@ -89,7 +57,8 @@ class ScanLoop(Loop):
         self, images: Images, locations: tuple[int, ...], policy: str, draws: Draws, contributions: bool
     ) -> tuple[np.ndarray, Looks]:
         batch, count, classes = len(images), sum(locations), self.card["num_classes"]
-        kept = [_Kept(count, policy != "random", policy != "greedy") for _ in range(batch)]
+        empty = np.zeros((0, self.card["channels"], WINDOW, WINDOW), np.float32)
+        kept = [Kept(count, policy != "random", policy != "greedy", empty) for _ in range(batch)]
         uniform = draws.uniform("scan 0") if policy != "greedy" else np.zeros(batch)
         seeds = (uniform * 2.0**63).astype(np.uint64)
         every = [blocks_of(size, self.scale, self.radius, i) for i, size in enumerate(np.asarray(images.sizes))]
@@ -100,14 +69,11 @@ class ScanLoop(Loop):
         windows = np.zeros((batch, count, self.card["channels"], WINDOW, WINDOW), dtype=np.float32)
         for i, keep in enumerate(kept):
             found, shown, chance = keep.places, keep.windows, keep.log_probability
-            if count and shown is None:  # nothing but blank places: the middle of the image
-                found, chance = (images.sizes[i] // (2 * self.scale * STRIDE))[None], np.zeros(1)
-                corner = (found * STRIDE - WINDOW // 2) * float(self.scale)
-                box = np.concatenate([corner, corner + WINDOW * self.scale], axis=1)
+            if count and not len(found):  # nothing but blank places
+                (found, box), chance = middle(images.sizes[i], self.scale), np.zeros(1)
                 shown = self.see(images, np.array([i]), box, (WINDOW, WINDOW))
             n = len(found)
-            if n:
-                places[i, :n], taken[i, :n], log_p[i, :n], windows[i, :n] = found, True, chance, shown
+            places[i, :n], taken[i, :n], log_p[i, :n], windows[i, :n] = found, True, chance, shown
         boxes = look_boxes(places, images.sizes, self.size[0], self.scale)
         which = np.nonzero(taken)[0]
         outputs = self.parts.outputs("reader")["seen"][0]
@@ -148,13 +114,11 @@ class ScanLoop(Loop):
 
     # ---- the scan
 
-    def scan(self, images: Images, blocks: list[Block], kept: list[_Kept], seeds: np.ndarray, scored: bool) -> None:
+    def scan(self, images: Images, blocks: list[Block], kept: list[Kept], seeds: np.ndarray, scored: bool) -> None:
         """Read blocks of the same shape, one of each image, and keep their best places."""
-        allowed = [self.allowed(images, block) for block in blocks]
-        blocks = [block for block, some in zip(blocks, allowed, strict=True) if some is None or some.any()]
+        blocks, allowed = readable(images, blocks, self.scale, self.options["blank_bytes"])
         if not blocks:
             return
-        allowed = [some for some in allowed if some is None or some.any()]
         boxes, shapes = zip(*(block_box(block, self.scale) for block in blocks), strict=True)
         which = np.array([block.image for block in blocks])
         seen = self.see(images, which, np.stack(boxes), shapes[0])
@@ -165,37 +129,21 @@ class ScanLoop(Loop):
                 blank[i] |= ~some
         scores = np.where(blank, np.float32(NEVER), np.float32(0))
         if scored:
-            n, rows, columns = blank.shape
-            by_tile = scores.reshape(n, rows // TILE, TILE, columns // TILE, TILE).swapaxes(2, 3)
-            full = ~blank.reshape(n, rows // TILE, TILE, columns // TILE, TILE).all((2, 4))
+            full = np.logical_not(by_tile(blank).all((3, 4)))
             tiles = np.lib.stride_tricks.sliding_window_view(seen, (SIDE, SIDE), (2, 3))
             tiles = tiles[:, :, :: TILE * STRIDE, :: TILE * STRIDE]
-            at, y, x = np.nonzero(full)
-            by_tile[full] = np.where(
-                by_tile[full] < 0, np.float32(NEVER), self.parts("scout", look=tiles[at, :, y, x])["scores"]
-            )
-            scores = by_tile.swapaxes(2, 3).reshape(n, rows, columns)
+            image, y, x = np.nonzero(full)
+            scored_tiles, found = by_tile(scores), self.parts("scout", look=tiles[image, :, y, x])["scores"]
+            scored_tiles[full] = np.where(scored_tiles[full] < 0, np.float32(NEVER), found)
         peaks = (scores == highest(scores, self.radius)) & ~blank
         windows = np.lib.stride_tricks.sliding_window_view(seen, (WINDOW, WINDOW), (2, 3))[:, :, ::STRIDE, ::STRIDE]
         for i, block in enumerate(blocks):
-            inner = tuple(
-                slice(a, b) for a, b in zip(block.first * TILE - begin[i], block.last * TILE - begin[i], strict=True)
-            )
-            mask = np.zeros_like(blank[i])
-            mask[inner] = (peaks if scored else ~blank)[i][inner]
-            y, x = np.nonzero(mask)
-            keep = kept[block.image]
-            chosen = scores[i][mask].astype(np.float64)
-            keep.offer(np.stack([y, x], 1) + begin[i], chosen, seeds[block.image], windows[i][:, y, x].swapaxes(0, 1))
-
-    def allowed(self, images: Images, block: Block) -> np.ndarray | None:
-        """See `foveal.glimpse.scan.Scan._allowed`."""
-        y, x = (np.arange(a * TILE, b * TILE) for a, b in zip(block.begin, block.end, strict=True))
-        if images.is_blank(block.image, *block_box(block, self.scale)):
-            return np.zeros((len(y), len(x)), dtype=bool)
-        step = STRIDE * self.scale
-        centres = y * step + self.scale / 2, x * step + self.scale / 2
-        return images.may_look(block.image, *centres, self.scale, self.options["blank_bytes"])
+            mask, keep = np.zeros_like(blank[i]), kept[block.image]
+            mask[inner(block)] = (peaks if scored else ~blank)[i][inner(block)]
+            at = np.argwhere(mask)
+            best, order = keep.offer(at + begin[i], scores[i][mask].astype(np.float64), seeds[block.image])
+            near = windows[i][:, at[best, 0], at[best, 1]].swapaxes(0, 1)
+            keep.windows = np.concatenate([keep.windows, near])[order]
 
     def blank(self, seen: np.ndarray, first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """See `foveal.glimpse.scan.Scan._blank`. The same operations decide whether a place is blank."""

@@ -27,7 +27,7 @@ import hashlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -48,6 +48,7 @@ from foveal.serve.tiles import Tiles
 
 Value = TypeVar("Value")
 
+_TAGS = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, (content, _) in STATIC.items()}
 _TILE_THREADS = 4
 _COPIED = 1 << 20
 
@@ -236,10 +237,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     @app.post("/v1/classify", responses=_problems(404, 413, 415, 422, 429, 503), tags=["classify"])
     async def classify(asked: Annotated[_Asked, Depends(asked)]) -> Answer:
         """Classify an image. Send a form with a file `image`, or with a `path` below the folder of the service."""
-        row = await asyncio.wrap_future(service.classify(asked.source, asked.settings, asked.top_k))
-        if row["error"]:
-            raise Refused(422, row["error"])
-        return row  # type: ignore[return-value]
+        return _good(await asyncio.wrap_future(service.classify(asked.source, asked.settings, asked.top_k)))
 
     @app.post(
         "/v1/classify/stream",
@@ -270,7 +268,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
             future.cancel()
             raise
         if first is None:
-            _row(future)  # an error before the first look has a status
+            _good(future.result())  # an error before the first look has a status
 
         async def events() -> AsyncIterator[str]:
             turn = first
@@ -279,7 +277,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
                     while turn is not None:
                         yield _event("look", turn._asdict())
                         turn = await turns.get()
-                yield _event("answer", {**_row(future)})
+                yield _event("answer", _good(future.result()))
             except (FovealError, TimeoutError) as error:
                 late = f"the request was not answered within {service.limits.seconds:g} s; ask for fewer looks"
                 yield _event("error", {"detail": str(error) or late})
@@ -431,8 +429,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     async def asset(request: Request, name: str) -> Response:
         if name not in STATIC:
             raise Refused(404, "there is no such file")
-        tag = f'"{hashlib.sha256(STATIC[name][0]).hexdigest()[:16]}"'
-        unchanged = tag in request.headers.get("if-none-match", "")
+        unchanged = (tag := _TAGS[name]) in request.headers.get("if-none-match", "")
         answer = Response(status_code=304) if unchanged else static(name)
         answer.headers["etag"] = tag
         return answer
@@ -468,13 +465,12 @@ def _describe(service: Service) -> Model:
     )
 
 
-def _row(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """The row of a finished classification.
+def _good(row: dict[str, Any]) -> Any:
+    """A row of an image that was classified.
 
     Raises:
         Refused: it failed.
     """
-    row = future.result()
     if row["error"]:
         raise Refused(422, row["error"])
     return row

@@ -42,10 +42,10 @@ from foveal.images.open import _TIFF as TIFF
 from foveal.images.reading import reading
 from foveal.prediction import Exit, Predictor, fingerprint, format_locations, parse_cost, parse_locations, read_exits
 from foveal.prediction.cost import LookCounter
-from foveal.prediction.device import autocast, machine_name
+from foveal.prediction.device import machine_name
 from foveal.prediction.early_exit import locations_of
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import Opened, Row, rows_of
+from foveal.prediction.rows import Opened, Row, rows_of, tells_contributions
 from foveal.runs import Run
 from foveal.serve.batching import Batcher
 from foveal.serve.folder import ImageFolder
@@ -334,30 +334,9 @@ class Service:
         return self._rows(images, key, lambda views, paths: self._classify(views, paths, key))
 
     def _classify(self, views: ImageViews, paths: Sequence[str], settings: Settings) -> Classification:
-        if settings.until is not None:
-            return self._walked(views, settings, lambda logits: None)
         samples = np.array([zlib.crc32(as_text(path).encode()) for path in paths])
-        return self.predictor(views, settings.locations, draws=Draws(0, 0, samples))
-
-    def _walked(
-        self, views: ImageViews, settings: Settings, on_turn: Callable[[torch.Tensor], bool | None]
-    ) -> Classification:
-        """Classify turn by turn; ``on_turn`` gets the logits and returns False to stop."""
-        model, until = self.predictor.model, settings.until
-        at_once = 1 if until is None else until.at_once
-        with torch.inference_mode(), autocast(self.predictor.precision, self.predictor.device):
-            walk = model.walk(views, settings.locations, at_once)
-            try:
-                which, logits = next(walk)
-                while True:
-                    goes_on = np.ones(len(which), dtype=bool)
-                    if until is not None:
-                        goes_on = (model.task.confidence(logits) < until.threshold).cpu().numpy()
-                    if on_turn(logits) is False:
-                        goes_on[:] = False
-                    which, logits = walk.send(goes_on)
-            except StopIteration as end:
-                return end.value
+        told = tells_contributions(self.predictor.model)
+        return self.predictor(views, settings.locations, None, Draws(0, 0, samples), settings.until, told)
 
     def _walk(self, image: _Image, settings: Settings, on_turn: Callable[[Turn], bool]) -> Row:
         turns = 0
@@ -374,7 +353,8 @@ class Service:
                 turns += 1
                 return on_turn(turn)
 
-            return self._walked(watched, settings, told)
+            shown = tells_contributions(model)
+            return self.predictor(watched, settings.locations, until=settings.until, contributions=shown, on_turn=told)
 
         model = self.predictor.model
         return self._rows([image], settings, classify)[0]

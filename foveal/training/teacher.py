@@ -108,11 +108,9 @@ def _misfit(teacher: GlimpseClassifier, student: GlimpseClassifier, data: DataMo
     """Why the model at a path cannot teach; None if it can."""
     train = data.split("train")
     if type(teacher).weighted_looks is GlimpseClassifier.weighted_looks:
-        return f"{type(teacher).__name__} gives no weights to boxes; give a run of a model that does, such as scan"
+        return f"{teacher.label} gives no weights to boxes; give a run of a model that does, such as scan"
     if not student.teachable:
-        return (
-            f"{type(student).__name__} has no grids of boxes to be taught; leave it out, or train a model such as tnet"
-        )
+        return f"{student.label} has no grids of boxes to be taught; leave it out, or train a model such as tnet"
     if set(teacher.class_names) != set(data.classes):
         return f"its classes are not those of {data.name}; give a run that was trained on the same classes"
     if teacher.channels != train.channels:

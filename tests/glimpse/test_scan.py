@@ -204,8 +204,8 @@ class Streamed(BlankViews):
 
 def test_memory_does_not_grow_with_the_image(monkeypatch):
     monkeypatch.setattr(places, "BLOCK", 2)
-    best, compared = scanning.best_of, []
-    monkeypatch.setattr(scanning, "best_of", lambda keys, *rest: compared.append(len(keys)) or best(keys, *rest))
+    best, compared = places.best_of, []
+    monkeypatch.setattr(places, "best_of", lambda keys, *rest: compared.append(len(keys)) or best(keys, *rest))
     model, largest = small(in_chans=1, scale=4), {}
     for side in (600, 2400):
         views = Streamed(side)

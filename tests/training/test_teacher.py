@@ -197,7 +197,7 @@ def student(**options) -> GlimpseClassifier:
         (
             lambda: create_classifier("test_resnet", num_classes=3),
             data(),
-            "WholeImage has no grids of boxes to be taught; leave it out, or train a model such as tnet",
+            "test_resnet has no grids of boxes to be taught; leave it out, or train a model such as tnet",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_teacher_has_seen_such_values_and_gives_weights(scan, tmp_path, taught
     ):
         Teacher(tmp_path / "range", student(), data())
     save_model(tmp_path / "tnet", student(), ModelInfo(NORM_FREE, CLASSES))
-    with pytest.raises(ConfigError, match="TNet gives no weights to boxes; give a run of a model that does, such as "):
+    with pytest.raises(ConfigError, match="tnet gives no weights to boxes; give a run of a model that does, such as "):
         Teacher(tmp_path / "tnet", student(), data())
     with pytest.raises(RunError, match=f"^objective.teacher {tmp_path / 'no'}: there is no such run folder"):
         Teacher(tmp_path / "no", student(), data())
