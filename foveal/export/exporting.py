@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveal.card import facts
 from foveal.choices import EXPORT_FORMATS, EXPORT_PRECISIONS
 from foveal.data import DataModule
 from foveal.errors import ConfigError, RunError
@@ -43,16 +44,15 @@ TOLERANCE = 1e-4
 """Largest difference of a logit in fp32, relative to the largest logit if that is above 1."""
 
 RESAMPLING = (
-    "A look is cut from the image at its box and resampled to `size`, antialiased: first averaged by the largest power "
-    "of two that leaves a pixel for each output pixel, then bilinear with a triangle filter of two output pixels' "
-    "width. Values are scaled from `value_range`, or from the range of the integer type, to 0 and 1. Pixels outside "
-    "the image have the value `mean`. The parts normalise."
+    "A look is cut from the image at its box and resampled to `size`, {how}. Values are scaled from `value_range`, or "
+    "from the range of the integer type, to 0 and 1. Pixels outside the image have the value `mean`. The parts "
+    "normalise."
 )
-PLAIN_RESAMPLING = (
-    "A look is cut from the image at its box and resampled to `size`, bilinear without antialiasing, half-pixel "
-    "centres. Values are scaled from `value_range`, or from the range of the integer type, to 0 and 1. Pixels outside "
-    "the image have the value `mean`. The parts normalise."
+ANTIALIASED = (
+    "antialiased: first averaged by the largest power of two that leaves a pixel for each output pixel, then bilinear "
+    "with a triangle filter of two output pixels' width"
 )
+PLAIN = "bilinear without antialiasing, half-pixel centres"
 
 
 def export(
@@ -211,7 +211,7 @@ def make_card(
         "squash": model.squash,
         "antialias": model.antialias,
         "crop": model.crop,
-        "resampling": RESAMPLING if model.antialias else PLAIN_RESAMPLING,
+        "resampling": RESAMPLING.format(how=ANTIALIASED if model.antialias else PLAIN),
         "parts": {name: _described(part) for name, part in parts.parts.items()},
         "about": {"class": type(model).__name__} | ({} if run is None else {"run": _digest(run)}),
         "licence": licence,
@@ -234,13 +234,10 @@ def _described(part: Part) -> dict[str, Any]:
     }
 
 
-METRICS = ("accuracy", "interval", "images", "monitor", "monitored", "commonest", "commonest_share", "step")
-"""Values of the outcome of training that a card holds, see `foveal.training.TrainingSummary`."""
-
-
 def _metrics(run: Run) -> dict[str, Any]:
-    """The outcome of training, on validation images."""
-    return {key: value for key, value in (run.summary or {}).items() if key in METRICS and value is not None}
+    """The outcome of training and evaluation, as in the model card."""
+    told = facts(run)
+    return {key: told[key] for key in ("training", "evaluation") if told[key]}
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

@@ -20,7 +20,7 @@ Example:
     >>> service.close()
 """
 
-# No `from __future__ import annotations`: FastAPI evaluates annotations, and some name functions of `make_app`.
+# No `from __future__ import annotations`: FastAPI evaluates annotations, and some name local functions.
 
 import asyncio
 import hashlib
@@ -164,9 +164,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     """
     metrics = Metrics()
     service.on_batch = metrics.batch
-    tiles = Tiles(lambda path: service.open_pyramid(Source(path.name, path)), service.limits.tile_bytes)
     pool = ThreadPoolExecutor(_TILE_THREADS, "foveal-tiles")
-    free, waiting = asyncio.Semaphore(_TILE_THREADS), 0
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -189,8 +187,16 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         seconds_each=lambda: service.seconds_each,
         metrics=metrics,
     )
+    _add_errors(app)
+    _add_classification(app, service)
+    _add_images(app, service, pool)
+    _add_description(app, service, metrics)
+    _add_pages(app)
+    return app
 
-    # ---- errors are one sentence
+
+def _add_errors(app: FastAPI) -> None:
+    """Errors are one sentence."""
 
     @app.exception_handler(FovealError)
     async def refuse(request: Request, error: FovealError) -> Response:
@@ -207,7 +213,9 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     async def fail(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": "the service failed; its log has the reason"}, 500)
 
-    # ---- classification
+
+def _add_classification(app: FastAPI, service: Service) -> None:
+    """Rows of images, at once and look by look."""
 
     async def asked(
         image: Annotated[UploadFile | None, File(description="an image file")] = None,
@@ -287,7 +295,11 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    # ---- images, tiles, looks
+
+def _add_images(app: FastAPI, service: Service, pool: ThreadPoolExecutor) -> None:
+    """Images of the folder: their names, tiles, looks and pages."""
+    tiles = Tiles(lambda path: service.open_pyramid(Source(path.name, path)), service.limits.tile_bytes)
+    free, waiting = asyncio.Semaphore(_TILE_THREADS), 0
 
     async def cut(request: Request, source: Source, work: Callable[[], Value]) -> Value:
         """Run work on an image in a thread; not, if the client has gone away."""
@@ -385,8 +397,9 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         page = await asyncio.wrap_future(service.explain(source, settings))
         return HTMLResponse(page, headers={"content-disposition": 'attachment; filename="report.html"'})
 
-    # ---- the service itself
 
+def _add_description(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    """The model, and the state of the service."""
     described = _describe(service)
 
     @app.get("/v1/model", responses=_problems(), tags=["service"])
@@ -411,7 +424,9 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         """Counters in the text format of Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    # ---- pages
+
+def _add_pages(app: FastAPI) -> None:
+    """The page with the viewer, and that of the REST interface."""
 
     def static(name: str) -> Response:
         content, kind = STATIC[name]
@@ -433,8 +448,6 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         answer = Response(status_code=304) if unchanged else static(name)
         answer.headers["etag"] = tag
         return answer
-
-    return app
 
 
 def _describe(service: Service) -> Model:

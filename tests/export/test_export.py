@@ -37,6 +37,7 @@ def run(tmp_path_factory):
             p.add_(0.02 * torch.randn_like(p))
     folder = tmp_path_factory.mktemp("run")
     save_model(folder, model, ModelInfo(spec, ("ant", "bee", "cat")))
+    (folder / "summary.json").write_text(json.dumps({"accuracy": 0.75, "images": 20, "ended": "finished"}))
     return folder
 
 
@@ -92,6 +93,7 @@ def test_the_card(onnx, run):
     assert onnx == run / "exported" / "onnx-fp32"
     assert (card["class_names"], card["licence"], card["locations"]) == (["ant", "bee", "cat"], "CC0-1.0", [2, 1])
     assert card["parity"]["logits"] < 1e-5 and card["parity"]["looks"]
+    assert card["metrics"] == {"training": {"accuracy": 0.75, "images": 20}}
     assert str(run) not in (onnx / CARD).read_text()
 
 
