@@ -805,9 +805,11 @@ Of a folder, a pattern or several files: a folder of pages, with an index that s
 )
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
+    from foveal.images import is_zarr
 
     first = args.paths[0]
-    if len(args.paths) > 1 or Path(first).is_dir() or (has_magic(first) and not Path(first).exists()):
+    several = Path(first).is_dir() and not is_zarr(first)
+    if len(args.paths) > 1 or several or (has_magic(first) and not Path(first).exists()):
         return _explain_many(args)
     if args.labels:
         raise ConfigError(f"--labels {args.labels}: are for several images; leave them out")

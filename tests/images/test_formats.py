@@ -26,7 +26,7 @@ def test_the_documentation_has_the_same_list():
         if line.startswith("| ") and "`." in line
     ]
     found, named = ([re.findall(r"`(\.\w+)`", line.split("|")[column]) for line in lines] for column in (3, 4))
-    assert found == [list(BASE), *(list(extra.suffixes) for extra in EXTRAS.values())]
+    assert found == [list(BASE), *([*extra.suffixes, *extra.folders] for extra in EXTRAS.values())]
     assert named == [[], *(list(extra.by_name) for extra in EXTRAS.values())]
     assert len(set(SUFFIXES + BY_NAME)) == len(SUFFIXES + BY_NAME)
 
