@@ -4,7 +4,7 @@ Each look reads the chunks that it needs, of the best level; of a sharded array 
 bands, at the first time and depth. A chunk that is missing has the fill value of its array, as Zarr defines. The first
 image of a container that bioformats2raw wrote is read; labels are not. See https://ngff.openmicroscopy.org/0.5.
 
-Only arrays of numbers are read, through codecs in a list that none of which can run code.
+Only arrays of numbers are read, see `foveal.images.zarr_codecs`.
 
 Example:
     >>> import tempfile, zarr
@@ -24,7 +24,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -35,38 +35,10 @@ from foveal.images import scale
 from foveal.images.grid import GridPyramid
 from foveal.images.pyramid import Stored
 from foveal.images.reading import check_claim, memory_limit, reading
+from foveal.images.zarr_codecs import check_array, guarded
 
 _LEAST = 64  # pixels; smaller chunks are read several at once
 _PLURAL = {"plate": "a plate of several wells", "well": "a well with several fields"}
-# Codecs of Zarr and numcodecs that turn bytes into numbers. Others, such as pickle, could run code.
-_CODECS = {
-    "adler32",
-    "astype",
-    "bitround",
-    "blosc",
-    "bytes",
-    "bz2",
-    "cast_value",
-    "crc32",
-    "crc32c",
-    "delta",
-    "fixedscaleoffset",
-    "fletcher32",
-    "gzip",
-    "jenkins_lookup3",
-    "lz4",
-    "lzma",
-    "packbits",
-    "pcodec",
-    "quantize",
-    "scale_offset",
-    "sharding_indexed",
-    "shuffle",
-    "transpose",
-    "zfpy",
-    "zlib",
-    "zstd",
-}
 
 
 class _Layout(NamedTuple):
@@ -90,19 +62,26 @@ class _Layout(NamedTuple):
         return (array.chunks if chunk else array.shape)[self.axes.index(name)] if name in self.axes else 1
 
 
+def is_remote(path: str) -> bool:
+    """Whether a path is the URL of a Zarr."""
+    return "://" in path and ".zarr" in path.lower()
+
+
 class OmeZarrPyramid(GridPyramid):
     """An OME-Zarr image.
 
     Args:
         path: path of the folder, or a URL that obstore reads, such as ``https://`` and ``s3://``.
+        name: path for messages, as of a URL without secrets; ``path`` if None.
         options: ``channels``, ``value_range``, ``max_bytes``; see `Pyramid`.
 
     Raises:
         ImageError: it is no OME-Zarr image, or it is damaged; or zarr is not installed.
     """
 
-    def __init__(self, path: str, **options: Any) -> None:
-        layout = _open(path)
+    def __init__(self, path: str, *, name: str | None = None, **options: Any) -> None:
+        self._place, path = path, name or path
+        layout = _open(self._place, path)
         limit = options.get("max_bytes") or memory_limit()
         dtype = np.dtype(layout.arrays[0].dtype).newbyteorder("=")
         tiles: list[tuple[int, int]] = []
@@ -110,8 +89,9 @@ class OmeZarrPyramid(GridPyramid):
             chunk = layout.along(level, "y", chunk=True), layout.along(level, "x", chunk=True)
             size = layout.along(level, "y"), layout.along(level, "x")
             check_claim(path, size, 0, limit)
-            check_claim(path, chunk, math.prod(array.chunks) * array.dtype.itemsize, limit)
             height, width = (n * max(1, min(_LEAST, whole) // n) for n, whole in zip(chunk, size, strict=True))
+            most = max(math.prod(array.chunks), height * width * layout.along(level, "c"))
+            check_claim(path, chunk, most * array.dtype.itemsize, limit)
             tiles.append((height, width))
         super().__init__(
             path,
@@ -136,7 +116,7 @@ class OmeZarrPyramid(GridPyramid):
     def _read_tile(self, level: int, row: int, column: int) -> Stored:
         if self._layout is None:
             with reading(self.path, "cannot be opened any more", "put it back"):
-                self._layout = _open(self.path)
+                self._layout = _open(self._place, self.path)
                 self._count_bytes(self._layout)
         layout = self._layout
         parts = {"c": slice(None)}
@@ -164,13 +144,18 @@ class _no_bugs:
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _open(path: str) -> _Layout:
-    """Open the arrays of an image."""
+def _open(place: str, path: str) -> _Layout:
+    """Open the arrays of an image.
+
+    Args:
+        place: path of the folder, or URL.
+        path: path for messages.
+    """
     from foveal.images.optional import need
 
     zarr = need("zarr", path)
-    store = _store(path)
-    with reading(path, "its Zarr metadata cannot be read"), _no_bugs():
+    store = _store(place, path)
+    with reading(path, "its Zarr metadata cannot be read", "check them, and copy the folder again"), _no_bugs():
         try:
             group = zarr.open_group(store, mode="r")
         except zarr.errors.ContainsArrayError:
@@ -185,7 +170,7 @@ def _open(path: str) -> _Layout:
         return _layout(path, group, attributes["multiscales"][0])
 
 
-def _store(path: str) -> Any:
+def _store(place: str, path: str) -> Any:
     """Zarr store of a folder or a URL; its attribute ``count`` is called with the number of bytes of each read."""
     from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
@@ -197,12 +182,12 @@ def _store(path: str) -> Any:
             self.count(0 if value is None else len(value))
             return value
 
-    if "://" not in path:
-        return Counting(LocalStore(path, read_only=True))
+    if not is_remote(place):
+        return Counting(LocalStore(place, read_only=True))
     from foveal.images.optional import need
 
     with reading(path, "cannot be opened", "check the address"):
-        inside = need("obstore.store", path, "remote").from_url(path, client_options={"allow_http": True})
+        inside = need("obstore.store", path, "remote").from_url(place, client_options={"allow_http": True})
     return Counting(ObjectStore(inside, read_only=True))
 
 
@@ -225,9 +210,8 @@ def _image_of(path: str, group: Any) -> tuple[Any, Mapping[str, Any]]:
             one = f"{path.rstrip('/')}/{inside}{'/0' * (kind == 'plate')}"
             raise ImageError(f"{path}: is {what}; name one of its images, such as {one}")
     if "bioformats2raw.layout" in found and "multiscales" not in found:
-        with suppress(KeyError):
-            group = group["0"]
-            return group, _attributes(group)
+        group = _level(path, group, "0")
+        return group, _attributes(group)
     if "labels" in found and "multiscales" not in found:
         raise ImageError(f"{path}: is a list of labels; name the image above it, or one of the labels")
     return group, found
@@ -235,9 +219,10 @@ def _image_of(path: str, group: Any) -> tuple[Any, Mapping[str, Any]]:
 
 def _layout(path: str, group: Any, image: Mapping[str, Any]) -> _Layout:
     levels = image["datasets"]
-    arrays = [group[level["path"]] for level in levels]
+    arrays = [_level(path, group, str(level["path"])) for level in levels]
     for level, array in zip(levels, arrays, strict=True):
-        _check_array(path, level["path"], array)
+        check_array(path, level["path"], array)
+    arrays = [guarded(array) for array in arrays]
     if not arrays:
         raise ImageError(f"{path}: has no levels; the metadata are damaged, copy it again")
     axes, units = _axes(path, image.get("axes"), arrays[0].ndim)
@@ -261,6 +246,13 @@ def _layout(path: str, group: Any, image: Mapping[str, Any]) -> _Layout:
     return layout._replace(scales=scales, mpp=scale.of_axes(whole, [units[i] for i in at]))
 
 
+def _level(path: str, group: Any, name: str) -> Any:
+    try:
+        return group[name]
+    except KeyError:
+        raise ImageError(f"{path}: its level {name} is missing; copy it again") from None
+
+
 def _axes(path: str, given: Any, count: int) -> tuple[list[str], list[str]]:
     """Names and units of the axes; those of versions 0.1 and 0.2, which do not list them, are always the same."""
     listed = list("tczyx") if given is None else given
@@ -268,8 +260,10 @@ def _axes(path: str, given: Any, count: int) -> tuple[list[str], list[str]]:
     kinds = {"time": "t", "channel": "c"}
     names = [kinds.get(str(axis.get("type")), str(axis["name"])) for axis in axes]
     if len(names) != count or len({*names}) != count or not {"y", "x"} <= {*names} <= {*"tczyx"}:
-        what = f"has the axes {', '.join(names)}, of an array with {count}"
-        raise ImageError(f"{path}: {what}; y and x are needed, with t, c and z at most: correct the metadata")
+        what = (
+            f"has the axes {', '.join(names)} for arrays of {count}, where y and x are needed, and t, c, z are possible"
+        )
+        raise ImageError(f"{path}: {what}; correct the metadata")
     return names, [str(axis.get("unit", "")) for axis in axes]
 
 
@@ -281,25 +275,3 @@ def _scale(transforms: Any, count: int) -> Sequence[float] | None:
                 found = [float(value) for value in transform["scale"]]
                 return found if len(found) == count and all(0 < value < math.inf for value in found) else None
     return None
-
-
-def _check_array(path: str, name: str, array: Any) -> None:
-    """Raise ImageError for anything but an array of numbers with known codecs."""
-    if not hasattr(array, "chunks"):
-        raise ImageError(f"{path}: its level {name} is a group, not an array; the metadata are damaged, copy it again")
-    metadata = array.metadata.to_dict()
-    unknown = sorted(set(_codecs(metadata)) - _CODECS)
-    if array.dtype.kind not in "biuf" or array.dtype.fields is not None:
-        raise ImageError(f"{path}: its level {name} holds {array.dtype}, not numbers; convert it")
-    if unknown:
-        raise ImageError(f"{path}: its level {name} has the codec {unknown[0]}, which is not read; convert it")
-
-
-def _codecs(metadata: Any) -> Iterator[str]:
-    """Names of all codecs in the metadata of an array, also those inside of shards, without ``numcodecs.``."""
-    for key in ("compressor", "filters", "codecs", "index_codecs"):
-        value = metadata.get(key) or ()
-        for codec in [value] if isinstance(value, Mapping) else value:
-            codec = codec if isinstance(codec, Mapping) else {"name": str(codec)}
-            yield str(codec.get("id") or codec.get("name")).removeprefix("numcodecs.").lower()
-            yield from _codecs(codec.get("configuration") or {})

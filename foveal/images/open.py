@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import dicom, jxl, masks, optional, plain, unread
+from foveal.images import dicom, jxl, masks, ome_zarr, optional, plain, unread
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
@@ -67,14 +67,27 @@ def open_image(
         Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
     name = os.fspath(path)
+    head = _first_bytes(name)
+    with reading(name, "cannot be opened"), noting(name):
+        options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
+        image = _open(name, head, cache_dir, convert, options)
+    if mask is not None:
+        image.mask = masks.read_mask(mask, image)
+    return image
+
+
+def _first_bytes(name: str) -> bytes:
+    """First bytes of a file; none of a folder that is an image."""
+    if ome_zarr.is_remote(name):
+        return b""
     try:
         # Opening a named pipe blocks until another process writes to it.
         if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
             raise ImageError(f"{name}: is a pipe, a socket or a device, not a regular file; copy its data to a file")
-        head = b""
-        if not (folder := optional.is_image_folder(name)):
-            with Path(name).open("rb") as file:
-                head = file.read(256)
+        if optional.is_image_folder(name):
+            return b""
+        with Path(name).open("rb") as file:
+            head = file.read(256)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such file; check the path") from error
     except IsADirectoryError as error:
@@ -84,14 +97,9 @@ def open_image(
         raise ImageError(f"{name}: cannot be read (permission denied); change its permissions") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
-    if not head and not folder:
+    if not head:
         raise ImageError(f"{name}: the file is empty; copy it again")
-    with reading(name, "cannot be opened"), noting(name):
-        options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
-        image = _open(name, head, cache_dir, convert, options)
-    if mask is not None:
-        image.mask = masks.read_mask(mask, image)
-    return image
+    return head
 
 
 def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
