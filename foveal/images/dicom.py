@@ -93,7 +93,7 @@ def _read_header(path: str, size: int, changed: int) -> Header | None:
             found = read_partial(file, lambda tag, vr, length: tag > _TAGS[-1], specific_tags=list(_TAGS))
         kinds = [str(value) for value in found.get("ImageType", ())]
         return Header(
-            found.get("SOPClassUID", "") == _WHOLE_SLIDE,
+            found.SOPClassUID == _WHOLE_SLIDE,
             kinds[2] if len(kinds) > 2 else "",
             "RESAMPLED" in kinds[3:],
             str(found.get("SeriesInstanceUID", "")),
