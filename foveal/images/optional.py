@@ -36,6 +36,12 @@ _SLIDES, _RASTERS, _PICTURES = (
     {*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips")
 )
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc"}
+_ADVICE = {
+    ".mrxs": "put the folder of the same name, with Slidedat.ini, beside it",
+    ".vms": "put the .jpg and .opt files that it names beside it",
+    ".vmu": "put the .ngr files that it names beside it",
+}
+"""What to do if OpenSlide cannot open a slide of several files."""
 _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -178,7 +184,8 @@ class OpenSlidePyramid(Pyramid):
         from foveal.images import leica
 
         openslide = need("openslide", path)
-        with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
+        suffix = Path(path).suffix.lower()
+        with reading(path, "OpenSlide cannot open it", _ADVICE.get(suffix, "check the file, and copy it again")):
             slide = openslide.OpenSlide(path)
         metadata: dict[str, Any] = {"description": slide.properties.get("openslide.comment", "")}
         if (mpp := scale.of_slide(slide.properties)) is not None:
@@ -190,7 +197,7 @@ class OpenSlidePyramid(Pyramid):
         )
         self._slide: Any = slide
         is_leica = slide.properties.get("openslide.vendor") == "leica"
-        if Path(path).suffix.lower() == ".scn" and not is_leica:
+        if suffix == ".scn" and not is_leica:
             what = "has no description of a Leica slide, or a damaged one"
             raise ImageError(f"{path}: {what}; copy it again, or give it the suffix of its format")
         self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None

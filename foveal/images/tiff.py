@@ -245,9 +245,9 @@ def _vendor(page: tifffile.TiffPage) -> str | None:
     with suppress(Exception):
         if b"<iScan" in bytes(page.tags.valueof(700) or b""):
             return "Ventana"
-        if str(page.tags.valueof(305) or "").startswith("MedScan"):
+        if str(page.tags.valueof(305) or "").startswith("MedScan") and "OverlapsXY" in page.description:
             return "Trestle"
-        if str(page.tags.valueof(271) or "").startswith("Hamamatsu"):
+        if page.tags.get(65420) is not None:  # a private tag of NDPI
             return "Hamamatsu"
         if "http://www.leica-microsystems.com/scn/" in page.description:
             return "Leica"
