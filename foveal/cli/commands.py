@@ -42,7 +42,7 @@ from foveal.cli.running import (
 )
 from foveal.display import printable
 from foveal.errors import ConfigError, RunError, renaming
-from foveal.formats import SUFFIXES
+from foveal.formats import FOLDERS, SUFFIXES
 from foveal.recipes.layout import in_columns
 
 if TYPE_CHECKING:
@@ -564,6 +564,7 @@ are done.
 
 In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
 {" ".join(SUFFIXES)}
+A folder that ends in {" ".join(FOLDERS)} is one image.
 
   foveal predict runs/demo photo.png
   foveal predict runs/demo photos/ --out labels.csv

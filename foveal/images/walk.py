@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveal.formats import BY_NAME, FOLDERS, SUFFIXES
+from foveal.images.unread import UNREAD
 
 HIDDEN = "hidden"
 FOREIGN = "made by the system or another program"
@@ -43,6 +44,7 @@ DEAD_LINK = "link to nothing"
 SPECIAL = "no regular file"
 AGAIN = "link to a folder that is searched already"
 OF_A_SLIDE = "another file of a DICOM slide"
+NOT_READ = "format that is not read; name the file to be told what to do"
 
 _FOREIGN = {
     "__macosx",
@@ -69,6 +71,7 @@ _FOREIGN = {
 }
 
 
+_NOT_READ = tuple(suffix for one in UNREAD for suffix in one.suffixes)
 _ZARR = ("zarr.json", ".zattrs")
 _ZARR_IMAGE = re.compile(rb'"(multiscales|plate|well|bioformats2raw\.layout)"')
 _LONGEST = 1 << 20  # bytes of metadata that are searched
@@ -265,7 +268,7 @@ def why_left_out(entry: os.DirEntry | Path, suffixes: tuple[str, ...] = SUFFIXES
     if (reason := set_apart(name)) or _is_folder(entry):
         return reason
     if not name.endswith(suffixes):
-        return ONLY_BY_NAME if name.endswith(BY_NAME) else UNKNOWN
+        return ONLY_BY_NAME if name.endswith(BY_NAME) else NOT_READ if name.endswith(_NOT_READ) else UNKNOWN
     try:
         if entry.is_file():
             return None
