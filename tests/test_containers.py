@@ -64,6 +64,7 @@ def test_the_commands_of_the_docs(top, monkeypatch, capsys):
     assert len(commands) == 2 and codes == [1, 0]  # 1 for the damaged image
     assert "d.zarr: its Zarr metadata cannot be read" in capsys.readouterr().err
     rows = {row["path"]: row for row in read_rows(Path("labels.csv"))}
+    assert [path for path, row in rows.items() if not row["error"]] == [f"scans/{name}" for name in NAMES[:3]]
     assert list(rows) == [f"scans/{name}" for name in NAMES]
     page = Path("a.html").read_text()
     assert "a.ome.zarr" in page and "0.5" in page

@@ -290,14 +290,14 @@ def _open(path: str, files: Sequence[str]) -> Any:
     with reading(path, "wsidicom cannot open it", "check that all its files are there, and copy them again"):
         slide = wsidicom.WsiDicom.open(list(files), settings=settings)
         opened = {
-            str(file)
+            os.path.realpath(file)
             for pyramid in slide.pyramids
             for level in pyramid
             for instance in level.instances.values()
             for file in instance.image_data.files
         }
         for file in files:
-            if file not in opened:
+            if os.path.realpath(file) not in opened:
                 name = Path(file).name
                 raise ImageError(f"{path}: {name}, a file of this slide, is damaged or not supported; copy it again")
     return slide

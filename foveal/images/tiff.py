@@ -243,7 +243,8 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[TiffLayout, pages.
 def _vendor(page: tifffile.TiffPage) -> str | None:
     """Vendor of a slide with overlapping tiles or a private layout, by the first page of the file."""
     with suppress(Exception):
-        if b"<iScan" in bytes(page.tags.valueof(700) or b""):
+        xmp = page.tags.valueof(700)
+        if isinstance(xmp, bytes) and b"<iScan" in xmp:
             return "Ventana"
         if str(page.tags.valueof(305) or "").startswith("MedScan") and "OverlapsXY" in page.description:
             return "Trestle"

@@ -84,8 +84,11 @@ def test_optical_paths_of_a_grey_slide_are_bands(tmp_path):
             assert np.array_equal(whole(image)[..., band], region)
 
 
-def test_any_file_of_a_slide_opens_it(slide):
+def test_any_file_of_a_slide_opens_it(slide, monkeypatch):
     wanted = whole(open_image(slide))
+    monkeypatch.chdir(slide)
+    for relative in (".", "slide1.dcm", "./slide0.dcm"):
+        assert np.array_equal(whole(open_image(relative)), wanted)
     for name in ("slide0.dcm", "slide1.dcm"):
         assert np.array_equal(whole(open_image(slide / name)), wanted)
 
