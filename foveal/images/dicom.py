@@ -145,11 +145,12 @@ def _find(path: str) -> dict[str, Header]:
     Args:
         path: path of a folder, or of a file of it.
     """
-    folder = path if Path(path).is_dir() else str(Path(path).parent)
+    one = None if Path(path).is_dir() else str(Path(path))  # as `files_in` writes it
+    folder = path if one is None else str(Path(path).parent)
     with reading(path, "the folder cannot be searched", "change its permissions"):
         headers = {file: header for file in files_in(folder) if (header := read_header(file)) is not None}
-    if folder != path:
-        own = read_header(path)
+    if one is not None:
+        own = read_header(one)
         if own is None:
             raise ImageError(f"{path}: is not DICOM, or its header is damaged; copy it again")
         if not own.whole_slide:
@@ -157,15 +158,15 @@ def _find(path: str) -> dict[str, Header]:
         if own.kind in _HIDDEN:
             what = f"is the {own.kind.lower()} of a slide, which is not read, since it may show a name"
             raise ImageError(f"{path}: {what}; give another file of the slide")
-        headers = {path: own, **headers}
+        headers = {one: own, **headers}
     slides = {header.series: file for file, header in reversed(headers.items()) if header.whole_slide}
     if not slides:
         what = "DICOM files, but no whole-slide image" if headers else "no DICOM files"
         raise ImageError(f"{path}: the folder has {what}; give a folder of them, or one file")
-    if folder == path and len(slides) > 1:
+    if one is None and len(slides) > 1:
         names = ", ".join(sorted(Path(file).name for file in slides.values())[:3])
         raise ImageError(f"{path}: the folder has {len(slides)} slides; name a file of one, such as {names}")
-    series = headers[path].series if folder != path else next(iter(slides))
+    series = next(iter(slides)) if one is None else headers[one].series
     levels = {
         file: header
         for file, header in headers.items()
