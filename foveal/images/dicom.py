@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ for _name in ("wsidicom", "pydicom"):
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)}
+_INDEX = 8  # bytes of wsidicom's index for each frame
 _HIDDEN = {"LABEL", "OVERVIEW", "LOCALIZER"}
 _TAGS = [
     0x00080008,  # ImageType
@@ -48,6 +50,8 @@ _TAGS = [
     0x0020000E,  # SeriesInstanceUID
     0x00209161,  # ConcatenationUID
     0x00209163,  # InConcatenationTotalNumber
+    0x00280010,  # Rows
+    0x00280011,  # Columns
     0x00480006,  # TotalPixelMatrixColumns
     0x00480007,  # TotalPixelMatrixRows
 ]
@@ -62,6 +66,7 @@ class Header(NamedTuple):
         resampled: whether it was made from a finer level.
         series: UID of its series.
         size: (height, width) in pixels.
+        tile: (height, width) of its frames.
         concatenation: UID of the level if this is split into several files, or "".
         parts: number of these files; 0 if it is not stated.
     """
@@ -71,6 +76,7 @@ class Header(NamedTuple):
     resampled: bool
     series: str
     size: tuple[int, int]
+    tile: tuple[int, int]
     concatenation: str
     parts: int
 
@@ -98,6 +104,7 @@ def _read_header(path: str, size: int, changed: int) -> Header | None:
             "RESAMPLED" in kinds[3:],
             str(found.get("SeriesInstanceUID", "")),
             (int(found.get("TotalPixelMatrixRows", 0)), int(found.get("TotalPixelMatrixColumns", 0))),
+            (int(found.get("Rows", 0)), int(found.get("Columns", 0))),
             str(found.get("ConcatenationUID", "")),
             int(found.get("InConcatenationTotalNumber", 0) or 0),
         )
@@ -178,9 +185,11 @@ def _find(path: str) -> dict[str, Header]:
 
 
 def _check_complete(path: str, levels: dict[str, Header]) -> None:
-    """Raise ImageError if a part of a level is missing; log it if the finest level is."""
+    """Raise ImageError if a part of a level is missing, or a size cannot be; log it if the finest level is missing."""
     parts: dict[str, list[int]] = defaultdict(list)
     for header in levels.values():
+        frames = math.prod(-(-n // max(1, side)) for n, side in zip(header.size, header.tile, strict=True))
+        check_claim(path, header.size, frames * _INDEX, memory_limit())
         if header.concatenation:
             parts[header.concatenation].append(header.parts)
     for stated in parts.values():

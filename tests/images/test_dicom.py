@@ -209,6 +209,11 @@ def _edit(**changes):
         (_edit(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "is DICOM, but not a whole-slide image; convert it"),
         (_edit(SamplesPerPixel=2), "level 1 has other pixels than level 0"),
         (_edit(Rows=0), "cannot|damaged"),
+        (
+            _edit(TotalPixelMatrixRows=10**6, TotalPixelMatrixColumns=10**6, Rows=1, Columns=1),
+            "claims 1000000 x 1000000",
+        ),
+        (_edit(TotalPixelMatrixRows=0), "with nothing to see"),
     ],
 )
 @pytest.mark.parametrize("coding", ["jpeg", "jpeg2000", "native"])
