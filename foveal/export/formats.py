@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -106,7 +107,7 @@ class _Half(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.half()
+        self.network = copy.deepcopy(network).half()  # other parts, and the check of the result, need the original
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         return tuple(seen.float() for seen in self.network(*(one.half() for one in given)))

@@ -126,6 +126,20 @@ def test_the_format_of_torch(run, torch_format, images):
         runtime.load(torch_format, engine="onnx")
 
 
+@pytest.mark.parametrize("name", ["scan", "test_resnet"])
+def test_the_format_of_torch_in_half_precision(tmp_path, images, name):
+    """Parts of a scan share their network, and the result is compared with the model in float32."""
+    torch.manual_seed(0)
+    options = {"scan": {"look_size": 16, "scale": 2, "scout_width": 8, "locations": (3,)}}
+    model = foveal.create_classifier(name, num_classes=3, **options.get(name, {"image_size": 32})).eval()
+    expected = foveal.classify(model, images)
+    folder = export(model, format="torch", precision="fp16", out=tmp_path / "exported")
+    found = runtime.load(folder).classify(images)
+    np.testing.assert_allclose(found.logits, expected.logits.numpy(), rtol=0, atol=0.01)
+    assert 0 < json.loads((folder / CARD).read_text())["parity"]["logits"] < 0.01
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
