@@ -192,7 +192,7 @@ def _is_straight(points: Ring, tolerance: float) -> bool:
     """
     (x0, y0), (x1, y1) = points[0], points[-1]
     across, up = x1 - x0, y1 - y0
-    if not 0 < abs(across) + abs(up) or abs(across) > WIDEST:
+    if across == up == 0 or abs(across) > WIDEST:
         return False
     most = tolerance * (across**2 + up**2)
     return all(abs(across * (y - y0) - up * (x - x0)) <= most for x, y in points)
