@@ -414,6 +414,26 @@ def test_a_box_that_is_none_is_refused(client, box):
     is_refusal(client.get("/v1/look", params={"path": "a.png", "box": box}), 422)
 
 
+def test_a_vrt_cannot_show_a_file_outside_of_the_folder(model, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "root").mkdir()
+    with rasterio.open(tmp_path / "secret.tif", "w", driver="GTiff", width=64, height=64, count=3, dtype="uint8") as to:
+        to.write(np.full((3, 64, 64), 200, np.uint8))
+    band = (
+        "<VRTRasterBand dataType='Byte' band='{}'><SimpleSource><SourceFilename relativeToVRT='0'>{}</SourceFilename>"
+        "<SourceBand>{}</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    bands = "".join(band.format(i, tmp_path / "secret.tif", i) for i in (1, 2, 3))
+    text = f"<VRTDataset rasterXSize='64' rasterYSize='64'>{bands}</VRTDataset>"
+    for name, content in (("a.vrt", text), ("b.ntf", text), ("c.ntf", "junk " + text), ("d.jp2", text)):
+        (tmp_path / "root" / name).write_text(content)
+    with served(model, tmp_path / "root") as client:
+        for name in client.get("/v1/images").json()["images"]:
+            for url in ("/v1/image", "/v1/tile/6/0/0", "/v1/look", "/v1/report"):
+                is_refusal(client.get(url, params={"path": name} | ({"box": "0,0,9,9"} if "look" in url else {})), 422)
+            is_refusal(client.post("/v1/classify", data={"path": name}), 422)
+
+
 # ---- headers and pages
 
 
