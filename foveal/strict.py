@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,14 @@ def _no_deeper(value: Any) -> Any:
         if depth > MAX_DEPTH:
             raise ContentError(f"it is nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+def class_names_error(names: Sequence[Any]) -> str | None:
+    """The first error in names of classes; None if they are distinct, non-empty strings without control characters."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            return f"name {i}, {name!r}, is not a non-empty string"
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            return f"name {i}, {name!r}, has a line break or another control character"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"{twice!r} occurs twice"

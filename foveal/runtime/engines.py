@@ -90,7 +90,7 @@ class Files(Engine):
         self, folder: Path, card: Mapping[str, Any], name: str | None = None, threads: int | None = None
     ) -> None:
         self.name = name or card["format"]
-        self._card = card
+        self._card, self._folder = card, folder
         if self.name not in ENGINES:
             raise ConfigError(f"`engine` {self.name}: is not known; use one of {', '.join(ENGINES)}")
         if card["format"] not in ENGINES[self.name]:
@@ -115,7 +115,13 @@ class Files(Engine):
                 raise RunError(f"{file}: {package} cannot load it ({reason}); export the model again") from error
 
     def run(self, part: str, inputs: Arrays) -> Arrays:
-        return self._run[part](**inputs)
+        try:
+            return self._run[part](**inputs)
+        except Exception as error:  # see above
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(
+                f"{self._folder}: {self.name} cannot run the part {part} ({reason}); export the model again"
+            ) from error
 
     def outputs(self, part: str) -> Mapping[str, list[int]]:
         return self._card["parts"][part]["outputs"]

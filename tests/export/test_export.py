@@ -179,13 +179,40 @@ def changed(folder, to, **values):
         ({"mean": [0.5]}, "have not one value"),
         ({"class_names": ["ant"]}, "are 1 for 3 classes"),
         ({"size": [10**6, 10**6]}, "would need more than"),
-        ({"options": {}}, "has wrong `options`"),
+        ({"options": {}}, "options.grid: is missing"),
+        ({"class_names": ["ant", "ant", "bee"]}, "'ant' occurs twice"),
+        ({"class_names": ["ant", "a\nb", "bee"]}, "line break"),
+        ({"std": [0, 1, 1]}, "std is not positive"),
+        ({"mean": [1e300, 0, 0]}, "are too large"),
+        ({"thresholds": [[0, 5.0]]}, "are not from 0 to 1"),
+        ({"value_range": [1, 0]}, "1 is not below 0"),
+        ({"crop": 0}, "is not a share up to 1"),
+        ({"image_size": 100_000}, "image_size: a look would need"),
         ({"parts": {"look1": {"files": {"../x.onnx": ""}, "inputs": {}, "outputs": {}, "macs": 0}}}, "not the name"),
     ],
 )
 def test_damaged_cards(onnx, tmp_path, values, problem):
     with pytest.raises(RunError, match=problem):
         runtime.load(changed(onnx, tmp_path / "other", **values))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("grid", 10**9), ("region", -1), ("padded", "x"), ("map_side", 0), ("networks", True), ("likelihood", "other")],
+)
+def test_damaged_options(onnx, tmp_path, option, value):
+    options = json.loads((onnx / CARD).read_text())["options"]
+    with pytest.raises(RunError, match=f"options.*{option}"):
+        runtime.load(changed(onnx, tmp_path / "other", options=options | {option: value}))
+
+
+@pytest.mark.parametrize("values", [{"size": [48, 48]}, {"options": {"map_side": 3}}])
+def test_values_that_do_not_fit_the_network_are_one_sentence(onnx, tmp_path, values):
+    card = json.loads((onnx / CARD).read_text())
+    values = {key: {**card[key], **value} if isinstance(value, dict) else value for key, value in values.items()}
+    model = runtime.load(changed(onnx, tmp_path / "other", **values))
+    with pytest.raises(RunError, match="onnx cannot run the part look1 .*; export the model again"):
+        model.classify(np.zeros((40, 50, 3), np.uint8))
 
 
 def test_damaged_files(onnx, tmp_path):
