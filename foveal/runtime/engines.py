@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import json
+import re
 import threading
 import zipfile
 from abc import ABC, abstractmethod
@@ -186,6 +187,11 @@ def _load_torch(file: Path, part: Mapping[str, Any], precision: str, threads: in
 _PLAIN = ("torch.ops.aten.", "torch.ops.prims.", "_operator.", "torch.sym_", "math.")
 _FORBIDDEN = ("torch.ops.aten.from_file", "torch.ops.aten.save")
 _STORED_TENSORS = "data/sample_inputs/"
+_FILES = re.compile(
+    r"\.data/(serialization_id|version)|archive_(format|version)|byteorder|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+"""Files of an archive. Others may be libraries of machine code, or pickles of earlier versions of the format."""
 
 
 def check_archive(file: Path) -> None:
@@ -200,11 +206,15 @@ def check_archive(file: Path) -> None:
     remedy = "load files of this format from people that you trust, or export as onnx"
     try:
         with zipfile.ZipFile(file) as archive:
-            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            listed = archive.namelist()
+            names = {name.partition("/")[2]: name for name in listed}
             texts = {name: json.loads(archive.read(full)) for name, full in names.items() if name.endswith(".json")}
             sample = [archive.read(full) for name, full in names.items() if name.startswith(_STORED_TENSORS)]
     except Exception as error:  # damaged archives raise many types of exceptions
         raise RunError(f"{file}: is damaged, or no archive of torch.export; export the model again") from error
+    one_folder = len({name.partition("/")[0] for name in listed}) == 1 and len(names) == len(listed)
+    if not one_folder or not all(map(_FILES.fullmatch, names)):
+        raise RunError(f"{file}: holds files that foveal does not write, which may be code; {remedy}")
     if any(_strange(text) for text in texts.values()):
         raise RunError(f"{file}: holds pickled objects, or calls that are no operations on tensors; {remedy}")
     import io

@@ -164,6 +164,29 @@ def test_archives_with_code_are_refused(torch_format, tmp_path, file, old, new):
         runtime.load(folder)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["look1/data/aotinductor/model/model.so"],  # torch would load the library
+        ["version", "serialized_exported_program.json", "serialized_state_dict.pt"],  # of an earlier format: pickles
+        ["look1/data/constants/custom_obj_0"],
+        ["other/models/model.json"],
+        ["look1/models/model.json"],  # twice: readers may take the first or the last
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_with_other_files_are_refused(torch_format, tmp_path, names):
+    folder = changed(torch_format, tmp_path / "other")
+    with zipfile.ZipFile(folder / "look1.pt2", "a") as archive:
+        for name in names:
+            archive.writestr(name, b"{}")
+    card = json.loads((folder / CARD).read_text())
+    card["parts"]["look1"]["files"] = {"look1.pt2": sha256(folder / "look1.pt2")}
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(RunError, match="which may be code"):
+        runtime.load(folder)
+
+
 def changed(folder, to, **values):
     shutil.copytree(folder, to)
     card = json.loads((to / CARD).read_text())
@@ -211,7 +234,7 @@ def test_values_that_do_not_fit_the_network_are_one_sentence(onnx, tmp_path, val
     card = json.loads((onnx / CARD).read_text())
     values = {key: {**card[key], **value} if isinstance(value, dict) else value for key, value in values.items()}
     model = runtime.load(changed(onnx, tmp_path / "other", **values))
-    with pytest.raises(RunError, match="onnx cannot run the part look1 .*; export the model again"):
+    with pytest.raises(RunError, match=r"onnx cannot run the part look1 .*; export the model again"):
         model.classify(np.zeros((40, 50, 3), np.uint8))
 
 
@@ -251,6 +274,26 @@ def test_wrong_options(run, tmp_path, options, problem):
     with pytest.raises(ConfigError, match=problem):
         export(run, out=tmp_path / "exported", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_calibration(run, tmp_path, images, caplog):
+    from PIL import Image
+
+    from foveal.export.exporting import _calibration, make_card
+
+    for name in ("good.png", "broken.png"):
+        Image.fromarray(images[0]).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
+    (tmp_path / "empty.png").touch()
+    predictor = foveal.Predictor(run, device="cpu")
+    parts, card = predictor.model.parts(), make_card(predictor.model, "onnx", "int8")
+    seen = _calibration(predictor, card, parts.parts, str(tmp_path), 5)
+    alone = _calibration(predictor, card, parts.parts, str(tmp_path / "good.png"), 5)
+    assert len(seen["look1"]) == len(alone["look1"]) > 0
+    assert [name in caplog.text for name in ("broken.png", "empty.png", "good.png")] == [True, True, False]
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(ConfigError, match=r"`calibration`: can be read in none of its images"):
+        export(run, precision="int8", out=tmp_path / "exported", calibration=str(tmp_path))
 
 
 def test_locations_and_images_that_do_not_fit(onnx):
@@ -316,7 +359,7 @@ def test_the_command(run, onnx, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_int8_and_fp16(run, onnx, images, tmp_path):
+def test_int8_and_fp16(run, onnx, images, tmp_path, capfd):
     expected = foveal.classify(run, images)
     sizes = {"fp32": (onnx / "look1.onnx").stat().st_size}
     for precision in ("int8", "fp16"):
@@ -325,4 +368,5 @@ def test_int8_and_fp16(run, onnx, images, tmp_path):
         np.testing.assert_allclose(found.probabilities, expected.probabilities.numpy(), atol=0.05)
         sizes[precision] = (folder / "look1.onnx").stat().st_size
     assert max(sizes["int8"], sizes["fp16"]) < 0.8 * sizes["fp32"]
+    assert capfd.readouterr() == ("", "")
     assert b"QuantizeLinear" in (tmp_path / "int8" / "look1.onnx").read_bytes()
