@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from foveal.choices import EXPORT_FORMATS, EXPORT_PRECISIONS
 from foveal.data import DataModule
 from foveal.errors import ConfigError, ImageError, RunError
 from foveal.export.formats import SUFFIXES, write
-from foveal.files import storing
+from foveal.files import locked, storing
 from foveal.glimpse.base import GlimpseClassifier, Part
 from foveal.images import ImageViews, LeftOut, TensorViews, Views
 from foveal.prediction import Predictor
@@ -108,24 +107,39 @@ def export(
     card = make_card(classifier, format, precision, run, licence)
     card |= {"loop": parts.loop, "options": parts.options}
     seen = _calibration(predictor, card, parts.parts, calibration, images) if precision == "int8" else {}
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
+    taken = f"{folder}: another export writes there; wait for its end, or choose another `out`"
+    with locked(folder.with_name(f".{folder.name}.lock"), taken):
+        _write(classifier, card, parts.parts, folder, seen)
+    return folder
+
+
+def _write(
+    model: GlimpseClassifier,
+    card: dict[str, Any],
+    parts: dict[str, Part],
+    folder: Path,
+    seen: dict[str, list[dict[str, np.ndarray]]],
+) -> None:
+    """Write the folder under another name, check it, and rename it."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with storing(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed export
         unfinished.mkdir()
     try:
         with storing(folder):
-            for name, part in parts.parts.items():
-                files = write(part, unfinished / f"{name}{SUFFIXES[format]}", format, precision, seen.get(name, []))
+            for name, part in parts.items():
+                file = unfinished / f"{name}{SUFFIXES[card['format']]}"
+                files = write(part, file, card["format"], card["precision"], seen.get(name, []))
                 card["parts"][name]["files"] = {file.name: sha256(file) for file in files}
-        card["parity"] = check_parity(classifier, card, unfinished)
+        card["parity"] = check_parity(model, card, unfinished)
         with storing(folder):
             text = json.dumps(card, indent=2) + "\n"
             (unfinished / CARD).write_text(text)
             _replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 def for_engine(model: Any, engine: str) -> Any:
@@ -167,7 +181,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 def _replace(new: Path, folder: Path) -> None:
     """Rename a folder; a folder of that name is removed."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)

@@ -13,8 +13,9 @@ import torch
 import foveal
 from foveal import runtime
 from foveal.cli import main
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, RunError, StorageError
 from foveal.export import export
+from foveal.files import locked
 from foveal.runs import ModelInfo, save_model
 from foveal.runtime.card import CARD, sha256
 
@@ -259,6 +260,19 @@ def test_what_is_there_is_not_replaced(onnx, run, tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(ConfigError, match="is no exported model"):
         export(run, out=tmp_path / "notes", overwrite=True)
+
+
+def test_a_killed_export_leaves_nothing_to_the_next_one(tmp_path):
+    model = foveal.create_classifier("test_resnet", num_classes=2, image_size=32)
+    folder = tmp_path / "exported"
+    (tmp_path / ".exported.unfinished").mkdir()
+    (tmp_path / ".exported.unfinished" / "network.pt2").touch()
+    with locked(tmp_path / ".exported.lock", "taken"), pytest.raises(StorageError, match="another export writes there"):
+        export(model, format="torch", out=folder)
+    export(model, format="torch", out=folder)
+    assert {file.name for file in tmp_path.iterdir()} == {"exported"}
+    export(model, format="torch", out=folder, overwrite=True)
+    assert {file.name for file in folder.iterdir()} == {CARD, "network.pt2"}
 
 
 @pytest.mark.parametrize(
