@@ -1,4 +1,5 @@
-"""Read JSON files from untrusted sources, with limits on size, depth and content. For YAML see `foveal.strict_yaml`.
+"""Read JSON files from untrusted sources, with limits on size, depth and content, and check names of classes. For YAML
+see `foveal.strict_yaml`.
 
 Example:
     >>> import tempfile
