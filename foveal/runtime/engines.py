@@ -118,6 +118,8 @@ class Files(Engine):
     def run(self, part: str, inputs: Arrays) -> Arrays:
         try:
             return self._run[part](**inputs)
+        except MemoryError:
+            raise
         except Exception as error:  # see above
             reason = " ".join(str(error).split())[:160]
             raise RunError(
