@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ _logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest difference of a logit in fp32, relative to the largest logit if that is above 1."""
+
+SAME_LABELS = 0.95
+"""Least share of the calibration images that int8 may give the label of the model without a warning."""
 
 RESAMPLING = (
     "A look is cut from the image at its box and resampled to `size`, {how}. Values are scaled from `value_range`, or "
@@ -111,7 +114,7 @@ def export(
         folder.parent.mkdir(parents=True, exist_ok=True)
     taken = f"{folder}: another export writes there; wait for its end, or choose another `out`"
     with locked(folder.with_name(f".{folder.name}.lock"), taken):
-        _write(classifier, card, parts.parts, folder, seen)
+        _write(classifier, card, parts.parts, folder, seen, lambda: _views(predictor, calibration), images)
     return folder
 
 
@@ -121,8 +124,19 @@ def _write(
     parts: dict[str, Part],
     folder: Path,
     seen: dict[str, list[dict[str, np.ndarray]]],
+    views: Callable[[], Iterable[Views]],
+    most: int,
 ) -> None:
-    """Write the folder under another name, check it, and rename it."""
+    """Write the folder under another name, check it, and rename it.
+
+    Args:
+        model, card: the model, and what is known about it.
+        parts: its networks.
+        folder: the folder.
+        seen: inputs of each part for the calibration of int8.
+        views: gives the calibration images.
+        most: largest number of them.
+    """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     with storing(folder):
         shutil.rmtree(unfinished, ignore_errors=True)  # of a killed export
@@ -134,6 +148,8 @@ def _write(
                 files = write(part, file, card["format"], card["precision"], seen.get(name, []))
                 card["parts"][name]["files"] = {file.name: sha256(file) for file in files}
         card["parity"] = check_parity(model, card, unfinished)
+        if seen:
+            card["parity"] |= _same_labels(model, card, unfinished, views(), most)
         with storing(folder):
             text = json.dumps(card, indent=2) + "\n"
             (unfinished / CARD).write_text(text)
@@ -268,19 +284,10 @@ def _calibration(
     most: int,
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Inputs of each part while the model looks at calibration images, one after another."""
-    if given is None:
-        raise ConfigError("`calibration`: is missing; give images for int8, like those of training")
-    views: Iterable[Views]
-    if isinstance(given, DataModule):
-        plain = replace(given, train=given.split("train").plain())
-        views = (batch.views for batch in plain.loader("train", batch_size=1, shuffle=True))
-    else:
-        found = find_named([given] if isinstance(given, str | Path) else given, LeftOut())
-        views = _opened(predictor, found)
     seen: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in parts}
     loop = loop_of(card, eager(parts, lambda name, inputs: seen[name].append(inputs)))
     used, problem = 0, None
-    for one in views:
+    for one in _views(predictor, given):
         before = {name: len(inputs) for name, inputs in seen.items()}
         loop(ViewImages(one), tuple(card["locations"]))
         if one.errors:  # of a damaged image, whose looks are blank
@@ -293,6 +300,16 @@ def _calibration(
         why = f"can be read in none of its images ({problem})" if problem else "has no images"
         raise ConfigError(f"`calibration`: {why}; give some of the kind that the model was trained on")
     return seen
+
+
+def _views(predictor: Predictor, given: DataModule | Sequence[Any] | str | Path | None) -> Iterable[Views]:
+    """The calibration images, one by one."""
+    if given is None:
+        raise ConfigError("`calibration`: is missing; give images for int8, like those of training")
+    if isinstance(given, DataModule):
+        plain = replace(given, train=given.split("train").plain())
+        return (batch.views for batch in plain.loader("train", batch_size=1, shuffle=True))
+    return _opened(predictor, find_named([given] if isinstance(given, str | Path) else given, LeftOut()))
 
 
 def _opened(predictor: Predictor, images: Iterable[Any]) -> Iterator[Views]:
@@ -361,3 +378,23 @@ def check_parity(model: GlimpseClassifier, card: dict[str, Any], folder: Path) -
             "another format, and report it"
         )
     return {"logits": differs, "looks": bool(same)}
+
+
+def _same_labels(
+    model: GlimpseClassifier, card: dict[str, Any], folder: Path, views: Iterable[Views], most: int
+) -> dict[str, int]:
+    """The number of calibration images, and of those that get the label of the model. Warns if these are few."""
+    loop, images, same = loop_of(card, Files(folder, card)), 0, 0
+    for one in views:
+        with torch.inference_mode():
+            seen = model(one), answer_of(loop(ViewImages(one), tuple(model.resolve_locations(None))))
+        if one.errors:
+            continue
+        expected, found = (model.task.decide(model.task.probabilities(answer.logits)) for answer in seen)
+        images, same = images + 1, same + bool(torch.equal(expected, found))
+        if images == most:
+            break
+    if same < SAME_LABELS * images:
+        told = f"int8 changes the label of {images - same} of {images} calibration images"
+        _logger.warning("%s; measure what it costs by foveal predict, or use fp16 or fp32", told)
+    return {"images": images, "same_label": same}

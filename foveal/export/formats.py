@@ -160,13 +160,28 @@ def _onnx_halved(graph: Any) -> Any:
 
 
 def _quantised(model: Any, calibration: Sequence[dict[str, np.ndarray]]) -> Any:
-    """A model of ONNX or OpenVINO whose convolutions and matrix products are int8."""
+    """A model of ONNX or OpenVINO whose convolutions and matrix products are int8.
+
+    With NNCF's fast correction of biases, depthwise convolutions in int8 cost MobileNetV2 17 points of accuracy. The
+    exact correction is used instead, which NNCF cannot do on these graphs of ONNX; there, depthwise convolutions stay
+    in float.
+    """
     # NNCF prints bars of progress, for which it has no option; and it imports compilers, which look for a GPU.
     with _quiet(), redirect_stdout(io.StringIO()):
         import nncf
 
-        data = nncf.Dataset(list(calibration))
-        return nncf.quantize(model, data, subset_size=max(1, len(calibration)), preset=nncf.QuantizationPreset.MIXED)
+        given = {"subset_size": max(1, len(calibration)), "preset": nncf.QuantizationPreset.MIXED}
+        if hasattr(model, "graph"):
+            names = [node.name for node in model.graph.node if _is_depthwise(node)]
+            given["ignored_scope"] = nncf.IgnoredScope(names=names)
+        else:
+            given["fast_bias_correction"] = False
+        return nncf.quantize(model, nncf.Dataset(list(calibration)), **given)
+
+
+def _is_depthwise(node: Any) -> bool:
+    """Whether a node of ONNX is a convolution with several groups."""
+    return node.op_type == "Conv" and any(one.name == "group" and one.i > 1 for one in node.attribute)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from foveal.cli import main
 from foveal.errors import ConfigError, RunError, StorageError
 from foveal.export import export
 from foveal.files import locked
+from foveal.images import ImageViews
 from foveal.runs import ModelInfo, save_model
-from foveal.runtime.card import CARD, sha256
+from foveal.runtime.card import CARD, read_card, sha256
 
 SMALL = {
     "tnet": {"backbone": "test_efficientnet", "base_size": 32},
@@ -310,6 +311,19 @@ def test_images_that_cannot_be_read_are_left_out_of_the_calibration(run, tmp_pat
         export(run, precision="int8", out=tmp_path / "exported", calibration=str(tmp_path))
 
 
+def test_changed_labels_of_calibration_images_are_told(run, torch_format, images, caplog):
+    from foveal.export.exporting import _same_labels
+
+    model, card = foveal.load(run), read_card(torch_format)
+    views = [ImageViews([foveal.Predictor(run).open(image)]) for image in (*images, *images)]
+    assert _same_labels(model, card, torch_format, views, 4) == {"images": 4, "same_label": 4} and not caplog.text
+    rarest = foveal.classify(run, images).logits.argmax(1).bincount(minlength=3).argmin()
+    with torch.no_grad():
+        model.classifier.bias[rarest] += 99
+    assert _same_labels(model, card, torch_format, views, 3) == {"images": 3, "same_label": 0}
+    assert "changes the label of 3 of 3 calibration images" in caplog.text
+
+
 def test_locations_and_images_that_do_not_fit(onnx):
     model = runtime.load(onnx)
     image = np.zeros((40, 40, 3), np.uint8)
@@ -383,4 +397,6 @@ def test_int8_and_fp16(run, onnx, images, tmp_path, capfd):
         sizes[precision] = (folder / "look1.onnx").stat().st_size
     assert max(sizes["int8"], sizes["fp16"]) < 0.8 * sizes["fp32"]
     assert capfd.readouterr() == ("", "")
+    parity = json.loads((tmp_path / "int8" / CARD).read_text())["parity"]
+    assert (parity["images"], parity["same_label"]) == (len(images), len(images))
     assert b"QuantizeLinear" in (tmp_path / "int8" / "look1.onnx").read_bytes()
