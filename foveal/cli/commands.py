@@ -41,7 +41,7 @@ from foveal.cli.running import (
     progress,
 )
 from foveal.display import printable
-from foveal.errors import ConfigError, RunError, renaming
+from foveal.errors import ConfigError, FovealError, RunError, renaming
 from foveal.formats import SUFFIXES
 from foveal.recipes.layout import in_columns
 
@@ -199,18 +199,26 @@ def _fit(argv: list[str]) -> int:
 
     find_recipe(recipe)  # report an unknown name before torch is imported
     import_torch()
+    from foveal.host import global_rank, speaker
     from foveal.recipes.configure import configure
-
-    config, out, how = configure(recipe, flags)
     from foveal.recipes.fit_config import fit_config
     from foveal.training import TrainingSummary
-    from foveal.training.fitting import global_rank
 
-    # Lightning and Slurm start further processes with the same command. Only the main process prints.
-    main = global_rank(config.processes) == 0
-    quiet = how["quiet"] or not main
-    logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
-    run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    processes = 2  # ranks of torchrun and Lightning do not depend on it
+    try:
+        config, out, how = configure(recipe, flags)
+        # Lightning, torchrun and Slurm start several processes with the same command. Only the main process prints.
+        processes = config.processes
+        main = global_rank(processes) == 0
+        quiet = how["quiet"] or not main
+        logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
+        run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    except FovealError as error:
+        voice = speaker(processes)
+        if voice is None:
+            return 2 if isinstance(error, ConfigError) else 1
+        error.args = (f"{voice}{error}",)
+        raise
     if main and quiet and run.summary:
         TrainingSummary(**run.summary).show(out, brief=True)
     return 0
