@@ -999,6 +999,10 @@ number of images of each split. --data.KEY sets an option of the data set, as fo
 Write the first test images of a run's data set as PNG files:
 
   foveal data runs/demo --export samples/ --count 4
+
+Write photographs in folders into shards, tar files in the format of WebDataset:
+
+  foveal data folder --data.root photos/ --pack shards/
 """,
     {
         "name": positional("NAME", "data set or run folder (default: list the data sets)", nargs="?"),
@@ -1006,6 +1010,7 @@ Write the first test images of a run's data set as PNG files:
         "split": argument("images to export", default="test", choices=SPLITS),
         "export": argument("write images into this folder", "FOLDER"),
         "count": argument("number of images to write", "N", type=positive, default=8),
+        "pack": argument("write the image files of all splits into shards in this folder", "FOLDER"),
         "wide": switch("list all classes"),
     },
 )
@@ -1021,6 +1026,11 @@ def _data(args: argparse.Namespace) -> int:
     data = data_of(Run(name), flags) if run else make_data({"name": name}, flags, where=name)
     if args.export:
         failed = export(data, args.split, Path(args.export), args.count)
+    elif args.pack:
+        from foveal.data.shards import pack
+
+        failed = pack(data, args.pack)
+    if args.export or args.pack:
         print_failed(failed)
         return 1 if failed else 0
     from foveal.display import console, counted, stacked
