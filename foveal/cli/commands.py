@@ -207,6 +207,9 @@ def _fit(argv: list[str]) -> int:
     processes = 2  # ranks of torchrun and Lightning do not depend on it
     try:
         config, out, how = configure(recipe, flags)
+        from foveal.recipes.fit_config import fit_config
+        from foveal.training import TrainingSummary
+
         # Lightning, torchrun and Slurm start several processes with the same command. Only the main process prints.
         processes = config.processes
         main = global_rank(processes) == 0

@@ -267,15 +267,8 @@ def index_of(shard: Path) -> Index:
             index = Index(*(stored[name] for name in Index._fields))
         if int(index.shard_bytes) == shard.stat().st_size:
             return index._replace(without=int(index.without))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        BadZipFile,
-        zlib.error,
-    ):  # none, of another version, or damaged: it is made anew
-        pass
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        pass  # there is none, or it is damaged or of another version
     index = scan(shard)
     with suppress(OSError), replacing(file) as unfinished, unfinished.open("wb") as out:  # read-only folders have none
         np.savez(out, **index._asdict())
