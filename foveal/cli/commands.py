@@ -201,8 +201,6 @@ def _fit(argv: list[str]) -> int:
     import_torch()
     from foveal.host import global_rank, speaker
     from foveal.recipes.configure import configure
-    from foveal.recipes.fit_config import fit_config
-    from foveal.training import TrainingSummary
 
     processes = 2  # ranks of torchrun and Lightning do not depend on it
     try:

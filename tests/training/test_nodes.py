@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
 
 from foveal.errors import ConfigError
 from foveal.host import global_rank, speaker
@@ -261,3 +265,39 @@ def test_lightning_loses_a_process_that_it_started(tmp_path, rank):
         assert "another process of the run has ended" in done.stderr and "of step 3; go on with: foveal" in done.stderr
     resumed = fit_config(config(**CHANGES, epochs=3), tmp_path / "run", resume=True, quiet=True)
     assert resumed.summary["step"] == 6
+
+
+@pytest.mark.slow
+def test_the_command_of_the_guide(tmp_path):
+    """With one process on each node. Each message comes once."""
+    draws = np.random.default_rng(0)
+    for name in ("crack/1", "crack/2", "crack/3", "none/1", "none/2", "none/3"):
+        (tmp_path / "photographs" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photographs" / f"{name}.png")
+    guide = (ROOT / "docs" / "guides" / "slurm.md").read_text()
+    (line,) = re.findall(r"^torchrun .*\\\n.*$", guide, re.MULTILINE)
+    words = shlex.split(line.replace("\\\n", " ").replace("/shared/runs", str(tmp_path)))
+    changed = {
+        "4": "1",
+        "node0": "127.0.0.1",
+        "29500": free_port(),
+        "/shared/photographs": str(tmp_path / "photographs"),
+    }
+    small = "--model.backbone test_efficientnet --model.pretrained false --model.base_size 32 --device cpu --steps 2"
+    words = [changed.get(word, word) for word in words[1:]] + [
+        *small.split(),
+        "--batch-size",
+        "4",
+        "--data.val_fraction=0",
+    ]
+    nodes = []
+    for rank in ("0", "1"):
+        words[words.index("--node-rank") + 1] = rank
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", *words]
+        nodes.append(subprocess.Popen(command, cwd=ROOT, env=variables, **how))
+    texts = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], texts
+    assert texts[0].count("2 updates") == 1 and "step 2/2" in texts[0] and texts[1].strip() == "", texts
