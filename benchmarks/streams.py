@@ -1,5 +1,6 @@
 """Photographs in a folder, and in shards read by foveal, webdataset and litdata.
 
+    pip install webdataset litdata
     python benchmarks/streams.py --out benchmarks/results/streams.json
 
 All four decode the same JPEG files with the same reader and the same random crops, in one process. Passes over the

@@ -132,7 +132,7 @@ def shards(
     found = sorted(path for path in top.rglob("*.tar*") if path.is_file() and _SHARD.search(path.name))
     if not found:
         raise DataError(
-            f"{top}: there are no .tar files in it; give the folder of the shards, or write them: foveal pack"
+            f"{top}: there are no .tar files in it; give the folder of the shards; foveal data --pack writes some"
         )
     if packed := next((path for path in found if path.suffix != ".tar"), None):
         raise DataError(f"{packed}: is compressed, so that an image cannot be read alone; decompress it")
@@ -298,6 +298,9 @@ def scan(shard: Path) -> Index:
                 block = read_at(file.fileno(), _BLOCK, image.offset_data - _BLOCK)
                 check = block[_HEADER_SUM].rstrip(b"\0")
                 rows.append((os.fsencode(image.name), image.offset_data, image.size, check, label))
+            # tarfile takes a damaged header for the end, which is a block of zeros.
+            if any(read_at(file.fileno(), _BLOCK, archive.offset)):
+                raise ValueError("a header is damaged")
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
