@@ -155,7 +155,7 @@ class Training:
         workers: processes that read images.
         device: where to train: ``cpu``, ``cuda``, ...; ``auto`` is the first GPU, or the CPU.
         devices: number of devices of each node.
-        nodes: number of computers. The command runs on each of them; see the guide on clusters.
+        nodes: number of computers. The command runs on each of them; see the guide on several machines.
         timeout: seconds that a process waits for the others of the run in an exchange, before it takes them for lost
             and ends. Writing a checkpoint must take less.
         strategy: Lightning's strategy for several devices, such as ``ddp`` or ``fsdp``.

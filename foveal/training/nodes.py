@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -28,9 +28,7 @@ GRACE = 10.0
 """Seconds in which a process notices by itself that another one has ended."""
 
 # Errors of exchanges between processes. Gloo raises a RuntimeError, whose text tells where.
-_LOST = re.compile(
-    r"gloo|NCCL|TCPStore|connection (closed|reset|refused)|broken pipe|timed ?out|timeout", re.IGNORECASE
-)
+_LOST = re.compile(r"gloo|NCCL|TCPStore|connection (closed|reset|refused)", re.IGNORECASE)
 
 
 class ProcessLost(RunError):
@@ -61,7 +59,7 @@ def check_launch(nodes: int, devices: int) -> None:
     if processes == 1:
         return
     tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    if SLURMEnvironment.detect() and (tasks > 1 or nodes > 1):
+    if SLURMEnvironment.detect():  # Lightning then starts no process
         here = int(os.environ.get("SLURM_NTASKS_PER_NODE", devices))
         if (tasks, here) != (processes, devices):
             raise ConfigError(
@@ -93,21 +91,21 @@ def lost_sentence(seconds: float) -> str:
     return f"another process of the run has ended, or did not answer for {seconds:g} seconds (`timeout`)"
 
 
-def end_without(children: Sequence[subprocess.Popen], ended: threading.Event, say: Callable[[], str]) -> None:
+def end_without(children: Sequence[subprocess.Popen], ended: threading.Event, message: str) -> None:
     """End this process if one of those that it started fails and training does not notice within `GRACE` seconds:
     some exchanges of GPUs wait for a lost process forever.
 
     Args:
         children: the processes of this node besides this one.
         ended: is set when training has ended in this process.
-        say: returns the message on standard error.
+        message: what it then writes on standard error.
     """
 
     def watch() -> None:
         while not ended.wait(1):
             if any(child.poll() for child in children):
                 if not ended.wait(GRACE):
-                    sys.stderr.write(f"foveal: {say()}\n")
+                    sys.stderr.write(f"foveal: {message}\n")
                     sys.stderr.flush()
                     os._exit(1)
                 return

@@ -100,7 +100,9 @@ def run_trainer(
             launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
         # Lightning's observer would kill this process without a message.
         observer = mock.patch.object(
-            subprocess_script, "_launch_process_observer", lambda procs: end_without(procs, ended, lambda: lost)
+            subprocess_script,
+            "_launch_process_observer",
+            lambda procs: end_without(procs, ended, lost.replace("`", "")),
         )
         try:
             with observer:

@@ -108,6 +108,7 @@ def test_launchers_that_fit(launched, variables, nodes, devices):
         (TORCHRUN, 1, 4, "torchrun has started 4, 2 on this node; .* --nnodes 1 --nproc-per-node 4, or"),
         (SRUN, 2, 4, "are 8 processes, and Slurm has started 4; give srun the options --nodes 2 --ntasks-per-node 4"),
         ({**SRUN, "SLURM_NTASKS": "1"}, 2, 2, "and Slurm has started 1; give srun"),
+        ({**SRUN, "SLURM_NTASKS": "1"}, 1, 2, "are 2 processes, and Slurm has started 1; give srun"),
     ],
 )
 def test_launchers_that_do_not_fit_are_told(launched, variables, nodes, devices, sentence):
