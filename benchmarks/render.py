@@ -1247,6 +1247,36 @@ def serve(record: Any) -> Iterator[Row]:
         )
 
 
+@table("streams", "streams.json")
+def streams(record: Any) -> Iterator[Row]:
+    yield (
+        "photographs in",
+        "processor ms per image: median (range)",
+        "processor µs to read an image",
+        "images/s",
+        "processor ms to the next batch, resumed in mid-epoch",
+        "it is the next batch",
+        "two processes see the batches of one",
+    )
+    names = {
+        "folder": "folders",
+        "shards": "shards, foveal",
+        "webdataset": "shards, webdataset",
+        "litdata": "chunks, LitData",
+    }
+    for name, shown in names.items():
+        row = record["results"]["figures"][name]
+        low, high = row["cpu_ms_range"]
+        yield (
+            shown,
+            f"{row['cpu_ms']:.2f} ({low:.2f} to {high:.2f})",
+            number(row["read_cpu_us"]),
+            number(row["images_per_second"]),
+            number(row["resume_ms"]),
+            *("yes" if row[key] else "no" for key in ("resume_exact", "same_for_two")),
+        )
+
+
 value("torture_count", "torture.json", lambda record: f"{record['results']['mutants']['mutants']:,}")
 value("torture_kinds", "torture.json", lambda record: str(record["results"]["mutants"]["variants"]))
 value("torture_slowest", "torture.json", lambda record: number(record["results"]["mutants"]["slowest_seconds"]))

@@ -125,6 +125,34 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID")
+
+
+def global_rank(processes: int) -> int:
+    """Rank of this process among all of a run; 0 writes. It is known before Lightning starts.
+
+    ``torchrun`` sets ``RANK``. Lightning sets ``LOCAL_RANK``, and its users ``NODE_RANK``. Slurm sets ``SLURM_PROCID``,
+    which is a rank of this run if Slurm started as many tasks as it has processes.
+    """
+    known = {name: int(value) for name, value in os.environ.items() if name in _RANKS and value.isdecimal()}
+    if "RANK" in known:
+        return known["RANK"]
+    if "LOCAL_RANK" in known or "NODE_RANK" in known or not 1 < processes == known.get("SLURM_NTASKS"):
+        # Not the exact rank on another node, but not 0 either.
+        return known.get("LOCAL_RANK", 0) + (known.get("NODE_RANK", 0) if processes > 1 else 0)
+    return known.get("SLURM_PROCID", 0)
+
+
+def speaker(processes: int) -> str | None:
+    """How this process begins its messages: empty for the process of rank 0, the name of the machine for the first
+    process of another node. None for other processes, whose errors are those of the first one.
+    """
+    if global_rank(processes) == 0:
+        return ""
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return f"{platform.node()}: " if local == "0" else None
+
+
 def memory() -> float:
     """Bytes of memory of this machine; infinity if the system does not tell."""
     try:

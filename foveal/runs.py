@@ -568,7 +568,7 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
         with locked(
             out / LOCK, f"{out}: another process trains this run; wait until it has ended, or choose another `out`"
         ):
-            _check_claim(out, resume, overwrite)
+            check_claim(out, resume, overwrite)
             for file in out.iterdir():
                 if _is_leftover(file) and file.name != LOCK:  # of a killed process, because this one holds the lock
                     file.unlink(missing_ok=True)
@@ -579,7 +579,12 @@ def claim(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> 
                 folder.rmdir()
 
 
-def _check_claim(out: Path, resume: bool, overwrite: bool) -> None:
+def check_claim(out: Path, resume: bool, overwrite: bool) -> None:
+    """Check that a folder has a run to resume, or none that would be lost.
+
+    Raises:
+        RunError: it has not, or it has one.
+    """
     kept = [name for name in (LAST, BEST, WEIGHTS) if (out / name).is_file()]
     instead = "replace it by `overwrite`, or choose another `out`"
     if resume and LAST not in kept:

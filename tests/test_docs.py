@@ -191,7 +191,7 @@ def test_the_other_guides_do_what_they_say(reader):
     write_images("photos", CLASSES)
     write_images("images", ("001a", "001b", "002a", "003a", "004a"))
     write_images("slides", CLASSES, side=256, suffix=".tif")
-    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting", "export"):
+    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting", "export", "shards"):
         reader.follow(DOCS / "guides" / f"{name}.md")
     assert any("region_mpp" in command for command in reader.commands)
 

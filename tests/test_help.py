@@ -292,7 +292,19 @@ def test_defaults_of_commands_are_those_of_their_parser(command):
             assert told, f"{action.dest} says nothing of its default"
 
 
-NOTHING = ("import", "policies", "budgets", "judges", "against", "overlay_out", "cam", "export", "set", "data.KEY")
+NOTHING = (
+    "import",
+    "policies",
+    "budgets",
+    "judges",
+    "against",
+    "overlay_out",
+    "cam",
+    "export",
+    "pack",
+    "set",
+    "data.KEY",
+)
 """Options without effect if they are not set."""
 
 

@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a training step takes up to twenty times as long. 5,000 iterations last until the next operation. OpenMP
         # reads the variable when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if argv[:1] == ["fit"]:
+        # Each process of a run would print advice of torch.distributed on networks whose weights all get gradients.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with printed(for_good=own_process):
         return _main(argv, modules, own_process)
 

@@ -41,7 +41,7 @@ from foveal.cli.running import (
     progress,
 )
 from foveal.display import printable
-from foveal.errors import ConfigError, RunError, renaming
+from foveal.errors import ConfigError, FovealError, RunError, renaming
 from foveal.formats import FOLDERS, SUFFIXES
 from foveal.recipes.layout import in_columns
 
@@ -199,18 +199,27 @@ def _fit(argv: list[str]) -> int:
 
     find_recipe(recipe)  # report an unknown name before torch is imported
     import_torch()
+    from foveal.host import global_rank, speaker
     from foveal.recipes.configure import configure
 
-    config, out, how = configure(recipe, flags)
-    from foveal.recipes.fit_config import fit_config
-    from foveal.training import TrainingSummary
-    from foveal.training.fitting import global_rank
+    processes = 2  # ranks of torchrun and Lightning do not depend on it
+    try:
+        config, out, how = configure(recipe, flags)
+        from foveal.recipes.fit_config import fit_config
+        from foveal.training import TrainingSummary
 
-    # Lightning and Slurm start further processes with the same command. Only the main process prints.
-    main = global_rank(config.processes) == 0
-    quiet = how["quiet"] or not main
-    logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
-    run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+        # Lightning, torchrun and Slurm start several processes with the same command. Only the main process prints.
+        processes = config.processes
+        main = global_rank(processes) == 0
+        quiet = how["quiet"] or not main
+        logging.basicConfig(format="foveal: %(message)s", level=logging.WARNING if quiet else logging.INFO)
+        run = fit_config(config, out, resume=how["resume"], overwrite=how["overwrite"], quiet=quiet)
+    except FovealError as error:
+        voice = speaker(processes)
+        if voice is None:
+            return 2 if isinstance(error, ConfigError) else 1
+        error.args = (f"{voice}{error}",)
+        raise
     if main and quiet and run.summary:
         TrainingSummary(**run.summary).show(out, brief=True)
     return 0
@@ -994,6 +1003,10 @@ number of images of each split. --data.KEY sets an option of the data set, as fo
 Write the first test images of a run's data set as PNG files:
 
   foveal data runs/demo --export samples/ --count 4
+
+Write photographs in folders into shards, tar files in the format of WebDataset:
+
+  foveal data folder --data.root photos/ --pack shards/
 """,
     {
         "name": positional("NAME", "data set or run folder (default: list the data sets)", nargs="?"),
@@ -1001,6 +1014,7 @@ Write the first test images of a run's data set as PNG files:
         "split": argument("images to export", default="test", choices=SPLITS),
         "export": argument("write images into this folder", "FOLDER"),
         "count": argument("number of images to write", "N", type=positive, default=8),
+        "pack": argument("write the image files of all splits into shards in this folder", "FOLDER"),
         "wide": switch("list all classes"),
     },
 )
@@ -1016,6 +1030,11 @@ def _data(args: argparse.Namespace) -> int:
     data = data_of(Run(name), flags) if run else make_data({"name": name}, flags, where=name)
     if args.export:
         failed = export(data, args.split, Path(args.export), args.count)
+    elif args.pack:
+        from foveal.data.shards import pack
+
+        failed = pack(data, args.pack)
+    if args.export or args.pack:
         print_failed(failed)
         return 1 if failed else 0
     from foveal.display import console, counted, stacked

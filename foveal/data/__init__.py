@@ -15,7 +15,8 @@ import foveal.data.fmow
 import foveal.data.folder
 import foveal.data.imagenet
 import foveal.data.megapixel
-import foveal.data.nabirds  # noqa: F401
+import foveal.data.nabirds
+import foveal.data.shards  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
 from foveal.data.module import DATA_SETS, DataModule, check_classes, data_constructor, get_data, list_data

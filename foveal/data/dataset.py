@@ -39,7 +39,7 @@ from foveal.data.augmentation import (
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
-from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, find_mask, open_image
+from foveal.images import ImageViews, Look, Pyramid, TensorViews, View, Views, checked_range, find_mask, open_image
 from foveal.tasks import Task, task_of
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
@@ -344,12 +344,20 @@ class ImageDataset(Dataset):
             return None
         if self.reading.image_size is None:
             return self.boxes[i]
-        with open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range) as image:
+        with self.open(i, value_range=self.reading.value_range) as image:
             return self.boxes[i] * (self.reading.image_size / np.tile(np.array(image.size), 2))
 
     def path(self, i: int) -> str:
         """Path of image ``i``."""
         return os.fsdecode(self._paths[i])
+
+    def open(self, i: int, **options: Any) -> Pyramid:
+        """Open image ``i``; options are those of `foveal.images.open_image`.
+
+        Raises:
+            ImageError: it cannot be opened.
+        """
+        return open_image(self.path(i), channels=self.channels, **options)
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         good: list[int] = []
@@ -373,12 +381,8 @@ class ImageDataset(Dataset):
     def _open(self, epoch: int, i: int, seed: int, first_looks: FirstLooks | None) -> View | Tensor:
         """Open an image as a view, or as pixels if ``image_size`` is set."""
         path, masks = self.path(i), self.reading.masks
-        image = open_image(
-            path,
-            channels=self.channels,
-            value_range=self.reading.value_range,
-            mask=None if masks is None else find_mask(masks, path),
-        )
+        mask = None if masks is None else find_mask(masks, path)
+        image = self.open(i, value_range=self.reading.value_range, mask=mask)
         rng = generator(seed, epoch, i, "augmentation")
         region = (0, 0, *image.size) if self.regions is None else self.regions[i]
         boxes = self.boxes[i] if self.boxes is not None and self.regions is None else None

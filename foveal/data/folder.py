@@ -19,7 +19,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -522,16 +522,18 @@ def hold_out_groups(targets: np.ndarray, groups: Sequence[str], fraction: float,
 def assemble(
     name: str,
     classes: Sequence[str],
-    listings: dict[str, tuple[list[str], np.ndarray]],
+    listings: dict[str, tuple[list[Any], np.ndarray]],
     reading: Reading,
     val_fraction: float = 0.0,
     seed: int = 0,
     notes: Sequence[str] = (),
     groups: Sequence[str] | None = None,
+    make: Callable[..., ImageDataset] = ImageDataset,
 ) -> DataModule:
-    """Make data sets of listings (paths, targets); holds out validation images if there is no listing of them.
+    """Make data sets of listings (images, targets); holds out validation images if there is no listing of them.
 
-    ``groups`` are those of the training images, see `hold_out_groups`; none if empty.
+    ``groups`` are those of the training images, see `hold_out_groups`; none if empty. ``make`` is called with the
+    images of a listing, usually paths, as `ImageDataset` is.
     """
     if "val" not in listings and "train" in listings and val_fraction > 0:
         paths, targets = listings["train"]
@@ -544,7 +546,7 @@ def assemble(
         for split, rows in (("train", np.flatnonzero(~held)), ("val", np.flatnonzero(held))):
             listings[split] = ([paths[i] for i in rows], targets[rows])
     splits = {
-        split: ImageDataset(paths, targets, classes, reading=reading if split == "train" else reading.plain())
+        split: make(paths, targets, classes, reading=reading if split == "train" else reading.plain())
         for split, (paths, targets) in listings.items()
         if len(paths)
     }

@@ -20,7 +20,6 @@ from foveal.data.dataset import ImageDataset, Reading
 from foveal.data.module import DataModule
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, ImageError
-from foveal.images import open_image
 from foveal.images.cache import Unconverted
 
 IMAGES = 16
@@ -138,7 +137,7 @@ def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
         sample.images += 1
         try:
             # With an explicit value range, every pixel type can be opened.
-            with open_image(images.path(i), channels=images.channels, value_range=(0, 1), convert=False) as image:
+            with images.open(i, value_range=(0, 1), convert=False) as image:
                 sample.types[str(image.dtype)] += 1
                 if image.dtype.itemsize == 1 and image.dtype.kind in "bu":
                     continue

@@ -10,7 +10,7 @@ from foveal.formats import SUFFIXES
 from foveal.images.info import ImageInfo
 from foveal.images.inputs import as_batch, as_image, check_type, each, is_one, is_path
 from foveal.images.masks import find_mask
-from foveal.images.open import open_image
+from foveal.images.open import open_content, open_image
 from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
 from foveal.images.transform import Colour, Transform
@@ -43,6 +43,7 @@ __all__ = [
     "is_one",
     "is_path",
     "is_zarr",
+    "open_content",
     "open_image",
     "resample",
     "squash",

@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -71,6 +72,45 @@ def open_image(
     with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
         image = _open(name, head, cache_dir, convert, options)
+    if mask is not None:
+        image.mask = masks.read_mask(mask, image)
+    return image
+
+
+def open_content(
+    content: bytes,
+    name: str,
+    *,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_bytes: int | None = None,
+    convert: bool = True,
+    mask: str | os.PathLike | np.ndarray | None = None,
+) -> Pyramid:
+    """Open the content of an image file: a JPEG, PNG, WebP, BMP, GIF or PPM of up to 64 megapixels.
+
+    Args:
+        content: the bytes of the file. They are released after the first look.
+        name: name of the image in errors.
+        channels, value_range, max_bytes, mask: see `open_image`.
+        convert: for the interface of `open_image`; such images are never converted.
+
+    Raises:
+        ImageError: the content is damaged, of another format, too large, or has another number of channels.
+    """
+    if not content:
+        raise ImageError(f"{name}: the file is empty; copy it again")
+    kind = plain.kind_of(content[:64])
+    if kind is None:
+        raise ImageError(f"{name}: is no JPEG, PNG, WebP, BMP, GIF or PPM; give other images as files of their own")
+    limit = max_bytes or memory_limit()
+    with reading(name, "cannot be opened"), noting(name):
+        header = plain.read_header(name, kind, limit, content)
+        if header.large:
+            raise ImageError(
+                f"{name}: has {math.prod(header.size) / 1e6:,.0f} megapixels; give it as a file of its own"
+            )
+        image = plain.PlainPyramid(name, header, content, channels=channels, value_range=value_range, max_bytes=limit)
     if mask is not None:
         image.mask = masks.read_mask(mask, image)
     return image

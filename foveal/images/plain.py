@@ -25,6 +25,7 @@ import os
 import re
 import struct
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,26 @@ def kind_of(head: bytes) -> str | None:
     return found or ("PPM" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None)
 
 
-def read_header(path: str, kind: str, max_bytes: int) -> Header:
+def read_header(path: str, kind: str, max_bytes: int, content: bytes | None = None) -> Header:
     """Read size, bands and orientation, without decoding.
+
+    Args:
+        path: path of the file, or the name of ``content`` in errors.
+        kind: see `kind_of`.
+        max_bytes: most bytes of the decoded image.
+        content: content of the file, if it is in memory.
 
     Raises:
         ImageError: the file is damaged, has no pixels, or takes more than ``max_bytes`` when it is decoded.
     """
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
-    with (
-        reading(path, f"the {kind} header cannot be read"),
-        Path(path).open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        header = read(data) if read else _pillow_header(path, kind, data)
+    with reading(path, f"the {kind} header cannot be read"), ExitStack() as stack:
+        data: Any = content
+        if content is None:
+            file = stack.enter_context(Path(path).open("rb"))
+            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        source = path if content is None else io.BytesIO(content)
+        header = read(data) if read else _pillow_header(path, kind, data, source)
     check_claim(path, header.size, header.cost, max_bytes)
     return header
 
@@ -187,8 +195,8 @@ def _pillow(source: Any, kind: str) -> Any:
     return image
 
 
-def _pillow_header(path: str, kind: str, data: Any) -> Header:
-    with _pillow(path, kind) as image:
+def _pillow_header(path: str, kind: str, data: Any, source: Any) -> Header:
+    with _pillow(source, kind) as image:
         width, height = image.size
         metadata = {"orientation": 1}
         if min(width, height) < 1:
@@ -233,8 +241,12 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+def decode_plain(path: str, header: Header, content: bytes | None = None) -> tuple[np.ndarray, bool, int]:
     """Decode a whole image.
+
+    Args:
+        path, content: see `read_header`.
+        header: its header.
 
     Returns:
         (h, w, samples) pixels; whether the last sample is alpha; and the number of bytes read.
@@ -243,7 +255,7 @@ def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
         ImageError: the file is damaged or cut short.
     """
     with reading(path, "cannot be read", "put it back, or check the disk"):
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes() if content is None else content
     with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
             pixels = jpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
@@ -303,10 +315,11 @@ class PlainPyramid(ArrayPyramid):
     Args:
         path: path of the file.
         header: its header.
+        content: content of the file, if it is in memory. It is released when it has been decoded.
         options: see `Pyramid`.
     """
 
-    def __init__(self, path: str, header: Header, **options: Any) -> None:
+    def __init__(self, path: str, header: Header, content: bytes | None = None, **options: Any) -> None:
         Pyramid.__init__(
             self,
             path,
@@ -319,13 +332,15 @@ class PlainPyramid(ArrayPyramid):
             **options,
         )
         self._header = header
+        self._content = content
         self._decoding = threading.Lock()
         self._pixels: Tensor | None = None  # type: ignore[assignment]
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                stored, alpha, length = decode_plain(self.path, self._header)
+                stored, alpha, length = decode_plain(self.path, self._header, self._content)
+                self._content = None
                 self._fill_with(*split_alpha(stored, alpha))
                 self._count(length, 1)
         return super()._read_stored(requests)

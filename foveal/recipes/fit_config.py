@@ -113,8 +113,8 @@ def fit_config(
 
     if config is not None:
         config.check()
-    processes = None if config is None else config.processes
-    with opened(out, resume=resume, overwrite=overwrite, processes=processes) as opening:
+    shape = None if config is None else (config.nodes, config.devices)
+    with opened(out, resume=resume, overwrite=overwrite, shape=shape) as opening:
         config = _with_stored(config, opening)
         data, training = data or make_data(config.data), config.training()
         model = make_model(config, data, resume)
@@ -124,7 +124,7 @@ def fit_config(
 def _with_stored(config: FitConfig | None, opening: Opening) -> FitConfig:
     """The configuration with missing model options from the stored one; the stored one if ``config`` is None."""
     if opening.stored is not None:
-        stored = _stored(opening)
+        stored = _stored(opening, here=config is None)
         if config is not None:
             # Options that are newer than the run keep the behaviour of its model.
             formerly = getattr(constructor(stored.model["name"]), "formerly", {})
@@ -135,15 +135,19 @@ def _with_stored(config: FitConfig | None, opening: Opening) -> FitConfig:
     return config
 
 
-def _stored(opening: Opening) -> FitConfig:
+def _stored(opening: Opening, here: bool) -> FitConfig:
     """The stored configuration of a run.
+
+    Args:
+        opening: the folder of the run.
+        here: whether the run continues on as many devices as before.
 
     Raises:
         RunError: it is invalid.
     """
     try:
         config = FitConfig.from_dict(opening.stored or {})
-        config.check()
+        (config if here else replace(config, device="cpu")).check()
         if config.data["name"] in list_data():
             parts = chain_of(data_constructor(config.data["name"]))
             hints = {key: hint for part in parts for key, (hint, _) in hints_of(part).items()}

@@ -155,7 +155,9 @@ class Training:
         workers: processes that read images.
         device: where to train: ``cpu``, ``cuda``, ...; ``auto`` is the first GPU, or the CPU.
         devices: number of devices of each node.
-        nodes: number of computers. The command runs on each of them; see the guide on Slurm.
+        nodes: number of computers. The command runs on each of them; see the guide on several machines.
+        timeout: seconds that a process waits for the others of the run in an exchange, before it takes them for lost
+            and ends. Writing a checkpoint must take less.
         strategy: Lightning's strategy for several devices, such as ``ddp`` or ``fsdp``.
         init_from: run folder or file with the initial weights.
         compile: compile the backbone, or the dense network, by ``torch.compile``. The first updates take minutes.
@@ -190,6 +192,7 @@ class Training:
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
+    timeout: float = 600.0
     strategy: str = "auto"
     init_from: str | None = None
     compile: bool = False
@@ -243,6 +246,7 @@ class Training:
             "accumulate",
             "devices",
             "nodes",
+            "timeout",
             "save_every",
             "val_every",
             "patience",

@@ -38,7 +38,7 @@ from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError, renaming
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
-from foveal.host import check_memory, end_with_parent
+from foveal.host import check_memory, end_with_parent, global_rank
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.policies import GREEDY, Random
@@ -50,6 +50,7 @@ from foveal.runs import (
     ModelInfo,
     Run,
     as_written,
+    check_claim,
     claim,
     clear,
     load,
@@ -67,6 +68,7 @@ from foveal.tasks import MULTILABEL, SEPARATOR
 from foveal.training.config import Training, plain, renamed
 from foveal.training.learner import NOT_MIXED, Diverged, Learner
 from foveal.training.loggers import loggers as create_loggers
+from foveal.training.nodes import ProcessLost, check_launch
 from foveal.training.policy_gap import PolicyGap, measure_policy_gap
 from foveal.training.progress import print_safely
 from foveal.training.report import Ended, describe, differences, facts, summarise
@@ -136,7 +138,7 @@ def fit(
     for name, given, kind in (("callbacks", callbacks, pl.Callback), ("loggers", loggers, pl_loggers.Logger)):
         if wrong := [one for one in given if not isinstance(one, kind)]:
             raise ConfigError(f"{name}: {_given(wrong[0])} was given; give a list of lightning's {kind.__name__}s")
-    with opened(out, resume=resume, overwrite=overwrite, processes=training.processes) as opening:
+    with opened(out, resume=resume, overwrite=overwrite, shape=(training.nodes, training.devices)) as opening:
         return opening.train(as_classifier(model), data, objective, training, quiet, callbacks, loggers)
 
 
@@ -187,20 +189,20 @@ class Opening:
     ) -> Run:
         """Train in this folder, see `fit`."""
         plan = _plan(self, model, data, objective or model.default_objective(), training)
-        with _report_saved_state(self.out, plan.learner) if self.main else nullcontext():
+        with _report_saved_state(self.out, plan.learner, self.main):
             _run(plan, self, quiet, callbacks, loggers)
         return Run(self.out)
 
 
 @contextmanager
 def opened(
-    out: str | Path, *, resume: bool = False, overwrite: bool = False, processes: int | None = None
+    out: str | Path, *, resume: bool = False, overwrite: bool = False, shape: tuple[int, int] | None = None
 ) -> Iterator[Opening]:
     """Lock a run folder for training, and handle the signals that stop it.
 
     Args:
         out, resume, overwrite: see `fit`.
-        processes: number of processes that train; those of the run to resume if None.
+        shape: number of nodes, and of devices of each; those of the run to resume if None.
 
     Raises:
         FovealError: ``resume`` and ``overwrite`` are both given; or see `foveal.runs.claim`.
@@ -211,37 +213,23 @@ def opened(
     if resume and overwrite:
         raise ConfigError("resume: cannot be used with `overwrite`, which removes the run; use one of the two")
     out = Path(out)
-    if processes is None:
+    if shape is None:
         stored = read_config(out) if resume else {}
-        counts = [stored.get(key, 1) for key in ("devices", "nodes")]
-        processes = math.prod(count for count in counts if isinstance(count, int))
-    main = global_rank(processes) == 0
+        counts = (stored.get("nodes", 1), stored.get("devices", 1))
+        shape = counts if all(isinstance(count, int) and count > 0 for count in counts) else (1, 1)
+    check_launch(*shape)
+    main = global_rank(math.prod(shape)) == 0
     if int(os.environ.get("LOCAL_RANK", "0")):
         end_with_parent()
     signals = StopSignals(at_once=main)
     try:
+        # A process that waits for the main one would not learn that it has failed. No process saves before all train.
+        if not main and (resume or (out / LAST).is_file()):
+            check_claim(out, resume, overwrite)
         with signals, claim(out, resume=resume, overwrite=overwrite) if main else nullcontext():
             yield Opening(out, resume, main, signals, _stored(out) if resume else None)
     except Interrupted:
         raise Stopped(signals.number) from None
-
-
-def global_rank(processes: int) -> int:
-    """Rank of this process among all of a run; 0 writes. It is known before Lightning starts.
-
-    ``torchrun`` sets ``RANK``. Lightning sets ``LOCAL_RANK``, and its users ``NODE_RANK``. Slurm sets ``SLURM_PROCID``,
-    which is a rank of this run if Slurm started as many tasks as it has processes, as Lightning decides too.
-    """
-    known = {name: int(value) for name, value in os.environ.items() if name in _RANKS and value.isdecimal()}
-    if "RANK" in known:
-        return known["RANK"]
-    if "LOCAL_RANK" in known or "NODE_RANK" in known or not 1 < processes == known.get("SLURM_NTASKS"):
-        # Not the exact rank on another node, but not 0 either.
-        return known.get("LOCAL_RANK", 0) + (known.get("NODE_RANK", 0) if processes > 1 else 0)
-    return known.get("SLURM_PROCID", 0)
-
-
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID")
 
 
 def _stored(out: Path) -> dict[str, Any]:
@@ -420,7 +408,10 @@ def _run(
         if learner.saved is not None:
             _close(out, learner, "interrupted" if interrupted else "diverged", quiet)
             if interrupted and quiet:
-                print_safely(f"stopped after step {learner.saved}; go on with: {_resume_command(out)}", sys.stderr)
+                print_safely(
+                    f"stopped after step {learner.saved}; go on with: {_resume_command(out, learner.config.nodes)}",
+                    sys.stderr,
+                )
         elif interrupted:
             _remove(out)
             print_safely("stopped before the first update; nothing is left of the run", sys.stderr)
@@ -447,26 +438,29 @@ def _remove(out: Path) -> None:
 
 
 @contextmanager
-def _report_saved_state(out: Path, learner: Learner) -> Iterator[None]:
-    """Add to a `StorageError` which checkpoint is saved, and how to continue."""
+def _report_saved_state(out: Path, learner: Learner, main: bool) -> Iterator[None]:
+    """Add to a `StorageError` or a `ProcessLost` which checkpoint is saved, and how to continue."""
     try:
         yield
-    except StorageError as error:
-        if learner.saved is None:
+    except (StorageError, ProcessLost) as error:
+        full = isinstance(error, StorageError)
+        if not main:
+            if full:
+                raise
+            safe = "start again with `resume`, unless nothing was saved before"
+        elif learner.saved is None:
             with suppress(OSError):
                 _remove(out)
-            safe = (
-                "nothing was saved before, and nothing is left of the run; make space or choose another `out`, and "
-                "start again"
-            )
+            remedy = "make space or choose another `out`, and start" if full else "start"
+            safe = f"nothing was saved before, and nothing is left of the run; {remedy} again"
         else:
-            saved, resume = f"the run is safe in {out / LAST}, of step {learner.saved}", _resume_command(out)
-            safe = f"{saved}; when there is space, go on with: {resume}"
-        raise StorageError(f"{error}; {safe}") from error
+            saved = f"the run is safe in {out / LAST}, of step {learner.saved}"
+            safe = f"{saved}; {'when there is space, ' * full}go on with: {_resume_command(out, learner.config.nodes)}"
+        raise type(error)(f"{error}; {safe}") from error
 
 
-def _resume_command(out: Path) -> str:
-    return f"foveal fit --resume --out {shlex.quote(str(out))}"
+def _resume_command(out: Path, nodes: int = 1) -> str:
+    return f"foveal fit --resume --out {shlex.quote(str(out))}{' on every node' * (nodes > 1)}"
 
 
 def _load_initial_weights(source: Path, learner: Learner) -> None:

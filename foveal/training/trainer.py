@@ -16,12 +16,15 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from foveal.errors import ConfigError, RunError
 from foveal.host import deaf_children, keep_freed_memory
@@ -30,6 +33,7 @@ from foveal.training.callbacks import WholeFiles, callbacks
 from foveal.training.config import Training
 from foveal.training.learner import ENDLESS, Learner
 from foveal.training.loggers import loggers, sending
+from foveal.training.nodes import ProcessLost, end_without, is_lost, lost_sentence
 from foveal.training.stopping import StopSignals
 
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError)
@@ -58,8 +62,11 @@ def run_trainer(
 
     Raises:
         Interrupted, Diverged, StorageError: see `foveal.training.fit`.
+        ProcessLost: another process of the run has ended, or does not answer.
     """
     config = learner.config
+    lost = f"{out}: {lost_sentence(config.timeout)}"
+    ended = threading.Event()
     every = config.val_every * config.accumulate if config.val_every else learner.batches_per_epoch
     keep_freed_memory()
     with _quiet_lightning():
@@ -91,31 +98,52 @@ def run_trainer(
         children = hasattr(launcher, "_call_children_scripts")
         if children:
             launcher._call_children_scripts = deaf_children()(launcher._call_children_scripts)
+        # Lightning's observer would kill this process without a message.
+        observer = mock.patch.object(
+            subprocess_script,
+            "_launch_process_observer",
+            lambda procs: end_without(procs, ended, lost.replace("`", "")),
+        )
         try:
-            trainer.fit(learner, ckpt_path=out / LAST if resume else None, weights_only=True)
+            with observer:
+                trainer.fit(learner, ckpt_path=out / LAST if resume else None, weights_only=True)
         except BaseException as error:
             if children and not learner.stopping:  # they may wait for this process forever
                 launcher.kill(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            if config.processes > 1 and is_lost(error):
+                raise ProcessLost(lost) from error
             if resume and not learner.started and isinstance(error, _MISFITS):
                 raise RunError(
                     f"{out / LAST}: does not fit this run ({error!r:.100}); start again with `overwrite`"
                 ) from error
             raise
+        finally:
+            ended.set()
 
 
 def _hardware(config: Training) -> dict[str, Any]:
     """Arguments of Lightning's trainer for device, strategy and precision."""
-    several = config.processes > 1
     return {
         "accelerator": config.device.partition(":")[0].replace("cuda", "gpu"),
         "devices": _devices(config),
         "num_nodes": config.nodes,
-        # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
-        "strategy": "ddp_find_unused_parameters_true"
-        if several and config.strategy in ("auto", "ddp")
-        else config.strategy,
+        "strategy": _strategy(config),
         "precision": {"32": "32-true", "64": "64-true"}.get(str(config.precision), config.precision),
     }
+
+
+def _strategy(config: Training) -> str | Strategy:
+    """Lightning's strategy, which waits for other processes no longer than ``timeout``."""
+    name = config.strategy
+    if config.processes == 1:
+        return name
+    if name in ("auto", "ddp"):
+        # Weights of a policy that is not trained yet get no gradient, for which plain DDP would wait.
+        name = "ddp_find_unused_parameters_true"
+    if name not in StrategyRegistry or not name.startswith(("ddp", "fsdp")):
+        return name
+    chosen = StrategyRegistry[name]
+    return chosen["strategy"](**chosen["init_params"], timeout=timedelta(seconds=config.timeout))
 
 
 def check_hardware(config: Training) -> None:

@@ -167,13 +167,13 @@ def test_which_images_are_looked_at_is_decided_by_the_seed(dark, monkeypatch):
     monkeypatch.setattr(sampling, "IMAGES", 3)
     data = get_data("folder", root=str(dark), val_fraction=0)
     opened: list[list[str]] = []
-    real = sampling.open_image
+    real = ImageDataset.open
 
-    def opening(path, **options):
-        opened[-1].append(path)
-        return real(path, **options)
+    def opening(self, i, **options):
+        opened[-1].append(self.path(i))
+        return real(self, i, **options)
 
-    monkeypatch.setattr(sampling, "open_image", opening)
+    monkeypatch.setattr(ImageDataset, "open", opening)
     for seed in (0, 0, 1):
         opened.append([])
         value_notes(data, seed)

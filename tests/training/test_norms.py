@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from foveal.images import as_views
 from foveal.models import create_classifier
 from foveal.recipes.fit_config import fit_config
 from foveal.training.norms import takes_one_image
+from tests.training.processes import by_torchrun, run_together
 from tests.training.tiny import NORM_FREE, config
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +172,6 @@ def test_two_processes_count_together(tmp_path):
         for _, batch in order:
             alone += sum(sum(i not in (0, 1, 2, 3) for i in batch[rank::2]) == 1 for rank in range(2))
     assert alone
-    command = [sys.executable, "-m", "tests.training.tiny", str(tmp_path / "run"), json.dumps(changes)]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    ended = run_together(tmp_path, by_torchrun(1, 2), changes)
+    assert [end.code for end in ended] == [0, 0], ended
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["left_out"] == alone

@@ -121,21 +121,29 @@ def config(**changes: Any) -> FitConfig:
 NORM_FREE = {"name": "tnet", "backbone": "norm_free_16", "base_size": 16, "locations": [2]}
 
 
-def main(out: str, changes: str = "{}", how: str = "{}") -> None:
-    """Train; ``how`` may say {"kill_at": batch}, {"interrupt_at": batch} or {"resume": true}."""
+def tampered(how: dict[str, Any]) -> None:
+    """Let a process do something at a batch: {"kill_at": batch}, with "kill_rank" only the process of this rank;
+    {"stop_at": batch} or {"interrupt_at": batch}."""
     from foveal.training.learner import Learner
 
-    options = json.loads(how)
     step = Learner.training_step
 
     def marked(self: Learner, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == options.get("kill_at"):
+        if batch_idx == how.get("kill_at") and self.global_rank == how.get("kill_rank", self.global_rank):
             os.kill(os.getpid(), signal.SIGKILL)
-        if batch_idx == options.get("interrupt_at"):
-            os.kill(os.getpid(), getattr(signal, options.get("signal", "SIGINT")))
+        if batch_idx == how.get("stop_at"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if batch_idx == how.get("interrupt_at"):
+            os.kill(os.getpid(), getattr(signal, how.get("signal", "SIGINT")))
         return step(self, batch, batch_idx)
 
     Learner.training_step = marked  # type: ignore[method-assign]
+
+
+def main(out: str, changes: str = "{}", how: str = "{}") -> None:
+    """Train; ``how`` may say what `tampered` does, or {"resume": true}."""
+    options = json.loads(how)
+    tampered(options)
     try:
         fit_config(config(**json.loads(changes)), Path(out), resume=options.get("resume", False), quiet=True)
     except KeyboardInterrupt:
