@@ -748,13 +748,17 @@ def _predict_parts(args: argparse.Namespace) -> int:
 
         how["model"] = for_engine(args.model, args.engine)
     with progress("predicting", args.quiet) as show:
-        if args.shard:
-            part = predict_shard(manifest=args.manifest, shard=number, shards=count, on_progress=show, **how)
-            parts, errors = [part], []
-        else:
-            cluster = {key: getattr(args, key) for key in ("address", "shards", "actors")}
-            made = predict_on_ray(manifest=args.manifest, modules=imported(), on_progress=show, **cluster, **how)
-            parts, errors = made.parts, made.errors
+        try:
+            if args.shard:
+                part = predict_shard(manifest=args.manifest, shard=number, shards=count, on_progress=show, **how)
+                parts, errors = [part], []
+            else:
+                cluster = {key: getattr(args, key) for key in ("address", "shards", "actors")}
+                made = predict_on_ray(manifest=args.manifest, modules=imported(), on_progress=show, **cluster, **how)
+                parts, errors = made.parts, made.errors
+        except KeyboardInterrupt as end:
+            end.add_note("what is done is safe; the same command goes on")
+            raise
     if not args.quiet:
         rows, predicted, failed = (sum(getattr(part, key) for part in parts) for key in ("rows", "predicted", "failed"))
         what = parts[0].name if args.shard else counted(len(parts), "part")

@@ -107,17 +107,18 @@ def predict_on_ray(
             num_gpus=1 if gpus else None,
         )
         for result in results.iter_rows():
-            if result["error"] is None:
-                made.parts.append(Part(**{key: result[key] for key in Part.__dataclass_fields__}))
-            else:
+            if result["error"]:
                 made.errors.append((result["shard"], result["error"]))
+            else:
+                made.parts.append(Part(**{key: result[key] for key in Part.__dataclass_fields__}))
             if on_progress is not None:
                 on_progress(len(made.parts) + len(made.errors), count)
     return made
 
 
 class Worker:
-    """Makes the parts of the shards that it is given.
+    """An actor, which makes the parts of the shards that it is given. Its results have the fields of `Part`, and
+    ``error``, which is empty if the part is there.
 
     Args:
         model, manifest, shards, out, retry, modules, how: see `predict_on_ray`.
@@ -133,7 +134,7 @@ class Worker:
         modules: Sequence[str],
         how: dict[str, Any],
     ) -> None:
-        self.retry, self.error = retry, None
+        self.retry, self.error = retry, ""
         try:
             from foveal.registry import import_module
 
@@ -151,14 +152,14 @@ class Worker:
                 part = self.shards.make(shard, self.retry)
             except FovealError as reason:
                 error = str(reason)
-        return {key: [value] for key, value in {**asdict(part), "error": error}.items()}
+        return {key: [value] for key, value in (asdict(part) | {"error": error}).items()}
 
 
 @contextmanager
 def _connected(address: str | None) -> Any:
     """Ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no connection that was not asked for
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # notices for developers of Ray
     import ray
     import ray.data
 
