@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -198,7 +199,7 @@ def on_ray(folder: Path, pairs: int, shards_of_worker: int = 12) -> dict:
 
     run, names = make(folder / "ray", *MODELS["small network, 256 px"], 400)
     rate: dict[int, list[float]] = {1: [], 2: []}
-    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=2)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=2)
     for pair in range(pairs):
         for actors in (1, 2):
             place = folder / "ray" / f"{actors}_{pair}"
@@ -206,7 +207,6 @@ def on_ray(folder: Path, pairs: int, shards_of_worker: int = 12) -> dict:
             (place / "pin.py").write_text(PIN)
             total = shards_of_worker * actors
             list_images(folder / "ray" / "images" / "images.parquet", names, total * ROWS)
-            ends: list[float] = []
             predict_on_ray(
                 run,
                 folder / "ray" / "images" / "images.parquet",
@@ -214,9 +214,9 @@ def on_ray(folder: Path, pairs: int, shards_of_worker: int = 12) -> dict:
                 shards=total,
                 actors=actors,
                 modules=[str(place / "pin.py")],
-                on_progress=lambda done, total, ends=ends: ends.append(time.perf_counter()),
                 device="cpu",
             )
+            ends = sorted(file.stat().st_mtime_ns / 1e9 for file in (place / "parts").glob("part-*"))
             rate[actors].append((total - actors) * ROWS / (ends[-1] - ends[actors - 1]))
     ray.shutdown()
     return {
@@ -252,7 +252,6 @@ def image_cost(folder: Path, options: dict, names: list[str], place: Path, image
         "cpu_s": round(seconds / images, 5),
         "reading": round((SPENT["reading"] - before) / seconds, 3),
         "bytes_read": round(float(np.mean(read))),
-        "row_bytes": round(part.stat().st_size / images),
         "model": options,
     }
 
@@ -277,6 +276,8 @@ def parts_of_a_job(folder: Path) -> dict:
     few = list_images(folder / "few.parquet", ["a.png"], 1)
     made = Shards(run, few, 1000, folder / "empty", device="cpu")
     empty = [i for i in range(1000) if not shard_rows(1, i, 1000)][:50]
+    sizes = [file.stat().st_size for file in parts.glob("part-*")]
+    found["part_bytes_a_row"] = round(sum(sizes) / len(sizes) / ROWS)
     found["shard_cpu_s"] = round(cpu_of(lambda: [made.make(i) for i in empty]) / len(empty), 5)
     command = [sys.executable, "-m", "foveal", "predict", str(run), "--manifest", str(folder / "few.parquet")]
     command += ["--shard", "1/4", "--out", str(folder / "start"), "--device", "cpu", "--quiet"]
@@ -285,21 +286,20 @@ def parts_of_a_job(folder: Path) -> dict:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found["start_cpu_s"] = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
 
-    (folder / "small" / "parts" / "job.json").rename(folder / "job.json")  # all parts were made, but one of a round
-    job = json.loads((folder / "job.json").read_text())
-    (folder / "small" / "parts" / "job.json").write_text(json.dumps(job, sort_keys=True))
-    names = sorted(file.name for file in parts.glob("part-*"))
     for suffix in ("parquet", "csv"):
         out = folder / f"merged.{suffix}"
-        seconds = cpu_of(lambda out=out: merge(parts, out))
+        merged: list[Any] = []
+        seconds = cpu_of(lambda out=out, merged=merged: merged.append(merge(parts, out)))
+        assert merged[0].out is not None
         found[f"merge_{suffix}"] = {
-            "rows": job["rows"],
-            "parts": len(names),
-            "cpu_us_a_row": round(1e6 * seconds / job["rows"], 2),
-            "bytes_a_row": round(out.stat().st_size / job["rows"]),
+            "rows": merged[0].rows,
+            "parts": merged[0].shards,
+            "cpu_us_a_row": round(1e6 * seconds / merged[0].rows, 2),
+            "bytes_a_row": round(out.stat().st_size / merged[0].rows),
         }
 
     count, group = 2_000_000, 100_000
+    middle = range(count // 2 + group // 2, count // 2 + group // 2 + 1000)
     paths = [f"s3://photographs/2026/{i // 1000:06}/{i:012}.jpg" for i in range(count)]
     parquet.write_table(pa.table({"path": paths}), folder / "paths.parquet", row_group_size=group)
     (folder / "paths.csv").write_text("path\n" + "\n".join(paths) + "\n")
@@ -307,7 +307,6 @@ def parts_of_a_job(folder: Path) -> dict:
         file = folder / f"paths.{suffix}"
         opened: list[Any] = []
         opening = cpu_of(lambda file=file, opened=opened: opened.append(open_manifest(file)))
-        middle = range(count // 2 + group // 2, count // 2 + group // 2 + 1000)
         found[f"manifest_{suffix}"] = {
             "rows": count,
             "bytes_a_row": round(file.stat().st_size / count, 1),
@@ -320,7 +319,7 @@ def parts_of_a_job(folder: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=28, help="of one worker and two; 28 are 21,000 images each")
-    parser.add_argument("--ray", type=int, default=3, help="rounds with Ray")
+    parser.add_argument("--ray", type=int, default=2, help="rounds with Ray")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -594,7 +594,9 @@ The images of a table, and a part of them on each of many machines. Parts are jo
     {
         "model": RUN,
         "paths": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="*"),
-        "manifest": argument("instead of IMAGES: table of images, CSV or Parquet, with the column path", "FILE"),
+        "manifest": argument(
+            "instead of IMAGES: table of images, CSV or Parquet, with the column path (default: none)", "FILE"
+        ),
         "root": argument("folder that paths in the manifest are relative to (default: its own)", "FOLDER"),
         "shard": argument(
             "with --manifest: predict a part of its rows, as 3/64, counted from 0, and write it into the folder or URL "
@@ -735,7 +737,7 @@ def _check_images(args: argparse.Namespace) -> None:
 def _predict_parts(args: argparse.Namespace) -> int:
     """Parts of a manifest. Failed images are rows of them; `_merge` lists these, so that no scheduler tries again."""
     from foveal.display import counted
-    from foveal.distributed import parse_shard, predict_on_ray, predict_shard
+    from foveal.distributed import SHOWN, parse_shard, predict_on_ray, predict_shard
     from foveal.prediction import predict
     from foveal.registry import imported
 
@@ -763,8 +765,13 @@ def _predict_parts(args: argparse.Namespace) -> int:
         rows, predicted, failed = (sum(getattr(part, key) for part in parts) for key in ("rows", "predicted", "failed"))
         what = parts[0].name if args.shard else counted(len(parts), "part")
         print(f"{printable(what)}: {counted(rows, 'row')}, {predicted:,} predicted now, of which {failed:,} failed")
-    for shard, error in errors:
-        print(f"foveal: shard {shard}: {printable(in_flags(error, {}))}", file=sys.stderr)
+    if errors:
+        print(f"foveal: {counted(len(errors), 'shard')} failed:", file=sys.stderr)
+    for shard, error in errors[:SHOWN]:
+        print(f"  {shard}: {printable(in_flags(error, {}))}", file=sys.stderr)
+    if len(errors) > SHOWN:
+        print(f"  and {len(errors) - SHOWN:,} more", file=sys.stderr)
+    _note_policy(args)
     return 1 if errors else 0
 
 

@@ -90,6 +90,8 @@ def predict_on_ray(
     place = str(out) if "://" in str(out) else os.path.abspath(out)  # noqa: PTH100
     where = str(model) if "://" in str(model) or not Path(model).exists() else os.path.abspath(model)  # noqa: PTH100
     device = how.pop("device", "auto")
+    if how.get("masks") is not None:
+        how["masks"] = os.path.abspath(how["masks"])  # noqa: PTH100
     Shards(where, table, count, place, **how, device="cpu")  # its errors are better than those of workers
     made = Made()
     with _connected(address) as ray:

@@ -26,8 +26,11 @@ from foveal.prediction.rows import COLUMNS
 GROUP = 10_000
 """Rows of a row group of a merged Parquet file, about."""
 
+CHECKED = ("row", "path", "error")
+"""Columns that are read to check a part."""
+
 SHOWN = 20
-"""Most failed images of which the error is kept."""
+"""Most failed images, or shards, of which the error is shown."""
 
 
 @dataclass
@@ -90,7 +93,8 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
     merged = Merged(job.rows, job.shards, [shard for shard in range(job.shards) if shard not in found])
     if merged.missing:
         return merged
-    batches = _batches([found[shard] for shard in range(job.shards)], job, store, merged)
+    columns = CHECKED if target is None else None
+    batches = _batches([found[shard] for shard in range(job.shards)], job, store, merged, columns)
     if target is None:
         for _ in batches:
             pass
@@ -146,8 +150,13 @@ def _check_place(parquet: Any, name: str, job: Job, store: Store) -> range:
     return rows
 
 
-def _batches(names: Sequence[str], job: Job, store: Store, merged: Merged) -> Iterator[Any]:
+def _batches(
+    names: Sequence[str], job: Job, store: Store, merged: Merged, columns: Sequence[str] | None
+) -> Iterator[Any]:
     """Rows of parts as record batches, in order; counts failed images in ``merged``.
+
+    Args:
+        columns: columns to read, with `CHECKED`; all if None.
 
     Raises:
         StorageError: a part is damaged, or lacks rows.
@@ -157,10 +166,10 @@ def _batches(names: Sequence[str], job: Job, store: Store, merged: Merged) -> It
         with _opened(store, name) as parquet:
             rows = _check_place(parquet, name, job, store)
             after, failed = rows.start, merged.failed
-            for batch in parquet.iter_batches(1000):
+            for batch in parquet.iter_batches(1000, columns=columns):
                 numbers = batch.column("row").to_pylist()
                 whole = numbers == list(range(after, after + len(numbers)))
-                if not whole or not batch.schema.equals(schema):
+                if not whole or not parquet.schema_arrow.equals(schema):
                     break
                 after += len(numbers)
                 for place in _indices(batch):

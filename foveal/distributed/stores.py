@@ -127,11 +127,12 @@ class FolderStore:
 
     @contextmanager
     def working(self, name: str) -> Iterator[Path]:
+        taken = f"{name}: another process makes it"
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.folder / f".{name}.lock", name))
-            except StorageError:
-                if not os.access(self.folder, os.W_OK):
+                stack.enter_context(locked(self.folder / f".{name}.lock", taken))
+            except StorageError as error:
+                if str(error) != taken:
                     raise
                 # Another process makes the same. It may be one that a scheduler has given up, so this one does not
                 # wait for it.
