@@ -1277,6 +1277,89 @@ def streams(record: Any) -> Iterator[Row]:
         )
 
 
+@table("million_workers", "distributed.json")
+def million_workers(record: Any) -> Iterator[Row]:
+    yield (
+        "two workers and one",
+        "images/s: two, one",
+        "throughput of two, times one",
+        "the same by processor time",
+        "processor ms an image: two, one",
+        "reading, deciding, writing, % of processor time",
+    )
+    row, ray = record["results"]["workers"], record["results"].get("ray")
+    rate, cpu = row["images_per_second"], row["cpu_ms"]
+    yield (
+        "processes",
+        f"{number(rate['two'])}, {number(rate['one'])}",
+        ratio(row["throughput_ratio"]),
+        ratio(row["processor_time_ratio"]),
+        f"{number(cpu['two'])}, {number(cpu['one'])}",
+        ", ".join(number(100 * row["shares"][key]) for key in ("reading", "deciding", "writing")),
+    )
+    if ray:
+        rate = ray["images_per_second"]
+        yield "Ray", f"{number(rate['two'])}, {number(rate['one'])}", ratio(ray["throughput_ratio"]), "", "", ""
+
+
+@table("million_memory", "distributed.json")
+def million_memory(record: Any) -> Iterator[Row]:
+    yield "worker", "images", "MiB after the first shard", "the last", "largest", "growth in the second half per 1,000"
+    for i, row in enumerate(record["results"]["workers"]["memory"], start=1):
+        memory = [number(row[f"{key}_mib"]) for key in ("first", "last", "largest")]
+        yield i, f"{row['images']:,}", *memory, f"{row['second_half_mib_per_1000']:.3f}"
+
+
+JOBS = {"10⁹ photographs": ("photograph", 10**9, 10_000), "10⁶ slides": ("slide", 10**6, 1000)}
+"""Name, number of images, and images of a shard."""
+PROCESSORS = 64  # of a machine
+
+
+@table("million_paper", "distributed.json")
+def million_paper(record: Any) -> Iterator[Row]:
+    """Measured costs of one image, shard, start and row, times their numbers."""
+    parts = record["results"]["parts"]
+    hour, giga = 3600, 10**9
+
+    def each(text_of: Callable[[dict, int, Decimal], str]) -> Iterator[str]:
+        for name, images, rows in JOBS.values():
+            yield text_of(parts[name], images, Decimal(images) / rows)
+
+    def manifest(kind: str) -> Callable[[dict, int, Decimal], str]:
+        """Processor hours of reading a table for each shard. CSV is read from the start; a part of Parquet is."""
+
+        def hours(_: dict, images: int, count: Decimal) -> str:
+            found = parts[f"manifest_{kind}"]
+            times = Decimal(images) / found["rows"] if kind == "csv" else 1
+            return number(count * times * (found["open_cpu_s"] + found["shard_cpu_s"]) / hour)
+
+        return hours
+
+    yield "", *JOBS
+    yield "pixels, looks", *each(lambda one, *_: f"{one['side']:,} px, {1 + sum(one['model']['locations'])} looks")
+    yield "processor ms an image", *each(lambda one, *_: number(1000 * one["cpu_s"]))
+    yield "processor hours for all", *each(lambda one, images, _: number(images * one["cpu_s"] / hour))
+    yield (
+        f"hours of one machine with {PROCESSORS} processors",
+        *each(lambda one, images, _: number(images * one["cpu_s"] / hour / PROCESSORS)),
+    )
+    yield "read from the images, TB", *each(lambda one, images, _: number(Decimal(images) * one["bytes_read"] / 10**12))
+    yield "shards", *each(lambda one, images, count: f"{count:,.0f} of {images / count:,.0f} images")
+    yield (
+        "processor hours of starts, if each shard is a process",
+        *each(lambda one, images, count: number(count * parts["start_cpu_s"] / hour)),
+    )
+    yield "processor hours of reading the manifest, Parquet", *each(manifest("parquet"))
+    yield "the same, CSV", *each(manifest("csv"))
+    yield "all parts, GB", *each(lambda one, images, _: number(Decimal(images) * parts["part_bytes_a_row"] / giga))
+    for kind in ("parquet", "csv"):
+        row = parts[f"merge_{kind}"]["cpu_us_a_row"]
+        yield (
+            f"hours of merging into one file, {'Parquet' if kind == 'parquet' else 'CSV'}",
+            *each(lambda one, images, _, row=row: number(images * row / 10**6 / hour)),
+        )
+
+
 value("torture_count", "torture.json", lambda record: f"{record['results']['mutants']['mutants']:,}")
 value("torture_kinds", "torture.json", lambda record: str(record["results"]["mutants"]["variants"]))
 value("torture_slowest", "torture.json", lambda record: number(record["results"]["mutants"]["slowest_seconds"]))

@@ -592,10 +592,36 @@ Looks as annotations, for QuPath or QGIS:
 
   foveal predict runs/slides scans/ --out labels.csv --looks looks/ \\
       --heatmap heatmaps/
+
+The images of a table, and a part of them on each of many machines. Parts are joined by foveal merge:
+
+  foveal predict runs/demo --manifest images.csv --out labels.csv
+  foveal predict runs/demo --manifest images.parquet --shard 3/64 \\
+      --out parts/
+  foveal predict runs/demo --manifest images.parquet --cluster ray \\
+      --out s3://bucket/parts
 """,
     {
         "model": RUN,
-        "paths": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="+"),
+        "paths": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="*"),
+        "manifest": argument(
+            "instead of IMAGES: table of images, CSV or Parquet, with the column path (default: none)", "FILE"
+        ),
+        "root": argument("folder that paths in the manifest are relative to (default: its own)", "FOLDER"),
+        "shard": argument(
+            "with --manifest: predict a part of its rows, as 3/64, counted from 0, and write it into the folder or URL "
+            "--out, unless it is there (default: all rows)",
+            "I/N",
+        ),
+        "cluster": argument(
+            "with --manifest: predict all shards with the workers of a Ray cluster (default: none)", choices=("ray",)
+        ),
+        "address": argument(
+            "with --cluster: address of a cluster that runs; auto finds it (default: a new one on this machine)",
+            "ADDRESS",
+        ),
+        "shards": argument("with --cluster: number of shards (default: one for each 1,000 rows)"),
+        "actors": argument("with --cluster: number of workers (default: one for each GPU, or else each processor)"),
         "locations": LOCATIONS,
         "policy": POLICY_OF_ONE,
         "budgets": argument(
@@ -605,7 +631,11 @@ Looks as annotations, for QuPath or QGIS:
             name="--budget",
         ),
         "at_once": AT_ONCE,
-        "out": argument(f"table to write, {_names(FORMATS)} (default: print path, label, probability)", "FILE"),
+        "out": argument(
+            f"table to write, {_names(FORMATS)}; the folder or URL of parts with --shard or --cluster (default: print "
+            "path, label, probability)",
+            "FILE",
+        ),
         "top_k": argument("number of most probable classes in a row", "K"),
         "looks": argument(
             "also write the looks of each image into this folder: GeoJSON for QuPath; for an image with a coordinate "
@@ -635,12 +665,24 @@ Looks as annotations, for QuPath or QGIS:
             type=natural,
         ),
     },
-    calls=("foveal.prediction.output.predict", "foveal.evaluation.thresholds.find_thresholds"),
+    calls=(
+        "foveal.prediction.output.predict",
+        "foveal.evaluation.thresholds.find_thresholds",
+        "foveal.distributed.cluster.predict_on_ray",
+    ),
 )
 def _predict(args: argparse.Namespace) -> int:
     from foveal.annotations import HeatmapFolder, LooksFolder
     from foveal.prediction import predict
 
+    _check_images(args)
+    if args.shard or args.cluster:
+        return _predict_parts(args)
+    if args.manifest:
+        from foveal.distributed import open_manifest
+
+        table = open_manifest(args.manifest, args.root)
+        args.paths = table.images(range(table.rows))
     arguments = given(args, predict)
     until = _exit(args) if args.budgets else None
     if args.engine:
@@ -674,6 +716,114 @@ def _predict(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if done.failed else 0
+
+
+def _check_images(args: argparse.Namespace) -> None:
+    """Check that there are images or a manifest, and that options of a manifest fit each other."""
+    if bool(args.paths) == bool(args.manifest):
+        raise ConfigError("give IMAGES, or --manifest and a table of images" + ", not both" * bool(args.paths))
+    parts = "shard" if args.shard else "cluster" if args.cluster else None
+    for name in ("root", "shard", "cluster"):
+        if getattr(args, name) and not args.manifest:
+            raise ConfigError(
+                f"`{name}` {getattr(args, name)}: is for a manifest; give --manifest and a table of images"
+            )
+    for name in ("address", "shards", "actors"):
+        if getattr(args, name) and not args.cluster:
+            raise ConfigError(f"`{name}` {getattr(args, name)}: is for a cluster; give --cluster ray, or leave it out")
+    if not parts:
+        return
+    if args.shard and args.cluster:
+        raise ConfigError(f"--shard {args.shard}: a cluster predicts all shards; leave it out, or leave --cluster out")
+    if not args.out:
+        raise ConfigError(f"--{parts} {getattr(args, parts)}: the rows need a folder or a URL; give one by --out")
+    for name in ("looks", "heatmap", "overwrite"):
+        if getattr(args, name):
+            raise ConfigError(f"`{name}`: cannot be used with --{parts}; leave it out")
+    if args.engine and args.cluster:
+        raise ConfigError(f"--engine {args.engine}: cannot be used with --cluster; give an exported model as RUN")
+
+
+def _predict_parts(args: argparse.Namespace) -> int:
+    """Parts of a manifest. Failed images are rows of them; `_merge` lists these, so that no scheduler tries again."""
+    from foveal.display import counted
+    from foveal.distributed import SHOWN, parse_shard, predict_on_ray, predict_shard
+    from foveal.prediction import predict
+    from foveal.registry import imported
+
+    number, count = parse_shard(args.shard) if args.shard else (0, 1)
+    until = _exit(args) if args.budgets else None
+    how = {key: value for key, value in given(args, predict).items() if key not in ("paths", "out", "retry")}
+    how |= {"out": args.out, "root": args.root, "retry": args.retry, "until": until}
+    if args.engine:
+        from foveal.export import for_engine
+
+        how["model"] = for_engine(args.model, args.engine)
+    with progress("predicting", args.quiet) as show:
+        try:
+            if args.shard:
+                part = predict_shard(manifest=args.manifest, shard=number, shards=count, on_progress=show, **how)
+                parts, errors = [part], []
+            else:
+                cluster = {key: getattr(args, key) for key in ("address", "shards", "actors")}
+                made = predict_on_ray(manifest=args.manifest, modules=imported(), on_progress=show, **cluster, **how)
+                parts, errors = made.parts, made.errors
+        except KeyboardInterrupt as end:
+            end.add_note("what is done is safe; the same command goes on")
+            raise
+    if not args.quiet:
+        rows, predicted, failed = (sum(getattr(part, key) for part in parts) for key in ("rows", "predicted", "failed"))
+        what = parts[0].name if args.shard else counted(len(parts), "part")
+        print(f"{printable(what)}: {counted(rows, 'row')}, {predicted:,} predicted now, of which {failed:,} failed")
+    if errors:
+        print(f"foveal: {counted(len(errors), 'shard')} failed:", file=sys.stderr)
+    for shard, error in errors[:SHOWN]:
+        print(f"  {shard}: {printable(in_flags(error, {}))}", file=sys.stderr)
+    if len(errors) > SHOWN:
+        print(f"  and {len(errors) - SHOWN:,} more", file=sys.stderr)
+    _note_policy(args)
+    return 1 if errors else 0
+
+
+@command(
+    "join the parts that foveal predict --shard or --cluster has written",
+    """Checks that each row of the manifest is there once, and writes all rows in the order of the manifest. If parts
+are missing, it lists their shards, writes nothing and exits with 1. If images failed, it lists them and exits with 1.
+
+  foveal merge parts/                             check
+  foveal merge parts/ --out labels.parquet
+  foveal merge s3://bucket/parts --out labels.csv
+""",
+    {
+        "parts": positional("DIR", "folder or URL of the parts"),
+        "out": argument(f"table to write, {_names(FORMATS)}; it is replaced (default: check only)", "FILE"),
+    },
+    calls=("foveal.distributed.merging.merge",),
+    reads=False,
+)
+def _merge(args: argparse.Namespace) -> int:
+    from foveal.display import counted
+    from foveal.distributed import merge, shard_list
+
+    found = merge(args.parts, args.out)
+    if found.missing:
+        listed, count = shard_list(found.missing), len(found.missing)
+        print(f"foveal: {count:,} of {found.shards:,} parts are missing; make these shards: {listed}", file=sys.stderr)
+        return 1
+    if not args.quiet:
+        written = f"; all are in {printable(str(args.out))}" if found.out else ""
+        print(f"{counted(found.rows, 'row')} in {counted(found.shards, 'part')}, each once{written}")
+    if found.failed:
+        shards = shard_list(found.failed_shards)
+        print(
+            f"foveal: {counted(found.failed, 'image')} failed; predict these shards again with --retry: {shards}",
+            file=sys.stderr,
+        )
+        for path, error in found.errors:
+            print(f"  {printable(error if error.startswith(path) else f'{path}: {error}')}", file=sys.stderr)
+        if found.failed > len(found.errors):
+            print(f"  and {found.failed - len(found.errors):,} more", file=sys.stderr)
+    return 1 if found.failed else 0
 
 
 def _note_policy(args: argparse.Namespace) -> None:

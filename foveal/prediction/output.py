@@ -165,20 +165,7 @@ def predict(
     check_masks(predictor, masks)
     left_out = LeftOut()
     found = find_named(paths, left_out)
-    settings = {
-        "model": fingerprint(predictor.model),
-        "locations": list(looks),
-        "policy": str(policy),
-        "precision": precision,
-        "top_k": top_k,
-        "seed": seed,
-    }
-    if thresholds := predictor.model.task.thresholds:
-        settings["thresholds"] = [list(pair) for pair in thresholds]
-    if until is not None:
-        settings["budget"] = [until.threshold, list(until.locations), until.at_once]
-    if masks is not None:
-        settings["masks"] = os.path.realpath(masks)
+    settings = settings_of(predictor, locations=looks, policy=policy, top_k=top_k, seed=seed, until=until, masks=masks)
     with nullcontext() if out is None else Output(Path(out), settings, resume) as output:
         todo, first_batch, failed, kept, safe = found, 0, [], [], "that are there"
         try:
@@ -241,6 +228,34 @@ def predict(
     )
 
 
+def settings_of(
+    predictor: Predictor,
+    *,
+    locations: Sequence[int],
+    policy: str | Policy,
+    top_k: int,
+    seed: int,
+    until: Exit | None,
+    masks: str | Path | None,
+) -> dict[str, Any]:
+    """What determines the rows of predictions: the model and the settings, as plain values. See `predict`."""
+    settings: dict[str, Any] = {
+        "model": fingerprint(predictor.model),
+        "locations": list(locations),
+        "policy": str(policy),
+        "precision": predictor.precision,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    if thresholds := predictor.model.task.thresholds:
+        settings["thresholds"] = [list(pair) for pair in thresholds]
+    if until is not None:
+        settings["budget"] = [until.threshold, list(until.locations), until.at_once]
+    if masks is not None:
+        settings["masks"] = os.path.realpath(masks)
+    return settings
+
+
 def _catch_up(sinks: Sequence[Sink], output: Output, found: Sequence[Named], todo: Sequence[Named]) -> None:
     """Give sinks the rows of earlier calls that they have not written."""
     if not sinks:
@@ -296,6 +311,7 @@ class Output:
         self.written: dict[str, str | None] = {}
         self.waiting: dict[str, str | None] = {}
         self._stamps: dict[str, Any] = {}  # of the files with an error
+        self._files: dict[str, Any] = {}  # by the paths in rows, see `Named`
         self._there: str | None = None  # digest of the file after the last write
         self._joins = resume  # whether the rows of the file are kept
         self._batches = 0
@@ -335,6 +351,7 @@ class Output:
         Returns:
             The images, and the number of their batches that an interrupted call finished.
         """
+        self._files = {as_text(image.path): image.image for image in images if is_path(image.image)}
         todo = self._missing(images, retry)
         plan = _plan(todo, batch_size)
         if self._batches and (plan != self._plan or (retry and any(self.waiting.values()))):
@@ -490,11 +507,11 @@ class Output:
         if self.written[name] is None:
             return True
         stamp = self._stamps.get(name)
-        return not retry and stamp is not None and stamp == self._stamp(image.path)
+        return not retry and stamp is not None and stamp == self._stamp(name)
 
     def _stamp(self, path: str, since: int | None = None) -> Any:
         """`_stamp` of an image, and of its mask if there are masks."""
-        stamp, masks = _stamp(path, since), self.settings.get("masks")
+        stamp, masks = _stamp(self._files.get(path, path), since), self.settings.get("masks")
         if masks is None:
             return stamp
         try:
@@ -602,8 +619,8 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
-    """Write rows, with at most a thousand in memory. The format follows from ``suffix``.
+def write_rows(path: Path, rows: Iterable[Row], suffix: str, columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows, with at most a thousand in memory. The format follows from ``suffix``; Parquet has `COLUMNS`.
 
     Text in CSV files is escaped by `foveal.display.as_cell`, so that a spreadsheet does not take it for a formula.
     `read_rows` undoes this. The other formats hold text unchanged.
@@ -615,7 +632,7 @@ def write_rows(path: Path, rows: Iterable[Row], suffix: str) -> None:
         if suffix == ".jsonl":
             file.writelines(json.dumps(row) + "\n" for row in rows)
             return
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows({key: _to_csv(value) for key, value in row.items()} for row in rows)
 
@@ -646,14 +663,14 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 
 def _from_csv(column: str, text: str) -> Any:
-    if column in ("path", "label", "crs", "error"):
+    if column in ("path", "label", "crs", "error", "file_version"):
         return from_cell(text) or None
     return json.loads(text) if text else None
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+def parquet_types() -> dict[str, Any]:
+    """Types of `COLUMNS` in Parquet, of pyarrow."""
     import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
 
     number, numbers, whole = pa.float64(), pa.list_(pa.float64()), pa.list_(pa.int32())
     glimpse = {
@@ -667,7 +684,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "box_um": numbers,
         "corners": pa.list_(numbers),
     }
-    types = {
+    return {
         "path": pa.string(),
         "label": pa.string(),
         "probability": number,
@@ -686,7 +703,13 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "error": pa.string(),
         "schema": pa.int32(),
     }
+
+
+def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
     rows = iter(rows)
-    with ParquetWriter(path, pa.schema(types)) as table:
+    with ParquetWriter(path, pa.schema(parquet_types())) as table:
         while some := list(islice(rows, 1000)):
             table.write_table(pa.Table.from_pylist(some, table.schema))

@@ -149,7 +149,7 @@ def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
 
     Args:
         images: an image, a (B, C, H, W) tensor, or any iterable of images. An image is a path, see `find_images`, or an
-            image in memory, see `foveal.images.as_image`.
+            image in memory, see `foveal.images.as_image`; or all of a list are `Named`.
         left_out: counts files and folders that are left out, if given.
 
     Returns:
@@ -158,6 +158,8 @@ def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
     Raises:
         ConfigError: an iterator yields the same object several times with different content.
     """
+    if isinstance(images, list) and images and all(isinstance(image, Named) for image in images):
+        return list({image.path: image for image in images}.values())
     found: list[Named] = []
     files: set[str] = set()
     for name, image in each(_listed(images)):

@@ -1,0 +1,155 @@
+"""Tables of images, of which only the rows that are asked for are held in memory.
+
+Example:
+    >>> import tempfile
+    >>> table = Path(tempfile.mkdtemp()) / "images.csv"
+    >>> _ = table.write_text("path\\na.png\\nb.png\\nc.png\\n")
+    >>> manifest = open_manifest(table)
+    >>> manifest.rows, manifest.paths(range(1, 3)), manifest.images(range(1))[0].path
+    (3, ['b.png', 'c.png'], 'a.png')
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from foveal.data.folder import existing
+from foveal.errors import DataError
+from foveal.importing import need_parquet
+from foveal.prediction.rows import Named
+
+PARQUET = (".parquet", ".pq")
+"""Suffixes of Parquet files. Other tables are CSV."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table with the column ``path``. Its rows are numbered from 0. An image may be in several rows.
+
+    Attributes:
+        file: the table, CSV or Parquet, as an absolute path.
+        root: folder that paths are relative to, as an absolute path.
+        rows: number of rows.
+        digest: 16 hexadecimal digits: of a CSV file, or of the footer of a Parquet file, which has the sizes, places
+            and statistics of its columns. Neither depends on the place of the file.
+    """
+
+    file: Path
+    root: Path
+    rows: int
+    digest: str
+
+    def paths(self, rows: range) -> list[str]:
+        """Paths of consecutive rows as they are written; empty where there is none. A Parquet file is read from the
+        row group of the first row, a CSV file from its start.
+
+        Raises:
+            DataError: the table cannot be read, or was changed since it was opened.
+        """
+        with _reading(self.file):
+            found = list(islice(_cells(self.file, rows.start), len(rows)))
+        if len(found) < len(rows):
+            raise DataError(f"{self.file}: was changed while it was in use; run the command again")
+        return ["" if path is None else str(path).strip() for path in found]
+
+    def images(self, rows: range) -> list[Named]:
+        """Images of consecutive rows, named by their paths as they are written. A row without a path is an error of
+        this image.
+
+        Raises:
+            DataError: see `paths`.
+        """
+        return [
+            Named(path, _join(self.root, path))
+            if path
+            else Named("", "", f"{self.file.name}: row {number} has no path; complete it or remove it")
+            for number, path in zip(rows, self.paths(rows), strict=True)
+        ]
+
+
+def _join(root: Path, path: str) -> str:
+    """A path below a folder. A URI, as ``s3://bucket/image.tif``, is returned as it is."""
+    return path if "://" in path else os.path.join(root, path)  # noqa: PTH118 (Path cannot hold every name)
+
+
+def open_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
+    """Open a table. A CSV file is read once, to count its rows; of a Parquet file only the footer is read.
+
+    Args:
+        file: the table, with the column ``path``.
+        root: folder that paths are relative to; the folder of the table if None.
+
+    Raises:
+        ConfigError: it is a Parquet file, and pyarrow is not installed.
+        DataError: the table or the folder does not exist, the table cannot be read, lacks the column, or has no rows.
+    """
+    table = Path(os.path.abspath(existing(file)))  # noqa: PTH100 (links are kept)
+    base = table.parent if root is None else Path(os.path.abspath(existing(root)))  # noqa: PTH100
+    if table.suffix.lower() in PARQUET:
+        need_parquet(table)
+    with _reading(table):
+        rows, columns, digest = _describe(table)
+    if "path" not in columns:
+        raise DataError(f"{table}: the column 'path' is missing; name the column with the paths of images so")
+    if not rows:
+        raise DataError(f"{table}: there are no rows; list at least one image")
+    return Manifest(table, base, rows, digest)
+
+
+def _describe(table: Path) -> tuple[int, list[str], str]:
+    """Number of rows, names of columns, and digest of a table."""
+    with table.open("rb") as file:
+        if table.suffix.lower() in PARQUET:
+            from pyarrow.parquet import ParquetFile
+
+            with ParquetFile(table) as parquet:
+                rows, columns = parquet.metadata.num_rows, parquet.schema_arrow.names
+            file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, os.SEEK_END)
+            return rows, columns, hashlib.blake2b(file.read(length), digest_size=8).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    with table.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        columns = list(reader.fieldnames or [])
+        return sum(1 for _ in reader), columns, digest
+
+
+def _cells(table: Path, first: int) -> Iterator[str | None]:
+    """Cells of the column ``path`` from a row on."""
+    if table.suffix.lower() not in PARQUET:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            yield from (row["path"] for row in islice(csv.DictReader(lines), first, None))
+        return
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(table) as parquet:
+        groups, before = list(range(parquet.num_row_groups)), 0
+        while groups and before + parquet.metadata.row_group(groups[0]).num_rows <= first:
+            before += parquet.metadata.row_group(groups.pop(0)).num_rows
+        skip = first - before
+        for batch in parquet.iter_batches(65_536, row_groups=groups, columns=["path"]):
+            yield from batch.column(0)[skip:].to_pylist()
+            skip = max(0, skip - len(batch))
+
+
+@contextmanager
+def _reading(table: Path) -> Iterator[None]:
+    """Convert errors of reading.
+
+    Raises:
+        DataError: the table cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, csv.Error, OSError) as error:  # errors of pyarrow are ValueError or OSError
+        kind = "a Parquet file" if table.suffix.lower() in PARQUET else "a CSV file in UTF-8"
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{table}: this is not {kind} that can be read ({reason}); write it anew") from error
