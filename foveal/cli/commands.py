@@ -739,8 +739,8 @@ def _exit(args: argparse.Namespace) -> Exit:
 @command(
     "encode the tiles of images once, to train on their features in seconds",
     """Writes a file of features for each image, in the layout of TRIDENT and CLAM, and the weights of the network.
-Blank tiles are left out. An image that fails is listed in report.jsonl and at the end, and the command exits with 1. The
-same command continues where it stopped; finished images are not encoded again.
+Blank tiles are left out. An image that fails is listed in report.jsonl and at the end, and the command exits with 1.
+The same command continues where it stopped; finished images are not encoded again.
 
   foveal embed resnet18 slides/ --tile-size 224 --scale 4 --out features/
   foveal embed runs/dense photos/ --tile-size 128 --out features/

@@ -148,7 +148,7 @@ def tile_encoder(
         found.value_range = getattr(classifier, "value_range", None)
         chosen = found.scan
     if chosen is None and locations is not None:
-        raise ConfigError(f"`locations` {locations}: are for a run of the model scan; leave them out")
+        raise ConfigError("`locations`: are for a run of the model scan; leave them out")
     if chosen is not None:
         if given:
             raise ConfigError(f"`{next(iter(given))}`: a scan chooses its own looks; leave it out")

@@ -41,6 +41,7 @@ from foveal.models import without_warnings
 from foveal.policies import GREEDY
 from foveal.prediction import Predictor, autocast, find_device, find_images, fold_norms
 from foveal.prediction.checks import check_whole
+from foveal.prediction.rows import FOLD_FROM
 
 REPORT = "report.jsonl"
 
@@ -148,7 +149,7 @@ def embed(
         waiting = _to_do(named, folder, format, settings["digest"], overwrite)
         _store_weights(folder / ENCODER, encoder.tiles.encoder, settings["weights"], overwrite)
         skipped, encoded, tiles = len(named) - len(waiting), 0, 0
-        work = _Work(encoder, where, precision, batch_size, settings, masks)
+        work = _Work(encoder, where, precision, batch_size, settings, masks, len(waiting))
         with storing(folder, "the same command continues"), _reporting(folder / REPORT) as report:
             for path, error in failed:
                 report(path, error=error)
@@ -262,6 +263,7 @@ class _Work:
         encoder: the network.
         device, precision, batch_size, masks: see `embed`.
         settings: content of the attribute ``foveal`` of the files.
+        images: number of images; of many, batch norms are folded.
     """
 
     def __init__(
@@ -272,8 +274,10 @@ class _Work:
         batch_size: int,
         settings: dict[str, Any],
         masks: str | Path | None,
+        images: int,
     ) -> None:
-        self.encoder = replace(encoder, tiles=cast(AttentionPooling, fold_norms(encoder.tiles).to(device)))
+        tiles = cast(AttentionPooling, fold_norms(encoder.tiles)) if images >= FOLD_FROM else encoder.tiles
+        self.encoder = replace(encoder, tiles=tiles.to(device))
         if encoder.scan is not None:
             self.encoder.scan = encoder.scan.to(device)
         self.predictor = Predictor(self.encoder.tiles, precision=precision)

@@ -247,9 +247,9 @@ def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
             yield arrays
     except (DataError, ConfigError, MemoryError):
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file; check the path") from error
     except Exception as error:  # libraries raise many types for damaged files
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file; check the path") from error
         kind = "a Zarr group" if path.suffix == ".zarr" else "an HDF5 file"
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{path}: is not {kind} that can be read ({reason}); make it again") from error

@@ -209,6 +209,8 @@ def _with_encoder(options: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     build = constructor(options["name"])
     known, usual = _parameters(build), simple_defaults(build)
     found = dict(options)
+    if "features" not in known:
+        return found  # training refuses the model
     for key, value in encoder.options.items():
         given = options.get(key)
         if key not in known or key not in usual:
