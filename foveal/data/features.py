@@ -180,8 +180,12 @@ def _described(header: Header) -> str:
     return f"{header.width:,} features of a tile{by}{f', weights under {licence}' if licence else ''}"
 
 
+KEPT = 2**30
+"""Bytes of features that a data set keeps in memory."""
+
+
 class FeatureDataset(Dataset):
-    """Features in files, read on demand.
+    """Features in files. The first `KEPT` bytes that are read are kept in memory.
 
     Args:
         paths: N files.
@@ -207,6 +211,8 @@ class FeatureDataset(Dataset):
         self.classes = tuple(classes)
         self.reading = reading or Reading()
         self.channels = self.reading.channels
+        self._kept: dict[int, Tiles] = {}
+        self._room = KEPT
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         good: list[int] = []
@@ -222,6 +228,15 @@ class FeatureDataset(Dataset):
         return Loaded(items, torch.from_numpy(self.targets[index]), index, errors)
 
     def _read(self, i: int) -> Tiles:
+        if i in self._kept:
+            return self._kept[i]
+        tiles = self._read_files(i)
+        self._room -= sum(part.nbytes for part in (tiles.features, tiles.coarse) if part is not None)
+        if self._room >= 0:
+            self._kept[i] = tiles
+        return tiles
+
+    def _read_files(self, i: int) -> Tiles:
         path = self.paths[i]
         found = read(Path(path))
         values, coords, coarse = found.features, found.coords, None
