@@ -177,7 +177,9 @@ def _named(
     config = import_timm().get_pretrained_cfg(name, allow_unregistered=True)
     side = given.get("tile_size") or (config.input_size[-1] if config is not None else 224)
     options = {"backbone": name, "backbone_options": backbone_options or None, "stages": stages, "in_chans": in_chans}
-    tiles = AttentionPooling(2, **{**options, **given, "tile_size": side}, pretrained=pretrained)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # the same random weights each time
+        tiles = AttentionPooling(2, **{**options, **given, "tile_size": side}, pretrained=pretrained)  # type: ignore[arg-type]
     known = config.license if config is not None and pretrained is True else None
     return TileEncoder(_told(tiles, {**options, **given, "tile_size": side}), name, licence or known)
 
