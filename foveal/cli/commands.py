@@ -770,6 +770,7 @@ for a finer one:
             "of a network by name: file of weights, true for those that timm downloads, false for random ones "
             "(default: true)",
             "FILE",
+            default=None,
         ),
         "set": argument(
             "of a network by name: an option of timm, as pad_type=same; may be repeated",
