@@ -4,8 +4,9 @@ Images, splits and the measure, average precision on 79 test images, are those o
 MobileNetV2 with ImageNet's weights, which is frozen here. ``foveal embed`` makes features of tiles at several levels.
 ``mil`` is trained on those of one level. ``tile_scan`` chooses tiles by those of a coarser level. The grid of ``mil``,
 and then the coarser level of the same grid, were chosen by average precision on training and validation images, with
-every fourth part held out in turn (``cracks.py --fold``), for one seed. Then runs with several seeds are trained on the training images. The first
-run of each is also given the test images themselves: it encodes what it needs.
+every fourth part held out in turn (``cracks.py --fold``), for one seed. Then runs
+with several seeds are trained on the training images. The first run of each is also given the test images themselves:
+it encodes what it needs.
 
 Times are processor seconds. Features and runs that are there are not made again. Figures of training through the
 backbone are copied from ``results/cracks.json``.
