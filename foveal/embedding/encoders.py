@@ -130,6 +130,8 @@ def tile_encoder(
             if backbone_options:
                 raise ConfigError("`backbone_options`: are for networks of timm by name; leave them out")
             found = _from_timm(model, given, stages, in_chans, licence)
+        elif "/" in model:
+            raise ConfigError(f"`model` {model}: there is no such run folder, and no network of this name; check it")
         else:
             found = _named(model, given, stages, backbone_options, pretrained, in_chans, licence)
         if value_range is not None:

@@ -243,10 +243,12 @@ def stored_digest(file: Path) -> str | None:
 @contextmanager
 def _reporting(file: Path) -> Iterator[Callable[..., None]]:
     """Append lines to the report. A line that a killed process left unfinished is ended first."""
-    unfinished = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    with file.open("ab+") as before:
+        if before.tell():
+            before.seek(-1, os.SEEK_END)
+            if before.read() != b"\n":
+                before.write(b"\n")
     with file.open("a", encoding="utf-8") as stream:
-        if unfinished:
-            stream.write("\n")
 
         def report(path: str, **known: Any) -> None:
             row = {"file": None, "tiles": None, "blank": None, "seconds": None, "error": None, **known}

@@ -4,8 +4,8 @@ Example:
     >>> import torch
     >>> tiles = Tiles("a.h5", (100, 128), torch.ones(2, 4), np.array([[0.0, 0, 64, 64], [0, 64, 64, 128]]))
     >>> views = FeatureViews([tiles])
-    >>> views.counts, views.features(np.array([0]), np.array([[1, 0]])).shape
-    (array([2]), torch.Size([1, 2, 4]))
+    >>> views.counts, views.features(np.array([0, 0]), np.array([1, 0])).shape
+    (array([2]), torch.Size([2, 4]))
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foveal.errors import ImageError
+from foveal.host import to_device
 from foveal.images.views import Views
 
 
@@ -65,25 +66,29 @@ class FeatureViews(Views):
         self.counts = np.array([len(one.features) for one in self.tiles], dtype=np.int64)
 
     def features(self, which: np.ndarray, tiles: np.ndarray, coarse: bool = False) -> Tensor:
-        """(b, n, width) float32 features of tiles (b, n) of images (b,).
+        """(n, width) float32 features of tiles (n,) of images (n,).
 
         Args:
             which: images.
             tiles: positions of tiles in their files.
             coarse: those at the coarser level.
         """
-        found = []
-        for i, wanted in zip(which.tolist(), tiles, strict=True):
-            one = self.tiles[i]
+        first = self.tiles[0].features
+        out = first.new_empty(len(tiles), first.shape[1], dtype=torch.float32)
+        for i in np.unique(which):
+            one, rows = self.tiles[i], np.flatnonzero(which == i)
             if (known := one.coarse if coarse else one.features) is None:
                 raise ImageError(f"{one.name}: has no features of a coarser level; set `data.coarse` to their folder")
-            found.append(known[torch.from_numpy(wanted).to(known.device)].float())
-        return torch.stack(found)
+            out[to_device(rows, out.device)] = known[to_device(tiles[rows], known.device)].float()
+        return out
 
     def boxes(self, which: np.ndarray, tiles: np.ndarray) -> np.ndarray:
         """(n, 4) boxes of tiles (n,) of images (n,)."""
-        each = zip(which.tolist(), tiles.tolist(), strict=True)
-        return np.array([self.tiles[i].boxes[tile] for i, tile in each]).reshape(-1, 4)
+        out = np.empty((len(tiles), 4))
+        for i in np.unique(which):
+            rows = which == i
+            out[rows] = self.tiles[i].boxes[tiles[rows]]
+        return out
 
     def to(self, device: str | torch.device) -> FeatureViews:
         """Move features to a device."""

@@ -240,7 +240,7 @@ class TileScan(TileClassifier):
             return self.mean.new_zeros(*found.taken.shape, self.weigher.outputs)
         tiles = found.tiles[which, column]
         if isinstance(views, FeatureViews):
-            features = views.features(which, tiles[:, None])[:, 0].to(self.mean.device, self.mean.dtype)
+            features = views.features(which, tiles).to(self.mean.device, self.mean.dtype)
         else:
             features = self.encode(self.read(views, which, tiles[:, None])[:, 0])
         seen = self.head(features)

@@ -264,7 +264,7 @@ class TileClassifier(GlimpseClassifier):
         """
         every = np.arange(len(tiles))
         if isinstance(views, FeatureViews):
-            found = views.features(which, tiles[:, None], coarse=size is not None)[:, 0]
+            found = views.features(which, tiles, coarse=size is not None)
             return found.to(self.mean.device, self.mean.dtype), every
         if self.skip_blank:
             worth = np.ones(len(tiles), dtype=bool)

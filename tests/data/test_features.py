@@ -78,9 +78,9 @@ def test_batches(photos, made):
         and views.sizes.tolist() == [[96, 128]] * 4
     )
     own, beside = read(made / "fine/4.h5"), read(made / "coarse/4.zarr")
-    tiles = np.array([[3, 7]])
-    np.testing.assert_array_equal(views.features(np.array([0]), tiles)[0], own.features[[3, 7]].astype(np.float32))
-    np.testing.assert_array_equal(views.features(np.array([0]), tiles, coarse=True)[0], beside.features[[3, 7]])
+    first, tiles = np.zeros(2, np.int64), np.array([3, 7])
+    np.testing.assert_array_equal(views.features(first, tiles), own.features[[3, 7]].astype(np.float32))
+    np.testing.assert_array_equal(views.features(first, tiles, coarse=True), beside.features[[3, 7]])
     assert views.boxes(np.array([0]), np.array([5])).tolist() == [[32, 32, 64, 64]]
 
 
