@@ -65,8 +65,7 @@ def features(images: list[Path], level: str, folder: Path, weights: Path) -> dic
     if done.encoded:
         told.write_text(json.dumps(round(time.process_time() - start, 1)))
     rows = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
-    size = sum(file.stat().st_size for file in out.glob("*.h5"))
-    return {"level": level, "seconds": read(told), "tiles": sum(row["tiles"] for row in rows), "bytes": size}
+    return {"level": level, "seconds": read(told), "tiles": sum(row["tiles"] for row in rows)}
 
 
 def fit(table: Path, folder: Path, way: dict[str, Any], seed: int, out: Path) -> Path:

@@ -30,7 +30,7 @@ from torch import nn
 
 from foveal.draws import Draws
 from foveal.embedding.encoders import TileEncoder, settings_digest, tile_encoder
-from foveal.errors import ConfigError, DataError, FovealError, ImageError
+from foveal.errors import ConfigError, DataError, ImageError
 from foveal.features import FEATURE_FORMATS, Writer, read_header, writing
 from foveal.features.files import ENCODER, remove_unfinished
 from foveal.files import locked, replacing, storing
@@ -163,7 +163,7 @@ def embed(
                 began = time.perf_counter()
                 try:
                     count, blank = work(path, file, show)
-                except FovealError as error:
+                except ImageError as error:
                     failed.append((path, str(error)))
                     report(path, error=str(error))
                     continue

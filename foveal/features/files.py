@@ -49,6 +49,8 @@ SUFFIXES = (*(f".{name}" for name in FEATURE_FORMATS), ".hdf5")
 """Suffixes of files that are read."""
 ENCODER = "encoder.safetensors"
 """Weights of the network beside the files, by their names in ``encoder`` of `foveal.glimpse.tiles.TileClassifier`."""
+CHUNK = 32
+"""Tiles of a chunk of HDF5, as of CLAM. An image with few tiles takes a whole one."""
 ROWS = 256
 """Tiles that are written at once."""
 LARGEST = float(np.finfo(np.float16).max)
@@ -381,7 +383,7 @@ def writing(
         else:
             group = library.File(unfinished, "w")
             make = lambda name, columns, dtype: group.create_dataset(  # noqa: E731
-                name, shape=(0, columns), maxshape=(None, columns), chunks=(ROWS, columns), dtype=dtype
+                name, shape=(0, columns), maxshape=(None, columns), chunks=(CHUNK, columns), dtype=dtype
             )
         try:
             arrays = make("features", width, "float16"), make("coords", 2, "int64")
