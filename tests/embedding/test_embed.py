@@ -175,8 +175,8 @@ def test_each_image_once(tmp_path, photos, monkeypatch):
         embed(other, photos / "cat", tmp_path, device="cpu")
     with pytest.raises(ConfigError, match=r"1\.h5: is of another format; use `format` h5"):
         embed("test_resnet", photos / "cat", tmp_path, format="zarr", **NET)
-    done = embed("test_resnet", photos / "cat", tmp_path, overwrite=True, **NET)
-    assert done.encoded == 2 and len(rows(tmp_path)) == 4
+    done = embed(other, photos / "cat", tmp_path, overwrite=True, device="cpu")
+    assert done.encoded == 2 and len(rows(tmp_path)) == 4 and read(tmp_path / "1.h5").features.shape == (6, 128)
 
 
 def _killed(photos, out):
