@@ -131,7 +131,7 @@ def tile_encoder(
                 raise ConfigError("`backbone_options`: are for networks of timm by name; leave them out")
             found = _from_timm(model, given, stages, in_chans, licence)
         elif "/" in model:
-            raise ConfigError(f"`model` {model}: there is no such run folder, and no network of this name; check it")
+            raise ConfigError(f"{model}: there is no such run folder, and no network of this name; check it")
         else:
             found = _named(model, given, stages, backbone_options, pretrained, in_chans, licence)
         if value_range is not None:
@@ -143,9 +143,7 @@ def tile_encoder(
             raise ConfigError(f"`{name}`: are for networks by name; leave them out")
         classifier = Predictor(model).model
         if getattr(classifier, "image_size", None) is not None:
-            raise ConfigError(
-                f"`model`: {classifier.label} was trained on resized images; give a run without image_size"
-            )
+            raise ConfigError(f"model {classifier.label}: was trained on resized images; give a run without image_size")
         found = _of_classifier(classifier, given, licence)
         found.value_range = getattr(classifier, "value_range", None)
         chosen = found.scan
@@ -198,7 +196,7 @@ def _from_timm(name: str, given: dict[str, Any], stages: int | None, in_chans: i
         whole = timm.create_model(name, pretrained=True, in_chans=in_chans, num_classes=0)
     except Exception as error:  # timm and the Hub raise many types
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ConfigError(f"`model` {name}: cannot be loaded ({reason}); check the name") from error
+        raise ConfigError(f"{name}: cannot be loaded ({reason}); check the name") from error
     side = given.get("tile_size") or tuple(config.get("input_size", (3, 224, 224)))[-1]
     keys = {key: value for key, value in dict(options or {}).items() if key not in ("num_classes", "in_chans")}
     spec: dict[str, Any] = {
@@ -247,7 +245,7 @@ def _of_classifier(model: GlimpseClassifier, given: dict[str, Any], licence: str
         options = {"backbone": name, "backbone_options": own or None, "tile_size": model.size[0]}
     else:
         what = "has no network that encodes tiles" if spec else "was not created by name, so its network is not known"
-        raise ConfigError(f"`model`: {model.label} {what}; give a run of mil, ips, scan or a dense network, or a name")
+        raise ConfigError(f"model {model.label}: {what}; give a run of mil, ips, scan or a dense network, or a name")
     options |= {"in_chans": model.channels, **given}
     tiles = AttentionPooling(2, **options, mean=model.mean.tolist(), std=model.std.tolist())
     _load(tiles, network.state_dict(), model.label)
@@ -259,7 +257,7 @@ def _load(tiles: AttentionPooling, weights: dict[str, Tensor], name: str, prefix
     weights = {prefix + key: value for key, value in weights.items()}
     own = tiles.encoder.state_dict()
     if lacking := next((key for key, t in own.items() if key not in weights or weights[key].shape != t.shape), None):
-        raise ConfigError(f"`model` {name}: its weights {lacking} do not fit its network without a classifier")
+        raise ConfigError(f"{name}: its weights {lacking} do not fit its network without a classifier")
     tiles.encoder.load_state_dict({key: weights[key] for key in own})
 
 

@@ -95,8 +95,8 @@ def embed(
     """Encode the tiles of images, a file for each image.
 
     Args:
-        model, tile_size, tile_stride, scale, stages, backbone_options, pretrained, in_chans, value_range, locations,
-            licence: see `tile_encoder`.
+        model, tile_size, tile_stride, scale, stages: see `tile_encoder`.
+        backbone_options, pretrained, in_chans, value_range, locations, licence: see `tile_encoder`.
         images: files, folders and patterns, see `foveal.prediction.find_images`.
         out: folder of the files; created if missing.
         format: ``h5`` or ``zarr``.
