@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import jxl, masks, optional, plain
+from foveal.images import dicom, jxl, masks, ome_zarr, optional, plain, unread
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
@@ -40,12 +40,13 @@ def open_image(
     mask: str | os.PathLike | np.ndarray | None = None,
 ) -> Pyramid:
     """Open an image. The format is detected from the contents of the file; optional readers also use the suffix.
+    A folder is an image if it is OME-Zarr, or holds the files of one DICOM slide.
 
     Opening reads the headers, not the pixels. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the tiles that
     boxes need are read later. Formats without tiles are decoded whole once; see `foveal.images.plain`.
 
     Args:
-        path: path of the file.
+        path: path of the file, or of the folder.
         channels: number of bands of a look; that of the image if None. Grey is repeated if 3 bands are requested.
             Alpha does not count; CMYK and palettes become RGB.
         value_range: stored values that are scaled to 0 and 1. The default is the range of the type for unsigned
@@ -66,22 +67,7 @@ def open_image(
         Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
     name = os.fspath(path)
-    try:
-        # Opening a named pipe blocks until another process writes to it.
-        if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
-            raise ImageError(f"{name}: is a pipe, a socket or a device, not a regular file; copy its data to a file")
-        with Path(name).open("rb") as file:
-            head = file.read(64)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder; give the image files in it") from error
-    except PermissionError as error:
-        raise ImageError(f"{name}: cannot be read (permission denied); change its permissions") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
-    if not head:
-        raise ImageError(f"{name}: the file is empty; copy it again")
+    head = _first_bytes(name)
     with reading(name, "cannot be opened"), noting(name):
         options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
         image = _open(name, head, cache_dir, convert, options)
@@ -90,9 +76,39 @@ def open_image(
     return image
 
 
+def _first_bytes(name: str) -> bytes:
+    """First bytes of a file; none of a folder that is an image."""
+    if ome_zarr.is_remote(name):
+        return b""
+    try:
+        # Opening a named pipe blocks until another process writes to it.
+        if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
+            raise ImageError(f"{name}: is a pipe, a socket or a device, not a regular file; copy its data to a file")
+        if optional.is_image_folder(name):
+            return b""
+        with Path(name).open("rb") as file:
+            head = file.read(256)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        what = "is a folder, and neither OME-Zarr nor a DICOM slide"
+        raise ImageError(f"{name}: {what}; give the image files in it") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: cannot be read (permission denied); change its permissions") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be opened ({short(error)}); check the path and the disk") from error
+    if not head:
+        raise ImageError(f"{name}: the file is empty; copy it again")
+    return head
+
+
 def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
+    if not head:
+        return optional.open_folder(name, **options)
     if optional.wants_openslide(name, head):
         return optional.open_slide(name, **options)
+    if optional.wants_dicom(name, head):
+        return dicom.DicomPyramid(name, **options)
     if head[:4] in _TIFF:
         return _open_tiff(name, cache_dir, convert, options)
     if kind := plain.kind_of(head):
@@ -105,7 +121,10 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
 def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import tiff
 
+    unread.refuse_tiff(name)
     layout = tiff.parse_tiff(name)
+    if layout.vendor is not None:
+        return optional.open_slide(name, **options)
     size = layout.levels[0].height, layout.levels[0].width
     small = (
         layout.looking_cost(-1) <= options["max_bytes"]
