@@ -188,7 +188,8 @@ def _named_images(
             if error is not None:
                 failed.append((path, error))
                 continue
-            inside = Path(path).relative_to(top) if Path(top).is_dir() else Path(Path(path).name)
+            searched = path != top and Path(top).is_dir()  # an image in Zarr is a folder, too
+            inside = Path(path).relative_to(top) if searched else Path(Path(path).name)
             name = inside.with_suffix("").as_posix()
             if found.setdefault(name, path) != path:
                 raise ConfigError(
