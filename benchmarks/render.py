@@ -1117,6 +1117,43 @@ def cracks_folds(record: Any) -> Iterator[Row]:
         yield of["settings"], f"{of['images']}, {of['cracks']}", of["seconds"], *found
 
 
+@table("features", "features.json")
+def features(record: Any) -> Iterator[Row]:
+    yield "way", "AP, %", "each seed", "AP of the images themselves, %", "GMAC an image", "seconds a training"
+    results = record["results"]
+    for row in results["rows"]:
+        looks = f", {row['looks']} look{'s' * (row['looks'] > 1)}" if row["looks"] else ""
+        way = f"`tile_scan`, {row['level']}, scout at {row['coarse']}" if row["coarse"] else f"`mil`, {row['level']}"
+        own = f"{100 * row['of_images']:.1f}" if "of_images" in row else ""
+        seconds = f"{mean(row['seconds']):.0f}"
+        found = bounded(row["learned"]), by_seed(row["single"]), own
+        yield f"features: {way}{looks}", *found, f"{row['macs'] / 1e9:.2f}", seconds
+    names = {"tnet": "TNet, 3 looks", "dense-full": "dense, 1248 x 512 px", "dense-640": "dense, 640 px"}
+    for row in results["beside"]:
+        name = names.get(row["name"], "dense, 224 px")
+        yield f"through the backbone: {name}", bounded(row["learned"]), "", "", "", f"{mean(row['seconds']):.0f}"
+
+
+@table("features_made", "features.json")
+def features_made(record: Any) -> Iterator[Row]:
+    yield (
+        "tiles, side in px at scale",
+        "tiles an image",
+        "seconds to encode all",
+        "AP held out, %: `mil`",
+        "`tile_scan` with its scout there",
+    )
+    results = record["results"]
+    for row in results["features"]:
+        pooled, chosen = (
+            [way["held_out"] for way in results["tried"] if way[key] == row["level"] and bool(way["coarse"]) == scans]
+            for key, scans in (("level", False), ("coarse", True))
+        )
+        by_all = ", ".join(f"{100 * one['all']:.1f}" for one in pooled)
+        by_scout = ", ".join(f"{100 * max(one.values()):.1f}" for one in chosen)
+        yield row["level"], f"{row['tiles'] / results['images']:.0f}", f"{row['seconds']:.0f}", by_all, by_scout
+
+
 @table("cracks_scales", "cracks_scales.json")
 def cracks_scales(record: Any) -> Iterator[Row]:
     yield "look of a cell of 500 px", "last block, mean", "its largest 2 %", "last features, mean", "their largest 2 %"

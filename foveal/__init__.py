@@ -43,6 +43,7 @@ _WHERE = {
     "Predictor": "foveal.prediction",
     "classify": "foveal.prediction",
     "predict": "foveal.prediction",
+    "embed": "foveal.embedding",
     "count_cost": "foveal.prediction",
     "Setting": "foveal.evaluation",
     "evaluate": "foveal.evaluation",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from foveal.card import push
     from foveal.classification import Classification, Glimpse
     from foveal.data import DATA_SETS, DataModule, get_data
+    from foveal.embedding import embed
     from foveal.errors import FovealError
     from foveal.evaluation import (
         Setting,

@@ -42,6 +42,9 @@ METRIC_NAMES = (
 FORMATS = (".parquet", ".csv", ".jsonl")
 """Suffixes of files of predictions."""
 
+FEATURE_FORMATS = ("h5", "zarr")
+"""Formats of files of features, see `foveal.embedding`."""
+
 MEASURES = ("none", "quick", "full")
 """How thoroughly an evaluation takes times, see `foveal.evaluation.measure_locations`."""
 

@@ -31,6 +31,7 @@ import foveal.glimpse.mil
 import foveal.glimpse.ram
 import foveal.glimpse.saccader
 import foveal.glimpse.scan
+import foveal.glimpse.tile_scan
 import foveal.glimpse.tnet  # noqa: F401  (they register their models)
 from foveal.errors import ConfigError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage

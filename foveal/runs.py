@@ -94,7 +94,7 @@ RESULT_FILES = (
 )
 """Files that commands write into a run folder."""
 
-DATA_PATHS = ("root", "file", "val_labels", "annotations", "masks")
+DATA_PATHS = ("root", "file", "val_labels", "annotations", "masks", "labels", "coarse")
 """Options of data sets whose values are paths."""
 OBJECTIVE_PATHS = ("teacher",)
 """Options of objectives whose values are paths."""

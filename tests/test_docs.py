@@ -48,6 +48,8 @@ FAST = {
     "foveal fit --data": f"{SMALL} --steps 2 --device cpu",
     "foveal evaluate runs/photos --locations 4,1 --budget": "--limit 2",
     "foveal evaluate": "--measure none",
+    "foveal fit features": "--steps 2 --device cpu --workers 0 --batch-size 2",
+    "foveal embed": "--pretrained false --device cpu",
     "foveal visible": "--backbone test_efficientnet --pretrained= --look-size 32 --steps 2 --device cpu",
 }
 """Flags that tests add to commands, by how these begin, because training and measuring take long. The first holds."""
@@ -191,7 +193,8 @@ def test_the_other_guides_do_what_they_say(reader):
     write_images("photos", CLASSES)
     write_images("images", ("001a", "001b", "002a", "003a", "004a"))
     write_images("slides", CLASSES, side=256, suffix=".tif")
-    for name in ("imbalance", "slides", "annotations", "extending", "troubleshooting", "export", "shards"):
+    names = "imbalance", "slides", "annotations", "extending", "troubleshooting", "export", "shards", "features"
+    for name in names:
         reader.follow(DOCS / "guides" / f"{name}.md")
     assert any("region_mpp" in command for command in reader.commands)
 

@@ -14,7 +14,8 @@ from foveal.recipes.configure import configure
 from tests.data import layouts
 
 MEGAPIXEL = [name for name in list_recipes() if name.startswith("megapixel/")]
-PUBLISHED = [name for name in list_recipes() if name not in ("demo", "few", "folder", "ram_digits", *MEGAPIXEL)]
+OTHERS = ("demo", "features", "few", "folder", "ram_digits")
+PUBLISHED = [name for name in list_recipes() if name not in (*OTHERS, *MEGAPIXEL)]
 SACCADERS = [name for name in PUBLISHED if "/saccader" in name]
 DRAMS = [name for name in PUBLISHED if "/dram" in name]
 TNETS = [name for name in PUBLISHED if name.endswith(".reference") and name not in DRAMS]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from foveal.choices import (
     EXPORT_FORMATS,
     EXPORT_PRECISIONS,
+    FEATURE_FORMATS,
     FORMATS,
     MEASURES,
     METRIC_NAMES,
@@ -81,6 +82,14 @@ def _names(names: Sequence[str], word: str = "or") -> str:
     """Names joined as in a sentence: ``a, b or c``."""
     *first, last = names
     return f"{', '.join(first)} {word} {last}" if first else last
+
+
+def _value_range(text: str) -> tuple[float, float]:
+    low, high = text.split(",")
+    return float(low), float(high)
+
+
+_value_range.__name__ = "range"
 
 
 def _separate(text: str) -> tuple[str, ...]:
@@ -885,6 +894,85 @@ def _exit(args: argparse.Namespace) -> Exit:
             when = f"looking stops at a probability of {100 * known.threshold:.1f} %, or {most_looks}"
         print(f"foveal: {args.budgets}: {when}", file=sys.stderr)
     return known
+
+
+@command(
+    "encode the tiles of images once, to train on their features in seconds",
+    """Writes a file of features for each image, in the layout of TRIDENT and CLAM, and the weights of the network.
+Blank tiles are left out. An image that fails is listed in report.jsonl and at the end, and the command exits with 1.
+The same command continues where it stopped; finished images are not encoded again.
+
+  foveal embed resnet18 slides/ --tile-size 224 --scale 4 --out features/
+  foveal embed runs/dense photos/ --tile-size 128 --out features/
+  foveal embed hf-hub:timm/vit_small_patch14_dinov2.lvd142m slides/ \\
+      --out features/
+  foveal fit features --data.root features/ --data.labels labels.csv
+  foveal predict runs/features new/
+
+Of a run of the model scan, the looks that it chooses are encoded. A scout on features of a coarser level chooses tiles
+for a finer one:
+
+  foveal embed resnet18 photos/ --tile-size 128 --out fine/
+  foveal embed resnet18 photos/ --tile-size 32 --scale 4 --out coarse/
+  foveal fit features --data.root fine/ --data.coarse coarse/ \\
+      --data.labels labels.csv --model tile_scan
+""",
+    {
+        "model": positional("RUN|BACKBONE", "run folder, name of a network of timm, or hf-hub:owner/name of one"),
+        "images": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="+"),
+        "out": argument("folder of the files", "FOLDER", required=True),
+        "format": argument("format of the files", choices=FEATURE_FORMATS),
+        "tile_size": argument("side of a tile in pixels of the level (default: the run's, or that of the network)"),
+        "tile_stride": argument("pixels of the level between beginnings of tiles (default: the tile size)"),
+        "scale": argument("level of the tiles: image pixels per pixel, 1, 2, 4, ... (default: the run's, or 1)"),
+        "stages": argument("of a network by name: number of stages, whose last is averaged (default: all of it)"),
+        "pretrained": argument(
+            "of a network by name: file of weights, true for those that timm downloads, false for random ones "
+            "(default: true)",
+            "FILE",
+            default=None,
+        ),
+        "set": argument(
+            "of a network by name: an option of timm, as pad_type=same; may be repeated",
+            "KEY=VALUE",
+            action="append",
+            default=[],
+        ),
+        "in_chans": argument("of a network by name: bands of the images"),
+        "value_range": argument(
+            "of a network by name: stored values that are black and white, as 0,4095 (default: by the pixel type)",
+            "LOW,HIGH",
+            type=_value_range,
+        ),
+        "locations": argument("of a run of the model scan: number of looks (default: the run's)", "LOOKS"),
+        "masks": argument(
+            "folder of masks, PNG files named as the images: tiles are encoded where they are white "
+            "(default: everywhere)",
+            "FOLDER",
+        ),
+        "licence": argument("licence of the weights, for the files (default: what timm knows)", "NAME"),
+        "overwrite": switch("make files anew that were made with other settings"),
+        "device": HOW["device"],
+        "precision": HOW["precision"],
+        "batch_size": argument("tiles that are encoded at once"),
+    },
+    calls=("foveal.embedding.images.embed",),
+)
+def _embed(args: argparse.Namespace) -> int:
+    from foveal.embedding import embed
+    from foveal.recipes.flags import as_nested, parse_settings
+
+    args.backbone_options = as_nested(parse_settings(args.set))
+    args.pretrained = {"true": True, "false": False}.get(args.pretrained, args.pretrained)
+    with progress("encoding", args.quiet) as show:
+        done = embed(**given(args, embed), on_progress=show)
+    if not args.quiet:
+        before = f", {done.skipped:,} were done before" if done.skipped else ""
+        print(f"{done.out}: {done.encoded:,} encoded, {done.tiles:,} tiles{before}, in {done.seconds:.1f} s")
+        for line in done.left_out.lines():
+            print(f"foveal: {printable(line)}", file=sys.stderr)
+    print_failed(done.failed)
+    return 1 if done.failed else 0
 
 
 @command(

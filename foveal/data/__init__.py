@@ -11,6 +11,7 @@ Example:
 import foveal.data.cifar
 import foveal.data.cub
 import foveal.data.digits
+import foveal.data.features
 import foveal.data.fmow
 import foveal.data.folder
 import foveal.data.imagenet
@@ -19,7 +20,7 @@ import foveal.data.nabirds
 import foveal.data.shards  # noqa: F401
 from foveal.data.dataset import Batch, Dataset, ImageDataset, Reading, TensorDataset
 from foveal.data.loader import Loader
-from foveal.data.module import DATA_SETS, DataModule, check_classes, data_constructor, get_data, list_data
+from foveal.data.module import DATA_SETS, DataModule, Encoder, check_classes, data_constructor, get_data, list_data
 from foveal.data.values import value_notes
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "DataModule",
     "Dataset",
+    "Encoder",
     "ImageDataset",
     "Loader",
     "Reading",

@@ -39,6 +39,7 @@ from foveal.data.augmentation import (
 from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
+from foveal.features.views import FeatureViews, Tiles
 from foveal.images import ImageViews, Look, Pyramid, TensorViews, View, Views, checked_range, find_mask, open_image
 from foveal.tasks import Task, task_of
 
@@ -69,12 +70,12 @@ class Batch:
         return len(self.index)
 
     def to(self, device: str | torch.device) -> Batch:
-        """Move labels, and pixels in memory, to a device. Views of files stay where they are."""
-        views = (
-            TensorViews(self.views.images.to(device, non_blocking=True))
-            if isinstance(self.views, TensorViews)
-            else self.views
-        )
+        """Move labels, and pixels or features in memory, to a device. Views of files stay where they are."""
+        views = self.views
+        if isinstance(views, TensorViews):
+            views = TensorViews(views.images.to(device, non_blocking=True))
+        elif isinstance(views, FeatureViews):
+            views = views.to(device)
         return replace(self, views=views, target=self.target.to(device, non_blocking=True))
 
 
@@ -139,11 +140,11 @@ class Loaded:
     """What a worker sends to the main process: a `Batch` without threads and file handles.
 
     Attributes:
-        pixels: (B, C, H, W), or a list of B views.
+        pixels: (B, C, H, W), or a list of B views, or of the tiles of B images.
         target, index, errors: as in `Batch`.
     """
 
-    pixels: Tensor | list[View]
+    pixels: Tensor | list[View] | list[Tiles]
     target: Tensor
     index: np.ndarray
     errors: list[tuple[str, str]] = field(default_factory=list)
@@ -165,7 +166,12 @@ class Loaded:
 
     def batch(self) -> Batch:
         """Make the batch."""
-        views = TensorViews(self.pixels) if isinstance(self.pixels, Tensor) else ImageViews(self.pixels)
+        pixels: Any = self.pixels
+        views: Views
+        if isinstance(pixels, Tensor):
+            views = TensorViews(pixels)
+        else:
+            views = FeatureViews(pixels) if pixels and isinstance(pixels[0], Tiles) else ImageViews(pixels)
         return Batch(views, self.target, self.index, self.errors)
 
 

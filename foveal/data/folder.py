@@ -21,7 +21,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -149,9 +149,58 @@ def manifest(
     reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks))
     table = existing(file)
     base = table.parent if root is None else existing(root)
+    notes: list[str] = []
+    found = read_listing(table, lambda path: str(base / path), check_task("manifest", task), notes)
+    notes += _shared(found.listings)
+    data = assemble(
+        str(table), found.classes, found.listings, reading, val_fraction, seed, notes, found.groups.get("train")
+    )
+    data.notes += tuple(_lacking(data))
+    for images in (data.train, data.val, data.test):
+        if found.boxes is not None and isinstance(images, ImageDataset):
+            images.boxes = [found.boxes[images.path(i)] for i in range(len(images))]
+    return data
+
+
+def check_task(data: str, task: str) -> bool:
+    """Whether images have several labels.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
     if task not in TASKS:
-        raise ConfigError(f"data manifest: there is no task {task!r}; use one of {', '.join(TASKS)}")
-    several = TASKS[task] == MULTILABEL
+        raise ConfigError(f"data {data}: there is no task {task!r}; use one of {', '.join(TASKS)}")
+    return TASKS[task] == MULTILABEL
+
+
+class Listing(NamedTuple):
+    """The content of a table of images.
+
+    Attributes:
+        classes: names of the classes.
+        listings: (paths, targets) of each split.
+        groups: groups of the images of each split, empty text for none.
+        boxes: boxes by path; None if there is no such column.
+    """
+
+    classes: tuple[str, ...]
+    listings: dict[str, tuple[list[str], np.ndarray]]
+    groups: dict[str, list[str]]
+    boxes: dict[str, np.ndarray] | None
+
+
+def read_listing(table: Path, locate: Callable[[str], str], several: bool, notes: list[str]) -> Listing:
+    """Read a table of images, see `manifest`.
+
+    Args:
+        table: the table.
+        locate: file of a path in it.
+        several: whether images have several labels.
+        notes: gets sentences for the user.
+
+    Raises:
+        DataError: see `manifest`.
+    """
     rows: dict[str, list[tuple[str, list[str], int]]] = {}
     groups: dict[str, list[str]] = {}
     boxes: dict[str, np.ndarray] | None = None
@@ -161,16 +210,15 @@ def manifest(
         if split.casefold() not in SPLIT_NAMES:
             raise DataError(f"{table}: row {number} has the split {split!r}; use train, val or test")
         rows.setdefault(SPLIT_NAMES[split.casefold()], []).append(
-            (str(base / path), split_labels(label) if several else [label], number)
+            (locate(path), split_labels(label) if several else [label], number)
         )
         groups.setdefault(SPLIT_NAMES[split.casefold()], []).append(group)
         if places is not None:
             boxes = boxes or {}
-            boxes[str(base / path)] = _boxes(places, f"{table}: row {number}")
+            boxes[locate(path)] = _boxes(places, f"{table}: row {number}")
     if not rows:
         raise DataError(f"{table}: there are no rows; list at least one image")
     _check_groups(table, groups)
-    notes: list[str] = []
     first = rows.get("train", next(iter(rows.values())))
     classes = _classes({label for _, labels, _ in first for label in labels}, notes)
     if not classes:
@@ -201,14 +249,7 @@ def manifest(
         )
         for split, of_split in rows.items()
     }
-    notes += _shared(listings)
-    of_train = groups.get("train")
-    data = assemble(str(table), classes, listings, reading, val_fraction, seed, notes, of_train)
-    data.notes += tuple(_lacking(data))
-    for images in (data.train, data.val, data.test):
-        if boxes is not None and isinstance(images, ImageDataset):
-            images.boxes = [boxes[images.path(i)] for i in range(len(images))]
-    return data
+    return Listing(classes, listings, groups, boxes)
 
 
 def _boxes(text: str, where: str) -> np.ndarray:
@@ -438,6 +479,11 @@ def _split_folders(top: Path, left_out: LeftOut, notes: list[str]) -> dict[str, 
     return {split: top / by_split[split][0] for split in SPLITS if split in by_split}
 
 
+def class_list(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted class names, see `folder`."""
+    return _classes(names, [])
+
+
 def _classes(names: Iterable[str], notes: list[str]) -> tuple[str, ...]:
     """Sorted class names. Names that differ in Unicode form only are one class, by the first form."""
     forms: dict[str, str] = {}
@@ -535,21 +581,33 @@ def assemble(
     ``groups`` are those of the training images, see `hold_out_groups`; none if empty. ``make`` is called with the
     images of a listing, usually paths, as `ImageDataset` is.
     """
-    if "val" not in listings and "train" in listings and val_fraction > 0:
-        paths, targets = listings["train"]
-        if (groups and any(groups)) or targets.ndim == 2:
-            held = hold_out_groups(targets, groups or [""] * len(paths), val_fraction, seed)
-            if not held.any():
-                notes = [*notes, "no group is held out for validation, because each has all images of a class"]
-        else:
-            held = hold_out(targets, val_fraction, seed)
-        for split, rows in (("train", np.flatnonzero(~held)), ("val", np.flatnonzero(held))):
-            listings[split] = ([paths[i] for i in rows], targets[rows])
+    listings, more = hold_out_val(listings, val_fraction, seed, groups)
     splits = {
         split: make(paths, targets, classes, reading=reading if split == "train" else reading.plain())
         for split, (paths, targets) in listings.items()
         if len(paths)
     }
     data = DataModule(tuple(classes), name=name, **splits)
-    data.notes = tuple(notes)
+    data.notes = (*notes, *more)
     return data
+
+
+def hold_out_val(
+    listings: Mapping[str, tuple[list[str], np.ndarray]],
+    fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
+    """Listings with validation images, held out of the training images if there are none; and notes for the user."""
+    listings, notes = dict(listings), []
+    if "val" not in listings and "train" in listings and fraction > 0:
+        paths, targets = listings["train"]
+        if (groups and any(groups)) or targets.ndim == 2:
+            held = hold_out_groups(targets, groups or [""] * len(paths), fraction, seed)
+            if not held.any():
+                notes.append("no group is held out for validation, because each has all images of a class")
+        else:
+            held = hold_out(targets, fraction, seed)
+        for split, rows in (("train", np.flatnonzero(~held)), ("val", np.flatnonzero(held))):
+            listings[split] = ([paths[i] for i in rows], targets[rows])
+    return listings, notes

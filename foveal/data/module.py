@@ -33,6 +33,26 @@ from foveal.registry import Registry
 from foveal.tasks import MULTICLASS, Task
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """The network that made the features of a data set.
+
+    Attributes:
+        width: number of features of a tile.
+        options: options of a model of tiles, such as ``backbone``, with which it has this network and grid; or
+            ``features`` alone, for a model without network.
+        weights: file of the weights of the network.
+        digest: digest in this file.
+        coarse: whether there are features of a coarser level.
+    """
+
+    width: int
+    options: dict[str, Any]
+    weights: Path | None = None
+    digest: str | None = None
+    coarse: bool = False
+
+
 @dataclass
 class DataModule:
     """The splits of a data set.
@@ -41,6 +61,7 @@ class DataModule:
         classes: names of the classes, in the order of the labels.
         train, val, test: the splits; None if missing.
         name: name of the data set in errors.
+        encoder: the network that made the features, for data sets of features instead of images.
         spec: ``name`` and options to make the data set by `get_data`; empty if it was made otherwise.
         notes: sentences for the user, for example on files that were left out.
     """
@@ -50,6 +71,7 @@ class DataModule:
     val: Dataset | None = None
     test: Dataset | None = None
     name: str = "the data set"
+    encoder: Encoder | None = field(default=None, init=False)
     notes: tuple[str, ...] = field(default=(), init=False)
     spec: dict[str, Any] = field(default_factory=dict, init=False)
 

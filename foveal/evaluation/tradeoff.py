@@ -261,7 +261,10 @@ def _of_classes(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _dense(model: GlimpseClassifier, full: tuple[int, int]) -> tuple[DenseCost, ...]:
-    network, costs = model.dense(), []
+    try:
+        network, costs = model.dense(), []
+    except ConfigError:  # a model of features has none
+        return ()
     for name, size in (("dense, thumbnail", model.size), ("dense, full size", full)):
         try:
             cost = count_cost(network, size)

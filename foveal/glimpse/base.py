@@ -168,7 +168,7 @@ class GlimpseClassifier(nn.Module, ABC):
     rollout_policies: tuple[str, ...] = ()
     usual_policy: str = GREEDY.name
     most_levels: int | None = 1
-    searches: ClassVar[bool] = False
+    searches: bool = False
     teachable: ClassVar[bool] = False
     not_exported: ClassVar[str] = "it defines no `parts`; use the model itself"
     objective: type[Any] = CrossEntropy

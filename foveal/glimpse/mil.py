@@ -9,7 +9,8 @@ weights a_k = softmax_k(w^T tanh(V h_k)) (equation 8), or gated, softmax_k(w^T (
 and of b.
 
 Prediction reads and encodes a few tiles at a time, and holds only the features of all. Training encodes all tiles of a
-batch together, or a random sample of at most ``train_tiles`` of each image.
+batch together, or a random sample of at most ``train_tiles`` of each image. With `foveal.features.FeatureViews`,
+features that were made once are pooled; see `foveal.embedding`.
 
 In a `Classification` the grid is the glimpse of level 1 and contributes b. Tiles have level 2, in reading order.
 
@@ -86,11 +87,15 @@ class AttentionPooling(TileClassifier):
         train_tiles: largest number of tiles of an image in training, drawn without replacement; all if None.
         at_once: tiles of each image that are read at once in prediction.
         reuse_blank: encode tiles of one value once in prediction. The result is the same, apart from rounding.
+        skip_blank: leave blank tiles out, as `foveal.embedding` does; see `foveal.glimpse.tiles`.
+        features: number of features, for a model without a network, which takes features of files alone.
         mean, std: normalisation; the backbone's if None, or 0.5.
 
     Raises:
         ConfigError: a number is too small, or the backbone is unknown or does not have the stages.
     """
+
+    reads_features = True
 
     def __init__(
         self,
@@ -109,6 +114,8 @@ class AttentionPooling(TileClassifier):
         train_tiles: int | None = None,
         at_once: int = 128,
         reuse_blank: bool = False,
+        skip_blank: bool = False,
+        features: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -125,6 +132,8 @@ class AttentionPooling(TileClassifier):
             scale=scale,
             at_once=at_once,
             reuse_blank=reuse_blank,
+            skip_blank=skip_blank,
+            features=features,
             mean=mean,
             std=std,
         )
@@ -134,7 +143,7 @@ class AttentionPooling(TileClassifier):
 
     def _tiles(self, views: Views, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
         """(B, N) numbers of tiles, and (B, N) bool which of them are taken."""
-        counts = self.count(views.sizes)
+        counts = self.counts(views)
         most = int(max(counts, default=0))
         tiles = np.tile(np.arange(most), (len(views), 1))
         taken = tiles < counts[:, None]
@@ -144,17 +153,24 @@ class AttentionPooling(TileClassifier):
         chosen = np.sort(keys.argsort(1)[:, : self.train_tiles], axis=1)
         return chosen, np.take_along_axis(taken, chosen, 1)
 
-    def _encoded(self, views: Views, tiles: np.ndarray, taken: np.ndarray) -> Tensor:
-        """(B, N, features) of tiles (B, N); 0 where they are not taken."""
+    def _encoded(self, views: Views, tiles: np.ndarray, taken: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """(B, N, features) of tiles (B, N), 0 where they are not taken; and (B, N) bool, taken and not blank."""
         image, column = np.nonzero(taken)
-        step = len(image) if self.training else self.at_once * len(views)
-        parts = []
-        for first in range(0, len(image), max(step, 1)):
-            which, numbers = image[first : first + step], tiles[image, column][first : first + step]
-            parts.append(self.encode(self.read(views, which, numbers[:, None])[:, 0]))
-        features = torch.cat(parts)
+        step = max(len(image) if self.training else self.at_once * len(views), 1)
+        parts, kept = [], np.zeros_like(taken)
+        for first in range(0, len(image), step):
+            which, place = image[first : first + step], column[first : first + step]
+            features, good = self.encoded(views, which, tiles[which, place])
+            parts.append(features)
+            kept[which[good], place[good]] = True
+        for empty in np.flatnonzero(~kept.any(1)) if self.skip_blank else ():
+            kept[empty, 0], tiles[empty, 0] = True, self.middle_tile(views, int(empty))
+            where = int(kept[:empty].sum())
+            joined, new = torch.cat(parts), self.encode(self.read(views, np.array([empty]), tiles[[empty], :1])[0])
+            parts = [joined[:where], new, joined[where:]]
+        features = torch.cat(parts) if parts else self.mean.new_zeros(0, self.features)
         out = features.new_zeros(taken.size, self.features)
-        return out.index_copy(0, to_device(np.flatnonzero(taken), out.device), features).unflatten(0, taken.shape)
+        return out.index_copy(0, to_device(np.flatnonzero(kept), out.device), features).unflatten(0, taken.shape), kept
 
     def _parts(self, features: Tensor, taken: np.ndarray) -> Tensor:
         """(B, 1 + N, classes) contributions of the bias and of tiles."""
@@ -168,11 +184,12 @@ class AttentionPooling(TileClassifier):
         self, views: Views, locations: tuple[int, ...], policy: Policy, draws: Draws, contributions: bool
     ) -> Classification:
         tiles, taken = self._tiles(views, draws if self.training else None)
-        parts = self._parts(self._encoded(views, tiles, taken), taken)
+        features, taken = self._encoded(views, tiles, taken)
+        parts = self._parts(features, taken)
         glimpses = self.glimpses(views, tiles, taken, parts if contributions else None)
         return Classification(parts.sum(1), glimpses, self.class_names, {}, views.bytes_read, self.task)
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         tiles, taken = self._tiles(views, draws if self.training else None)
-        logits = self._parts(self._encoded(views, tiles, taken), taken).sum(1)
+        logits = self._parts(*self._encoded(views, tiles, taken)).sum(1)
         return [Rollout(logits, logits[:, None], level=np.array([1]))] * len(policies)

@@ -2,7 +2,13 @@
 
 Tiles are squares of equal size. They are read and encoded a few at a time, so pixels of a large image are never held at
 once. Subclasses decide what is kept of the tiles: `foveal.glimpse.ips` the best ones, `foveal.glimpse.mil` the features
-of all.
+of all, `foveal.glimpse.tile_scan` those that a scout chooses.
+
+A tile is blank if all of its pixels in the image have one value, if its tiles of the file are known to, or if it is
+outside the mask of the image. Models with ``skip_blank``, and `foveal.embedding`, leave blank tiles out; of an image
+without others, the tile in the middle is read.
+
+Models with ``reads_features`` also take `foveal.features.FeatureViews`, whose features they do not encode.
 
 Example:
     >>> import torch
@@ -19,22 +25,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from foveal.classification import Glimpses
-from foveal.errors import ConfigError
-from foveal.glimpse.base import GlimpseClassifier, per_band, whole_image
+from foveal.errors import ConfigError, DataError, ImageError
+from foveal.features.views import FeatureViews
+from foveal.glimpse.base import GlimpseClassifier, on_host, per_band, whole_image
 from foveal.glimpse.networks import channels_last, check_least, check_look, create_network, small_reader
+from foveal.glimpse.places import FLAT
 from foveal.host import to_device
 from foveal.images.views import Look, Views
 from foveal.policies import Greedy, Policy
 
 ENCODED = 128
 """Tiles that are encoded at once."""
+MASK_POINTS = 4
+"""Points per axis of a tile at which the mask of an image is asked."""
 
 
 class TileClassifier(GlimpseClassifier):
@@ -60,12 +72,23 @@ class TileClassifier(GlimpseClassifier):
         at_once: tiles of each image that are read at once.
         reuse_blank: encode tiles of one value once, in evaluation mode without gradient. The result is the same, apart
             from rounding.
+        skip_blank: leave blank tiles out.
+        features: number of features, for a model without a network, which takes `FeatureViews` alone.
         mean, std: normalisation; the backbone's if None, or 0.5.
 
     Raises:
-        ConfigError: a number is too small, or the backbone is unknown or does not have the stages.
+        ConfigError: a number is too small, the backbone is unknown or does not have the stages, or there are
+            ``features`` and a backbone.
+
+    Attributes:
+        features: number of features of a tile.
+        reads_features: whether the model takes `FeatureViews`.
+        reads_coarse: whether it takes those with features of a coarser level, which has a ``coarse`` times larger
+            scale.
     """
 
+    reads_features: ClassVar[bool] = False
+    reads_coarse: ClassVar[bool] = False
     policy_kinds: ClassVar[tuple[type[Policy], ...]] = (Greedy,)
     most_levels = 0
     not_exported = "foveal.runtime has no loop that encodes every tile of an image; use the run folder"
@@ -85,14 +108,20 @@ class TileClassifier(GlimpseClassifier):
         scale: int,
         at_once: int,
         reuse_blank: bool,
+        skip_blank: bool = False,
+        features: int | None = None,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
     ) -> None:
         stride = tile_size if tile_stride is None else tile_stride
         check_look(in_chans, tile_size=tile_size)
-        check_least(1, tile_stride=stride, scale=scale, at_once=at_once)
+        check_least(1, tile_stride=stride, scale=scale, at_once=at_once, features=features)
         network: nn.Module
-        if backbone is None:
+        if features is not None:
+            if backbone is not None or backbone_options or pretrained or stages is not None:
+                raise ConfigError(f"`features` {features}: cannot be used with `backbone`; use one of the two")
+            network, self.features = nn.Identity(), features
+        elif backbone is None:
             if backbone_options or pretrained or stages is not None:
                 raise ConfigError("`backbone`: is missing, but there are options or weights for it; name a network")
             network, self.features = small_reader(in_chans, 1)[:-1], 128
@@ -108,6 +137,7 @@ class TileClassifier(GlimpseClassifier):
             per_band(std or config.get("std", (0.5,)), in_chans),
         )
         self.stride, self.scale, self.at_once, self.reuse_blank = stride, scale, at_once, reuse_blank
+        self.skip_blank = self.searches = skip_blank
         self.encoder = channels_last(network)
 
     def _takes(self) -> str:
@@ -117,6 +147,26 @@ class TileClassifier(GlimpseClassifier):
         for policy in policies:
             if str(policy) not in self.policies:
                 raise ConfigError(f"`policy` {policy}: this model reads every tile of an image; leave `policy` out")
+
+    def load_encoder(self, file: Path, digest: str | None = None) -> None:
+        """Load the weights of the network from a file that `foveal.embedding` wrote.
+
+        Args:
+            file: the file.
+            digest: the digest that it has.
+
+        Raises:
+            DataError: it cannot be read, has another digest, or does not fit the network.
+        """
+        try:
+            with safe_open(file, framework="pt") as content:
+                stored = (content.metadata() or {}).get("digest")
+                weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            if digest is not None and stored != digest:
+                raise DataError(f"{file}: has other weights than those that made the features; make them again")
+            self.encoder.load_state_dict(weights)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise DataError(f"{file}: are not the weights of the network; make the features again") from error
 
     # ---- the grid
 
@@ -143,6 +193,16 @@ class TileClassifier(GlimpseClassifier):
         corner = np.stack([tiles // columns, tiles % columns], axis=1) * float(self.stride * self.scale)
         return np.concatenate([corner, corner + self.size[0] * self.scale], axis=1)
 
+    def counts(self, views: Views) -> np.ndarray:
+        """(B,) number of tiles of images, with blank ones."""
+        return views.counts if isinstance(views, FeatureViews) else self.count(views.sizes)
+
+    def boxes_of(self, views: Views, which: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+        """(N, 4) boxes of tiles (N,) of images ``which`` (N,)."""
+        if isinstance(views, FeatureViews):
+            return views.boxes(which, tiles)
+        return self.boxes(views.sizes[which], tiles)
+
     def alike(self, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Indices of images with the same number of tiles, and that number."""
         counts = self.count(sizes)
@@ -151,13 +211,93 @@ class TileClassifier(GlimpseClassifier):
 
     # ---- tiles
 
-    def read(self, views: Views, which: np.ndarray, tiles: np.ndarray) -> Tensor:
-        """(b, n, C, side, side) normalised pixels of tiles (b, n) of images ``which`` (b,)."""
+    def read(self, views: Views, which: np.ndarray, tiles: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """(b, n, C, h, w) normalised pixels of tiles (b, n) of images ``which`` (b,), at ``size`` or their own."""
         each = which.repeat(tiles.shape[1])
-        return self.see(views, each, self.boxes(views.sizes[each], tiles.ravel())).unflatten(0, tiles.shape)
+        return self.see(views, each, self.boxes(views.sizes[each], tiles.ravel()), size).unflatten(0, tiles.shape)
+
+    def worth_reading(self, views: Views, image: int, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """(n,) bool, whether tiles (n,) of an image may be other than blank, as far as is known without reading them.
+
+        Args:
+            views: the images.
+            image: index of the image.
+            tiles: numbers of tiles in reading order.
+            size: (height, width) at which tiles are read.
+        """
+        boxes = self.boxes(views.sizes[[image]], tiles)
+        worth = np.ones(len(tiles), dtype=bool)
+        (_, columns), side = self.grid(views.sizes[image]), self.size[0] * self.scale
+        at = (np.arange(MASK_POINTS) + 0.5) * side / MASK_POINTS
+        x = (np.arange(columns)[:, None] * self.stride * self.scale + at).ravel()
+        for row in np.unique(tiles // columns):
+            allowed = views.may_look(image, row * self.stride * self.scale + at, x, side / size[0])
+            if allowed is not None:
+                of_row = tiles // columns == row
+                any_point = np.max(allowed.reshape(MASK_POINTS, columns, MASK_POINTS), axis=(0, 2))
+                worth[of_row] = any_point[tiles[of_row] % columns]
+        worth[worth] = [not views.is_blank(image, box, size) for box in boxes[worth]]
+        return worth
+
+    def blank(self, pixels: Tensor, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """(n,) bool, whether normalised pixels (n, C, h, w) of boxes (n, 4) have one value inside images of ``sizes``
+        (n, 2)."""
+        per_pixel = (boxes[:, 2:] - boxes[:, :2]) / np.array(pixels.shape[-2:])
+        inside = np.maximum((sizes - boxes[:, :2]) // per_pixel, 1)
+        rows, columns = (to_device(np.arange(pixels.shape[-2 + i]) < inside[:, i, None], pixels.device) for i in (0, 1))
+        beyond = ~(rows[:, None, :, None] & columns[:, None, None, :])
+        high = pixels.masked_fill(beyond, -torch.inf).amax((2, 3))
+        low = pixels.masked_fill(beyond, torch.inf).amin((2, 3))
+        return on_host(((high - low) * self.std).amax(1) <= FLAT).astype(bool)
+
+    def encoded(
+        self, views: Views, which: np.ndarray, tiles: np.ndarray, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, np.ndarray]:
+        """Features (m, features) of tiles (n,) of images ``which`` (n,), and indices (m,) of these tiles: all, or with
+        ``skip_blank`` those that are not blank.
+
+        Args:
+            views: the images.
+            which, tiles: images, and numbers of tiles.
+            size: (height, width) at which tiles are read; their own if None. The coarser level of `FeatureViews` if
+                given.
+        """
+        every = np.arange(len(tiles))
+        if isinstance(views, FeatureViews):
+            found = views.features(which, tiles, coarse=size is not None)
+            return found.to(self.mean.device, self.mean.dtype), every
+        if self.skip_blank:
+            worth = np.ones(len(tiles), dtype=bool)
+            for image in np.unique(which):
+                of_image = which == image
+                worth[of_image] = self.worth_reading(views, int(image), tiles[of_image], size or self.size)
+            every = every[worth]
+        if not len(every):
+            return self.mean.new_zeros(0, self.features), every
+        pixels = self.read(views, which[every], tiles[every, None], size)[:, 0]
+        if self.skip_blank:
+            boxes, sizes = self.boxes(views.sizes[which[every]], tiles[every]), views.sizes[which[every]]
+            kept = ~self.blank(pixels, boxes, sizes)
+            if not kept.all():
+                every, pixels = every[kept], pixels[to_device(np.flatnonzero(kept), pixels.device)]
+            if not len(every):
+                return self.mean.new_zeros(0, self.features), every
+        return self.encode(pixels), every
+
+    def middle_tile(self, views: Views, image: int) -> int:
+        """Number of the tile in the middle of an image."""
+        rows, columns = self.grid(views.sizes[image])
+        return rows // 2 * columns + columns // 2
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(..., features) of tiles (..., C, side, side)."""
+        if isinstance(self.encoder, nn.Identity):
+            if not pixels.is_meta:
+                raise ImageError(
+                    "images: the model was trained on features of tiles, and has no network that makes them of pixels; "
+                    "give it files of features"
+                )
+            return self.mean.new_zeros(*pixels.shape[:-3], self.features)  # its cost is not known
         flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         if not self.reuse_blank or self.encoder.training or torch.is_grad_enabled() or flat.is_meta:
             return self._encode(flat).unflatten(0, pixels.shape[:-3])
@@ -184,7 +324,7 @@ class TileClassifier(GlimpseClassifier):
         found = np.nonzero(taken)[0]
         box = np.empty((len(image), 4))
         box[column == 0] = self.root(views.sizes)
-        box[column > 0] = self.boxes(views.sizes[found], tiles[taken])
+        box[column > 0] = self.boxes_of(views, found, tiles[taken])
         level = np.where(column, 2, 1)
         grid = -(-views.sizes[image] // self.scale)
         device = self.mean.device
@@ -211,6 +351,8 @@ class TileClassifier(GlimpseClassifier):
         return groups
 
     def dense(self) -> nn.Module:
+        if isinstance(self.encoder, nn.Identity):
+            raise ConfigError(f"model {self.label}: has no network that reads pixels, so there is no dense one")
         network = nn.Sequential(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
         network.in_chans = self.channels  # type: ignore[assignment]
         return network

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
-from foveal.data import DataModule, data_constructor, get_data, list_data
+from foveal.data import DataModule, Encoder, data_constructor, get_data, list_data
 from foveal.errors import ConfigError, RunError, renaming, section
 from foveal.glimpse.base import GlimpseClassifier
+from foveal.glimpse.tiles import TileClassifier
 from foveal.model_options import check_options
-from foveal.models import constructor, create_classifier, wrapper_options
+from foveal.models import constructor, create_classifier, simple_defaults, wrapper_options
 from foveal.objectives import OBJECTIVES, Objective
 from foveal.runs import CONFIG, Run, without_weights
 from foveal.signatures import chain_of, hints_of, mismatch
@@ -185,6 +186,8 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
         ConfigError: see `create_classifier`; or ``num_classes`` differs from that of the data.
     """
     torch.manual_seed(config.seed)
+    if data.encoder is not None:
+        config = replace(config, model=_with_encoder(config.model, data.encoder))
     options = without_weights(config.model) if resume else dict(config.model)
     classes = options.pop("num_classes", len(data.classes))
     if classes != len(data.classes):
@@ -196,7 +199,30 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
     with renaming(section("model", {*options, *_parameters(constructor(name)), *wrapper_options()})):
         model = create_classifier(name, num_classes=classes, **options)
     model.spec |= {key: value for key, value in config.model.items() if key != "num_classes"}
+    if data.encoder is not None and data.encoder.weights is not None and isinstance(model, TileClassifier):
+        model.load_encoder(data.encoder.weights, data.encoder.digest)
     return model
+
+
+def _with_encoder(options: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Options of a model of tiles with those of the network that made the features of the data.
+
+    Raises:
+        ConfigError: another value is set.
+    """
+    build = constructor(options["name"])
+    known, usual = _parameters(build), simple_defaults(build)
+    found = dict(options)
+    if "features" not in known:
+        return found  # training refuses the model
+    for key, value in encoder.options.items():
+        given = options.get(key)
+        if key not in known or key not in usual:
+            continue
+        if given not in (None, usual[key], value):
+            raise ConfigError(f"`model.{key}` {given}: the features were made with {value}; leave it out")
+        found[key] = value
+    return found
 
 
 def make_objective(model: GlimpseClassifier, options: Mapping[str, Any] | None) -> Objective:

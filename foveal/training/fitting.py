@@ -32,12 +32,13 @@ import yaml
 from lightning.pytorch import loggers as pl_loggers
 from torch import Tensor, nn
 
-from foveal.data import DataModule, ImageDataset
+from foveal.data import DataModule, Encoder, ImageDataset
 from foveal.data.loader import check_balanced
 from foveal.data.values import check_readable
 from foveal.errors import ConfigError, DataError, RunError, StorageError, renaming
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
+from foveal.glimpse.tiles import TileClassifier
 from foveal.host import check_memory, end_with_parent, global_rank
 from foveal.models import as_classifier, read_weights
 from foveal.objectives import OBJECTIVES, Objective
@@ -278,6 +279,8 @@ def _plan(
             f"model.num_classes: is {model.num_classes}, but {data.name} has {len(data.classes)} classes; give this "
             "number"
         )
+    if data.encoder is not None:
+        _check_features(model, data.encoder, data.name)
     if model.channels != (bands := data.split("train").channels):
         raise ConfigError(
             f"{data.name}: its images have {bands} bands, the model takes {model.channels}; set `model.in_chans` "
@@ -333,6 +336,28 @@ def _plan(
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
     return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+
+
+def _check_features(model: GlimpseClassifier, encoder: Encoder, name: str) -> None:
+    """Check that a model takes the features of a data set.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not isinstance(model, TileClassifier) or not model.reads_features:
+        raise ConfigError(
+            f"model {model.label}: reads pixels, and {name} has features of tiles; use `model` mil or tile_scan"
+        )
+    if model.features != encoder.width:
+        raise ConfigError(
+            f"model {model.label}: takes {model.features} features of a tile, and {name} has {encoder.width}; give the "
+            "backbone that made them, or `model.features`"
+        )
+    if model.reads_coarse and not encoder.coarse:
+        raise ConfigError(
+            f"model {model.label}: chooses tiles by features of a coarser level; set `data.coarse` to their folder, or "
+            "use `model` mil"
+        )
 
 
 def _smoothed(objective: Objective, training: Training) -> Objective:

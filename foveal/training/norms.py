@@ -48,6 +48,8 @@ def takes_one_image(model: GlimpseClassifier, plan: Sequence[str | Policy]) -> b
         if inputs[0].numel() == inputs[0].shape[1] and (norm.training or norm.running_mean is None):
             raise _OneValue
 
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return True
     device = model.mean.device
     image = torch.zeros(1, model.channels, *model.size, device=device)
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
