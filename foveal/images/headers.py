@@ -15,7 +15,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foveal.images.reading import read_at, read_up_to
+from foveal.images.reading import OpenFile, read_ahead, read_at, read_up_to, size_of
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SIGNED = {6, 8, 9, 17}
@@ -33,6 +32,7 @@ _ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # required tags that 
 _ONE_NOTE = {254, 255, 274, 282, 283, 296}  # tags that hold one number and are dropped if damaged
 _PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # other tags that are needed to decode the pixels
 _DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop layers
+_AHEAD = 4 << 10  # bytes of each header of a list that are read together
 _LONGEST = 1 << 22  # longest tag that is copied, in bytes
 
 
@@ -46,11 +46,16 @@ class Numbers(NamedTuple):
     def __len__(self) -> int:
         return self.length
 
-    def get(self, descriptor: int, index: int) -> int:
+    def span(self, index: int) -> tuple[int, int]:
+        """Position and length of an entry in the file."""
+        size = struct.calcsize(self.format)
+        return self.position + index * size, size
+
+    def get(self, descriptor: OpenFile, index: int) -> int:
         size = struct.calcsize(self.format)
         return struct.unpack(self.format, read_at(descriptor, size, self.position + index * size))[0]
 
-    def all(self, descriptor: int) -> np.ndarray:
+    def all(self, descriptor: OpenFile) -> np.ndarray:
         return np.frombuffer(
             read_at(descriptor, self.length * struct.calcsize(self.format), self.position), self.format
         )
@@ -90,11 +95,11 @@ class _Kind(NamedTuple):
         return 20 if self.big else 12
 
 
-def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:
+def outline(descriptor: OpenFile) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:
     """Copy the headers.
 
     Args:
-        descriptor: file descriptor.
+        descriptor: the open file.
 
     Returns:
         A TIFF with every header, but only the first entry of each list of tiles; and by the position of each header in
@@ -118,9 +123,9 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     return _write(kind, headers)
 
 
-def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[_Header, int]:
+def _read(descriptor: OpenFile, kind: _Kind, position: int, seen: set[int]) -> tuple[_Header, int]:
     """Read one header; return it and the position of the next one."""
-    end = os.fstat(descriptor).st_size
+    end = size_of(descriptor)
     if position in seen:
         raise ValueError("the list of its levels runs in a circle")
     seen.add(position)
@@ -164,6 +169,7 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
         header.complete_description &= code != _DESCRIPTION or len(value) == length
         if code == _CHILDREN and type_ in _FORMATS:
             places = struct.unpack(f"{kind.order}{number}{_FORMATS[type_]}", value)
+            read_ahead(descriptor, [(place, _AHEAD) for place in places])
             header.children = [_read(descriptor, kind, place, seen)[0] for place in places]
         else:
             header.tags.append((code, type_, number, value))

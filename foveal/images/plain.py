@@ -25,9 +25,11 @@ import os
 import re
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +38,9 @@ from foveal.errors import ImageError
 from foveal.images import bmp, gif, jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, open_file, read_at, reading
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
 
 LARGE = 64_000_000  # largest image that is decoded whole, in pixels
 _MOST_SCANS = 200  # most scans of a progressive JPEG; ten are usual
@@ -92,8 +97,14 @@ def kind_of(head: bytes) -> str | None:
     return found or ("PPM" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None)
 
 
-def read_header(path: str, kind: str, max_bytes: int) -> Header:
+def read_header(path: str, kind: str, max_bytes: int, data: bytes | None = None) -> Header:
     """Read size, bands and orientation, without decoding.
+
+    Args:
+        path: path of the file.
+        kind: the format.
+        max_bytes: largest size of the decoded image.
+        data: the file, if it is not local.
 
     Raises:
         ImageError: the file is damaged, has no pixels, or takes more than ``max_bytes`` when it is decoded.
@@ -101,10 +112,9 @@ def read_header(path: str, kind: str, max_bytes: int) -> Header:
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
     with (
         reading(path, f"the {kind} header cannot be read"),
-        Path(path).open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        _mapped(path) if data is None else nullcontext(data) as content,
     ):
-        header = read(data) if read else _pillow_header(path, kind, data)
+        header = read(content) if read else _pillow_header(path, kind, content)
     check_claim(path, header.size, header.cost, max_bytes)
     return header
 
@@ -124,6 +134,12 @@ def _jpeg_header(data: Any) -> Header:
     return Header(
         "JPEG", (stream.height, stream.width), bands, dtype, metadata, progressive=stream.progressive, bits=stream.bits
     )
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[mmap.mmap]:
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _png_header(data: Any) -> Header:
@@ -233,8 +249,13 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
+def decode_plain(path: str, header: Header, data: bytes | None = None) -> tuple[np.ndarray, bool, int]:
     """Decode a whole image.
+
+    Args:
+        path: path of the file.
+        header: its header.
+        data: the file, if it is not local.
 
     Returns:
         (h, w, samples) pixels; whether the last sample is alpha; and the number of bytes read.
@@ -242,8 +263,9 @@ def decode_plain(path: str, header: Header) -> tuple[np.ndarray, bool, int]:
     Raises:
         ImageError: the file is damaged or cut short.
     """
-    with reading(path, "cannot be read", "put it back, or check the disk"):
-        data = Path(path).read_bytes()
+    if data is None:
+        with reading(path, "cannot be read", "put it back, or check the disk"):
+            data = Path(path).read_bytes()
     with reading(path, "cannot be decoded"):
         if header.kind == "JPEG":
             pixels = jpeg.decode_jpeg(data, "GRAY" if header.bands == 1 else "RGB", bits=header.bits)
@@ -303,10 +325,11 @@ class PlainPyramid(ArrayPyramid):
     Args:
         path: path of the file.
         header: its header.
+        remote: the file, if it is remote.
         options: see `Pyramid`.
     """
 
-    def __init__(self, path: str, header: Header, **options: Any) -> None:
+    def __init__(self, path: str, header: Header, remote: RemoteObject | None = None, **options: Any) -> None:
         Pyramid.__init__(
             self,
             path,
@@ -320,13 +343,17 @@ class PlainPyramid(ArrayPyramid):
         )
         self._header = header
         self._decoding = threading.Lock()
+        self.remote = remote
         self._pixels: Tensor | None = None  # type: ignore[assignment]
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                stored, alpha, length = decode_plain(self.path, self._header)
+                data = None if self.remote is None else self.remote.whole(self._max_bytes)
+                stored, alpha, length = decode_plain(self.path, self._header, data)
                 self._fill_with(*split_alpha(stored, alpha))
+                if self.remote is not None:
+                    self.remote.release()
                 self._count(length, 1)
         return super()._read_stored(requests)
 
