@@ -40,6 +40,7 @@ from foveal.data.kernels import KERNELS
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
 from foveal.images import ImageViews, Look, TensorViews, View, Views, checked_range, find_mask, open_image
+from foveal.images.uris import SCHEMES, shown
 from foveal.tasks import Task, task_of
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
@@ -93,6 +94,11 @@ class Dataset(ABC):
     classes: tuple[str, ...]
     boxes: Sequence[np.ndarray] | None
     channels: int
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images are read from stores, see `foveal.images.remote`."""
+        return False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -276,6 +282,7 @@ class Reading:
             image.
         shorter_side: with ``image_size``: first reduce images, antialiased, until their shorter side is at most this.
         masks: folder of the masks of the images, see `foveal.images.masks`; None for no masks.
+        headers: index of the headers of remote images, see `foveal.images.header_index`; None for none.
     """
 
     augmentation: str = "none"
@@ -285,6 +292,7 @@ class Reading:
     kernels: str = "bilinear"
     shorter_side: int | None = None
     masks: str | None = None
+    headers: str | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -344,8 +352,14 @@ class ImageDataset(Dataset):
             return None
         if self.reading.image_size is None:
             return self.boxes[i]
-        with open_image(self.path(i), channels=self.channels, value_range=self.reading.value_range) as image:
+        value_range, headers = self.reading.value_range, self.reading.headers
+        with open_image(self.path(i), channels=self.channels, value_range=value_range, headers=headers) as image:
             return self.boxes[i] * (self.reading.image_size / np.tile(np.array(image.size), 2))
+
+    @property
+    def is_remote(self) -> bool:
+        schemes = tuple(map(os.fsencode, SCHEMES))
+        return any(path.startswith(schemes) for path in self._paths.tolist())
 
     def path(self, i: int) -> str:
         """Path of image ``i``."""
@@ -360,7 +374,7 @@ class ImageDataset(Dataset):
                 items.append(self._open(epoch, i, seed, first_looks))
                 good.append(i)
             except FovealError as error:
-                errors.append((self.path(i), str(error)))
+                errors.append((shown(self.path(i)), str(error)))
         index = np.array(good, dtype=np.int64)
         side = self.reading.image_size or 1
         pixels = (
@@ -378,6 +392,7 @@ class ImageDataset(Dataset):
             channels=self.channels,
             value_range=self.reading.value_range,
             mask=None if masks is None else find_mask(masks, path),
+            headers=self.reading.headers,
         )
         rng = generator(seed, epoch, i, "augmentation")
         region = (0, 0, *image.size) if self.regions is None else self.regions[i]

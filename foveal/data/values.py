@@ -138,7 +138,13 @@ def look_at_values(images: ImageDataset, seed: int = 0) -> Sample:
         sample.images += 1
         try:
             # With an explicit value range, every pixel type can be opened.
-            with open_image(images.path(i), channels=images.channels, value_range=(0, 1), convert=False) as image:
+            with open_image(
+                images.path(i),
+                channels=images.channels,
+                value_range=(0, 1),
+                convert=False,
+                headers=images.reading.headers,
+            ) as image:
                 sample.types[str(image.dtype)] += 1
                 if image.dtype.itemsize == 1 and image.dtype.kind in "bu":
                     continue

@@ -212,7 +212,7 @@ class Explainer:
             picture_side, overlay_side: longest sides of the two pictures; None for none.
         """
         classifier, start = self.predictor.model, time.perf_counter()
-        file = Path(path) if is_path(path) else None
+        is_file = is_path(path)
         with self.predictor.open(path, mask=mask) as image:
             views = ImageViews([image])
             views.on_scan = on_scan
@@ -222,10 +222,11 @@ class Explainer:
             for reason in views.errors.values():
                 raise ImageError(reason)
             size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
-            read = None if file is None else int(views.bytes_read[0])
+            read = int(views.bytes_read[0]) if is_file else None
             macs, dense_macs = self.macs(size, views.views[0].mpp)
-            costs = Costs(macs, dense_macs, read, None if file is None else file.stat().st_size, seconds)
-            name = "image" if file is None else str(file)
+            length = (Path(path).stat().st_size if image.remote is None else image.remote.size) if is_file else None
+            costs = Costs(macs, dense_macs, read, length, seconds)
+            name = (str(Path(path)) if image.remote is None else image.remote.name) if is_file else "image"
             row = make_row(name, seen, image, top_k=5, macs=macs, seconds=seconds)
             network = classifier.dense() if seen.maps else nn.Identity()
             shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
