@@ -33,6 +33,7 @@ from foveal.importing import need_parquet
 
 SUFFIX = ".headers.parquet"
 _GROUP = 64  # entries that are read together
+_MAGIC = 64  # bytes that tell the format
 _LISTS = 256 << 10  # lists of tiles of a level are stored if they have at most so many bytes
 _VERSION = b"1"
 
@@ -43,7 +44,7 @@ class Entry(NamedTuple):
     Attributes:
         uri: its address.
         state: its size, ETag and time.
-        pages: bytes of its header by position; none for images that are read whole.
+        pages: bytes of its header by position; those that tell the format of images that are read whole.
     """
 
     uri: str
@@ -73,7 +74,7 @@ def make_entry(uri: str) -> Entry:
         remote = image.remote
         assert remote is not None
         if not isinstance(image, TiffPyramid):
-            return Entry(uri, remote.state, {})
+            return Entry(uri, remote.state, {0: remote.read_up_to(_MAGIC, 0)})
         image.read_lists(_LISTS)
         return Entry(uri, remote.state, remote.pages)
 

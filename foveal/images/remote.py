@@ -307,14 +307,11 @@ class RemoteObject:
         state = State(int(meta["size"]), etag, 0.0 if etag else meta["last_modified"].timestamp())
         if known is not None and state != known:
             raise _Fault(*_CHANGED)
-        end = min(position + length, state.size)
-        if tuple(answer.range) != (position, end):
-            raise _Fault("the server answered with another range of bytes than was asked for", _SERVER)
         data = bytes(answer.bytes())
         with self._lock:
             self.bytes += len(data)
-        if len(data) != end - position:
-            what = f"the server sent {len(data):,} bytes where {end - position:,} were asked for"
+        if len(data) != (asked := min(length, state.size - position)):
+            what = f"the server sent {len(data):,} bytes where {asked:,} were asked for"
             raise _Fault(what, _SERVER, passing=True)
         if known is None:
             self._known = state
@@ -488,6 +485,7 @@ class _Fault(Exception):
 _SERVER = "the server or a proxy is faulty, so copy the file and read the copy"
 _CHANGED = "was changed while it was read", "open it again, and renew its index if there is one"
 _INVALID = "the address, or the configuration of its store in the environment, is not valid", "correct it"
+_ODD = "the server gives an answer that is not understood", "check the address"
 _LATER = "try again later"
 
 
@@ -517,6 +515,8 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault("the server sends no ranges of bytes", "copy the file, or serve it by one that does")
     if status:
         return _Fault(f"the server refuses the request ({status})", "check the address", status=status)
+    if re.search("UnexpectedRange|NoContentRange|ParseContentRange", text):
+        return _Fault("the server answered with another range of bytes than was asked for", _SERVER)
     if "kind: Builder" in text:
         return _Fault(*_INVALID)
     if "certificate" in text:
@@ -529,7 +529,7 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault("the server cannot be reached", "check its name and the network", passing=True)
     if re.search(r"kind: (Interrupted|Request|Body|Unknown|Decode)|IncompleteBody|Hyper|reqwest", text):
         return _Fault("the connection was lost", "check the network", passing=True)
-    return _Fault(*_INVALID)
+    return _Fault(*(_INVALID if isinstance(error, ValueError) or kind == "InvalidPathError" else _ODD))
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
