@@ -9,6 +9,7 @@ import argparse
 import functools
 import hashlib
 import http.server
+import json
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ from urllib.parse import unquote
 
 
 class Loopback:
-    """Serves files and bytes in memory, by threads.
+    """Serves files and bytes in memory, by threads. A file has many addresses: ``a.tif``, ``as/1/a.tif``, ...
 
     Args:
         folder: folder of the files.
@@ -45,17 +46,18 @@ class Loopback:
         self.sent = 0
         self.rounds = 0
         self.lock = threading.Lock()
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Handler, self))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", port), functools.partial(_Handler, self))
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def clear(self) -> None:
-        """Forget the requests."""
+    def clear(self) -> dict[str, int]:
+        """Forget the requests. Returns their number, rounds and bytes. A request of ``/-/clear`` does the same."""
+        counts = {"requests": len(self.log), "rounds": self.rounds, "bytes": self.sent}
         self.log, self.sent, self.rounds = [], 0, 0
+        return counts
 
     def content(self, path: str) -> tuple[bytes | Path, int] | None:
         """The content of a path, as bytes or a file, and its size."""
@@ -73,6 +75,11 @@ class Loopback:
         self.server.server_close()
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # otherwise connections that come together wait for a second
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -85,7 +92,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        owner, path = self.owner, unquote(self.path.partition("?")[0]).lstrip("/")
+        owner, path = self.owner, re.sub(r"^/(as/\d+/)?", "", unquote(self.path.partition("?")[0]))
+        if path == "-/clear":
+            self.answer(200, json.dumps(owner.clear()).encode())
+            owner.sent = 0
+            return
         with owner.lock:
             owner.log.append((path, self.headers.get("Range")))
             depth = owner.rounds + 1

@@ -68,6 +68,7 @@ class _Header:
     tags: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     children: list[_Header] = field(default_factory=list)
     lists: dict[int, Numbers] = field(default_factory=dict)
+    first_tile: dict[int, tuple[int, int]] = field(default_factory=dict)  # type and position of the first entries
     position: int = 0
     complete_description: bool = True
 
@@ -117,6 +118,7 @@ def outline(descriptor: OpenFile) -> tuple[bytes, dict[int, tuple[Numbers | None
     while position:
         header, position = _read(descriptor, kind, position, seen)
         headers.append(header)
+    _read_first_entries(descriptor, [h for parent in headers for h in _family(parent)])
     # The description of the first page may define the roles of the pages (OME-TIFF).
     if len(headers) > 1 and not headers[0].complete_description:
         raise ValueError("its description continues past the end of the file")
@@ -155,8 +157,8 @@ def _read(descriptor: OpenFile, kind: _Kind, position: int, seen: set[int]) -> t
                 raise ValueError("a list of tiles continues past the end of the file")
             header.lists[code] = Numbers(where, number, kind.order + _FORMATS[type_])
             if code in (_OFFSETS[0], _COUNTS[0]):  # of tiles only: strips are few, and tifffile checks their number
-                number, length = 1, _BYTES[type_]
-                value = read_up_to(descriptor, length, where)
+                header.first_tile[code] = type_, where
+                continue
         wrong = number != 1 or type_ not in _SIGNED | _FORMATS.keys() if code in _ONE else type_ not in _BYTES
         wrong |= length > _LONGEST
         if wrong and code in _ONE | _PICTURE:
@@ -174,6 +176,14 @@ def _read(descriptor: OpenFile, kind: _Kind, position: int, seen: set[int]) -> t
         else:
             header.tags.append((code, type_, number, value))
     return header, struct.unpack(kind.number, body[count * kind.tag_size :][: kind.word])[0]
+
+
+def _read_first_entries(descriptor: OpenFile, headers: list[_Header]) -> None:
+    """Read the first entry of each list of tiles, of a remote file all in one round."""
+    read_ahead(descriptor, [(where, _BYTES[type_]) for h in headers for type_, where in h.first_tile.values()])
+    for header in headers:
+        for code, (type_, where) in header.first_tile.items():
+            header.tags.append((code, type_, 1, read_up_to(descriptor, _BYTES[type_], where)))
 
 
 def _write(kind: _Kind, headers: list[_Header]) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:
