@@ -48,6 +48,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no reservoir": ("--model.reservoir", "0", "--model.candidates", "12"),
     "all noise from the beginning": ("--data.noise_from", "null"),
     "looks not distorted": ("--model.distortion", "0"),
+    "four attention heads": ("--model.heads", "4"),
 }
 
 

@@ -65,6 +65,7 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if find_spec(package) is None:
             raise ConfigError(f"serve needs {package}, which is not installed; run: pip install 'foveal[serve]'")
+    from foveal.host import share_heap
     from foveal.serve.guard import is_loopback
     from foveal.serve.limits import Limits
     from foveal.serve.service import Service
@@ -84,6 +85,7 @@ def serve(
     made = token is None and not is_loopback(host)
     token = secrets.token_urlsafe(24) if made else token
     with _listening(host, port) as listener:
+        share_heap()
         service = Service(model, images=images, limits=limits, device=device, precision=precision)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}/"
