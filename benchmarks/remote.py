@@ -124,7 +124,7 @@ def boxes(side: int) -> list[np.ndarray]:
     return [np.array([[0, 0, side, side]], float), *(np.array([[y, x, y + LOOK, x + LOOK]], float) for y, x in corners)]
 
 
-def by_foveal(urls: list[str], side: int, turns: Turns, **options: Any) -> list[np.ndarray]:
+def by_foveal(urls: list[str], turns: Turns, **options: Any) -> list[np.ndarray]:
     with ThreadPoolExecutor(len(urls)) as pool:
         images = list(pool.map(lambda url: open_image(url, **options), urls))
     views, seen = ImageViews(images), []
@@ -137,21 +137,18 @@ def by_foveal(urls: list[str], side: int, turns: Turns, **options: Any) -> list[
     return seen
 
 
-def by_rasterio(urls: list[str], side: int, turns: Turns, options: dict[str, str], threads: int) -> list[np.ndarray]:
+def by_rasterio(urls: list[str], turns: Turns, options: dict[str, str]) -> list[np.ndarray]:
+    """One image after another, since rasterio waits for ever if several threads open addresses."""
     import rasterio
     from rasterio.enums import Resampling
 
-    def look(url: str) -> list[np.ndarray]:
+    seen = []
+    for url in urls:
         with rasterio.Env(**options), rasterio.open(f"/vsicurl/{url}") as data:
-            seen = []
             for y0, x0, y1, x1 in np.concatenate(turns).astype(int).tolist():
                 window = ((y0, y1), (x0, x1))
                 seen.append(data.read(window=window, out_shape=(3, LOOK, LOOK), resampling=Resampling.average))
-            return seen
-
-    with ThreadPoolExecutor(threads) as pool:
-        first, *_ = pool.map(look, urls)
-        return first
+    return seen[: sum(map(len, turns))]
 
 
 class Server:
@@ -216,11 +213,13 @@ def of_looks(folder: Path, server: Server, side: int, seconds: float) -> dict[st
             return [server.fresh("cloud.tif") for _ in range(number)]
 
         tasks: dict[str, Callable[[], Any]] = {
-            "foveal": partial(lambda fresh, turns: by_foveal(fresh(), side, turns), fresh, turns),
-            "foveal, indexed": partial(by_foveal, known, side, turns, headers=index),
+            "foveal": partial(lambda fresh, turns: by_foveal(fresh(), turns), fresh, turns),
+            "foveal, indexed": partial(by_foveal, known, turns, headers=index),
         }
         for name, options in VSICURL.items():
-            tasks[name] = partial(lambda f, t, o, n: by_rasterio(f(), side, t, o, n), fresh, turns, options, number)
+            tasks[name] = partial(
+                lambda fresh, turns, options: by_rasterio(fresh(), turns, options), fresh, turns, options
+            )
         pairs = zip(tasks["foveal"](), tasks["vsicurl"](), strict=True)
         difference = max(float(np.abs(a * 255 - b).max()) for a, b in list(pairs)[1:])
         methods: dict[str, Any] = {name: server.counted(task) for name, task in tasks.items()}
@@ -286,7 +285,7 @@ def child(url: str, side: int) -> None:
     open_image(url).look(np.array([[0, 0, side, side]], float), (LOOK, LOOK))  # allocates what any image needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory("VmRSS")
-    by_foveal([url], side, boxes(side))
+    by_foveal([url], boxes(side))
     print(json.dumps({"grown_mb": round(_memory("VmHWM") - before, 1)}))
 
 

@@ -500,12 +500,14 @@ class TiffPyramid(Pyramid):
             yield from ((at, number, index, None) for _, at, number, index in places)
             return
         waiting: list[tuple[int, int, int, int]] = []
+        total = 0
         for _, at, number, index in places:
             length = 0 if (number, index, mask) in self._kept else levels[number].counts.get(remote, index)
             waiting.append((at, length, number, index))
-            if sum(length for _, length, _, _ in waiting) > _ROUND:
+            total += length
+            if total > _ROUND:
                 yield from _fetched(remote, waiting)
-                waiting = []
+                waiting, total = [], 0
         yield from _fetched(remote, waiting)
 
     def _tile(
