@@ -42,10 +42,8 @@ VSICURL: dict[str, dict[str, str]] = {
     "vsicurl": {},
     "vsicurl, tuned": {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "CPL_VSIL_CURL_USE_HEAD": "NO",
         "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-        "GDAL_HTTP_MULTIPLEX": "YES",
     },
 }
 """Configurations of GDAL: its defaults, and what its documentation advises for cloud-optimised files."""

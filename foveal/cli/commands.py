@@ -1013,7 +1013,7 @@ def _index(args: argparse.Namespace) -> int:
 
     with progress("reading headers", args.quiet) as show:
         done = index_images(**given(args, index_images), on_progress=show)
-    if not args.quiet:
+    if done.images and not args.quiet:
         print(f"{done.out}: {done.images:,} images")
     print_failed(done.failed)
     return 1 if done.failed else 0

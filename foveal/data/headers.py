@@ -47,7 +47,7 @@ def index_images(
     out: str | os.PathLike[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Indexed:
-    """Read the headers of remote images, and write them into an index.
+    """Read the headers of remote images, and write them into an index; none if no image can be opened.
 
     Args:
         paths: tables with a column ``path``, CSV or Parquet; addresses of images, and of folders, which end with a
@@ -83,7 +83,8 @@ def index_images(
                 failed.append(found)
             if on_progress is not None:
                 on_progress(done, len(uris))
-    write_index(target, entries)
+    if entries:
+        write_index(target, entries)
     return Indexed(target, len(entries), failed)
 
 

@@ -529,7 +529,8 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault("the server cannot be reached", "check its name and the network", passing=True)
     if re.search(r"kind: (Interrupted|Request|Body|Unknown|Decode)|IncompleteBody|Hyper|reqwest", text):
         return _Fault("the connection was lost", "check the network", passing=True)
-    return _Fault(*(_INVALID if isinstance(error, ValueError) or kind == "InvalidPathError" else _ODD))
+    unset = isinstance(error, ValueError) or kind == "InvalidPathError" or "must be specified" in text
+    return _Fault(*(_INVALID if unset else _ODD))
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
