@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-EXTRAS := demo,log,cam,vips,openslide,geo,serve,int8,dev
+EXTRAS := demo,log,cam,vips,openslide,dicom,zarr,geo,serve,int8,dev
 RUN    := runs/demo
 
 .PHONY: setup demo docs test slow torture lint format

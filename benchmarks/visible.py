@@ -64,9 +64,9 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, DataModule, dict[s
             yield f"digits, {canvas:,} px", data, FEW
     weights = args.folder / "mobilenetv2.safetensors"
     if args.cracks:
-        table, training, _ = cracks.prepare(args.cracks, args.folder / "cracks")
+        table, splits = cracks.prepare(args.cracks, args.folder / "cracks", fold=None, validate=True)
         if not weights.is_file():
-            mobilenet_int8.write(args.weights, training[:64], weights)
+            mobilenet_int8.write(args.weights, splits["train"][:64], weights)
         data = get_data("manifest", file=str(table))
         yield "cracks, boxes", get_data("manifest", file=str(with_boxes(table, args.cracks))), FEW
         yield "cracks", data, {}

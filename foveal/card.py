@@ -199,7 +199,9 @@ def write_model_card(
     run = model if isinstance(model, Run) else Run(model)
     if picture is not None:
         picture = Path(picture)
-        if picture.suffix.lower() not in PICTURES or not picture.is_file():
+        if not picture.is_file():
+            raise ConfigError(f"`picture` {picture}: there is no such file; check the path")
+        if picture.suffix.lower() not in PICTURES:
             raise ConfigError(f"`picture` {picture}: is no picture; give a file that is {', '.join(PICTURES)}")
         kept = run.path / f"looks{picture.suffix.lower()}"
         if not (kept.exists() and kept.samefile(picture)):

@@ -51,17 +51,19 @@ class Extra(NamedTuple):
         module: name of the Python module to import.
         suffixes: suffixes of files that are read from folders.
         by_name: suffixes that are read only if the file is named explicitly, because other programs use them too.
+        folders: suffixes of folders that are one image.
     """
 
     module: str
     suffixes: tuple[str, ...]
     by_name: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 EXTRAS = {
-    "openslide": Extra(
-        "openslide", (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".zvi", ".czi", ".dcm")
-    ),
+    "openslide": Extra("openslide", (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")),
+    "dicom": Extra("wsidicom", (".dcm",)),
+    "zarr": Extra("zarr", (), folders=(".zarr",)),
     "geo": Extra(
         "rasterio",
         (".vrt", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ecw", ".sid", ".nitf", ".ntf"),
@@ -75,3 +77,6 @@ SUFFIXES = BASE + tuple(suffix for extra in EXTRAS.values() for suffix in extra.
 
 BY_NAME = tuple(suffix for extra in EXTRAS.values() for suffix in extra.by_name)
 """All suffixes of files that are read only if the file is named explicitly."""
+
+FOLDERS = tuple(suffix for extra in EXTRAS.values() for suffix in extra.folders)
+"""Suffixes of folders that are one image. ``.ome.zarr`` ends in one of these."""

@@ -48,8 +48,8 @@ def keep_freed_memory() -> None:
 def share_heap() -> None:
     """Let threads of glibc that start from now on allocate from the heap of the main thread.
 
-    The heaps of other threads are small, and are returned to the kernel when they are empty. A model that runs in such a
-    thread gets the memory of its activations from the kernel each time (up to 5,000 page faults per image in the
+    The heaps of other threads are small, and are returned to the kernel when they are empty. A model that runs in such
+    a thread gets the memory of its activations from the kernel each time (up to 5,000 page faults per image in the
     service, a tenth of its time). Does nothing with other C libraries.
     """
     _mallopt({_M_ARENA_MAX: 1})

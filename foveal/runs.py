@@ -54,7 +54,8 @@ from foveal.stored import (
     checkpoint_error,
     limit_parameters,
 )
-from foveal.strict import ContentError, read_json, read_yaml
+from foveal.strict import ContentError, read_json
+from foveal.strict_yaml import read_yaml
 from foveal.tasks import TASKS, Task
 
 CONFIG, METRICS, ATTENTION, LAST, BEST, WEIGHTS, CARD, BAD_IMAGES, SUMMARY = (

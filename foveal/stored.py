@@ -11,9 +11,7 @@ Example:
 from __future__ import annotations
 
 import threading
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from operator import mul
@@ -30,6 +28,7 @@ from foveal.glimpse.networks import MOST_BYTES
 from foveal.model_options import LARGEST_OPTION, Whole
 from foveal.policies import GREEDY, Random
 from foveal.signatures import mismatch
+from foveal.strict import class_names_error
 from foveal.tasks import TASKS
 
 PARAMETERS_PER_TENSOR, EXTRA_PARAMETERS = 4, 1_000
@@ -95,17 +94,6 @@ def card_error(card: Any) -> str | None:
             return f"thresholds: {one['threshold']} is not from 0 to 1"
     low, high = card.get("value_range") or (0, 1)
     return None if low < high else f"value_range: {low} is not below {high}"
-
-
-def class_names_error(names: Sequence[Any]) -> str | None:
-    """The first error in names of classes; None if they are distinct, non-empty strings without control characters."""
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            return f"name {i}, {name!r}, is not a non-empty string"
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
-            return f"name {i}, {name!r}, has a line break or another control character"
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    return None if twice is None else f"{twice!r} occurs twice"
 
 
 # ---- checkpoints

@@ -1,4 +1,5 @@
-"""Read JSON and YAML files from untrusted sources, with limits on size, depth and content.
+"""Read JSON files from untrusted sources, with limits on size, depth and content, and check names of classes. For YAML
+see `foveal.strict_yaml`.
 
 Example:
     >>> import tempfile
@@ -14,20 +15,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 MAX_BYTES = 32 * 2**20
 """Maximum size of a file in bytes."""
 
 MAX_DEPTH = 40
 """Maximum depth of nested lists and mappings."""
-
-MAX_VALUES = 1_000_000
-"""Maximum number of values in a YAML file. Values of an alias count each time it is used."""
 
 
 class ContentError(ValueError):
@@ -41,7 +39,7 @@ def read_json(file: Path) -> Any:
         ContentError: the content is not valid JSON, exceeds a limit, or has a duplicate key, NaN or infinity.
         OSError: the file cannot be read.
     """
-    text = _text(file)
+    text = text_of(file)
     try:
         return _no_deeper(json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite))
     except RecursionError as error:
@@ -54,7 +52,13 @@ def read_json(file: Path) -> Any:
         ) from error
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ContentError: it is too large, or not UTF-8.
+        OSError: the file cannot be read.
+    """
     with file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -98,65 +102,12 @@ def _no_deeper(value: Any) -> Any:
     return value
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML loader for plain values, with numbers as in YAML 1.2 (``1e-4``). It raises `ContentError` for duplicate keys
-    and exceeded limits.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._depth = 0
-        self._counts: dict[int, int] = {}  # values in each node, aliases expanded
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise ContentError(f"it is nested more than {MAX_DEPTH} levels deep")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if node is None or id(node) in self._counts:
-            return node
-        if isinstance(node, yaml.CollectionNode) and node.end_mark is None:
-            raise ContentError("an alias refers to a value that contains it")
-        inner = node.value if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in node.value for part in pair]
-        self._counts[id(node)] = 1 + sum(self._counts[id(part)] for part in inner)
-        if self._counts[id(node)] > MAX_VALUES:
-            raise ContentError(f"it has more than {MAX_VALUES:,} values, with its aliases expanded")
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found: set[str] = set()
-        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key in found:
-                raise ContentError(f"{key!r} occurs twice")
-            found.add(key)
-        return super().construct_mapping(node, deep)
-
-
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def read_yaml(file: Path) -> Any:
-    """Read a YAML file as plain values.
-
-    Raises:
-        ContentError: the content is not valid YAML, exceeds a limit, or has a duplicate key.
-        OSError: the file cannot be read.
-    """
-    text = _text(file)
-    try:
-        return yaml.load(text, Loader=StrictLoader)
-    except ContentError:
-        raise
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # ValueError: invalid dates; TypeError: invalid keys
-        mark = getattr(error, "problem_mark", None)
-        raise ContentError(f"{f'line {mark.line + 1}' if mark else 'it'} is not valid YAML") from error
+def class_names_error(names: Sequence[Any]) -> str | None:
+    """The first error in names of classes; None if they are distinct, non-empty strings without control characters."""
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            return f"name {i}, {name!r}, is not a non-empty string"
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            return f"name {i}, {name!r}, has a line break or another control character"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"{twice!r} occurs twice"

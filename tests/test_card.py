@@ -264,6 +264,10 @@ def test_the_commands(hub, run, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "- licence: who may use the weights, and for what; give --licence, such as apache-2.0" in told
     assert "give --data-description" in told and f"The card is in {run.path / 'README.md'}" in told
+    (tmp_path / "a.txt").touch()
+    for name, problem in (("none.png", "there is no such file"), ("a.txt", "is no picture")):
+        code, said = failure(capsys, "card", run.path, "--picture", tmp_path / name)
+        assert code == 2 and f"{name}: {problem}" in said
     code, said = failure(capsys, "push", run.path, "owner/name")
     assert code == 2 and "give --licence" in said
     assert main(["push", str(run.path), "owner/name", "--licence", "mit"]) == 0

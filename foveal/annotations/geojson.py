@@ -33,13 +33,11 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 DECIMALS = 9
 """Decimals of degrees; 0.1 mm on the ground."""
 
-EDGE = 1024
-"""Longest piece of an edge in full-resolution pixels. A straight edge of a raster is curved in degrees, so long edges
-get further points.
-"""
-
 PIECES = 16
-"""Largest number of pieces of an edge."""
+"""Pieces of an edge that is curved in degrees. A straight edge of a raster is a curve there."""
+
+WIDEST = 90
+"""Largest number of degrees of longitude of an edge without further points. From 180 it would be ambiguous."""
 
 Ring = list[tuple[float, float]]
 
@@ -92,11 +90,10 @@ def as_geojson(row: Mapping[str, Any]) -> dict[str, Any]:
         UnknownSystem: rasterio does not know it.
     """
     looks = list(inside(row))
-    outlines = [_outline(box) for _, box, _ in looks]
-    flat = _degrees(row, [on_ground(row, *point) for ring in outlines for point in ring])
+    flat = _degrees(row, [on_ground(row, *point) for _, box, _ in looks for point in _outline(box)])
     features = []
-    for (number, _, look), ring in zip(looks, outlines, strict=True):
-        points, flat = flat[: len(ring)], flat[len(ring) :]
+    for i, (number, box, look) in enumerate(looks):
+        points = _needed(flat[4 * PIECES * i : 4 * PIECES * (i + 1)], box)
         features.append(_feature(number, geometry(points), properties_of(row, number, look)))
     return _collection(row, features)
 
@@ -162,13 +159,53 @@ def _degrees(row: Mapping[str, Any], points: Sequence[tuple[float, float]]) -> R
 
 
 def _outline(box: Box) -> Ring:
-    """Points (y, x) along the edges of a box, open, with further points on long edges."""
-    points: Ring = []
+    """Points (y, x) along the edges of a box, open: `PIECES` for each edge, its first corner first."""
     edge = corners(box)
-    for (y0, x0), (y1, x1) in zip(edge, [*edge[1:], edge[0]], strict=True):
-        pieces = min(PIECES, math.ceil(max(abs(y1 - y0), abs(x1 - x0)) / EDGE))
-        points += [(y0 + i / pieces * (y1 - y0), x0 + i / pieces * (x1 - x0)) for i in range(pieces)]
-    return points
+    return [
+        (y0 + i / PIECES * (y1 - y0), x0 + i / PIECES * (x1 - x0))
+        for (y0, x0), (y1, x1) in zip(edge, [*edge[1:], edge[0]], strict=True)
+        for i in range(PIECES)
+    ]
+
+
+def _needed(points: Ring, box: Box) -> Ring:
+    """An outline in degrees without the points of straight edges: those that pass within half a pixel.
+
+    Args:
+        points: the points of `_outline` as (longitude, latitude).
+        box: the box.
+    """
+    kept: Ring = []
+    for side in range(4):
+        edge = [points[(side * PIECES + i) % len(points)] for i in range(PIECES + 1)]
+        pixels = (box[3] - box[1], box[2] - box[0])[side % 2]
+        kept += edge[: 1 if _is_straight(_unwrapped(edge), 0.5 / pixels) else PIECES]
+    return kept
+
+
+def _is_straight(points: Ring, tolerance: float) -> bool:
+    """Whether all points are near the line from the first to the last.
+
+    Args:
+        points: (longitude, latitude).
+        tolerance: largest distance, as a share of the length of the line.
+    """
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    across, up = x1 - x0, y1 - y0
+    if across == up == 0 or abs(across) > WIDEST:
+        return False
+    most = tolerance * (across**2 + up**2)
+    return all(abs(across * (y - y0) - up * (x - x0)) <= most for x, y in points)
+
+
+def _unwrapped(points: Ring) -> Ring:
+    """Points (longitude, latitude) with no step over more than half of the globe; longitudes may leave -180 to 180."""
+    if not all(math.isfinite(x) for x, _ in points):
+        return points
+    ring = points[:1]
+    for x, y in points[1:]:
+        ring.append((x - 360 * round((x - ring[-1][0]) / 360), y))
+    return ring
 
 
 def geometry(points: Ring) -> dict[str, Any] | None:
@@ -182,9 +219,7 @@ def geometry(points: Ring) -> dict[str, Any] | None:
     """
     if not all(math.isfinite(value) for point in points for value in point):
         return None
-    ring = [points[0]]
-    for x, y in [*points[1:], points[0]]:
-        ring.append((x - 360 * round((x - ring[-1][0]) / 360), y))  # no step over more than half of the globe
+    ring = _unwrapped([*points, points[0]])
     if abs(ring[-1][0] - ring[0][0]) > 180:
         return None  # it closes on the other side of a pole
     ring = ring[:-1]

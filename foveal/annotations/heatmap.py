@@ -5,7 +5,7 @@ first look is left out, because it contains all of the image; pixels that no oth
 single look of a dense network counts.
 
 A pixel of the raster is a pixel of the closest looks as the model saw them, or a multiple of it by a power of two so
-that no side is longer than `LONGEST`. The memory is therefore bounded for images of any size.
+that no side is longer than `LONGEST`. The values therefore take at most 64 MiB for images of any size.
 
 Example:
     >>> look = {"box": [0, 0, 64, 64], "size": [32, 32], "level": 1, "contribution": 0.5}
@@ -61,7 +61,8 @@ def contributions(row: Mapping[str, Any]) -> np.ndarray:
             top, bottom = (math.ceil(y * rows / height - 0.5) for y in (y0, y1))
             left, right = (math.ceil(x * columns / width - 0.5) for x in (x0, x1))
             part = values[top:bottom, left:right]
-            part[...] = np.nan_to_num(part) + np.float32(look["contribution"])
+            part[np.isnan(part)] = 0
+            part += np.float32(look["contribution"])
     return values
 
 
@@ -115,6 +116,7 @@ def write_heatmap(row: Mapping[str, Any], file: str | Path) -> Path:
         "count": 1,
         "dtype": "float32",
         "nodata": math.nan,
+        "compress": "DEFLATE",  # in memory, until it is copied
         "transform": rasterio.Affine(a * across, b * down, c, d * across, e * down, f),
     }
     tags = {}

@@ -42,7 +42,7 @@ from foveal.cli.running import (
 )
 from foveal.display import printable
 from foveal.errors import ConfigError, RunError, renaming
-from foveal.formats import SUFFIXES
+from foveal.formats import FOLDERS, SUFFIXES
 from foveal.recipes.layout import in_columns
 
 if TYPE_CHECKING:
@@ -564,6 +564,7 @@ are done.
 
 In folders, files with these suffixes are images, unless they are hidden; others are counted at the end:
 {" ".join(SUFFIXES)}
+A folder that ends in {" ".join(FOLDERS)} is one image.
 
   foveal predict runs/demo photo.png
   foveal predict runs/demo photos/ --out labels.csv
@@ -810,13 +811,15 @@ Of a folder, a pattern or several files: a folder of pages, with an index that s
 )
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
+    from foveal.images import is_zarr
     from foveal.images.uris import is_folder, is_remote
 
     first = args.paths[0]
     if is_remote(first):
         several = is_folder(first)
     else:
-        several = Path(first).is_dir() or (has_magic(first) and not Path(first).exists())
+        several = Path(first).is_dir() and not is_zarr(first)
+        several = several or (has_magic(first) and not Path(first).exists())
     if len(args.paths) > 1 or several:
         return _explain_many(args)
     if args.labels:

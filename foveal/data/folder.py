@@ -35,7 +35,7 @@ from foveal.errors import ConfigError, DataError
 from foveal.images import SUFFIXES, LeftOut, walk
 from foveal.images.header_index import beside
 from foveal.images.uris import is_remote, join, shown
-from foveal.images.walk import set_apart, why_left_out
+from foveal.images.walk import is_zarr, set_apart, why_left_out
 from foveal.importing import need_parquet
 from foveal.tasks import MULTICLASS, MULTILABEL, SEPARATOR, TASKS
 
@@ -444,7 +444,8 @@ def _folders(directory: Path) -> list[str]:
     """Sorted names of the subfolders, without those that `foveal.images.walk` skips."""
     try:
         with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and set_apart(entry.name) is None)
+            folders = [entry for entry in entries if entry.is_dir() and set_apart(entry.name) is None]
+            return sorted(entry.name for entry in folders if not is_zarr(entry.path))
     except OSError as error:
         raise DataError(
             f"{directory}: this is not a folder that can be read; give the folder that holds one folder per class"

@@ -10,11 +10,10 @@ Example:
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.card import facts
 from foveal.choices import EXPORT_FORMATS, EXPORT_PRECISIONS
 from foveal.data import DataModule
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, ImageError, RunError
 from foveal.export.formats import SUFFIXES, write
-from foveal.files import storing
+from foveal.files import locked, storing
 from foveal.glimpse.base import GlimpseClassifier, Part
 from foveal.images import ImageViews, LeftOut, TensorViews, Views
 from foveal.prediction import Predictor
@@ -39,6 +38,8 @@ from foveal.runtime.adapter import ViewImages, answer_of
 from foveal.runtime.card import CARD, VERSION, card_error, is_exported, read_card, sha256
 from foveal.runtime.engines import Callables, Files
 from foveal.runtime.loops import loop_of
+
+_logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest difference of a logit in fp32, relative to the largest logit if that is above 1."""
@@ -106,24 +107,39 @@ def export(
     card = make_card(classifier, format, precision, run, licence)
     card |= {"loop": parts.loop, "options": parts.options}
     seen = _calibration(predictor, card, parts.parts, calibration, images) if precision == "int8" else {}
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
+    taken = f"{folder}: another export writes there; wait for its end, or choose another `out`"
+    with locked(folder.with_name(f".{folder.name}.lock"), taken):
+        _write(classifier, card, parts.parts, folder, seen)
+    return folder
+
+
+def _write(
+    model: GlimpseClassifier,
+    card: dict[str, Any],
+    parts: dict[str, Part],
+    folder: Path,
+    seen: dict[str, list[dict[str, np.ndarray]]],
+) -> None:
+    """Write the folder under another name, check it, and rename it."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with storing(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed export
         unfinished.mkdir()
     try:
         with storing(folder):
-            for name, part in parts.parts.items():
-                files = write(part, unfinished / f"{name}{SUFFIXES[format]}", format, precision, seen.get(name, []))
+            for name, part in parts.items():
+                file = unfinished / f"{name}{SUFFIXES[card['format']]}"
+                files = write(part, file, card["format"], card["precision"], seen.get(name, []))
                 card["parts"][name]["files"] = {file.name: sha256(file) for file in files}
-        card["parity"] = check_parity(classifier, card, unfinished)
+        card["parity"] = check_parity(model, card, unfinished)
         with storing(folder):
             text = json.dumps(card, indent=2) + "\n"
             (unfinished / CARD).write_text(text)
             _replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 def for_engine(model: Any, engine: str) -> Any:
@@ -165,7 +181,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 def _replace(new: Path, folder: Path) -> None:
     """Rename a folder; a folder of that name is removed."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -259,14 +276,36 @@ def _calibration(
         views = (batch.views for batch in plain.loader("train", batch_size=1, shuffle=True))
     else:
         found = find_named([given] if isinstance(given, str | Path) else given, LeftOut())
-        views = (ImageViews([predictor.open(named.image, named.path)]) for named in found if named.error is None)
+        views = _opened(predictor, found)
     seen: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in parts}
     loop = loop_of(card, eager(parts, lambda name, inputs: seen[name].append(inputs)))
-    for one in islice(views, most):
+    used, problem = 0, None
+    for one in views:
+        before = {name: len(inputs) for name, inputs in seen.items()}
         loop(ViewImages(one), tuple(card["locations"]))
-    if not any(seen.values()):
-        raise ConfigError("`calibration`: has no images; give some of the kind that the model was trained on")
+        if one.errors:  # of a damaged image, whose looks are blank
+            seen = {name: inputs[: before[name]] for name, inputs in seen.items()}
+            problem = next(iter(one.errors.values()))
+            _logger.warning("%s; it is left out of the calibration", problem)
+        elif (used := used + 1) == most:
+            break
+    if not used:
+        why = f"can be read in none of its images ({problem})" if problem else "has no images"
+        raise ConfigError(f"`calibration`: {why}; give some of the kind that the model was trained on")
     return seen
+
+
+def _opened(predictor: Predictor, images: Iterable[Any]) -> Iterator[Views]:
+    """Views of the images that can be opened, one by one."""
+    for image in images:
+        try:
+            if image.error is not None:
+                raise ImageError(image.error)
+            view = predictor.open(image.image, image.path)
+        except ImageError as error:
+            _logger.warning("%s; it is left out of the calibration", error)
+        else:
+            yield ImageViews([view])
 
 
 def eager(parts: dict[str, Part], watch: Any = None) -> Callables:

@@ -10,10 +10,12 @@ Example:
 
 from __future__ import annotations
 
+import copy
+import io
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ class _Half(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.half()
+        self.network = copy.deepcopy(network).half()  # other parts, and the check of the result, need the original
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         return tuple(seen.float() for seen in self.network(*(one.half() for one in given)))
@@ -159,9 +161,10 @@ def _onnx_halved(graph: Any) -> Any:
 
 def _quantised(model: Any, calibration: Sequence[dict[str, np.ndarray]]) -> Any:
     """A model of ONNX or OpenVINO whose convolutions and matrix products are int8."""
-    import nncf
+    # NNCF prints bars of progress, for which it has no option; and it imports compilers, which look for a GPU.
+    with _quiet(), redirect_stdout(io.StringIO()):
+        import nncf
 
-    with _quiet():
         data = nncf.Dataset(list(calibration))
         return nncf.quantize(model, data, subset_size=max(1, len(calibration)), preset=nncf.QuantizationPreset.MIXED)
 
@@ -169,7 +172,8 @@ def _quantised(model: Any, calibration: Sequence[dict[str, np.ndarray]]) -> Any:
 @contextmanager
 def _quiet() -> Any:
     """Without the warnings and progress of exporters."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "nncf", "onnx_ir", "onnxscript")]
+    names = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "nncf", "onnx_ir", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

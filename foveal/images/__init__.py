@@ -15,7 +15,7 @@ from foveal.images.pyramid import ArrayPyramid, Pyramid, checked_range, squash
 from foveal.images.resample import resample
 from foveal.images.transform import Colour, Transform
 from foveal.images.views import BlankViews, ImageViews, Look, Occluded, TensorViews, View, Views, as_views
-from foveal.images.walk import LeftOut, as_text, walk
+from foveal.images.walk import LeftOut, as_text, is_zarr, walk
 
 __all__ = [
     "SUFFIXES",
@@ -42,6 +42,7 @@ __all__ = [
     "find_mask",
     "is_one",
     "is_path",
+    "is_zarr",
     "open_image",
     "resample",
     "squash",

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foveal.errors import DataError
+from foveal.errors import DataError, ImageError
 from foveal.files import replacing, storing
 from foveal.images.remote import RemoteObject, State
 from foveal.images.uris import identity, shown
@@ -72,7 +72,8 @@ def make_entry(uri: str) -> Entry:
 
     with open_image(uri, value_range=(0, 1), convert=False) as image:
         remote = image.remote
-        assert remote is not None
+        if remote is None:
+            raise ImageError(f"{image.path}: has no header that can be indexed; leave it out, it is read without")
         if not isinstance(image, TiffPyramid):
             return Entry(uri, remote.state, {0: remote.read_up_to(_MAGIC, 0)})
         image.read_lists(_LISTS)

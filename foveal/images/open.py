@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveal.errors import ImageError
-from foveal.images import jxl, masks, optional, plain
+from foveal.images import dicom, jxl, masks, ome_zarr, optional, plain, unread
 from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
@@ -47,6 +47,7 @@ def open_image(
     headers: str | os.PathLike | None = None,
 ) -> Pyramid:
     """Open an image. The format is detected from the contents of the file; optional readers also use the suffix.
+    A folder is an image if it is OME-Zarr, or holds the files of one DICOM slide.
 
     Opening reads the headers, not the pixels. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the tiles that
     boxes need are read later. Formats without tiles are decoded whole once; see `foveal.images.plain`.
@@ -55,7 +56,7 @@ def open_image(
     tiled TIFFs by their tiles, JPEG, PNG, WebP, BMP, GIF and PPM whole.
 
     Args:
-        path: path of the file, or the address of a remote one.
+        path: path of the file, or of the folder, or the address of a remote one.
         channels: number of bands of a look; that of the image if None. Grey is repeated if 3 bands are requested.
             Alpha does not count; CMYK and palettes become RGB.
         value_range: stored values that are scaled to 0 and 1. The default is the range of the type for unsigned
@@ -77,29 +78,34 @@ def open_image(
         Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
     name = shown(path)
-    limits = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
+    options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
+    head = b"" if is_remote(path) else _first_bytes(name)
     with reading(name, "cannot be opened"), noting(name):
         if is_remote(path):
-            image = _open_remote(path, headers, cache_dir, convert, limits)
+            image = _open_remote(path, headers, cache_dir, convert, options)
         else:
-            image = _open(name, _first_bytes(name), cache_dir, convert, limits)
+            image = _open(name, head, cache_dir, convert, options)
     if mask is not None:
         image.mask = masks.read_mask(mask, image)
     return image
 
 
 def _first_bytes(name: str) -> bytes:
+    """First bytes of a file; none of a folder that is an image."""
     try:
         # Opening a named pipe blocks until another process writes to it.
         if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
             raise ImageError(f"{name}: is a pipe, a socket or a device, not a regular file; copy its data to a file")
+        if optional.is_image_folder(name):
+            return b""
         with Path(name).open("rb") as file:
-            head = file.read(64)
+            head = file.read(256)
     except FileNotFoundError as error:
         advice = "give an address as text, not as a Path" if _PATH_OF_URI.match(name) else "check the path"
         raise ImageError(f"{name}: there is no such file; {advice}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder; give the image files in it") from error
+        what = "is a folder, and neither OME-Zarr nor a DICOM slide"
+        raise ImageError(f"{name}: {what}; give the image files in it") from error
     except PermissionError as error:
         raise ImageError(f"{name}: cannot be read (permission denied); change its permissions") from error
     except (OSError, ValueError) as error:
@@ -110,8 +116,12 @@ def _first_bytes(name: str) -> bytes:
 
 
 def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
+    if not head:
+        return optional.open_folder(name, **options)
     if optional.wants_openslide(name, head):
         return optional.open_slide(name, **options)
+    if optional.wants_dicom(name, head):
+        return dicom.DicomPyramid(name, **options)
     if head[:4] in _TIFF:
         return _open_tiff(name, cache_dir, convert, options)
     if kind := plain.kind_of(head):
@@ -123,8 +133,11 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
 
 def _open_remote(uri: str, headers: Any, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
     from foveal.images import header_index
-    from foveal.images.remote import LOCAL_ONLY, RemoteObject
+    from foveal.images.remote import LOCAL_ONLY, RemoteObject, start_client
 
+    if ome_zarr.is_remote(uri):
+        start_client(shown(uri))
+        return ome_zarr.OmeZarrPyramid(uri, name=shown(uri), **options)
     remote = RemoteObject(uri) if headers is None else header_index.find(headers, uri)
     head = remote.read_up_to(64, 0)
     if head[:4] in _TIFF and not optional.wants_openslide(remote.name, head):
@@ -132,6 +145,7 @@ def _open_remote(uri: str, headers: Any, cache_dir: Any, convert: bool, options:
     elif kind := plain.kind_of(head):
         image = _open_plain(remote.name, kind, cache_dir, convert, options, remote)
     else:
+        unread.refuse(remote.name, head)
         what = f"is {LOCAL_ONLY}, or not an image of a known kind"
         raise ImageError(f"{remote.name}: {what}; copy it, or store it as a tiled TIFF")
     image.remote = remote
@@ -144,7 +158,12 @@ def _open_tiff(
     from foveal.images import tiff
 
     file = name if remote is None else remote.uri
+    unread.refuse_tiff(name)
     layout = tiff.parse_tiff(file, name, remote)
+    if layout.vendor is not None:
+        if remote is not None:
+            raise ImageError(f"{name}: is a slide of {layout.vendor}, which is read from local files only; copy it")
+        return optional.open_slide(name, **options)
     size = layout.levels[0].height, layout.levels[0].width
     small = (
         layout.looking_cost(-1) <= options["max_bytes"]

@@ -1,7 +1,8 @@
 """Readers that need optional packages: OpenSlide for slides, rasterio for rasters, libvips for other images.
 
-If the package is not installed, an error names the extra to install. libvips runs in a child process that converts the
-file to a cached pyramid, because libvips may hang after a fork and its caches grow.
+OME-Zarr and DICOM have modules of their own. If the package is not installed, an error names the extra to install.
+libvips runs in a child process that converts the file to a cached pyramid, because libvips may hang after a fork and
+its caches grow.
 
 Example:
     >>> wants_openslide("slide.mrxs", b"")
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,15 +26,22 @@ import numpy as np
 
 from foveal.errors import ImageError
 from foveal.formats import EXTRAS
-from foveal.images import jpeg2000, scale
+from foveal.images import dicom, jpeg2000, ome_zarr, scale, unread
 from foveal.images.cache import cached
 from foveal.images.pyramid import Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, memory_limit, reading
+from foveal.images.walk import is_zarr
 
 _SLIDES, _RASTERS, _PICTURES = (
     {*EXTRAS[name].suffixes, *EXTRAS[name].by_name} for name in ("openslide", "geo", "vips")
 )
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc"}
+_ADVICE = {
+    ".mrxs": "put the folder of the same name, with Slidedat.ini, beside it",
+    ".vms": "put the .jpg and .opt files that it names beside it",
+    ".vmu": "put the .ngr files that it names beside it",
+}
+"""What to do if OpenSlide cannot open a slide of several files."""
 _VIPS = """
 import sys, pyvips
 source, target, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -60,8 +69,36 @@ def wants_openslide(path: str, head: bytes) -> bool:
     return suffix in {".mrxs", ".vms", ".vmu"} or (suffix in {".ndpi", ".scn", ".bif"} and head[:2] in (b"II", b"MM"))
 
 
-def need(module: str, path: str) -> ModuleType:
+def wants_dicom(path: str, head: bytes) -> bool:
+    """Whether a file is DICOM. One that is a TIFF as well is read as what its suffix says."""
+    is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return Path(path).suffix.lower() == ".dcm" or (head[128:132] == b"DICM" and not is_tiff)
+
+
+def is_image_folder(path: str) -> bool:
+    """Whether a path is a folder that is one image: OME-Zarr, or the files of DICOM slides."""
+    return Path(path).is_dir() and (is_zarr(path) or any(map(_is_dicom, dicom.files_in(path))))
+
+
+def open_folder(path: str, **options: Any) -> Pyramid:
+    """Open a folder for which `is_image_folder` is true, or a remote OME-Zarr."""
+    zarr = ome_zarr.is_remote(path) or is_zarr(path)
+    return ome_zarr.OmeZarrPyramid(path, **options) if zarr else dicom.DicomPyramid(path, **options)
+
+
+def _is_dicom(path: str) -> bool:
+    with suppress(OSError), Path(path).open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
+
+
+def need(module: str, path: str, extra: str | None = None) -> ModuleType:
     """Import an optional module.
+
+    Args:
+        module: name of the module.
+        path: path of the image, for the message.
+        extra: the extra that installs it, if it is not that of a format.
 
     Raises:
         ImageError: the module is not installed; the message names the extra.
@@ -69,10 +106,9 @@ def need(module: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extra = next(name for name, extra in EXTRAS.items() if extra.module == module)
-        raise ImageError(
-            f"{path}: needs {module}, which is not installed; run: pip install 'foveal[{extra}]'"
-        ) from error
+        extra = extra or next(name for name, extra in EXTRAS.items() if extra.module == module)
+        needs = f"needs {module.partition('.')[0]}, which is not installed"
+        raise ImageError(f"{path}: {needs}; run: pip install 'foveal[{extra}]'") from error
 
 
 def open_slide(path: str, **options: Any) -> Pyramid:
@@ -86,8 +122,9 @@ def open_other(path: str, head: bytes, cache_dir: Any, convert: bool, options: d
     Raises:
         ImageError: the format is not supported, or its reader is not installed.
     """
+    unread.refuse(path, head)
     suffix = Path(path).suffix.lower()
-    if suffix in _SLIDES or head[:4] == b"\xd0\xcf\x11\xe0":
+    if suffix in _SLIDES or head.startswith(b"ZISRAWFILE"):
         return OpenSlidePyramid(path, **options)
     if suffix in _RASTERS or head[:12] == jpeg2000.SIGNATURE or head.lstrip().startswith(b"<VRTDataset"):
         need("rasterio", path)
@@ -147,7 +184,8 @@ class OpenSlidePyramid(Pyramid):
         from foveal.images import leica
 
         openslide = need("openslide", path)
-        with reading(path, "OpenSlide cannot open it", "check that all its files are there"):
+        suffix = Path(path).suffix.lower()
+        with reading(path, "OpenSlide cannot open it", _ADVICE.get(suffix, "check the file, and copy it again")):
             slide = openslide.OpenSlide(path)
         metadata: dict[str, Any] = {"description": slide.properties.get("openslide.comment", "")}
         if (mpp := scale.of_slide(slide.properties)) is not None:
@@ -159,7 +197,7 @@ class OpenSlidePyramid(Pyramid):
         )
         self._slide: Any = slide
         is_leica = slide.properties.get("openslide.vendor") == "leica"
-        if Path(path).suffix.lower() == ".scn" and not is_leica:
+        if suffix == ".scn" and not is_leica:
             what = "has no description of a Leica slide, or a damaged one"
             raise ImageError(f"{path}: {what}; copy it again, or give it the suffix of its format")
         self._tiles = leica.read_scn_tiles(path, slide.level_count) if is_leica else None

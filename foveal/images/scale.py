@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _COARSEST_RESOLUTION = 10.0  # µm; resolutions for printing are coarser
 _LENGTHS = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0, "inch": 25_400.0}
+_LENGTHS |= {"angstrom": 1e-4, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}  # of OME-Zarr
 _MICRO = re.compile(r"micron|micrometer|micrometre|(?:µ|μ|&#181;|&#xB5;|\\u00B5)m", re.IGNORECASE)
 _PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # µm per TIFF resolution unit: inch, centimetre
 _METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # GeoTIFF linear units: metre, foot, US survey foot
@@ -89,6 +90,11 @@ def of_raster(crs: Any, transform: Any) -> float | None:
 def of_slide(properties: Mapping[str, str]) -> float | None:
     """µm per pixel from the properties of OpenSlide."""
     return _mean(_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
+
+
+def of_axes(sizes: Sequence[float], units: Sequence[str]) -> float | None:
+    """µm per pixel from the lengths of a pixel along y and x, and their units as OME-Zarr names them."""
+    return _mean(_in_micrometres(size, unit) for size, unit in zip(sizes, units, strict=True))
 
 
 def _in_micrometres(length: float | None, unit: str) -> float | None:

@@ -85,6 +85,7 @@ class TiffLayout:
         orientation: EXIF orientation, 1 to 8.
         metadata: see `Pyramid`.
         convert: function that converts stored colours to RGB if the codec does not, or None.
+        vendor: name of the vendor of a slide whose tiles only OpenSlide can place, or None.
     """
 
     levels: list[Level]
@@ -100,6 +101,7 @@ class TiffLayout:
     orientation: int
     metadata: dict[str, Any]
     convert: Callable[[np.ndarray], np.ndarray] | None = None
+    vendor: str | None = None
 
     @property
     def photometric(self) -> int:
@@ -243,8 +245,24 @@ def _layout(source: Source, file: tifffile.TiffFile) -> tuple[TiffLayout, pages.
         orientation=_orientation(first, picture.parent),
         metadata=_metadata(first, picture.parent),
         convert=convert,
+        vendor=_vendor(picture.parent),
     )
     return layout, picture
+
+
+def _vendor(page: tifffile.TiffPage) -> str | None:
+    """Vendor of a slide with overlapping tiles or a private layout, by the first page of the file."""
+    with suppress(Exception):
+        xmp = page.tags.valueof(700)
+        if isinstance(xmp, bytes) and b"<iScan" in xmp:
+            return "Ventana"
+        if str(page.tags.valueof(305) or "").startswith("MedScan") and "OverlapsXY" in page.description:
+            return "Trestle"
+        if page.tags.get(65420) is not None:  # a private tag of NDPI
+            return "Hamamatsu"
+        if "http://www.leica-microsystems.com/scn/" in page.description:
+            return "Leica"
+    return None
 
 
 def _conversion(page: tifffile.TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:

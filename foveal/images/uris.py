@@ -38,7 +38,9 @@ def is_remote(path: Any) -> TypeGuard[str]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether an address is a folder: it ends with a slash, or is a bucket only."""
+    """Whether an address is a folder of images: it ends with a slash, or is a bucket only. OME-Zarr is one image."""
+    if ".zarr" in path.lower():
+        return False
     return not path.startswith(("http://", "https://")) and (path.endswith("/") or "/" not in path.partition("://")[2])
 
 

@@ -4,6 +4,9 @@ Folders are searched recursively. Links to folders are followed, but no folder i
 and each image has one path. Hidden files and folders, and those of the system and other programs (``@eaDir``,
 ``__MACOSX``), are skipped. The skipped files and folders are counted by reason.
 
+An OME-Zarr folder is one image, and is not searched. Of the files of a DICOM slide, the one of the finest level is
+found.
+
 Example:
     >>> import pathlib, tempfile
     >>> top = pathlib.Path(tempfile.mkdtemp())
@@ -26,10 +29,12 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foveal.formats import BY_NAME, SUFFIXES
+from foveal.formats import BY_NAME, FOLDERS, SUFFIXES
+from foveal.images.unread import UNREAD
 
 HIDDEN = "hidden"
 FOREIGN = "made by the system or another program"
@@ -38,6 +43,8 @@ ONLY_BY_NAME = "suffix with other uses too; name the file to read it"
 DEAD_LINK = "link to nothing"
 SPECIAL = "no regular file"
 AGAIN = "link to a folder that is searched already"
+OF_A_SLIDE = "another file of a DICOM slide"
+NOT_READ = "format that is not read; name the file to be told what to do"
 
 _FOREIGN = {
     "__macosx",
@@ -64,6 +71,10 @@ _FOREIGN = {
 }
 
 
+_NOT_READ = tuple(suffix for one in UNREAD for suffix in one.suffixes)
+_ZARR = ("zarr.json", ".zattrs")
+_ZARR_IMAGE = re.compile(rb'"(multiscales|plate|well|bioformats2raw\.layout)"')
+_LONGEST = 1 << 20  # bytes of metadata that are searched
 _ESCAPED = re.compile(r"[\ud800-\udfff]|\\ud[89a-f]")
 
 
@@ -141,6 +152,9 @@ def search(
             found.left_out.add(AGAIN, folder)
             continue
         searched.add(real)
+        if is_zarr(folder):
+            found.paths.append(folder)
+            continue
         try:
             with os.scandir(folder) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
@@ -157,8 +171,32 @@ def search(
                 links.append((entry.path, os.path.realpath(entry.path)))
             else:
                 folders.append((entry.path, os.path.join(real, entry.name)))
+    _keep_one_of_each_slide(found)
     found.paths.sort(key=lambda path: path.split(os.sep))
     return found
+
+
+def is_zarr(folder: str) -> bool:
+    """Whether a folder is OME-Zarr: by its suffix, or by its metadata."""
+    if folder.rstrip(os.sep).lower().endswith(FOLDERS):
+        return True
+    for name in _ZARR:
+        with suppress(OSError), open(os.path.join(folder, name), "rb") as file:  # noqa: PTH123
+            if _ZARR_IMAGE.search(file.read(_LONGEST)):
+                return True
+    return False
+
+
+def _keep_one_of_each_slide(found: FoundFiles) -> None:
+    """Leave out all but one file of each DICOM slide."""
+    from foveal.images.dicom import one_of_each
+
+    files = [path for path in found.paths if path.lower().endswith(".dcm")]
+    if len(files) > 1:
+        others = one_of_each(files)
+        found.paths = [path for path in found.paths if path in others or not path.lower().endswith(".dcm")]
+        for path in (path for same in others.values() for path in same):
+            found.left_out.add(OF_A_SLIDE, path)
 
 
 def match(pattern: str) -> FoundFiles:
@@ -189,6 +227,7 @@ def match(pattern: str) -> FoundFiles:
         found.paths = [path for path in paths if _fits(path.split(os.sep), parts)]
     found.paths = files + found.paths
     found.left_out.join(left_out)
+    _keep_one_of_each_slide(found)
     return found
 
 
@@ -229,7 +268,7 @@ def why_left_out(entry: os.DirEntry | Path, suffixes: tuple[str, ...] = SUFFIXES
     if (reason := set_apart(name)) or _is_folder(entry):
         return reason
     if not name.endswith(suffixes):
-        return ONLY_BY_NAME if name.endswith(BY_NAME) else UNKNOWN
+        return ONLY_BY_NAME if name.endswith(BY_NAME) else NOT_READ if name.endswith(_NOT_READ) else UNKNOWN
     try:
         if entry.is_file():
             return None

@@ -29,7 +29,8 @@ from typing import Any
 import yaml
 
 from foveal.errors import ConfigError
-from foveal.strict import ContentError, StrictLoader, read_yaml
+from foveal.strict import ContentError
+from foveal.strict_yaml import StrictLoader, read_yaml
 
 _FOLDER = Path(__file__).parent
 

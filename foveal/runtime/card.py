@@ -14,23 +14,69 @@ Example:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from foveal.choices import EXPORT_FORMATS, EXPORT_PRECISIONS
 from foveal.errors import RunError
 from foveal.signatures import mismatch
-from foveal.strict import ContentError, read_json
+from foveal.strict import ContentError, class_names_error, read_json
 
 CARD = "export.json"
 VERSION = 1
-LOOPS = ("whole", "tnet", "saccader", "scan")
 
 MOST_BYTES = 2**30
 """Limit of the size of one look, in float32."""
 
 _Count = Annotated[int, range(1, 1_000_001)]
+
+
+class WholeOptions(TypedDict):
+    """Options of the loop of a dense network: none."""
+
+
+class TNetOptions(TypedDict):
+    """Options of the loop of `foveal.glimpse.tnet.TNet`."""
+
+    grid: Annotated[int, range(2, 1_001)]
+    region: float
+    padded: bool
+    fits: bool
+    region_mpp: float | None
+    levels: Annotated[int, range(101)]
+    map_side: Annotated[int, range(1, 10_001)]
+    networks: Annotated[int, range(1, 101)]
+    weighting: bool
+    likelihood: Literal["plackett_luce", "independent"]
+
+
+class SaccaderOptions(TypedDict):
+    """Options of the loop of `foveal.glimpse.saccader.Saccader`."""
+
+    starts: list[float]
+    window: Annotated[int, range(1, 100_001)]
+    fit_grid: bool
+    glimpse_size: tuple[_Count, _Count]
+    separate: bool
+
+
+class ScanOptions(TypedDict):
+    """Options of the loop of `foveal.glimpse.scan.Scan`."""
+
+    scale: Annotated[int, tuple(2**i for i in range(16))]
+    radius: Annotated[int, range(101)]
+    heads: Annotated[int, range(10_001)]
+    blank_bytes: Annotated[int, range(2**40)] | None
+
+
+LOOPS: dict[str, Any] = {
+    "whole": WholeOptions,
+    "tnet": TNetOptions,
+    "saccader": SaccaderOptions,
+    "scan": ScanOptions,
+}
+"""Types of the options of each loop."""
 
 
 class PartCard(TypedDict):
@@ -71,7 +117,7 @@ class Card(TypedDict, total=False):
     foveal: str
     format: Annotated[str, EXPORT_FORMATS]
     precision: Annotated[str, EXPORT_PRECISIONS]
-    loop: Annotated[str, LOOPS]
+    loop: Annotated[str, tuple(LOOPS)]
     options: dict[str, Any]
     model: dict[str, Any]
     num_classes: _Count
@@ -138,14 +184,54 @@ def card_error(card: Any) -> str | None:
         return f"{absent}: is missing"
     if error := mismatch(card, hints):
         return error
+    return _options_error(card) or _values_error(card) or _parts_error(card)
+
+
+def _options_error(card: Mapping[str, Any]) -> str | None:
+    """The first error in the options of the loop."""
+    options, hints = card["options"], get_type_hints(LOOPS[card["loop"]], include_extras=True)
+    if absent := next((key for key in hints if key not in options), None):
+        return f"options.{absent}: is missing"
+    if error := mismatch(options, hints, "options."):
+        return error
+    if not 0 < options.get("region", 1) <= 1 or not (options.get("region_mpp") or 1) > 0:
+        return "options: region is not from 0 to 1, or region_mpp is not positive"
+    if "starts" in options and not 1 <= len(options["starts"]) <= 1_000:
+        return "options.starts: are not 1 to 1000"
+    return _too_large("options.glimpse_size", card, options.get("glimpse_size", (1, 1)))
+
+
+def _values_error(card: Mapping[str, Any]) -> str | None:
+    """The first error in numbers and names."""
     if len(card["mean"]) != card["channels"] or len(card["std"]) != card["channels"]:
         return "mean, std: have not one value for each of the `channels`"
+    if not all(abs(value) < 1e6 for value in card["mean"]) or not all(1e-9 < value < 1e6 for value in card["std"]):
+        return "mean, std: are too large, or std is not positive"
     if card["class_names"] and len(card["class_names"]) != card["num_classes"]:
         return f"class_names: are {len(card['class_names'])} for {card['num_classes']} classes"
+    if error := class_names_error(card["class_names"]):
+        return f"class_names: {error}"
     if any(not 0 <= index < card["num_classes"] for index, _ in card["thresholds"]):
         return "thresholds: name a class that is not there"
-    if card["size"][0] * card["size"][1] * card["channels"] * 4 > MOST_BYTES:
-        return f"size: a look would need more than {MOST_BYTES:,} bytes"
+    if any(not 0 <= least <= 1 for _, least in card["thresholds"]):
+        return "thresholds: are not from 0 to 1"
+    low, high = card["value_range"] or (0, 1)
+    if not low < high:
+        return f"value_range: {low} is not below {high}"
+    if card["crop"] is not None and (card["squash"] or not 0 < card["crop"] <= 1):
+        return "crop: is not a share up to 1, or is given with squash"
+    side = card["image_size"] or 1
+    return _too_large("size", card, card["size"]) or _too_large("image_size", card, (side, side))
+
+
+def _too_large(name: str, card: Mapping[str, Any], size: Sequence[int]) -> str | None:
+    if size[0] * size[1] * card["channels"] * 4 > MOST_BYTES:
+        return f"{name}: a look would need more than {MOST_BYTES:,} bytes"
+    return None
+
+
+def _parts_error(card: Mapping[str, Any]) -> str | None:
+    """The first error in the names of files."""
     names = [name for part in card["parts"].values() for name in part["files"]]
     if not card["parts"] or not all(part["files"] for part in card["parts"].values()):
         return "parts: there are none, or one has no file"

@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import json
+import re
 import threading
 import zipfile
 from abc import ABC, abstractmethod
@@ -90,7 +91,7 @@ class Files(Engine):
         self, folder: Path, card: Mapping[str, Any], name: str | None = None, threads: int | None = None
     ) -> None:
         self.name = name or card["format"]
-        self._card = card
+        self._card, self._folder = card, folder
         if self.name not in ENGINES:
             raise ConfigError(f"`engine` {self.name}: is not known; use one of {', '.join(ENGINES)}")
         if card["format"] not in ENGINES[self.name]:
@@ -115,7 +116,15 @@ class Files(Engine):
                 raise RunError(f"{file}: {package} cannot load it ({reason}); export the model again") from error
 
     def run(self, part: str, inputs: Arrays) -> Arrays:
-        return self._run[part](**inputs)
+        try:
+            return self._run[part](**inputs)
+        except MemoryError:
+            raise
+        except Exception as error:  # see above
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(
+                f"{self._folder}: {self.name} cannot run the part {part} ({reason}); export the model again"
+            ) from error
 
     def outputs(self, part: str) -> Mapping[str, list[int]]:
         return self._card["parts"][part]["outputs"]
@@ -180,6 +189,11 @@ def _load_torch(file: Path, part: Mapping[str, Any], precision: str, threads: in
 _PLAIN = ("torch.ops.aten.", "torch.ops.prims.", "_operator.", "torch.sym_", "math.")
 _FORBIDDEN = ("torch.ops.aten.from_file", "torch.ops.aten.save")
 _STORED_TENSORS = "data/sample_inputs/"
+_FILES = re.compile(
+    r"\.data/(serialization_id|version)|archive_(format|version)|byteorder|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+"""Files of an archive. Others may be libraries of machine code, or pickles of earlier versions of the format."""
 
 
 def check_archive(file: Path) -> None:
@@ -194,11 +208,15 @@ def check_archive(file: Path) -> None:
     remedy = "load files of this format from people that you trust, or export as onnx"
     try:
         with zipfile.ZipFile(file) as archive:
-            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            listed = archive.namelist()
+            names = {name.partition("/")[2]: name for name in listed}
             texts = {name: json.loads(archive.read(full)) for name, full in names.items() if name.endswith(".json")}
             sample = [archive.read(full) for name, full in names.items() if name.startswith(_STORED_TENSORS)]
     except Exception as error:  # damaged archives raise many types of exceptions
         raise RunError(f"{file}: is damaged, or no archive of torch.export; export the model again") from error
+    one_folder = len({name.partition("/")[0] for name in listed}) == 1 and len(names) == len(listed)
+    if not one_folder or not all(map(_FILES.fullmatch, names)):
+        raise RunError(f"{file}: holds files that foveal does not write, which may be code; {remedy}")
     if any(_strange(text) for text in texts.values()):
         raise RunError(f"{file}: holds pickled objects, or calls that are no operations on tensors; {remedy}")
     import io

@@ -49,6 +49,9 @@ from foveal.serve.tiles import Tiles
 Value = TypeVar("Value")
 
 _TAGS = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, (content, _) in STATIC.items()}
+SMALLEST_BOX = 0.01
+"""Smallest side of a box that is shown, in pixels."""
+
 _TILE_THREADS = 4
 _COPIED = 1 << 20
 
@@ -502,10 +505,14 @@ def _copy(upload: UploadFile, path: Path) -> None:
 def _parse_box(text: str) -> list[float]:
     try:
         box = [float(part) for part in text.split(",")]
-        if len(box) != 4 or not all(abs(side) < 1e9 for side in box) or box[2] <= box[0] or box[3] <= box[1]:
+        if len(box) != 4 or not all(abs(side) < 1e9 for side in box):
+            raise ValueError
+        if min(box[2] - box[0], box[3] - box[1]) < SMALLEST_BOX:
             raise ValueError
     except ValueError:
         raise Refused(
-            422, "`box`: is not a box; give y0,x0,y1,x1 in pixels, the second corner after the first"
+            422,
+            "`box`: is not a box; give y0,x0,y1,x1 in pixels, the second corner after the first by at least "
+            f"{SMALLEST_BOX:g}",
         ) from None
     return box

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 from foveal.errors import ConfigError
-from foveal.images import as_text, walk
+from foveal.images import as_text, is_zarr, walk
 from foveal.serve.limits import Refused
 
 _FRESH = 1.0  # seconds during which the list is not made again
@@ -75,6 +75,7 @@ class ImageFolder:
             return self._paths
 
     def _is_inside(self, path: str) -> bool:
-        """Whether the path leads to a regular file below the folder; it may have become a link since it was listed."""
+        """Whether the path leads to an image below the folder; it may have become a link since it was listed."""
         real = os.path.realpath(path)
-        return real.startswith(self.root.rstrip(os.sep) + os.sep) and os.path.isfile(real)  # noqa: PTH113
+        is_image = os.path.isfile(real) or is_zarr(real)  # noqa: PTH113
+        return real.startswith(self.root.rstrip(os.sep) + os.sep) and is_image

@@ -19,7 +19,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.exceptions import HTTPException
 
@@ -89,12 +89,14 @@ class Guard:
                 await self.app(scope, receive, send)
             return  # no websockets
         answer = _Answer(send, self.metrics.watch(scope["path"]))
+        # HEAD is answered as GET is; the server leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             if self._sees_token(scope):
                 await self._remember(scope, answer)
             else:
                 self._check(scope)
-                await self._limited(scope, receive, answer)
+                await self._limited(inner, receive, answer)
         except Refused as refused:
             await answer.refuse(refused)
         except TimeoutError:
@@ -109,7 +111,7 @@ class Guard:
         if self._token is None and not is_loopback(_hostname(host)):
             raise Refused(403, "this service answers to localhost only; open it as http://localhost with its port")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and origin.lower().partition("://")[2] != host.lower()
         visits = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not visits):
             raise Refused(403, "pages of other sites cannot use this service; ask from its own page or a program")
@@ -131,7 +133,7 @@ class Guard:
 
     def _sees_token(self, scope: Scope) -> bool:
         """Whether the right token is in the address of a page."""
-        if self._token is None or scope["method"] != "GET":
+        if self._token is None or scope["method"] not in ("GET", "HEAD"):
             return False
         given = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token")
         return given is not None and hmac.compare_digest(given.encode(), self._token)
@@ -141,7 +143,7 @@ class Guard:
         rest = urlencode([pair for pair in parse_qsl(scope["query_string"].decode("latin-1")) if pair[0] != "token"])
         name = self._cookie_name(_headers(scope))
         cookie = f"{name}={self._cookie}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
-        where = "/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else "")
+        where = "/" + quote(scope["path"].lstrip("/\\")) + (f"?{rest}" if rest else "")
         await answer.send_whole(303, b"", {"location": where, "set-cookie": cookie, "cache-control": "no-store"})
 
     def _cookie_name(self, headers: dict[str, str]) -> str:

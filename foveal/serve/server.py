@@ -7,17 +7,21 @@ Example:
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import secrets
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foveal.errors import ConfigError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from foveal.serve.service import Service
 
 TOKEN = "FOVEAL_TOKEN"
@@ -70,9 +74,9 @@ def serve(
     from foveal.serve.limits import Limits
     from foveal.serve.service import Service
 
-    if wait < 0 or timeout <= 0:
-        name, value = ("wait", wait) if wait < 0 else ("timeout", timeout)
-        raise ConfigError(f"`{name}` {value:g}: is too small; give a positive number")
+    for name, value, fits in (("wait", wait, 0 <= wait < math.inf), ("timeout", timeout, 0 < timeout < math.inf)):
+        if not fits:
+            raise ConfigError(f"`{name}` {value:g}: does not fit; give a positive number")
     limits = Limits(
         upload_bytes=upload << 20,
         upload_pixels=pixels * 1_000_000,
@@ -122,6 +126,8 @@ def _listening(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ConfigError(f"`host` {host}: is no address of this machine ({error.strerror}); try 127.0.0.1") from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"`host` {host}: is no address of this machine; try 127.0.0.1") from error
         raise ConfigError(f"`port` {port}: cannot be used at {host} ({error.strerror}); choose another one") from error
     return listener
 
@@ -136,8 +142,18 @@ def _answer(service: Service, token: str | None, listener: socket.socket, on_sta
             await super().startup(sockets)
             on_start()
 
-    config = uvicorn.Config(
-        make_app(service, token=token),
+    Server(settings_of(make_app(service, token=token))).run(sockets=[listener])
+
+
+def settings_of(app: Any) -> uvicorn.Config:
+    """Settings of the server of an application."""
+    import uvicorn
+
+    from foveal.serve.connections import Connection
+
+    return uvicorn.Config(
+        app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -147,4 +163,3 @@ def _answer(service: Service, token: str | None, listener: socket.socket, on_sta
         h11_max_incomplete_event_size=1 << 16,
         proxy_headers=False,
     )
-    Server(config).run(sockets=[listener])

@@ -295,6 +295,10 @@ class Service:
                         415, f"{source.name}: uploads are TIFF, JPEG, PNG, WebP, GIF, BMP, PNM or JPEG XL; convert it"
                     )
                 options["convert"] = False
+            elif _describes_others(source.path):
+                raise Refused(
+                    422, f"{source.name}: VRT may name files outside of the folder; convert it by gdal_translate"
+                )
             image = open_image(source.path, **options)
         except Unconverted as error:
             raise Refused(413, f"{source.name}: {self._too_large()}") from error
@@ -450,6 +454,17 @@ def _holds_itself(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(64)
     return head[:4] in TIFF or plain.kind_of(head) is not None or jxl.is_jxl(head)
+
+
+def _describes_others(path: Path) -> bool:
+    """Whether a file is text that names other files, for GDAL, such as VRT. GDAL looks at the content alone."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False  # opening it as an image says why
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    return path.suffix.lower() == ".vrt" or b"<VRTDataset" in head or begin in (b"<", b"{")
 
 
 def _decoded_bytes(image: Pyramid) -> int:

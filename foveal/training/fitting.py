@@ -61,7 +61,8 @@ from foveal.runs import (
     with_absolute_paths,
     write_card,
 )
-from foveal.stored import check_weights, class_names_error
+from foveal.stored import check_weights
+from foveal.strict import class_names_error
 from foveal.tasks import MULTILABEL, SEPARATOR
 from foveal.training.config import Training, plain, renamed
 from foveal.training.learner import NOT_MIXED, Diverged, Learner

@@ -28,6 +28,7 @@ from foveal.prediction.output import read_rows
 from foveal.prediction.rows import SCHEMA, failed_row
 
 rasterio = pytest.importorskip("rasterio")
+warp = pytest.importorskip("rasterio.warp")
 raw = pytest.importorskip("pyogrio.raw")
 Affine = rasterio.Affine
 R = 6378137.0  # of Web Mercator, whose inverse is a closed form
@@ -209,6 +210,36 @@ def test_long_edges_follow_the_curve_that_a_straight_edge_is_in_degrees():
     assert len(ring) == 4 * 16 + 1
     top = sorted(point for point in ring if point[1] > 54)
     assert top[len(top) // 2][1] > (top[0][1] + top[-1][1]) / 2 + 0.005
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "step", "size", "parts"),
+    [
+        ("EPSG:4326", -180, 0.5, (360, 720), [(-180, 180)]),  # the globe
+        ("EPSG:4326", 0, 0.5, (360, 720), [(0, 180), (-180, 0)]),
+        ("EPSG:4326", -120, 0.5, (360, 440), [(-120, 100)]),  # more than half of it
+        ("EPSG:3857", -2e7, 1e5, (200, 400), [(-math.degrees(2e7 / R), math.degrees(2e7 / R))]),
+    ],
+)
+def test_boxes_wider_than_half_of_the_globe_are_not_their_complement(crs, left, step, size, parts):
+    row = a_row(a_look((0, 0, *size)), size=size, crs=crs, transform=Affine(step, 0, left, 0, -step, 180 * step))
+    (feature,) = as_geojson(row)["features"]
+    check(as_geojson(row))
+    shape = feature["geometry"]
+    rings = [shape["coordinates"]] if shape["type"] == "Polygon" else shape["coordinates"]
+    found = sorted((min(x for x, _ in ring), max(x for x, _ in ring)) for (ring,) in rings)
+    assert np.allclose(found, sorted(parts), rtol=0, atol=1e-6)
+
+
+def test_a_coarse_raster_follows_curves_too():
+    """A square of 100 x 100 pixels beside the pole: what is drawn in degrees is the square, to a thousandth."""
+    row = a_row(a_look((0, 0, 100, 100)), size=(100, 100), crs="EPSG:3031")
+    row["transform"] = [20_000, 0, -1e6, 0, -20_000, 3e6]
+    (feature,) = as_geojson(row)["features"]
+    ring = np.array(feature["geometry"]["coordinates"][0])
+    drawn = np.concatenate([np.linspace(one, other, 50)[:-1] for one, other in pairwise(ring)])
+    x, y = warp.transform("EPSG:4326", "EPSG:3031", *drawn.T)
+    assert abs(area([*zip(x, y, strict=True), (x[0], y[0])])) == pytest.approx(2e6**2, rel=1e-3)
 
 
 def test_a_box_across_the_antimeridian_is_two_polygons():

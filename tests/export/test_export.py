@@ -13,8 +13,9 @@ import torch
 import foveal
 from foveal import runtime
 from foveal.cli import main
-from foveal.errors import ConfigError, RunError
+from foveal.errors import ConfigError, RunError, StorageError
 from foveal.export import export
+from foveal.files import locked
 from foveal.runs import ModelInfo, save_model
 from foveal.runtime.card import CARD, sha256
 
@@ -115,7 +116,7 @@ def test_torch_is_not_imported(onnx):
     code = (
         "import sys, numpy; from foveal import runtime;"
         f"seen = runtime.load({str(onnx)!r}).classify(numpy.zeros((50, 60, 3), numpy.uint8));"
-        "assert len(seen.looks.box) == 5; assert not {'torch', 'timm', 'openvino'} & set(sys.modules)"
+        "assert len(seen.looks.box) == 5; assert not {'torch', 'timm', 'openvino', 'yaml'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -124,6 +125,20 @@ def test_the_format_of_torch(run, torch_format, images):
     assert_same(runtime.load(torch_format).classify(images), foveal.classify(run, images))
     with pytest.raises(ConfigError, match="does not run"):
         runtime.load(torch_format, engine="onnx")
+
+
+@pytest.mark.parametrize("name", ["scan", "test_resnet"])
+def test_the_format_of_torch_in_half_precision(tmp_path, images, name):
+    """Parts of a scan share their network, and the result is compared with the model in float32."""
+    torch.manual_seed(0)
+    options = {"scan": {"look_size": 16, "scale": 2, "scout_width": 8, "locations": (3,)}}
+    model = foveal.create_classifier(name, num_classes=3, **options.get(name, {"image_size": 32})).eval()
+    expected = foveal.classify(model, images)
+    folder = export(model, format="torch", precision="fp16", out=tmp_path / "exported")
+    found = runtime.load(folder).classify(images)
+    np.testing.assert_allclose(found.logits, expected.logits.numpy(), rtol=0, atol=0.01)
+    assert 0 < json.loads((folder / CARD).read_text())["parity"]["logits"] < 0.01
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +165,29 @@ def test_archives_with_code_are_refused(torch_format, tmp_path, file, old, new):
         runtime.load(folder)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["look1/data/aotinductor/model/model.so"],  # torch would load the library
+        ["version", "serialized_exported_program.json", "serialized_state_dict.pt"],  # of an earlier format: pickles
+        ["look1/data/constants/custom_obj_0"],
+        ["other/models/model.json"],
+        ["look1/models/model.json"],  # twice: readers may take the first or the last
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_with_other_files_are_refused(torch_format, tmp_path, names):
+    folder = changed(torch_format, tmp_path / "other")
+    with zipfile.ZipFile(folder / "look1.pt2", "a") as archive:
+        for name in names:
+            archive.writestr(name, b"{}")
+    card = json.loads((folder / CARD).read_text())
+    card["parts"]["look1"]["files"] = {"look1.pt2": sha256(folder / "look1.pt2")}
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(RunError, match="which may be code"):
+        runtime.load(folder)
+
+
 def changed(folder, to, **values):
     shutil.copytree(folder, to)
     card = json.loads((to / CARD).read_text())
@@ -165,13 +203,40 @@ def changed(folder, to, **values):
         ({"mean": [0.5]}, "have not one value"),
         ({"class_names": ["ant"]}, "are 1 for 3 classes"),
         ({"size": [10**6, 10**6]}, "would need more than"),
-        ({"options": {}}, "has wrong `options`"),
+        ({"options": {}}, "options.grid: is missing"),
+        ({"class_names": ["ant", "ant", "bee"]}, "'ant' occurs twice"),
+        ({"class_names": ["ant", "a\nb", "bee"]}, "line break"),
+        ({"std": [0, 1, 1]}, "std is not positive"),
+        ({"mean": [1e300, 0, 0]}, "are too large"),
+        ({"thresholds": [[0, 5.0]]}, "are not from 0 to 1"),
+        ({"value_range": [1, 0]}, "1 is not below 0"),
+        ({"crop": 0}, "is not a share up to 1"),
+        ({"image_size": 100_000}, "image_size: a look would need"),
         ({"parts": {"look1": {"files": {"../x.onnx": ""}, "inputs": {}, "outputs": {}, "macs": 0}}}, "not the name"),
     ],
 )
 def test_damaged_cards(onnx, tmp_path, values, problem):
     with pytest.raises(RunError, match=problem):
         runtime.load(changed(onnx, tmp_path / "other", **values))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("grid", 10**9), ("region", -1), ("padded", "x"), ("map_side", 0), ("networks", True), ("likelihood", "other")],
+)
+def test_damaged_options(onnx, tmp_path, option, value):
+    options = json.loads((onnx / CARD).read_text())["options"]
+    with pytest.raises(RunError, match=f"options.*{option}"):
+        runtime.load(changed(onnx, tmp_path / "other", options=options | {option: value}))
+
+
+@pytest.mark.parametrize("values", [{"size": [48, 48]}, {"options": {"map_side": 3}}])
+def test_values_that_do_not_fit_the_network_are_one_sentence(onnx, tmp_path, values):
+    card = json.loads((onnx / CARD).read_text())
+    values = {key: {**card[key], **value} if isinstance(value, dict) else value for key, value in values.items()}
+    model = runtime.load(changed(onnx, tmp_path / "other", **values))
+    with pytest.raises(RunError, match=r"onnx cannot run the part look1 .*; export the model again"):
+        model.classify(np.zeros((40, 50, 3), np.uint8))
 
 
 def test_damaged_files(onnx, tmp_path):
@@ -197,6 +262,19 @@ def test_what_is_there_is_not_replaced(onnx, run, tmp_path):
         export(run, out=tmp_path / "notes", overwrite=True)
 
 
+def test_a_killed_export_leaves_nothing_to_the_next_one(tmp_path):
+    model = foveal.create_classifier("test_resnet", num_classes=2, image_size=32)
+    folder = tmp_path / "exported"
+    (tmp_path / ".exported.unfinished").mkdir()
+    (tmp_path / ".exported.unfinished" / "network.pt2").touch()
+    with locked(tmp_path / ".exported.lock", "taken"), pytest.raises(StorageError, match="another export writes there"):
+        export(model, format="torch", out=folder)
+    export(model, format="torch", out=folder)
+    assert {file.name for file in tmp_path.iterdir()} == {"exported"}
+    export(model, format="torch", out=folder, overwrite=True)
+    assert {file.name for file in folder.iterdir()} == {CARD, "network.pt2"}
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -210,6 +288,26 @@ def test_wrong_options(run, tmp_path, options, problem):
     with pytest.raises(ConfigError, match=problem):
         export(run, out=tmp_path / "exported", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_calibration(run, tmp_path, images, caplog):
+    from PIL import Image
+
+    from foveal.export.exporting import _calibration, make_card
+
+    for name in ("good.png", "broken.png"):
+        Image.fromarray(images[0]).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
+    (tmp_path / "empty.png").touch()
+    predictor = foveal.Predictor(run, device="cpu")
+    parts, card = predictor.model.parts(), make_card(predictor.model, "onnx", "int8")
+    seen = _calibration(predictor, card, parts.parts, str(tmp_path), 5)
+    alone = _calibration(predictor, card, parts.parts, str(tmp_path / "good.png"), 5)
+    assert len(seen["look1"]) == len(alone["look1"]) > 0
+    assert [name in caplog.text for name in ("broken.png", "empty.png", "good.png")] == [True, True, False]
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(ConfigError, match=r"`calibration`: can be read in none of its images"):
+        export(run, precision="int8", out=tmp_path / "exported", calibration=str(tmp_path))
 
 
 def test_locations_and_images_that_do_not_fit(onnx):
@@ -275,7 +373,7 @@ def test_the_command(run, onnx, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_int8_and_fp16(run, onnx, images, tmp_path):
+def test_int8_and_fp16(run, onnx, images, tmp_path, capfd):
     expected = foveal.classify(run, images)
     sizes = {"fp32": (onnx / "look1.onnx").stat().st_size}
     for precision in ("int8", "fp16"):
@@ -284,4 +382,5 @@ def test_int8_and_fp16(run, onnx, images, tmp_path):
         np.testing.assert_allclose(found.probabilities, expected.probabilities.numpy(), atol=0.05)
         sizes[precision] = (folder / "look1.onnx").stat().st_size
     assert max(sizes["int8"], sizes["fp16"]) < 0.8 * sizes["fp32"]
+    assert capfd.readouterr() == ("", "")
     assert b"QuantizeLinear" in (tmp_path / "int8" / "look1.onnx").read_bytes()

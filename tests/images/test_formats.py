@@ -20,13 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_documentation_has_the_same_list():
-    lines = [
-        line
-        for line in (ROOT / "docs" / "images.md").read_text().splitlines()
-        if line.startswith("| ") and "`." in line
-    ]
+    text = (ROOT / "docs" / "images.md").read_text().split("\n## Formats\n")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "`." in line]
     found, named = ([re.findall(r"`(\.\w+)`", line.split("|")[column]) for line in lines] for column in (3, 4))
-    assert found == [list(BASE), *(list(extra.suffixes) for extra in EXTRAS.values())]
+    assert found == [list(BASE), *([*extra.suffixes, *extra.folders] for extra in EXTRAS.values())]
     assert named == [[], *(list(extra.by_name) for extra in EXTRAS.values())]
     assert len(set(SUFFIXES + BY_NAME)) == len(SUFFIXES + BY_NAME)
 

@@ -6,7 +6,20 @@ import pathlib
 
 import pytest
 
-from foveal.images.walk import AGAIN, DEAD_LINK, FOREIGN, HIDDEN, ONLY_BY_NAME, SPECIAL, UNKNOWN, LeftOut, match, walk
+from foveal.images.walk import (
+    AGAIN,
+    DEAD_LINK,
+    FOREIGN,
+    HIDDEN,
+    NOT_READ,
+    OF_A_SLIDE,
+    ONLY_BY_NAME,
+    SPECIAL,
+    UNKNOWN,
+    LeftOut,
+    match,
+    walk,
+)
 
 
 def make(root: pathlib.Path, *names: str) -> None:
@@ -196,3 +209,43 @@ def test_patterns_leave_out_what_folders_leave_out(tmp_path):
     assert match(f"{tmp_path}/*").left_out[FOREIGN][0] == 3
     # A pattern with a suffix selects files of that suffix.
     assert found_in(tmp_path, match(f"{tmp_path}/**/*.xyz")) == ["deep/2.xyz"]
+
+
+def test_ome_zarr_folders_are_images(tmp_path):
+    make(tmp_path, "1.png", "a.zarr/0/c/0/0/chunk.png", "deep/b.OME.ZARR/x.png", "idr/0/1.png", "group/0/1.png")
+    (tmp_path / "idr" / ".zattrs").write_text('{"multiscales": []}')
+    (tmp_path / "group" / "zarr.json").write_text('{"attributes": {}}')
+    (tmp_path / "c.zarr").symlink_to("a.zarr")
+    names = ["1.png", "a.zarr", "deep/b.OME.ZARR", "group/0/1.png", "idr"]
+    assert found_in(tmp_path, walk(tmp_path)) == names
+    assert found_in(tmp_path, match(f"{tmp_path}/**")) == names
+    assert found_in(tmp_path, match(f"{tmp_path}/*.zarr")) == ["a.zarr"]
+    assert found_in(tmp_path, match(f"{tmp_path}/**/*.ZARR")) == ["deep/b.OME.ZARR"]
+    assert found_in(tmp_path, walk(tmp_path / "idr")) == ["idr"]
+
+
+def test_one_file_of_each_dicom_slide_is_found(tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.images.dicoms import new_series, write_instance, write_slide
+    from tests.images.files import photo
+
+    levels = [photo(64 // n, 80 // n) for n in (1, 2)]
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        series = write_slide(tmp_path / folder, levels)
+        write_instance(tmp_path / folder / "a.dcm", levels[0][None], series, kind="LABEL")
+    write_slide(tmp_path, levels, name="flat")
+    write_instance(tmp_path / "ct.dcm", levels[0][None], new_series(), SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    make(tmp_path, "broken.dcm")
+    result = walk(tmp_path)
+    assert found_in(tmp_path, result) == ["1/slide0.dcm", "2/slide0.dcm", "broken.dcm", "ct.dcm", "flat0.dcm"]
+    assert {reason: count for reason, (count, _) in result.left_out.items()} == {OF_A_SLIDE: 5}
+    assert found_in(tmp_path, match(f"{tmp_path}/*.dcm")) == ["broken.dcm", "ct.dcm", "flat0.dcm"]
+
+
+def test_formats_that_are_known_but_not_read_are_counted(tmp_path):
+    make(tmp_path, "1.png", "a.isyntax", "b.VSI", "c.txt")
+    assert walk(tmp_path).left_out == {
+        NOT_READ: (2, str(tmp_path / "a.isyntax")),
+        UNKNOWN: (1, str(tmp_path / "c.txt")),
+    }

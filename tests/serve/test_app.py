@@ -351,6 +351,7 @@ def test_pages_of_other_sites_cannot_ask(client):
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {"origin": "http://localhost:9999"},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
     ):
         answer = client.post("/v1/classify", data=form, headers=headers)
@@ -394,6 +395,43 @@ def test_a_page_is_opened_with_its_token_once(model, folder):
         assert client.get("/").status_code == 200 and client.get("/v1/images").status_code == 200
         away = client.get("http://scans.example:8000//evil.example/?token=s3cret", follow_redirects=False)
         assert away.headers["location"].startswith("/evil.example")  # not another host
+        for odd in ("%E2%82%AC", "a%0d%0aX-Y:%20b", "%09/evil.example"):
+            away = client.get(f"http://scans.example:8000/{odd}?token=s3cret", follow_redirects=False)
+            where = away.headers["location"]
+            assert away.status_code == 303 and where.isascii() and where.isprintable() and " " not in where
+            assert "x-y" not in away.headers
+
+
+def test_head_is_answered_as_get_without_a_body(client):
+    for path in ("/", "/healthz", "/v1/model", "/nowhere", "/v1/tile/0/0/0?path=a.png"):
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code
+        assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize("box", ["0,0,1e-300,1e-300", "0,0,1,0.001", "nan,0,1,1", "1,1,0,0", "0,0,1e9,1", "0,0,1"])
+def test_a_box_that_is_none_is_refused(client, box):
+    is_refusal(client.get("/v1/look", params={"path": "a.png", "box": box}), 422)
+
+
+def test_a_vrt_cannot_show_a_file_outside_of_the_folder(model, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "root").mkdir()
+    with rasterio.open(tmp_path / "secret.tif", "w", driver="GTiff", width=64, height=64, count=3, dtype="uint8") as to:
+        to.write(np.full((3, 64, 64), 200, np.uint8))
+    band = (
+        "<VRTRasterBand dataType='Byte' band='{}'><SimpleSource><SourceFilename relativeToVRT='0'>{}</SourceFilename>"
+        "<SourceBand>{}</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    bands = "".join(band.format(i, tmp_path / "secret.tif", i) for i in (1, 2, 3))
+    text = f"<VRTDataset rasterXSize='64' rasterYSize='64'>{bands}</VRTDataset>"
+    for name, content in (("a.vrt", text), ("b.ntf", text), ("c.ntf", "junk " + text), ("d.jp2", text)):
+        (tmp_path / "root" / name).write_text(content)
+    with served(model, tmp_path / "root") as client:
+        for name in client.get("/v1/images").json()["images"]:
+            for url in ("/v1/image", "/v1/tile/6/0/0", "/v1/look", "/v1/report"):
+                is_refusal(client.get(url, params={"path": name} | ({"box": "0,0,9,9"} if "look" in url else {})), 422)
+            is_refusal(client.post("/v1/classify", data={"path": name}), 422)
 
 
 # ---- headers and pages

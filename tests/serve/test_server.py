@@ -30,8 +30,10 @@ def test_a_port_in_use_is_one_sentence(capsys, run):
     [
         (["--images", "nowhere"], 2, "--images nowhere: there is no such folder"),
         (["--host", "no.such.host.invalid"], 2, "--host no.such.host.invalid: is no address"),
-        (["--host", "192.0.2.1"], 2, "cannot be used at 192.0.2.1"),
+        (["--host", "192.0.2.1"], 2, "--host 192.0.2.1: is no address"),
         (["--port", "70000"], 2, "--port 70000: is not a port"),
+        (["--timeout", "nan"], 2, "--timeout nan: does not fit"),
+        (["--wait", "-1"], 2, "--wait -1: does not fit"),
         (["--device", "cuda:77"], 2, "--device cuda:77"),
     ],
 )
