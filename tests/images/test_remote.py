@@ -464,6 +464,7 @@ def test_parts_of_addresses():
         *[True] * 3,
         *[False] * 2,
     ]
+    assert not is_folder("s3://b/a.ome.zarr/")
     assert is_remote("gs://a") and not is_remote(Path("s3://a")) and not is_remote("C://a")
     assert join("s3://b/", "a/c.tif") == "s3://b/a/c.tif"
 
