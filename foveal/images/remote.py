@@ -289,7 +289,7 @@ class RemoteObject:
                 if not fault.passing:
                     raise ImageError(f"{self.name}: {fault.what}; {fault.advice}") from None
                 if attempt == retries:
-                    times = f", also at {retries} repetitions" if retries else ""
+                    times = f", in {retries + 1} attempts" if retries else ""
                     raise ImageError(f"{self.name}: {fault.what}{times}; {fault.advice}") from None
             time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1))
         raise AssertionError("unreachable")
@@ -384,7 +384,7 @@ def _store(kind: str, place: str, timeout: float) -> Any:
     client: dict[str, Any] = {"timeout": f"{timeout * 1000:.0f}ms", "connect_timeout": f"{timeout * 1000:.0f}ms"}
     common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
     if kind in ("http", "https"):
-        client["allow_http"] = True
+        client["allow_http"] = kind == "http"  # https is not redirected to http
         user, _, host = place.partition("://")[2].partition("/")[0].rpartition("@")
         if user:
             place = place.replace(f"{user}@{host}", host, 1)

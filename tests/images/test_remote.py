@@ -258,7 +258,7 @@ def test_lasting_faults_are_named_in_one_sentence(server, picture, monkeypatch, 
     assert re.match(re.escape(f"{server.url}/picture.tif: ") + ".*" + text, message), message
     assert "SECRET" not in message and "private" not in message and "\n" not in message and message.count(". ") == 0
     again = kind in PASSING
-    assert ("also at 1 repetitions" in message) == again
+    assert ("in 2 attempts; " in message) == again
     spans = {span for _, span in server.log if span != "bytes=0-65535"}
     if kind != "endless redirect":
         assert len(given) <= len(spans) * (1 + again)
