@@ -324,6 +324,41 @@ def readers(record: Any) -> Iterator[Row]:
         )
 
 
+@table("remote", "remote.json")
+def remote(record: Any) -> Iterator[Row]:
+    yield "looks", "read by", "rounds", "requests", "kB", "seconds, median (quartiles)", "times foveal's"
+    for case in record["results"]["looks"]["cases"]:
+        for name, one in case["methods"].items():
+            seconds = f"{number(one['seconds'])} ({number(one['q1'])} to {number(one['q3'])})"
+            against = "" if name == "foveal" else ratio(one["times_foveal"])
+            yield case["case"], name, one["rounds"], one["requests"], number(one["bytes"] / 10**3), seconds, against
+
+
+@table("remote_layouts", "remote.json")
+def remote_layouts(record: Any) -> Iterator[Row]:
+    yield "layout of the file", "rounds to open", "kB", "rounds of opening and a look with an index"
+    for row in record["results"]["layouts"]:
+        yield row["layout"], row["rounds"], number(row["bytes"] / 10**3), row["indexed_open_and_look_rounds"]
+
+
+@table("remote_memory", "remote.json")
+def remote_memory(record: Any) -> Iterator[Row]:
+    yield "gigapixels", "side, px", "growth of the process, MiB", "requests", "kB"
+    for row in record["results"]["memory"]:
+        counts = row["requests"], number(row["bytes"] / 10**3)
+        yield row["gigapixels"], f"{row['side']:,}", number(row["grown_mb"]), *counts
+
+
+def remote_bytes(record: Any) -> str:
+    """Bytes of the looks of an indexed image, as a multiple of those of their tiles."""
+    looks = record["results"]["looks"]
+    one = looks["cases"][0]["methods"]["foveal"]
+    return number(Decimal(one["bytes"] - looks["header"]["bytes"]) / looks["bytes_of_tiles"])
+
+
+value("remote_bytes", "remote.json", remote_bytes)
+
+
 @table("traversal", "traversal.json")
 def traversal(record: Any) -> Iterator[Row]:
     keys = "preset", "side", "batch"

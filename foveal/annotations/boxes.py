@@ -47,7 +47,7 @@ def check(row: Mapping[str, Any]) -> None:
     """
     if row.get("error"):
         raise ConfigError(f"{row['path']}: this image failed and has no looks ({row['error']}); leave it out")
-    if row.get("schema") != SCHEMA:
+    if row.get("schema") not in (2, SCHEMA):
         raise ConfigError(
             f"{row['path']}: its row was written by another version of foveal and does not tell enough to draw its "
             "looks; predict it again by `overwrite` (in Python resume=False)"

@@ -612,7 +612,11 @@ The images of a table, and a part of them on each of many machines. Parts are jo
 """,
     {
         "model": RUN,
-        "paths": positional("IMAGES", "files, folders and patterns such as 'scans/*.tif'", nargs="*"),
+        "paths": positional(
+            "IMAGES",
+            "files, folders and patterns such as 'scans/*.tif'; also s3://, gs://, az:// and https://",
+            nargs="*",
+        ),
         "manifest": argument(
             "instead of IMAGES: table of images, CSV or Parquet, with the column path (default: none)", "FILE"
         ),
@@ -666,6 +670,7 @@ The images of a table, and a part of them on each of many machines. Parts are jo
             "folder of masks, PNG files named as the images: a scan looks where they are white (default: everywhere)",
             "FOLDER",
         ),
+        "headers": argument("of remote images: index of their headers, see foveal index (default: none)", "FILE"),
         **HOW,
         "batch_size": BATCH_SIZE,
         "threads": argument(
@@ -1054,10 +1059,15 @@ Of a folder, a pattern or several files: a folder of pages, with an index that s
 def _explain(args: argparse.Namespace) -> int:
     from foveal.explain import explain, show
     from foveal.images import is_zarr
+    from foveal.images.uris import is_folder, is_remote
 
     first = args.paths[0]
-    several = Path(first).is_dir() and not is_zarr(first)
-    if len(args.paths) > 1 or several or (has_magic(first) and not Path(first).exists()):
+    if is_remote(first):
+        several = is_folder(first)
+    else:
+        several = Path(first).is_dir() and not is_zarr(first)
+        several = several or (has_magic(first) and not Path(first).exists())
+    if len(args.paths) > 1 or several:
         return _explain_many(args)
     if args.labels:
         raise ConfigError(f"--labels {args.labels}: are for several images; leave them out")
@@ -1228,6 +1238,35 @@ def _models(args: argparse.Namespace) -> int:
     groups["dense networks, of timm and foveal"] = [name for name in names if name not in MODELS]
     print("\n\n".join("\n".join([f"{title}:", *group]) for title, group in groups.items() if group))
     return 0
+
+
+@command(
+    "read the headers of remote images once, into a file beside their list",
+    """Writes an index with the size, the version and the header of each image, so that training and prediction open it
+without a request. IMAGES are tables with a column path, as for foveal fit --data manifest, or addresses; folders of
+s3://, gs:// and az:// end with a slash. An image that changes later is an error until its index is written again.
+
+  foveal index slides.csv                          writes slides.headers.parquet
+  foveal fit --data manifest --data.file slides.csv ...    finds it there
+  foveal predict runs/slides s3://bucket/slides/ --out rows.parquet \\
+      --headers slides.headers.parquet
+""",
+    {
+        "paths": positional("IMAGES", "tables, addresses of images and of folders", nargs="+"),
+        "out": argument("index to write (default: beside the table)", "FILE"),
+    },
+    calls=("foveal.data.headers.index_images",),
+    reads=False,
+)
+def _index(args: argparse.Namespace) -> int:
+    from foveal.data.headers import index_images
+
+    with progress("reading headers", args.quiet) as show:
+        done = index_images(**given(args, index_images), on_progress=show)
+    if done.images and not args.quiet:
+        print(f"{done.out}: {done.images:,} images")
+    print_failed(done.failed)
+    return 1 if done.failed else 0
 
 
 @command(

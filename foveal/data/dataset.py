@@ -41,6 +41,7 @@ from foveal.draws import generator
 from foveal.errors import ConfigError, DataError, FovealError
 from foveal.features.views import FeatureViews, Tiles
 from foveal.images import ImageViews, Look, Pyramid, TensorViews, View, Views, checked_range, find_mask, open_image
+from foveal.images.uris import SCHEMES, shown
 from foveal.tasks import Task, task_of
 
 FirstLooks = Callable[[tuple[int, int]], list[Look]]
@@ -94,6 +95,11 @@ class Dataset(ABC):
     classes: tuple[str, ...]
     boxes: Sequence[np.ndarray] | None
     channels: int
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images are read from stores, see `foveal.images.remote`."""
+        return False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -282,6 +288,7 @@ class Reading:
             image.
         shorter_side: with ``image_size``: first reduce images, antialiased, until their shorter side is at most this.
         masks: folder of the masks of the images, see `foveal.images.masks`; None for no masks.
+        headers: index of the headers of remote images, see `foveal.images.header_index`; None for none.
     """
 
     augmentation: str = "none"
@@ -291,6 +298,7 @@ class Reading:
     kernels: str = "bilinear"
     shorter_side: int | None = None
     masks: str | None = None
+    headers: str | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -353,6 +361,11 @@ class ImageDataset(Dataset):
         with self.open(i, value_range=self.reading.value_range) as image:
             return self.boxes[i] * (self.reading.image_size / np.tile(np.array(image.size), 2))
 
+    @property
+    def is_remote(self) -> bool:
+        schemes = tuple(map(os.fsencode, SCHEMES))
+        return any(path.startswith(schemes) for path in self._paths.tolist())
+
     def path(self, i: int) -> str:
         """Path of image ``i``."""
         return os.fsdecode(self._paths[i])
@@ -363,7 +376,7 @@ class ImageDataset(Dataset):
         Raises:
             ImageError: it cannot be opened.
         """
-        return open_image(self.path(i), channels=self.channels, **options)
+        return open_image(self.path(i), channels=self.channels, headers=self.reading.headers, **options)
 
     def load(self, epoch: int, indices: Sequence[int], seed: int, first_looks: FirstLooks | None = None) -> Loaded:
         good: list[int] = []
@@ -374,7 +387,7 @@ class ImageDataset(Dataset):
                 items.append(self._open(epoch, i, seed, first_looks))
                 good.append(i)
             except FovealError as error:
-                errors.append((self.path(i), str(error)))
+                errors.append((shown(self.path(i)), str(error)))
         index = np.array(good, dtype=np.int64)
         side = self.reading.image_size or 1
         pixels = (

@@ -33,6 +33,8 @@ from foveal.data.options import document_options
 from foveal.draws import generator
 from foveal.errors import ConfigError, DataError
 from foveal.images import SUFFIXES, LeftOut, walk
+from foveal.images.header_index import beside
+from foveal.images.uris import is_remote, join, shown
 from foveal.images.walk import is_zarr, set_apart, why_left_out
 from foveal.importing import need_parquet
 from foveal.tasks import MULTICLASS, MULTILABEL, SEPARATOR, TASKS
@@ -134,9 +136,13 @@ def manifest(
     Boxes are those of the objects that decide the class: ``y0 x0 y1 x1`` in pixels of the image at full resolution,
     with ``|`` between several; none in an empty cell. Random crops keep them inside where they can.
 
+    Paths may be addresses of remote images (``s3://``, ``gs://``, ``az://``, ``https://``), see
+    `foveal.images.remote`; whether these exist is not checked before they are read. If `foveal.data.headers` wrote an
+    index beside the table, they are opened by it.
+
     Args:
         file: the table, CSV or Parquet.
-        root: folder that paths are relative to; None takes the folder of the table.
+        root: folder that paths are relative to, which may be an address; None takes the folder of the table.
         task: ``multiclass``: each image has one label. ``multilabel``: any number of labels, with ``|`` between them;
             none in an empty cell. In Parquet, a list of labels works too.
         val_fraction: share of each class's training images held out for validation if the table has no validation
@@ -146,11 +152,12 @@ def manifest(
         DataError: the table cannot be read, a column or an image is missing, a label or split is unknown, a cell has
             no boxes but other text, or a group has images in two splits.
     """
-    reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks))
     table = existing(file)
-    base = table.parent if root is None else existing(root)
+    headers = str(index) if (index := beside(table)).exists() else None
+    reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks), headers=headers)
+    base = table.parent if root is None else _root(root)
     notes: list[str] = []
-    found = read_listing(table, lambda path: str(base / path), check_task("manifest", task), notes)
+    found = read_listing(table, lambda path: placed(path, base), check_task("manifest", task), notes)
     notes += _shared(found.listings)
     data = assemble(
         str(table), found.classes, found.listings, reading, val_fraction, seed, notes, found.groups.get("train")
@@ -233,7 +240,7 @@ def read_listing(table: Path, locate: Callable[[str], str], several: bool, notes
     if unknown:
         advice = _similar(unknown[0], classes) or "correct it or add training images of it"
         raise DataError(f"{table}: row {unknown[1]} has the label {unknown[0]!r}, which no training row has; {advice}")
-    missing = [(path, number) for path, _, number in every if not Path(path).exists()]
+    missing = [(path, number) for path, _, number in every if not is_remote(path) and not Path(path).exists()]
     if missing:
         path, number = missing[0]
         raise DataError(
@@ -292,7 +299,7 @@ def _shared(listings: Mapping[str, tuple[list[str], np.ndarray]]) -> list[str]:
     """A note if an image is in several splits."""
     seen = Counter(path for paths, _ in listings.values() for path in set(paths))
     shared = [path for path, splits in seen.items() if splits > 1]
-    return [f"images in several splits: {len(shared)}, first {min(shared)}"] if shared else []
+    return [f"images in several splits: {len(shared)}, first {shown(min(shared))}"] if shared else []
 
 
 def _lacking(data: DataModule) -> Iterator[str]:
@@ -323,6 +330,23 @@ def _check_groups(table: Path, groups: dict[str, list[str]]) -> None:
 def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str, str | None]]]:
     """Rows of a table: (row number as shown in an editor, (path, label, split, group, boxes)). Boxes are None if there
     is no such column."""
+    for number, record in records_of(table):
+        for column in ("path", "label"):
+            if column not in record:
+                raise DataError(
+                    f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
+                    "splits, split"
+                )
+        path, label, split, group = (_cell(record.get(k)) for k in ("path", "label", "split", "group"))
+        yield number, (path, label, split or "train", group, _cell(record["boxes"]) if "boxes" in record else None)
+
+
+def records_of(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table, CSV or Parquet, with their numbers as shown in an editor.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     if table.suffix.lower() in (".parquet", ".pq"):
         need_parquet(table)
         import pyarrow as pa
@@ -342,15 +366,30 @@ def _read_rows(table: Path) -> Iterator[tuple[int, tuple[str, str, str, str, str
         except (UnicodeDecodeError, csv.Error, OSError) as error:
             raise DataError(f"{table}: this is not a CSV file in UTF-8 ({error}); save it as one") from error
         first = 2
-    for number, record in enumerate(records, start=first):
-        for column in ("path", "label"):
-            if column not in record:
-                raise DataError(
-                    f"{table}: the column {column!r} is missing; name the columns path, label and, if there are "
-                    "splits, split"
-                )
-        path, label, split, group = (_cell(record.get(k)) for k in ("path", "label", "split", "group"))
-        yield number, (path, label, split or "train", group, _cell(record["boxes"]) if "boxes" in record else None)
+    yield from enumerate(records, start=first)
+
+
+def _root(root: str) -> str | Path:
+    """The folder that paths are relative to, or its address.
+
+    Raises:
+        DataError: there is no such folder, or an address has secrets, which would be stored with the options of a run.
+    """
+    if is_remote(root) and shown(root) != root:
+        raise DataError(f"{shown(root)}: has a query or a user; leave them out, or write whole addresses in the table")
+    return root if is_remote(root) else existing(root)
+
+
+def placed(path: str, base: str | Path) -> str:
+    """A path of a table.
+
+    Args:
+        path: an address, or a path that is relative to ``base``.
+        base: a folder, or an address.
+    """
+    if is_remote(path):
+        return path
+    return join(base, path) if isinstance(base, str) else str(base / path)
 
 
 def _cell(value: Any) -> str:
@@ -366,6 +405,8 @@ def existing(path: str | Path) -> Path:
     Raises:
         DataError: it does not exist.
     """
+    if is_remote(path):
+        raise DataError(f"{shown(path)}: only images are read from there; list them in a table (data manifest)")
     path = Path(path).expanduser()
     if not path.exists():
         where = "" if path.is_absolute() else f" in {Path.cwd()}"

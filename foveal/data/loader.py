@@ -194,6 +194,8 @@ class Loader:
                 collate_fn=_pack,  # type: ignore[arg-type]
                 persistent_workers=True,
                 worker_init_fn=_begin,
+                # The threads of a client of stores do not exist in forked processes.
+                multiprocessing_context="spawn" if data.is_remote else None,
                 generator=torch.Generator(),  # else every epoch's beginning would advance torch's global generator
             )
             # Garbage collection of a cycle that holds the iterator, such as an interrupted training, closes the pipes

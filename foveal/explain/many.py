@@ -35,6 +35,7 @@ from foveal.explain.page import PAGES, Explainer, data_uri, escape, write
 from foveal.files import storing
 from foveal.glimpse.base import GlimpseClassifier
 from foveal.images import LeftOut, as_text
+from foveal.images.uris import identity, is_remote, shown
 from foveal.policies import Policy
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.rows import Row, failed_row, find_images
@@ -107,20 +108,20 @@ def explain_many(
                 if on_progress is not None:
                     on_progress(done + share, len(found))
 
-            name = as_text(path)
+            name = as_text(shown(path))
             page, picture = out / f"{file_stem(name)}.html", None
             try:
                 if error is not None:
                     raise ImageError(error)
                 _, row, picture, _ = explainer(path, page, on_scan=scanned, picture_side=ICON)
             except ImageError as problem:
-                row = failed_row(path, str(problem))
+                row = failed_row(shown(path), str(problem))
                 with storing(page):
                     page.unlink(missing_ok=True)  # of an earlier call
             for sink in sinks:
                 sink.write(row)
             rows.append(row)
-            label = known.get(os.path.realpath(path))
+            label = known.get(_real(path))
             lines.append(_line(row, page.name, picture, label))
             if label is not None and not row["error"]:
                 wrong.append(_parts(label) != _parts(row["label"]))
@@ -161,9 +162,14 @@ def read_labels(file: Path, class_names: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"`labels` {file}: line {number} has no path or no label; give it these two columns")
         if class_names and (odd := next((one for one in _parts(label) if one not in class_names), None)) is not None:
             raise ConfigError(f"`labels` {file}: line {number}: the model has no class {odd!r}; correct the label")
-        for base in (file.parent, Path()):
-            known[os.path.realpath(base / path)] = label
+        for place in [path] if is_remote(path) else [file.parent / path, path]:
+            known[_real(place)] = label
     return known
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    """One text for all paths of a file."""
+    return identity(path) if is_remote(path) else os.path.realpath(path)
 
 
 def _parts(label: str) -> frozenset[str]:

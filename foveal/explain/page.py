@@ -43,7 +43,7 @@ from foveal.errors import ConfigError, ImageError
 from foveal.explain.pictures import colour, glimpse_pictures, heat, one_view, overlay, thumbnail
 from foveal.files import replacing, storing
 from foveal.glimpse.base import GlimpseClassifier
-from foveal.images import BlankViews, ImageViews, is_path
+from foveal.images import BlankViews, ImageViews, Pyramid, is_path, uris
 from foveal.layers import ExplicitAttention, captions, stage_of
 from foveal.policies import Policy
 from foveal.prediction.cost import count_cost
@@ -212,7 +212,7 @@ class Explainer:
             picture_side, overlay_side: longest sides of the two pictures; None for none.
         """
         classifier, start = self.predictor.model, time.perf_counter()
-        file = Path(path) if is_path(path) else None
+        is_file = is_path(path)
         with self.predictor.open(path, mask=mask) as image:
             views = ImageViews([image])
             views.on_scan = on_scan
@@ -222,11 +222,10 @@ class Explainer:
             for reason in views.errors.values():
                 raise ImageError(reason)
             size = (int(views.sizes[0, 0]), int(views.sizes[0, 1]))
-            read = None if file is None else int(views.bytes_read[0])
+            read = int(views.bytes_read[0]) if is_file else None
             macs, dense_macs = self.macs(size, views.views[0].mpp)
-            stored = image.metadata.get("file_bytes") or (file.stat().st_size if file and file.is_file() else None)
-            costs = Costs(macs, dense_macs, read, stored, seconds)
-            name = "image" if file is None else str(file)
+            costs = Costs(macs, dense_macs, read, _stored_bytes(path, image), seconds)
+            name = "image" if not is_file else uris.shown(path) if uris.is_remote(path) else str(Path(path))
             row = make_row(name, seen, image, top_k=5, macs=macs, seconds=seconds)
             network = classifier.dense() if seen.maps else nn.Identity()
             shown = replace(seen, maps={**seen.maps, **_from_the_edge(network, seen.maps)})
@@ -243,6 +242,14 @@ class Explainer:
             )
             picture = None if picture_side is None else thumbnail(views, picture_side)
             return Explained(seen, row, picture, drawn)
+
+
+def _stored_bytes(path: Any, image: Pyramid) -> int | None:
+    """Bytes of the file of an image; None if they are not known."""
+    if image.remote is not None:
+        return image.remote.size
+    is_file = is_path(path) and not uris.is_remote(path) and Path(path).is_file()
+    return image.metadata.get("file_bytes") or (Path(path).stat().st_size if is_file else None)
 
 
 def check_page(out: Path) -> None:

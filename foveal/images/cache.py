@@ -1,7 +1,8 @@
 """Cache of tiled pyramids, converted from large images without tiles.
 
 The conversion is lossless (zstd) and is logged. The key is the path, size and modification time of the image and of its
-mask file. The size of the cache is limited; the least recently used pyramids are removed first.
+mask file; of a remote image its address and ETag. The size of the cache is limited; the least recently used pyramids
+are removed first.
 
 Example:
     >>> import tempfile
@@ -52,7 +53,12 @@ class Unconverted(ImageError):
 
 
 def cached(
-    path: str, folder: str | os.PathLike | None, make: Callable[[str], None], why: str, convert: bool = True
+    path: str,
+    folder: str | os.PathLike | None,
+    make: Callable[[str], None],
+    why: str,
+    convert: bool = True,
+    key: str | None = None,
 ) -> str:
     """Return the path of an image's pyramid; convert the image if it is not in the cache.
 
@@ -62,18 +68,14 @@ def cached(
         make: function that writes the pyramid to the given path.
         why: description of the image for messages, such as "a PNG of 300 megapixels".
         convert: convert the image if it is not in the cache.
+        key: digest of what the image is, for one that is not a local file.
 
     Raises:
         ImageError: the folder cannot be written, or ``make`` fails.
         Unconverted: the image is not in the cache, and ``convert`` is False.
     """
     place = Path(folder) if folder is not None else default_folder()
-    stat = Path(path).stat()
-    mask = Path(path + ".msk")  # the pyramid contains the mask
-    beside = f" {mask.stat().st_size} {mask.stat().st_mtime_ns}" if mask.exists() else ""
-    key = hashlib.sha256(f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}".encode()).hexdigest()[
-        :32
-    ]
+    key = _key_of(path) if key is None else key
     target = place / f"{key}.tif"
     if target.exists():
         with suppress(OSError):  # the file may belong to another user
@@ -99,6 +101,15 @@ def cached(
         what = f"its pyramid cannot be written to {place} ({getattr(reason, 'strerror', None) or reason})"
         raise ImageError(f"{path}: {what}; free space there or set FOVEAL_CACHE") from error
     return str(target)
+
+
+def _key_of(path: str) -> str:
+    """Digest of the path, size and time of a file."""
+    stat = Path(path).stat()
+    mask = Path(path + ".msk")  # the pyramid contains the mask
+    beside = f" {mask.stat().st_size} {mask.stat().st_mtime_ns}" if mask.exists() else ""
+    text = f"1 {os.path.realpath(path)} {stat.st_size} {stat.st_mtime_ns}{beside}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_pyramid(

@@ -15,7 +15,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foveal.images.reading import read_at, read_up_to
+from foveal.images.reading import OpenFile, read_ahead, read_at, read_up_to, size_of
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SIGNED = {6, 8, 9, 17}
@@ -33,6 +32,7 @@ _ONE = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323}  # required tags that 
 _ONE_NOTE = {254, 255, 274, 282, 283, 296}  # tags that hold one number and are dropped if damaged
 _PICTURE = {258, 320, 338, 339, 347, 529, 530, 532}  # other tags that are needed to decode the pixels
 _DROPPED = {34665, 34853, 34675, 37724}  # EXIF, GPS, colour profile, Photoshop layers
+_AHEAD = 4 << 10  # bytes of each header of a list that are read together
 _LONGEST = 1 << 22  # longest tag that is copied, in bytes
 
 
@@ -46,11 +46,16 @@ class Numbers(NamedTuple):
     def __len__(self) -> int:
         return self.length
 
-    def get(self, descriptor: int, index: int) -> int:
+    def span(self, index: int) -> tuple[int, int]:
+        """Position and length of an entry in the file."""
+        size = struct.calcsize(self.format)
+        return self.position + index * size, size
+
+    def get(self, descriptor: OpenFile, index: int) -> int:
         size = struct.calcsize(self.format)
         return struct.unpack(self.format, read_at(descriptor, size, self.position + index * size))[0]
 
-    def all(self, descriptor: int) -> np.ndarray:
+    def all(self, descriptor: OpenFile) -> np.ndarray:
         return np.frombuffer(
             read_at(descriptor, self.length * struct.calcsize(self.format), self.position), self.format
         )
@@ -63,6 +68,7 @@ class _Header:
     tags: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     children: list[_Header] = field(default_factory=list)
     lists: dict[int, Numbers] = field(default_factory=dict)
+    first_tile: dict[int, tuple[int, int]] = field(default_factory=dict)  # type and position of the first entries
     position: int = 0
     complete_description: bool = True
 
@@ -90,11 +96,11 @@ class _Kind(NamedTuple):
         return 20 if self.big else 12
 
 
-def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:
+def outline(descriptor: OpenFile) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:
     """Copy the headers.
 
     Args:
-        descriptor: file descriptor.
+        descriptor: the open file.
 
     Returns:
         A TIFF with every header, but only the first entry of each list of tiles; and by the position of each header in
@@ -112,15 +118,16 @@ def outline(descriptor: int) -> tuple[bytes, dict[int, tuple[Numbers | None, Num
     while position:
         header, position = _read(descriptor, kind, position, seen)
         headers.append(header)
+    _read_first_entries(descriptor, [h for parent in headers for h in _family(parent)])
     # The description of the first page may define the roles of the pages (OME-TIFF).
     if len(headers) > 1 and not headers[0].complete_description:
         raise ValueError("its description continues past the end of the file")
     return _write(kind, headers)
 
 
-def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[_Header, int]:
+def _read(descriptor: OpenFile, kind: _Kind, position: int, seen: set[int]) -> tuple[_Header, int]:
     """Read one header; return it and the position of the next one."""
-    end = os.fstat(descriptor).st_size
+    end = size_of(descriptor)
     if position in seen:
         raise ValueError("the list of its levels runs in a circle")
     seen.add(position)
@@ -150,8 +157,8 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
                 raise ValueError("a list of tiles continues past the end of the file")
             header.lists[code] = Numbers(where, number, kind.order + _FORMATS[type_])
             if code in (_OFFSETS[0], _COUNTS[0]):  # of tiles only: strips are few, and tifffile checks their number
-                number, length = 1, _BYTES[type_]
-                value = read_up_to(descriptor, length, where)
+                header.first_tile[code] = type_, where
+                continue
         wrong = number != 1 or type_ not in _SIGNED | _FORMATS.keys() if code in _ONE else type_ not in _BYTES
         wrong |= length > _LONGEST
         if wrong and code in _ONE | _PICTURE:
@@ -164,10 +171,19 @@ def _read(descriptor: int, kind: _Kind, position: int, seen: set[int]) -> tuple[
         header.complete_description &= code != _DESCRIPTION or len(value) == length
         if code == _CHILDREN and type_ in _FORMATS:
             places = struct.unpack(f"{kind.order}{number}{_FORMATS[type_]}", value)
+            read_ahead(descriptor, [(place, _AHEAD) for place in places])
             header.children = [_read(descriptor, kind, place, seen)[0] for place in places]
         else:
             header.tags.append((code, type_, number, value))
     return header, struct.unpack(kind.number, body[count * kind.tag_size :][: kind.word])[0]
+
+
+def _read_first_entries(descriptor: OpenFile, headers: list[_Header]) -> None:
+    """Read the first entry of each list of tiles, of a remote file all in one round."""
+    read_ahead(descriptor, [(where, _BYTES[type_]) for h in headers for type_, where in h.first_tile.values()])
+    for header in headers:
+        for code, (type_, where) in header.first_tile.items():
+            header.tags.append((code, type_, 1, read_up_to(descriptor, _BYTES[type_], where)))
 
 
 def _write(kind: _Kind, headers: list[_Header]) -> tuple[bytes, dict[int, tuple[Numbers | None, Numbers | None]]]:

@@ -36,6 +36,7 @@ from foveal.errors import ImageError
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, fitting
 from foveal.images.reading import memory_limit
+from foveal.images.uris import shown
 
 ValueRange = tuple[float, float]
 
@@ -66,11 +67,11 @@ def is_one(images: Any) -> bool:
 def each(images: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (name, image) of one image, or of each image of a list, a tuple or a (B, C, H, W) tensor.
 
-    The name of a path is the path. The name of another image is its index in the list, ``[3]``, or in a batch of a
-    list, ``[3][0]``. The name of a single image is ``image``.
+    The name of a path is the path, without the secrets of an address. The name of another image is its index in the
+    list, ``[3]``, or in a batch of a list, ``[3][0]``. The name of a single image is ``image``.
     """
     if is_one(images):
-        yield os.fspath(images) if is_path(images) else place or "image", images
+        yield shown(images) if is_path(images) else place or "image", images
         return
     for i, image in enumerate(images):
         yield from each(image, f"{place}[{i}]")

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +25,14 @@ from foveal.images.cache import cached, write_pyramid
 from foveal.images.notices import noting
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored
 from foveal.images.reading import check_claim, memory_limit, reading, short
+from foveal.images.uris import is_remote, shown
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
 
 _PIECEWISE = 64  # factor of the memory limit for images that are converted in parts
 _MOST_COMPRESSED = 2000  # largest compression ratio of a TIFF that is converted; codecs reach about 1000
+_PATH_OF_URI = re.compile(r"(s3|gs|az|https?):/[^/]")  # a Path joins the two slashes
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -39,6 +45,7 @@ def open_image(
     cache_dir: str | os.PathLike | None = None,
     convert: bool = True,
     mask: str | os.PathLike | np.ndarray | None = None,
+    headers: str | os.PathLike | None = None,
 ) -> Pyramid:
     """Open an image. The format is detected from the contents of the file; optional readers also use the suffix.
     A folder is an image if it is OME-Zarr, or holds the files of one DICOM slide.
@@ -46,8 +53,11 @@ def open_image(
     Opening reads the headers, not the pixels. Of tiled formats (pyramidal TIFF, COG, SVS, OME-TIFF) only the tiles that
     boxes need are read later. Formats without tiles are decoded whole once; see `foveal.images.plain`.
 
+    Addresses (``s3://``, ``gs://``, ``az://``, ``https://``) are read by ranges of bytes, see `foveal.images.remote`:
+    tiled TIFFs by their tiles, JPEG, PNG, WebP, BMP, GIF and PPM whole.
+
     Args:
-        path: path of the file, or of the folder.
+        path: path of the file, or of the folder, or the address of a remote one.
         channels: number of bands of a look; that of the image if None. Grey is repeated if 3 bands are requested.
             Alpha does not count; CMYK and palettes become RGB.
         value_range: stored values that are scaled to 0 and 1. The default is the range of the type for unsigned
@@ -61,17 +71,21 @@ def open_image(
             boxes.
         mask: where a scan may look, see `foveal.images.masks`: an image file whose white pixels are to be searched, or
             an (h, w) array of bool. It is stretched over the image. Other models ignore it.
+        headers: index of the headers of remote images, see `foveal.images.header_index`.
 
     Raises:
         ImageError: the file is missing, damaged, not an image, or has another number of channels; or the mask is, or
             has another shape than the image.
         Unconverted: the image must be converted, and ``convert`` is False; see `foveal.images.cache`.
     """
-    name = os.fspath(path)
-    head = _first_bytes(name)
+    name = shown(path)
+    options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
+    head = b"" if is_remote(path) else _first_bytes(name)
     with reading(name, "cannot be opened"), noting(name):
-        options = {"channels": channels, "value_range": value_range, "max_bytes": max_bytes or memory_limit()}
-        image = _open(name, head, cache_dir, convert, options)
+        if is_remote(path):
+            image = _open_remote(path, headers, cache_dir, convert, options)
+        else:
+            image = _open(name, head, cache_dir, convert, options)
     if mask is not None:
         image.mask = masks.read_mask(mask, image)
     return image
@@ -118,8 +132,6 @@ def open_content(
 
 def _first_bytes(name: str) -> bytes:
     """First bytes of a file; none of a folder that is an image."""
-    if ome_zarr.is_remote(name):
-        return b""
     try:
         # Opening a named pipe blocks until another process writes to it.
         if not stat.S_ISREG(Path(name).stat().st_mode) and not Path(name).is_dir():
@@ -129,7 +141,8 @@ def _first_bytes(name: str) -> bytes:
         with Path(name).open("rb") as file:
             head = file.read(256)
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file; check the path") from error
+        advice = "give an address as text, not as a Path" if _PATH_OF_URI.match(name) else "check the path"
+        raise ImageError(f"{name}: there is no such file; {advice}") from error
     except IsADirectoryError as error:
         what = "is a folder, and neither OME-Zarr nor a DICOM slide"
         raise ImageError(f"{name}: {what}; give the image files in it") from error
@@ -158,19 +171,45 @@ def _open(name: str, head: bytes, cache_dir: Any, convert: bool, options: dict[s
     return optional.open_other(name, head, cache_dir, convert, options)
 
 
-def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
+def _open_remote(uri: str, headers: Any, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
+    from foveal.images import header_index
+    from foveal.images.remote import LOCAL_ONLY, RemoteObject, start_client
+
+    if ome_zarr.is_remote(uri):
+        start_client(shown(uri))
+        return ome_zarr.OmeZarrPyramid(uri, name=shown(uri), **options)
+    remote = RemoteObject(uri) if headers is None else header_index.find(headers, uri)
+    head = remote.read_up_to(64, 0)
+    if head[:4] in _TIFF and not optional.wants_openslide(remote.name, head):
+        image = _open_tiff(remote.name, cache_dir, convert, options, remote)
+    elif kind := plain.kind_of(head):
+        image = _open_plain(remote.name, kind, cache_dir, convert, options, remote)
+    else:
+        unread.refuse(remote.name, head)
+        what = f"is {LOCAL_ONLY}, or not an image of a known kind"
+        raise ImageError(f"{remote.name}: {what}; copy it, or store it as a tiled TIFF")
+    image.remote = remote
+    return image
+
+
+def _open_tiff(
+    name: str, cache_dir: Any, convert: bool, options: dict[str, Any], remote: RemoteObject | None = None
+) -> Pyramid:
     from foveal.images import tiff
 
+    file = name if remote is None else remote.uri
     unread.refuse_tiff(name)
-    layout = tiff.parse_tiff(name)
+    layout = tiff.parse_tiff(file, name, remote)
     if layout.vendor is not None:
+        if remote is not None:
+            raise ImageError(f"{name}: is a slide of {layout.vendor}, which is read from local files only; copy it")
         return optional.open_slide(name, **options)
     size = layout.levels[0].height, layout.levels[0].width
     small = (
         layout.looking_cost(-1) <= options["max_bytes"]
         and layout.levels[-1].height * layout.levels[-1].width <= plain.LARGE
     )
-    image = tiff.TiffPyramid(name, layout, **options)
+    image = tiff.TiffPyramid(name, layout, file=file, remote=remote, **options)
     if (layout.tiled and small) or not convert:
         return image
     if small:
@@ -182,8 +221,9 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
     height, width = size
     cost = layout.cost
     check_claim(name, size, cost, options["max_bytes"] * _PIECEWISE)
-    if cost > _MOST_COMPRESSED * max(Path(name).stat().st_size, 1 << 16):
-        claim = f"claims {width} x {height} pixels, {cost:,} bytes, in a file of {Path(name).stat().st_size:,}"
+    length = Path(name).stat().st_size if remote is None else remote.size
+    if cost > _MOST_COMPRESSED * max(length, 1 << 16):
+        claim = f"claims {width} x {height} pixels, {cost:,} bytes, in a file of {length:,}"
         raise ImageError(f"{name}: {claim}: almost all tiles are missing; crop it to the others, or add levels to it")
 
     def make(target: str) -> None:
@@ -197,22 +237,31 @@ def _open_tiff(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]
         write_pyramid(target, (height, width, layout.shown_bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
     kind = "a TIFF without levels" if layout.tiled else "a TIFF in strips"
-    return _open_cached(
-        name, cached(name, cache_dir, make, f"{kind} of {height * width / 1e6:,.0f} megapixels"), image, options
-    )
+    key = None if remote is None else remote.key
+    why = f"{kind} of {height * width / 1e6:,.0f} megapixels"
+    return _open_cached(name, cached(name, cache_dir, make, why, key=key), image, options)
 
 
-def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:
-    header = plain.read_header(name, kind, options["max_bytes"])
+def _open_plain(
+    name: str,
+    kind: str,
+    cache_dir: Any,
+    convert: bool,
+    options: dict[str, Any],
+    remote: RemoteObject | None = None,
+) -> Pyramid:
+    data = None if remote is None else remote.whole(options["max_bytes"])
+    header = plain.read_header(name, kind, options["max_bytes"], data)
     height, width = header.size
+    image = plain.PlainPyramid(name, header, remote=remote, **options)
     if not header.large:
-        return plain.PlainPyramid(name, header, **options)
-    if kind == "JPEG" and header.bits == 8 and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
+        return image
+    in_parts = remote is None and kind == "JPEG" and header.bits == 8
+    if in_parts and (segments := plain.find_segments(np.memmap(name, np.uint8, "r"))):
         return plain.RestartJpeg(name, header, segments, **options)
-    image = plain.PlainPyramid(name, header, **options)
 
     def make(target: str) -> None:
-        stored, alpha, _ = plain.decode_plain(name, header)
+        stored, alpha, _ = plain.decode_plain(name, header, data)
 
         def rows(y0: int, y1: int) -> np.ndarray:
             return _packed(plain.split_alpha(stored[y0:y1], alpha), alpha, False)
@@ -220,7 +269,8 @@ def _open_plain(name: str, kind: str, cache_dir: Any, convert: bool, options: di
         write_pyramid(target, (height, width, header.bands + alpha), _packable(image.dtype), rows, alpha=alpha)
 
     why = f"a {kind} of {height * width / 1e6:,.0f} megapixels"
-    return _open_cached(name, cached(name, cache_dir, make, why, convert), image, options)
+    key = None if remote is None else remote.key
+    return _open_cached(name, cached(name, cache_dir, make, why, convert, key), image, options)
 
 
 def _open_jxl(name: str, cache_dir: Any, convert: bool, options: dict[str, Any]) -> Pyramid:

@@ -25,10 +25,11 @@ import os
 import re
 import struct
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -37,6 +38,9 @@ from foveal.errors import ImageError
 from foveal.images import bmp, gif, jpeg, png
 from foveal.images.pyramid import ArrayPyramid, Pyramid, Stored, Window, without_gaps
 from foveal.images.reading import check_claim, open_file, read_at, reading
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
 
 LARGE = 64_000_000  # largest image that is decoded whole, in pixels
 _MOST_SCANS = 200  # most scans of a progressive JPEG; ten are usual
@@ -106,11 +110,10 @@ def read_header(path: str, kind: str, max_bytes: int, content: bytes | None = No
         ImageError: the file is damaged, has no pixels, or takes more than ``max_bytes`` when it is decoded.
     """
     read = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header}.get(kind)
-    with reading(path, f"the {kind} header cannot be read"), ExitStack() as stack:
-        data: Any = content
-        if content is None:
-            file = stack.enter_context(Path(path).open("rb"))
-            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    with (
+        reading(path, f"the {kind} header cannot be read"),
+        _mapped(path) if content is None else nullcontext(content) as data,
+    ):
         source = path if content is None else io.BytesIO(content)
         header = read(data) if read else _pillow_header(path, kind, data, source)
     check_claim(path, header.size, header.cost, max_bytes)
@@ -132,6 +135,12 @@ def _jpeg_header(data: Any) -> Header:
     return Header(
         "JPEG", (stream.height, stream.width), bands, dtype, metadata, progressive=stream.progressive, bits=stream.bits
     )
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[mmap.mmap]:
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _png_header(data: Any) -> Header:
@@ -316,10 +325,18 @@ class PlainPyramid(ArrayPyramid):
         path: path of the file.
         header: its header.
         content: content of the file, if it is in memory. It is released when it has been decoded.
+        remote: the file, if it is remote.
         options: see `Pyramid`.
     """
 
-    def __init__(self, path: str, header: Header, content: bytes | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        header: Header,
+        content: bytes | None = None,
+        remote: RemoteObject | None = None,
+        **options: Any,
+    ) -> None:
         Pyramid.__init__(
             self,
             path,
@@ -334,14 +351,18 @@ class PlainPyramid(ArrayPyramid):
         self._header = header
         self._content = content
         self._decoding = threading.Lock()
+        self.remote = remote
         self._pixels: Tensor | None = None  # type: ignore[assignment]
 
     def _read_stored(self, requests: list[tuple[int, Window]]) -> list[Stored]:
         with self._decoding:
             if self._pixels is None:
-                stored, alpha, length = decode_plain(self.path, self._header, self._content)
+                content = self._content if self.remote is None else self.remote.whole(self._max_bytes)
+                stored, alpha, length = decode_plain(self.path, self._header, content)
                 self._content = None
                 self._fill_with(*split_alpha(stored, alpha))
+                if self.remote is not None:
+                    self.remote.release()
                 self._count(length, 1)
         return super()._read_stored(requests)
 

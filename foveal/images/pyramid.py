@@ -23,7 +23,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from foveal.images.info import ImageInfo, image_info
 from foveal.images.notices import noting
 from foveal.images.reading import memory_limit, reading
 from foveal.images.resample import ResamplePlan, composite, cut, plan
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
 
 Window = tuple[int, int, int, int]
 Stored = tuple[np.ndarray, np.ndarray | None]
@@ -93,6 +96,7 @@ class Pyramid(ABC):
         mask: (h, w) bool, stretched over the image: where a scan may look; everywhere if None. See
             `foveal.images.masks`.
         level_sizes: (height, width) of each level, level 0 first.
+        remote: the remote file, which counts requests; None if the image is local.
         bytes_read, tiles_decoded: counts since the image was opened; a file that is decoded whole counts as one tile.
 
     Raises:
@@ -128,6 +132,7 @@ class Pyramid(ABC):
         self._blank: bool | None = None
         self.mask: np.ndarray | None = None
         self.metadata = {"orientation": orientation, **(metadata or {})}
+        self.remote: RemoteObject | None = None
         self.bytes_read = 0
         self.tiles_decoded = 0
         self._stored_sizes = tuple(stored_sizes)
@@ -486,6 +491,7 @@ def squash(image: Pyramid, side: int, shorter_side: int | None = None) -> ArrayP
     pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False).clamp(0, 1)
     squashed = ArrayPyramid(pixels[0].permute(1, 2, 0), path=image.path, value_range=(0, 1))
     squashed.bytes_read, squashed.tiles_decoded = image.bytes_read, image.tiles_decoded
+    squashed.remote = image.remote
     squashed._info = image.info
     return squashed
 

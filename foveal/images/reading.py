@@ -1,5 +1,8 @@
 """Errors of reading files, and positional reads.
 
+An open file is the file descriptor of a local file, or a `foveal.images.remote.RemoteObject`. Only the functions below
+know the difference.
+
 `reading` converts every exception that a damaged file can cause to an `ImageError` with the path of the file.
 Programming errors are not converted. `read_at` reads files at a position, also on systems without ``os.pread``.
 
@@ -16,9 +19,17 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Iterable, Sequence
 from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, TypeAlias
 
 from foveal.errors import ConfigError, FovealError, ImageError
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
+
+OpenFile: TypeAlias = "int | RemoteObject"
+"""The file descriptor of a local file, or a remote object."""
 
 _BUGS = (NameError, ImportError, AssertionError)
 _WRONG_CALL = re.compile(r"unexpected keyword argument|positional argument|required keyword-only argument")
@@ -104,40 +115,70 @@ def check_claim(path: str, size: tuple[int, int], cost: int, limit: int) -> None
         raise ImageError(f"{path}: {claim}; {advice}")
 
 
+def size_of(file: OpenFile) -> int:
+    """Size of a file in bytes."""
+    return os.fstat(file).st_size if isinstance(file, int) else file.size
+
+
 def open_file(path: str) -> int:
-    """Open a file for reading; return its file descriptor."""
+    """Open a local file for reading; return its file descriptor."""
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
-def read_at(descriptor: int, length: int, position: int) -> bytes:
+def read_at(file: OpenFile, length: int, position: int) -> bytes:
     """Read bytes at a position of a file; safe in threads that share the descriptor.
 
     Raises:
         ValueError: the range goes past the end of the file.
         OSError, OverflowError: the disk fails, or the position is invalid.
+        ImageError: a remote file cannot be read.
     """
     # os.pread allocates the requested length, so long ranges are checked first.
-    inside = length < _LARGE or position + length <= os.fstat(descriptor).st_size
-    data = read_up_to(descriptor, length, position) if inside else b""
+    inside = length < _LARGE or position + length <= size_of(file)
+    data = read_up_to(file, length, position) if inside else b""
     if len(data) != length:
         raise ValueError("it lies past the end of the file")
     return data
 
 
-def check_inside(descriptor: int, position: int) -> None:
+def read_tiles(file: OpenFile, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read several ranges, each a (position, length); those of a remote file in one parallel round.
+
+    Raises:
+        ValueError, OSError, OverflowError, ImageError: see `read_at`.
+    """
+    if isinstance(file, int):
+        return [read_at(file, length, position) for position, length in spans]
+    return file.fetch(spans)
+
+
+def read_ahead(file: OpenFile, spans: Iterable[tuple[int, int]]) -> None:
+    """Read small parts of the headers of a remote file together, before `read_at` reads them one by one. Nothing is
+    read of a local file.
+
+    Raises:
+        ImageError: a remote file cannot be read.
+    """
+    if not isinstance(file, int):
+        file.ahead(spans)
+
+
+def check_inside(file: OpenFile, position: int) -> None:
     """Check a position without reading there.
 
     Raises:
         ValueError: it is past the end of the file.
     """
-    if position > os.fstat(descriptor).st_size:
+    if position > size_of(file):
         raise ValueError("it lies past the end of the file")
 
 
-def read_up_to(descriptor: int, length: int, position: int) -> bytes:
+def read_up_to(file: OpenFile, length: int, position: int) -> bytes:
     """Like `read_at`, but returns fewer bytes at the end of the file."""
+    if not isinstance(file, int):
+        return file.read_up_to(length, position)
     if hasattr(os, "pread"):
-        return os.pread(descriptor, length, position)
+        return os.pread(file, length, position)
     with _moving:
-        os.lseek(descriptor, position, os.SEEK_SET)
-        return os.read(descriptor, length)
+        os.lseek(file, position, os.SEEK_SET)
+        return os.read(file, length)

@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
@@ -39,14 +39,18 @@ from foveal.images import pages, scale
 from foveal.images.colours import from_cmyk, from_lab, from_ycbcr
 from foveal.images.headers import outline
 from foveal.images.pyramid import ORIENTATIONS, Pyramid, Stored, Window, without_gaps
-from foveal.images.reading import check_inside, open_file, read_at, reading
+from foveal.images.reading import OpenFile, check_inside, open_file, read_ahead, read_tiles, reading
 from foveal.images.tiles import IMAGE_CODECS, Level, Source, decode_tile
+
+if TYPE_CHECKING:
+    from foveal.images.remote import RemoteObject
 
 # tifffile logs faults of damaged files, which Python prints if there is no handler. Damage raises errors here instead.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _KEPT = 4 << 20  # size of the cache of decoded tiles of each image, in bytes; glimpses overlap
 _MOST_KEPT = 32 << 20  # its largest size during a scan, whose blocks overlap
+_ROUND = 32 << 20  # bytes of tiles of a remote file that are read in one round
 _CONSTANT = 32  # tiles that shrink by this factor or more are tested for a constant colour
 _MOST_CONSTANT = 64  # encoded constant tiles that are remembered
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3}
@@ -135,37 +139,43 @@ class TiffLayout:
         }
 
 
-def parse_tiff(path: str, name: str | None = None) -> TiffLayout:
+def parse_tiff(path: str, name: str | None = None, remote: RemoteObject | None = None) -> TiffLayout:
     """Parse the headers of a TIFF.
 
     Args:
         path: path of the file.
         name: path for messages; ``path`` if None.
+        remote: the file, if it is remote. Files beside it are not looked for.
 
     Raises:
         ImageError: the file is not a TIFF, is damaged, or has an unsupported pixel format.
     """
     name = name or path
     with reading(name, "the TIFF header cannot be read"):
-        source, file = open_tiff(path, name)
+        source, file = open_tiff(path, name, remote)
         with file:
             layout, picture = _layout(source, file)
-            _add_files_beside(layout, picture, path, name)
+            if remote is None:
+                _add_files_beside(layout, picture, path, name)
         return layout
 
 
-def open_tiff(path: str, name: str) -> tuple[Source, tifffile.TiffFile]:
+def open_tiff(path: str, name: str, remote: RemoteObject | None = None) -> tuple[Source, tifffile.TiffFile]:
     """Open the headers of a TIFF, without its lists of tiles.
 
     Args:
         path: path of the file.
         name: path for messages.
+        remote: the file, if it is remote.
     """
-    descriptor = open_file(path)
-    try:
-        small, lists = outline(descriptor)
-    finally:
-        os.close(descriptor)
+    if remote is not None:
+        small, lists = outline(remote)
+    else:
+        descriptor = open_file(path)
+        try:
+            small, lists = outline(descriptor)
+        finally:
+            os.close(descriptor)
     return Source(path, name, lists), tifffile.TiffFile(io.BytesIO(small))
 
 
@@ -311,7 +321,9 @@ class TiffPyramid(Pyramid):
     Args:
         path: path of the image, for messages.
         layout: layout of the file.
-        file: path of the file to read if it is a cached conversion of ``path``; ``path`` if None.
+        file: path of the file to read if it is a cached conversion of ``path``, or its address if it is remote;
+            ``path`` if None.
+        remote: the file, if it is remote.
         channels, value_range, max_bytes: see `foveal.images.open_image`.
         options: replacements of the options in ``layout``; see `Pyramid`.
     """
@@ -322,6 +334,7 @@ class TiffPyramid(Pyramid):
         layout: TiffLayout,
         *,
         file: str | None = None,
+        remote: RemoteObject | None = None,
         channels: int | None = None,
         value_range: tuple[float, float] | None = None,
         max_bytes: int | None = None,
@@ -339,6 +352,7 @@ class TiffPyramid(Pyramid):
         }
         super().__init__(path, sizes, layout.shown_bands, layout.shown_dtype, **options)
         self._file = file or path
+        self.remote = remote
         self._layout: TiffLayout | None = layout
         self._descriptors: dict[str, int] = {}
         self._kept: OrderedDict[tuple[int, int, bool], np.ndarray] = OrderedDict()
@@ -371,6 +385,14 @@ class TiffPyramid(Pyramid):
         self._keep = min(
             max(_KEPT, level.tile_cost * level.columns * (level.samples if level.planar else 1)), self._max_bytes
         )
+
+    def read_lists(self, most: int) -> None:
+        """Read the lists of tiles of the levels that have at most ``most`` bytes, so that a remote file keeps them."""
+        for level in self._headers().levels:
+            lists = [numbers for numbers in (level.offsets, level.counts) if len(numbers)]
+            spans = [(numbers.span(0), numbers.span(len(numbers) - 1)) for numbers in lists]
+            whole = [(start, end + length - start) for (start, _), (end, length) in spans if end >= start]
+            read_ahead(self._descriptor(level.file), [span for span in whole if span[1] <= most])
 
     @property
     def has_gaps(self) -> bool:
@@ -414,13 +436,20 @@ class TiffPyramid(Pyramid):
         row, column = row.clip(0, level.rows - 1), column.clip(0, level.columns - 1)
         return self._counts[number][row.astype(int), column.astype(int)]
 
+    @property
+    def _remote_file(self) -> RemoteObject | None:
+        """The remote file that is read; None if it is local, also as the cached conversion of a remote one."""
+        return self.remote if self.remote is not None and self._file == self.remote.uri else None
+
     def _headers(self) -> TiffLayout:
         with self._lock:
             if self._layout is None:
-                self._layout = parse_tiff(self._file, self.path)
+                self._layout = parse_tiff(self._file, self.path, self._remote_file)
             return self._layout
 
-    def _descriptor(self, file: str) -> int:
+    def _descriptor(self, file: str) -> OpenFile:
+        if (remote := self._remote_file) is not None:
+            return remote
         with self._lock:
             if file not in self._descriptors:
                 with reading(self.path, "cannot be opened any more", "put it back"):
@@ -453,10 +482,13 @@ class TiffPyramid(Pyramid):
                     users[number, index].append(i)
         absent: list[np.ndarray | None] = [None] * len(requests)
         descriptors = {n: self._descriptor(levels[n].file) for n, _ in users}
+        if self._remote_file is not None:
+            lists = (numbers for n, i in users for numbers in (levels[n].offsets.span(i), levels[n].counts.span(i)))
+            read_ahead(self._remote_file, lists)
         places = sorted((levels[n].file, levels[n].offsets.get(descriptors[n], i), n, i) for n, i in users)
-        for _, at, number, index in places:
+        for at, number, index, data in self._with_data(levels, places, mask):
             level = levels[number]
-            tile = self._tile(level, number, index, at, mask)
+            tile = self._tile(level, number, index, at, mask, data)
             plane, place = divmod(index, level.rows * level.columns)
             top, left = (n * t for n, t in zip(divmod(place, level.columns), level.tile, strict=True))
             height, width = level.tile if tile is None else tile.shape[:2]
@@ -476,7 +508,29 @@ class TiffPyramid(Pyramid):
                         buffers[i][target] = piece[..., : buffers[i].shape[2]]
         return absent
 
-    def _tile(self, level: Level, number: int, index: int, at: int, mask: bool) -> np.ndarray | None:
+    def _with_data(
+        self, levels: Any, places: list[tuple[str, int, int, int]], mask: bool
+    ) -> Iterator[tuple[int, int, int, bytes | None]]:
+        """(position, level, index, bytes) of tiles. The bytes of those of remote files are read ahead, many in one
+        round; None for others, and for those that are kept."""
+        remote = self._remote_file
+        if remote is None:
+            yield from ((at, number, index, None) for _, at, number, index in places)
+            return
+        waiting: list[tuple[int, int, int, int]] = []
+        total = 0
+        for _, at, number, index in places:
+            length = 0 if (number, index, mask) in self._kept else levels[number].counts.get(remote, index)
+            waiting.append((at, length, number, index))
+            total += length
+            if total > _ROUND:
+                yield from _fetched(remote, waiting)
+                waiting, total = [], 0
+        yield from _fetched(remote, waiting)
+
+    def _tile(
+        self, level: Level, number: int, index: int, at: int, mask: bool, data: bytes | None = None
+    ) -> np.ndarray | None:
         """(h, w, samples) of one tile; None if it is missing in a sparse file. A constant tile has strides of 0.
 
         A tile with the bytes of one that was decoded and found constant is not decoded: equal bytes decode equally.
@@ -493,7 +547,7 @@ class TiffPyramid(Pyramid):
             if length == 0:
                 check_inside(descriptor, at)
                 return None
-            data = read_at(descriptor, length, at)
+            data = read_tiles(descriptor, [(at, length)])[0] if data is None else data
         # Decoding depends on the plane, by its tables, and on the size of tiles at the edges.
         same = (number, mask, index // (level.rows * level.columns), *level.shapes(index), data)
         small = length * _CONSTANT <= level.tile_cost
@@ -513,6 +567,17 @@ class TiffPyramid(Pyramid):
             while self._kept_bytes > self._keep:
                 self._kept_bytes -= _held(self._kept.popitem(last=False)[1])
         return tile
+
+
+def _fetched(
+    remote: RemoteObject, waiting: list[tuple[int, int, int, int]]
+) -> Iterator[tuple[int, int, int, bytes | None]]:
+    """Read (position, length, level, index) of tiles in one round; those of length 0 are not read."""
+    spans = dict.fromkeys((at, length) for at, length, _, _ in waiting)
+    inside = [(at, length) for at, length in spans if at >= 0 and length > 0 and at + length <= remote.size]
+    data = dict(zip(inside, read_tiles(remote, inside), strict=True))
+    # A tile past the end of the file is left to `_tile`, whose error names it.
+    yield from ((at, number, index, data.get((at, length))) for at, length, number, index in waiting)
 
 
 def _indices(level: Level, window: Window, plane: int) -> Iterator[int]:

@@ -28,7 +28,7 @@ from foveal.errors import ImageError
 from foveal.images import fax, jpeg, jpeg2000, png
 from foveal.images.colours import from_ycbcr
 from foveal.images.headers import Numbers
-from foveal.images.reading import memory_limit
+from foveal.images.reading import OpenFile, memory_limit
 
 JPEG = {6, 7, 34892, 33007}
 _JPEG_XR = b"II\xbc"
@@ -71,10 +71,14 @@ class Calculated(NamedTuple):
     def __len__(self) -> int:
         return self.planes * self.each
 
-    def get(self, descriptor: int, index: int) -> int:
+    def span(self, index: int) -> tuple[int, int]:
+        """No bytes, see `Numbers.span`."""
+        return 0, 0
+
+    def get(self, descriptor: OpenFile, index: int) -> int:
         return self.last if index % self.each == self.each - 1 else self.full
 
-    def all(self, descriptor: int) -> np.ndarray:
+    def all(self, descriptor: OpenFile) -> np.ndarray:
         return np.array([self.get(descriptor, i) for i in range(len(self))])
 
     @classmethod
@@ -105,11 +109,16 @@ class Joined(NamedTuple):
     def __len__(self) -> int:
         return len(self.parts) * self.length
 
-    def get(self, descriptor: int, index: int) -> int:
+    def span(self, index: int) -> tuple[int, int]:
+        """Position and length of an entry in the file."""
+        part, place = divmod(index, self.length)
+        return self.parts[part].span(place)
+
+    def get(self, descriptor: OpenFile, index: int) -> int:
         part, place = divmod(index, self.length)
         return self.parts[part].get(descriptor, place) + part * self.step
 
-    def all(self, descriptor: int) -> np.ndarray:
+    def all(self, descriptor: OpenFile) -> np.ndarray:
         parts = [part.all(descriptor)[: self.length] + i * self.step for i, part in enumerate(self.parts)]
         return np.concatenate(parts)
 

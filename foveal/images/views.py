@@ -39,6 +39,7 @@ from foveal.images.reading import reading
 from foveal.images.resample import ResamplePlan, composite, cut, plan, shrink
 from foveal.images.transform import Transform
 
+_WAITING = 32  # threads that wait for stores of remote images
 _GATHERED = 1 << 20  # elements of windows that are copied at once; they fit into the CPU cache
 _GATHERED_CUDA = 1 << 27
 _MEAN_SIZE = (64, 64)  # size of the look from which the mean colour of a view is computed
@@ -381,7 +382,7 @@ class ImageViews(Views):
 
     Args:
         views: views or pyramids, all with the same number of channels.
-        threads: number of threads; the number of CPU cores, at most 16, if None.
+        threads: number of threads; the number of CPU cores, at most 16, if None; 32 for remote images.
 
     Raises:
         ImageError: the images have different numbers of bands.
@@ -392,7 +393,8 @@ class ImageViews(Views):
         self.errors = {}
         self.sizes = np.array([v.size for v in self.views], dtype=np.int64).reshape(-1, 2)
         self.channels = self.views[0].channels if self.views else 3
-        self.threads = threads or min(16, os.cpu_count() or 1)
+        remote = any(v.image.remote is not None for v in self.views)
+        self.threads = threads or (_WAITING if remote else min(16, os.cpu_count() or 1))
         for v in self.views:
             if v.channels != self.channels:
                 first = self.views[0].image.path

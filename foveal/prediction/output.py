@@ -38,6 +38,7 @@ from foveal.display import as_cell, from_cell
 from foveal.errors import ConfigError, ImageError, StorageError
 from foveal.files import locked, remove_unfinished, replacing, storing
 from foveal.images import LeftOut, find_mask, is_path
+from foveal.images.uris import is_remote
 from foveal.importing import need_parquet
 from foveal.policies import Policy
 from foveal.prediction.device import check_precision
@@ -113,6 +114,7 @@ def predict(
     resume: bool = True,
     retry: bool = False,
     masks: str | Path | None = None,
+    headers: str | Path | None = None,
     sinks: Sequence[Sink] = (),
     on_progress: Callable[[int, int, list[Row]], None] | None = None,
     on_scan: Callable[[float, int], None] | None = None,
@@ -125,7 +127,7 @@ def predict(
 
     With other images or another batch size, the images without a row are predicted, and their rows appended in the
     order given. An image with a row is not predicted again, even if its file has changed. A row with an error is
-    replaced if the file has changed or was missing, or with ``retry``.
+    replaced if the file has changed, was missing or is remote, or with ``retry``.
 
     Batch size, threads and device may differ between calls; they change values by rounding errors only. Model,
     locations, policy, precision, top_k and seed may not. Only one call at a time may write to an output, and no other
@@ -147,7 +149,7 @@ def predict(
             rows.
         on_scan: called during scans of large images with the number of images done, which includes fractions, and the
             number of all images.
-        locations, policy, batch_size, threads, device, precision, top_k, seed, until, masks: see
+        locations, policy, batch_size, threads, device, precision, top_k, seed, until, masks, headers: see
             `foveal.prediction.rows.predict_rows`.
 
     Raises:
@@ -193,6 +195,7 @@ def predict(
                 until=until,
                 first_batch=first_batch,
                 masks=masks,
+                headers=headers,
                 on_scan=scanned,
             )
             before = len(failed)
@@ -585,7 +588,11 @@ def _digest(path: Path) -> str | None:
 
 
 def _stamp(path: str, since: int | None = None) -> Any:
-    """Size and times of a file, or "missing". None if it changed after ``since``: it may have been read before."""
+    """Size and times of a file, or "missing". None if it changed after ``since``: it may have been read before. None
+    also if it is remote: to ask for its state takes as long as to open it.
+    """
+    if is_remote(path):
+        return None
     try:
         found = os.stat(path)  # noqa: PTH116 (Path raises where a name is too long)
     except (OSError, ValueError):
@@ -699,6 +706,8 @@ def parquet_types() -> dict[str, Any]:
         "bounds": whole,
         "macs": pa.int64(),
         "bytes_read": pa.int64(),
+        "requests": pa.int32(),
+        "bytes": pa.int64(),
         "seconds": number,
         "error": pa.string(),
         "schema": pa.int32(),

@@ -117,13 +117,20 @@ class Predictor:
         self.model.check_policies([policy or self.model.usual_policy])
         return self.model.resolve_locations(locations)
 
-    def open(self, image: Any, name: str = "image", mask: str | Path | None = None) -> Pyramid:
+    def open(
+        self,
+        image: Any,
+        name: str = "image",
+        mask: str | Path | None = None,
+        headers: str | Path | None = None,
+    ) -> Pyramid:
         """Open an image as the training images were opened: with the same bands, value range and, if any, size.
 
         Args:
             image: a path, or an image in memory, see `foveal.images.as_image`.
             name: name of an image in memory, for errors.
             mask: mask of a file, see `foveal.images.masks`. It is for models with ``searches``.
+            headers: index of the headers of remote images, see `foveal.images.open_image`.
 
         Raises:
             ConfigError: the model does not search inside masks, or the image is not a file.
@@ -136,7 +143,10 @@ class Predictor:
             raise ConfigError(f"`mask` {mask}: cannot be used, {what}; leave it out")
         value_range = getattr(self.model, "value_range", None)
         taken: dict[str, Any] = {"channels": self.model.channels, "value_range": value_range}
-        opened = open_image(image, mask=mask, **taken) if is_path(image) else as_image(image, name=name, **taken)
+        if is_path(image):
+            opened = open_image(image, mask=mask, headers=headers, **taken)
+        else:
+            opened = as_image(image, name=name, **taken)
         check_type(opened, value_range)
         side = getattr(self.model, "image_size", None)
         if side is None:

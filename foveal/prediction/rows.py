@@ -28,10 +28,11 @@ from torch import Tensor
 
 from foveal.classification import Classification
 from foveal.draws import Draws
-from foveal.errors import ConfigError, FovealError
+from foveal.errors import ConfigError, FovealError, ImageError
 from foveal.glimpse.base import GlimpseClassifier, WholeImage
 from foveal.images import ImageViews, LeftOut, Pyramid, View, as_text, each, find_mask, is_path, walk
 from foveal.images.reading import reading
+from foveal.images.uris import is_folder, is_remote, shown
 from foveal.images.walk import FoundFiles, match
 from foveal.policies import Policy
 from foveal.prediction.checks import check_whole
@@ -42,12 +43,14 @@ from foveal.prediction.predictor import Model, Predictor
 
 Row = dict[str, Any]
 
+_WAITING = 32  # threads that wait for stores of remote images
+
 FOLD_FROM = 16
 """Minimum number of images for which batch norms are folded."""
 
-SCHEMA = 2
-"""Version of the columns and of the keys of a glimpse. Version 1 had no image keys but ``mpp``, and glimpses with
-``box``, ``level``, ``probability`` and ``mpp`` only.
+SCHEMA = 3
+"""Version of the columns and of the keys of a glimpse. Version 2 had no ``requests`` and ``bytes``.
+Version 1 had no image keys but ``mpp``, and glimpses with ``box``, ``level``, ``probability`` and ``mpp`` only.
 """
 
 COLUMNS = (
@@ -60,6 +63,8 @@ COLUMNS = (
     *IMAGE_KEYS,
     "macs",
     "bytes_read",
+    "requests",
+    "bytes",
     "seconds",
     "error",
     "schema",
@@ -68,11 +73,13 @@ COLUMNS = (
 
 ``label`` is the predicted class, or the predicted labels with ``|`` between them; empty if there are none.
 ``probability`` is that of the class, or of the least certain decision on a label.
-``path`` of an image in memory is its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
+``path`` of a remote image is its address without secrets, see `foveal.images.uris.shown`; that of an image in memory is
+its index, ``[3]``, or ``[3][0]`` in a batch in a list. ``top_k`` is a list of
 ``{"label", "probability"}``, ``locations`` the number of looks after the first, ``glimpses`` a list with the keys
 `foveal.prediction.looks.LOOK_KEYS`. `foveal.prediction.looks.IMAGE_KEYS` describe the image. ``macs`` and
-``bytes_read`` count this image. ``seconds`` is the time to open it plus its share of the time of its batch. ``schema``
-is `SCHEMA`.
+``bytes_read`` count this image. ``requests`` is the number of requests to the store of a remote image, and ``bytes``
+what it sent; None for other images. ``seconds`` is the time to open it plus its share of the time of its batch.
+``schema`` is `SCHEMA`.
 """
 
 LISTS = ("top_k", "glimpses")
@@ -83,7 +90,7 @@ class Named(NamedTuple):
     """An image and its name.
 
     Attributes:
-        path: path of a file; index of an image in memory.
+        path: path of a file, without the secrets of an address; index of an image in memory.
         image: a path, or an image in memory.
         error: why there is no image; None if there is one.
     """
@@ -116,7 +123,8 @@ def find_images(
 ) -> list[tuple[str, str | None]]:
     """Find images by files, folders (with subfolders) and patterns such as ``scans/**/*.svs``.
 
-    Folders are searched as in training, see `foveal.images.walk`. A file may have any suffix if it is given by its
+    Folders are searched as in training, see `foveal.images.walk`, and those of stores, ``s3://bucket/folder/`` with a
+    slash at the end, in the same way. A file may have any suffix if it is given by its
     path, or by a pattern whose last part is not just ``*``.
 
     Args:
@@ -130,7 +138,10 @@ def find_images(
     found: dict[str, str | None] = {}
     for path in (os.fspath(path) for path in paths):
         inside, reason = FoundFiles([path]), ""
-        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        if is_remote(path):
+            if is_folder(path):
+                inside, reason = _listed_folder(path)
+        elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inside = walk(path)
             reason = (
                 f"{path}: the folder has no images; name one that has, or name files of unusual suffixes themselves"
@@ -142,6 +153,16 @@ def find_images(
         if left_out is not None:
             left_out.join(inside.left_out)
     return list(found.items())
+
+
+def _listed_folder(uri: str) -> tuple[FoundFiles, str]:
+    """The images in a folder of a store, and the error if there are none."""
+    from foveal.images.remote import list_images
+
+    try:
+        return list_images(uri), f"{shown(uri)}: the folder has no images; check the address"
+    except ImageError as error:
+        return FoundFiles(), str(error)
 
 
 def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
@@ -166,9 +187,9 @@ def find_named(images: Any, left_out: LeftOut | None = None) -> list[Named]:
         if not is_path(image):
             found.append(Named(name, image))
             continue
-        new = [Named(path, path, error) for path, error in find_images([image], left_out) if path not in files]
+        new = [Named(shown(path), path, error) for path, error in find_images([image], left_out) if path not in files]
         found += new
-        files |= {one.path for one in new}
+        files |= {one.image for one in new}
     return found
 
 
@@ -243,6 +264,7 @@ def predict_rows(
     until: Exit | None = None,
     first_batch: int = 0,
     masks: str | Path | None = None,
+    headers: str | Path | None = None,
     on_scan: Callable[[float], None] | None = None,
 ) -> Generator[list[Row], None, None]:
     """Classify images. The next batch is opened while the model runs. Batch norms are folded for `FOLD_FROM` images or
@@ -254,13 +276,15 @@ def predict_rows(
         locations: looks per grid at each level; the model's own if None.
         policy: how locations are selected, one of ``model.policies``; if None, see `foveal.classify`.
         batch_size: images per batch. At most two batches are open at a time.
-        threads: threads that open images; if None, one per image of a batch, at most twice the number of CPUs.
+        threads: threads that open images; if None, one per image of a batch, at most twice the number of CPUs, or 32
+            for remote images.
         device, precision: see `Predictor`. Ignored if ``model`` is a predictor.
         top_k: number of classes listed for each image.
         seed: seed of policies that draw. Draws depend on it and on the path or index of the image only.
         until: early exit; its locations are the maximum.
         first_batch: number of batches to skip. The others do not depend on it.
         masks: folder of the masks of files, for models with ``searches``; see `foveal.images.masks`.
+        headers: index of the headers of remote images, see `foveal.images.header_index`.
         on_scan: see `foveal.images.Views`, for each batch.
 
     Yields:
@@ -292,12 +316,13 @@ def predict_rows(
         spent = looks if until is None else locations_of(one.glimpses, until.locations)
         return counter(one, view.size, spent, view.mpp)
 
-    pool = ThreadPoolExecutor(threads or min(batch_size, 2 * (os.cpu_count() or 1)), "foveal-open")
+    most = _WAITING if any(is_remote(one.image) for one in named) else 2 * (os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(threads or min(batch_size, most), "foveal-open")
     try:
-        ahead: list[Future[Opened]] = [pool.submit(_open, image, predictor, masks) for image in batches[0]]
+        ahead: list[Future[Opened]] = [pool.submit(_open, image, predictor, masks, headers) for image in batches[0]]
         for following in [*batches[1:], []]:
             opened = [future.result() for future in ahead]
-            ahead = [pool.submit(_open, image, predictor, masks) for image in following]
+            ahead = [pool.submit(_open, image, predictor, masks, headers) for image in following]
             yield rows_of(opened, classify_opened, macs, top_k)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -354,14 +379,14 @@ def rows_of(
     return [results.get(place) or failed_row(image.path, image.error) for place, image in enumerate(opened)]
 
 
-def _open(named: Named, predictor: Predictor, masks: str | Path | None) -> Opened:
+def _open(named: Named, predictor: Predictor, masks: str | Path | None, headers: str | Path | None) -> Opened:
     path, start = named.path, time.perf_counter()
     if named.error is not None:
         return Opened(path, None, named.error, 0.0)
     try:
         with reading(path, "cannot be looked at"):
             mask = None if masks is None or not is_path(named.image) else find_mask(masks, path)
-            image = predictor.open(named.image, path, mask)
+            image = predictor.open(named.image, path, mask, headers)
             view = View(image)
             view.prefetch(predictor.model.first_looks(image.size))
     except FovealError as error:
@@ -390,6 +415,8 @@ def make_row(path: str, seen: Classification, image: Pyramid, *, top_k: int, mac
         **describe_image(image),
         "macs": macs,
         "bytes_read": seen.bytes_read,
+        "requests": None if image.remote is None else image.remote.requests,
+        "bytes": None if image.remote is None else image.remote.bytes,
         "seconds": seconds,
         "error": None,
         "schema": SCHEMA,
@@ -403,8 +430,9 @@ def failed_row(path: str, error: str | None) -> Row:
 
 
 def completed(row: Row) -> Row:
-    """A row of an earlier version with all columns; those that it lacks are None, and its ``schema`` is 1."""
+    """A row of an earlier version with all columns; those that it lacks are None. Version 1 had no ``schema``."""
+    whole = {column: row.get(column) for column in COLUMNS}
     if row.get("schema") is not None:
-        return row
+        return whole
     glimpses = [{key: look.get(key) for key in LOOK_KEYS} for look in row.get("glimpses") or []]
-    return {column: row.get(column) for column in COLUMNS} | {"glimpses": glimpses, "schema": 1}
+    return whole | {"glimpses": glimpses, "schema": 1}

@@ -42,6 +42,8 @@ def some_rows(n):
         "bounds": [0, 1, 64, 47],
         "macs": 10**10,
         "bytes_read": None,
+        "requests": 3,
+        "bytes": 10**10,
         "seconds": 0.125,
         "error": None,
         "schema": SCHEMA,

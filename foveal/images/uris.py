@@ -1,0 +1,95 @@
+"""Addresses of remote images: ``s3://``, ``gs://``, ``az://``, ``https://`` and ``http://``.
+
+An address may hold secrets: the signature or token of a query, or a user and a password. They are needed for requests
+only. Messages, rows, logs and names of files have the address as `shown` returns it.
+
+Example:
+    >>> is_remote("s3://slides/a.svs"), is_remote("slides/a.svs")
+    (True, False)
+    >>> shown("https://me:secret@example.org/a.svs?X-Amz-Signature=5f0d")
+    'https://example.org/a.svs'
+    >>> shown("slides/a.svs?")
+    'slides/a.svs?'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+from typing import Any, TypeGuard
+from urllib.parse import unquote
+
+SCHEMES = ("s3://", "gs://", "az://", "https://", "http://")
+"""What the address of a remote image begins with."""
+
+# Parameters of signed addresses of S3, CloudFront, Google and Azure. They change while the object stays the same.
+_SIGNING = re.compile(
+    r"x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|token|access_token"
+    r"|sv|ss|srt|sp|se|st|spr|sig|sr|sip|sdd|saoid|suoid|scid|skoid|sktid|skt|ske|sks|skv",
+    re.IGNORECASE,
+)
+
+
+def is_remote(path: Any) -> TypeGuard[str]:
+    """Whether a path is the address of a remote object."""
+    return isinstance(path, str) and path.startswith(SCHEMES)
+
+
+def is_folder(path: str) -> bool:
+    """Whether an address is a folder of images: it ends with a slash, or is a bucket only. OME-Zarr is one image."""
+    if ".zarr" in path.lower():
+        return False
+    return not path.startswith(("http://", "https://")) and (path.endswith("/") or "/" not in path.partition("://")[2])
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for messages and tables. Addresses are without user, password and query; other paths are unchanged.
+
+    Parameters of a query that are not known to belong to a signature may select the object. They are replaced by eight
+    digits that depend on them, so that different objects have different names.
+
+    >>> shown("https://example.org/get?id=3"), shown("https://example.org/get?id=4")
+    ('https://example.org/get?3a61b75b', 'https://example.org/get?83b6a5d9')
+    """
+    path = os.fspath(path)
+    if not is_remote(path):
+        return path
+    address, kept = _parts(path)
+    return address + (f"?{hashlib.sha256(kept.encode()).hexdigest()[:8]}" if kept else "")
+
+
+def identity(uri: str) -> str:
+    """A text that is the same for all signed addresses of an object. It may hold secrets: only hash it."""
+    address, kept = _parts(uri)
+    return f"{address}?{kept}"
+
+
+def suffix_of(uri: str) -> str:
+    """Suffix of the name of an object, in lower case.
+
+    >>> suffix_of("https://example.org/a.TIF?size=large.jpg")
+    '.tif'
+    """
+    return posixpath.splitext(unquote(uri.partition("?")[0]))[1].lower()
+
+
+def join(root: str, path: str) -> str:
+    """Address of a path that is relative to an address.
+
+    >>> join("s3://slides/train", "a.svs")
+    's3://slides/train/a.svs'
+    """
+    return f"{root.rstrip('/')}/{path.replace(os.sep, '/').lstrip('/')}"
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    """The address without secrets, and the parameters of its query that may select the object."""
+    scheme, _, rest = uri.partition("://")
+    body, _, query = rest.partition("?")
+    if scheme in ("http", "https"):
+        body, query = body.partition("#")[0], query.partition("#")[0]
+    host, slash, path = body.partition("/")
+    kept = [part for part in query.split("&") if part and not _SIGNING.fullmatch(part.partition("=")[0])]
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}", "&".join(kept)
