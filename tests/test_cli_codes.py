@@ -101,6 +101,8 @@ INVALID = {
         [RUN, "--timeout", "0"],
         [RUN, "--device", "no_such_device", "--port", "0"],
     ],
+    "embed": [["no_such_network", RUN], [RUN, IMAGE, "--scale", "0"]],
+    "index": [[]],
     "export": [
         [RUN, "--format", "pickle"],
         [RUN, "--precision", "8"],

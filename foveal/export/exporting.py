@@ -313,7 +313,12 @@ def _views(predictor: Predictor, given: DataModule | Sequence[Any] | str | Path 
 
 
 def _opened(predictor: Predictor, images: Iterable[Any]) -> Iterator[Views]:
-    """Views of the images that can be opened, one by one."""
+    """Views of the images that can be opened, one by one.
+
+    Raises:
+        ImageError: none can be opened; it is the error of the last one.
+    """
+    opened, last = 0, None
     for image in images:
         try:
             if image.error is not None:
@@ -321,8 +326,12 @@ def _opened(predictor: Predictor, images: Iterable[Any]) -> Iterator[Views]:
             view = predictor.open(image.image, image.path)
         except ImageError as error:
             _logger.warning("%s; it is left out of the calibration", error)
+            last = error
         else:
+            opened += 1
             yield ImageViews([view])
+    if not opened and last is not None:
+        raise last
 
 
 def eager(parts: dict[str, Part], watch: Any = None) -> Callables:
