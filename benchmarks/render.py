@@ -553,6 +553,13 @@ for part in ("scan", "read", "score"):
     value(f"scan_cost_{part}", "scan_cost.json", lambda record, part=part: number(record["results"]["parts"][part]))
 value("scan_cost_side", "scan_cost.json", lambda record: f"{record['results']['parts']['side']:,}")
 value("scan_cost_device", "scan_cost.json", lambda record: record["device"])
+value(
+    "scan_cost_share",
+    "scan_cost.json",
+    lambda record: number(
+        record["results"]["real"][0]["default"]["file_bytes"] / record["results"]["real"][0]["default"]["bytes_read"]
+    ),
+)
 
 
 @table("megapixel", "megapixel.json")
@@ -1021,6 +1028,15 @@ def exported(record: Any) -> Iterator[Row]:
                     ratio(than_dense) if than_dense else "",
                     number(row["promise"]),
                 )
+
+
+@table("export_accuracy", "export.json")
+def exported_accuracy(record: Any) -> Iterator[Row]:
+    yield "what runs TNet", "accuracy, %", "minus torch, points", "the same label, %"
+    for row in record["results"]["accuracy"]:
+        more, low, high = (f"{100 * value:+.2f}" for value in row["minus_torch"])
+        told = f"{100 * row['accuracy']:.2f}", f"{more} ({low} to {high})", f"{100 * row['same_label']:.2f}"
+        yield (row["runs"], *(told if row["runs"] != "torch" else (told[0], "", "")))
 
 
 SHAPES = {
