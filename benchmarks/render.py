@@ -441,7 +441,7 @@ def saccader_coverage(record: Any) -> Iterator[Row]:
 
 STAGE3 = {"new stage 3": "stages 1 to 3, default", "published stage 3": "stages 1 to 3, as published"}
 STAGE3 |= {"not scaled": "default without the scale", "sampled credit": "default with the credit `image`"}
-STAGE3 |= {run: SACCADER[run] for run in ("stage 2", "stage 1")}
+STAGE3 |= {run: SACCADER[run] for run in ("one run", "stage 2", "stage 1")}
 STAGE3_POLICIES = {"ordered_logits": "ordered logits", "greedy": "learned", "none": "all cells"}
 
 

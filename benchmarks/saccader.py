@@ -12,8 +12,7 @@ existing rows are kept.
 ``--stage3`` compares stage 3 as published with that of the recipe instead, in a few minutes: a smaller BagNet, 20,000
 training images, 5,000 validation images. Stages 1 and 2 are trained once, both kinds of stage 3 for each seed, with the
 same number of updates, and two kinds between them once; and all stages in one run of as many epochs for each seed. It
-also measures the negative log-likelihood, and
-differences of accuracy on the same images.
+also measures the negative log-likelihood, and differences of accuracy on the same images.
 
     python benchmarks/saccader.py --stage3 --root data/cifar10 --folder runs/saccader_stage3 --seeds 0 1 2 --out
     benchmarks/results/saccader_stage3.json
