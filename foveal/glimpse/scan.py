@@ -165,6 +165,61 @@ class Head(nn.Module):
         parts = (log_w.exp()[..., None] * values).mean(2) * mask[..., None]
         return parts, log_w.logsumexp(2) - math.log(max(self.heads, 1))
 
+    def roll_out(self, seen: Tensor, scores: Tensor, taken: np.ndarray, policy: Policy) -> Rollout:
+        """A rollout whose ``values`` are the scores of the looks, and whose ``scores`` are the logarithms of their
+        weights; see `weigh` for the arguments."""
+        parts, log_w = self.weigh(seen, scores, taken)
+        return Rollout(
+            parts.sum(1),
+            self(seen),
+            level=np.full(seen.shape[1], 2),
+            scores=[log_w[:, None]],
+            additive=False,
+            values=scores,
+            policy=policy,
+        )
+
+
+def classification(
+    model: GlimpseClassifier,
+    views: Views,
+    parts: Tensor,
+    taken: np.ndarray,
+    log_probability: np.ndarray,
+    boxes: np.ndarray,
+    scale: int,
+    contributions: bool,
+) -> Classification:
+    """The sum of looks, with the scan as the glimpse of level 1.
+
+    Args:
+        model: a model that scans and looks.
+        views: the images.
+        parts: (B, N, classes) contributions of looks.
+        taken: (B, N) bool, looks that were taken.
+        log_probability: (B, N) of their choice.
+        boxes: (B, N, 4).
+        scale: pixels of the image per pixel of the scanned level.
+        contributions: whether glimpses have contributions.
+    """
+    every = np.pad(taken, ((0, 0), (1, 0)), constant_values=True)
+    image, column = np.nonzero(every)
+    sizes = np.repeat(-(-views.sizes // scale)[:, None], every.shape[1], axis=1)
+    sizes[:, 1:] = model.size
+    log_p = to_device(np.pad(log_probability, ((0, 0), (1, 0)))[every], parts.device, torch.float32)
+    glimpses = Glimpses(
+        image=image,
+        box=np.concatenate([model.root(views.sizes)[:, None], boxes], axis=1)[every],
+        size=sizes[every],
+        level=np.where(column, 2, 1),
+        parent=np.where(column, 0, -1),
+        probability=log_p.exp(),
+        contribution=F.pad(parts, (0, 0, 1, 0))[to_device(image, parts.device), to_device(column, parts.device)]
+        if contributions
+        else None,
+    )
+    return Classification(parts.sum(1), glimpses, model.class_names, {}, views.bytes_read, model.task)
+
 
 class _Found(NamedTuple):
     """Places of a batch, N for each image, in the order chosen; an image with fewer has the last ones not taken."""
@@ -476,24 +531,7 @@ class Scan(GlimpseClassifier):
         self, views: Views, found: _Found, boxes: np.ndarray, looks: Tensor, contributions: bool
     ) -> Classification:
         parts, _ = self.head.weigh(looks, self.scores(found), found.taken)
-        first = np.ones((len(views), 1), dtype=bool)
-        taken = np.concatenate([first, found.taken], axis=1)
-        image, column = np.nonzero(taken)
-        sizes = np.repeat(-(-views.sizes // self.scale)[:, None], taken.shape[1], axis=1)
-        sizes[:, 1:] = self.size
-        log_p = to_device(np.pad(found.log_probability, ((0, 0), (1, 0)))[taken], looks.device, torch.float32)
-        glimpses = Glimpses(
-            image=image,
-            box=np.concatenate([self.root(views.sizes)[:, None], boxes], axis=1)[taken],
-            size=sizes[taken],
-            level=np.where(column, 2, 1),
-            parent=np.where(column, 0, -1),
-            probability=log_p.exp(),
-            contribution=F.pad(parts, (0, 0, 1, 0))[to_device(image, looks.device), to_device(column, looks.device)]
-            if contributions
-            else None,
-        )
-        return Classification(parts.sum(1), glimpses, self.class_names, {}, views.bytes_read, self.task)
+        return classification(self, views, parts, found.taken, found.log_probability, boxes, self.scale, contributions)
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """``values`` are the scores of the looks, and ``scores`` the logarithms of their weights."""
@@ -507,18 +545,7 @@ class Scan(GlimpseClassifier):
                 distortion = (2 * drawn - 1) * self.distortion
             seen = self.read(views, self.boxes(found.places, views.sizes), found.taken, distortion)
             scores = self.scores(found)
-            parts, log_w = self.head.weigh(seen, scores, found.taken)
-            rollouts.append(
-                Rollout(
-                    parts.sum(1),
-                    self.head(seen),
-                    level=np.full(seen.shape[1], 2),
-                    scores=[log_w[:, None]],
-                    additive=False,
-                    values=scores,
-                    policy=policy,
-                )
-            )
+            rollouts.append(self.head.roll_out(seen, scores, found.taken, policy))
         return rollouts
 
     # ---- parts for export

@@ -28,17 +28,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.classification import Classification, Glimpses
+from foveal.classification import Classification
 from foveal.draws import Draws
 from foveal.errors import ConfigError
 from foveal.features.views import FeatureViews
 from foveal.glimpse.base import GlimpseClassifier, on_host
 from foveal.glimpse.networks import check_least
 from foveal.glimpse.places import Kept
-from foveal.glimpse.scan import Head
+from foveal.glimpse.scan import Head, classification
 from foveal.glimpse.tiles import TileClassifier, evaluating
 from foveal.host import to_device
 from foveal.images.views import Views
@@ -254,27 +253,10 @@ class TileScan(TileClassifier):
     ) -> Classification:
         found = self.scan(views, sum(locations), policy, draws, "scan 0")
         parts, _ = self.weigher.weigh(self.look(views, found), self.scores(found), found.taken)
-        every = np.concatenate([np.ones((len(views), 1), dtype=bool), found.taken], axis=1)
-        image, column = np.nonzero(every)
-        which = np.nonzero(found.taken)[0]
-        box = np.empty((len(image), 4))
-        box[column == 0] = self.root(views.sizes)
-        box[column > 0] = self.boxes_of(views, which, found.tiles[found.taken])
-        scanned = -(-views.sizes[image] // (self.scale * self.coarse))
-        level = np.where(column, 2, 1)
-        log_p = to_device(np.pad(found.log_probability, ((0, 0), (1, 0)))[every], parts.device, torch.float32)
-        glimpses = Glimpses(
-            image=image,
-            box=box,
-            size=np.where(level[:, None] == 1, scanned, self.size),
-            level=level,
-            parent=np.where(column, 0, -1),
-            probability=log_p.exp(),
-            contribution=F.pad(parts, (0, 0, 1, 0))[to_device(image, parts.device), to_device(column, parts.device)]
-            if contributions
-            else None,
-        )
-        return Classification(parts.sum(1), glimpses, self.class_names, {}, views.bytes_read, self.task)
+        boxes = np.zeros((*found.taken.shape, 4))
+        boxes[found.taken] = self.boxes_of(views, np.nonzero(found.taken)[0], found.tiles[found.taken])
+        scale = self.scale * self.coarse
+        return classification(self, views, parts, found.taken, found.log_probability, boxes, scale, contributions)
 
     def roll_out(self, views: Views, locations: tuple[int, ...], policies: list[Policy], draws: Draws) -> list[Rollout]:
         """``values`` are the scores of the looks, and ``scores`` the logarithms of their weights."""
@@ -282,19 +264,7 @@ class TileScan(TileClassifier):
         rollouts = []
         for number, policy in enumerate(policies):
             found = self.scan(views, chosen, policy, draws, f"scan {number}", more)
-            seen, scores = self.look(views, found), self.scores(found)
-            parts, log_w = self.weigher.weigh(seen, scores, found.taken)
-            rollouts.append(
-                Rollout(
-                    parts.sum(1),
-                    self.weigher(seen),
-                    level=np.full(seen.shape[1], 2),
-                    scores=[log_w[:, None]],
-                    additive=False,
-                    values=scores,
-                    policy=policy,
-                )
-            )
+            rollouts.append(self.weigher.roll_out(self.look(views, found), self.scores(found), found.taken, policy))
         return rollouts
 
     # ---- parameters and the dense baseline
