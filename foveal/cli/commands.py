@@ -620,7 +620,7 @@ The images of a table, and a part of them on each of many machines. Parts are jo
         "manifest": argument(
             "instead of IMAGES: table of images, CSV or Parquet, with the column path (default: none)", "FILE"
         ),
-        "root": argument("folder that paths in the manifest are relative to (default: its own)", "FOLDER"),
+        "root": argument("folder or address that paths in the manifest are relative to (default: its own)", "FOLDER"),
         "shard": argument(
             "with --manifest: predict a part of its rows, as 3/64, counted from 0, and write it into the folder or URL "
             "--out, unless it is there (default: all rows)",
@@ -670,7 +670,9 @@ The images of a table, and a part of them on each of many machines. Parts are jo
             "folder of masks, PNG files named as the images: a scan looks where they are white (default: everywhere)",
             "FOLDER",
         ),
-        "headers": argument("of remote images: index of their headers, see foveal index (default: none)", "FILE"),
+        "headers": argument(
+            "of remote images: index of their headers, see foveal index (default: that beside the manifest)", "FILE"
+        ),
         **HOW,
         "batch_size": BATCH_SIZE,
         "threads": argument(
@@ -697,6 +699,7 @@ def _predict(args: argparse.Namespace) -> int:
 
         table = open_manifest(args.manifest, args.root)
         args.paths = table.images(range(table.rows))
+        args.headers = args.headers or table.headers
     arguments = given(args, predict)
     until = _exit(args) if args.budgets else None
     if args.engine:

@@ -155,7 +155,7 @@ def manifest(
     table = existing(file)
     headers = str(index) if (index := beside(table)).exists() else None
     reading = Reading(augmentation, channels, value_range, image_size, kernels, masks=_masks(masks), headers=headers)
-    base = table.parent if root is None else _root(root)
+    base = table.parent if root is None else base_folder(root)
     notes: list[str] = []
     found = read_listing(table, lambda path: placed(path, base), check_task("manifest", task), notes)
     notes += _shared(found.listings)
@@ -369,8 +369,8 @@ def records_of(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(records, start=first)
 
 
-def _root(root: str) -> str | Path:
-    """The folder that paths are relative to, or its address.
+def base_folder(root: str | Path) -> str | Path:
+    """The folder that paths of a table are relative to, or its address.
 
     Raises:
         DataError: there is no such folder, or an address has secrets, which would be stored with the options of a run.

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from foveal.data.folder import existing
+from foveal.data.folder import base_folder, existing, placed
 from foveal.errors import DataError
+from foveal.images.header_index import beside
+from foveal.images.uris import shown
 from foveal.importing import need_parquet
 from foveal.prediction.rows import Named
 
@@ -35,16 +37,22 @@ class Manifest:
 
     Attributes:
         file: the table, CSV or Parquet, as an absolute path.
-        root: folder that paths are relative to, as an absolute path.
+        root: folder that paths are relative to, as an absolute path, or its address.
         rows: number of rows.
         digest: 16 hexadecimal digits: of a CSV file, or of the footer of a Parquet file, which has the sizes, places
             and statistics of its columns. Neither depends on the place of the file.
     """
 
     file: Path
-    root: Path
+    root: str | Path
     rows: int
     digest: str
+
+    @property
+    def headers(self) -> Path | None:
+        """The index of the headers of its remote images beside it, if there is one."""
+        index = beside(self.file)
+        return index if index.exists() else None
 
     def paths(self, rows: range) -> list[str]:
         """Paths of consecutive rows as they are written; empty where there is none. A Parquet file is read from the
@@ -60,23 +68,18 @@ class Manifest:
         return ["" if path is None else str(path).strip() for path in found]
 
     def images(self, rows: range) -> list[Named]:
-        """Images of consecutive rows, named by their paths as they are written. A row without a path is an error of
-        this image.
+        """Images of consecutive rows, named by their paths as they are written, without secrets of addresses. A row
+        without a path is an error of this image.
 
         Raises:
             DataError: see `paths`.
         """
         return [
-            Named(path, _join(self.root, path))
+            Named(shown(path), placed(path, self.root))
             if path
             else Named("", "", f"{self.file.name}: row {number} has no path; complete it or remove it")
             for number, path in zip(rows, self.paths(rows), strict=True)
         ]
-
-
-def _join(root: Path, path: str) -> str:
-    """A path below a folder. A URI, as ``s3://bucket/image.tif``, is returned as it is."""
-    return path if "://" in path else os.path.join(root, path)  # noqa: PTH118 (Path cannot hold every name)
 
 
 def open_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
@@ -84,14 +87,15 @@ def open_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
 
     Args:
         file: the table, with the column ``path``.
-        root: folder that paths are relative to; the folder of the table if None.
+        root: folder or address that paths are relative to; the folder of the table if None.
 
     Raises:
         ConfigError: it is a Parquet file, and pyarrow is not installed.
         DataError: the table or the folder does not exist, the table cannot be read, lacks the column, or has no rows.
     """
     table = Path(os.path.abspath(existing(file)))  # noqa: PTH100 (links are kept)
-    base = table.parent if root is None else Path(os.path.abspath(existing(root)))  # noqa: PTH100
+    base = table.parent if root is None else base_folder(root)
+    base = base if isinstance(base, str) else Path(os.path.abspath(base))  # noqa: PTH100
     if table.suffix.lower() in PARQUET:
         need_parquet(table)
     with _reading(table):

@@ -226,6 +226,7 @@ class Shards:
         out: folder or URL of the parts, see `open_store`.
         locations, policy, batch_size, threads, device, precision, top_k, seed, until, masks: see
             `foveal.prediction.predict_rows`.
+        headers: index of the headers of remote images; that beside the manifest if None.
 
     Raises:
         ConfigError: an argument is invalid, pyarrow is not installed, or ``out`` has parts of another job.
@@ -250,6 +251,7 @@ class Shards:
         seed: int = 0,
         until: Exit | None = None,
         masks: str | Path | None = None,
+        headers: str | Path | None = None,
     ) -> None:
         need_parquet(Path(out, "part.parquet"))
         check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
@@ -275,6 +277,7 @@ class Shards:
             "seed": seed,
             "until": until,
             "masks": masks,
+            "headers": headers or manifest.headers,
         }
 
     def make(self, shard: int, retry: bool = False, on_progress: Callable[[int, int], None] | None = None) -> Part:

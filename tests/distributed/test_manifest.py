@@ -44,12 +44,13 @@ def test_only_the_row_groups_of_a_shard_are_read(tmp_path, monkeypatch):
 
 
 def test_images_have_the_names_of_the_table_and_the_files_of_the_root(tmp_path):
-    (tmp_path / "images.csv").write_text("path\na.png\n\n /b.png\ns3://bucket/c.tif\n,\n")
+    (tmp_path / "images.csv").write_text("path\na.png\n\n /b.png\nhttps://me:secret@web/c.tif\n,\n")
     (tmp_path / "photos").mkdir()
     manifest = open_manifest(tmp_path / "images.csv", tmp_path / "photos")
     a, b, c, none = manifest.images(range(4))
     assert (a.path, a.image) == ("a.png", str(tmp_path / "photos" / "a.png"))
-    assert (b.image, c.image) == ("/b.png", "s3://bucket/c.tif")
+    assert (b.image, c.image, c.path) == ("/b.png", "https://me:secret@web/c.tif", "https://web/c.tif")
+    assert open_manifest(tmp_path / "images.csv", "s3://bucket/x").images(range(1))[0].image == "s3://bucket/x/a.png"
     assert none.error == "images.csv: row 3 has no path; complete it or remove it"
 
 

@@ -11,6 +11,8 @@ from foveal.cli import main
 from foveal.data import ImageDataset, Loader
 from foveal.data.folder import manifest
 from foveal.data.headers import index_images
+from foveal.distributed import predict_shard
+from foveal.distributed.shards import read_part
 from foveal.errors import ConfigError, DataError
 from foveal.explain import explain, explain_many
 from foveal.images import remote
@@ -57,6 +59,22 @@ def test_rows_equal_those_of_local_files_and_count_requests(model, server, tmp_p
     assert sum(row["bytes"] or 0 for row in rows) == server.sent
     assert rows[3]["error"].startswith(f"{server.url}/none.png: there is no such object")
     assert "SECRET" not in json.dumps(rows)
+
+
+def test_parts_of_a_manifest_hold_no_secrets_and_use_the_index_beside_it(model, server, table, tmp_path):
+    expected = predict(model, [f"{server.url}/{i}.{'png' if i < 4 else 'tif'}" for i in range(6)]).rows
+    requests = []
+    for headers in (False, True):
+        if headers:
+            index_images([table])
+        part = predict_shard(model, table, 0, 1, tmp_path / f"parts {headers}")
+        rows = list(read_part(tmp_path / f"parts {headers}" / part.name))
+        assert [row["path"] for row in rows] == [row["path"] for row in expected]
+        assert [(row["label"], row["error"]) for row in rows] == [(row["label"], None) for row in expected]
+        requests.append(sum(row["requests"] for row in rows))
+    assert requests[1] < requests[0]
+    for file in (file for kind in (False, True) for file in (tmp_path / f"parts {kind}").rglob("*") if file.is_file()):
+        assert b"SECRET" not in file.read_bytes(), file
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
