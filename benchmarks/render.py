@@ -1030,6 +1030,15 @@ def exported(record: Any) -> Iterator[Row]:
                 )
 
 
+@table("extras", "extras.json")
+def extras(record: Any) -> Iterator[Row]:
+    yield "extra", "MB", "s", "largest packages, MB"
+    for row in record["results"]:
+        largest = sorted(row["packages"].items(), key=lambda one: -one[1])[:3]
+        told = ", ".join(f"{name} {size:.0f}" for name, size in largest if size >= 1)
+        yield f"`{row['extra']}`", row["megabytes"], f"{row['seconds']:.0f}", told
+
+
 @table("export_accuracy", "export.json")
 def exported_accuracy(record: Any) -> Iterator[Row]:
     yield "what runs TNet", "accuracy, %", "minus torch, points", "the same label, %"

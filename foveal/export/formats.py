@@ -162,7 +162,7 @@ def _onnx_halved(graph: Any) -> Any:
 def _quantised(model: Any, calibration: Sequence[dict[str, np.ndarray]]) -> Any:
     """A model of ONNX or OpenVINO whose convolutions and matrix products are int8.
 
-    With NNCF's fast correction of biases, depthwise convolutions in int8 cost MobileNetV2 17 points of accuracy. The
+    With NNCF's fast correction of biases, depthwise convolutions in int8 cost a MobileNetV2 much of its accuracy. The
     exact correction is used instead, which NNCF cannot do on these graphs of ONNX; there, depthwise convolutions stay
     in float.
     """
