@@ -37,6 +37,7 @@ from foveal.files import locked, replacing, storing
 from foveal.glimpse.mil import AttentionPooling
 from foveal.images import ImageViews, LeftOut, as_text, find_mask
 from foveal.images.reading import reading
+from foveal.images.uris import is_remote, shown
 from foveal.models import without_warnings
 from foveal.policies import GREEDY
 from foveal.prediction import Predictor, autocast, find_device, find_images, fold_norms
@@ -164,7 +165,7 @@ def embed(
                 try:
                     count, blank = work(path, file, show)
                 except ImageError as error:
-                    failed.append((path, str(error)))
+                    failed.append((shown(path), str(error)))
                     report(path, error=str(error))
                     continue
                 encoded, tiles = encoded + 1, tiles + count
@@ -186,15 +187,16 @@ def _named_images(
     for top in (os.fspath(path) for path in paths):
         for path, error in find_images([top], left_out):
             if error is not None:
-                failed.append((path, error))
+                failed.append((shown(path), error))
                 continue
-            searched = path != top and Path(top).is_dir()  # an image in Zarr is a folder, too
-            inside = Path(path).relative_to(top) if searched else Path(Path(path).name)
+            # An image in Zarr is a folder, too. Addresses may hold secrets.
+            searched = path != top and (is_remote(top) or Path(top).is_dir())
+            inside = Path(shown(path)).relative_to(shown(top)) if searched else Path(Path(shown(path)).name)
             name = inside.with_suffix("").as_posix()
             if found.setdefault(name, path) != path:
                 raise ConfigError(
-                    f"{path}: has the same name as {found[name]}; give the folder that holds both, or encode them into "
-                    "two folders"
+                    f"{shown(path)}: has the same name as {shown(found[name])}; give the folder that holds both, or "
+                    "encode them into two folders"
                 )
     return found
 
@@ -253,7 +255,7 @@ def _reporting(file: Path) -> Iterator[Callable[..., None]]:
 
         def report(path: str, **known: Any) -> None:
             row = {"file": None, "tiles": None, "blank": None, "seconds": None, "error": None, **known}
-            stream.write(json.dumps({"path": as_text(path), **row}) + "\n")
+            stream.write(json.dumps({"path": as_text(shown(path)), **row}) + "\n")
             stream.flush()
 
         yield report
@@ -297,7 +299,7 @@ class _Work:
             FovealError: the image cannot be read.
         """
         tiles, blank = self.encoder.tiles, 0
-        with reading(path, "cannot be encoded"):
+        with reading(shown(path), "cannot be encoded"):
             mask = None if self.masks is None else find_mask(self.masks, path)
             image = self.predictor.open(path, mask=mask)
         with image:

@@ -13,6 +13,7 @@ from foveal.data.folder import manifest
 from foveal.data.headers import index_images
 from foveal.distributed import predict_shard
 from foveal.distributed.shards import read_part
+from foveal.embedding import embed
 from foveal.errors import ConfigError, DataError
 from foveal.explain import explain, explain_many
 from foveal.images import remote
@@ -75,6 +76,14 @@ def test_parts_of_a_manifest_hold_no_secrets_and_use_the_index_beside_it(model, 
     assert requests[1] < requests[0]
     for file in (file for kind in (False, True) for file in (tmp_path / f"parts {kind}").rglob("*") if file.is_file()):
         assert b"SECRET" not in file.read_bytes(), file
+
+
+def test_features_of_signed_addresses_hold_no_secrets(server, tmp_path):
+    paths = [f"{server.url}/{name}?sig=a.SECRET" for name in ("0.png", "none.png")]
+    done = embed("test_resnet", paths, tmp_path / "out", format="zarr", tile_size=32, pretrained=False)
+    assert [path for path, _ in done.failed] == [f"{server.url}/none.png"] and (tmp_path / "out" / "0.zarr").is_dir()
+    for file in (tmp_path / "out").rglob("*"):
+        assert "SECRET" not in file.name and not (file.is_file() and b"SECRET" in file.read_bytes()), file
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
