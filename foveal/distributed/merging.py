@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.choices import FORMATS
-from foveal.distributed.shards import JOB, MORE, PART, Job, part_schema, read_job, read_place, shard_rows
+from foveal.distributed.shards import JOB, PART, ROW, Job, part_schema, read_job, read_place, shard_rows
 from foveal.distributed.stores import Store, open_store
 from foveal.errors import ConfigError, StorageError
 from foveal.files import replacing, storing
@@ -73,7 +73,7 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
     Args:
         parts: folder or URL of the parts.
         out: ``.parquet``, ``.csv`` or ``.jsonl`` file with the columns of predictions and
-            `foveal.distributed.shards.MORE`. It is replaced if it exists. Parts are only checked if None.
+            `foveal.distributed.shards.ROW`. It is replaced if it exists. Parts are only checked if None.
 
     Raises:
         ConfigError: there are no parts, or ``out`` is not valid.
@@ -104,7 +104,7 @@ def merge(parts: str | Path, out: str | Path | None = None) -> Merged:
             _write(unfinished, batches)
         else:
             rows = (row for batch in batches for row in batch.to_pylist())
-            write_rows(unfinished, rows, target.suffix.lower(), (MORE[0], *COLUMNS, *MORE[1:]))
+            write_rows(unfinished, rows, target.suffix.lower(), (ROW, *COLUMNS))
     merged.out = target
     return merged
 

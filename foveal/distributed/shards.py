@@ -2,7 +2,7 @@
 
 Shard i of k has the rows from ``rows * i // k`` to ``rows * (i + 1) // k`` of the manifest, so that it reads few row
 groups of a large table, and merging in order is joining. A part is a Parquet file with the columns of predictions and
-`MORE`. Its name has a digest of all that it is made of: the job (manifest, number of shards, model, settings, version),
+`ROW`. Its name has a digest of all that it is made of: the job (manifest, number of shards, model, settings, version),
 the number of the shard, and the paths in its rows. Any worker may make any part, in any order, and twice.
 
 Example:
@@ -15,13 +15,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -42,15 +40,13 @@ from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
 from foveal.prediction.output import parquet_types, settings_of
 from foveal.prediction.predictor import Model
-from foveal.prediction.rows import SCHEMA, Named, Row, check_how, check_masks, failed_row
+from foveal.prediction.rows import SCHEMA, Named, Row, check_how, check_masks
 
 JOB = "job.json"
 """Name of the file that describes the job, beside the parts."""
 
-MORE = ("row", "file_size", "file_version")
-"""Columns of a part besides those of predictions: the number of the row in the manifest, and which file was classified:
-its size in bytes, and its ETag or, of a local file, its modification time (UTC).
-"""
+ROW = "row"
+"""Column of a part besides those of predictions: the number of the row in the manifest."""
 
 PART = re.compile(r"part-(\d+)-of-(\d+)-[0-9a-f]{16}\.parquet")
 """Names of parts, with shard and number of shards."""
@@ -340,38 +336,13 @@ class Shards:
                 journal.restart(header)
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         found = predict_rows(self._predictor, list(todo.values()), **self._how, first_batch=done)
-        before: dict[int, tuple[Any, Any]] = {}
         with closing(found):
             for i in range(done, len(batches)):
-                # The next batch is opened while this one is classified.
-                for row in [row for batch in batches[i : i + 2] for row in batch if row not in before]:
-                    before[row] = identity(todo[row])
-                line = [
-                    _identified(row, predicted, before.pop(row), todo[row])
-                    for row, predicted in zip(batches[i], next(found), strict=True)
-                ]
+                line = [{ROW: row} | predicted for row, predicted in zip(batches[i], next(found), strict=True)]
                 with storing(journal.file, f"{AGAIN}; the rows of earlier batches are safe"):
                     journal.append(line)
                 if on_progress is not None:
                     on_progress(min((i + 1) * size, len(numbers)), len(numbers))
-
-
-def identity(image: Named) -> tuple[int | None, str | None]:
-    """Size in bytes of the file of an image, and its modification time (UTC, to the nanosecond); None where there is
-    no local file.
-    """
-    with suppress(OSError, ValueError):
-        found = os.stat(image.image)  # noqa: PTH116 (Path raises where a name is too long)
-        seconds, rest = divmod(found.st_mtime_ns, 10**9)
-        return found.st_size, f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
-    return None, None
-
-
-def _identified(row: int, predicted: Row, before: tuple[int | None, str | None], image: Named) -> Row:
-    """A row of a part."""
-    if predicted["error"] is None and identity(image) != before:
-        predicted = failed_row(image.path, f"{image.path}: was changed while it was read; predict it again")
-    return {"row": row, **predicted, "file_size": before[0], "file_version": before[1]}
 
 
 # ------------------------------------------------------------------------------------------------------- files of parts
@@ -381,7 +352,7 @@ def part_schema() -> Any:
     """The columns of a part, as a schema of pyarrow."""
     import pyarrow as pa
 
-    return pa.schema({"row": pa.int64(), **parquet_types(), "file_size": pa.int64(), "file_version": pa.string()})
+    return pa.schema({ROW: pa.int64(), **parquet_types()})
 
 
 def write_part(file: Path, rows: Iterable[Row], place: Place) -> int:

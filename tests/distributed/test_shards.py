@@ -211,25 +211,20 @@ def test_failed_images_are_predicted_again_on_request(run, images, tmp_path):
 
 def test_an_image_that_changes_while_it_is_read_has_an_error(run, images, tmp_path, monkeypatch):
     shutil.copytree(images, tmp_path / "images")
-    from foveal.distributed import shards as module
+    from foveal.prediction import predictor
 
-    real = module.predict_rows
-
-    def changing(*args, **options):
-        for rows in real(*args, **options):
+    def opened(*args, real=predictor.open_image, **options):
+        image = real(*args, **options)
+        if str(args[0]).endswith("01.png"):
             os.utime(tmp_path / "images" / "01.png", ns=(1, 1))
-            yield rows
+        return image
 
-    monkeypatch.setattr(module, "predict_rows", changing)
-    predict_shard(run, tmp_path / "images" / "images.csv", 0, 8, tmp_path / "parts", **HOW)
-    (part,) = (tmp_path / "parts").glob("part-*")
-    assert [row["error"] for row in read_part(part)] == [
-        None,
-        "01.png: was changed while it was read; predict it again",
-        None,
-        None,
-        None,
-    ]
+    monkeypatch.setattr(predictor, "open_image", opened)
+    part = predict_shard(run, tmp_path / "images" / "images.csv", 0, 8, tmp_path / "parts", **HOW)
+    rows = list(read_part(tmp_path / "parts" / part.name))
+    changed = "01.png: was changed while it was read; predict it again"
+    assert [row["error"] for row in rows] == [None, changed, None, None, None]
+    assert all(row["file_size"] for row in rows)
 
 
 def test_a_folder_holds_the_parts_of_one_job(run, images, tmp_path):
