@@ -25,11 +25,12 @@ SCHEMES = ("s3://", "gs://", "az://", "https://", "http://")
 """What the address of a remote image begins with."""
 
 # Parameters of signed addresses of S3, CloudFront, Google and Azure. They change while the object stays the same.
-_SIGNING = re.compile(
-    r"x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|token|access_token"
-    r"|sv|ss|srt|sp|se|st|spr|sig|sr|sip|sdd|saoid|suoid|scid|skoid|sktid|skt|ske|sks|skv",
-    re.IGNORECASE,
-)
+_SIGNING = re.compile("x-amz-.*|x-goog-.*|signature|sig|token|access_token")
+# Parameters that belong to a signature only if it is there. Elsewhere they may select the object.
+_WITH_SIGNATURE = {
+    "signature": {"awsaccesskeyid", "googleaccessid", "expires", "policy", "key-pair-id"},
+    "sig": set(re.findall(r"\w+", "sv ss srt sp se st spr sr sip sdd saoid suoid scid skoid sktid skt ske sks skv")),
+}
 
 
 def is_remote(path: Any) -> TypeGuard[str]:
@@ -47,17 +48,17 @@ def is_folder(path: str) -> bool:
 def shown(path: str | os.PathLike[str]) -> str:
     """A path for messages and tables. Addresses are without user, password and query; other paths are unchanged.
 
-    Parameters of a query that are not known to belong to a signature may select the object. They are replaced by eight
-    digits that depend on them, so that different objects have different names.
+    Parameters of a query that are not known to belong to a signature may select the object. They are replaced by 16
+    hexadecimal digits that depend on them, so that different objects have different names.
 
     >>> shown("https://example.org/get?id=3"), shown("https://example.org/get?id=4")
-    ('https://example.org/get?3a61b75b', 'https://example.org/get?83b6a5d9')
+    ('https://example.org/get?3a61b75b7aa22faa', 'https://example.org/get?83b6a5d9056b37b9')
     """
     path = os.fspath(path)
     if not is_remote(path):
         return path
     address, kept = _parts(path)
-    return address + (f"?{hashlib.sha256(kept.encode()).hexdigest()[:8]}" if kept else "")
+    return address + (f"?{hashlib.sha256(os.fsencode(kept)).hexdigest()[:16]}" if kept else "")
 
 
 def identity(uri: str) -> str:
@@ -91,5 +92,7 @@ def _parts(uri: str) -> tuple[str, str]:
     if scheme in ("http", "https"):
         body, query = body.partition("#")[0], query.partition("#")[0]
     host, slash, path = body.partition("/")
-    kept = [part for part in query.split("&") if part and not _SIGNING.fullmatch(part.partition("=")[0])]
+    named = [(part.partition("=")[0].lower(), part) for part in query.split("&") if part]
+    dropped = set().union(*(_WITH_SIGNATURE.get(name, set()) for name, _ in named))
+    kept = [part for name, part in named if name not in dropped and not _SIGNING.fullmatch(name)]
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}", "&".join(kept)
