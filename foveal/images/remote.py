@@ -437,13 +437,19 @@ def _store(kind: str, place: str, timeout: float) -> Any:
         return GCSStore(place, **common)
     if kind == "az":
         return AzureStore(place, **common)
+    options = s3_options()
+    return S3Store(place, **common | options | {"client_options": client | options["client_options"]})
+
+
+def s3_options() -> dict[str, Any]:
+    """Options of a store of S3: the server, and credentials that obstore does not find itself."""
+    options: dict[str, Any] = {"client_options": {}}
     endpoint = next((os.environ[k] for k in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(k)), None)
     if endpoint is not None:
-        client["allow_http"] = endpoint.startswith("http://")
-        common["endpoint"] = endpoint
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
     if (provider := _aws_credentials()) is not None:
-        common["credential_provider"] = provider
-    return S3Store(place, **common)
+        options["credential_provider"] = provider
+    return options
 
 
 def _aws_credentials() -> Any:
@@ -468,6 +474,7 @@ def open_store(uri: str, timeout: float) -> tuple[Any, str]:
         ImageError: the address is not valid.
     """
     kind, _, rest = uri.partition("://")
+    kind = kind.lower()
     place, _, path = rest.partition("/")
     if not place:
         raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")

@@ -35,14 +35,16 @@ _WITH_SIGNATURE = {
 
 def is_remote(path: Any) -> TypeGuard[str]:
     """Whether a path is the address of a remote object."""
-    return isinstance(path, str) and path.startswith(SCHEMES)
+    return isinstance(path, str) and path[:8].lower().startswith(SCHEMES)
 
 
 def is_folder(path: str) -> bool:
     """Whether an address is a folder of images: it ends with a slash, or is a bucket only. OME-Zarr is one image."""
     if ".zarr" in path.lower():
         return False
-    return not path.startswith(("http://", "https://")) and (path.endswith("/") or "/" not in path.partition("://")[2])
+    return not path[:8].lower().startswith(("http://", "https://")) and (
+        path.endswith("/") or "/" not in path.partition("://")[2]
+    )
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -88,6 +90,7 @@ def join(root: str, path: str) -> str:
 def _parts(uri: str) -> tuple[str, str]:
     """The address without secrets, and the parameters of its query that may select the object."""
     scheme, _, rest = uri.partition("://")
+    scheme = scheme.lower()
     body, _, query = rest.partition("?")
     if scheme in ("http", "https"):
         body, query = body.partition("#")[0], query.partition("#")[0]
