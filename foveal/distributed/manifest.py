@@ -187,7 +187,7 @@ def _reading(table: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, csv.Error, OSError) as error:  # errors of pyarrow are ValueError or OSError
+    except (ValueError, NotImplementedError, csv.Error, OSError) as error:  # errors of pyarrow are of these types
         kind = "a Parquet file" if table.suffix.lower() in PARQUET else "a CSV file in UTF-8"
         reason = str(error).partition("\n")[0]
         raise DataError(f"{table}: this is not {kind} that can be read ({reason}); write it anew") from error
