@@ -35,6 +35,7 @@ from foveal.images import scale
 from foveal.images.grid import GridPyramid
 from foveal.images.pyramid import Stored
 from foveal.images.reading import check_claim, memory_limit, reading
+from foveal.images.uris import is_remote_zarr
 from foveal.images.zarr_codecs import check_array, guarded
 
 _LEAST = 64  # pixels; smaller chunks are read several at once
@@ -60,11 +61,6 @@ class _Layout(NamedTuple):
         """Length of an axis of a level, or of its chunks; 1 if there is no such axis."""
         array = self.arrays[level]
         return (array.chunks if chunk else array.shape)[self.axes.index(name)] if name in self.axes else 1
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is the URL of a Zarr."""
-    return "://" in path and ".zarr" in path.lower()
 
 
 class OmeZarrPyramid(GridPyramid):
@@ -182,13 +178,23 @@ def _store(place: str, path: str) -> Any:
             self.count(0 if value is None else len(value))
             return value
 
-    if not is_remote(place):
+    if not is_remote_zarr(place):
         return Counting(LocalStore(place, read_only=True))
-    from foveal.images.optional import need
+    from foveal.images.remote import fault_of, open_folder, start_client
 
-    with reading(path, "cannot be opened", "check the address"):
-        inside = need("obstore.store", path, "remote").from_url(place, client_options={"allow_http": True})
-    return Counting(ObjectStore(inside, read_only=True))
+    obstore = start_client(path)
+
+    class Named(ObjectStore[Any]):
+        """Its errors tell the name of the image. Those of obstore have the whole address."""
+
+        async def get(self, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().get(*args, **options)
+            except obstore.exceptions.BaseError as error:
+                fault = fault_of(error)
+                raise ImageError(f"{path}: {fault.what}; {fault.advice}") from None
+
+    return Counting(Named(open_folder(place), read_only=True))
 
 
 def _attributes(group: Any) -> Mapping[str, Any]:

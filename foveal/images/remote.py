@@ -413,19 +413,20 @@ def is_started() -> bool:
 
 
 @lru_cache(128)
-def _store(kind: str, place: str, timeout: float) -> Any:
+def _store(kind: str, place: str, timeout: float, retries: int = 0, folder: str | None = None) -> Any:
     """A store.
 
     Args:
         kind: the scheme of its addresses.
         place: bucket or container; of HTTP the address of all or one of its objects.
         timeout: seconds.
+        retries: how often obstore repeats a request. `RemoteObject` repeats and counts them itself.
+        folder: folder of the bucket that paths are relative to.
     """
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-    # Requests are repeated, and counted, by `RemoteObject`.
     client: dict[str, Any] = {"timeout": f"{timeout * 1000:.0f}ms", "connect_timeout": f"{timeout * 1000:.0f}ms"}
-    common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
+    common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": retries}}
     if kind in ("http", "https"):
         client["allow_http"] = kind == "http"  # https is not redirected to http
         user, _, host = place.partition("://")[2].partition("/")[0].rpartition("@")
@@ -433,6 +434,8 @@ def _store(kind: str, place: str, timeout: float) -> Any:
             place = place.replace(f"{user}@{host}", host, 1)
             client["default_headers"] = {"authorization": "Basic " + base64.b64encode(unquote(user).encode()).decode()}
         return HTTPStore.from_url(place, **common)
+    if folder:
+        common["prefix"] = folder
     if kind == "gs":
         return GCSStore(place, **common)
     if kind == "az":
@@ -473,19 +476,43 @@ def open_store(uri: str, timeout: float) -> tuple[Any, str]:
     Raises:
         ImageError: the address is not valid.
     """
-    kind, _, rest = uri.partition("://")
-    kind = kind.lower()
-    place, _, path = rest.partition("/")
-    if not place:
-        raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")
+    kind, place, path = _split(uri)
     if kind in ("http", "https"):
         path, mark, query = path.partition("#")[0].partition("?")
         place = f"{kind}://{place}/{mark}{query}"
         if not _OWN_URL.fullmatch(path) or posixpath.normpath(path) != path:
             # A store would encode the path in its own way. So it is that of the one object.
-            place, path = f"{kind}://{rest.partition('#')[0]}", ""
+            place, path = f"{kind}://{uri.partition('://')[2].partition('#')[0]}", ""
+    return _opened(uri, kind, place, timeout), path
+
+
+def open_folder(uri: str) -> Any:
+    """The store of the objects below an address, for a library that sends requests itself. obstore repeats them.
+
+    Raises:
+        ConfigError: see `settings`.
+        ImageError: the address is not valid.
+    """
+    limits = settings()
+    kind, place, path = _split(uri)
+    if kind in ("http", "https"):
+        place, path = f"{kind}://{uri.partition('://')[2].partition('#')[0]}", ""
+    return _opened(uri, kind, place, limits.timeout, limits.retries, path.strip("/"))
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Scheme, server or bucket, and path of an address."""
+    kind, _, rest = uri.partition("://")
+    place, _, path = rest.partition("/")
+    kind = kind.lower()
+    if not place:
+        raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")
+    return kind, place, path
+
+
+def _opened(uri: str, *arguments: Any) -> Any:
     try:
-        return _store(kind, place, timeout), path
+        return _store(*arguments)
     except Exception as error:
         fault = fault_of(error)
         raise ImageError(f"{shown(uri)}: {fault.what}; {fault.advice}") from None

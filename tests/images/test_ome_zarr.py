@@ -358,3 +358,23 @@ def test_a_remote_image(tmp_path):
         with pytest.raises(ImageError, match=r"b\.zarr: has no zarr\.json"):
             open_image(f"{url}/b.zarr")
         server.shutdown()
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_errors_of_a_remote_image_have_no_secrets(status, monkeypatch):
+    """The texts of the client have the whole address."""
+    pytest.importorskip("obstore")
+    monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
+
+    class Refusing(_Quiet):
+        def do_GET(self):
+            self.send_error(status)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(ImageError) as raised:
+            open_image(f"http://me:SECRET@{host}/a.zarr?token=SECRET")
+        server.shutdown()
+    message = str(raised.value)
+    assert message.startswith(f"http://{host}/a.zarr: ") and f"({status})" in message and "SECRET" not in message

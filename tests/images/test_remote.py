@@ -18,7 +18,7 @@ from foveal.images import ImageViews, View, open_image, remote
 from foveal.images.header_index import SUFFIX, find, make_entry, write_index
 from foveal.images.range_cache import RangeCache
 from foveal.images.remote import RemoteObject, joined
-from foveal.images.uris import is_folder, is_remote, join, shown
+from foveal.images.uris import is_folder, is_remote, is_remote_zarr, join, shown
 
 from . import remote_server as faults
 from .files import photo, write_pyramid
@@ -119,6 +119,9 @@ def test_formats_of_other_readers_are_refused(server):
         open_image(f"{server.url}/empty.tif")
     with pytest.raises(ImageError, match="give an address as text, not as a Path"):
         open_image(Path(f"{server.url}/small.png"))
+    with pytest.raises(ImageError, match=r"ftp://web/a.tif: there is no such file; addresses begin with s3://, gs://"):
+        open_image("ftp://me:secret@web/a.tif")
+    assert open_image(f"{server.url.upper()}/small.png").size == (90, 80)
 
 
 # ------------------------------------------------------------------------------------------------ rounds and bytes
@@ -571,6 +574,10 @@ def test_signed_addresses_of_an_object_share_its_name_and_cache(server):
         ("https://h.org/a.tif?TOKEN=1", "https://h.org/a.tif"),
         ("s3://bucket/a#b.tif", "s3://bucket/a#b.tif"),
         ("scans/a?sig=1.tif", "scans/a?sig=1.tif"),
+        ("HTTPS://u:p@h.org/a.tif?token=1", "https://h.org/a.tif"),
+        ("https://u:p/q@h.org/a.tif", "https://h.org/a.tif"),
+        ("https://h.org:80/a@b.tif", "https://h.org:80/a@b.tif"),
+        ("ftp://u:p@h.org/a.tif", "ftp://h.org/a.tif"),
     ],
 )
 def test_addresses_are_shown_without_secrets(uri, text):
@@ -591,7 +598,11 @@ def test_parts_of_addresses():
         *[True] * 3,
         *[False] * 2,
     ]
-    assert not is_folder("s3://b/a.ome.zarr/")
+    assert not is_folder("s3://b/a.ome.zarr/") and is_folder("s3://b/a.zarrs/")
+    assert [is_remote_zarr(f"https://h/{path}") for path in ("a.ZARR?b", "a.zarr/0", "a.zarr.tif", "a?b=.zarr")] == [
+        *[True] * 2,
+        *[False] * 2,
+    ]
     assert is_remote("gs://a") and not is_remote(Path("s3://a")) and not is_remote("C://a")
     assert join("s3://b/", "a/c.tif") == "s3://b/a/c.tif"
 
