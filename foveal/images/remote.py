@@ -266,7 +266,7 @@ class RemoteObject:
         limits = settings()
         obstore = start_client(self.name)
         store, path = open_store(self.uri, limits.timeout)
-        pool = _pool(limits.requests)
+        pool = threads(limits.requests)
         futures = [pool.submit(self._get, obstore, store, path, span, limits.retries) for span in spans]
         try:
             return iter([future.result() for future in futures])
@@ -286,12 +286,9 @@ class RemoteObject:
                 fault = fault_of(error)
                 if self._known is None and fault.status == 416:
                     raise ImageError(f"{self.name}: the file is empty; copy it again") from None
-                if not fault.passing:
-                    raise ImageError(f"{self.name}: {fault.what}; {fault.advice}") from None
-                if attempt == retries:
-                    times = f", in {retries + 1} attempts" if retries else ""
-                    raise ImageError(f"{self.name}: {fault.what}{times}; {fault.advice}") from None
-            time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1))
+                if attempt == retries or not fault.passing:
+                    raise fault.error(self.name, attempt + 1) from None
+            time.sleep(wait_before(attempt))
         raise AssertionError("unreachable")
 
     def _answer(self, obstore: Any, store: Any, path: str, span: Span) -> bytes:
@@ -457,11 +454,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def threads(most: int) -> ThreadPoolExecutor:
+    """Threads for at most so many requests at a time, the same for all images."""
     with _making:
-        if threads not in _pools:
-            _pools[threads] = ThreadPoolExecutor(threads, "foveal-remote")
-        return _pools[threads]
+        if most not in _pools:
+            _pools[most] = ThreadPoolExecutor(most, "foveal-remote")
+        return _pools[most]
 
 
 # ------------------------------------------------------------------------------------------------------- its errors
@@ -480,6 +478,16 @@ class _Fault(Exception):
     def __init__(self, what: str, advice: str, passing: bool = False, status: int = 0) -> None:
         super().__init__(what)
         self.what, self.advice, self.passing, self.status = what, advice, passing, status
+
+    def error(self, name: str, attempts: int = 1) -> ImageError:
+        """The error of an object whose last attempt failed in this way."""
+        times = f", in {attempts} attempts" if attempts > 1 else ""
+        return ImageError(f"{name}: {self.what}{times}; {self.advice}")
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds before a request is repeated after failed attempt ``attempt``, counted from 0."""
+    return _FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
 
 
 _SERVER = "the server or a proxy is faulty, so copy the file and read the copy"

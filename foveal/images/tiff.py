@@ -328,6 +328,8 @@ class TiffPyramid(Pyramid):
         options: replacements of the options in ``layout``; see `Pyramid`.
     """
 
+    remote: RemoteObject | None
+
     def __init__(
         self,
         path: str,
