@@ -220,6 +220,20 @@ class Pyramid(ABC):
         windows = iter(self._windows([(level, how.window) for level, how in wanted if not how.empty]))
         return [Cut(how, None, None) if how.empty else Cut(how.at_origin(), *next(windows)) for _, how in wanted]
 
+    def read_ahead(  # noqa: B027 (local files have nothing to do)
+        self, boxes: np.ndarray, sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Read the bytes of boxes that are looked at next, in one round of requests, if the file is remote. Readers of
+        remote files override this.
+
+        Args:
+            boxes: see `look`.
+            sizes: (height, width) of each look.
+
+        Raises:
+            ImageError: the server fails.
+        """
+
     def _planned(
         self, box: Sequence[float], size: tuple[int, int], antialias: bool = True, bounds: Sequence[float] | None = None
     ) -> tuple[int, ResamplePlan]:

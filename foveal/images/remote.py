@@ -56,6 +56,7 @@ _PAGE = 16 << 10  # unit in which lists of tiles are read
 _NEAR = 4 << 10  # ranges are joined if at most so many bytes lie between them
 _PART = 8 << 20  # longest range of one request, unless a single tile is longer
 _HELD = 4 << 20  # bytes of headers that an object keeps in memory
+_NEXT = 16 << 20  # bytes of the next looks that an object keeps in memory
 _PICKLED = 256 << 10
 _FIRST_WAIT = 0.2  # seconds before the first repetition; each following wait is twice as long
 _TIFF = {".tif", ".tiff", ".btf", ".tf8", ".ptif", ".ptiff", ".svs", ".qptiff"}
@@ -138,6 +139,7 @@ class RemoteObject:
         self._lock = threading.Lock()
         self._pages = dict(pages or {})
         self._whole: bytes | None = None
+        self._next: dict[Span, bytes] = {}
         self._known = state
         if state is None:
             first = FIRST_PLAIN if suffix_of(uri) in _PLAIN else FIRST
@@ -165,7 +167,7 @@ class RemoteObject:
 
     def __getstate__(self) -> dict[str, Any]:
         small = sum(map(len, self._pages.values())) <= _PICKLED
-        left = {"_lock": None, "_whole": None, "_pages": dict(self._pages) if small else {}}
+        left = {"_lock": None, "_whole": None, "_next": {}, "_pages": dict(self._pages) if small else {}}
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -205,7 +207,7 @@ class RemoteObject:
         for position, length in spans:
             if position < 0 or position + length > self.size:
                 raise ValueError("it lies past the end of the file")
-            data = b"" if length == 0 else self._held(position, length)
+            data = b"" if length == 0 else self._next.pop((position, length), None) or self._held(position, length)
             found.append(cache.get(key, position, length) if data is None else data)
         missing = [i for i, data in enumerate(found) if data is None]
         requests = joined([spans[i] for i in missing])
@@ -216,6 +218,24 @@ class RemoteObject:
                 part = found[i] = answer[position - start : position - start + length]
                 cache.put(key, position, part)
         return [data or b"" for data in found]
+
+    def hold(self, spans: Sequence[Span]) -> None:
+        """Read ranges in one parallel round, and keep them in memory until `fetch` returns them or the next call of
+        this. Ranges that go past the end of the object, and those beyond `_NEXT` bytes, are left to `fetch`.
+
+        Raises:
+            ImageError: the object changed, or the server fails.
+        """
+        chosen, total = [], 0
+        for span in dict.fromkeys(spans):
+            total += span[1]
+            if total > _NEXT:
+                break
+            if span[0] >= 0 and sum(span) <= self.size and span[1]:
+                chosen.append(span)
+        found = dict(zip(chosen, self.fetch(chosen), strict=True))
+        with self._lock:
+            self._next = found
 
     def whole(self, limit: int) -> bytes:
         """All bytes of the object, which are kept in memory until `release`.

@@ -577,3 +577,31 @@ def test_memory_does_not_grow_with_plain_images(server):
     image = View(open_image(f"{server.url}/photo.jpg"))
     image.look(LOOKS, (64, 64))
     assert image.image.remote._whole is None
+
+
+def test_a_scan_reads_many_blocks_in_one_round(server, tmp_path, monkeypatch):
+    from foveal.draws import Draws
+    from foveal.glimpse import places
+    from foveal.glimpse.scan import Scan
+    from foveal.policies import GREEDY
+
+    monkeypatch.setattr(places, "BLOCK", 4)
+    monkeypatch.setenv("FOVEAL_REMOTE_CACHE_BYTES", "0")
+    write_pyramid(tmp_path / "scanned.tif", photo(1100, 1000), 4, compression="zlib")
+    server.contents["scanned.tif"] = (tmp_path / "scanned.tif").read_bytes()
+    torch.manual_seed(0)
+    model = Scan(num_classes=2, look_size=16, scale=2, scout_width=8, locations=(3,)).eval()
+    found, read = [], []
+    for place in (tmp_path / "scanned.tif", f"{server.url}/scanned.tif"):
+        image = open_image(place)
+        server.clear()
+        server.delay = 0.05
+        views = ImageViews([image])
+        kept = model.scan(views, 12, GREEDY, Draws(0, 0, np.arange(1)), "x")
+        assert not views.errors
+        found.append(kept)
+        read.append(image.bytes_read)
+    blocks = len(places.blocks_of(np.array([1100, 1000]), 2, model.radius))
+    assert blocks > 2 * places.AHEAD and server.rounds <= -(-blocks // places.AHEAD) + 2
+    assert (found[0].places == found[1].places).all() and torch.equal(found[0].windows, found[1].windows)
+    assert server.sent <= 1.1 * read[0]
