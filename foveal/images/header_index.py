@@ -68,11 +68,12 @@ def make_entry(uri: str) -> Entry:
         ImageError: the image cannot be opened.
     """
     from foveal.images.open import open_image
+    from foveal.images.remote import RemoteObject
     from foveal.images.tiff import TiffPyramid
 
     with open_image(uri, value_range=(0, 1), convert=False) as image:
         remote = image.remote
-        if remote is None:
+        if not isinstance(remote, RemoteObject):
             raise ImageError(f"{image.path}: has no header that can be indexed; leave it out, it is read without")
         if not remote.state.is_version:
             what = "its server gives neither an ETag nor a time, so that a change would not be noticed"

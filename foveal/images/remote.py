@@ -57,6 +57,7 @@ _PAGE = 16 << 10  # unit in which lists of tiles are read
 _NEAR = 4 << 10  # ranges are joined if at most so many bytes lie between them
 _PART = 8 << 20  # longest range of one request, unless a single tile is longer
 _HELD = 4 << 20  # bytes of headers that an object keeps in memory
+_NEXT = 16 << 20  # bytes of the next looks that an object keeps in memory
 _PICKLED = 256 << 10
 _FIRST_WAIT = 0.2  # seconds before the first repetition; each following wait is twice as long
 _LONGEST_WAIT = 30.0
@@ -158,6 +159,7 @@ class RemoteObject:
         self._lock = threading.Lock()
         self._pages = dict(pages or {})
         self._whole: bytes | None = None
+        self._next: dict[Span, bytes] = {}
         self._known = state
         self._salt = os.urandom(16).hex()
         if state is None:
@@ -188,7 +190,7 @@ class RemoteObject:
     def __getstate__(self) -> dict[str, Any]:
         pages = self.pages
         small = sum(map(len, pages.values())) <= _PICKLED
-        left = {"_lock": None, "_whole": None, "_pages": pages if small else {}}
+        left = {"_lock": None, "_whole": None, "_next": {}, "_pages": pages if small else {}}
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,7 +230,7 @@ class RemoteObject:
         for position, length in spans:
             if position < 0 or position + length > self.size:
                 raise ValueError("it lies past the end of the file")
-            data = b"" if length == 0 else self._held(position, length)
+            data = b"" if length == 0 else self._next.pop((position, length), None) or self._held(position, length)
             found.append(cache.get(key, position, length) if data is None and keeps else data)
         missing = [i for i, data in enumerate(found) if data is None]
         requests = joined([spans[i] for i in missing])
@@ -240,6 +242,24 @@ class RemoteObject:
                 if keeps:
                     cache.put(key, position, part)
         return [data or b"" for data in found]
+
+    def hold(self, spans: Sequence[Span]) -> None:
+        """Read ranges in one parallel round, and keep them in memory until `fetch` returns them or the next call of
+        this. Ranges that go past the end of the object, and those beyond `_NEXT` bytes, are left to `fetch`.
+
+        Raises:
+            ImageError: the object changed, or the server fails.
+        """
+        chosen, total = [], 0
+        for span in dict.fromkeys(spans):
+            total += span[1]
+            if total > _NEXT:
+                break
+            if span[0] >= 0 and sum(span) <= self.size and span[1]:
+                chosen.append(span)
+        found = dict(zip(chosen, self.fetch(chosen), strict=True))
+        with self._lock:
+            self._next = found
 
     def whole(self, limit: int) -> bytes:
         """All bytes of the object, which are kept in memory until `release`.
@@ -292,7 +312,7 @@ class RemoteObject:
         limits = settings()
         obstore = start_client(self.name)
         store, path = open_store(self.uri, limits.timeout)
-        pool = _pool(limits.requests)
+        pool = threads(limits.requests)
         futures = [pool.submit(self._get, obstore, store, path, span, limits.retries) for span in spans]
         try:
             return iter([future.result() for future in futures])
@@ -312,12 +332,9 @@ class RemoteObject:
                 fault = fault_of(error)
                 if self._known is None and fault.status == 416:
                     raise ImageError(f"{self.name}: the file is empty; copy it again") from None
-                if not fault.passing:
-                    raise ImageError(f"{self.name}: {fault.what}; {fault.advice}") from None
-                if attempt == retries:
-                    times = f", in {retries + 1} attempts" if retries else ""
-                    raise ImageError(f"{self.name}: {fault.what}{times}; {fault.advice}") from None
-            _wait(attempt)
+                if attempt == retries or not fault.passing:
+                    raise fault.error(self.name, attempt + 1) from None
+            time.sleep(wait_before(attempt))
         raise AssertionError("unreachable")
 
     def _answer(self, obstore: Any, store: Any, path: str, span: Span) -> bytes:
@@ -354,11 +371,6 @@ class RemoteObject:
         if known is None:
             self._known = state
         return data[position : position + length] if whole and known is not None else data
-
-
-def _wait(attempt: int) -> None:
-    """Wait before a request is repeated."""
-    time.sleep(min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1))
 
 
 def joined(spans: Sequence[Span], near: int = _NEAR) -> list[tuple[int, int, list[int]]]:
@@ -413,20 +425,19 @@ def is_started() -> bool:
 
 
 @lru_cache(128)
-def _store(kind: str, place: str, timeout: float, retries: int = 0, folder: str | None = None) -> Any:
+def _store(kind: str, place: str, timeout: float) -> Any:
     """A store.
 
     Args:
         kind: the scheme of its addresses.
         place: bucket or container; of HTTP the address of all or one of its objects.
         timeout: seconds.
-        retries: how often obstore repeats a request. `RemoteObject` repeats and counts them itself.
-        folder: folder of the bucket that paths are relative to.
     """
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
+    # Requests are repeated, and counted, by those who send them.
     client: dict[str, Any] = {"timeout": f"{timeout * 1000:.0f}ms", "connect_timeout": f"{timeout * 1000:.0f}ms"}
-    common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": retries}}
+    common: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
     if kind in ("http", "https"):
         client["allow_http"] = kind == "http"  # https is not redirected to http
         user, _, host = place.partition("://")[2].partition("/")[0].rpartition("@")
@@ -434,8 +445,6 @@ def _store(kind: str, place: str, timeout: float, retries: int = 0, folder: str 
             place = place.replace(f"{user}@{host}", host, 1)
             client["default_headers"] = {"authorization": "Basic " + base64.b64encode(unquote(user).encode()).decode()}
         return HTTPStore.from_url(place, **common)
-    if folder:
-        common["prefix"] = folder
     if kind == "gs":
         return GCSStore(place, **common)
     if kind == "az":
@@ -476,46 +485,23 @@ def open_store(uri: str, timeout: float) -> tuple[Any, str]:
     Raises:
         ImageError: the address is not valid.
     """
-    kind, place, path = _split(uri)
+    kind, _, rest = uri.partition("://")
+    kind = kind.lower()
+    place, _, path = rest.partition("/")
+    if not place:
+        raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")
     if kind in ("http", "https"):
         path, mark, query = path.partition("#")[0].partition("?")
         place = f"{kind}://{place}/{mark}{query}"
         if not _OWN_URL.fullmatch(path) or posixpath.normpath(path) != path:
             # A store would encode the path in its own way. So it is that of the one object.
-            place, path = f"{kind}://{uri.partition('://')[2].partition('#')[0]}", ""
-    return _opened(uri, kind, place, timeout), path
-
-
-def open_folder(uri: str) -> Any:
-    """The store of the objects below an address, for a library that sends requests itself. obstore repeats them.
-
-    Raises:
-        ConfigError: see `settings`.
-        ImageError: the address is not valid.
-    """
-    limits = settings()
-    kind, place, path = _split(uri)
-    if kind in ("http", "https"):
-        place, path = f"{kind}://{uri.partition('://')[2].partition('#')[0]}", ""
-    return _opened(uri, kind, place, limits.timeout, limits.retries, path.strip("/"))
-
-
-def _split(uri: str) -> tuple[str, str, str]:
-    """Scheme, server or bucket, and path of an address."""
-    kind, _, rest = uri.partition("://")
-    place, _, path = rest.partition("/")
-    kind = kind.lower()
-    if not place:
-        raise ImageError(f"{shown(uri)}: has no {'server' if 'http' in kind else 'bucket'}; write {kind}://NAME/PATH")
-    return kind, place, path
-
-
-def _opened(uri: str, *arguments: Any) -> Any:
+            place, path = f"{kind}://{rest.partition('#')[0]}", ""
+    elif path and {"", ".", ".."} & {*path.removesuffix("/").split("/")}:  # the client would read another object
+        raise ImageError(f"{shown(uri)}: {_UNREAD[0]}; {_UNREAD[1]}")
     try:
-        return _store(*arguments)
+        return _store(kind, place, timeout), path
     except Exception as error:
-        fault = fault_of(error)
-        raise ImageError(f"{shown(uri)}: {fault.what}; {fault.advice}") from None
+        raise fault_of(error).error(shown(uri)) from None
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -534,11 +520,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def threads(most: int) -> ThreadPoolExecutor:
+    """Threads for at most so many requests at a time, the same for all images."""
     with _making:
-        if threads not in _pools:
-            _pools[threads] = ThreadPoolExecutor(threads, "foveal-remote")
-        return _pools[threads]
+        if most not in _pools:
+            _pools[most] = ThreadPoolExecutor(most, "foveal-remote")
+        return _pools[most]
 
 
 # ------------------------------------------------------------------------------------------------------- its errors
@@ -558,10 +545,24 @@ class _Fault(Exception):
         super().__init__(what)
         self.what, self.advice, self.passing, self.status = what, advice, passing, status
 
+    def error(self, name: str, attempts: int = 1) -> ImageError:
+        """The error of an object whose last attempt failed in this way."""
+        times = f", in {attempts} attempts" if attempts > 1 else ""
+        return ImageError(f"{name}: {self.what}{times}; {self.advice}")
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds before a request is repeated after failed attempt ``attempt``, counted from 0."""
+    return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
+
 
 _SERVER = "the server or a proxy is faulty, so copy the file and read the copy"
 _CHANGED = "was changed while it was read", "open it again, and renew its index if there is one"
 _INVALID = "the address, or the configuration of its store in the environment, is not valid", "correct it"
+_UNREAD = (
+    "a part of a path is empty, has dots only or a control character, which the client of the stores does not read",
+    "rename the object, or list others in a table",
+)
 _ODD = "the server gives an answer that is not understood", "check the address"
 _LATER = "try again later"
 
@@ -591,6 +592,8 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault(f"access is denied ({status or 403})", advice, status=status)
     if status == 412 or kind == "PreconditionError":
         return _Fault(*_CHANGED, status=412)
+    if kind == "InvalidPathError":
+        return _Fault(*_UNREAD)
     if kind == "NotSupportedError":
         return _Fault("the server sends no ranges of bytes", "copy the file, or serve it by one that does")
     if status:
@@ -613,7 +616,7 @@ def fault_of(error: Exception) -> _Fault:
         return _Fault("the server cannot be reached", "check its name and the network", passing=True)
     if re.search(r"kind: (Interrupted|Request|Body|Unknown|Decode)|IncompleteBody|Hyper|reqwest", text):
         return _Fault("the connection was lost", "check the network", passing=True)
-    unset = isinstance(error, ValueError) or kind == "InvalidPathError" or "must be specified" in text
+    unset = isinstance(error, ValueError) or "must be specified" in text
     return _Fault(*(_INVALID if unset else _ODD))
 
 
@@ -643,7 +646,7 @@ def list_images(uri: str) -> FoundFiles:
             fault = fault_of(error)
             if not fault.passing or attempt == limits.retries:
                 raise ImageError(f"{shown(uri)}: cannot be listed, {fault.what}; {fault.advice}") from None
-            _wait(attempt)
+            time.sleep(wait_before(attempt))
     for path in sorted(listed, key=lambda path: path.split("/")):
         inside = path[len(prefix) :].split("/")
         if reason := next(filter(None, map(set_apart, inside)), None):

@@ -425,7 +425,7 @@ def file_state(file: Any, image: Pyramid | None = None) -> FileState:
         file: its path; anything else has no state.
         image: the open image. That of a remote object has its state.
     """
-    if image is not None and image.remote is not None:
+    if image is not None and image.remote is not None and image.remote.state is not None:
         size, etag, modified = image.remote.state
         return FileState(size, etag or _time(round(modified * 10**9)) if etag or modified else None)
     if is_path(file) and not is_remote(file):

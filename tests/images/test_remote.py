@@ -715,6 +715,19 @@ def test_objects_of_s3_are_read_and_listed(bucket, server, files):
             assert torch.equal(here.look(LOOKS, (64, 64)), there.look(LOOKS, (64, 64)))
 
 
+def test_names_that_the_client_would_change_are_refused(bucket, server):
+    """It reads another object for some: //a is a."""
+    bucket.create_bucket(Bucket="odd-names")
+    small = (server.folder / "small.png").read_bytes()
+    for key in ("a.png", "x/b//c.png"):
+        bucket.put_object(Bucket="odd-names", Key=key, Body=small)
+    for path in ("/a.png", "./a.png", "x/../a.png", "x/b//c.png"):
+        with pytest.raises(ImageError, match=r"\.png: a part of a path is empty, has dots .*; rename the object"):
+            open_image(f"s3://odd-names/{path}")
+    with pytest.raises(ImageError, match="s3://odd-names/x/: cannot be listed, a part of a path is empty"):
+        remote.list_images("s3://odd-names/x/")
+
+
 def test_errors_of_s3_are_named(bucket, server, monkeypatch):
     monkeypatch.setenv("FOVEAL_REMOTE_RETRIES", "0")
     with pytest.raises(ImageError, match=r"s3://slides/none.tif: there is no such object; .* folder ends with a slash"):
@@ -733,3 +746,31 @@ def test_memory_does_not_grow_with_plain_images(server):
     image = View(open_image(f"{server.url}/photo.jpg"))
     image.look(LOOKS, (64, 64))
     assert image.image.remote._whole is None
+
+
+def test_a_scan_reads_many_blocks_in_one_round(server, tmp_path, monkeypatch):
+    from foveal.draws import Draws
+    from foveal.glimpse import places
+    from foveal.glimpse.scan import Scan
+    from foveal.policies import GREEDY
+
+    monkeypatch.setattr(places, "BLOCK", 4)
+    monkeypatch.setenv("FOVEAL_REMOTE_CACHE_BYTES", "0")
+    write_pyramid(tmp_path / "scanned.tif", photo(1100, 1000), 4, compression="zlib")
+    server.contents["scanned.tif"] = (tmp_path / "scanned.tif").read_bytes()
+    torch.manual_seed(0)
+    model = Scan(num_classes=2, look_size=16, scale=2, scout_width=8, locations=(3,)).eval()
+    found, read = [], []
+    for place in (tmp_path / "scanned.tif", f"{server.url}/scanned.tif"):
+        image = open_image(place)
+        server.clear()
+        server.delay = 0.05
+        views = ImageViews([image])
+        kept = model.scan(views, 12, GREEDY, Draws(0, 0, np.arange(1)), "x")
+        assert not views.errors
+        found.append(kept)
+        read.append(image.bytes_read)
+    blocks = len(places.blocks_of(np.array([1100, 1000]), 2, model.radius))
+    assert blocks > 2 * places.AHEAD and server.rounds <= -(-blocks // places.AHEAD) + 2
+    assert (found[0].places == found[1].places).all() and torch.equal(found[0].windows, found[1].windows)
+    assert server.sent <= 1.1 * read[0]
