@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from typing import Any
 from foveal.distributed.manifest import Manifest, open_manifest
 from foveal.distributed.shards import Part, Shards
 from foveal.errors import ConfigError, FovealError
+from foveal.images.reading import short
 from foveal.prediction.predictor import Model
 
 ROWS = 1000
@@ -169,6 +171,7 @@ def _connected(address: str | None) -> Any:
     if mine:
         passed = {key: os.environ[key] for key in ("FOVEAL_MAX_BYTES",) if key in os.environ}
         try:
+            _check_reachable(address)
             ray.init(
                 address or "local",
                 include_dashboard=None if address else False,
@@ -176,9 +179,9 @@ def _connected(address: str | None) -> Any:
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": passed} if passed else None,
             )
-        except ConnectionError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"`address` {address}: there is no Ray cluster ({str(error).splitlines()[0]}); start one by ray start "
+                f"`address` {address}: there is no Ray cluster ({short(error)}); start one by ray start "
                 "--head, or leave it out"
             ) from error
     context = ray.data.DataContext.get_current()
@@ -190,3 +193,10 @@ def _connected(address: str | None) -> Any:
     finally:
         if mine:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError or OverflowError if no program listens at an address. Ray tries for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

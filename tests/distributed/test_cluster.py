@@ -148,5 +148,6 @@ def test_a_second_call_goes_on_after_the_driver_was_killed(run, images, expected
 @pytest.mark.slow
 def test_without_a_cluster(run, images, tmp_path):
     pytest.importorskip("ray")
-    with pytest.raises(ConfigError, match="there is no Ray cluster"):
-        predict_on_ray(run, images / "images.csv", tmp_path / "parts", address="auto", **HOW)
+    for address in ("auto", "127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:70000"):  # Ray tries some for minutes
+        with pytest.raises(ConfigError, match=f"`address` {address}: there is no Ray cluster"):
+            predict_on_ray(run, images / "images.csv", tmp_path / "parts", address=address, **HOW)
