@@ -32,6 +32,7 @@ from foveal.distributed.manifest import Manifest, open_manifest
 from foveal.distributed.stores import AGAIN, Store, open_store
 from foveal.errors import ConfigError, StorageError
 from foveal.files import remove_unfinished, storing
+from foveal.images.header_index import check_index
 from foveal.importing import need_parquet
 from foveal.policies import Policy
 from foveal.prediction import Predictor, predict_rows
@@ -229,6 +230,7 @@ class Shards:
 
     Raises:
         ConfigError: an argument is invalid, pyarrow is not installed, or ``out`` has parts of another job.
+        DataError: the index of headers cannot be read.
         RunError: the run folder cannot be loaded.
         StorageError: ``out`` cannot be read or written.
     """
@@ -263,6 +265,9 @@ class Shards:
         settings = settings_of(
             predictor, locations=looks, policy=policy, top_k=top_k, seed=seed, until=until, masks=masks
         )
+        headers = headers or manifest.headers
+        if headers is not None:
+            check_index(headers)
         self.manifest = manifest
         self.job = Job(manifest.rows, manifest.digest, shards, json.loads(json.dumps(settings)))
         self.store = open_store(out)
@@ -277,7 +282,7 @@ class Shards:
             "seed": seed,
             "until": until,
             "masks": masks,
-            "headers": headers or manifest.headers,
+            "headers": headers,
         }
 
     def make(self, shard: int, retry: bool = False, on_progress: Callable[[int, int], None] | None = None) -> Part:

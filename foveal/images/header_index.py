@@ -135,6 +135,15 @@ def find(file: str | os.PathLike[str], uri: str) -> RemoteObject:
     )
 
 
+def check_index(file: str | os.PathLike[str]) -> None:
+    """Check that a file is an index, before many images are opened with it.
+
+    Raises:
+        DataError: it is not.
+    """
+    _opened(os.fspath(file))
+
+
 class _Index:
     """An open index. Its keys are in memory, 16 bytes each, and the last group of entries that was read."""
 

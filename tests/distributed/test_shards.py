@@ -15,7 +15,7 @@ from pyarrow import parquet
 from foveal.cli import main
 from foveal.distributed import merge, open_manifest, predict_shard
 from foveal.distributed.shards import PART, Shards, parse_shard, read_part
-from foveal.errors import ConfigError, StorageError
+from foveal.errors import ConfigError, DataError, StorageError
 from foveal.prediction import COLUMNS, predict
 from foveal.prediction.output import read_rows
 from tests.kills import killed
@@ -342,6 +342,14 @@ def test_parts_of_a_version_with_other_columns_are_not_called_damaged(parts, tmp
     monkeypatch.setattr("foveal.distributed.merging.SCHEMA", 99)
     with pytest.raises(ConfigError, match=r"and this is .*; merge them with that version"):
         merge(tmp_path / "parts")
+
+
+def test_a_foreign_index_is_named_before_all_images_fail(run, images, tmp_path):
+    shutil.copy(images / "images.csv", tmp_path)
+    (tmp_path / "images.headers.parquet").write_text("something else")
+    with pytest.raises(DataError, match=r"images.headers.parquet: is not an index of headers; write it by"):
+        Shards(run, open_manifest(tmp_path / "images.csv"), 2, tmp_path / "parts", **HOW)
+    assert not (tmp_path / "parts").exists()
 
 
 @pytest.mark.parametrize("shards", [0, -3, 1.5])
