@@ -392,10 +392,8 @@ def _body(
     if chosen := {key: value for key, value in model.items() if key != "name" and value not in (None, False)}:
         lines.append(f"- options: {', '.join(f'`{key}={value}`' for key, value in chosen.items())}")
     if encoder := told["encoder"]:
-        licence = encoder.get("licence") or "not known"
-        lines.append(
-            f"- encoder: {_escaped(encoder.get('name') or 'not known')}, frozen; licence of its weights: {_escaped(licence)}"
-        )
+        name, licence = (_escaped(encoder.get(key) or "not known") for key in ("name", "licence"))
+        lines.append(f"- encoder: {name}, frozen; licence of its weights: {licence}")
     if "size" in told:
         lines.append(f"- each look: {told['size'][0]} x {told['size'][1]} px, {told.get('channels', 3)} channels")
     if told.get("locations"):
