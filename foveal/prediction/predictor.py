@@ -87,9 +87,7 @@ class Predictor:
                 raise ConfigError(f"`device` {device}: exported models run on the CPU; leave it out")
             where = None
         if isinstance(classifier, Exported) and PRECISIONS.get(precision) is not None:
-            raise ConfigError(
-                f"`precision` {precision}: an exported model has that of its export; leave it out"
-            )
+            raise ConfigError(f"`precision` {precision}: an exported model has that of its export; leave it out")
         _check_finite(classifier, "the model" if run is None else run.path)
         self.model: GlimpseClassifier = (classifier if where is None else classifier.to(where)).eval()
         self.device = self.model.mean.device
