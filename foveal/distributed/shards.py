@@ -18,7 +18,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -30,11 +30,12 @@ import torch
 from foveal import __version__
 from foveal.distributed.manifest import Manifest, open_manifest
 from foveal.distributed.stores import AGAIN, Store, open_store
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, StorageError
 from foveal.files import remove_unfinished, storing
 from foveal.importing import need_parquet
 from foveal.policies import Policy
 from foveal.prediction import Predictor, predict_rows
+from foveal.prediction.checks import check_whole
 from foveal.prediction.device import check_precision
 from foveal.prediction.early_exit import Exit
 from foveal.prediction.journal import Journal
@@ -166,9 +167,11 @@ def read_job(content: bytes | None, store: Store) -> Job:
     try:
         values = json.loads(content)
         job = Job(**values | {"version": tuple(values["version"])})
-        assert all(type(number) is int and number > 0 for number in (job.rows, job.shards))
-        assert type(job.manifest) is str and type(job.settings) is dict
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        if not all(type(number) is int and number > 0 for number in (job.rows, job.shards)):
+            raise ValueError("there are no rows or no shards")
+        if type(job.manifest) is not str or type(job.settings) is not dict:
+            raise ValueError("another type")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"{store.name}/{JOB}: is damaged; remove it, and make any part again, which writes it anew"
         ) from error
@@ -250,6 +253,7 @@ class Shards:
         headers: str | Path | None = None,
     ) -> None:
         need_parquet(Path(out, "part.parquet"))
+        check_whole("shards", shards)
         check_how(batch_size=batch_size, threads=threads, top_k=top_k, until=until)
         check_precision(precision)
         predictor = Predictor(model, device=device, precision=precision)
@@ -301,7 +305,10 @@ class Shards:
             remove_unfinished(folder, file.name)
             unfinished.unlink(missing_ok=True)  # it may be another name of the part
             there = self.store.has(name)
-            todo = (failed_rows(self.store.source(name)) if retry else []) if there else list(rows)
+            where = f"{self.store.name}/{name}"
+            todo = [] if there else list(rows)
+            if there and retry:
+                todo = failed_rows(self.store.source(name), where, place)
             failed = 0
             if todo or not there:
                 with storing(file, AGAIN):
@@ -311,7 +318,8 @@ class Shards:
                     made: Iterable[Row] = (row for line in islice(journal.lines(), 1, None) for row in line)
                     if there:
                         again = set(todo)
-                        kept = (row for row in read_part(self.store.source(name)) if row["row"] not in again)
+                        found = read_part(self.store.source(name), where)
+                        kept = (row for row in found if row["row"] not in again)
                         made = heapq.merge(kept, made, key=lambda row: row["row"])
                     with storing(unfinished, AGAIN):
                         failed = write_part(unfinished, made, place)
@@ -366,7 +374,7 @@ def write_part(file: Path, rows: Iterable[Row], place: Place) -> int:
 
     rows, failed = iter(rows), 0
     schema = part_schema().with_metadata({"foveal": json.dumps(place._asdict())})
-    with ParquetWriter(file, schema) as table:
+    with ParquetWriter(file, schema, write_page_checksum=True) as table:
         while some := list(islice(rows, 1000)):
             failed += sum(row["error"] is not None for row in some)
             table.write_table(pa.Table.from_pylist(some, schema))
@@ -385,20 +393,48 @@ def read_place(parquet: Any) -> Place | None:
     return None
 
 
-def read_part(source: Any) -> Iterator[Row]:
-    """Rows of a part."""
+@contextmanager
+def opened_part(source: Any, where: str = "") -> Iterator[Any]:
+    """An open part, a ``pyarrow.parquet.ParquetFile``.
+
+    Args:
+        source: the file, see `Store.source`.
+        where: its place, for the error.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(source) as parquet:
+    try:
+        with ParquetFile(source, page_checksum_verification=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StorageError(f"{where or source}: is damaged ({reason}); remove it, and make its shard again") from error
+
+
+def read_part(source: Any, where: str = "") -> Iterator[Row]:
+    """Rows of a part. Arguments are those of `opened_part`.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    with opened_part(source, where) as parquet:
         for batch in parquet.iter_batches(1000):
             yield from batch.to_pylist()
 
 
-def failed_rows(source: Any) -> list[int]:
-    """Numbers of the rows with an error in a part."""
-    from pyarrow.parquet import ParquetFile
+def failed_rows(source: Any, where: str, place: Place) -> list[int]:
+    """Numbers of the rows with an error in a part.
 
-    with ParquetFile(source) as parquet:
+    Raises:
+        StorageError: it is damaged, or another part.
+    """
+    with opened_part(source, where) as parquet:
+        if read_place(parquet) != place or not parquet.schema_arrow.equals(part_schema()):
+            raise StorageError(f"{where}: is another part, or none; remove it, and make its shard again")
         return [
             row
             for batch in parquet.iter_batches(columns=["row", "error"])

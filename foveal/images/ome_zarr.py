@@ -38,6 +38,7 @@ from foveal.images import remote, scale
 from foveal.images.grid import GridPyramid
 from foveal.images.pyramid import Stored
 from foveal.images.reading import check_claim, memory_limit, reading
+from foveal.images.uris import is_remote_zarr
 from foveal.images.zarr_codecs import check_array, guarded
 
 _LEAST = 64  # pixels; smaller chunks are read several at once
@@ -65,11 +66,6 @@ class _Layout(NamedTuple):
         return (array.chunks if chunk else array.shape)[self.axes.index(name)] if name in self.axes else 1
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is the URL of a Zarr."""
-    return "://" in path and ".zarr" in path.lower()
-
-
 class OmeZarrPyramid(GridPyramid):
     """An OME-Zarr image.
 
@@ -84,7 +80,7 @@ class OmeZarrPyramid(GridPyramid):
 
     def __init__(self, path: str, *, name: str | None = None, **options: Any) -> None:
         self._place, path = path, name or path
-        folder = RemoteFolder(self._place, path) if is_remote(self._place) else None
+        folder = RemoteFolder(self._place, path) if is_remote_zarr(self._place) else None
         layout = _open(self._place, path, folder)
         limit = options.get("max_bytes") or memory_limit()
         dtype = np.dtype(layout.arrays[0].dtype).newbyteorder("=")
