@@ -25,7 +25,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import nn
 
 from foveal.draws import Draws
@@ -150,7 +150,7 @@ def embed(
         waiting = _to_do(named, folder, format, settings["digest"], overwrite)
         _store_weights(folder / ENCODER, encoder.tiles.encoder, settings["weights"], overwrite)
         skipped, encoded, tiles = len(named) - len(waiting), 0, 0
-        work = _Work(encoder, where, precision, batch_size, settings, masks, len(waiting))
+        work = _Work(encoder, where, precision, batch_size, settings, masks, len(named))
         with storing(folder, "the same command continues"), _reporting(folder / REPORT) as report:
             for path, error in failed:
                 report(path, error=error)
@@ -229,9 +229,9 @@ def _store_weights(file: Path, encoder: nn.Module, digest: str, overwrite: bool)
             return
         if not overwrite:
             raise ConfigError(f"{file}: has the weights of another network; choose another `out`, or `overwrite`")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in encoder.state_dict().items()}
     with storing(file), replacing(file) as unfinished:
-        save_file(weights, unfinished, metadata={"digest": digest})
+        unfinished.write_bytes(serialise(weights, metadata={"digest": digest}))
 
 
 def stored_digest(file: Path) -> str | None:
@@ -266,7 +266,8 @@ class _Work:
         encoder: the network.
         device, precision, batch_size, masks: see `embed`.
         settings: content of the attribute ``foveal`` of the files.
-        images: number of images; of many, batch norms are folded.
+        images: number of images, those done before included, so that features of a continued command are the same; of
+            many, batch norms are folded.
     """
 
     def __init__(

@@ -30,13 +30,14 @@ Example:
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ from foveal.choices import FEATURE_FORMATS
 from foveal.errors import ConfigError, DataError, ImageError
 from foveal.files import replacing
 from foveal.images.reading import memory_limit
+from foveal.images.walk import as_text
 from foveal.images.zarr_codecs import check_array, guarded
 
 SUFFIXES = (*(f".{name}" for name in FEATURE_FORMATS), ".hdf5")
@@ -405,41 +407,114 @@ def writing(
         OSError: it cannot be written.
     """
     library = _library("zarr" if path.suffix == ".zarr" else "h5py", path)
-    name = path.with_suffix("").name
+    name = as_text(path.with_suffix("").name)
     of_coords: dict[str, Any] = {"name": name}
     if side is not None:
         of_coords |= {"patch_size": patch_size or side, "patch_size_level0": side, "overlap": overlap}
     if size is not None:
         of_coords |= {"level0_width": size[1], "level0_height": size[0]}
     writer = Writer(width, dict(settings or {}))
-    with (_replacing_folder if path.suffix == ".zarr" else replacing)(path) as unfinished:
+    with (_replacing_folder if path.suffix == ".zarr" else replacing)(path) as unfinished, ExitStack() as stack:
+        stream = None
         if path.suffix == ".zarr":
             group = library.create_group(str(unfinished), zarr_format=3)
             make: Any = lambda name, columns, dtype: group.create_array(  # noqa: E731
                 name, shape=(0, columns), chunks=(4 * ROWS, columns), dtype=dtype, config={"write_empty_chunks": True}
             )
         else:
-            group = library.File(unfinished, "w")
+            stream = stack.enter_context(_Stream(unfinished))
+            group = stack.enter_context(library.File(stream, "w"))
             make = lambda name, columns, dtype: group.create_dataset(  # noqa: E731
                 name, shape=(0, columns), maxshape=(None, columns), chunks=(CHUNK, columns), dtype=dtype
             )
+        arrays = make("features", width, "float16"), make("coords", 2, "int64")
+
+        def write(*parts: np.ndarray) -> None:
+            for array, part in zip(arrays, parts, strict=True):
+                first = array.shape[0]
+                array.resize((first + len(part), *array.shape[1:]))
+                array[first:] = part
+            if stream is not None:
+                stream.check()
+
+        writer._write = write
+        yield writer
+        writer.flush()
+        text = json.dumps(writer.settings, sort_keys=True)
+        arrays[0].attrs.update({"name": name, "encoder": encoder or "None", "foveal": text})
+        arrays[1].attrs.update(of_coords)
+
+
+class _Stream(io.RawIOBase):
+    """A file for HDF5, whose errors of writing `check` and the end raise.
+
+    HDF5 ends the process if the disk is full while it closes a file. So it is told that all is written. What is not is
+    kept in memory, for the little that it still reads.
+
+    Args:
+        path: the file to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._place = 0
+        self._error: OSError | None = None
+        self._lost: list[tuple[int, bytes]] = []
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._file.close()
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self.check()
+
+    def readable(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        """Raise the first `OSError` of writing."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            offset += max([self._file.seek(0, os.SEEK_END), *(at + len(data) for at, data in self._lost)])
+        self._place = offset + (self._place if whence == os.SEEK_CUR else 0)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._place)
+        length = self._file.readinto(view) or 0
+        view[length:] = bytes(len(view) - length)
+        for at, data in self._lost:
+            first, last = max(at, self._place), min(at + len(data), self._place + len(view))
+            if first < last:
+                view[first - self._place : last - self._place] = data[first - at : last - at]
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        with self._keeping():
+            self._file.seek(self._place)
+            while len(rest):
+                rest = rest[self._file.write(rest) or 0 :]
+        if len(rest):
+            self._lost.append((self._place + length - len(rest), bytes(rest)))
+        return length
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._place if size is None else size
+        with self._keeping():
+            self._file.truncate(size)
+        return size
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
         try:
-            arrays = make("features", width, "float16"), make("coords", 2, "int64")
-
-            def write(*parts: np.ndarray) -> None:
-                for array, part in zip(arrays, parts, strict=True):
-                    first = array.shape[0]
-                    array.resize((first + len(part), *array.shape[1:]))
-                    array[first:] = part
-
-            writer._write = write
-            yield writer
-            writer.flush()
-            text = json.dumps(writer.settings, sort_keys=True)
-            arrays[0].attrs.update({"name": name, "encoder": encoder or "None", "foveal": text})
-            arrays[1].attrs.update(of_coords)
-        finally:
-            getattr(group, "close", lambda: None)()
+            yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 @contextmanager

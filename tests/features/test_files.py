@@ -1,6 +1,10 @@
 """Files of features: the layouts of TRIDENT and CLAM, of foveal, and damaged ones."""
 
+import errno
 import json
+import multiprocessing
+import os
+import resource
 
 import h5py
 import numpy as np
@@ -111,6 +115,14 @@ def test_what_is_written_is_read(tmp_path, format):
         **{"level0_width": 800, "level0_height": 900},
     }
     assert json.loads(arrays["features"].attrs["foveal"])["blank"] == 3
+
+
+@pytest.mark.parametrize("format", ["h5", "zarr"])
+def test_a_name_that_is_not_utf_8(tmp_path, format):
+    path = tmp_path / os.fsdecode(b"a\xff." + format.encode())
+    with writing(path, 6) as file:
+        file.append(values(), COORDS)
+    assert read(path).side == 512 and list(list_files(tmp_path)) == ["a\udcff"]
 
 
 @pytest.mark.parametrize("format", ["h5", "zarr"])
@@ -250,3 +262,28 @@ def test_names(tmp_path):
     (tmp_path / "a.hdf5").touch()
     with pytest.raises(DataError, match="has the features of the same image"):
         list_files(tmp_path)
+
+
+def _on_a_full_disk(path, limit, rows):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with writing(path, 64) as file:
+            for seed in range(rows):
+                file.append(values(40, 64, seed), np.zeros((40, 2)))
+    except OSError as error:
+        os._exit(3 if error.errno == errno.EFBIG else 4)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("format", ["h5", "zarr"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, format):
+    """HDF5 would end the process by a segmentation fault."""
+    for limit, rows, code in ((0, 1, 3), (100, 1, 3), (3000, 1, 3), (60_000, 20, 3), (10**6, 2, 0)):
+        process = multiprocessing.get_context("fork").Process(
+            target=_on_a_full_disk, args=(tmp_path / f"a.{format}", limit, rows)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == code
+        assert [path.name for path in tmp_path.iterdir()] == ([] if code else [f"a.{format}"])
+    assert read(tmp_path / f"a.{format}").features.shape == (80, 64)
