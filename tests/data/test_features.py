@@ -151,6 +151,8 @@ def test_features_of_trident_and_clam(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["predict", str(run), str(tmp_path / "a.png"), "--device", "cpu"]) == 1
     assert "was trained on features of tiles, and has no network" in capsys.readouterr().err
+    assert main(["predict", str(run), str(root / "0" / "0.h5"), "--device", "cpu"]) == 1
+    assert "no image in it; features of tiles are classified by foveal evaluate" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--split", "val", "--device", "cpu", "--measure", "none"]) == 0
 
 
@@ -158,6 +160,8 @@ def test_what_does_not_fit(photos, made, tmp_path, capsys):
     root, labels = str(made / "fine"), str(photos / "labels.csv")
     for flags, words in (
         (["--model", "tnet"], "model tnet: reads pixels, and"),
+        (["--model", "ips"], "model ips: reads pixels, and"),
+        (["--model.features", "128"], "--model.features 128: the network of the features is known; leave it out"),
         (["--model", "tile_scan"], "set --data.coarse to their folder"),
         (["--mixup", "0.2"], "mixup: features of tiles cannot be mixed"),
         (["--model.tile_size", "48"], "--model.tile_size 48: the features were made with 32; leave it out"),
