@@ -293,6 +293,8 @@ def _plan(
         raise ConfigError(f"{given}: {data.name} has no validation images; hold some out, or leave `{given}` out")
     if training.locations is not None:
         model.resolve_locations(training.locations)
+    if training.mixup and data.encoder is not None:
+        raise ConfigError("mixup: features of tiles cannot be mixed; leave `mixup` out")
     if training.mixup and isinstance(data.train, ImageDataset) and data.train.reading.image_size is None:
         raise ConfigError(NOT_MIXED)
     if training.sampling == "balanced":
