@@ -15,7 +15,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -59,36 +59,41 @@ def features(
         val_fraction: share of each class's training images held out for validation if there are no validation images.
 
     Raises:
-        DataError: there are no files, one cannot be read or has another number of features than the others, an image
-            has no label, or see `foveal.data.folder.manifest`.
+        DataError: there are no files, one cannot be read or is of another network than the others, an image has no
+            label, two images of the table have one file, or see `foveal.data.folder.manifest`.
     """
     top, several = existing(root), check_task("features", task)
     files = list_files(top)
     if not files:
         raise DataError(f"{top}: has no files of features; make them by foveal embed, or correct the path")
     notes: list[str] = []
-    groups: Sequence[str] | None = None
+    groups: Sequence[str] = ()
     if labels is None:
         classes, listings = _by_folder(top, files)
     else:
-        table = read_listing(existing(labels), lambda path: str(_find(files, path) or top / path), several, notes)
-        classes, listings, groups = table.classes, table.listings, table.groups.get("train")
+        table = read_listing(existing(labels), _finder(top, files, labels), several, notes)
+        classes, listings, groups = table.classes, table.listings, table.groups.get("train", ())
         used = {path for paths, _ in listings.values() for path in paths}
         if unused := [path for path in files.values() if str(path) not in used]:
             notes.append(f"left out {len(unused):,} files of features without label: {unused[0]}")
-    listings, more = hold_out_val(listings, val_fraction, seed, groups)
     paths = [path for of_split, _ in listings.values() for path in of_split]
-    header = _same(paths)
+    header, empty = _same(paths)
     of_coarse, coarse_header = None, None
     if coarse is not None:
         beside = list_files(existing(coarse))
         names = {str(path): name for name, path in files.items()}
         of_coarse = {path: str(beside.get(names[path], Path(coarse, names[path]))) for path in paths}
-        coarse_header = _same(list(of_coarse.values()))
-    encoder = _encoder(top, paths[0], header, coarse, coarse_header)
-    reading = Reading(
-        channels=int(encoder.options.get("in_chans") or 3), value_range=header.settings.get("value_range") or None
-    )
+        coarse_header, also = _same(list(of_coarse.values()))
+        empty |= {path for path in paths if of_coarse[path] in also}
+    if empty:
+        notes.append(f"left out {len(empty):,} files of images without tiles: {min(empty)}")
+        groups = [group for group, path in zip(groups, listings["train"][0], strict=True) if path not in empty]
+        listings = {split: _without(empty, *of_split) for split, of_split in listings.items()}
+    listings, more = hold_out_val(listings, val_fraction, seed, groups)
+    encoder = _encoder(top, header, coarse, coarse_header)
+    if encoder.weights is None and _settings(top, header) is not None:
+        notes.append(f"the model will classify features and no images, because {top} has no {ENCODER}")
+    reading = Reading(channels=encoder.options.get("in_chans", 3), value_range=header.settings.get("value_range"))
     splits: dict[str, Any] = {
         split: FeatureDataset(
             of_split, targets, classes, reading, None if of_coarse is None else [of_coarse[path] for path in of_split]
@@ -102,14 +107,42 @@ def features(
     return data
 
 
+def _finder(top: Path, files: dict[str, Path], labels: str) -> Callable[[str], str]:
+    """A function that gives the file of a path in the table.
+
+    Raises:
+        DataError: it is that of another path, too.
+    """
+    taken: dict[str, str] = {}
+
+    def find(path: str) -> str:
+        file = str(_find(files, path) or top / path)
+        if (other := taken.setdefault(file, path)) != path:
+            what = f"{other} and {path} both have the features of {file}"
+            raise DataError(f"{labels}: {what}; encode the folder that holds both, or remove one of the rows")
+        return file
+
+    return find
+
+
 def _find(files: dict[str, Path], path: str) -> Path | None:
-    """The file of an image: that with the longest end of its path."""
+    """The file of an image: that with the longest end of its path.
+
+    foveal leaves out the last suffix of an image, and TRIDENT all of ``.ome.tif``. Names may have other dots.
+    """
     *above, name = PurePath(path).parts
+    stem = PurePath(name).stem
     for first in range(len(above) + 1):
-        for last in (PurePath(name).stem, name):
+        for last in (name, stem, stem.removesuffix(".ome")):
             if found := files.get("/".join([*above[first:], last])):
                 return found
     return None
+
+
+def _without(empty: set[str], paths: list[str], targets: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """A listing without some paths."""
+    kept = [i for i, path in enumerate(paths) if path not in empty]
+    return [paths[i] for i in kept], targets[kept]
 
 
 def _by_folder(top: Path, files: dict[str, Path]) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]]]:
@@ -137,32 +170,75 @@ def _by_folder(top: Path, files: dict[str, Path]) -> tuple[tuple[str, ...], dict
     }
 
 
-def _same(paths: Sequence[str]) -> Header:
-    """The header of the first file. All must have as many features, made with the same settings."""
-    first = read_header(Path(paths[0]))
-    for path in paths[1:]:
-        header = read_header(Path(path))
-        if header.width != first.width:
-            what = f"has {header.width} features of a tile, and {paths[0]} has {first.width}"
+def _same(paths: Sequence[str]) -> tuple[Header, set[str]]:
+    """The header of the first file with tiles, and the files without. All others must have as many features, made by
+    the same network with the same settings."""
+    first: tuple[str, Header] | None = None
+    empty: set[str] = set()
+    damaged: list[DataError] = []
+    for path in paths:
+        try:
+            header = read_header(Path(path))
+        except DataError as error:
+            damaged.append(error)
+            continue
+        if not header.tiles:
+            empty.add(path)
+            continue
+        name, like = first = first or (path, header)
+        if header.width != like.width:
+            what = f"has {header.width} features of a tile, and {name} has {like.width}"
             raise DataError(f"{path}: {what}; make all files with one network")
-        if header.settings.get("digest") != first.settings.get("digest"):
-            raise DataError(f"{path}: was made with other settings than {paths[0]}; make all files with the same ones")
-    return first
+        if header.settings.get("digest") != like.settings.get("digest"):
+            raise DataError(f"{path}: was made with other settings than {name}; make all files with the same ones")
+        if header.encoder and like.encoder and header.encoder != like.encoder:
+            what = f"was made by {header.encoder}, and {name} by {like.encoder}"
+            raise DataError(f"{path}: {what}; make all files with one network")
+    if damaged:
+        more = f"; {len(damaged) - 1:,} more of {len(paths):,} files are not right either" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0]}{more}")
+    if first is None:
+        raise DataError(f"{paths[0]}: has no features, as all files, because the images had no tiles; make them again")
+    return first[1], empty
 
 
-def _encoder(top: Path, first: str, header: Header, coarse: str | None, at_coarse: Header | None) -> Encoder:
+_OPTIONS = ("backbone", "backbone_options", "stages", "in_chans", "tile_size", "tile_stride", "scale", "mean", "std")
+"""Options of a model that the settings of a file may decide. No others: they could name files of weights."""
+
+
+def _settings(top: Path, header: Header) -> dict[str, Any] | None:
+    """Options of the network and the grid, if foveal made the features of a grid of tiles.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    options, values = header.settings.get("encoder"), header.settings.get("value_range")
+    whole = ("in_chans", "tile_size", "tile_stride", "scale")
+    damaged = header.settings and not (
+        isinstance(options, dict)
+        and all(isinstance(options.get(key), int) and options[key] > 0 for key in whole)
+        and (values is None or (isinstance(values, list) and len(values) == 2))
+        and all(isinstance(value, int | float) for value in values or ())
+    )
+    if damaged:
+        raise DataError(f"{top}: the settings in its files are damaged, or of another version; make the files again")
+    if not isinstance(options, dict) or header.settings.get("chosen"):
+        return None
+    return {key: options[key] for key in _OPTIONS if key in options}
+
+
+def _encoder(top: Path, header: Header, coarse: str | None, at_coarse: Header | None) -> Encoder:
     """The network, if foveal made the features of a grid of tiles."""
-    options, weights = header.settings.get("encoder"), top / ENCODER
-    known = isinstance(options, dict) and not header.settings.get("chosen") and weights.is_file()
+    options, weights = _settings(top, header), top / ENCODER
     if at_coarse is not None and at_coarse.width != header.width:
         what = f"has features of {at_coarse.width} numbers, and {top} of {header.width}"
         raise DataError(f"{coarse}: {what}; make both with one network")
-    if not known or not isinstance(options, dict):
+    if options is None or not weights.is_file():
         return Encoder(header.width, {"features": header.width}, coarse=coarse is not None)
-    options = {**options, "skip_blank": True}
+    options["skip_blank"] = True
     if at_coarse is not None:
-        other = at_coarse.settings.get("encoder")
-        if not isinstance(other, dict) or at_coarse.settings.get("weights") != header.settings.get("weights"):
+        other = _settings(Path(str(coarse)), at_coarse)
+        if other is None or at_coarse.settings.get("weights") != header.settings.get("weights"):
             raise DataError(f"{coarse}: was made by another network than {top}; make both with one")
         ratio, rest = divmod(other["scale"], options["scale"])
         if rest or ratio < 1 or any(other[key] * ratio != options[key] for key in ("tile_size", "tile_stride")):
@@ -170,7 +246,9 @@ def _encoder(top: Path, first: str, header: Header, coarse: str | None, at_coars
             wanted = f"{options['tile_size']} px at scale {options['scale']}"
             raise DataError(f"{coarse}: {what}, of {wanted}; divide the tile size by what the scale is multiplied by")
         options |= {"coarse": ratio}
-    return Encoder(header.width, options, weights, header.settings.get("weights"), coarse is not None)
+    licence = header.settings.get("licence")
+    about = {"name": header.encoder, "licence": licence if isinstance(licence, str) else None}
+    return Encoder(header.width, options, weights, header.settings.get("weights"), about, coarse is not None)
 
 
 def _described(header: Header) -> str:
@@ -185,7 +263,7 @@ KEPT = 2**30
 
 
 class FeatureDataset(Dataset):
-    """Features in files. The first `KEPT` bytes that are read are kept in memory.
+    """Features in files. Up to `KEPT` bytes of them are kept in memory.
 
     Args:
         paths: N files.
@@ -231,8 +309,9 @@ class FeatureDataset(Dataset):
         if i in self._kept:
             return self._kept[i]
         tiles = self._read_files(i)
-        self._room -= sum(part.nbytes for part in (tiles.features, tiles.coarse) if part is not None)
-        if self._room >= 0:
+        needs = sum(part.nbytes for part in (tiles.features, tiles.coarse) if part is not None)
+        if needs <= self._room:
+            self._room -= needs
             self._kept[i] = tiles
         return tiles
 

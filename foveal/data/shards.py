@@ -24,6 +24,7 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -49,7 +50,8 @@ from foveal.errors import ConfigError, DataError, ImageError
 from foveal.files import replacing, storing
 from foveal.images import Pyramid, open_content
 from foveal.images.plain import kind_of
-from foveal.images.reading import read_at, reading
+from foveal.images.reading import memory_limit, read_at, reading
+from foveal.strict import class_names_error
 
 CLASSES = "classes.txt"
 """File of the names of the classes, one per line, beside the shards."""
@@ -75,7 +77,7 @@ class Index(NamedTuple):
         sums: (n,) bytes, checksum in the header of each image.
         labels: (n,) bytes, the label of each sample: the text of its ``.cls``, or the name of its folder; empty if it
             has neither.
-        without: number of samples without an image.
+        without: number of samples without an image, and of further images of a sample.
         shard_bytes: size of the shard.
     """
 
@@ -140,8 +142,13 @@ def shards(
     members: dict[str, list[Member]] = {}
     labels: dict[str, list[str]] = {}
     without = 0
+    seen: dict[bytes, Path] = {}
+    copies: list[tuple[Path, Path]] = []
     for path in found:
         index = index_of(path)
+        content = b"".join(part.tobytes() for part in (index.names, index.sizes, index.sums))
+        if len(index.names) and (other := seen.setdefault(hashlib.blake2b(content).digest(), path)) != path:
+            copies.append((path, other))
         split = _split_of(path.relative_to(top))
         without += index.without
         members.setdefault(split, []).extend(
@@ -150,7 +157,8 @@ def shards(
         )
         labels.setdefault(split, []).extend(class_text(os.fsdecode(label)) for label in index.labels)
     classes, listings = _listings(str(top), members, labels, names)
-    notes = [f"samples without an image: {without}"] if without else []
+    notes = [f"samples without an image, and second images of a sample: {without}"] if without else []
+    notes += [f"{path} lists the same images as {other}; remove it if it is a copy" for path, other in copies]
     return assemble(str(top), classes, listings, reading, val_fraction, seed, notes, make=ShardDataset)
 
 
@@ -168,8 +176,8 @@ def _class_names(file: Path) -> list[str] | None:
 
 
 def _split_of(path: Path) -> str:
-    """The split of a shard by its folders and name, such as ``imagenet-val-000000.tar``."""
-    words = [word for part in path.parts for word in re.split(r"[-_.]", part.casefold())]
+    """The split of a shard by its name, such as ``imagenet-val-000000.tar``, or else by the nearest folder."""
+    words = [word for part in reversed(path.parts) for word in re.split(r"[-_.]", part.casefold())]
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
@@ -235,6 +243,8 @@ class ShardDataset(ImageDataset):
             ImageError: the shard cannot be read, is cut short, or has been replaced.
         """
         path, offset, size = self.path(i), int(self._offsets[i]), int(self._sizes[i])
+        if size > (limit := memory_limit()):
+            raise ImageError(f"{path}: has {size:,} bytes, more than the limit of {limit:,}; give it as its own file")
         with reading(path, "cannot be read", "the shard is damaged or cut short, copy it again"):
             data = read_at(_opened(self._shards[self._shard[i]]).fileno(), _BLOCK + size, offset - _BLOCK)
         if data[_HEADER_SUM].rstrip(b"\0") != self._sums[i]:
@@ -256,18 +266,22 @@ def _opened(shard: str) -> io.FileIO:
 
 
 def index_of(shard: Path) -> Index:
-    """The index of a shard, from the file beside it. It is made if it is missing or of a shard of another size.
+    """The index of a shard, from the file beside it. It is made if it is missing, damaged, or older than the shard, or
+    tells another size.
 
     Raises:
         DataError: see `scan`.
     """
     file = shard.with_name(shard.name + INDEX)
     try:
+        about = shard.stat()
         with np.load(file, allow_pickle=False) as stored:
             index = Index(*(stored[name] for name in Index._fields))
-        if int(index.shard_bytes) == shard.stat().st_size:
+        kinds = [(part.dtype.kind, part.shape) for part in index[:5]]
+        fits = kinds == [(kind, (index.sizes.size,)) for kind in "SiiSS"]
+        if fits and int(index.shard_bytes) == about.st_size and file.stat().st_mtime_ns >= about.st_mtime_ns:
             return index._replace(without=int(index.without))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error):
         pass  # there is none, or it is damaged or of another version
     index = scan(shard)
     with suppress(OSError), replacing(file) as unfinished, unfinished.open("wb") as out:  # read-only folders have none
@@ -287,10 +301,11 @@ def scan(shard: Path) -> Index:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for key, parts in _samples(archive, shard):
                 count += 1
-                image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
-                if image is None:
-                    without += 1
+                images = [parts[suffix] for suffix in IMAGES if suffix in parts]
+                without += abs(len(images) - 1)
+                if not images:
                     continue
+                image = images[0]
                 if "cls" in parts:
                     label = read_at(file.fileno(), min(parts["cls"].size, _LABEL), parts["cls"].offset_data).strip()
                 else:
@@ -339,6 +354,8 @@ def _samples(archive: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[
             yield last, parts
             parts = {}
         last = key
+        if suffix in parts:
+            raise DataError(f"{shard}: has {member.name} twice, or with another case of its suffix; rename one of them")
         parts[suffix] = member
     if parts:
         yield last, parts
@@ -362,7 +379,7 @@ def pack(data: DataModule, out: str | Path, shard_bytes: int = 256 << 20) -> lis
 
     Raises:
         ConfigError: the data set is not of files with one class each, or ``shard_bytes`` is not positive.
-        DataError: ``out`` is there already.
+        DataError: ``out`` is there already, or a class has a name that cannot be a line of text.
         StorageError: a shard cannot be written.
     """
     out = Path(out)
@@ -375,15 +392,23 @@ def pack(data: DataModule, out: str | Path, shard_bytes: int = 256 << 20) -> lis
         raise ConfigError(f"shard_bytes: is {shard_bytes}; set it above 0")
     if out.exists():
         raise DataError(f"{out}: is there already; remove it, or choose another `out`")
+    if fault := class_names_error(data.classes):
+        raise DataError(f"{data.name}: its classes cannot be lines of {CLASSES}, {fault}; rename them")
+    if spaced := next((name for name in data.classes if name != name.strip()), None):
+        raise DataError(f"{data.name}: the class {spaced!r} begins or ends with a space; rename it")
     unfinished = out.with_name(f".{out.name}.unfinished")
     failed: list[tuple[str, str]] = []
     with storing(out):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        (unfinished / CLASSES).write_text("".join(f"{name}\n" for name in data.classes), "utf-8")
-        for name, split in splits.items():
-            _pack_split(split, name, unfinished, shard_bytes, failed)
-        unfinished.rename(out)
+        try:
+            (unfinished / CLASSES).write_text("".join(f"{name}\n" for name in data.classes), "utf-8")
+            for name, split in splits.items():
+                _pack_split(split, name, unfinished, shard_bytes, failed)
+            unfinished.rename(out)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     return failed
 
 

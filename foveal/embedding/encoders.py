@@ -138,9 +138,15 @@ def tile_encoder(
             found.value_range = (float(value_range[0]), float(value_range[1]))
         chosen = None
     else:
-        if stages is not None or backbone_options:
-            name = "stages" if stages is not None else "backbone_options"
-            raise ConfigError(f"`{name}`: are for networks by name; leave them out")
+        for name, unusual in (
+            ("stages", stages is not None),
+            ("backbone_options", backbone_options),
+            ("pretrained", pretrained is not True),
+            ("in_chans", in_chans != 3),
+            ("value_range", value_range is not None),
+        ):
+            if unusual:
+                raise ConfigError(f"`{name}`: is for networks by name, and a run has its own; leave it out")
         classifier = Predictor(model).model
         if getattr(classifier, "image_size", None) is not None:
             raise ConfigError(f"model {classifier.label}: was trained on resized images; give a run without image_size")

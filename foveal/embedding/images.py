@@ -25,14 +25,14 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import nn
 
 from foveal.draws import Draws
 from foveal.embedding.encoders import TileEncoder, settings_digest, tile_encoder
 from foveal.errors import ConfigError, DataError, ImageError
 from foveal.features import FEATURE_FORMATS, Writer, read_header, writing
-from foveal.features.files import ENCODER, remove_unfinished
+from foveal.features.files import ENCODER, LOCK, remove_unfinished
 from foveal.files import locked, replacing, storing
 from foveal.glimpse.mil import AttentionPooling
 from foveal.images import ImageViews, LeftOut, as_text, find_mask
@@ -145,12 +145,12 @@ def embed(
     named = _named_images(images, failed, left_out)
     with storing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".embed.lock", f"{folder}: another process writes there; wait, or choose another folder"):
+    with locked(folder / LOCK, f"{folder}: another process writes there; wait, or choose another folder"):
         remove_unfinished(folder)
         waiting = _to_do(named, folder, format, settings["digest"], overwrite)
         _store_weights(folder / ENCODER, encoder.tiles.encoder, settings["weights"], overwrite)
         skipped, encoded, tiles = len(named) - len(waiting), 0, 0
-        work = _Work(encoder, where, precision, batch_size, settings, masks, len(waiting))
+        work = _Work(encoder, where, precision, batch_size, settings, masks, len(named))
         with storing(folder, "the same command continues"), _reporting(folder / REPORT) as report:
             for path, error in failed:
                 report(path, error=error)
@@ -193,11 +193,11 @@ def _named_images(
             searched = path != top and (is_remote(top) or Path(top).is_dir())
             inside = Path(shown(path)).relative_to(shown(top)) if searched else Path(Path(shown(path)).name)
             name = inside.with_suffix("").as_posix()
-            if found.setdefault(name, path) != path:
-                raise ConfigError(
-                    f"{shown(path)}: has the same name as {shown(found[name])}; give the folder that holds both, or "
-                    "encode them into two folders"
-                )
+            if (other := found.setdefault(name, path)) != path:
+                what = "name one of them, or encode them into two folders"
+                if Path(shown(path)).parent != Path(shown(other)).parent:
+                    what = "give the folder that holds both, or encode them into two folders"
+                raise ConfigError(f"{shown(path)}: has the same name as {shown(other)}; {what}")
     return found
 
 
@@ -211,15 +211,13 @@ def _to_do(named: dict[str, str], folder: Path, format: str, digest: str, overwr
             raise ConfigError(f"{other}: is of another format; use `format` {other.suffix[1:]}, or another `out`")
         if file.exists():
             try:
-                before = read_header(file).settings.get("digest")
+                if read_header(file).settings.get("digest") == digest:
+                    continue
+                what = "was made with other settings, or by another program"
             except DataError:
-                before = None
-            if before == digest:
-                continue
+                what = "is damaged, or no file of features"
             if not overwrite:
-                raise ConfigError(
-                    f"{file}: was made with other settings, or by another program; choose another `out`, or `overwrite`"
-                )
+                raise ConfigError(f"{file}: {what}; choose another `out`, or `overwrite`")
         waiting.append((path, file))
     return waiting
 
@@ -231,9 +229,9 @@ def _store_weights(file: Path, encoder: nn.Module, digest: str, overwrite: bool)
             return
         if not overwrite:
             raise ConfigError(f"{file}: has the weights of another network; choose another `out`, or `overwrite`")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in encoder.state_dict().items()}
     with storing(file), replacing(file) as unfinished:
-        save_file(weights, unfinished, metadata={"digest": digest})
+        unfinished.write_bytes(serialise(weights, metadata={"digest": digest}))
 
 
 def stored_digest(file: Path) -> str | None:
@@ -268,7 +266,8 @@ class _Work:
         encoder: the network.
         device, precision, batch_size, masks: see `embed`.
         settings: content of the attribute ``foveal`` of the files.
-        images: number of images; of many, batch norms are folded.
+        images: number of images, those done before included, so that features of a continued command are the same; of
+            many, batch norms are folded.
     """
 
     def __init__(

@@ -8,8 +8,9 @@ tile in pixels of the image at full resolution. This is the layout of TRIDENT (g
 TRIDENT gives ``coords`` the attributes ``patch_size``, ``patch_size_level0``, ``overlap``, ``level0_width`` and
 ``level0_height``, and ``features`` the attributes ``name`` and ``encoder``. CLAM gives its files of features none; of
 its files of coordinates, ``patch_size``, ``patch_level``, ``downsample`` and ``level_dim``, are read, too. Without
-attributes, the side of a tile is the smallest distance of two columns or rows of tiles, and the image ends with the
-last tile. Of arrays with a third dimension of 1 in front, (1, n, width), this is left out.
+attributes, the side of a tile is the most frequent distance of two neighbours in a row or column, because CLAM begins a
+grid of its own in each piece of tissue; and the image ends with the last tile. Of arrays with a third dimension of 1 in
+front, (1, n, width), this is left out.
 
 foveal writes the attributes of TRIDENT, features in half precision, and an attribute ``foveal`` of ``features``, JSON
 text with the settings.
@@ -29,11 +30,14 @@ Example:
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +45,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foveal.choices import FEATURE_FORMATS
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, ImageError
 from foveal.files import replacing
 from foveal.images.reading import memory_limit
+from foveal.images.walk import as_text
+from foveal.images.zarr_codecs import check_array, guarded
 
 SUFFIXES = (*(f".{name}" for name in FEATURE_FORMATS), ".hdf5")
 """Suffixes of files that are read."""
@@ -54,6 +60,8 @@ CHUNK = 32
 ROWS = 256
 """Tiles that are written at once."""
 LARGEST = float(np.finfo(np.float16).max)
+FARTHEST = 2**40
+"""Largest coordinate."""
 USUAL_SIDE = 256
 """Side of a tile in pixels of the image, if a file has neither attributes nor two tiles."""
 
@@ -62,7 +70,7 @@ class Header(NamedTuple):
     """What a file tells without its features being read.
 
     Attributes:
-        tiles: number of tiles.
+        tiles: number of tiles; 0 where TRIDENT found no tissue.
         width: number of features of a tile.
         encoder: name of the network, if known.
         settings: settings of foveal, see `foveal.embedding`; empty if another program wrote the file.
@@ -132,20 +140,32 @@ def read(path: Path) -> Features:
     """Read a file.
 
     Raises:
-        DataError: as `read_header`, or features are NaN or infinite.
+        DataError: as `read_header`, or there are no tiles, or features are NaN or infinite.
     """
     with _opened(path) as arrays:
         header = _header(path, arrays)
+        if not header.tiles:
+            raise DataError(f"{path}: has no features, because the image had no tiles; remove it from the labels")
+        if header.settings and any(not _whole(array) for array in arrays.values()):
+            raise DataError(f"{path}: some of its chunks are missing; make the file again")
         features = np.asarray(arrays["features"][...]).reshape(header.tiles, header.width)
         coords = np.asarray(arrays["coords"][...]).reshape(header.tiles, 2)
+    if features.dtype.itemsize > 4:  # models take single precision
+        with np.errstate(over="ignore"):
+            features = features.astype(np.float32)
     if not np.isfinite(features.sum(dtype=np.float64)) and not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
         raise DataError(f"{path}: the features of tile {row} are not all finite numbers; make the file again")
-    if not np.isfinite(coords).all():
-        raise DataError(f"{path}: some coords are not finite numbers; make the file again")
+    if not (np.abs(coords, dtype=np.float64) <= FARTHEST).all():
+        raise DataError(f"{path}: some coords are not pixels of an image; make the file again")
     coords = np.rint(coords).astype(np.int64)
     side = _side(header.attributes) or _spacing(coords)
     return Features(features, coords, side, _size(header.attributes) or _extent(coords, side))
+
+
+def _whole(array: Any) -> bool:
+    """Whether no chunk is missing. Zarr would read zeros; foveal writes chunks of zeros, too."""
+    return getattr(array, "nchunks_initialized", 0) == getattr(array, "nchunks", 0)
 
 
 def _header(path: Path, arrays: Mapping[str, Any]) -> Header:
@@ -159,13 +179,13 @@ def _header(path: Path, arrays: Mapping[str, Any]) -> Header:
             raise DataError(f"{path}: {name} has the type {array.dtype}; write {what}")
         shape = tuple(array.shape)
         shapes[name] = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-        if (needs := int(np.prod(shape, dtype=object)) * array.dtype.itemsize) > (limit := memory_limit()):
+        # A chunk is decoded whole, and may be larger than the array.
+        most = max(math.prod(shape), math.prod(array.chunks or ()))
+        if (needs := most * array.dtype.itemsize) > (limit := memory_limit()):
             what = f"{name} needs {needs / 2**30:,.1f} GiB, and the limit is {limit / 2**30:,.1f} GiB"
             raise DataError(f"{path}: {what}; raise --max-bytes or FOVEAL_MAX_BYTES")
     features, coords = shapes["features"], shapes["coords"]
-    if 0 in features:
-        raise DataError(f"{path}: has no features, because the image had no tiles; remove it from the labels")
-    if len(features) != 2:
+    if len(features) != 2 or not features[1]:
         what = f"features have the shape {features}"
         raise DataError(f"{path}: {what}; give features of tiles, (n, width), not of whole images")
     if coords != (features[0], 2):
@@ -185,6 +205,7 @@ _READ = (
     "foveal",
     "patch_size",
     "patch_size_level0",
+    "patch_level",
     "level0_width",
     "level0_height",
     "downsample",
@@ -216,6 +237,8 @@ def _number(attributes: Mapping[str, Any], name: str, place: int = 0) -> float |
 def _side(attributes: Mapping[str, Any]) -> int | None:
     side = _number(attributes, "patch_size_level0")
     if side is None and (of_level := _number(attributes, "patch_size")) is not None:
+        if _number(attributes, "patch_level") and _number(attributes, "downsample") is None:
+            return None  # pixels of a level whose scale is not known
         factors = (_number(attributes, name) or 1.0 for name in ("downsample", "custom_downsample"))
         side = of_level * float(np.prod([*factors]))
     return None if side is None else max(1, round(side))
@@ -231,9 +254,20 @@ def _size(attributes: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _spacing(coords: np.ndarray) -> int:
-    """The smallest distance of two columns or rows of tiles."""
-    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
-    return int(steps.min()) if len(steps) else USUAL_SIDE
+    """The most frequent distance of two neighbours in a row or column of tiles.
+
+    >>> _spacing(np.array([[0, 0], [64, 0], [128, 0], [301, 7], [365, 7]]))
+    64
+    """
+    steps = []
+    for along, across in ((0, 1), (1, 0)):
+        gaps = np.diff(coords[np.lexsort((coords[:, along], coords[:, across]))], axis=0)
+        steps.append(gaps[(gaps[:, across] == 0) & (gaps[:, along] > 0), along])
+    found, times = np.unique(np.concatenate(steps), return_counts=True)
+    if len(found):
+        return int(found[times.argmax()])
+    lone = [np.diff(np.unique(axis)) for axis in coords.T]  # no two tiles share a row or column
+    return max((int(gaps.min()) for gaps in lone if len(gaps)), default=USUAL_SIDE)
 
 
 def _extent(coords: np.ndarray, side: int) -> tuple[int, int]:
@@ -249,6 +283,8 @@ def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
             yield arrays
     except (DataError, ConfigError, MemoryError):
         raise
+    except ImageError as error:
+        raise DataError(str(error)) from error
     except Exception as error:  # libraries raise many types for damaged files
         if not path.exists():
             raise DataError(f"{path}: there is no such file; check the path") from error
@@ -277,8 +313,12 @@ def _zarr(path: Path) -> Iterator[dict[str, Any]]:
     zarr = _library("zarr", path)
     # Version 2 has arrays of pickled objects.
     group = zarr.open_group(str(path), mode="r", zarr_format=3)
-    found = ((name, group.get(name)) for name in ("features", "coords"))
-    yield {name: array for name, array in found if isinstance(array, zarr.Array)}
+    arrays = {}
+    for name in ("features", "coords"):
+        if isinstance(array := group.get(name), zarr.Array):
+            check_array(str(path), f"array {name}", array)
+            arrays[name] = guarded(array)
+    yield arrays
 
 
 def _library(name: str, path: Path) -> Any:
@@ -367,41 +407,114 @@ def writing(
         OSError: it cannot be written.
     """
     library = _library("zarr" if path.suffix == ".zarr" else "h5py", path)
-    name = path.with_suffix("").name
+    name = as_text(path.with_suffix("").name)
     of_coords: dict[str, Any] = {"name": name}
     if side is not None:
         of_coords |= {"patch_size": patch_size or side, "patch_size_level0": side, "overlap": overlap}
     if size is not None:
         of_coords |= {"level0_width": size[1], "level0_height": size[0]}
     writer = Writer(width, dict(settings or {}))
-    with (_replacing_folder if path.suffix == ".zarr" else replacing)(path) as unfinished:
+    with (_replacing_folder if path.suffix == ".zarr" else replacing)(path) as unfinished, ExitStack() as stack:
+        stream = None
         if path.suffix == ".zarr":
             group = library.create_group(str(unfinished), zarr_format=3)
             make: Any = lambda name, columns, dtype: group.create_array(  # noqa: E731
-                name, shape=(0, columns), chunks=(4 * ROWS, columns), dtype=dtype
+                name, shape=(0, columns), chunks=(4 * ROWS, columns), dtype=dtype, config={"write_empty_chunks": True}
             )
         else:
-            group = library.File(unfinished, "w")
+            stream = stack.enter_context(_Stream(unfinished))
+            group = stack.enter_context(library.File(stream, "w"))
             make = lambda name, columns, dtype: group.create_dataset(  # noqa: E731
                 name, shape=(0, columns), maxshape=(None, columns), chunks=(CHUNK, columns), dtype=dtype
             )
+        arrays = make("features", width, "float16"), make("coords", 2, "int64")
+
+        def write(*parts: np.ndarray) -> None:
+            for array, part in zip(arrays, parts, strict=True):
+                first = array.shape[0]
+                array.resize((first + len(part), *array.shape[1:]))
+                array[first:] = part
+            if stream is not None:
+                stream.check()
+
+        writer._write = write
+        yield writer
+        writer.flush()
+        text = json.dumps(writer.settings, sort_keys=True)
+        arrays[0].attrs.update({"name": name, "encoder": encoder or "None", "foveal": text})
+        arrays[1].attrs.update(of_coords)
+
+
+class _Stream(io.RawIOBase):
+    """A file for HDF5, whose errors of writing `check` and the end raise.
+
+    HDF5 ends the process if the disk is full while it closes a file. So it is told that all is written. What is not is
+    kept in memory, for the little that it still reads.
+
+    Args:
+        path: the file to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._place = 0
+        self._error: OSError | None = None
+        self._lost: list[tuple[int, bytes]] = []
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._file.close()
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self.check()
+
+    def readable(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        """Raise the first `OSError` of writing."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            offset += max([self._file.seek(0, os.SEEK_END), *(at + len(data) for at, data in self._lost)])
+        self._place = offset + (self._place if whence == os.SEEK_CUR else 0)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._place)
+        length = self._file.readinto(view) or 0
+        view[length:] = bytes(len(view) - length)
+        for at, data in self._lost:
+            first, last = max(at, self._place), min(at + len(data), self._place + len(view))
+            if first < last:
+                view[first - self._place : last - self._place] = data[first - at : last - at]
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        with self._keeping():
+            self._file.seek(self._place)
+            while len(rest):
+                rest = rest[self._file.write(rest) or 0 :]
+        if len(rest):
+            self._lost.append((self._place + length - len(rest), bytes(rest)))
+        return length
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._place if size is None else size
+        with self._keeping():
+            self._file.truncate(size)
+        return size
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
         try:
-            arrays = make("features", width, "float16"), make("coords", 2, "int64")
-
-            def write(*parts: np.ndarray) -> None:
-                for array, part in zip(arrays, parts, strict=True):
-                    first = array.shape[0]
-                    array.resize((first + len(part), *array.shape[1:]))
-                    array[first:] = part
-
-            writer._write = write
-            yield writer
-            writer.flush()
-            text = json.dumps(writer.settings, sort_keys=True)
-            arrays[0].attrs.update({"name": name, "encoder": encoder or "None", "foveal": text})
-            arrays[1].attrs.update(of_coords)
-        finally:
-            getattr(group, "close", lambda: None)()
+            yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 @contextmanager
@@ -410,6 +523,8 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
     unfinished, before = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("unfinished", "before"))
     try:
         yield unfinished
+        for file in unfinished.rglob("*"):
+            _sync(file)
         with suppress(FileNotFoundError):
             path.rename(before)
         unfinished.rename(path)
@@ -418,10 +533,30 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+LOCK = ".embed.lock"
+"""Lock of a folder while files are written to it."""
+_LEFT = re.compile(r"\..+\.(h5|zarr|safetensors)\.\d+\.(unfinished|before)")
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Remove files and folders that killed processes left, in a folder and its subfolders."""
-    for path in folder.rglob(".*.unfinished"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove files and folders that killed processes left, in a folder and its subfolders without a lock of their own.
+    The caller holds the lock."""
+    for top, folders, files in os.walk(folder):
+        if Path(top) != folder and LOCK in files:
+            folders.clear()
+            continue
+        for name in filter(_LEFT.fullmatch, (*folders, *files)):
+            if name in folders:
+                shutil.rmtree(Path(top, name), ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    Path(top, name).unlink()
+        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(SUFFIXES)]

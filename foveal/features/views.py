@@ -106,4 +106,4 @@ class FeatureViews(Views):
         fill: Tensor | None = None,
         antialias: bool = True,
     ) -> Tensor:
-        raise ImageError(f"{self.name(int(which[0]))}: has features and no pixels; use a model of tiles, such as mil")
+        raise ImageError(f"{self.name(int(which[0]))}: has features and no pixels; give images by `data`")

@@ -295,7 +295,7 @@ class TileClassifier(GlimpseClassifier):
             if not pixels.is_meta:
                 raise ImageError(
                     "images: the model was trained on features of tiles, and has no network that makes them of pixels; "
-                    "give it files of features"
+                    "classify files of features by foveal evaluate"
                 )
             return self.mean.new_zeros(*pixels.shape[:-3], self.features)  # its cost is not known
         flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)

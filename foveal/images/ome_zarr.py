@@ -290,7 +290,7 @@ def _layout(path: str, group: Any, image: Mapping[str, Any]) -> _Layout:
     levels = image["datasets"]
     arrays = [_level(path, group, str(level["path"])) for level in levels]
     for level, array in zip(levels, arrays, strict=True):
-        check_array(path, level["path"], array)
+        check_array(path, f"level {level['path']}", array)
     arrays = [guarded(array) for array in arrays]
     if not arrays:
         raise ImageError(f"{path}: has no levels; the metadata are damaged, copy it again")

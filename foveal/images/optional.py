@@ -256,6 +256,8 @@ class RasterPyramid(Pyramid):
     def __init__(self, path: str, **options: Any) -> None:
         rasterio = need("rasterio", path)
         data = self._open(path, 0)
+        if not data.count:
+            raise ImageError(f"{path}: GDAL finds no image in it; features of tiles are classified by foveal evaluate")
         kinds = [str(c.name) for c in data.colorinterp]
         self._colour_bands = [i + 1 for i, kind in enumerate(kinds) if kind != "alpha"]
         with rasterio.Env():  # otherwise GDAL prints its errors

@@ -43,6 +43,7 @@ ONLY_BY_NAME = "suffix with other uses too; name the file to read it"
 DEAD_LINK = "link to nothing"
 SPECIAL = "no regular file"
 AGAIN = "link to a folder that is searched already"
+FEATURES = "features of tiles, no image"
 OF_A_SLIDE = "another file of a DICOM slide"
 NOT_READ = "format that is not read; name the file to be told what to do"
 
@@ -153,7 +154,10 @@ def search(
             continue
         searched.add(real)
         if is_zarr(folder):
-            found.paths.append(folder)
+            if all(os.path.isdir(os.path.join(folder, name)) for name in ("features", "coords")):
+                found.left_out.add(FEATURES, folder)
+            else:
+                found.paths.append(folder)
             continue
         try:
             with os.scandir(folder) as entries:

@@ -7,7 +7,7 @@ pixels. `guarded` compares this length with that in the header of the chunk firs
 Example:
     >>> import tempfile, zarr
     >>> array = zarr.create_array(tempfile.mkdtemp(), shape=(8, 8), dtype="uint8", zarr_format=2)
-    >>> check_array("a.zarr", "0", array)
+    >>> check_array("a.zarr", "level 0", array)
     >>> check_blosc(b"cut short")
     Traceback (most recent call last):
     ...
@@ -57,15 +57,15 @@ def check_array(path: str, name: str, array: Any) -> None:
 
     Args:
         path: path of the image.
-        name: name of the level.
+        name: what the array is, for messages.
         array: what the file has under this name.
     """
     if not hasattr(array, "chunks"):
-        raise ImageError(f"{path}: its level {name} is a group, not an array; the metadata are damaged, copy it again")
+        raise ImageError(f"{path}: its {name} is a group, not an array; the metadata are damaged, copy it again")
     if array.dtype.kind not in "biuf":
-        raise ImageError(f"{path}: its level {name} holds {array.dtype}, not numbers; convert it")
+        raise ImageError(f"{path}: its {name} holds {array.dtype}, not numbers; convert it")
     if unknown := sorted(set(_names(array.metadata.to_dict())) - _CODECS):
-        raise ImageError(f"{path}: its level {name} has the codec {unknown[0]}, which is not read; convert it")
+        raise ImageError(f"{path}: its {name} has the codec {unknown[0]}, which is not read; convert it")
 
 
 def _names(metadata: Any) -> Iterator[str]:

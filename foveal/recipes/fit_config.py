@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import torch
 
@@ -199,8 +199,8 @@ def make_model(config: FitConfig, data: DataModule, resume: bool = False) -> Gli
     with renaming(section("model", {*options, *_parameters(constructor(name)), *wrapper_options()})):
         model = create_classifier(name, num_classes=classes, **options)
     model.spec |= {key: value for key, value in config.model.items() if key != "num_classes"}
-    if data.encoder is not None and data.encoder.weights is not None and isinstance(model, TileClassifier):
-        model.load_encoder(data.encoder.weights, data.encoder.digest)
+    if data.encoder is not None and data.encoder.weights is not None and getattr(model, "reads_features", False):
+        cast(TileClassifier, model).load_encoder(data.encoder.weights, data.encoder.digest)
     return model
 
 
@@ -215,6 +215,8 @@ def _with_encoder(options: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
     found = dict(options)
     if "features" not in known:
         return found  # training refuses the model
+    if encoder.weights is not None and options.get("features") is not None:
+        raise ConfigError(f"`model.features` {options['features']}: the network of the features is known; leave it out")
     for key, value in encoder.options.items():
         given = options.get(key)
         if key not in known or key not in usual:

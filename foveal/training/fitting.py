@@ -293,6 +293,8 @@ def _plan(
         raise ConfigError(f"{given}: {data.name} has no validation images; hold some out, or leave `{given}` out")
     if training.locations is not None:
         model.resolve_locations(training.locations)
+    if training.mixup and data.encoder is not None:
+        raise ConfigError("mixup: features of tiles cannot be mixed; leave `mixup` out")
     if training.mixup and isinstance(data.train, ImageDataset) and data.train.reading.image_size is None:
         raise ConfigError(NOT_MIXED)
     if training.sampling == "balanced":
@@ -335,7 +337,8 @@ def _plan(
         learner.saved = checkpoint["global_step"]
     reading = getattr(data.train, "reading", None)
     how = {key: getattr(reading, key, None) for key in ("value_range", "image_size", "shorter_side")}
-    return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how), resolved, checkpoint)
+    encoder = None if data.encoder is None else data.encoder.about or None
+    return _Plan(learner, ModelInfo(resolved["model"], data.classes, **how, encoder=encoder), resolved, checkpoint)
 
 
 def _check_features(model: GlimpseClassifier, encoder: Encoder, name: str) -> None:

@@ -1,20 +1,25 @@
 """Training on features, and what the trained model does with images."""
 
 import csv
+import json
 import shutil
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import foveal
+from foveal.card import write_model_card
 from foveal.cli import main
 from foveal.data import get_data
 from foveal.embedding import embed
 from foveal.errors import ConfigError, DataError
-from foveal.features import FeatureViews, read, writing
+from foveal.features import FeatureViews, read, read_header, writing
 from foveal.glimpse.tiles import TileClassifier
+from foveal.runs import Run
 from tests.features.test_files import COORDS, clam, trident, values
 from tests.tiny import failure
 
@@ -45,7 +50,7 @@ def made(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
     model = foveal.create_classifier("mil", num_classes=2, tile_size=32)
-    embed(model, photos, folder / "fine", device="cpu")
+    embed(model, photos, folder / "fine", device="cpu", licence="mit")
     embed(model, photos, folder / "coarse", tile_size=16, scale=2, format="zarr", device="cpu")
     return folder
 
@@ -126,6 +131,15 @@ def test_the_scout_finds_the_tile(photos, made, runs):
     assert found["greedy"] >= 18 > 8 >= found["random"]
 
 
+def test_the_card_names_the_licence_of_the_encoder(made, runs, tmp_path):
+    shutil.copytree(runs / "mil", tmp_path / "mil")
+    file, lacking = write_model_card(Run(tmp_path / "mil"))
+    name = read_header(made / "fine/4.h5").encoder
+    written = name.replace("_", r"\_")
+    assert f"- encoder: {written}, frozen; licence of its weights: mit\n" in file.read_text()
+    assert lacking[0].endswith(f"give `licence`, the encoder {name} has mit")
+
+
 def test_evaluate_and_resume(photos, made, runs, tmp_path, capsys):
     assert main(["evaluate", str(runs / "mil"), "--measure", "none", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "evaluation.json").is_file()
@@ -148,6 +162,8 @@ def test_features_of_trident_and_clam(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["predict", str(run), str(tmp_path / "a.png"), "--device", "cpu"]) == 1
     assert "was trained on features of tiles, and has no network" in capsys.readouterr().err
+    assert main(["predict", str(run), str(root / "0" / "0.h5"), "--device", "cpu"]) == 1
+    assert "no image in it; features of tiles are classified by foveal evaluate" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--split", "val", "--device", "cpu", "--measure", "none"]) == 0
 
 
@@ -155,7 +171,10 @@ def test_what_does_not_fit(photos, made, tmp_path, capsys):
     root, labels = str(made / "fine"), str(photos / "labels.csv")
     for flags, words in (
         (["--model", "tnet"], "model tnet: reads pixels, and"),
+        (["--model", "ips"], "model ips: reads pixels, and"),
+        (["--model.features", "128"], "--model.features 128: the network of the features is known; leave it out"),
         (["--model", "tile_scan"], "set --data.coarse to their folder"),
+        (["--mixup", "0.2"], "mixup: features of tiles cannot be mixed"),
         (["--model.tile_size", "48"], "--model.tile_size 48: the features were made with 32; leave it out"),
         (["--data.coarse", root, "--model", "tile_scan", "--model.coarse", "2"], "--model.coarse 2: the features"),
     ):
@@ -230,3 +249,96 @@ def test_coarse_features_of_other_tiles(photos, made, tmp_path):
     embed(model, photos, tmp_path / "c", tile_size=16, device="cpu")
     with pytest.raises(DataError, match="are not those of"):
         data(photos, made, coarse=str(tmp_path / "c"))
+
+
+def folder_of(tmp_path, names, table="", **options):
+    """Features in a folder, and a table of labels; the data set of both."""
+    for name in names:
+        written(tmp_path / "f" / f"{name}.h5")
+    (tmp_path / "labels.csv").write_text(f"path,label\n{table}")
+    return get_data(
+        "features", root=str(tmp_path / "f"), labels=str(tmp_path / "labels.csv"), val_fraction=0, **options
+    )
+
+
+def test_names_of_images(tmp_path):
+    """Slides have dots in their names, and tables name them with suffix and without."""
+    names = ["TCGA-A1", "TCGA-A1.F6E9", "b", "c"]
+    found = folder_of(tmp_path, names, "slides/TCGA-A1.F6E9,x\nTCGA-A1.svs,y\nb.ome.tif,x\nc.tif,y\n")
+    assert [Path(path).stem for path in found.train.paths] == ["TCGA-A1.F6E9", "TCGA-A1", "b", "c"]
+    with pytest.raises(
+        DataError, match=r"labels\.csv: here/b\.tif and there/b\.tif both have the features of .*b\.h5; "
+    ):
+        folder_of(tmp_path, names, "here/b.tif,x\nthere/b.tif,y\n")
+
+
+def test_images_without_tiles_are_left_out(tmp_path):
+    """TRIDENT writes files without tiles for slides in which it finds no tissue."""
+    (tmp_path / "f").mkdir()
+    for name in "ab":
+        trident(tmp_path / "f" / f"{name}.h5", values(0), COORDS[:0])
+    (tmp_path / "labels.csv").write_text("path,label\na,x\nb,y\n")
+    with pytest.raises(DataError, match="has no features, as all files, because the images had no tiles"):
+        get_data("features", root=str(tmp_path / "f"), labels=str(tmp_path / "labels.csv"))
+    for name in "cde":
+        trident(tmp_path / "f" / f"{name}.h5", values())
+    (tmp_path / "labels.csv").write_text("path,label,group\na,x,1\nc,x,2\nd,y,3\nb,y,4\ne,y,5\n")
+    found = get_data("features", root=str(tmp_path / "f"), labels=str(tmp_path / "labels.csv"), val_fraction=0.3)
+    splits = [
+        (Path(path).stem, int(target))
+        for split in (found.train, found.val)
+        for path, target in zip(split.paths, split.targets, strict=True)
+    ]
+    assert sorted(splits) == [("c", 0), ("d", 1), ("e", 1)]
+    assert any(f"left out 2 files of images without tiles: {tmp_path}/f/a.h5" in note for note in found.notes)
+
+
+def test_two_networks_in_a_folder(tmp_path):
+    for i, encoder in enumerate(("uni_v1", "None", "conch_v1")):
+        trident(tmp_path / f"{i}.h5", values(), attributes={"encoder": encoder})
+    (tmp_path / "labels.csv").write_text("path,label\n0,x\n1,y\n2,y\n")
+    with pytest.raises(DataError, match=r"2\.h5: was made by conch_v1, and .*0\.h5 by uni_v1; make all files with one"):
+        get_data("features", root=str(tmp_path), labels=str(tmp_path / "labels.csv"))
+    for i in range(2):
+        (tmp_path / f"{i}.h5").write_bytes(b"")
+    with pytest.raises(DataError, match=r"0\.h5: is not an HDF5 file .*; 1 more of 3 files are not right either"):
+        get_data("features", root=str(tmp_path), labels=str(tmp_path / "labels.csv"))
+
+
+def test_settings_of_files_decide_the_network_and_nothing_else(tmp_path, photos, made):
+    """They come from a file of somebody else: no weights are loaded that they name."""
+    shutil.copytree(made / "fine", tmp_path / "f")
+    table = str(photos / "labels.csv")
+
+    def changed(encoder=None, **changes):
+        for path in (tmp_path / "f").glob("*.h5"):
+            settings = read_header(made / "fine" / path.name).settings
+            settings |= {"encoder": settings["encoder"] | (encoder or {}), **changes}
+            with h5py.File(path, "a") as file:
+                file["features"].attrs["foveal"] = json.dumps(settings)
+        return get_data("features", root=str(tmp_path / "f"), labels=table)
+
+    options = changed(encoder={"pretrained": "evil.pt", "num_classes": 9}).encoder.options
+    assert options == data(photos, made).encoder.options and "pretrained" not in options
+    for wrong in (
+        {"encoder": {"scale": 0}},
+        {"encoder": {"tile_size": "x"}},
+        {"value_range": [1]},
+        {"value_range": "ab"},
+    ):
+        with pytest.raises(DataError, match="the settings in its files are damaged, or of another version"):
+            changed(**wrong)
+    changed()
+    (tmp_path / "f" / "encoder.safetensors").unlink()
+    found = changed()
+    assert found.encoder.options == {"features": 128}
+    assert any("the model will classify features and no images, because" in note for note in found.notes)
+
+
+def test_a_large_file_leaves_room_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.data.features.KEPT", 100)
+    found = folder_of(tmp_path, "ab", "a,x\nb,y\n").train
+    with writing(tmp_path / "f" / "a.h5", 6) as file:
+        file.append(values(9), np.arange(18).reshape(9, 2))
+    found.load(0, [0, 1], 0)
+    assert list(found._kept) == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_a_plain_tar_of_class_folders(photos, tmp_path):
         member(archive, "notes.txt", b"no image")
     data = get_data("shards", root=str(tmp_path), val_fraction=0, image_size=8)
     assert data.classes == ("1", "x" * 150) and data.train.counts().tolist() == [5, 1]
-    assert data.notes == ("samples without an image: 1",)
+    assert data.notes == ("samples without an image, and second images of a sample: 1",)
     assert sum(len(target) for _, target, _ in pixels(data)) == 6
 
 
@@ -193,7 +194,59 @@ def test_a_damaged_shard_is_one_sentence(tmp_path):
         data.train.content(1)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None])
+def test_changed_labels_of_a_shard_of_the_same_size_are_read(tmp_path):
+    """The headers of the images do not tell; the time of the file does."""
+    shard = tmp_path / "train.tar"
+    for labels in ("012", "021"):
+        with tarfile.open(shard, "w") as archive:
+            for i, label in enumerate(labels):
+                member(archive, f"{i}.jpg", jpeg(50 * i))
+                member(archive, f"{i}.cls", label.encode())
+        os.utime(shard)
+        found = get_data("shards", root=str(tmp_path), val_fraction=0).train
+        assert found.targets.tolist() == [int(label) for label in labels]
+
+
+def test_second_images_and_copies_are_told(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name in ("a/1.jpg", "a/1.png", "b/2.jpg"):
+            member(archive, name, jpeg())
+    (tmp_path / "val").mkdir()
+    shutil.copy(tmp_path / "train.tar", tmp_path / "val" / "copy.tar")
+    data = get_data("shards", root=str(tmp_path))
+    assert len(data.train) == len(data.val) == 2
+    assert data.notes[0] == "samples without an image, and second images of a sample: 2"
+    assert data.notes[1].endswith(
+        "copy.tar lists the same images as " + f"{tmp_path}/train.tar; remove it if it is a copy"
+    )
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name in ("a/1.jpg", "a/1.JPG"):
+            member(archive, name, jpeg())
+    with pytest.raises(DataError, match=r"has a/1\.JPG twice, or with another case of its suffix"):
+        get_data("shards", root=str(tmp_path))
+
+
+def test_the_name_of_a_shard_tells_its_split_before_its_folders(tmp_path):
+    (tmp_path / "test-data").mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / "test-data" / f"{split}-000000.tar", "w") as archive:
+            member(archive, "a/1.jpg", jpeg())
+    data = get_data("shards", root=str(tmp_path))
+    assert len(data.train) == len(data.val) == 1 and data.test is None
+
+
+def test_an_image_beyond_the_limit_of_memory_is_not_read(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        member(archive, "a/1.jpg", jpeg())
+    data = get_data("shards", root=str(tmp_path), val_fraction=0)
+    monkeypatch.setenv("FOVEAL_MAX_BYTES", "500")
+    with pytest.raises(ImageError, match=r"a/1\.jpg: has \d+ bytes, more than the limit of 500"):
+        data.train.content(0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no archive", None, {"labels": np.array([b"a", b"b"])}, {"sizes": 3}]
+)
 def test_a_damaged_index_is_made_anew(tmp_path, content):
     shard = tmp_path / "train.tar"
     with tarfile.open(shard, "w") as archive:
@@ -202,6 +255,8 @@ def test_a_damaged_index_is_made_anew(tmp_path, content):
     index = shard.with_name(shard.name + INDEX)
     if content is None:  # pickled objects in it are not loaded
         np.savez(index.open("wb"), **{**expected._asdict(), "names": np.array([print], dtype=object)})
+    elif isinstance(content, dict):
+        np.savez(index.open("wb"), **{**expected._asdict(), **content})
     else:
         index.write_bytes(content)
     found = index_of(shard)
@@ -241,7 +296,7 @@ def test_unknown_classes_and_missing_shards(tmp_path):
         get_data("shards", root=str(tmp_path))
 
 
-def test_what_cannot_be_packed(photos, tmp_path):
+def test_what_cannot_be_packed(photos, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="shards are made of image files"):
         pack(get_data("tiny_images"), tmp_path / "out")
     data = get_data("folder", root=str(photos))
@@ -251,9 +306,18 @@ def test_what_cannot_be_packed(photos, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
         pack(data, tmp_path / "file" / "out")
+    for name in ("a\x85b", " a"):  # line breaks and spaces are lost in classes.txt
+        (tmp_path / repr(name) / name).mkdir(parents=True)
+        (tmp_path / repr(name) / name / "1.jpg").write_bytes(jpeg())
+        with pytest.raises(DataError, match="; rename"):
+            pack(get_data("folder", root=str(tmp_path / repr(name)), val_fraction=0), tmp_path / "lines")
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "1.jpg").write_bytes(jpeg())
     (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"no image")
     ((path, reason),) = pack(get_data("folder", root=str(tmp_path / "photos"), val_fraction=0), tmp_path / "packed")
     assert path.endswith("2.jpg") and "is no JPEG" in reason
     assert len(get_data("shards", root=str(tmp_path / "packed"), val_fraction=0).train) == 1
+    with monkeypatch.context() as full, pytest.raises(StorageError, match="No space left"):
+        full.setattr(tarfile.TarFile, "addfile", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        pack(data, tmp_path / "more")
+    assert not (tmp_path / "more").exists() and not (tmp_path / ".more.unfinished").exists()

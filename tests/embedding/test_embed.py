@@ -15,6 +15,7 @@ from PIL import Image
 import foveal
 from foveal.cli import main
 from foveal.embedding import embed, tile_encoder
+from foveal.embedding.images import _store_weights, stored_digest
 from foveal.errors import ConfigError, StorageError
 from foveal.features import read, read_header
 from foveal.glimpse.base import WholeImage
@@ -205,6 +206,29 @@ def test_a_killed_process_is_continued(tmp_path, photos):
     assert json.loads((tmp_path / "report.jsonl").read_text().splitlines()[-1])["file"] == "2.h5"
 
 
+def test_a_continued_command_folds_norms_as_the_whole_one(tmp_path, photos, monkeypatch):
+    folded = []
+    monkeypatch.setattr("foveal.embedding.images.FOLD_FROM", 2)
+    monkeypatch.setattr("foveal.embedding.images.fold_norms", lambda model: folded.append(1) or model)
+    embed("test_resnet", photos / "cat", tmp_path, **NET)
+    (tmp_path / "2.h5").unlink()
+    torch.manual_seed(0)
+    embed("test_resnet", photos / "cat", tmp_path, **NET)
+    assert len(folded) == 2
+
+
+def test_weights_have_the_usual_permissions_and_a_full_disk_is_an_error(tmp_path, photos, monkeypatch):
+    embed("test_resnet", photos / "cat/1.png", tmp_path / "a", **NET)
+    modes = {(tmp_path / "a" / name).stat().st_mode for name in ("encoder.safetensors", "report.jsonl", "1.h5")}
+    assert len(modes) == 1
+    tied = torch.nn.ModuleList([layer := torch.nn.Linear(2, 2), layer])
+    _store_weights(tmp_path / "tied.safetensors", tied, "x", False)
+    assert stored_digest(tmp_path / "tied.safetensors") == "x"
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(StorageError, match=r"encoder\.safetensors: cannot be written \(No space left"):
+        embed("test_resnet", photos / "cat/1.png", tmp_path / "b", **NET)
+
+
 def test_a_bad_image_costs_that_image(tmp_path, photos, capsys):
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -246,6 +270,9 @@ def test_errors(tmp_path, photos, capsys):
     code, said = failure(capsys, "embed", "local-dir:/nowhere", photos, *out)
     assert code == 2 and "cannot be loaded" in said
     assert not (tmp_path / "out").exists()
+    for name, value in (("pretrained", False), ("in_chans", 4), ("value_range", (0, 9)), ("stages", 2)):
+        with pytest.raises(ConfigError, match=f"`{name}`: is for networks by name, and a run has its own"):
+            tile_encoder(create_classifier("mil", num_classes=2), **{name: value})
     for model in (
         WholeImage(timm.create_model("test_resnet", num_classes=2)),
         create_classifier("tnet", num_classes=2),

@@ -1,6 +1,10 @@
 """Files of features: the layouts of TRIDENT and CLAM, of foveal, and damaged ones."""
 
+import errno
 import json
+import multiprocessing
+import os
+import resource
 
 import h5py
 import numpy as np
@@ -9,6 +13,7 @@ import zarr
 
 from foveal.errors import DataError
 from foveal.features import list_files, read, read_header, writing
+from foveal.features.files import remove_unfinished
 
 COORDS = np.array([[0, 0], [512, 0], [0, 512], [1024, 512]])
 
@@ -59,12 +64,21 @@ def test_a_batch_dimension_and_missing_names(tmp_path):
 
 
 def test_clam(tmp_path):
-    """Without attributes, the side is the smallest distance, and the image ends with the last tile."""
+    """Without attributes, the side is the usual distance of neighbours, and the image ends with the last tile."""
     found = read(clam(tmp_path / "a.h5", values()))
     np.testing.assert_array_equal(found.features, values())
     np.testing.assert_array_equal(found.coords, COORDS)
     assert (found.side, found.size) == (512, (1024, 1536))
     assert read(clam(tmp_path / "b.h5", values(2), COORDS[[0, 0]])).side == 256
+    assert read(clam(tmp_path / "c.h5", values(2), np.array([[0, 0], [3, 512]]))).side == 512
+
+
+def test_clam_begins_a_grid_in_each_piece_of_tissue(tmp_path):
+    """`process_contour` of CLAM's wsi_core/WholeSlideImage.py: the grid begins at the bounding box of the contour."""
+    pieces = [(1000, 2000, 5, 4), (1701, 9003, 3, 3), (7650, 2130, 2, 6)]
+    places = np.array([(x + 256 * i, y + 256 * j) for x, y, w, h in pieces for i in range(w) for j in range(h)])
+    places = np.delete(places, [3, 8], axis=0)[:38]
+    assert read(clam(tmp_path / "a.h5", values(38), places)).side == 256
 
 
 def test_attributes_of_coordinates_of_clam(tmp_path):
@@ -73,6 +87,9 @@ def test_attributes_of_coordinates_of_clam(tmp_path):
         more = {"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0), "level_dim": (600, 400)}
         file["coords"].attrs.update(more)
     assert (read(path).side, read(path).size) == (1024, (1600, 2400))
+    with h5py.File(path, "a") as file:
+        del file["coords"].attrs["downsample"]  # the scale of level 1 is not known
+    assert read(path).side == 512
 
 
 @pytest.mark.parametrize("format", ["h5", "zarr"])
@@ -98,6 +115,14 @@ def test_what_is_written_is_read(tmp_path, format):
         **{"level0_width": 800, "level0_height": 900},
     }
     assert json.loads(arrays["features"].attrs["foveal"])["blank"] == 3
+
+
+@pytest.mark.parametrize("format", ["h5", "zarr"])
+def test_a_name_that_is_not_utf_8(tmp_path, format):
+    path = tmp_path / os.fsdecode(b"a\xff." + format.encode())
+    with writing(path, 6) as file:
+        file.append(values(), COORDS)
+    assert read(path).side == 512 and list(list_files(tmp_path)) == ["a\udcff"]
 
 
 @pytest.mark.parametrize("format", ["h5", "zarr"])
@@ -143,14 +168,16 @@ def test_damaged_files(tmp_path):
     ("features", "coords", "words"),
     [
         (values(0), COORDS[:0], "has no features"),
-        (np.zeros(0, np.float32), COORDS[:0], "has no features"),
+        (np.zeros(0, np.float32), COORDS[:0], "features have the shape (0,); give features of tiles"),
         (values(1)[0], COORDS, "features have the shape (6,); give features of tiles"),
         (values(5), COORDS, "coords have the shape (4, 2) for 5 tiles"),
         (values(4), COORDS[:, :1], "coords have the shape (4, 1) for 4 tiles"),
         (np.arange(24).reshape(4, 6), COORDS, "features has the type int64; write floating-point numbers"),
         (values(4).astype(np.complex64), COORDS, "features has the type complex64"),
         (np.where(np.eye(4, 6) * [[0], [0], [1], [0]], np.nan, values()), COORDS, "features of tile 2 are not all"),
-        (values(4), np.where(COORDS == 1024, np.inf, COORDS), "some coords are not finite numbers"),
+        (values(4), np.where(COORDS == 1024, np.inf, COORDS), "some coords are not pixels of an image"),
+        (values(4), np.where(COORDS == 1024, 1e300, COORDS), "some coords are not pixels of an image"),
+        (np.full((4, 6), 1e300), COORDS, "features of tile 0 are not all finite numbers"),
     ],
 )
 def test_wrong_arrays(tmp_path, features, coords, words):
@@ -181,6 +208,41 @@ def test_nothing_but_numbers_is_read(tmp_path):
     made(lambda file: file.create_dataset("features", (10**9, 10**6), "f4", chunks=(1, 10**6)), "GiB, and the limit is")
     zarr.create_group(tmp_path / "b.zarr", zarr_format=2).create_array("features", shape=(4, 6), dtype="f4")
     refused(tmp_path / "b.zarr", "is not a Zarr group")
+    made(lambda file: file.create_dataset("features", (4, 6), "f4", chunks=(2**28, 6), maxshape=(None, 6)), "GiB, and")
+
+
+def test_a_missing_or_damaged_chunk_of_zarr_is_found(tmp_path):
+    """Zarr reads zeros instead of a missing chunk, and Blosc does not know that its bytes are cut short."""
+    path = tmp_path / "a.zarr"
+    with writing(path, 6, settings={"digest": "x"}) as file:
+        file.append(values(1), np.zeros((1, 2)))
+    assert read(path).coords.tolist() == [[0, 0]]
+    for name in ("features", "coords"):
+        (path / name / "c/0/0").rename(tmp_path / "chunk")
+        refused(path, "some of its chunks are missing; make the file again")
+        (tmp_path / "chunk").rename(path / name / "c/0/0")
+    group = zarr.create_group(tmp_path / "b.zarr", zarr_format=3)
+    group.create_array("coords", data=COORDS)
+    group.create_array("features", data=values(), compressors=zarr.codecs.BloscCodec())
+    assert read(tmp_path / "b.zarr").features.shape == (4, 6)
+    chunk = tmp_path / "b.zarr/features/c/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    refused(tmp_path / "b.zarr", "bytes long, and")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    mine = [
+        ".1.h5.17.unfinished",
+        "a/.1.zarr.17.unfinished/x",
+        "a/.1.zarr.17.before/x",
+        ".encoder.safetensors.1.before",
+    ]
+    others = ["a/.shards.unfinished/x", "b/.1.h5.17.unfinished", "b/.embed.lock", "a/1.zarr/.1.h5.2.unfinished"]
+    for name in mine + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert [name for name in mine + others if (tmp_path / name).exists()] == others
 
 
 def test_attributes_of_any_kind_do_no_harm(tmp_path):
@@ -200,3 +262,28 @@ def test_names(tmp_path):
     (tmp_path / "a.hdf5").touch()
     with pytest.raises(DataError, match="has the features of the same image"):
         list_files(tmp_path)
+
+
+def _on_a_full_disk(path, limit, rows):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with writing(path, 64) as file:
+            for seed in range(rows):
+                file.append(values(40, 64, seed), np.zeros((40, 2)))
+    except OSError as error:
+        os._exit(3 if error.errno == errno.EFBIG else 4)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("format", ["h5", "zarr"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, format):
+    """HDF5 would end the process by a segmentation fault."""
+    for limit, rows, code in ((0, 1, 3), (100, 1, 3), (3000, 1, 3), (60_000, 20, 3), (10**6, 2, 0)):
+        process = multiprocessing.get_context("fork").Process(
+            target=_on_a_full_disk, args=(tmp_path / f"a.{format}", limit, rows)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == code
+        assert [path.name for path in tmp_path.iterdir()] == ([] if code else [f"a.{format}"])
+    assert read(tmp_path / f"a.{format}").features.shape == (80, 64)

@@ -317,9 +317,9 @@ def test_pickle_is_never_decoded(tmp_path, key):
     metadata = SimpleNamespace(to_dict=lambda: {key: trap if key == "compressor" else [trap]})
     array = SimpleNamespace(chunks=(1,), dtype=np.dtype("uint8"), metadata=metadata)
     with pytest.raises(ImageError, match=r"a\.zarr: its level 0 has the codec pickle, which is not read; convert it"):
-        zarr_codecs.check_array("a.zarr", "0", array)
+        zarr_codecs.check_array("a.zarr", "level 0", array)
     with pytest.raises(ImageError, match="holds object, not numbers"):
-        zarr_codecs.check_array("a.zarr", "0", SimpleNamespace(chunks=(1,), dtype=np.dtype(object)))
+        zarr_codecs.check_array("a.zarr", "level 0", SimpleNamespace(chunks=(1,), dtype=np.dtype(object)))
 
 
 def test_arrays_and_other_folders(tmp_path):
