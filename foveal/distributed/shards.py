@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -407,7 +408,7 @@ def opened_part(source: Any, where: str = "") -> Iterator[Any]:
         where: its place, for the error.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: it is damaged, or cannot be read.
     """
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
@@ -416,6 +417,9 @@ def opened_part(source: Any, where: str = "") -> Iterator[Any]:
         with ParquetFile(source, page_checksum_verification=True) as parquet:
             yield parquet
     except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # errors of the system, such as a missing permission
+            what = f"cannot be read ({os.strerror(error.errno)}); correct it, and try again"
+            raise StorageError(f"{where or source}: {what}") from error
         reason = str(error).partition("\n")[0]
         raise StorageError(f"{where or source}: is damaged ({reason}); remove it, and make its shard again") from error
 

@@ -178,8 +178,8 @@ def _reading(store: FolderStore, name: str) -> Iterator[None]:
 
 
 class ObjectStore:
-    """A folder of a bucket: ``s3://bucket/folder``, ``gs://...`` or ``az://...``. Credentials are those of the
-    environment, as obstore finds them. A file is written by a conditional request.
+    """A folder of a bucket: ``s3://bucket/folder``, ``gs://...`` or ``az://...``. Credentials and servers
+    are found as for images, see `foveal.images.remote`. A file is written by a conditional request.
 
     Raises:
         ConfigError: obstore is not installed, or this is not the address of a store.

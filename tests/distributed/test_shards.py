@@ -330,6 +330,15 @@ def test_what_is_not_the_part_is_not_predicted_again(parts, run, images, tmp_pat
         shards.make(0, retry=True)
 
 
+def test_a_part_that_the_system_does_not_give_is_not_called_damaged(parts, tmp_path):
+    """Nobody should remove it."""
+    (first, *_), _ = parts
+    first.rename(tmp_path / "kept")
+    first.symlink_to(tmp_path / "not mounted" / "part")
+    with pytest.raises(StorageError, match=r"cannot be read \(No such file or directory\); correct it, and try again"):
+        merge(tmp_path / "parts")
+
+
 def test_parts_are_not_replaced_by_merged_rows(parts, tmp_path):
     (first, *_), _ = parts
     before = first.read_bytes()
